@@ -1,0 +1,185 @@
+use crate::error::{Error, Kind};
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper_util::client::legacy::{Client as Pool, connect::HttpConnector};
+use hyper_util::rt::TokioExecutor;
+use serde::{Serialize, de::DeserializeOwned};
+use std::time::Duration;
+
+/// Time to the response's head. Chosen, not measured: long enough for a busy two-core host.
+const HEAD_DEADLINE: Duration = Duration::from_secs(30);
+const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
+/// Size limit of a body that is read whole unless the caller names another.
+const WHOLE_BODY_BYTES_MAX: usize = 64 << 20;
+
+/// A pooled HTTP/1.1 client. Cheap to clone; clones share connections.
+#[derive(Clone, Debug)]
+pub struct Client {
+    pool: Pool<HttpConnector, Full<Bytes>>,
+    head_deadline: Duration,
+}
+
+impl Default for Client {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Client {
+    pub fn new() -> Self {
+        let mut connector = HttpConnector::new();
+        connector.set_connect_timeout(Some(CONNECT_DEADLINE));
+        connector.set_nodelay(true);
+        Self { pool: Pool::builder(TokioExecutor::new()).build(connector), head_deadline: HEAD_DEADLINE }
+    }
+
+    /// The same connections with another deadline for the response's head.
+    pub fn with_deadline(&self, head_deadline: Duration) -> Self {
+        Self { pool: self.pool.clone(), head_deadline }
+    }
+
+    pub async fn get(&self, url: &str) -> Result<Response, Error> {
+        self.send(Method::GET, url, HeaderMap::new(), Bytes::new()).await
+    }
+
+    pub async fn head(&self, url: &str) -> Result<Response, Error> {
+        self.send(Method::HEAD, url, HeaderMap::new(), Bytes::new()).await
+    }
+
+    pub async fn put(&self, url: &str, body: impl Into<Bytes>) -> Result<Response, Error> {
+        self.send(Method::PUT, url, HeaderMap::new(), body.into()).await
+    }
+
+    /// `GET` whose answer must be 2xx JSON.
+    pub async fn get_json<T: DeserializeOwned>(&self, url: &str) -> Result<T, Error> {
+        self.get(url).await?.success()?.json().await
+    }
+
+    /// `POST` of JSON; the caller looks at the status.
+    pub async fn post_json(&self, url: &str, value: &impl Serialize) -> Result<Response, Error> {
+        let body = serde_json::to_vec(value).map_err(|e| Error::new(Kind::Usage, url, e))?;
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        self.send(Method::POST, url, headers, Bytes::from(body)).await
+    }
+
+    /// `POST` of JSON whose answer must be 2xx JSON.
+    pub async fn call_json<T: DeserializeOwned>(&self, url: &str, value: &impl Serialize) -> Result<T, Error> {
+        self.post_json(url, value).await?.success_or_read().await?.json().await
+    }
+
+    /// One exchange. Redirects are never followed here: whoever pays must look at the new address first.
+    pub async fn send(&self, method: Method, url: &str, headers: HeaderMap, body: Bytes) -> Result<Response, Error> {
+        let uri: Uri = url.parse().map_err(|e| Error::new(Kind::Usage, url, format!("not a URL: {e}")))?;
+        if uri.scheme_str() != Some("http") {
+            return Err(Error::new(Kind::Usage, url, "only http:// URLs are spoken here"));
+        }
+        let mut request = Request::builder()
+            .method(method)
+            .uri(uri)
+            .body(Full::new(body))
+            .map_err(|e| Error::new(Kind::Usage, url, e))?;
+        *request.headers_mut() = headers;
+        let answer = match tokio::time::timeout(self.head_deadline, self.pool.request(request)).await {
+            Err(_) => {
+                let message = format!("no answer within {} s", self.head_deadline.as_secs_f32());
+                return Err(Error::new(Kind::Unknown, url, message));
+            }
+            Ok(Err(e)) if e.is_connect() => return Err(Error::new(Kind::Unreachable, url, chain(&e))),
+            Ok(Err(e)) => return Err(Error::new(Kind::Unknown, url, chain(&e))),
+            Ok(Ok(answer)) => answer,
+        };
+        let (head, body) = answer.into_parts();
+        Ok(Response { url: url.to_owned(), status: head.status, headers: head.headers, body: Body { inner: body } })
+    }
+}
+
+/// An answer whose body has not been read yet.
+#[derive(Debug)]
+pub struct Response {
+    pub url: String,
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Body,
+}
+
+impl Response {
+    pub fn header(&self, name: &HeaderName) -> Option<&str> {
+        self.headers.get(name).and_then(|v| v.to_str().ok())
+    }
+
+    /// This answer if its status is 2xx.
+    pub fn success(self) -> Result<Self, Error> {
+        if self.status.is_success() {
+            return Ok(self);
+        }
+        Err(Error::new(Kind::BadAnswer, &self.url, format!("answered {}", self.status)))
+    }
+
+    /// Like [`Response::success`], with the start of the refusing body in the message.
+    pub async fn success_or_read(self) -> Result<Self, Error> {
+        if self.status.is_success() {
+            return Ok(self);
+        }
+        let (url, status) = (self.url.clone(), self.status);
+        let text =
+            self.bytes(64 << 10).await.map(|b| String::from_utf8_lossy(&b).trim().to_owned()).unwrap_or_default();
+        let text: String = text.chars().take(500).collect();
+        Err(Error::new(Kind::BadAnswer, &url, format!("answered {status}: {text}")))
+    }
+
+    /// The whole body, at most `bytes_max` long.
+    pub async fn bytes(mut self, bytes_max: usize) -> Result<Bytes, Error> {
+        let mut whole = BytesMut::new();
+        while let Some(chunk) = self.body.chunk(&self.url).await? {
+            if whole.len() + chunk.len() > bytes_max {
+                return Err(Error::new(Kind::BadAnswer, &self.url, format!("answer is longer than {bytes_max} bytes")));
+            }
+            whole.extend_from_slice(&chunk);
+        }
+        Ok(whole.freeze())
+    }
+
+    pub async fn json<T: DeserializeOwned>(self) -> Result<T, Error> {
+        let url = self.url.clone();
+        let bytes = self.bytes(WHOLE_BODY_BYTES_MAX).await?;
+        serde_json::from_slice(&bytes)
+            .map_err(|e| Error::new(Kind::BadAnswer, &url, format!("not the JSON expected: {e}")))
+    }
+}
+
+/// A body read chunk by chunk.
+#[derive(Debug)]
+pub struct Body {
+    inner: Incoming,
+}
+
+impl Body {
+    /// The next data frame, or `None` at the end. Trailers are skipped.
+    pub async fn chunk(&mut self, url: &str) -> Result<Option<Bytes>, Error> {
+        loop {
+            match self.inner.frame().await {
+                None => return Ok(None),
+                Some(Err(e)) => return Err(Error::new(Kind::Unknown, url, format!("broke off: {}", chain(&e)))),
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        return Ok(Some(data));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// hyper's own message says little; the cause is in the chain.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

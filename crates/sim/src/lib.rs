@@ -1,0 +1,1 @@
+//! Whole worlds in simulated time.
