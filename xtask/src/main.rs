@@ -1,1 +1,64 @@
-fn main() {}
+//! All automation of the project: `cargo xtask <command>`.
+//!
+//! Nothing here is needed to *run* an agent; it is what a developer's machine does around the program:
+//! fetch what is missing, build, start a world, run every check.
+
+mod bench;
+mod contracts;
+mod setup;
+mod shell;
+mod test;
+mod up;
+
+use std::process::ExitCode;
+
+const HELP: &str = "\
+cargo xtask <command>
+
+  up [flags]      install what is missing, build, and start a world: `vivarium up [flags]`
+                  (cargo xtask up --help lists the flags)
+  test [--deep]   everything: formatting, clippy, licences, contracts, all tests, one whole life with real processes
+                  --deep: more fuzz runs and longer worlds
+  bench           start worlds and print the figures of docs/benchmarks.md
+  contracts       build the contracts and write their ABI and bytecode (contracts/abi)
+  setup           only install what is missing
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let (command, rest) = match arguments.split_first() {
+        Some((command, rest)) => (command.as_str(), rest),
+        None => ("help", &[][..]),
+    };
+    let outcome = match command {
+        "up" => up::run(rest),
+        "test" => test::run(rest),
+        "bench" => bench::run(rest),
+        "contracts" => no_arguments(command, rest).and_then(|()| build_contracts()),
+        "setup" => no_arguments(command, rest).and_then(|()| setup::everything()),
+        "help" | "--help" | "-h" => {
+            print!("{HELP}");
+            Ok(())
+        }
+        other => Err(anyhow::anyhow!("no command {other:?}; `cargo xtask help` lists them")),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn build_contracts() -> anyhow::Result<()> {
+    setup::npm("contracts")?;
+    contracts::build(shell::root())
+}
+
+fn no_arguments(command: &str, rest: &[String]) -> anyhow::Result<()> {
+    match rest.first() {
+        None => Ok(()),
+        Some(extra) => Err(anyhow::anyhow!("`cargo xtask {command}` takes no arguments, got {extra:?}")),
+    }
+}

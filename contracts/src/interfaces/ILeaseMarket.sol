@@ -50,24 +50,30 @@ interface ILeaseMarket {
     event LeaseRequested(uint256 indexed lease, uint256 indexed offer, address indexed tenant, address provider, uint64 priceE6, uint32 term, bytes32 codeHash, uint128 escrow);
     event LeaseReady(uint256 indexed lease, address nodeKey, string endpoint, bytes32 tlsKeyHash);
     event LeaseToppedUp(uint256 indexed lease, uint128 amount);
-    event LeaseVouched(uint256 indexed lease, uint64 at);
+    event LeaseVouched(uint256 indexed lease, uint64 vouchedAt);
     /// Rent that left escrow for the provider.
     event RentPaid(uint256 indexed lease, address indexed provider, uint128 amount);
     /// The lease is over; `refund` went back to the tenant in the same transaction.
     event LeaseClosed(uint256 indexed lease, uint128 rentTotal, uint128 refund);
+    /// The token refused a payment to `to` (frozen, say): it waits here until `collect(to)`.
+    event Owed(address indexed to, uint256 amount);
+    event Collected(address indexed to, uint256 amount);
 
-    error NotProvider();
-    error NotTenant();
-    error NotStaked();
-    error BadTerm();
-    error NoCapacity();
-    error WrongState(LeaseState state);
-    error TooEarly(uint64 until);
-    error TooLate(uint64 since);
+    // --- errors: what a revert means ---
+    error NotProvider();                // the caller is not the offer's or lease's provider
+    error NotTenant();                  // the caller is not the lease's tenant
+    error NotStaked();                  // less than minStake at stake
+    error BadTerm();                    // outside the offer's terms, or an offer with impossible ones
+    error NoCapacity();                 // every slot of the offer is taken
+    error WrongState(LeaseState state); // the state it is in
+    error TooEarly(uint64 until);       // chain seconds from which it is possible
+    error TooLate(uint64 since);        // chain seconds after which it is not
     error ZeroAddress();
     error ZeroAmount();
-    error OverEscrow();
-    error StakeInUse();
+    error OverEscrow();                 // more than the whole rent of the term
+    error StakeInUse();                 // leases are open
+    error UnknownOffer(uint256 offer);
+    error BadMarket();                  // the constructor's numbers make no market
 
     // --- providers ---
     function register(uint256 stake) external;                 // >= minStake in total; pulls USDC
@@ -75,7 +81,8 @@ interface ILeaseMarket {
     function postOffer(uint64 priceE6, uint32 capacity, uint32 minTerm, uint32 maxTerm, uint32 memoryMiB, uint32 milliCpu, bytes32 usePolicy, string calldata endpoint, string calldata abuseContact) external returns (uint256 offer);
     function reprice(uint256 offer, uint64 priceE6) external;   // running leases keep theirs
     function setCapacity(uint256 offer, uint32 capacity) external;
-    /// First call: within readyBy; starts the rent. Again after silence (vouchedAt + grace passed): replaces the node key.
+    /// First call: within readyBy; starts the rent. Again after silence (vouchedAt + grace passed): replaces the node
+    /// key.
     function ready(uint256 lease, address nodeKey, string calldata endpoint, bytes32 tlsKeyHash) external;
     function withdraw(uint256 lease) external returns (uint128 paid); // rent accrued so far
 
@@ -89,8 +96,12 @@ interface ILeaseMarket {
     // --- anyone ---
     function reclaim(uint256 lease) external;                   // Requested past readyBy: full refund, provider counted failed
     function expire(uint256 lease) external;                    // Ready, and past end or past vouchedAt + dropAfter
+    function collect(address to) external returns (uint256 paid); // pays what the token refused to pay before
 
     // --- views ---
+    function MAX_TERM() external view returns (uint32);         // seconds: 30 days
+    function owedTo(address who) external view returns (uint256);
+    function openLeasesOf(address provider) external view returns (uint256);
     function token() external view returns (address);
     function minStake() external view returns (uint256);
     function readyWithin() external view returns (uint32);      // seconds a provider has

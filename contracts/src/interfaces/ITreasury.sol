@@ -45,9 +45,9 @@ interface ITreasury {
         Timers timers;
     }
 
-    /// k steward signatures over the EIP-712 struct
-    /// Order(string action,uint256 argument,uint256 nonce,uint64 deadline), domain {"Vivarium Treasury","1",chainId,treasury}.
-    /// Signatures ascend by signer; `nonce` = orderNonce(), used up by each order.
+    /// k steward signatures over the EIP-712 struct Order(string action,uint256 argument,uint256 nonce,uint64
+    /// deadline), domain {"Vivarium Treasury","1",chainId,treasury}. Signatures ascend by signer; `nonce` =
+    /// orderNonce(), used up by each order.
     struct Approval { uint64 deadline; bytes[] signatures; }
 
     struct State {
@@ -102,97 +102,176 @@ interface ITreasury {
     event Evicted(uint64 indexed epoch, uint256 keep, address operator);
     event Rescued(uint256 indexed lease, uint256 indexed offer);
     event MandateExtended(uint64 until);
+    event ProviderBarred(address indexed provider);
+    event BarCleared(address indexed provider);
     event WindDownBegun(uint64 earliestClose);
     event Closed(uint256 balance);
     event Withdrawn(address indexed beneficiary, uint256 amount);
 
-    error NotCreator();
-    error NotOperator();
-    error NotNodeKey();
-    error NotSteward();
-    error BadQuorum();
-    error BadStewards();
-    error BadTimers(string pair);
-    error WrongStage(Stage stage);
+    // --- errors: what a revert means ---
+    error NotCreator();                   // the caller is not the creator, or the creator is forgotten
+    error NotOperator();                  // the caller does not act for this epoch: stop, somebody else lives
+    error NotNodeKey();                   // the caller is not the standby's node key
+    error NotSteward();                   // neither a steward nor the standby's node key
+    error NotBeneficiary();
+    error NotFactory();
+    error BadQuorum();                    // fewer than k good signatures, out of order, over something else, or used up
+    error BadStewards();                  // not strictly ascending, zero, or the creator among them
+    error BadTimers(string pair);         // the pair of timers that does not fit
+    error BadPolicy();                    // a limit of zero that would make every spending impossible
+    error WrongToken();                   // the market deals in another token
+    error ZeroAddress();
+    error ZeroAmount();
+    error AlreadyBorn();
+    error WrongStage(Stage stage);        // the stage it is in
     error IsPaused();
-    error IsRestoring();
-    error TooEarly(uint64 until);
-    error TooLate(uint64 since);
-    error NotReady(uint256 lease);
-    error WrongCode();
-    error SlotTaken();
-    error SameOwner();
-    error Barred(address provider);
-    error OverDayLimit(uint256 left);
+    error NotPaused();
+    error IsRestoring();                  // only heartbeat and commit until the restored checkpoint is committed
+    error TooEarly(uint64 until);         // chain seconds from which it is possible
+    error TooLate(uint64 since);          // chain seconds after which it is not
+    error NotOurLease(uint256 lease);     // not in the slot that this entry is about
+    error NotReady(uint256 lease);        // requested, ended or past its term
+    error WrongCode();                    // the lease runs other code
+    error SlotTaken();                    // release the standby first
+    error SameOwner();                    // the active lease has the same provider
+    error Barred(address provider);       // evicted; `clearBar` clears
+    error OverDayLimit(uint256 left);     // micro-USDC left today
     error OverPriceCap();
     error OverTerm();
-    error OverPrepay();
-    error BadSequence(uint64 expected);
-    error BadPrevious();
+    error OverPrepay();                   // more than prepayMax seconds of rent would be ahead
+    error BadSequence(uint64 expected);   // the sequence number that fits
+    error BadPrevious();                  // another checkpoint was acknowledged last
     error NotAnnounced();
-    error NotStarved();
-    error OverRecorded(uint256 recorded);
-    error NotBeneficiary();
-    error ShortReceipt();
-    error AlreadyBorn();
+    error KeyUsed(address nodeKey);       // this key was operator before: a key serves one epoch
+    error NotChallenged();                // no open challenge
+    error NotStarved();                   // it lives: not stopped, mandate not over, not poor and silent
+    error OverRecorded(uint256 recorded); // micro-USDC of that payment that can still be refunded
+    error ShortReceipt();                 // less arrived than was authorised
 
     // --- birth: the creator, once each ---
-    function initialize(Birth calldata birth) external payable;     // by the factory, in the creating transaction
-    function birthRent(uint256 offer, uint32 term, uint128 prepay) external returns (uint256 lease);
-    function activate(uint256 lease) external;                      // operator = its node key, epoch 1, creator forgotten
-    function abortBirth() external;                                 // anyone past activateWithin: seed and gas back to the creator
 
-    // --- rent: the operator ---
-    function rent(uint256 offer, uint32 term, uint128 prepay) external returns (uint256 lease); // into the standby slot
+    /// Who: the factory, in the creating transaction. Checks stewards, quorum, timers against the market's, term and
+    /// token.
+    function initialize(Birth calldata birth) external payable;
+    /// Who: the creator, while Unborn, once. Rents the first lease by `rent`'s rules; not counted in the day limit.
+    function birthRent(uint256 offer, uint32 term, uint128 prepay) external returns (uint256 lease);
+    /// Who: the creator, within activateWithin. The birth lease must be ready: its node key becomes operator of epoch 1
+    /// and gets its first gas; the creator is forgotten.
+    function activate(uint256 lease) external;
+    /// Who: anyone, past activateWithin. Closes the birth lease; seed and gas go back to the creator.
+    function abortBirth() external;
+
+    // --- rent: the operator, alive, not paused, not restoring (release: also paused and to the end) ---
+
+    /// Rents the standby. The provider is staked, not barred and not the active lease's; price, term, prepayment and
+    /// day limit hold; the lease is for our code.
+    function rent(uint256 offer, uint32 term, uint128 prepay) external returns (uint256 lease);
+    /// Active, standby or draining lease; at most prepayMax seconds of rent ahead of now; counts in the day limit.
     function topUp(uint256 lease, uint128 amount) external;
-    function release(uint256 lease) external;                       // standby or draining: close it, escrow back (a reclaimable one is reclaimed)
+    /// Closes the standby or the draining lease (winding down: the active one too); escrow less rent comes back.
+    /// Requested past its time it is reclaimed, which goes on the provider's record; if others ended it, the slot is
+    /// cleared.
+    function release(uint256 lease) external;
 
     // --- life: the operator ---
+
+    /// Alive, Stopped or WindingDown, also paused. Answers an open challenge. Vouches for the active and draining lease
+    /// and, if it answered, the standby; while restoring it does neither that nor break silence. A lease that ended is
+    /// passed over.
     function heartbeat(bytes32 instance, bytes32 receiptsRoot, bool standbyAnswered) external;
-    function commit(uint64 seq, bytes32 digest, bytes32 prev, bytes[] calldata acks) external; // acks: EIP-712 Ack(uint64 epoch,uint64 seq,bytes32 digest,bytes32 prev), ascending by signer
+    /// The same stages. `seq` is the last + 1, `prev` the last digest; `acks` are k steward signatures over the EIP-712
+    /// struct Ack(uint64 epoch,uint64 seq,bytes32 digest,bytes32 prev) of this epoch, ascending by signer. Ends
+    /// restoring.
+    function commit(uint64 seq, bytes32 digest, bytes32 prev, bytes[] calldata acks) external;
+    /// Alive, also paused. The ready standby; again: the notice starts anew.
     function announce(uint256 lease) external;
+    /// Alive, also paused. The announced standby, after the notice, up to validUntil, and `seq` is the last checkpoint.
+    /// A new epoch: operator = its node key; the old lease drains, the one that drained before is closed; relay =
+    /// nobody.
     function handover(uint256 lease, uint64 seq, uint64 cut, uint64 validUntil) external;
+    /// The key that sends strangers' settlements. It has no role; `refuel` keeps it in gas.
     function setRelay(address relay) external;
 
     // --- when the operator is silent ---
-    function challenge() external;                                  // standby's node key or one steward
-    function takeover() external;                                   // standby's node key after an unanswered challenge; a rescued lease's node key without one
+
+    /// Who: one steward or the ready standby's node key; Alive, also paused; one at a time, at most one per answerTime.
+    /// Only a heartbeat answers it, and a late one counts as long as no takeover was mined before.
+    function challenge() external;
+    /// Who: the ready standby's node key once a challenge stayed unanswered past answerTime; a rescued one's at any
+    /// time. A new epoch that begins restoring; old leases are closed; a pause is inherited.
+    function takeover() external;
 
     // --- income ---
-    function settleExact(address payer, uint256 value, uint256 validAfter, uint256 validBefore, bytes32 nonce, bytes calldata signature) external; // anyone
-    function refundExact(address payer, bytes32 nonce, uint256 amount) external; // operator
+
+    /// Who: anyone; from Alive to WindingDown, also paused. Takes an EIP-3009 authorisation of `payer` to this treasury
+    /// (ERC-1271 payers too) and records (payer, nonce) -> value. What third parties settle at the token leaves no
+    /// record.
+    function settleExact(
+        address payer, uint256 value, uint256 validAfter, uint256 validBefore, bytes32 nonce, bytes calldata signature
+    ) external;
+    /// Who: the operator, not paused, not restoring. Only to that payer and only up to what is recorded less what was
+    /// refunded. Alive: within the day limit. WindingDown: without.
+    function refundExact(address payer, bytes32 nonce, uint256 amount) external;
     function recorded(address payer, bytes32 nonce) external view returns (uint256 amount, uint256 refunded);
 
     // --- gas ---
-    function refuel() external;                                     // anyone: tops operator and relay up
+
+    /// Who: anyone, from Alive to WindingDown. Tops operator and relay up to gasTarget, within gasDayMax; never reverts
+    /// for want of ETH.
+    function refuel() external;
     receive() external payable;
 
     // --- stewards: a quorum, relayed by anyone ---
-    function pause(Approval calldata a) external;                   // Order("pause",0,..)
+
+    /// Order("pause",0,..). Rent, top-up and refunds stop; heartbeat, commit, moving, settling and release go on.
+    function pause(Approval calldata a) external;
+    /// Order("resume",0,..)
     function resume(Approval calldata a) external;
+    /// Order("stop",0,..). Final: anyone may wind down from here.
     function stop(Approval calldata a) external;
-    function evict(uint256 keep, Approval calldata a) external;     // Order("evict",keep,..); 0: none
-    function rescue(uint256 offer, uint32 term, uint128 prepay, Approval calldata a) external; // Order("rescue",offer,..)
+    /// Order("evict",keep,..). At once: a new epoch, operator = the kept lease's node key (0: nobody), every other
+    /// lease is closed and its provider barred, unless it is the kept one's. A kept key that was not operator must
+    /// restore.
+    function evict(uint256 keep, Approval calldata a) external;
+    /// Order("rescue",offer,..). Alive, also paused; in silence, without operator, or when a restore timed out.
+    /// `rent`'s rules, day limit included; replaces any standby. `term` and `prepay` are not signed: whoever relays
+    /// chooses them within policy, and another order replaces a bad choice.
+    function rescue(uint256 offer, uint32 term, uint128 prepay, Approval calldata a) external;
+    /// Order("extendMandate",until,..). Alive; only later.
     function extendMandate(uint64 until, Approval calldata a) external;
+    /// Order("clearBar",uint160(provider),..)
+    function clearBar(address provider, Approval calldata a) external;
 
     // --- the end: anyone ---
+
+    /// When stopped, when the mandate is over, or when starved: balance + escrow under starveFloor and no heartbeat for
+    /// starveTimeout (the operator itself need not wait, unless paused or restoring). Closes the standby.
     function windDown() external;
+    /// refundWindow after windDown. Closes every lease; nobody is operator.
     function close() external;
-    function sweep() external;                                      // Closed: late arrivals become withdrawable
-    function withdraw() external;                                   // the beneficiary pulls
+    /// Closed. Fetches what the market still owes, for ever.
+    function sweep() external;
+    /// Who: the beneficiary, when Closed, as often as it likes: the whole balance, token and ETH.
+    function withdraw() external;
 
     // --- views ---
+
     function state() external view returns (State memory);
-    function birthOf() external view returns (Birth memory);        // creator reads as zero after activate
+    /// As given at birth, but: the creator reads as zero after `activate`, mandateUntil as extended.
+    function birthOf() external view returns (Birth memory);
     function ORDER_TYPEHASH() external view returns (bytes32);
     function ACK_TYPEHASH() external view returns (bytes32);
     function domainSeparator() external view returns (bytes32);
+    function isBarred(address provider) external view returns (bool);
+    /// Wei of policy.gasDayMax, right now. A takeover's or an eviction's gas counts but is never refused.
+    function gasSpentInDay() external view returns (uint128);
 }
 
 interface ITreasuryFactory {
     event Created(address indexed treasury, address indexed creator);
     /// The salt commits to the caller and every field of `birth`. msg.value is the agent's first gas.
     function create(ITreasury.Birth calldata birth) external payable returns (address treasury);
+    /// Where `create` will put it, if called by birth.creator.
     function predict(ITreasury.Birth calldata birth) external view returns (address treasury);
     function implementation() external view returns (address);
 }

@@ -1,1 +1,226 @@
+//! One agent on one host: the process that a provider runs inside its sandbox.
+//!
+//! Read in this order: [`main_loop`] (whatever can wake the agent), `live` and `state` (what it is), `act` and
+//! `settle` (what leaves), `ask` and `api` (what customers see), `checkpoint`, `replicate`, `restore`, `moving`,
+//! `takeover` (how it survives its host).
 
+mod act;
+mod api;
+mod ask;
+mod authorization;
+mod checkpoint;
+mod config;
+mod context;
+mod conversation;
+mod error;
+mod fence;
+mod genesis;
+mod history;
+mod keys;
+mod live;
+pub mod main_loop;
+pub mod manifest;
+mod memory;
+mod money_events;
+mod moving;
+mod operators;
+mod replicate;
+mod restore;
+mod settle;
+mod shared;
+mod state;
+mod status;
+mod takeover;
+mod watch;
+mod weights;
+
+pub use config::NodeConfig;
+pub use error::{Error, Kind, Result};
+
+use crate::context::{Context, MarketTimers};
+use crate::keys::Keys;
+use crate::main_loop::{Event, Node};
+use crate::manifest::Manifest;
+use crate::memory::RingFile;
+use crate::moving::chain_of;
+use crate::shared::{Engine, Shared};
+use chain::{Chain, Sender};
+use infer::{ChatTemplate, EngineClient, EngineConfig};
+use serde_json::json;
+use std::future::Future;
+use std::io::Write;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch as channel};
+
+/// Events that may wait for the main loop. Beyond it askers wait: back-pressure instead of memory.
+const EVENTS_MAX: usize = 4_096;
+/// The chain's head is looked at this often.
+const HEAD_EVERY: Duration = Duration::from_millis(150);
+
+/// Runs the node until `stop` resolves or the lease is over.
+///
+/// Fails with `Usage` for a bad configuration or manifest, `Corrupt` for a journal that contradicts itself; the
+/// provider starts the process again, so passing troubles are waited for inside.
+pub async fn run(config: NodeConfig, stop: impl Future<Output = ()> + Send + 'static) -> Result<()> {
+    std::fs::create_dir_all(&config.data_dir)
+        .map_err(|e| Error::usage(format!("cannot make {}", config.data_dir.display())).caused_by(e))?;
+    let listener = tokio::net::TcpListener::bind(config.listen)
+        .await
+        .map_err(|e| Error::usage(format!("cannot listen on {}: {e}", config.listen)))?;
+    let seal_key = keys::read_seal_key(&config.seal_key_file)?;
+    let keys = Keys::load_or_make(&config.data_dir, &seal_key)?;
+
+    let chain = Chain::connect(&config.rpc_urls[0], config.chain_id)
+        .map_err(|e| Error::usage("the chain's address does not parse").caused_by(e))?;
+    patiently("the chain", || chain.verify_chain()).await?;
+    let treasury = chain.treasury(config.treasury);
+    let birth = patiently("the treasury", || treasury.birth()).await?;
+    let market = chain.market(config.lease_market);
+    let market_timers = patiently("the lease market", || market.terms()).await?;
+    let http = net::Client::new();
+    let store = store::StoreClient::new(http.clone(), config.store_urls.clone());
+    let manifest = fetch_manifest(&store, &birth).await?;
+
+    let (events, received) = mpsc::channel(EVENTS_MAX);
+    let confirmations = 1;
+    let operator = Sender::spawn(chain.clone(), keys.node.clone(), confirmations);
+    let relay = Sender::spawn(chain.clone(), keys.relay.clone(), confirmations);
+    let ring_file = RingFile::new(&config.data_dir, seal_key);
+    let born_at = patiently("the chain", || chain.head()).await?.timestamp;
+    let cx = Arc::new(Context {
+        config,
+        manifest,
+        birth,
+        market_timers: MarketTimers {
+            ready_within: market_timers.ready_within,
+            grace: market_timers.grace,
+            drop_after: market_timers.drop_after,
+        },
+        keys,
+        ring_file,
+        chain,
+        treasury,
+        operator,
+        relay,
+        store,
+        http,
+        born_at,
+        events,
+    });
+    let shared = Arc::new(Shared::default());
+    let (logs_from, logs_wanted) = channel::channel(None);
+
+    say_hello(&cx)?;
+    tokio::spawn(prepare_engine(cx.clone(), shared.clone()));
+    tokio::spawn(watch::watch(cx.clone(), HEAD_EVERY, logs_wanted));
+    let router = api::router(cx.clone(), shared.clone());
+    tokio::spawn(async move {
+        if let Err(e) = axum::serve(listener, router).await {
+            tracing::error!(error = %e, "the HTTP server ended");
+        }
+    });
+    let stopper = cx.events.clone();
+    tokio::spawn(async move {
+        stop.await;
+        // A closed channel means that the loop has ended already.
+        let _ = stopper.send(Event::Stop).await;
+    });
+    Node::new(cx, shared, logs_from).run(received).await
+}
+
+/// The one line that the provider waits for. Said before the weights are there: the market's clock runs.
+fn say_hello(cx: &Context) -> Result<()> {
+    let hello = json!({ "hello": {
+        "lease": cx.config.lease,
+        "node_key": cx.me(),
+        "public_url": cx.config.public_url,
+    }});
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{hello}").and_then(|()| out.flush()).map_err(|e| Error::retry("cannot speak to the provider").caused_by(e))
+}
+
+/// Tries until it works: at a start the world around may still be starting.
+async fn patiently<T, E, F>(what: &str, mut attempt: impl FnMut() -> F) -> Result<T>
+where
+    E: std::error::Error + Send + Sync + 'static,
+    F: Future<Output = std::result::Result<T, E>>,
+{
+    const ATTEMPTS: u32 = 120;
+    let mut last = None;
+    for _ in 0..ATTEMPTS {
+        match attempt().await {
+            Ok(value) => return Ok(value),
+            Err(e) => {
+                tracing::info!(error = %chain_of(&e), "{what} does not answer yet");
+                last = Some(e);
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+        }
+    }
+    let error = Error::retry(format!("{what} did not answer for a minute"));
+    Err(match last {
+        Some(e) => error.caused_by(e),
+        None => error,
+    })
+}
+
+async fn fetch_manifest(store: &store::StoreClient, birth: &chain::bindings::Birth) -> Result<Manifest> {
+    let cid = store::cid::raw(birth.manifest.0);
+    let bytes = patiently("the content store", || store.get_bytes(&cid, 64 << 10)).await?;
+    let text = String::from_utf8(bytes.to_vec())
+        .map_err(|e| Error::usage(format!("the manifest {cid} is not text")).caused_by(e))?;
+    Manifest::parse(&text)
+}
+
+/// Weights from the store, verified; then the engine in a process of its own.
+async fn prepare_engine(cx: Arc<Context>, shared: Arc<Shared>) {
+    loop {
+        match start_engine(&cx).await {
+            Ok(engine) => {
+                tracing::info!(model = engine.hello.model_name, isa = engine.hello.isa, "the engine is ready");
+                shared.set_engine(engine.clone());
+                measure(cx, engine).await;
+                return;
+            }
+            Err(e) => {
+                tracing::error!(error = %chain_of(&e), "no engine yet: trying again");
+                shared.set_trouble(Some(format!("no engine: {}", chain_of(&e))));
+                tokio::time::sleep(Duration::from_secs(2)).await;
+            }
+        }
+    }
+}
+
+async fn start_engine(cx: &Context) -> Result<Engine> {
+    let model = weights::ready(cx).await?;
+    let config = EngineConfig {
+        program: cx.config.code_dir.join("vivarium-engine"),
+        model,
+        socket: cx.config.data_dir.join("engine.sock"),
+        threads: cx.config.threads,
+        ctx: cx.manifest.model.context,
+        slots: EngineConfig::SLOTS_DEFAULT,
+    };
+    let (client, hello) =
+        EngineClient::spawn(config).await.map_err(|e| Error::retry("the engine does not start").caused_by(e))?;
+    let template = ChatTemplate::new(hello.chat_template.as_deref(), &hello.bos, &hello.eos)
+        .map_err(|e| Error::usage("the model's chat template does not parse").caused_by(e))?;
+    Ok(Engine { client, hello: Arc::new(hello), template: Arc::new(template) })
+}
+
+/// One short answer to nobody, so that the price starts from what this host can do.
+async fn measure(cx: Arc<Context>, engine: Engine) {
+    let started = fence::boottime_ms();
+    let request = infer::api::Sampling::default().generate("Once upon a time".into(), 48, Vec::new(), 7);
+    let Ok(mut generation) = engine.client.generate(request) else { return };
+    let mut tokens = 0u64;
+    while let Some(event) = generation.recv().await {
+        if let infer::EngineEvent::Tokens { count, .. } = event {
+            tokens += u64::from(count);
+        }
+    }
+    let spent_ms = fence::boottime_ms().saturating_sub(started).max(1);
+    // tokens / ms × 1000 = tokens / s, in units of 1e-3.
+    cx.tell(Event::Throughput(tokens.max(1) * 1_000_000 / spent_ms)).await;
+}

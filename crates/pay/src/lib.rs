@@ -1,1 +1,25 @@
+//! x402 payments: the seller's side, the buyer's side and the book between them.
+//!
+//! Read in this order: [`wire`] (what goes over HTTP), [`scheme`] (what is signed), [`book`] (the pure fold that
+//! knows who owes what), [`seller`] and [`buyer`] (what an HTTP handler and an HTTP client call), [`receipt`].
+//!
+//! **Invariant:** no price is decided and no transaction is sent here. Prices come in as values, settlements leave
+//! as intents ([`SettleExact`]), outcomes come back as inputs of the book.
+//! **Invariant:** only [`buyer`] does I/O, and only it reads a clock or rolls dice.
 
+pub mod book;
+pub mod buyer;
+pub mod meter;
+mod reason;
+pub mod receipt;
+pub mod scheme;
+pub mod seller;
+pub mod wire;
+
+pub use book::{BookInput, BookOutput, ChannelBook, Decision, RequestId};
+pub use buyer::{Buyer, BuyerPolicy};
+pub use economy::Usdc;
+pub use reason::{Reason, Refusal};
+pub use receipt::Receipt;
+pub use scheme::exact::{SettleExact, Verified};
+pub use seller::{Challenge, Seller};

@@ -1,0 +1,389 @@
+// SPDX-License-Identifier: Apache-2.0
+pragma solidity ^0.8.24;
+
+import {ILeaseMarket} from "../src/interfaces/ILeaseMarket.sol";
+import {ITreasury} from "../src/interfaces/ITreasury.sol";
+import {World} from "./World.sol";
+
+/// @title Everything that can happen to one agent, in any order, by everybody.
+/// Keeps its own books beside the contract's. What must never succeed is tried too; if it does, `violation` names it.
+contract LifeHandler is World {
+    struct Gross {
+        uint256 time;
+        uint256 amount;
+    }
+
+    struct Acks {
+        uint64 epoch;
+        uint64 seq;
+        bytes32 digest;
+        bytes32 prev;
+        bytes[] signatures;
+    }
+
+    string public violation;
+    /// How often each thing really happened: invariants over a handler that gets nowhere prove nothing.
+    mapping(string what => uint256) public happened;
+    uint256 public paidIn;
+    uint256 public refunded;
+    uint256 public withdrawn;
+    uint256 public payments;
+    address public operatorDue; // who should be operator by our own books
+    uint64 public epochDue = 1;
+    uint64 public seqDue;
+    bytes32 public digestDue;
+    uint256 private rescued; // the lease whose key needs no challenge
+    Gross[] private gross;
+    Acks[] private early; // acknowledgements that were collected and not sent at once
+    bytes[] private used; // orders that were obeyed
+    address[] private keys; // everybody who is not operator now, or was once
+
+    constructor() {
+        World.setUp();
+        live();
+        paidIn = SEED;
+        operatorDue = nodeKey(1);
+        keys = [creator, stranger, beneficiary, providerA, providerB, relay, customer, stewards[0], stewards[1]];
+    }
+
+    function selectors() external pure returns (bytes4[] memory all) {
+        all = new bytes4[](28);
+        all[0] = this.wait.selector;
+        all[1] = this.waitLong.selector;
+        all[2] = this.pay.selector;
+        all[3] = this.gift.selector;
+        all[4] = this.rent.selector;
+        all[5] = this.rent.selector; // moving needs many steps in a row: these are drawn more often
+        all[6] = this.ready.selector;
+        all[7] = this.ready.selector;
+        all[8] = this.topUp.selector;
+        all[9] = this.release.selector;
+        all[10] = this.heartbeat.selector;
+        all[11] = this.heartbeat.selector;
+        all[12] = this.commit.selector;
+        all[13] = this.collectAcks.selector;
+        all[14] = this.commitEarly.selector;
+        all[15] = this.move.selector;
+        all[16] = this.move.selector;
+        all[17] = this.challenge.selector;
+        all[18] = this.takeover.selector;
+        all[19] = this.refund.selector;
+        all[20] = this.refuel.selector;
+        all[21] = this.order.selector;
+        all[22] = this.order.selector;
+        all[23] = this.replay.selector;
+        all[24] = this.meddle.selector;
+        all[25] = this.chores.selector;
+        all[26] = this.takeover.selector;
+        all[27] = this.challenge.selector;
+    }
+
+    // ------------------------------------------------------------------ time and income
+
+    function wait(uint256 time) external {
+        skip(bound(time, 1, 40 minutes));
+    }
+
+    function waitLong(uint256 time) external {
+        skip(bound(time, 1, 5 hours));
+    }
+
+    function pay(uint256 value) external {
+        value = bound(value, 1, 3e6);
+        bytes memory signature = authorization(CUSTOMER_KEY, address(treasury), value, bytes32(payments));
+        bytes memory call_ = abi.encodeCall(
+            ITreasury.settleExact, (customer, value, 0, type(uint256).max, bytes32(payments), signature)
+        );
+        if (!send(relay, call_)) return;
+        ++happened["pay"];
+        paidIn += value;
+        ++payments;
+        expect(!send(relay, call_), "one authorization settled twice");
+    }
+
+    function gift(uint256 value) external {
+        value = bound(value, 0, 2e6);
+        usdc.mint(address(treasury), value);
+        paidIn += value;
+    }
+
+    // ------------------------------------------------------------------ the operator
+
+    function rent(uint256 which, uint256 seed) external {
+        uint256 offer = 1 + which % 3;
+        uint128 prepay = uint128(bound(seed, 0, PREPAY_MAX));
+        if (asOperator(abi.encodeCall(ITreasury.rent, (offer, TERM, prepay)))) spend(prepay, "rent");
+    }
+
+    function topUp(uint256 which, uint256 seed) external {
+        uint128 amount = uint128(bound(seed, 1, PREPAY_MAX));
+        if (asOperator(abi.encodeCall(ITreasury.topUp, (slot(which), amount)))) spend(amount, "topUp");
+    }
+
+    function release(uint256 which) external {
+        if (asOperator(abi.encodeCall(ITreasury.release, (slot(which))))) ++happened["release"];
+    }
+
+    function heartbeat(uint256 seed) external {
+        bool due = treasury.state().operator != address(0) && treasury.state().stage != ITreasury.Stage.Closed;
+        bool done = asOperator(abi.encodeCall(ITreasury.heartbeat, (0, 0, seed % 4 != 0)));
+        if (done) ++happened["heartbeat"];
+        expect(done == due, "the operator can always beat, and nobody else");
+    }
+
+    function commit(uint256 who, bytes32 digest) external {
+        ITreasury.State memory s = treasury.state();
+        bytes[] memory acks = signaturesBy(uint8(who % 8), ackHash(s.epoch, s.checkpointSeq + 1, digest, s.checkpointDigest));
+        if (!asOperator(abi.encodeCall(ITreasury.commit, (s.checkpointSeq + 1, digest, s.checkpointDigest, acks)))) return;
+        expect(acks.length >= 2, "a checkpoint without a quorum");
+        ++happened[s.restoring ? "restored" : "commit"];
+        (seqDue, digestDue) = (seqDue + 1, digest);
+    }
+
+    function collectAcks(bytes32 digest) external {
+        ITreasury.State memory s = treasury.state();
+        bytes[] memory acks = signaturesBy(3, ackHash(s.epoch, s.checkpointSeq + 1, digest, s.checkpointDigest));
+        early.push(Acks(s.epoch, s.checkpointSeq + 1, digest, s.checkpointDigest, acks));
+    }
+
+    function commitEarly(uint256 which) external {
+        if (early.length == 0) return;
+        Acks memory a = early[which % early.length];
+        if (!asOperator(abi.encodeCall(ITreasury.commit, (a.seq, a.digest, a.prev, a.signatures)))) return;
+        ++happened["commitEarly"];
+        expect(a.epoch == epochDue, "acknowledgements of an old epoch counted");
+        expect(a.seq == seqDue + 1 && a.prev == digestDue, "a checkpoint went back");
+        (seqDue, digestDue) = (a.seq, a.digest);
+    }
+
+    /// Announces, or hands over to what was announced.
+    function move(uint256 seed) external {
+        ITreasury.State memory s = treasury.state();
+        if (seed % 2 == 0) {
+            asOperator(abi.encodeCall(ITreasury.announce, (s.standbyLease)));
+        } else if (
+            asOperator(abi.encodeCall(ITreasury.handover, (s.standbyLease, s.checkpointSeq, 0, type(uint64).max)))
+        ) {
+            expect(block.timestamp >= s.announcedAt + 10 minutes, "a handover without notice");
+            expect(!s.restoring, "a handover while restoring");
+            successor(s.standbyLease, "handover");
+        }
+    }
+
+    function refund(uint256 which, uint256 amount) external {
+        bytes32 nonce = bytes32(payments == 0 ? 0 : which % payments);
+        amount = bound(amount, 1, 3e6);
+        (uint256 recorded, uint256 back) = treasury.recorded(customer, nonce);
+        bool alive = treasury.state().stage == ITreasury.Stage.Alive;
+        if (!asOperator(abi.encodeCall(ITreasury.refundExact, (customer, nonce, amount)))) return;
+        expect(back + amount <= recorded, "more refunded than paid");
+        refunded += amount;
+        if (alive) spend(amount, "refund");
+    }
+
+    function refuel() external {
+        send(stranger, abi.encodeCall(ITreasury.refuel, ()));
+    }
+
+    // ------------------------------------------------------------------ hosts
+
+    function ready(uint256 which) external {
+        uint256 lease = slot(which);
+        ILeaseMarket.Lease memory l = market.leaseOf(lease);
+        if (l.state != ILeaseMarket.LeaseState.Requested) lease = treasury.state().standbyLease;
+        l = market.leaseOf(lease);
+        if (l.state == ILeaseMarket.LeaseState.Requested && block.timestamp <= l.readyBy) makeReady(lease);
+    }
+
+    function chores(uint256 which, uint256 seed) external {
+        uint256 lease = slot(which);
+        address host = market.leaseOf(lease).provider;
+        uint256 what = seed % 6;
+        if (what == 0) sendTo(address(market), host, abi.encodeCall(ILeaseMarket.withdraw, (lease)));
+        if (what == 1) sendTo(address(market), stranger, abi.encodeCall(ILeaseMarket.expire, (lease)));
+        if (what == 2) sendTo(address(market), stranger, abi.encodeCall(ILeaseMarket.reclaim, (lease)));
+        if (what == 3) usdc.setFrozen(providerC, (seed >> 8) % 4 == 0);
+        if (what == 4) sendTo(address(market), stranger, abi.encodeCall(ILeaseMarket.collect, (providerC)));
+        if (what == 5 && (seed >> 8) % 6 == 0) end(seed >> 16);
+    }
+
+    // ------------------------------------------------------------------ silence
+
+    function challenge(uint256 who) external {
+        uint256 lease = treasury.state().standbyLease;
+        send(who % 2 == 0 || lease == 0 ? stewards[who % 3] : nodeKey(lease), abi.encodeCall(ITreasury.challenge, ()));
+        if (who % 3 == 0) skip(3 hours + 1); // nobody answers
+    }
+
+    function takeover() external {
+        ITreasury.State memory s = treasury.state();
+        if (s.standbyLease == 0) return;
+        if (!send(nodeKey(s.standbyLease), abi.encodeCall(ITreasury.takeover, ()))) return;
+        bool unanswered = s.challengedAt != 0 && block.timestamp > s.challengedAt + 3 hours;
+        expect(unanswered || s.standbyLease == rescued, "a takeover without an unanswered challenge");
+        expect(treasury.state().paused == s.paused, "a takeover changed the pause");
+        successor(s.standbyLease, s.standbyLease == rescued ? "takeover of the rescued" : "takeover");
+    }
+
+    // ------------------------------------------------------------------ stewards
+
+    function order(uint256 signers, uint256 which, uint256 seed) external {
+        // Mostly a quorum; now and then one alone, or nobody.
+        uint8 who = signers % 16 < 13 ? (signers % 2 == 0 ? 3 : 5) : uint8(signers % 4);
+        which = which % 10;
+        ITreasury.State memory s = treasury.state();
+        bytes memory call_;
+        uint256 keep = seed % 3 == 0 ? 0 : seed % 3 == 1 ? s.activeLease : s.standbyLease;
+        uint256 offer = 1 + seed % 3;
+        if (which == 0) call_ = abi.encodeCall(ITreasury.pause, (approveBy(who, "pause", 0)));
+        else if (which < 4) call_ = abi.encodeCall(ITreasury.resume, (approveBy(who, "resume", 0)));
+        else if (which == 4) call_ = abi.encodeCall(ITreasury.evict, (keep, approveBy(who, "evict", keep)));
+        else if (which < 8) call_ = rescueCall(offer, who);
+        else call_ = clearCall(market.offerOf(offer).provider, who);
+        if (!send(stranger, call_)) return;
+        expect(who == 3 || who == 5 || who == 7, "an order without a quorum");
+        used.push(call_);
+        if (which == 0) ++happened["pause"];
+        if (which == 4) {
+            ++epochDue;
+            ++happened[keep == 0 ? "evict all" : keep == s.activeLease ? "keep active" : "keep standby"];
+            operatorDue = keep == 0 ? address(0) : nodeKey(keep);
+            if (keep != 0) keys.push(operatorDue);
+        }
+        if (which > 4 && which < 8) {
+            rescued = treasury.state().standbyLease;
+            spend(1e5, "rescue");
+            bool silent = block.timestamp > s.lastHeartbeat + 6 hours;
+            bool stuck = s.restoring && block.timestamp > s.takenOverAt + 1 hours;
+            expect(silent || stuck || s.operator == address(0), "a rescue without silence");
+        }
+    }
+
+    function rescueCall(uint256 offer, uint8 who) private view returns (bytes memory) {
+        return abi.encodeCall(ITreasury.rescue, (offer, TERM, 1e5, approveBy(who, "rescue", offer)));
+    }
+
+    function clearCall(address host, uint8 who) private view returns (bytes memory) {
+        return abi.encodeCall(ITreasury.clearBar, (host, approveBy(who, "clearBar", uint160(host))));
+    }
+
+    function replay(uint256 which) external {
+        if (used.length == 0) return;
+        expect(!send(stranger, used[which % used.length]), "an order was obeyed twice");
+    }
+
+    function end(uint256 seed) private {
+        if (seed % 4 == 0) send(stranger, abi.encodeCall(ITreasury.stop, (approve("stop", 0))));
+        send(stranger, abi.encodeCall(ITreasury.windDown, ()));
+        if (seed % 2 == 0) skip(3 days);
+        if (send(stranger, abi.encodeCall(ITreasury.close, ()))) {
+            operatorDue = address(0);
+            ++happened["close"];
+        }
+        send(stranger, abi.encodeCall(ITreasury.sweep, ()));
+        uint256 before = usdc.balanceOf(beneficiary);
+        send(beneficiary, abi.encodeCall(ITreasury.withdraw, ()));
+        withdrawn += usdc.balanceOf(beneficiary) - before;
+    }
+
+    // ------------------------------------------------------------------ those who may not
+
+    /// Anybody but the operator tries anything that is not open to all.
+    function meddle(uint256 who, uint256 what) external {
+        ITreasury.State memory s = treasury.state();
+        address actor = keys[who % keys.length];
+        if (actor == s.operator) return;
+        ITreasury.Approval memory none;
+        none.deadline = type(uint64).max;
+        bytes[] memory acks = signaturesBy(3, ackHash(s.epoch, s.checkpointSeq + 1, "stolen", s.checkpointDigest));
+        bytes memory call_;
+        what = what % 16;
+        if (what == 0) call_ = abi.encodeCall(ITreasury.rent, (offerC, TERM, 1));
+        if (what == 1) call_ = abi.encodeCall(ITreasury.topUp, (s.activeLease, 1));
+        if (what == 2) call_ = abi.encodeCall(ITreasury.release, (s.standbyLease));
+        if (what == 3) call_ = abi.encodeCall(ITreasury.heartbeat, (0, 0, true));
+        if (what == 4) {
+            call_ = abi.encodeCall(ITreasury.commit, (s.checkpointSeq + 1, "stolen", s.checkpointDigest, acks));
+        }
+        if (what == 5) call_ = abi.encodeCall(ITreasury.announce, (s.standbyLease));
+        if (what == 6) call_ = abi.encodeCall(ITreasury.handover, (s.standbyLease, s.checkpointSeq, 0, type(uint64).max));
+        if (what == 7) call_ = abi.encodeCall(ITreasury.setRelay, (actor));
+        if (what == 8) call_ = abi.encodeCall(ITreasury.refundExact, (customer, 0, 1));
+        if (what == 9) call_ = abi.encodeCall(ITreasury.birthRent, (offerC, TERM, 1));
+        if (what == 10) call_ = abi.encodeCall(ITreasury.activate, (s.activeLease));
+        if (what == 11) call_ = abi.encodeCall(ITreasury.abortBirth, ());
+        if (what == 12) call_ = abi.encodeCall(ITreasury.evict, (0, none));
+        if (what == 13) call_ = abi.encodeCall(ITreasury.stop, (none));
+        if (what == 14) call_ = abi.encodeCall(ITreasury.initialize, (birth()));
+        if (what == 15) {
+            if (s.standbyLease != 0 && actor == nodeKey(s.standbyLease)) return;
+            call_ = abi.encodeCall(ITreasury.takeover, ());
+        }
+        expect(!send(actor, call_), "somebody who may not did");
+    }
+
+    // ------------------------------------------------------------------ books
+
+    function successor(uint256 lease, string memory how) private {
+        ++happened[how];
+        ++epochDue;
+        operatorDue = nodeKey(lease);
+        keys.push(operatorDue);
+    }
+
+    function spend(uint256 amount, string memory how) private {
+        ++happened[how];
+        expect(!treasury.state().paused || isRescue(), "money left a paused treasury");
+        gross.push(Gross(block.timestamp, amount));
+        expect(window() <= 5e6, "over the day limit");
+        expect(treasury.state().spentInDay >= window(), "the contract counts less than was spent");
+    }
+
+    /// The one commitment that the quorum itself makes may be made in a pause.
+    function isRescue() private view returns (bool) {
+        return rescued != 0 && treasury.state().standbyLease == rescued;
+    }
+
+    /// Gross commitments of the last day, by our own books.
+    function window() private view returns (uint256 sum) {
+        for (uint256 i = gross.length; i > 0 && gross[i - 1].time + DAY > block.timestamp; --i) {
+            sum += gross[i - 1].amount;
+        }
+    }
+
+    function slot(uint256 which) private view returns (uint256) {
+        ITreasury.State memory s = treasury.state();
+        which = which % 3;
+        return which == 0 ? s.activeLease : which == 1 ? s.standbyLease : s.drainingLease;
+    }
+
+    function asOperator(bytes memory call_) private returns (bool) {
+        address op = operator();
+        return op != address(0) && send(op, call_);
+    }
+
+    function send(address from, bytes memory call_) private returns (bool) {
+        return sendTo(address(treasury), from, call_);
+    }
+
+    function sendTo(address to, address from, bytes memory call_) private returns (bool done) {
+        vm.prank(from);
+        (done,) = to.call(call_);
+    }
+
+    function expect(bool holds, string memory what) private {
+        if (!holds && bytes(violation).length == 0) violation = what;
+    }
+
+    function world() external view returns (ITreasury, ILeaseMarket) {
+        return (treasury, market);
+    }
+
+    function hosts() external view returns (address[3] memory) {
+        return [providerA, providerB, providerC];
+    }
+
+    function token() external view returns (address) {
+        return address(usdc);
+    }
+}

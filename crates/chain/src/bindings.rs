@@ -1,0 +1,114 @@
+//! Rust types of the contracts, made from the committed ABI and bytecode in `contracts/abi`.
+//!
+//! Struct types come out of a JSON ABI inside a module named after the Solidity interface that declares them;
+//! the short names at the end are the ones to use. Solidity's enums come out as `u8`: [`Stage`] and
+//! [`LeaseStatus`] name their values.
+
+mod treasury {
+    alloy::sol!(
+        #![sol(all_derives)]
+        Treasury,
+        "../../contracts/abi/Treasury.json"
+    );
+}
+
+mod market {
+    alloy::sol!(
+        #![sol(all_derives)]
+        LeaseMarket,
+        "../../contracts/abi/LeaseMarket.json"
+    );
+}
+
+mod factory {
+    alloy::sol!(
+        #![sol(all_derives)]
+        TreasuryFactory,
+        "../../contracts/abi/TreasuryFactory.json"
+    );
+}
+
+mod usdc {
+    alloy::sol!(
+        #![sol(all_derives)]
+        TestUSDC,
+        "../../contracts/abi/TestUSDC.json"
+    );
+}
+
+pub use factory::TreasuryFactory;
+pub use market::{ILeaseMarket, LeaseMarket};
+pub use treasury::{ITreasury, Treasury};
+pub use usdc::TestUSDC;
+
+pub use ILeaseMarket::{Lease, Offer, Record};
+pub use ITreasury::{Approval, Birth, Policy, State, Timers};
+pub use LeaseMarket::LeaseMarketEvents as MarketEvent;
+pub use Treasury::TreasuryEvents as TreasuryEvent;
+
+use alloy::primitives::Address;
+
+/// Where the shared contracts of a world live. A treasury has an address of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// The token: USDC, six decimals.
+    pub usdc: Address,
+    /// The lease market; all its rents are in `usdc`.
+    pub market: Address,
+    /// Creates treasuries.
+    pub factory: Address,
+}
+
+/// What a treasury is doing: `ITreasury.Stage`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// Created, not yet activated (or not created at all).
+    Unborn,
+    /// The ordinary life.
+    Alive,
+    /// Stopped by the stewards; anyone may wind it down.
+    Stopped,
+    /// Refunds are open, `close` follows.
+    WindingDown,
+    /// The end: the beneficiary pulls.
+    Closed,
+}
+
+impl State {
+    /// The stage by name. The contract has no other values, so an unknown one means a foreign contract: it reads
+    /// as [`Stage::Closed`], in which nothing is signed any more.
+    pub fn stage(&self) -> Stage {
+        match self.stage {
+            0 => Stage::Unborn,
+            1 => Stage::Alive,
+            2 => Stage::Stopped,
+            3 => Stage::WindingDown,
+            _ => Stage::Closed,
+        }
+    }
+}
+
+/// Where a lease stands: `ILeaseMarket.LeaseState`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeaseStatus {
+    /// No such lease.
+    None,
+    /// Rented, and the provider has until `readyBy`.
+    Requested,
+    /// Running, or past its end and not closed yet.
+    Ready,
+    /// Paid out.
+    Closed,
+}
+
+impl Lease {
+    /// The lease's state by name. An unknown value means a foreign contract and reads as closed.
+    pub fn status(&self) -> LeaseStatus {
+        match self.state {
+            0 => LeaseStatus::None,
+            1 => LeaseStatus::Requested,
+            2 => LeaseStatus::Ready,
+            _ => LeaseStatus::Closed,
+        }
+    }
+}

@@ -1,0 +1,321 @@
+//! One agent's treasury: what it says at a block, and calldata for every entry.
+
+use alloy::{
+    eips::BlockId,
+    primitives::{Address, B256, Bytes, U256},
+    sol_types::{SolCall, SolValue},
+};
+use futures::future::{OptionFuture, try_join, try_join4};
+
+use crate::{
+    bindings::{Addresses, Approval, Birth, State, Treasury, TreasuryFactory},
+    error::{Error, Kind},
+    market::{LeaseView, MarketClient, OfferView, id},
+    rpc::{Chain, Head},
+};
+
+/// Reads of one treasury.
+#[derive(Clone, Debug)]
+pub struct TreasuryClient {
+    /// The endpoint asked.
+    pub chain: Chain,
+    /// The treasury.
+    pub address: Address,
+}
+
+/// Everything a node wants to know of the chain, all of it at one block.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// The block.
+    pub head: Head,
+    /// The treasury.
+    pub state: State,
+    /// The lease whose node key is (or was last) the operator.
+    pub active: Option<LeaseView>,
+    /// The lease to move to.
+    pub standby: Option<LeaseView>,
+    /// The lease that was active before the last handover.
+    pub draining: Option<LeaseView>,
+    /// The market's newest offers.
+    pub offers: Vec<OfferView>,
+    /// The operator's ETH, wei; zero when there is no operator.
+    pub operator_wei: U256,
+    /// The relay's ETH, wei; zero when there is no relay.
+    pub relay_wei: U256,
+}
+
+impl TreasuryClient {
+    /// Refuses an address that is no treasury.
+    ///
+    /// # Errors
+    /// `Missing`, or `Rpc`.
+    pub async fn verify(&self) -> Result<(), Error> {
+        self.chain.verify_code("treasury", self.address).await?;
+        match self.state().await {
+            Err(e) if matches!(e.kind, Kind::Missing | Kind::Reverted(_)) => {
+                Err(Error::missing(format!("the contract at {} is no treasury", self.address)).with_source(e))
+            }
+            other => other.map(drop),
+        }
+    }
+
+    /// The state in the newest block.
+    ///
+    /// # Errors
+    /// `Rpc`, or `Missing` when this is no treasury.
+    pub async fn state(&self) -> Result<State, Error> {
+        self.state_at(BlockId::latest()).await
+    }
+
+    /// The state at a block.
+    ///
+    /// # Errors
+    /// As [`TreasuryClient::state`].
+    pub async fn state_at(&self, at: BlockId) -> Result<State, Error> {
+        self.chain.read(self.address, Treasury::stateCall {}, at).await
+    }
+
+    /// What was fixed at birth. The creator reads as zero after `activate`; `mandateUntil` is the present one.
+    ///
+    /// # Errors
+    /// As [`TreasuryClient::state`].
+    pub async fn birth(&self) -> Result<Birth, Error> {
+        self.chain.read(self.address, Treasury::birthOfCall {}, BlockId::latest()).await
+    }
+
+    /// What was settled under (payer, nonce) and how much of it went back: `(amount, refunded)`, micro-USDC.
+    ///
+    /// # Errors
+    /// As [`TreasuryClient::state`].
+    pub async fn recorded(&self, payer: Address, nonce: B256) -> Result<(U256, U256), Error> {
+        let call = Treasury::recordedCall { payer, nonce };
+        let answer = self.chain.read(self.address, call, BlockId::latest()).await?;
+        Ok((answer.amount, answer.refunded))
+    }
+
+    /// Everything a node wants to know, at the newest block, in four round trips.
+    ///
+    /// # Errors
+    /// `Rpc` (also when the block is reorged away in between: try again), `Missing` when addresses are wrong.
+    pub async fn snapshot(&self, market: Address) -> Result<Snapshot, Error> {
+        let head = self.chain.head().await?;
+        self.snapshot_at(market, head).await
+    }
+
+    /// The same at a block the caller already has.
+    ///
+    /// # Errors
+    /// As [`TreasuryClient::snapshot`].
+    pub async fn snapshot_at(&self, market: Address, head: Head) -> Result<Snapshot, Error> {
+        let at = BlockId::hash(head.hash);
+        let market = MarketClient { chain: self.chain.clone(), address: market };
+        let (state, offers) = try_join(self.state_at(at), market.offers_at(at)).await?;
+        let [active, standby, draining] = [state.activeLease, state.standbyLease, state.drainingLease];
+        let (active, standby, draining, (operator_wei, relay_wei)) = try_join4(
+            self.lease_view(&market, active, at),
+            self.lease_view(&market, standby, at),
+            self.lease_view(&market, draining, at),
+            try_join(self.wei_of(state.operator, at), self.wei_of(state.relay, at)),
+        )
+        .await?;
+        Ok(Snapshot { head, state, active, standby, draining, offers, operator_wei, relay_wei })
+    }
+
+    async fn lease_view(&self, market: &MarketClient, lease: U256, at: BlockId) -> Result<Option<LeaseView>, Error> {
+        let lease = id(lease)?;
+        OptionFuture::from((lease != 0).then(|| market.lease_at(lease, at))).await.transpose()
+    }
+
+    async fn wei_of(&self, account: Address, at: BlockId) -> Result<U256, Error> {
+        if account.is_zero() {
+            return Ok(U256::ZERO);
+        }
+        self.chain.eth_balance(account, at).await
+    }
+}
+
+/// The address that the factory will give this birth (its CREATE2 salt commits to every field). Money may be sent
+/// there before the treasury exists.
+///
+/// # Errors
+/// `Rpc`, or `Missing` when there is no factory.
+pub async fn predict(chain: &Chain, addresses: &Addresses, birth: &Birth) -> Result<Address, Error> {
+    let data = calls::with_birth(TreasuryFactory::predictCall::SELECTOR, birth);
+    let request = alloy::rpc::types::TransactionRequest::default().to(addresses.factory).input(data.into());
+    let answer: Bytes = chain.request("eth_call", (request, BlockId::latest())).await?;
+    TreasuryFactory::predictCall::abi_decode_returns(&answer)
+        .map_err(|e| Error::missing(format!("no treasury factory at {}", addresses.factory)).with_source(e))
+}
+
+/// Calldata for every entry of the treasury and for `TreasuryFactory.create`.
+pub mod calls {
+    use super::*;
+
+    /// The factory's ABI names its own copy of `Birth`; the encoding is one and the same.
+    pub(super) fn with_birth(selector: [u8; 4], birth: &Birth) -> Bytes {
+        [&selector[..], &(birth.clone(),).abi_encode_params()].concat().into()
+    }
+
+    /// Creator, to the factory: makes the treasury. The transaction's value is the agent's first gas.
+    pub fn create(birth: &Birth) -> Bytes {
+        with_birth(TreasuryFactory::createCall::SELECTOR, birth)
+    }
+
+    /// Creator: the first lease. `term` in seconds, `prepay` in micro-USDC.
+    pub fn birth_rent(offer: u64, term: u32, prepay: u128) -> Bytes {
+        Treasury::birthRentCall { offer: U256::from(offer), term, prepay }.abi_encode().into()
+    }
+
+    /// Creator: the birth lease's node key becomes operator of epoch 1, the creator is forgotten.
+    pub fn activate(lease: u64) -> Bytes {
+        Treasury::activateCall { lease: U256::from(lease) }.abi_encode().into()
+    }
+
+    /// Anyone, when the birth was not activated in time: seed and gas go back to the creator.
+    pub fn abort_birth() -> Bytes {
+        Treasury::abortBirthCall {}.abi_encode().into()
+    }
+
+    /// Operator: rents the standby.
+    pub fn rent(offer: u64, term: u32, prepay: u128) -> Bytes {
+        Treasury::rentCall { offer: U256::from(offer), term, prepay }.abi_encode().into()
+    }
+
+    /// Operator: adds `amount` micro-USDC to a lease's escrow.
+    pub fn top_up(lease: u64, amount: u128) -> Bytes {
+        Treasury::topUpCall { lease: U256::from(lease), amount }.abi_encode().into()
+    }
+
+    /// Operator: closes the standby or the draining lease.
+    pub fn release(lease: u64) -> Bytes {
+        Treasury::releaseCall { lease: U256::from(lease) }.abi_encode().into()
+    }
+
+    /// Operator: alive; vouches for the active lease, and for the standby if it answered.
+    pub fn heartbeat(instance: B256, receipts_root: B256, standby_answered: bool) -> Bytes {
+        let call = Treasury::heartbeatCall { instance, receiptsRoot: receipts_root, standbyAnswered: standby_answered };
+        call.abi_encode().into()
+    }
+
+    /// Operator: the next checkpoint with k acknowledgements in ascending order of signer
+    /// ([`crate::orders::collect`]).
+    pub fn commit(seq: u64, digest: B256, prev: B256, acks: Vec<Bytes>) -> Bytes {
+        Treasury::commitCall { seq, digest, prev, acks }.abi_encode().into()
+    }
+
+    /// Operator: says that a handover to this lease follows.
+    pub fn announce(lease: u64) -> Bytes {
+        Treasury::announceCall { lease: U256::from(lease) }.abi_encode().into()
+    }
+
+    /// Operator: the lease's node key takes over with the next epoch. `valid_until` in chain seconds.
+    pub fn handover(lease: u64, seq: u64, cut: u64, valid_until: u64) -> Bytes {
+        Treasury::handoverCall { lease: U256::from(lease), seq, cut, validUntil: valid_until }.abi_encode().into()
+    }
+
+    /// Operator: names the key that relays strangers' settlements.
+    pub fn set_relay(relay: Address) -> Bytes {
+        Treasury::setRelayCall { relay }.abi_encode().into()
+    }
+
+    /// Standby's node key or a steward: answer, or be taken over.
+    pub fn challenge() -> Bytes {
+        Treasury::challengeCall {}.abi_encode().into()
+    }
+
+    /// Standby's node key, after an unanswered challenge (or a rescue).
+    pub fn takeover() -> Bytes {
+        Treasury::takeoverCall {}.abi_encode().into()
+    }
+
+    /// An EIP-3009 authorisation whose `to` is the treasury, as [`settle_exact`] takes it.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct ExactAuthorization {
+        /// Who pays.
+        pub payer: Address,
+        /// Micro-USDC.
+        pub value: U256,
+        /// Chain seconds; not before.
+        pub valid_after: U256,
+        /// Chain seconds; not at or after.
+        pub valid_before: U256,
+        /// The payer's, used once.
+        pub nonce: B256,
+        /// 65 bytes r, s, v.
+        pub signature: Bytes,
+    }
+
+    /// Anyone: collects an authorised payment and records it under (payer, nonce).
+    pub fn settle_exact(authorization: &ExactAuthorization) -> Bytes {
+        let a = authorization.clone();
+        let call = Treasury::settleExactCall {
+            payer: a.payer,
+            value: a.value,
+            validAfter: a.valid_after,
+            validBefore: a.valid_before,
+            nonce: a.nonce,
+            signature: a.signature,
+        };
+        call.abi_encode().into()
+    }
+
+    /// Operator: gives back some or all of what was recorded under (payer, nonce). Micro-USDC.
+    pub fn refund_exact(payer: Address, nonce: B256, amount: u128) -> Bytes {
+        Treasury::refundExactCall { payer, nonce, amount: U256::from(amount) }.abi_encode().into()
+    }
+
+    /// Anyone: tops the operator's and the relay's gas up.
+    pub fn refuel() -> Bytes {
+        Treasury::refuelCall {}.abi_encode().into()
+    }
+
+    /// Quorum order `("pause", 0)`.
+    pub fn pause(a: Approval) -> Bytes {
+        Treasury::pauseCall { a }.abi_encode().into()
+    }
+
+    /// Quorum order `("resume", 0)`.
+    pub fn resume(a: Approval) -> Bytes {
+        Treasury::resumeCall { a }.abi_encode().into()
+    }
+
+    /// Quorum order `("stop", 0)`.
+    pub fn stop(a: Approval) -> Bytes {
+        Treasury::stopCall { a }.abi_encode().into()
+    }
+
+    /// Quorum order `("evict", keep)`; 0 keeps no lease.
+    pub fn evict(keep: u64, a: Approval) -> Bytes {
+        Treasury::evictCall { keep: U256::from(keep), a }.abi_encode().into()
+    }
+
+    /// Quorum order `("rescue", offer)`.
+    pub fn rescue(offer: u64, term: u32, prepay: u128, a: Approval) -> Bytes {
+        Treasury::rescueCall { offer: U256::from(offer), term, prepay, a }.abi_encode().into()
+    }
+
+    /// Quorum order `("extendMandate", until)`, chain seconds.
+    pub fn extend_mandate(until: u64, a: Approval) -> Bytes {
+        Treasury::extendMandateCall { until, a }.abi_encode().into()
+    }
+
+    /// Anyone, when stopped, starved or past the mandate.
+    pub fn wind_down() -> Bytes {
+        Treasury::windDownCall {}.abi_encode().into()
+    }
+
+    /// Anyone, after the refund window.
+    pub fn close() -> Bytes {
+        Treasury::closeCall {}.abi_encode().into()
+    }
+
+    /// Anyone, when closed: late arrivals become withdrawable.
+    pub fn sweep() -> Bytes {
+        Treasury::sweepCall {}.abi_encode().into()
+    }
+
+    /// The beneficiary, when closed: pulls everything.
+    pub fn withdraw() -> Bytes {
+        Treasury::withdrawCall {}.abi_encode().into()
+    }
+}

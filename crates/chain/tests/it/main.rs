@@ -1,0 +1,8 @@
+//! The chain crate against a real node (anvil) and the real contracts.
+
+mod anvil;
+mod life;
+mod logs;
+mod orders;
+mod sender;
+mod world;

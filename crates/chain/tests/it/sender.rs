@@ -1,0 +1,136 @@
+//! Senders against a node that drops, reorganises and refuses.
+
+use chain::{
+    Outcome, Sender,
+    alloy::{
+        eips::BlockId,
+        primitives::{Address, B256},
+    },
+    deploy::fund_eth,
+    outbox::Id,
+    sender::{Options, SenderHandle},
+};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex},
+};
+
+use crate::world::{ETHER, World, key};
+
+const PAYEE: Address = Address::repeat_byte(0x55);
+
+fn done(outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::Done { .. })
+}
+
+#[tokio::test]
+async fn many_at_once_share_blocks_in_the_order_of_submission() {
+    let world = World::ticking().await;
+    let before = world.chain.nonce(world.creator.address(), BlockId::latest()).await.expect("nonce");
+    let pending: Vec<_> = (0..40u8).map(|_| world.creator.submit(world.mint_tx(PAYEE, 1))).collect();
+    let mut blocks = BTreeSet::new();
+    for outcome in pending {
+        let Outcome::Done { block, .. } = outcome.await else { panic!("a mint fails") };
+        blocks.insert(block);
+    }
+    assert_eq!(world.usdc_of(PAYEE).await, 40);
+    let after = world.chain.nonce(world.creator.address(), BlockId::latest()).await.expect("nonce");
+    assert_eq!(after - before, 40);
+    assert!(blocks.len() < 40, "several a block: {blocks:?}");
+}
+
+#[tokio::test]
+async fn two_keys_and_two_senders_of_one_key_get_along() {
+    let world = World::ticking().await;
+    let other = world.account(40).await;
+    let twin = Sender::spawn(world.chain.clone(), world.creator_key.clone(), 1);
+    let senders: [&SenderHandle; 3] = [&world.creator, &other, &twin];
+    let mut pending = Vec::new();
+    for _ in 0..4 {
+        for sender in senders {
+            pending.push(sender.submit(world.mint_tx(PAYEE, 1)));
+        }
+    }
+    for outcome in pending {
+        let outcome = outcome.await;
+        assert!(done(&outcome), "{outcome:?}");
+    }
+    assert_eq!(world.usdc_of(PAYEE).await, 12);
+}
+
+#[tokio::test]
+async fn a_dropped_transaction_is_sent_again_and_the_gap_closes() {
+    let world = World::ticking().await;
+    world.set_block_time(0).await;
+    let pending: Vec<_> = (0..3u8).map(|_| world.creator.submit(world.mint_tx(PAYEE, 1))).collect();
+    let pool = world.pool_of(world.creator.address(), 3).await;
+    let _: Option<B256> = world.chain.request("anvil_dropTransaction", (pool[1],)).await.expect("anvil");
+    world.set_block_time(1).await;
+    for outcome in pending {
+        let outcome = outcome.await;
+        assert!(done(&outcome), "{outcome:?}");
+    }
+    assert_eq!(world.usdc_of(PAYEE).await, 3);
+}
+
+#[tokio::test]
+async fn what_a_reorg_loses_is_mined_again() {
+    let world = World::ticking().await;
+    let patient = world.account(41).await;
+    drop(patient);
+    let patient = Sender::spawn(world.chain.clone(), key(41), 4);
+    let outcome = patient.submit(world.mint_tx(PAYEE, 5));
+    while world.usdc_of(PAYEE).await == 0 {
+        tokio::task::yield_now().await;
+    }
+    world.reorg(1).await;
+    assert_eq!(world.usdc_of(PAYEE).await, 0, "the reorg took it back");
+    let outcome = outcome.await;
+    assert!(done(&outcome), "{outcome:?}");
+    assert_eq!(world.usdc_of(PAYEE).await, 5);
+}
+
+#[tokio::test]
+async fn a_restart_with_the_kept_state_neither_loses_nor_doubles() {
+    let world = World::ticking().await;
+    fund_eth(&world.chain, key(42).address(), ETHER).await.expect("a development chain");
+    let kept = Arc::new(Mutex::new(None));
+    let start = |state| {
+        let kept = Arc::clone(&kept);
+        let persist = Box::new(move |bytes: &[u8]| *kept.lock().expect("no panic") = Some(bytes.to_vec()));
+        let options = Options { state, persist: Some(persist), ..Options::new(1) };
+        Sender::spawn_with(world.chain.clone(), key(42), options).expect("its own state")
+    };
+    world.set_block_time(0).await;
+    let first = start(None);
+    let lost = [1u64, 2].map(|id| first.submit_as(Id::from(id), world.mint_tx(PAYEE, 1)));
+    world.pool_of(key(42).address(), 2).await;
+    // The process dies; what was on its way is mined while nobody looks.
+    drop(first);
+    for outcome in lost {
+        assert!(matches!(outcome.await, Outcome::Unknown { .. }), "nobody can answer any more");
+    }
+    world.set_block_time(1).await;
+    while world.usdc_of(PAYEE).await < 2 {
+        tokio::task::yield_now().await;
+    }
+    let state = kept.lock().expect("no panic").take();
+    assert!(state.is_some(), "kept before it was sent");
+    let second = start(state);
+    for id in [1u64, 2, 3] {
+        let outcome = second.submit_as(Id::from(id), world.mint_tx(PAYEE, 1)).await;
+        assert!(done(&outcome), "{id}: {outcome:?}");
+    }
+    assert_eq!(world.usdc_of(PAYEE).await, 3);
+}
+
+#[tokio::test]
+async fn without_money_nothing_is_sent_and_that_is_said() {
+    let world = World::ticking().await;
+    let poor = Sender::spawn(world.chain.clone(), key(43), 1);
+    let outcome = poor.submit(world.mint_tx(PAYEE, 1)).await;
+    assert!(matches!(&outcome, Outcome::NeverSent { reason } if reason.contains("pay")), "{outcome:?}");
+    fund_eth(&world.chain, key(43).address(), ETHER).await.expect("a development chain");
+    let outcome = poor.submit(world.mint_tx(PAYEE, 1)).await;
+    assert!(done(&outcome), "{outcome:?}");
+}

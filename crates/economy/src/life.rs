@@ -1,0 +1,300 @@
+//! Hunger and the end: levels by runway, then closing one's affairs in order.
+//!
+//! Whatever ends a life (hunger, a quorum's stop, the mandate), the order is the same: stop selling, hear what is
+//! owed, commit a last checkpoint, refund, wind down, refund what is left, close.
+
+use crate::input::{Owed, Stage, View};
+use crate::money::{Address, Usdc};
+use crate::note::{Level, Note};
+use crate::output::{Output, StopWhy, Task};
+use crate::runway;
+use crate::{Agent, Turn};
+use borsh::{BorshDeserialize, BorshSerialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Attempts at a refund or the last checkpoint after which the end goes on without.
+const TRIES: u32 = 3;
+/// Refunds on their way at once: one key's transactions are a queue.
+const REFUNDS_AT_ONCE: usize = 4;
+/// Refunds remembered, so that an old list does not ask for one again.
+const REFUNDS_KEPT: usize = 1_024;
+
+type Payment = (Address, [u8; 32]);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+struct Ending {
+    why: StopWhy,
+    since: u64,
+    /// When the node answered what is owed, or was waited for long enough: the last checkpoint comes after that.
+    owed_at: Option<u64>,
+    /// The last checkpoint is acknowledged, or was tried often enough.
+    sealed: bool,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub(crate) struct Life {
+    level: Level,
+    ending: Option<Ending>,
+    owed: BTreeMap<Payment, Usdc>,
+    refunded: BTreeSet<Payment>,
+    paused: bool,
+    challenged_at: u64,
+    stage_noted: Option<Stage>,
+}
+
+impl Life {
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
+    pub fn is_ending(&self) -> bool {
+        self.ending.is_some()
+    }
+
+    pub fn stop_why(&self) -> Option<StopWhy> {
+        self.ending.map(|e| e.why)
+    }
+
+    pub fn owed(&self) -> Usdc {
+        self.owed.values().copied().sum()
+    }
+
+    pub fn hear_owed(&mut self, owed: Vec<Owed>, now: u64) {
+        let new = owed.into_iter().map(|o| ((o.payer, o.nonce), o.amount));
+        self.owed = new.filter(|(payment, amount)| !self.refunded.contains(payment) && !amount.is_zero()).collect();
+        if let Some(ending) = &mut self.ending {
+            ending.owed_at.get_or_insert(now);
+        }
+    }
+
+    /// A refund was mined, or taken back by a reorg.
+    pub fn refunded(&mut self, payment: Payment, back: bool) {
+        if back {
+            self.refunded.remove(&payment);
+        } else {
+            self.owed.remove(&payment);
+            self.refunded.insert(payment);
+            while self.refunded.len() > REFUNDS_KEPT {
+                self.refunded.pop_first();
+            }
+        }
+    }
+
+    pub fn booted(&mut self) {
+        // The node that just began has not been asked yet.
+        if let Some(ending) = &mut self.ending {
+            ending.owed_at = None;
+        }
+    }
+}
+
+impl Agent {
+    /// Seconds the money lasts at the cost of the hosts there are; `None`: income covers it.
+    pub(crate) fn runway_at(&self, view: &View, now: u64) -> Option<u64> {
+        let hosts = [&view.active, &view.standby].into_iter().flatten();
+        let cost = hosts.fold(self.genesis.policy.overhead_e6, |sum, l| sum.saturating_add(l.price_e6));
+        runway::secs_left(funds(view), cost, self.income.rate_e6(now, self.genesis.timers.day))
+    }
+
+    /// The same as if there were a standby: the measure of hunger, so that dropping the standby does not feed it.
+    fn runway_with_standby(&self, view: &View, now: u64) -> Option<u64> {
+        let cost = self.cost_e6(view, true);
+        runway::secs_left(funds(view), cost, self.income.rate_e6(now, self.genesis.timers.day))
+    }
+
+    /// Hosts and overhead, micro-USDC x 1e-6 per second. `two`: a missing standby counts like the active host.
+    pub(crate) fn cost_e6(&self, view: &View, two: bool) -> u64 {
+        let active = view.active.as_ref().map_or(0, |l| l.price_e6);
+        let standby = match &view.standby {
+            Some(standby) => standby.price_e6,
+            None if two => active,
+            None => 0,
+        };
+        self.genesis.policy.overhead_e6.saturating_add(active).saturating_add(standby)
+    }
+
+    /// Moves along the ladder and takes note of what others decided.
+    pub(crate) fn age(&mut self, view: &View, turn: &mut Turn) {
+        if view.paused != self.life.paused {
+            self.life.paused = view.paused;
+            turn.note(if view.paused { Note::Paused } else { Note::Resumed });
+        }
+        if view.challenged_at != self.life.challenged_at {
+            self.life.challenged_at = view.challenged_at;
+            if view.challenged_at != 0 {
+                turn.note(Note::Challenged { at: view.challenged_at });
+            }
+        }
+        if self.life.stage_noted != Some(view.stage) {
+            self.life.stage_noted = Some(view.stage);
+            self.note_stage(view, turn);
+        }
+        match view.stage {
+            Stage::Alive if view.restoring => {}
+            Stage::Alive if turn.now > view.mandate_until => self.end(StopWhy::MandateOver, turn),
+            Stage::Alive => self.feel_hunger(view, turn),
+            Stage::Stopped => self.end(StopWhy::Stopped, turn),
+            Stage::WindingDown | Stage::Closed => self.end(StopWhy::Ended, turn),
+            Stage::Unborn => {}
+        }
+    }
+
+    fn note_stage(&self, view: &View, turn: &mut Turn) {
+        match view.stage {
+            Stage::WindingDown => {
+                let until = view.wind_down_at + u64::from(self.genesis.timers.refund_window);
+                turn.note(Note::WindingDown { until });
+            }
+            Stage::Closed => turn.note(Note::Closed {
+                earned: self.ledger.sales(),
+                rent: self.ledger.rent(),
+                gifts: self.ledger.gifts(),
+                refunds: self.ledger.refunds(),
+            }),
+            Stage::Unborn | Stage::Alive | Stage::Stopped => {}
+        }
+    }
+
+    fn feel_hunger(&mut self, view: &View, turn: &mut Turn) {
+        // Without a host to pay there is no burn to judge by.
+        let Some(active) = &view.active else { return };
+        let day = self.genesis.timers.day;
+        let secs = self.runway_with_standby(view, turn.now);
+        let before = self.life.level;
+        // While it ends the ladder stands at its last step.
+        let fed = runway::level_at(before.min(Level::Frugal), secs, day);
+        let income = self.income.rate_e6(turn.now, day);
+        let net = active.price_e6.saturating_add(self.genesis.policy.overhead_e6).saturating_sub(income);
+        let last_needs = Usdc::rent_up(net, u64::from(self.genesis.policy.final_secs));
+        let end_at = last_needs.saturating_add(self.life.owed()).max(self.genesis.policy.limits.starve_floor);
+        let hungry = net > 0 && funds(view) < end_at;
+        let ending = self.life.ending.is_some_and(|e| e.why == StopWhy::Hunger);
+        if ending && funds(view) >= Usdc(end_at.0.saturating_mul(2)) && !self.flights.busy(Task::WindDown) {
+            self.life.ending = None;
+            turn.note(Note::EndingCalledOff { funds: funds(view) });
+        }
+        // A paused treasury neither pays nor lets its operator wind it down: the stewards hold it, so wait for them.
+        let level = if self.life.is_ending() || (hungry && !view.paused) { Level::Final } else { fed };
+        if level != before {
+            self.life.level = level;
+            turn.note(Note::Runway { secs, before, level });
+        }
+        if level == Level::Final {
+            self.end(StopWhy::Hunger, turn);
+        }
+    }
+
+    /// Begins the end, once. A stronger reason replaces hunger: it cannot be called off by funds.
+    fn end(&mut self, why: StopWhy, turn: &mut Turn) {
+        match &mut self.life.ending {
+            None => {
+                self.life.ending = Some(Ending { why, since: turn.now, owed_at: None, sealed: false });
+                if why != StopWhy::Ended {
+                    turn.note(Note::Ending { why });
+                }
+            }
+            Some(ending) if ending.why == StopWhy::Hunger => ending.why = why,
+            Some(_) => {}
+        }
+    }
+
+    /// Whether a last checkpoint is still wanted.
+    pub(crate) fn end_needs_checkpoint(&self) -> bool {
+        let Some(ending) = self.life.ending else { return false };
+        !ending.sealed && ending.owed_at.is_some_and(|owed_at| self.checkpoint.at <= owed_at)
+    }
+
+    /// The last checkpoint is acknowledged, or was tried often enough.
+    fn seal(&mut self, turn: &mut Turn) {
+        let timers = &self.genesis.timers;
+        let Some(ending) = self.life.ending.as_mut().filter(|e| !e.sealed) else { return };
+        if turn.now >= ending.since + u64::from(timers.answer_time) {
+            ending.owed_at.get_or_insert(turn.now);
+        }
+        let Some(owed_at) = ending.owed_at else { return };
+        if self.checkpoint.at > owed_at {
+            ending.sealed = true;
+        } else if self.flights.fails(Task::Checkpoint) >= TRIES {
+            ending.sealed = true;
+            turn.note(Note::GaveUp { task: Task::Checkpoint });
+        }
+    }
+
+    /// One step of the end, and refunds of what is owed at any time. `spend`: money may leave an `Alive` treasury.
+    pub(crate) fn settle_affairs(&mut self, view: &View, spend: bool, turn: &mut Turn) {
+        let may_refund = match view.stage {
+            Stage::Alive => spend,
+            Stage::WindingDown => !view.paused && !view.restoring && self.ledger.is_balanced(),
+            Stage::Unborn | Stage::Stopped | Stage::Closed => false,
+        };
+        let refunding = may_refund && self.refund(view, turn);
+        self.seal(turn);
+        if refunding || !self.life.ending.is_some_and(|e| e.sealed) {
+            return;
+        }
+        match view.stage {
+            Stage::Stopped => self.wind_down(turn),
+            Stage::Alive if turn.now > view.mandate_until => self.wind_down(turn),
+            // The contract takes it from the operator only below the floor, and not while paused.
+            Stage::Alive if self.is_starved(view) && !view.paused => self.wind_down(turn),
+            Stage::WindingDown if turn.now >= view.wind_down_at + u64::from(self.genesis.timers.refund_window) => {
+                self.ask(Output::Close, turn);
+            }
+            Stage::Unborn | Stage::Alive | Stage::WindingDown | Stage::Closed => {}
+        }
+    }
+
+    /// After it nothing else may be spent, so it waits for what is on its way.
+    fn wind_down(&mut self, turn: &mut Turn) {
+        if self.flights.spending().is_zero() {
+            self.ask(Output::WindDown, turn);
+        }
+    }
+
+    fn is_starved(&self, view: &View) -> bool {
+        funds(view) < self.genesis.policy.limits.starve_floor
+    }
+
+    /// From here on escrow is only drawn down.
+    pub(crate) fn is_about_to_wind_down(&self, view: &View) -> bool {
+        self.life.is_ending() && (self.is_starved(view) || self.flights.busy(Task::WindDown))
+    }
+
+    /// Pays back what is owed. Returns whether any of it is on its way or will be tried again soon.
+    fn refund(&mut self, view: &View, turn: &mut Turn) -> bool {
+        let mut pending = self.flights.refunds() > 0;
+        let owed: Vec<(Payment, Usdc)> = self.life.owed.iter().map(|(p, a)| (*p, *a)).collect();
+        for ((payer, nonce), amount) in owed {
+            let task = Task::Refund { payer, nonce };
+            if self.flights.fails(task) >= TRIES {
+                continue;
+            }
+            let (day, money) = self.room(view);
+            // The wind-down lifts the day limit for refunds, so what it does not leave room for waits for that.
+            let room = if view.stage == Stage::Alive { day.min(money) } else { money };
+            if amount > room {
+                continue;
+            }
+            pending = true;
+            if self.flights.refunds() < REFUNDS_AT_ONCE {
+                self.ask(Output::Refund { payer, nonce, amount }, turn);
+            }
+        }
+        pending
+    }
+
+    pub(crate) fn life_wakes(&self, view: &View, now: u64) -> Vec<u64> {
+        let mut at = vec![view.mandate_until.saturating_add(1)];
+        if view.stage == Stage::WindingDown {
+            at.push(view.wind_down_at + u64::from(self.genesis.timers.refund_window));
+        }
+        at.extend(self.life.ending.map(|e| e.since + u64::from(self.genesis.timers.answer_time)));
+        at.retain(|t| *t > now);
+        at
+    }
+}
+
+/// What the agent owns and can still turn into rent or refunds.
+pub(crate) fn funds(view: &View) -> Usdc {
+    view.balance.saturating_add(view.escrow)
+}

@@ -1,0 +1,129 @@
+//! How long the money lasts: funds, what a second costs, what a second earned lately.
+
+use crate::money::{Usdc, mul_div_down};
+use crate::note::Level;
+use borsh::{BorshDeserialize, BorshSerialize};
+use std::collections::VecDeque;
+
+/// Parts of the window over which income is averaged.
+const SLOTS: u64 = 8;
+
+/// Income of the last `day`, in slots, so that it needs no memory of single calls.
+#[derive(Clone, Debug, Default, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub(crate) struct Income {
+    /// (slot number, micro-USDC), ascending.
+    slots: VecDeque<(u64, Usdc)>,
+    since: Option<u64>,
+}
+
+impl Income {
+    pub fn begin(&mut self, now: u64) {
+        self.since.get_or_insert(now);
+    }
+
+    pub fn add(&mut self, now: u64, day: u32, sum: Usdc) {
+        let slot = now / slot_secs(day);
+        match self.slots.back_mut() {
+            Some((last, amount)) if *last >= slot => *amount = amount.saturating_add(sum),
+            _ => self.slots.push_back((slot, sum)),
+        }
+        while self.slots.front().is_some_and(|(first, _)| first + SLOTS < slot) {
+            self.slots.pop_front();
+        }
+    }
+
+    /// Micro-USDC x 1e-6 per second over the last day, rounded down; a young agent's is spread over a quarter day, so
+    /// that one early call does not look like a stream of them.
+    pub fn rate_e6(&self, now: u64, day: u32) -> u64 {
+        let (slot, width) = (now / slot_secs(day), slot_secs(day));
+        let sum: Usdc = self.slots.iter().filter(|(s, _)| s + SLOTS > slot).map(|(_, sum)| *sum).sum();
+        let lived = now.saturating_sub(self.since.unwrap_or(now));
+        let span = lived.clamp(u64::from(day) / 4 + 1, width * SLOTS);
+        let rate = mul_div_down(sum.0, 1_000_000, u128::from(span)).unwrap_or(u128::MAX);
+        u64::try_from(rate).unwrap_or(u64::MAX)
+    }
+}
+
+fn slot_secs(day: u32) -> u64 {
+    (u64::from(day) / SLOTS).max(1)
+}
+
+/// Seconds that `funds` last at `cost_e6` less `income_e6`; `None`: for ever.
+pub(crate) fn secs_left(funds: Usdc, cost_e6: u64, income_e6: u64) -> Option<u64> {
+    match cost_e6.saturating_sub(income_e6) {
+        0 => None,
+        net => Some(funds.secs_down(net)),
+    }
+}
+
+/// The level of hunger at this runway. It rises at 7, 3 and 1 days and falls back only a quarter (from frugal a half)
+/// above that, so that a runway at the edge does not make the agent waver.
+pub(crate) fn level_at(before: Level, secs: Option<u64>, day: u32) -> Level {
+    let Some(secs) = secs else { return Level::Fed };
+    let day = u64::from(day);
+    let under = |days: u64| secs < days * day;
+    // Percent of a threshold below which the level it guards is kept.
+    let kept = |level: Level, days: u64, pct: u64| before >= level && secs < days * day * pct / 100;
+    if under(1) || kept(Level::Frugal, 1, 150) {
+        Level::Frugal
+    } else if under(3) || kept(Level::Under3Days, 3, 125) {
+        Level::Under3Days
+    } else if under(7) || kept(Level::Under7Days, 7, 125) {
+        Level::Under7Days
+    } else {
+        Level::Fed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: u32 = 86_400;
+
+    #[test]
+    fn income_is_averaged_over_a_day_and_forgotten_after_it() {
+        let mut income = Income::default();
+        income.begin(0);
+        income.add(10, DAY, Usdc(86_400));
+        // Spread over a quarter day while young, over a whole one later.
+        assert_eq!(income.rate_e6(10, DAY), 86_400 * 1_000_000 / 21_601);
+        assert_eq!(income.rate_e6(80_000, DAY), 86_400 * 1_000_000 / 80_000);
+        assert_eq!(income.rate_e6(90_000, DAY), 0);
+    }
+
+    #[test]
+    fn the_runway_counts_net_cost_and_ends_never_when_income_covers_it() {
+        assert_eq!(secs_left(Usdc(100), 1_000_000, 0), Some(100));
+        assert_eq!(secs_left(Usdc(100), 1_000_000, 500_000), Some(200));
+        assert_eq!(secs_left(Usdc(100), 1_000_000, 1_000_000), None);
+        assert_eq!(secs_left(Usdc(0), 1, 0), Some(0));
+    }
+
+    #[test]
+    fn alarms_come_in_order_and_do_not_waver() {
+        let days = |quarters: u64| Some(quarters * u64::from(DAY) / 4);
+        let mut level = Level::Fed;
+        let mut seen = Vec::new();
+        // Quarter days: down from ten days to half a day, then up again.
+        for quarters in (2..40).rev().chain(2..40) {
+            let next = level_at(level, days(quarters), DAY);
+            if next != level {
+                seen.push((quarters, next));
+            }
+            level = next;
+        }
+        assert_eq!(
+            seen,
+            [
+                (27, Level::Under7Days),
+                (11, Level::Under3Days),
+                (3, Level::Frugal),
+                (6, Level::Under3Days),
+                (15, Level::Under7Days),
+                (35, Level::Fed),
+            ]
+        );
+        assert_eq!(level_at(Level::Frugal, None, DAY), Level::Fed);
+    }
+}

@@ -1,0 +1,25 @@
+# How this project compiles llama.cpp: for the machine it is built on.
+#
+# CMake reads this file right after `project()` because CMAKE_PROJECT_INCLUDE names it; the build
+# script of llama-cpp-sys-2 passes every CMAKE_* variable of its environment on. That costs no
+# RUSTFLAGS, so nothing but llama.cpp is compiled again when a line here changes.
+# Cargo does not see such a change: raise GGML_VIVARIUM_RECIPE beside it (the build script watches GGML_*).
+if (NOT PROJECT_NAME STREQUAL "llama.cpp")
+    return()
+endif()
+
+# The build script turns GGML_NATIVE off unless RUSTFLAGS say `target-cpu=native`. A plain variable
+# hides that cache entry (CMP0077). Between the baseline and this machine lie factors of two to four.
+set(GGML_NATIVE ON)
+# On arm64 it also pins armv8-a, which would win over native.
+unset(GGML_CPU_ARM_ARCH CACHE)
+
+# llama-cpp-2 always asks for the library behind llama.cpp's own command line (its `common`): 60 % of the compile
+# time for nothing that is called here. The one thing in it that an engine may want is JSON schemas as grammars;
+# when that comes, this line goes, and Cargo.toml asks for the feature `common`.
+set(LLAMA_BUILD_COMMON OFF)
+
+add_compile_options(
+    "$<$<COMPILE_LANGUAGE:CXX>:-include${CMAKE_CURRENT_LIST_DIR}/amx_gcc12.h>"
+    "$<$<COMPILE_LANGUAGE:C>:-include${CMAKE_CURRENT_LIST_DIR}/yielding_barrier.h>"
+)

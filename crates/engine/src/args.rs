@@ -1,0 +1,105 @@
+//! The command line. By hand: five flags are not worth a dependency in this process.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+pub(crate) const USAGE: &str = "\
+vivarium-engine: serves one model on a Unix socket
+
+usage: vivarium-engine --model FILE --socket PATH [options]
+
+  --model FILE       the model, a GGUF file
+  --socket PATH      where to listen; frames as in crates/infer/src/wire.rs
+  --threads N        threads of arithmetic (default 1: more only pay on idle cores)
+  --ctx N            tokens of context for each request (default 2048)
+  --slots N          requests that decode side by side (default 8)
+  --exit-with-stdin  end when standard input closes
+  --help             this text";
+
+/// Upper bounds against mistyped numbers; what really fits is a matter of memory.
+const THREADS_MAX: u32 = 512;
+const CTX_MAX: u32 = 1 << 20;
+/// Bound of llama.cpp is 256; more than these make each other slow.
+const SLOTS_MAX: u32 = 64;
+
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Command {
+    Help,
+    Run(Args),
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Args {
+    pub(crate) model: PathBuf,
+    pub(crate) socket: PathBuf,
+    pub(crate) threads: u32,
+    /// Tokens of context of each request.
+    pub(crate) ctx: u32,
+    pub(crate) slots: u32,
+    pub(crate) exit_with_stdin: bool,
+}
+
+pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, String> {
+    let mut args = args.into_iter();
+    let (mut model, mut socket) = (None, None);
+    let (mut threads, mut ctx, mut slots) = (1, 2_048, 8);
+    let mut exit_with_stdin = false;
+    while let Some(flag) = args.next() {
+        let Some(flag) = flag.to_str().map(str::to_owned) else {
+            return Err(format!("unknown argument {}", flag.display()));
+        };
+        let mut value = || args.next().ok_or_else(|| format!("{flag} needs a value"));
+        match flag.as_str() {
+            "--help" | "-h" => return Ok(Command::Help),
+            "--model" => model = Some(PathBuf::from(value()?)),
+            "--socket" => socket = Some(PathBuf::from(value()?)),
+            "--threads" => threads = number(&flag, &value()?, THREADS_MAX)?,
+            "--ctx" => ctx = number(&flag, &value()?, CTX_MAX)?,
+            "--slots" => slots = number(&flag, &value()?, SLOTS_MAX)?,
+            "--exit-with-stdin" => exit_with_stdin = true,
+            _ => return Err(format!("unknown argument {flag}")),
+        }
+    }
+    Ok(Command::Run(Args {
+        model: model.ok_or("--model is missing")?,
+        socket: socket.ok_or("--socket is missing")?,
+        threads,
+        ctx,
+        slots,
+        exit_with_stdin,
+    }))
+}
+
+fn number(flag: &str, value: &OsString, max: u32) -> Result<u32, String> {
+    let text = value.to_str().unwrap_or_default();
+    match text.parse() {
+        Ok(number) if (1..=max).contains(&number) => Ok(number),
+        _ => Err(format!("{flag} takes a number from 1 to {max}, not {}", value.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(line: &str) -> String {
+        parse(line.split_whitespace().map(OsString::from)).unwrap_err()
+    }
+
+    #[test]
+    fn wrong_arguments_are_named() {
+        assert_eq!(refused("--socket s"), "--model is missing");
+        assert_eq!(refused("--model m --socket"), "--socket needs a value");
+        assert_eq!(refused("--model m --socket s --threads 0"), "--threads takes a number from 1 to 512, not 0");
+        assert_eq!(refused("--model m --socket s --ctx 1k"), "--ctx takes a number from 1 to 1048576, not 1k");
+        assert_eq!(refused("--model m --socket s --speed 9"), "unknown argument --speed");
+    }
+
+    #[test]
+    fn the_rest_has_defaults() {
+        let Ok(Command::Run(args)) = parse(["--model", "m", "--socket", "s"].map(OsString::from)) else {
+            panic!("two flags are enough");
+        };
+        assert_eq!((args.threads, args.ctx, args.slots, args.exit_with_stdin), (1, 2_048, 8, false));
+    }
+}

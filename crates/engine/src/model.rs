@@ -1,0 +1,136 @@
+//! The model file: checked, loaded, and asked about its words.
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use llama_cpp_2::llama_backend::LlamaBackend;
+use llama_cpp_2::model::LlamaModel;
+use llama_cpp_2::model::params::LlamaModelParams;
+use llama_cpp_2::token::LlamaToken;
+
+/// What computes: our version and the library's. Compiler and instruction set are the build's own matter,
+/// which a lease names by its code's CID.
+pub(crate) const BUILD: &str = concat!("vivarium-engine/", env!("CARGO_PKG_VERSION"), " llama-cpp-sys-2/0.1.161");
+
+/// First bytes of every GGUF file.
+const MAGIC: [u8; 4] = *b"GGUF";
+
+pub(crate) struct Model {
+    // Before the backend, because fields are dropped in this order.
+    pub(crate) model: LlamaModel,
+    pub(crate) backend: LlamaBackend,
+    path: PathBuf,
+    /// Bytes of the longest token: a text of more than that many for each token of the context cannot fit it.
+    pub(crate) token_bytes_max: usize,
+}
+
+impl Model {
+    pub(crate) fn load(path: &Path) -> anyhow::Result<Model> {
+        check(path)?;
+        let mut backend = LlamaBackend::init().context("cannot initialise llama.cpp")?;
+        // Two hundred lines a start. What matters of them is in our own messages.
+        backend.void_logs();
+        let model = LlamaModel::load_from_file(&backend, path, &LlamaModelParams::default()).map_err(|_| {
+            let bytes = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+            anyhow::anyhow!(
+                "llama.cpp refuses the model {} ({bytes} bytes): it is cut off, damaged or of an unknown kind; \
+                 fetch it again and check its sha256",
+                path.display()
+            )
+        })?;
+        let longest = model.vocab().tokens().map(|token| model.vocab().token_to_piece(token, true, None).len()).max();
+        Ok(Model { model, backend, path: path.to_owned(), token_bytes_max: longest.unwrap_or(1).max(1) })
+    }
+
+    /// The tokens of a text; control tokens spelled in it become tokens. Slow for long texts: not for the decoding thread.
+    pub(crate) fn tokenize(&self, text: &str, add_bos: bool) -> Vec<LlamaToken> {
+        self.model.vocab().tokenize(text.as_bytes(), add_bos, true)
+    }
+
+    /// A token's bytes, which need not be whole characters; a control token has none.
+    pub(crate) fn piece(&self, token: LlamaToken) -> Vec<u8> {
+        self.model.vocab().token_to_piece(token, false, None)
+    }
+
+    /// Whether the model ends its turn with this token.
+    pub(crate) fn ends_turn(&self, token: LlamaToken) -> bool {
+        self.model.vocab().is_eog(token)
+    }
+
+    pub(crate) fn n_ctx_train(&self) -> u32 {
+        self.model.n_ctx_train()
+    }
+
+    pub(crate) fn name(&self) -> String {
+        self.model.meta_val_str("general.name").unwrap_or_else(|_| {
+            self.path.file_stem().map_or_else(|| "model".into(), |stem| stem.to_string_lossy().into_owned())
+        })
+    }
+
+    pub(crate) fn chat_template(&self) -> Option<String> {
+        self.model.chat_template(None).ok()?.to_string().ok()
+    }
+
+    pub(crate) fn bos(&self) -> String {
+        self.spelled(self.model.vocab().bos())
+    }
+
+    pub(crate) fn eos(&self) -> String {
+        self.spelled(self.model.vocab().eos())
+    }
+
+    /// How a template spells a token; a model without one gives it a negative number.
+    fn spelled(&self, token: LlamaToken) -> String {
+        if token.0 < 0 {
+            return String::new();
+        }
+        String::from_utf8_lossy(&self.model.vocab().token_to_piece(token, true, None)).into_owned()
+    }
+
+    /// The instruction sets that the arithmetic was compiled for, in lower case, such as `avx,avx2,fma`.
+    #[expect(unsafe_code, reason = "the safe wrapper does not offer this one call")]
+    pub(crate) fn isa(&self) -> String {
+        // SAFETY: the returned text is static, ends with a zero, and is only written during this call; it is made once,
+        // by the main thread, after the backend was initialised.
+        let info = unsafe { CStr::from_ptr(llama_cpp_sys_2::llama_print_system_info()) };
+        isa_of(&info.to_string_lossy())
+    }
+}
+
+fn check(path: &Path) -> anyhow::Result<()> {
+    let advice = "give --model a GGUF file";
+    let mut file = File::open(path).with_context(|| format!("cannot open the model {}; {advice}", path.display()))?;
+    let metadata = file.metadata().with_context(|| format!("cannot read the model {}", path.display()))?;
+    if !metadata.is_file() {
+        bail!("the model {} is not a file; {advice}", path.display());
+    }
+    let mut magic = [0; 4];
+    if file.read_exact(&mut magic).is_err() || magic != MAGIC {
+        bail!("the model {} ({} bytes) is not a GGUF file; {advice}", path.display(), metadata.len());
+    }
+    Ok(())
+}
+
+/// Picks the names with value 1 out of `CPU : AVX = 1 | AVX2 = 1 | … | REPACK = 1 | `.
+fn isa_of(info: &str) -> String {
+    let on = info.split(['|', ':']).filter_map(|field| {
+        let (name, value) = field.split_once('=')?;
+        (value.trim() == "1").then(|| name.trim().to_ascii_lowercase())
+    });
+    // How the arithmetic is arranged, not what the processor can do.
+    on.filter(|name| !matches!(name.as_str(), "llamafile" | "repack" | "openmp")).collect::<Vec<_>>().join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_instruction_sets_are_those_that_are_on() {
+        let info = "CPU : SSE3 = 1 | AVX2 = 1 | AMX_INT8 = 0 | RISCV_VECT = 0 | LLAMAFILE = 1 | REPACK = 1 | ";
+        assert_eq!(isa_of(info), "sse3,avx2");
+    }
+}

@@ -1,0 +1,158 @@
+//! Connections: two threads each, one that reads requests and turns text into tokens, one that writes.
+//!
+//! Tokenizing happens here and not on the decoding thread: a megabyte of text takes long.
+
+use std::io::{BufReader, BufWriter, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::time::Duration;
+
+use infer::wire::{self, FailureKind, FromEngine, Generate, Hello, ToEngine};
+
+use crate::decode::{Key, Order};
+use crate::model::Model;
+
+/// Stack of a thread that tokenizes: some models' word splitters are `std::regex`, which recurses once a character.
+/// Address space only, until it is used.
+const STACK_BYTES: usize = 512 << 20;
+
+/// What connections need.
+#[derive(Clone)]
+pub(crate) struct Acceptor {
+    pub(crate) model: Arc<Model>,
+    pub(crate) hello: Hello,
+    pub(crate) orders: Sender<Order>,
+}
+
+impl Acceptor {
+    /// Takes connections on a thread of its own, and says so once.
+    pub(crate) fn start(self, listener: UnixListener, ready: Sender<()>) -> std::io::Result<()> {
+        std::thread::Builder::new().name("accept".into()).spawn(move || {
+            // Nobody waits for it any more: then the process is ending.
+            let _ = ready.send(());
+            for connection in 0.. {
+                match listener.accept() {
+                    Ok((socket, _)) => {
+                        if let Err(error) = self.clone().serve(connection, socket) {
+                            eprintln!("vivarium-engine: connection {connection} was not served: {error}");
+                        }
+                    }
+                    Err(error) => {
+                        eprintln!("vivarium-engine: a connection was not taken: {error}");
+                        // Most likely too many are open, and that lasts until one is closed.
+                        std::thread::sleep(Duration::from_millis(100));
+                    }
+                }
+            }
+        })?;
+        Ok(())
+    }
+
+    fn serve(self, connection: u64, socket: UnixStream) -> std::io::Result<()> {
+        let (out, said) = mpsc::channel();
+        let writing = socket.try_clone()?;
+        // An error would mean that `said`, three lines above, is gone.
+        let _ = out.send(FromEngine::Hello(self.hello.clone()));
+        std::thread::Builder::new().name(format!("write {connection}")).spawn(move || {
+            if let Err(error) = write_all(&writing, &said) {
+                eprintln!("vivarium-engine: connection {connection} takes no more: {error}");
+            }
+            // So that the reader ends too.
+            let _ = writing.shutdown(std::net::Shutdown::Both);
+        })?;
+        std::thread::Builder::new().name(format!("read {connection}")).stack_size(STACK_BYTES).spawn(move || {
+            if let Err(error) = self.read_all(connection, &socket, &out) {
+                eprintln!("vivarium-engine: connection {connection} is closed: {error}");
+            }
+            let _ = self.orders.send(Order::HangUp(connection));
+            let _ = socket.shutdown(std::net::Shutdown::Both);
+        })?;
+        Ok(())
+    }
+
+    fn read_all(&self, connection: u64, socket: &UnixStream, out: &Sender<FromEngine>) -> std::io::Result<()> {
+        let mut from = BufReader::new(socket);
+        while let Some(message) = wire::read::<ToEngine>(&mut from)? {
+            // Sending fails only when the other threads are gone, and then the process is.
+            match message {
+                ToEngine::Generate { id, request } => match self.prepare(&request) {
+                    Ok(prompt) => {
+                        let key = Key { connection, id };
+                        let _ = self.orders.send(Order::Start { key, prompt, request, out: out.clone() });
+                    }
+                    Err((kind, message)) => {
+                        let _ = out.send(FromEngine::Failed { id, kind, message });
+                    }
+                },
+                ToEngine::Cancel { id } => {
+                    let _ = self.orders.send(Order::Cancel(Key { connection, id }));
+                }
+                ToEngine::Tokenize { id, text } => {
+                    let at_least = self.tokens_min(&text);
+                    let count =
+                        if at_least >= self.n_ctx() { at_least } else { self.model.tokenize(&text, false).len() };
+                    let _ = out.send(FromEngine::Tokenized { id, count: u32::try_from(count).unwrap_or(u32::MAX) });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn n_ctx(&self) -> usize {
+        usize::try_from(self.hello.n_ctx).unwrap_or(usize::MAX)
+    }
+
+    /// Fewest tokens that this text can be. Known at once, where counting a megabyte takes a second: what is
+    /// too long by this alone is not counted at all.
+    fn tokens_min(&self, text: &str) -> usize {
+        text.len() / self.model.token_bytes_max
+    }
+
+    /// The prompt in tokens, if the request can be served.
+    fn prepare(&self, request: &Generate) -> Result<Vec<llama_cpp_2::token::LlamaToken>, (FailureKind, String)> {
+        let invalid = |what: &str| Err((FailureKind::Invalid, what.to_owned()));
+        if !(request.temperature.is_finite() && request.temperature >= 0.0) {
+            return invalid("temperature must be finite and not negative");
+        }
+        if !(0.0..=1.0).contains(&request.top_p) {
+            return invalid("top_p must be from 0 to 1");
+        }
+        if request.max_tokens == 0 {
+            return invalid("max_tokens must be at least 1");
+        }
+        if request.stop.iter().any(String::is_empty) {
+            return invalid("a stop string must not be empty");
+        }
+        let n_ctx = self.n_ctx();
+        let too_long = |size: String| {
+            let message = format!("the prompt has {size} tokens; this model takes {n_ctx} with the answer's");
+            Err((FailureKind::TooLong, message))
+        };
+        let at_least = self.tokens_min(&request.prompt);
+        if at_least >= n_ctx {
+            return too_long(format!("more than {at_least}"));
+        }
+        let prompt = self.model.tokenize(&request.prompt, request.add_bos);
+        if prompt.is_empty() {
+            return invalid("the prompt is empty");
+        }
+        if prompt.len() >= n_ctx {
+            return too_long(prompt.len().to_string());
+        }
+        Ok(prompt)
+    }
+}
+
+/// Writes what is said until nobody can say anything more; what is there together goes out together.
+fn write_all(socket: &UnixStream, said: &Receiver<FromEngine>) -> std::io::Result<()> {
+    let mut to = BufWriter::new(socket);
+    while let Ok(message) = said.recv() {
+        wire::write(&mut to, &message)?;
+        for message in said.try_iter() {
+            wire::write(&mut to, &message)?;
+        }
+        to.flush()?;
+    }
+    Ok(())
+}

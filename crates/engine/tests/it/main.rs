@@ -1,0 +1,93 @@
+//! The engine as the node sees it: a real process with a real model.
+
+mod answers;
+mod life;
+
+use std::path::PathBuf;
+
+use infer::api::{Message, Role};
+use infer::{ChatTemplate, EngineClient, EngineConfig, EngineEvent, Finish, Generate, Generation, Hello};
+
+/// The model that `cargo xtask up` runs with; `VIVARIUM_MODEL` names another place.
+fn model() -> PathBuf {
+    let usual = concat!(env!("CARGO_MANIFEST_DIR"), "/../../.vivarium/models/SmolLM2-135M-Instruct.Q4_1.gguf");
+    let path = std::env::var_os("VIVARIUM_MODEL").map_or_else(|| PathBuf::from(usual), PathBuf::from);
+    assert!(
+        path.is_file(),
+        "NO MODEL at {}: `cargo xtask test` fetches it; or set VIVARIUM_MODEL to a copy of SmolLM2-135M-Instruct.Q4_1.gguf",
+        path.display()
+    );
+    path
+}
+
+/// An engine and the directory of its socket.
+struct Engine {
+    client: EngineClient,
+    hello: Hello,
+    _directory: tempfile::TempDir,
+}
+
+/// `ctx` in tokens for each request.
+async fn engine(slots: u32, ctx: u32) -> Engine {
+    let directory = tempfile::tempdir().unwrap();
+    let config = EngineConfig {
+        program: env!("CARGO_BIN_EXE_vivarium-engine").into(),
+        model: model(),
+        socket: directory.path().join("engine.sock"),
+        threads: 1,
+        ctx,
+        slots,
+    };
+    let (client, hello) = EngineClient::spawn(config).await.unwrap();
+    Engine { client, hello, _directory: directory }
+}
+
+/// A plain continuation, greedy.
+fn greedy(prompt: &str, max_tokens: u32) -> Generate {
+    Generate {
+        prompt: prompt.into(),
+        add_bos: false,
+        max_tokens,
+        temperature: 0.0,
+        top_p: 1.0,
+        top_k: 0,
+        seed: 0,
+        stop: Vec::new(),
+    }
+}
+
+fn chat(hello: &Hello, question: &str) -> String {
+    let template = ChatTemplate::new(hello.chat_template.as_deref(), &hello.bos, &hello.eos).unwrap();
+    template.render(&[Message { role: Role::User, content: question.into() }], 0).unwrap()
+}
+
+/// Everything that one answer said.
+#[derive(Debug, PartialEq, Eq)]
+struct Whole {
+    text: String,
+    finish: Finish,
+    prompt_tokens: u32,
+    completion_tokens: u32,
+}
+
+/// Reads an answer to its end and checks that the events come in order and add up.
+async fn whole(mut generation: Generation) -> Whole {
+    let Some(EngineEvent::Accepted { prompt_tokens: announced }) = generation.recv().await else {
+        panic!("the first event is not Accepted");
+    };
+    let (mut text, mut counted) = (String::new(), 0);
+    loop {
+        match generation.recv().await.expect("an answer ends with Done or Failed") {
+            EngineEvent::Tokens { text: more, count } => {
+                text.push_str(&more);
+                counted += count;
+            }
+            EngineEvent::Done { finish, prompt_tokens, completion_tokens } => {
+                assert_eq!((prompt_tokens, completion_tokens), (announced, counted));
+                assert_eq!(generation.recv().await, None);
+                return Whole { text, finish, prompt_tokens, completion_tokens };
+            }
+            other => panic!("{other:?} in the middle of an answer"),
+        }
+    }
+}

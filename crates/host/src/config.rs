@@ -1,0 +1,149 @@
+//! What a provider writes down: `provider.toml`. Unknown keys are refused, so that a misspelt limit is not
+//! silently no limit.
+
+use crate::error::{Error, Result};
+use alloy::primitives::Address;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+/// Everything the daemon is told. All else it reads from the chain and from its own data directory.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostConfig {
+    /// Blocks, exported code, one directory a lease. Created if it is missing.
+    pub data_dir: PathBuf,
+    /// Where `/status` and `/health` answer. Port 0 takes a free one. Tenants listen on the same address,
+    /// each on a port of its own.
+    pub listen: SocketAddr,
+    /// The daemon's own URL, posted with each offer. A tenant's URL has the same host and its own port.
+    pub public_url: String,
+    /// Chain endpoints in order of preference; the daemon reads from the first that answers.
+    pub rpc_urls: Vec<String>,
+    pub chain_id: u64,
+    /// The lease market.
+    pub market: Address,
+    /// The token of stakes and rents.
+    pub usdc: Address,
+    /// The provider's key: 64 hex digits. Mode 0600 is the owner's business; tenants cannot see the file.
+    pub key_file: PathBuf,
+    /// Content stores from which tenants' code is fetched, and which tenants are told; at least one.
+    pub store_urls: Vec<String>,
+    pub offers: Vec<OfferConfig>,
+    /// Without it the offered prices stay as they are.
+    pub reprice: Option<Reprice>,
+    /// Stake in micro-USDC; the daemon tops the registered stake up to it at start.
+    #[serde(with = "decimal")]
+    pub stake_uusdc: u128,
+    pub abuse_contact: String,
+    /// Engine threads of each tenant.
+    #[serde(default = "one")]
+    pub threads: u32,
+    /// Chain seconds between withdrawals of accrued rent. Closing a lease pays the rest by itself.
+    #[serde(default = "a_day")]
+    pub withdraw_every_secs: u64,
+    /// Environment of every tenant, besides PATH, HOME and TMPDIR. Nothing of the daemon's own gets in.
+    #[serde(default)]
+    pub tenant_env: BTreeMap<String, String>,
+}
+
+/// One offer on the market.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OfferConfig {
+    /// Price in 1e-6 micro-USDC per second; with `reprice` the middle of the band.
+    pub price_e6: u64,
+    /// Leases at once.
+    pub capacity: u32,
+    /// Seconds.
+    pub min_term: u32,
+    /// Seconds.
+    pub max_term: u32,
+    /// Memory that a tenant's process may write to, and the size of its `/tmp`.
+    pub memory_mib: u32,
+    /// Advertised share of the processor, in thousandths of a core. Not enforced without cgroups.
+    pub milli_cpu: u32,
+}
+
+/// How the offered prices move.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reprice {
+    /// Chain seconds between quotes.
+    pub every_secs: u64,
+    /// Quotes stay within this many percent of the configured price.
+    pub spread_pct: u32,
+    /// Two providers with different seeds quote differently; the same seed quotes the same again.
+    pub seed: u64,
+}
+
+impl HostConfig {
+    pub fn load(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|e| {
+            Error::setup(format!("cannot read the provider's configuration {}", path.display())).caused_by(e)
+        })?;
+        Self::parse(&text)
+            .map_err(|e| Error::setup(format!("{} is not a provider's configuration", path.display())).caused_by(e))
+    }
+
+    pub fn parse(text: &str) -> Result<Self> {
+        let config: Self = toml::from_str(text).map_err(|e| Error::setup(e.to_string()))?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<()> {
+        let need = |holds: bool, what: &str| if holds { Ok(()) } else { Err(Error::setup(what)) };
+        need(!self.rpc_urls.is_empty(), "rpc_urls needs at least one endpoint")?;
+        need(!self.store_urls.is_empty(), "store_urls needs at least one store")?;
+        need(self.threads > 0, "threads must be at least 1")?;
+        need(self.withdraw_every_secs > 0, "withdraw_every_secs must be at least 1")?;
+        for offer in &self.offers {
+            need(offer.price_e6 > 0, "an offer's price_e6 must be more than 0")?;
+            need(offer.min_term <= offer.max_term, "an offer's min_term is more than its max_term")?;
+            need(offer.memory_mib > 0, "an offer's memory_mib must be more than 0")?;
+        }
+        if let Some(reprice) = &self.reprice {
+            need(reprice.every_secs > 0, "reprice.every_secs must be at least 1")?;
+            need(reprice.spread_pct < 100, "reprice.spread_pct must be less than 100")?;
+        }
+        Ok(())
+    }
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn a_day() -> u64 {
+    86_400
+}
+
+/// Amounts as decimal strings: TOML's integers end at 2^63 and some tools turn them into floats.
+mod decimal {
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    pub fn serialize<S: Serializer>(amount: &u128, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&amount.to_string())
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<u128, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Amount {
+            Number(u64),
+            Text(String),
+        }
+        match Amount::deserialize(from)? {
+            Amount::Number(n) => Ok(n.into()),
+            Amount::Text(text) if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) => {
+                text.parse().map_err(de::Error::custom)
+            }
+            Amount::Text(text) => Err(de::Error::custom(format!("{text:?} is not a whole number of micro-USDC"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

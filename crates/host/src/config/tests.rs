@@ -1,0 +1,61 @@
+use super::*;
+
+const GOOD: &str = r#"
+data_dir = "/tmp/p1"
+listen = "127.0.0.1:0"
+public_url = "http://127.0.0.1:7001"
+rpc_urls = ["http://127.0.0.1:8545"]
+chain_id = 31337
+market = "0x00000000000000000000000000000000000000aa"
+usdc = "0x00000000000000000000000000000000000000bb"
+key_file = "/tmp/p1.key"
+store_urls = ["http://127.0.0.1:7000"]
+stake_uusdc = "25000000"
+abuse_contact = "abuse@example.org"
+
+[[offers]]
+price_e6 = 1_000_000
+capacity = 2
+min_term = 60
+max_term = 2_592_000
+memory_mib = 1024
+milli_cpu = 1000
+
+[reprice]
+every_secs = 600
+spread_pct = 20
+seed = 7
+"#;
+
+#[test]
+fn a_whole_file_is_read() {
+    let config = HostConfig::parse(GOOD).unwrap();
+    assert_eq!(config.stake_uusdc, 25_000_000);
+    assert_eq!(config.offers.len(), 1);
+    assert_eq!(config.threads, 1);
+    assert_eq!(config.reprice.unwrap().spread_pct, 20);
+}
+
+#[test]
+fn what_is_written_is_read_again() {
+    let config = HostConfig::parse(GOOD).unwrap();
+    let text = toml::to_string(&config).unwrap();
+    assert_eq!(toml::to_string(&HostConfig::parse(&text).unwrap()).unwrap(), text);
+}
+
+#[test]
+fn bad_files_are_refused_by_name() {
+    for (from, to, word) in [
+        ("abuse_contact", "abuse_kontact", "abuse_kontact"),
+        ("milli_cpu", "millicpu", "millicpu"),
+        ("\"25000000\"", "\"25 USDC\"", "25 USDC"),
+        ("\"25000000\"", "\"+25\"", "+25"),
+        ("[\"http://127.0.0.1:8545\"]", "[]", "rpc_urls"),
+        ("[\"http://127.0.0.1:7000\"]", "[]", "store_urls"),
+        ("spread_pct = 20", "spread_pct = 100", "spread_pct"),
+        ("min_term = 60", "min_term = 2592001", "min_term"),
+    ] {
+        let error = HostConfig::parse(&GOOD.replacen(from, to, 1)).unwrap_err();
+        assert!(error.message.contains(word), "{from} -> {to}: {}", error.message);
+    }
+}

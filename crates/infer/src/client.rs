@@ -1,0 +1,225 @@
+//! The node's side of the engine: a child process that is started, watched and started again.
+//!
+//! The engine runs C++ that strangers feed, so its death is an event and not an accident: every running
+//! request ends with [`FailureKind::EngineDied`] and a new engine is there within a second.
+
+mod process;
+mod supervise;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::wire::{FailureKind, Finish, Generate, Hello};
+use process::Process;
+use supervise::{Command, State};
+
+/// How to start an engine.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// The program `vivarium-engine`.
+    pub program: PathBuf,
+    /// The model, a GGUF file.
+    pub model: PathBuf,
+    /// Where the engine listens; at most 107 bytes long (the kernel's limit). An old socket there is removed.
+    pub socket: PathBuf,
+    /// Threads of arithmetic; one is the safe choice where other work shares the machine.
+    pub threads: u32,
+    /// Tokens of context for each request, prompt and answer together.
+    pub ctx: u32,
+    /// Requests that decode side by side. Memory for all of their contexts is taken at the start.
+    pub slots: u32,
+}
+
+impl EngineConfig {
+    /// Tokens of context for each request when nobody asks for more. SmolLM2 then takes 8 × 2,048 × 23 kB = 377 MB.
+    pub const CTX_DEFAULT: u32 = 2_048;
+    /// Requests side by side when nobody asks for more.
+    pub const SLOTS_DEFAULT: u32 = 8;
+}
+
+/// What a running request says, in this order: `Accepted`, `Tokens` any number of times, then `Done`.
+/// `Failed` may take the place of any of them, and nothing follows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EngineEvent {
+    Accepted { prompt_tokens: u32 },
+    Tokens { text: String, count: u32 },
+    Done { finish: Finish, prompt_tokens: u32, completion_tokens: u32 },
+    Failed { kind: FailureKind, message: String },
+}
+
+impl EngineEvent {
+    fn is_last(&self) -> bool {
+        matches!(self, EngineEvent::Done { .. } | EngineEvent::Failed { .. })
+    }
+}
+
+/// By what the reader does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// A path is wrong: fix the configuration.
+    Config,
+    /// The engine ended before it was ready: read its message (bad model, too little memory).
+    Start,
+    /// There is no engine at this moment: it is being started again, retry.
+    Unavailable,
+}
+
+/// Why an engine cannot be used.
+#[derive(Debug)]
+pub struct Error {
+    pub kind: ErrorKind,
+    pub message: String,
+    pub source: Option<std::io::Error>,
+}
+
+impl Error {
+    fn new(kind: ErrorKind, message: impl Into<String>) -> Error {
+        Error { kind, message: message.into(), source: None }
+    }
+
+    fn with_source(kind: ErrorKind, message: impl Into<String>, source: std::io::Error) -> Error {
+        Error { kind, message: message.into(), source: Some(source) }
+    }
+
+    fn unavailable() -> Error {
+        Error::new(ErrorKind::Unavailable, "the engine is being started again")
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_ref().map(|error| error as _)
+    }
+}
+
+/// A handle to the engine. Clones share one process; it ends when the last clone and the last
+/// [`Generation`] are gone.
+#[derive(Clone, Debug)]
+pub struct EngineClient {
+    commands: mpsc::UnboundedSender<Command>,
+    state: watch::Receiver<State>,
+    next_id: Arc<AtomicU64>,
+}
+
+impl EngineClient {
+    /// Starts the engine and waits until it has loaded the model.
+    pub async fn spawn(config: EngineConfig) -> Result<(EngineClient, Hello), Error> {
+        let process = Process::start(&config).await?;
+        let hello = process.hello.clone();
+        let (commands, received) = mpsc::unbounded_channel();
+        let (publish, state) = watch::channel(State::ready(&process));
+        tokio::spawn(supervise::run(config, process, received, publish));
+        Ok((EngineClient { commands, state, next_id: Arc::default() }, hello))
+    }
+
+    /// Starts an answer. Fails at once when there is no engine at this moment.
+    pub fn generate(&self, request: Generate) -> Result<Generation, Error> {
+        if self.pid().is_none() {
+            return Err(Error::unavailable());
+        }
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        // Unbounded, so that a slow reader never holds up the others; an answer's length is bounded by the context.
+        let (events, received) = mpsc::unbounded_channel();
+        self.commands.send(Command::Generate { id, request, events }).map_err(|_| Error::unavailable())?;
+        Ok(Generation { id, events: received, commands: self.commands.clone(), ended: false })
+    }
+
+    /// How many tokens this text is. Control tokens that are spelled in it count as one each. A text that is
+    /// certainly longer than the context gets a lower bound, which is not less than the context.
+    pub async fn count_tokens(&self, text: &str) -> Result<u32, Error> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let (answer, count) = oneshot::channel();
+        self.commands.send(Command::Count { id, text: text.to_owned(), answer }).map_err(|_| Error::unavailable())?;
+        count.await.map_err(|_| Error::unavailable())
+    }
+
+    /// Process id of the engine, while there is one that is ready.
+    pub fn pid(&self) -> Option<u32> {
+        match &*self.state.borrow() {
+            State::Ready { pid, .. } => Some(*pid),
+            State::Starting => None,
+        }
+    }
+
+    /// How often it was started again.
+    pub fn restarts(&self) -> u64 {
+        match &*self.state.borrow() {
+            State::Ready { restarts, .. } => *restarts,
+            State::Starting => 0,
+        }
+    }
+
+    /// Waits until there is an engine that is ready.
+    pub async fn wait_ready(&self) -> Result<Hello, Error> {
+        let mut state = self.state.clone();
+        let ready =
+            state.wait_for(|state| matches!(state, State::Ready { .. })).await.map_err(|_| Error::unavailable())?;
+        match &*ready {
+            State::Ready { hello, .. } => Ok(hello.as_ref().clone()),
+            State::Starting => Err(Error::unavailable()),
+        }
+    }
+}
+
+/// A running answer. Dropping it cancels it within one step of the engine.
+#[derive(Debug)]
+pub struct Generation {
+    id: u64,
+    events: mpsc::UnboundedReceiver<EngineEvent>,
+    commands: mpsc::UnboundedSender<Command>,
+    ended: bool,
+}
+
+impl Generation {
+    /// The next event; `None` after the last one. Safe to give up halfway (in a `select!`).
+    pub async fn recv(&mut self) -> Option<EngineEvent> {
+        std::future::poll_fn(|context| self.poll_recv(context)).await
+    }
+
+    /// Ends the answer early; what was generated until then still arrives, and `Done` with `Cancelled`.
+    pub fn cancel(&self) {
+        // An error means that the engine and all that ran on it are gone already.
+        let _ = self.commands.send(Command::Cancel { id: self.id });
+    }
+
+    fn poll_recv(&mut self, context: &mut std::task::Context<'_>) -> std::task::Poll<Option<EngineEvent>> {
+        if self.ended {
+            return std::task::Poll::Ready(None);
+        }
+        self.events.poll_recv(context).map(|event| {
+            // The supervisor ends every answer with its last event; without one it is gone itself.
+            let event = event.unwrap_or_else(supervise::engine_died);
+            self.ended = event.is_last();
+            Some(event)
+        })
+    }
+}
+
+impl futures::Stream for Generation {
+    type Item = EngineEvent;
+
+    fn poll_next(
+        mut self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<EngineEvent>> {
+        self.poll_recv(context)
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        if !self.ended {
+            let _ = self.commands.send(Command::Forget { id: self.id });
+        }
+    }
+}

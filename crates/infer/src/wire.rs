@@ -1,0 +1,290 @@
+//! The frames between a node and its engine.
+//!
+//! A frame is its length in bytes (u32, little endian) and one JSON object of that length. Both
+//! sides parse strictly: a field or a kind that one of them does not know is an error, because the
+//! two always come from one build (a lease names their code by one CID).
+//!
+//! JSON and not a binary format: a frame carries tens of bytes per token, and one can read a dump of it.
+
+use std::io::{self, Read, Write};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// Longest frame either side accepts, in bytes. A request's body is at most 1 MiB; escaping its
+/// control characters in JSON (`\u0000`) makes it at most six times longer.
+pub const FRAME_BYTES_MAX: usize = 8 << 20;
+
+/// Bytes of the length that precedes each frame.
+pub const HEADER_BYTES: usize = 4;
+
+/// What one request asks of the model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Generate {
+    /// The whole prompt, already rendered by the model's template. Text that spells a control token becomes that token.
+    pub prompt: String,
+    /// Whether the tokenizer puts the model's own first token before it; false where the template did.
+    pub add_bos: bool,
+    /// Most tokens to generate, at least 1. The context's end also ends an answer.
+    pub max_tokens: u32,
+    /// 0 is greedy: always the likeliest token, the first of equals. Finite, not negative.
+    pub temperature: f32,
+    /// Smallest set of likeliest tokens whose probabilities reach this is sampled from; 1 is all of them.
+    pub top_p: f32,
+    /// Only that many likeliest tokens are sampled from; 0 is all of them.
+    pub top_k: u32,
+    /// The engine has no chance of its own: equal seeds give equal answers.
+    pub seed: u64,
+    /// The answer ends before the first of these that appears in it. None is empty.
+    pub stop: Vec<String>,
+}
+
+/// Node to engine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum ToEngine {
+    /// Start an answer. `id` is the connection's own choice and must not be in use on it.
+    Generate { id: u64, request: Generate },
+    /// Stop it within one step. An id that is not running is ignored: it may just have ended.
+    Cancel { id: u64 },
+    /// How many tokens is this text (control tokens spelled in it count as one)? What is certainly longer than
+    /// the context is not counted: the answer is then a lower bound, and itself at least the context.
+    Tokenize { id: u64, text: String },
+}
+
+/// What the engine says of itself, first on every connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hello {
+    /// `general.name` of the model file, or the file's name.
+    pub model_name: String,
+    /// Tokens that one request may use, prompt and answer together.
+    pub n_ctx: u32,
+    /// The context the model was trained with, in tokens.
+    pub n_ctx_train: u32,
+    /// Requests that decode side by side.
+    pub slots: u32,
+    /// The model's own Jinja template, if its file has one.
+    pub chat_template: Option<String>,
+    /// Text of the tokens that open and close a sequence; empty where the model has none.
+    pub bos: String,
+    pub eos: String,
+    /// Engine and library versions. Equal answers are promised only for equal build, `isa` and `threads`.
+    pub engine_build: String,
+    /// Instruction sets that the arithmetic was compiled for, such as `avx2,fma`.
+    pub isa: String,
+    pub threads: u32,
+    /// What confines the engine, such as `landlock full, seccomp, rlimits`; for logs.
+    pub confinement: String,
+}
+
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Finish {
+    /// The model ended its turn, or a stop string appeared.
+    Stop,
+    /// `max_tokens` or the context's end.
+    Length,
+    /// The node asked for it.
+    Cancelled,
+}
+
+impl Finish {
+    /// The word of OpenAI's `finish_reason`. Nobody is left to read the reason of a cancelled answer.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Finish::Stop => "stop",
+            Finish::Length => "length",
+            Finish::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// Why there is no answer, by what the node does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureKind {
+    /// The queue is full: try again in a moment (503).
+    Busy,
+    /// The engine's process ended: it comes back by itself, try again (503). Said by the client, never by the engine.
+    EngineDied,
+    /// The prompt does not leave room for one token: shorten it (400).
+    TooLong,
+    /// The request breaks the rules of this file: a bug of the node (500).
+    Invalid,
+    /// The model could not be run: file a bug (500).
+    Internal,
+}
+
+impl FailureKind {
+    /// Whether the same request may well succeed a moment later.
+    pub fn is_transient(self) -> bool {
+        matches!(self, FailureKind::Busy | FailureKind::EngineDied)
+    }
+
+    /// The kind as the wire spells it, for logs and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            FailureKind::Busy => "busy",
+            FailureKind::EngineDied => "engine_died",
+            FailureKind::TooLong => "too_long",
+            FailureKind::Invalid => "invalid",
+            FailureKind::Internal => "internal",
+        }
+    }
+}
+
+/// Engine to node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum FromEngine {
+    Hello(Hello),
+    /// In the queue; comes once, before any tokens.
+    Accepted {
+        id: u64,
+        prompt_tokens: u32,
+    },
+    /// More text, cut at a UTF-8 boundary, and how many tokens it stands for.
+    Tokens {
+        id: u64,
+        text: String,
+        count: u32,
+    },
+    /// The end. The counts of all `Tokens` sum to `completion_tokens`; the token that ends a turn is not counted.
+    Done {
+        id: u64,
+        finish: Finish,
+        prompt_tokens: u32,
+        completion_tokens: u32,
+    },
+    /// The end, without success; nothing follows for this id.
+    Failed {
+        id: u64,
+        kind: FailureKind,
+        message: String,
+    },
+    Tokenized {
+        id: u64,
+        count: u32,
+    },
+}
+
+/// A frame's bytes, header included. Fails if the message is longer than [`FRAME_BYTES_MAX`].
+pub fn encode<T: Serialize>(message: &T) -> io::Result<Vec<u8>> {
+    let mut frame = vec![0; HEADER_BYTES];
+    serde_json::to_writer(&mut frame, message)?;
+    let length = frame.len() - HEADER_BYTES;
+    let header = match u32::try_from(length) {
+        Ok(header) if length <= FRAME_BYTES_MAX => header,
+        _ => return Err(too_long(length)),
+    };
+    frame[..HEADER_BYTES].copy_from_slice(&header.to_le_bytes());
+    Ok(frame)
+}
+
+/// The length that a header announces, in bytes, checked before anything is allocated.
+pub fn body_length(header: [u8; HEADER_BYTES]) -> io::Result<usize> {
+    let length = usize::try_from(u32::from_le_bytes(header)).unwrap_or(usize::MAX);
+    if length > FRAME_BYTES_MAX {
+        return Err(too_long(length));
+    }
+    Ok(length)
+}
+
+/// The message in a frame's body.
+pub fn decode<T: DeserializeOwned>(body: &[u8]) -> io::Result<T> {
+    serde_json::from_slice(body).map_err(|error| {
+        io::Error::new(io::ErrorKind::InvalidData, format!("frame of {} bytes does not parse: {error}", body.len()))
+    })
+}
+
+/// Reads one frame. `None` at the stream's end between two frames; an end inside of one is an error.
+pub fn read<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<Option<T>> {
+    let mut header = [0; HEADER_BYTES];
+    let first = loop {
+        match from.read(&mut header[..1]) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => break other?,
+        }
+    };
+    if first == 0 {
+        return Ok(None);
+    }
+    from.read_exact(&mut header[1..])?;
+    let mut body = vec![0; body_length(header)?];
+    from.read_exact(&mut body)?;
+    decode(&body).map(Some)
+}
+
+/// Writes one frame.
+pub fn write<T: Serialize>(to: &mut impl Write, message: &T) -> io::Result<()> {
+    to.write_all(&encode(message)?)
+}
+
+fn too_long(length: usize) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!("frame of {length} bytes is longer than the {FRAME_BYTES_MAX} allowed"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_comes_back_as_it_was_sent() {
+        let sent = ToEngine::Generate {
+            id: 7,
+            request: Generate {
+                prompt: "Grüße, \u{0} \u{1F980}".into(),
+                add_bos: true,
+                max_tokens: 3,
+                temperature: 0.7,
+                top_p: 0.95,
+                top_k: 40,
+                seed: u64::MAX,
+                stop: vec!["\n\n".into()],
+            },
+        };
+        let mut bytes = Vec::new();
+        write(&mut bytes, &sent).unwrap();
+        write(&mut bytes, &ToEngine::Cancel { id: 7 }).unwrap();
+        let mut stream = bytes.as_slice();
+        assert_eq!(read(&mut stream).unwrap(), Some(sent));
+        assert_eq!(read(&mut stream).unwrap(), Some(ToEngine::Cancel { id: 7 }));
+        assert_eq!(read::<ToEngine>(&mut stream).unwrap(), None);
+    }
+
+    #[test]
+    fn what_is_not_a_frame_is_refused() {
+        let refused = |bytes: &[u8]| read::<ToEngine>(&mut &bytes[..]).unwrap_err().to_string();
+        let framed = |body: &str| {
+            let mut bytes = u32::try_from(body.len()).unwrap().to_le_bytes().to_vec();
+            bytes.extend(body.as_bytes());
+            bytes
+        };
+        expect_test::expect![[r#"
+            frame of 4294967295 bytes is longer than the 8388608 allowed
+            failed to fill whole buffer
+            failed to fill whole buffer
+            frame of 2 bytes does not parse: expected value at line 1 column 2
+            frame of 28 bytes does not parse: unknown field `why`, expected `id` at line 1 column 23
+            frame of 17 bytes does not parse: unknown variant `sing`, expected one of `generate`, `cancel`, `tokenize` at line 1 column 7
+        "#]]
+        .assert_eq(
+            &[
+                refused(&[0xff; 4]),
+                refused(&[1, 0]),
+                refused(&[9, 0, 0, 0, b'{']),
+                refused(&framed("{}")),
+                refused(&framed(r#"{"cancel":{"id":1,"why":""}}"#)),
+                refused(&framed(r#"{"sing":{"id":1}}"#)),
+            ]
+            .map(|line| line + "\n")
+            .concat(),
+        );
+    }
+}

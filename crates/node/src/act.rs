@@ -1,0 +1,338 @@
+//! Doing what the life decided: each output of `economy::Agent` becomes one typed call to the treasury.
+//!
+//! The list is closed, and nothing here reads a request, a prompt or an answer.
+//! Every call is guarded by what the contract allows once, so a repetition after a crash changes nothing.
+
+use crate::checkpoint::{self, Committed, Draft};
+use crate::context::Context;
+use crate::error::Error;
+use crate::main_loop::{Event, Node};
+use crate::moving::chain_of;
+use crate::replicate::{self, Segment};
+use crate::shared::Bulletin;
+use alloy::primitives::{Address, B256, Bytes, U256, keccak256};
+use chain::Outcome as Sent;
+use chain::treasury::calls;
+use economy::{Outcome, Output, OutputId};
+use journal::crash_point;
+use std::sync::Arc;
+use store::seal::Recipient;
+
+/// Records in one segment, in bytes before sealing.
+const SEGMENT_RECORDS_MAX: u64 = 20_000;
+
+/// Starts `output`. Its end comes back as `Event::Acted` under the same id.
+pub fn perform(node: &mut Node, id: OutputId, output: Output) {
+    let Some(news) = &node.news else { return };
+    let state = &news.state;
+    match output {
+        Output::Rent { offer, term, prepay } => {
+            let call = calls::rent(offer, term, prepay.0);
+            send(&node.cx, id, "rent", call, || crash_point!("rent.sent"));
+        }
+        Output::TopUp { lease, amount } => {
+            let call = calls::top_up(lease, amount.0);
+            send(&node.cx, id, "top-up", call, || crash_point!("topup.sent"));
+        }
+        Output::Release { lease } => send(&node.cx, id, "release", calls::release(lease), || ()),
+        Output::Heartbeat { standby_answered } => {
+            let root = node.live.as_ref().map_or(B256::ZERO, receipts_root);
+            let instance = keccak256(node.cx.me());
+            send(&node.cx, id, "heartbeat", calls::heartbeat(instance, root, standby_answered), || ());
+        }
+        Output::Checkpoint => start_checkpoint(node, id),
+        Output::Announce { lease } => {
+            send(&node.cx, id, "announce", calls::announce(lease), || crash_point!("handover.announced"));
+        }
+        Output::Handover { lease, valid_until } => {
+            let cut = node.live.as_ref().map_or(0, |l| l.durable);
+            let call = calls::handover(lease, state.checkpointSeq, cut, valid_until);
+            send(&node.cx, id, "handover", call, || crash_point!("handover.sent"));
+        }
+        Output::Refuel => send(&node.cx, id, "refuel", calls::refuel(), || ()),
+        Output::Refund { payer, nonce, amount } => {
+            let call = calls::refund_exact(Address::from(payer), B256::from(nonce), amount.0);
+            send(&node.cx, id, "refund", call, || ());
+        }
+        Output::WindDown => {
+            send(&node.cx, id, "wind-down", calls::wind_down(), || crash_point!("winddown.sent"));
+        }
+        Output::Close => send(&node.cx, id, "close", calls::close(), || crash_point!("close.sent")),
+        Output::Serve { price } => node.shared.sell_at(price),
+        Output::StopServing { why } => {
+            tracing::info!(%why, "not selling");
+            node.shared.stop_selling(why.to_string());
+            crate::ask::say_what_is_owed(node);
+        }
+        Output::Note(note) => {
+            tracing::info!("{note}");
+            if let Some(line) = node.live.as_ref().and_then(|l| l.state.log.of_record(id.lsn, id.index)) {
+                node.shared.tell(Bulletin::Line(line.clone()));
+            }
+        }
+        Output::WakeAt(at) => {
+            if let Some(live) = &mut node.live {
+                live.wake_at = at;
+            }
+        }
+    }
+}
+
+/// One transaction by the operator key to the treasury. `sent` is a crash point: reached once the call left.
+fn send(cx: &Arc<Context>, id: OutputId, label: &'static str, call: Bytes, sent: fn()) {
+    let cx = cx.clone();
+    let tx = chain::Tx::call(cx.config.treasury, call, label);
+    let waiting = cx.operator.submit(tx);
+    tokio::spawn(async move {
+        sent();
+        let outcome = outcome_of(label, waiting.await);
+        cx.tell(Event::Acted { id, outcome }).await;
+    });
+}
+
+fn outcome_of(label: &str, sent: Sent) -> Outcome {
+    match sent {
+        Sent::Done { block, .. } => Outcome::Done { block },
+        Sent::Reverted { revert, .. } => {
+            tracing::info!(label, why = revert.text, "the treasury refused");
+            Outcome::Failed { reason: revert.text }
+        }
+        Sent::NeverSent { reason } => {
+            tracing::info!(label, reason, "not sent");
+            Outcome::Failed { reason }
+        }
+        Sent::Unknown { txs } => {
+            tracing::warn!(label, ?txs, "nobody knows yet whether it happened");
+            Outcome::Unknown
+        }
+    }
+}
+
+/// Merkle-free digest of all receipts so far: a running commitment. The day's tree comes with payments.
+fn receipts_root(live: &crate::live::Live) -> B256 {
+    B256::from(live.state.receipts_digest())
+}
+
+// ---- checkpoints ----
+
+fn start_checkpoint(node: &mut Node, id: OutputId) {
+    let (Some(news), Some(live)) = (&node.news, &node.live) else { return };
+    let draft = Draft {
+        epoch: news.state.epoch,
+        seq: news.state.checkpointSeq + 1,
+        prev: news.state.checkpointDigest,
+        lsn: live.journal.next_lsn() - 1,
+        at: news.head.timestamp,
+        state: live.state.encode(),
+        ring: live.ring.clone(),
+        conversations: live.state.conversations.cids().map(str::to_owned).collect(),
+    };
+    let cx = node.cx.clone();
+    tokio::spawn(async move {
+        let prepared = match checkpoint::prepare(cx.clone(), draft).await {
+            Ok(prepared) => prepared,
+            Err(e) => {
+                let reason = chain_of(&e);
+                tracing::warn!(reason, "no checkpoint");
+                cx.tell(Event::Acted { id, outcome: Outcome::Failed { reason } }).await;
+                return;
+            }
+        };
+        let call = calls::commit(prepared.seq, prepared.digest, prepared.prev, prepared.acks);
+        let tx = chain::Tx::call(cx.config.treasury, call, "commit");
+        let sent = cx.operator.submit(tx).await;
+        crash_point!("checkpoint.committed");
+        match sent {
+            Sent::Done { block, .. } => {
+                let committed = Committed { seq: prepared.seq, digest: prepared.digest, lsn: prepared.lsn };
+                cx.tell(Event::Committed { id, block, committed, key: prepared.key }).await;
+            }
+            other => {
+                let outcome = outcome_of("commit", other);
+                cx.tell(Event::Acted { id, outcome }).await;
+            }
+        }
+    });
+}
+
+// ---- shipping ----
+
+/// Sends what is durable and not yet replicated, one segment at a time.
+pub fn ship(node: &mut Node) {
+    let Some(news) = &node.news else { return };
+    let epoch = news.state.epoch;
+    let Some(live) = &mut node.live else { return };
+    let Some(digest) = live.sealing_for else { return };
+    let shipping = &live.shipping;
+    if !shipping.known || shipping.in_flight || live.durable <= shipping.replicated_lsn {
+        return;
+    }
+    let Some(Ok(identity)) = live.ring.of_checkpoint(&digest) else { return };
+    let recipient: Recipient = identity.recipient();
+    let first_lsn = shipping.replicated_lsn + 1;
+    let last_lsn = live.durable.min(first_lsn + SEGMENT_RECORDS_MAX - 1);
+    let records = match live.journal.export(first_lsn, last_lsn) {
+        Ok(records) => records,
+        Err(e) => {
+            tracing::error!(error = %e, "records to ship cannot be read back");
+            return;
+        }
+    };
+    let segment =
+        Segment { epoch, index: shipping.next_index, first_lsn, last_lsn, prev: shipping.prev, recipient, records };
+    live.shipping.in_flight = true;
+    let cx = node.cx.clone();
+    tokio::spawn(async move {
+        let shipped = replicate::ship(cx.clone(), segment).await;
+        cx.tell(Event::Shipped(shipped)).await;
+    });
+}
+
+/// After a start: the chain of headers goes on where the stewards hold it.
+pub fn learn_shipping(node: &Node) {
+    let cx = node.cx.clone();
+    let last_lsn = node.live.as_ref().map_or(0, |l| l.durable);
+    tokio::spawn(async move {
+        loop {
+            match replicate::headers(&cx, 0).await {
+                Ok(headers) => {
+                    // One chain over the whole life: it goes on behind the last header whose records are here.
+                    let last = headers.iter().filter(|h| h.last_lsn <= last_lsn).max_by_key(|h| (h.last_lsn, h.epoch));
+                    let event = Event::ShippingKnown {
+                        next_index: last.map_or(0, |h| h.index + 1),
+                        prev: last.map(|h| h.cid),
+                        replicated_lsn: last.map_or(0, |h| h.last_lsn),
+                    };
+                    cx.tell(event).await;
+                    return;
+                }
+                Err(e) => {
+                    tracing::warn!(error = %chain_of(&e), "the stewards do not say what they hold: asking again");
+                    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+                }
+            }
+        }
+    });
+}
+
+/// Is the standby's node alive and able? Asked about once a second.
+pub fn ask_standby(node: &mut Node) {
+    let now_ms = crate::fence::boottime_ms();
+    if now_ms.saturating_sub(node.standby_asked_ms) < 1_000 {
+        return;
+    }
+    let Some(news) = &node.news else { return };
+    let Some(standby) = news.standby.as_ref().map(|l| &l.lease) else { return };
+    if standby.endpoint.is_empty() {
+        return;
+    }
+    node.standby_asked_ms = now_ms;
+    let lease = news.state.standbyLease.saturating_to::<u64>();
+    let url = format!("{}/peer/able", standby.endpoint);
+    let cx = node.cx.clone();
+    tokio::spawn(async move {
+        #[derive(serde::Deserialize)]
+        struct Able {
+            lease: u64,
+            ready: bool,
+        }
+        if let Ok(able) = cx.http.get_json::<Able>(&url).await
+            && able.lease == lease
+        {
+            cx.tell(Event::Standby { lease, ready: able.ready }).await;
+        }
+    });
+}
+
+/// Keeps the relay known to the treasury and fuelled. Idempotent, so it is not a decision of the life.
+pub fn housekeeping(node: &mut Node) {
+    let now_ms = crate::fence::boottime_ms();
+    let Some(news) = &node.news else { return };
+    let relay = node.cx.keys.relay.address();
+    let poor = news.relay_wei < U256::from(node.cx.birth.policy.gasTarget / 2);
+    if (news.state.relay == relay && !poor) || now_ms.saturating_sub(node.relay_asked_ms) < 15_000 {
+        return;
+    }
+    node.relay_asked_ms = now_ms;
+    let set = news.state.relay != relay;
+    let cx = node.cx.clone();
+    tokio::spawn(async move {
+        let call = |data, label| chain::Tx::call(cx.config.treasury, data, label);
+        if set {
+            let sent = cx.operator.submit(call(calls::set_relay(relay), "set relay")).await;
+            if !matches!(sent, Sent::Done { .. }) {
+                tracing::info!(?sent, "the relay is not set yet");
+                return;
+            }
+        }
+        let sent = cx.operator.submit(call(calls::refuel(), "refuel")).await;
+        if !matches!(sent, Sent::Done { .. }) {
+            tracing::info!(?sent, "no fuel for the relay yet");
+        }
+    });
+}
+
+impl Node {
+    pub(crate) fn on_committed(
+        &mut self,
+        id: OutputId,
+        block: u64,
+        committed: Committed,
+        key: crate::memory::MemoryKey,
+    ) -> crate::error::Result<()> {
+        self.life(economy::Input::Done { id, outcome: Outcome::Done { block } })?;
+        let Some(live) = &mut self.live else { return Ok(()) };
+        live.ring.add(key);
+        live.sealing_for = Some(committed.digest.0);
+        // Records up to the checkpoint are in the store inside its snapshot.
+        live.replicated(committed.lsn);
+        tracing::info!(seq = committed.seq, lsn = committed.lsn, "checkpoint acknowledged and on chain");
+        // The local snapshot is taken of now, not of then: it only has to be consistent with its own number.
+        let lsn = live.journal.next_lsn() - 1;
+        let state = live.state.encode();
+        if let Err(e) = live.journal.write_snapshot(lsn, &state) {
+            return Err(Error::retry("the local snapshot cannot be written").caused_by(e));
+        }
+        self.release_replicated();
+        Ok(())
+    }
+
+    pub(crate) fn on_shipped(&mut self, shipped: crate::error::Result<replicate::Shipped>) {
+        let Some(live) = &mut self.live else { return };
+        live.shipping.in_flight = false;
+        match shipped {
+            Ok(shipped) => {
+                live.shipping.next_index = shipped.index + 1;
+                live.shipping.prev = Some(shipped.cid);
+                live.replicated(shipped.last_lsn);
+                self.release_replicated();
+            }
+            Err(e) => tracing::warn!(error = %chain_of(&e), "a segment is not replicated yet"),
+        }
+    }
+
+    pub(crate) fn on_shipping_known(&mut self, next_index: u64, prev: Option<store::cid::Cid>, replicated_lsn: u64) {
+        if let Some(live) = &mut self.live {
+            live.shipping.known = true;
+            live.shipping.next_index = next_index;
+            live.shipping.prev = prev;
+            // Records before the journal's first came inside a checkpoint.
+            live.replicated(replicated_lsn.max(live.journal.first_lsn() - 1));
+        }
+        self.release_replicated();
+    }
+
+    /// First bytes that waited for replication because the exposure was at its bound.
+    fn release_replicated(&mut self) {
+        let Some(live) = &self.live else { return };
+        let (replicated, room) = (live.shipping.replicated_lsn, live.exposure() < self.cx.manifest.exposure_uusdc_max);
+        let waiting = std::mem::take(&mut self.waiting_for_replication);
+        for (lsn, reply) in waiting {
+            if lsn <= replicated || room {
+                reply();
+            } else {
+                self.waiting_for_replication.push((lsn, reply));
+            }
+        }
+    }
+}

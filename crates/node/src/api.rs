@@ -1,0 +1,123 @@
+//! The agent's HTTP surface. One file a route; paid routes go through [`sale`].
+
+mod chat;
+mod dashboard;
+mod events;
+mod models;
+mod peer;
+mod problem;
+mod read;
+mod responses;
+mod sale;
+
+use crate::context::Context;
+use crate::main_loop::{Event, Node};
+use crate::shared::{Role, Shared};
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::http::{HeaderValue, Uri, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Redirect, Response};
+use axum::routing::{get, post};
+use pay::Seller;
+use problem::Problem;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// Largest request body, bytes: a prompt that fills any context of today's small models.
+const BODY_BYTES_MAX: usize = 1 << 20;
+/// How long a request waits for this node to become active, during a move.
+const BECOMING_ACTIVE: Duration = Duration::from_secs(5);
+
+/// What every handler gets.
+#[derive(Clone)]
+pub struct Api {
+    pub cx: Arc<Context>,
+    pub shared: Arc<Shared>,
+    pub seller: Arc<Seller>,
+}
+
+pub fn router(cx: Arc<Context>, shared: Arc<Shared>) -> Router {
+    let seller = Arc::new(sale::seller(&cx));
+    let api = Api { cx, shared, seller };
+    Router::new()
+        .route("/", get(dashboard::page))
+        .route("/v1/chat/completions", post(chat::complete).get(chat::terms))
+        .route("/v1/responses", post(responses::respond).get(responses::terms))
+        .route("/v1/responses/{id}", get(responses::read).delete(responses::delete))
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{id}", get(models::one))
+        .route("/status", get(read::status))
+        .route("/receipts/{id}", get(read::receipt))
+        .route("/log", get(read::log))
+        .route("/history", get(read::history))
+        .route("/metrics", get(read::metrics))
+        .route("/health/live", get(read::live))
+        .route("/health/ready", get(read::ready))
+        .route("/events", get(events::stream))
+        .route("/peer/able", get(peer::able))
+        .route("/peer/key", post(peer::key))
+        .route("/peer/tail", get(peer::tail))
+        .route("/peer/delivered", post(peer::delivered))
+        .fallback(|uri: Uri| async move { Problem::for_not_found(format!("there is nothing at {}", uri.path())) })
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(middleware::map_response(open_to_browsers))
+        .layer(middleware::from_fn(log_refusals))
+        .with_state(api)
+}
+
+/// Any page may read the agent's public surface, and see the payment headers: it holds no session and no cookie.
+async fn open_to_browsers(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+    headers.insert(
+        header::ACCESS_CONTROL_EXPOSE_HEADERS,
+        HeaderValue::from_static("PAYMENT-REQUIRED, PAYMENT-RESPONSE, X-Request-Id, Location"),
+    );
+    response
+}
+
+async fn log_refusals(request: axum::extract::Request, next: Next) -> Response {
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let response = next.run(request).await;
+    if response.status().is_server_error() {
+        tracing::warn!(%method, path, status = response.status().as_u16(), "refused");
+    }
+    response
+}
+
+impl Api {
+    /// Asks the main loop to look something up.
+    async fn look<T: Send + 'static>(&self, read: impl FnOnce(&Node) -> T + Send + 'static) -> Result<T, Problem> {
+        let (reply, answer) = oneshot::channel();
+        let event = Event::Look(Box::new(move |node| {
+            // The reader may have hung up.
+            let _ = reply.send(read(node));
+        }));
+        self.cx.tell(event).await;
+        answer.await.map_err(|_| Problem::for_unavail("the node is stopping", 5))
+    }
+
+    /// Lets a request for the agent through only where the agent is. Elsewhere: 308 to its address, or 503.
+    async fn here(&self, path: &str) -> Result<(), Response> {
+        let mut roles = self.shared.roles();
+        let settled = |role: &Role| matches!(role, Role::Active | Role::Draining | Role::Ended);
+        let role = match tokio::time::timeout(BECOMING_ACTIVE, roles.wait_for(settled)).await {
+            Ok(Ok(role)) => *role,
+            _ => self.shared.role(),
+        };
+        if role == Role::Active {
+            return Ok(());
+        }
+        let elsewhere = self
+            .shared
+            .moved()
+            .or_else(|| self.shared.status().and_then(|s| s.active_url.clone()))
+            .filter(|url| *url != self.cx.config.public_url);
+        match elsewhere {
+            Some(url) => Err(Redirect::permanent(&format!("{url}{path}")).into_response()),
+            None => Err(Problem::for_unavail(format!("this node is {role}; ask again shortly"), 2).into_response()),
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! HTTP errors: `{error: {code, message, request_id}}`. The status follows who must act.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use infer::api::ApiError;
+use serde_json::Value;
+
+/// A refusal that tells the caller what to do; the inner story goes to the log.
+#[derive(Debug)]
+pub struct Problem(ApiError);
+
+impl Problem {
+    pub fn for_not_found(message: impl Into<String>) -> Self {
+        Self(ApiError { status: 404, code: "not_found", message: message.into(), param: None, retry_after_secs: None })
+    }
+
+    pub fn for_forbidden(message: impl Into<String>) -> Self {
+        Self(ApiError { status: 403, code: "forbidden", message: message.into(), param: None, retry_after_secs: None })
+    }
+
+    pub fn for_conflict(code: &'static str, message: impl Into<String>) -> Self {
+        Self(ApiError { status: 409, code, message: message.into(), param: None, retry_after_secs: None })
+    }
+
+    pub fn for_unavail(message: impl Into<String>, retry_after_secs: u32) -> Self {
+        Self(ApiError::for_unavail("unavailable", message, retry_after_secs))
+    }
+
+    pub fn for_internal(inner: impl std::fmt::Display) -> Self {
+        tracing::error!(%inner, "internal error");
+        Self(ApiError::for_internal())
+    }
+
+    pub fn api(&self) -> &ApiError {
+        &self.0
+    }
+}
+
+impl From<ApiError> for Problem {
+    fn from(error: ApiError) -> Self {
+        Self(error)
+    }
+}
+
+/// A short id under which the log and the caller speak of the same refusal.
+pub fn fresh_id(prefix: &str) -> String {
+    format!("{prefix}{}", hex::encode(rand::random::<[u8; 12]>()))
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let request_id = fresh_id("req_");
+        let status = StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let body: Value = self.0.to_json(&request_id);
+        let mut response = (status, Json(body)).into_response();
+        if let Some(secs) = self.0.retry_after_secs {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(secs));
+        }
+        if let Ok(id) = HeaderValue::from_str(&request_id) {
+            response.headers_mut().insert("x-request-id", id);
+        }
+        response
+    }
+}

@@ -1,0 +1,147 @@
+//! What anybody may read for nothing: status, receipts, the log of the life, metrics.
+
+use super::Api;
+use super::problem::Problem;
+use crate::shared::Role;
+use crate::status::Status;
+use axum::Json;
+use axum::extract::{Path, Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::fmt::Write;
+use std::sync::Arc;
+
+pub async fn status(State(api): State<Api>) -> Result<Json<Arc<Status>>, Problem> {
+    api.shared.status().map(Json).ok_or_else(|| Problem::for_unavail("no block of the chain has been read yet", 1))
+}
+
+pub async fn receipt(State(api): State<Api>, Path(id): Path<String>) -> Result<Response, Response> {
+    let found = api
+        .look({
+            let id = id.clone();
+            move |node| node.live.as_ref().and_then(|l| l.state.receipts.get(&id).cloned())
+        })
+        .await
+        .map_err(IntoResponse::into_response)?;
+    match found {
+        Some(json) => Ok(([(header::CONTENT_TYPE, "application/json")], json).into_response()),
+        None if api.shared.role() == Role::Active => {
+            Err(Problem::for_not_found(format!("there is no receipt `{id}`")).into_response())
+        }
+        None => {
+            api.here(&format!("/receipts/{id}")).await?;
+            Err(Problem::for_not_found(format!("there is no receipt `{id}`")).into_response())
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogQuery {
+    after: Option<u64>,
+    last: Option<usize>,
+}
+
+#[derive(Serialize)]
+struct Line {
+    seq: u64,
+    at: u64,
+    block: u64,
+    kind: String,
+    text: String,
+}
+
+pub async fn log(State(api): State<Api>, Query(query): Query<LogQuery>) -> Result<Json<Value>, Problem> {
+    let lines: Vec<Line> = api
+        .look(move |node| {
+            let Some(live) = &node.live else { return Vec::new() };
+            let log = &live.state.log;
+            let line = |l: &crate::history::LogLine| Line {
+                seq: l.seq,
+                at: l.at,
+                block: l.block,
+                kind: l.kind.clone(),
+                text: l.text.clone(),
+            };
+            match (query.after, query.last) {
+                (Some(after), _) => log.after(after).map(line).collect(),
+                (None, last) => log.last(last.unwrap_or(200)).map(line).collect(),
+            }
+        })
+        .await?;
+    Ok(Json(json!({ "events": lines })))
+}
+
+pub async fn history(State(api): State<Api>) -> Result<Json<Value>, Problem> {
+    let samples = api
+        .look(|node| {
+            let samples = node.live.as_ref().map(|l| l.state.history.samples().to_vec()).unwrap_or_default();
+            samples
+                .iter()
+                .map(|s| {
+                    json!({
+                        "at": s.at,
+                        "balance_uusdc": s.balance.to_string(),
+                        "earned_uusdc": s.earned.to_string(),
+                        "rent_uusdc": s.rent.to_string(),
+                    })
+                })
+                .collect::<Vec<_>>()
+        })
+        .await?;
+    Ok(Json(Value::Array(samples)))
+}
+
+pub async fn metrics(State(api): State<Api>) -> Result<Response, Problem> {
+    let mut text = String::new();
+    if let Some(status) = api.shared.status() {
+        let amounts = [
+            ("balance_uusdc", &status.balance_uusdc),
+            ("escrow_uusdc", &status.escrow_uusdc),
+            ("earned_uusdc_total", &status.earned_uusdc),
+            ("rent_uusdc_total", &status.rent_uusdc),
+            ("gifts_uusdc_total", &status.gifts_uusdc),
+            ("refunds_uusdc_total", &status.refunds_uusdc),
+            ("exposure_uusdc", &status.exposure_uusdc),
+        ];
+        for (name, value) in amounts {
+            let _ = writeln!(text, "vivarium_{name} {value}");
+        }
+        let numbers = [
+            ("epoch", status.epoch),
+            ("block", status.block.number),
+            ("checkpoint_seq", status.checkpoint.seq),
+            ("requests_served_total", status.requests.served),
+            ("requests_refused_total", status.requests.refused),
+            ("requests_in_flight", status.requests.in_flight),
+            ("ledger_ok", u64::from(status.ledger_ok)),
+            ("active", u64::from(api.shared.role() == Role::Active)),
+        ];
+        for (name, value) in numbers {
+            let _ = writeln!(text, "vivarium_{name} {value}");
+        }
+    }
+    let counts = api.look(|node| node.counts().clone()).await?;
+    for (name, count) in counts {
+        let _ = writeln!(text, "vivarium_main_loop_events_total{{event=\"{name}\"}} {count}");
+    }
+    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response())
+}
+
+/// The process runs.
+pub async fn live() -> StatusCode {
+    StatusCode::OK
+}
+
+/// The agent sells here and now.
+pub async fn ready(State(api): State<Api>) -> Result<&'static str, Problem> {
+    match api.shared.status() {
+        Some(status) if status.selling => Ok("selling\n"),
+        _ => {
+            let why = api.shared.closed_because().unwrap_or_else(|| format!("this node is {}", api.shared.role()));
+            Err(Problem::for_unavail(why, 2))
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! `POST /v1/responses`: with `store: true` the exchange is kept, sealed, and goes on after a move.
+//!
+//! A response's id is not guessable (96 bits of chance) and is the only key to the conversation.
+
+use super::Api;
+use super::chat::headers_without_payment;
+use super::problem::{Problem, fresh_id};
+use super::sale::{BeforeEnd, Form, Order};
+use crate::ask::Ask;
+use crate::conversation::{ConversationInput, Stored, Transcript, Turn};
+use crate::main_loop::Event;
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{Path, State};
+use axum::http::HeaderMap;
+use axum::response::{IntoResponse, Response};
+use infer::Finish;
+use infer::api::{
+    ApiError, Message, ResponseReply, ResponseStream, ResponsesRequest, Role, StreamEvent, Usage,
+};
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+use store::seal;
+use tokio::sync::oneshot;
+
+const ROUTE: &str = "POST /v1/responses";
+/// Longest stored conversation, sealed, bytes.
+const TRANSCRIPT_BYTES_MAX: usize = 8 << 20;
+
+pub async fn respond(State(api): State<Api>, headers: HeaderMap, body: Bytes) -> Response {
+    match answer(&api, &headers, &body).await {
+        Ok(response) | Err(response) => response,
+    }
+}
+
+pub async fn terms(State(api): State<Api>, headers: HeaderMap) -> Response {
+    let body = json!({ "model": api.cx.manifest.model.name, "input": "hello" }).to_string();
+    respond(State(api), headers_without_payment(&headers), Bytes::from(body)).await
+}
+
+async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes) -> Result<Response, Response> {
+    let refuse = |e: ApiError| Problem::from(e).into_response();
+    let request = ResponsesRequest::parse(body).map_err(refuse)?;
+    api.serves_model(&request.model).map_err(refuse)?;
+    api.here("/v1/responses").await?;
+    let before = match &request.previous_response_id {
+        Some(id) => api.transcript(id).await.map_err(IntoResponse::into_response)?,
+        None => Vec::new(),
+    };
+    let messages = conversation(&request, &before).map_err(refuse)?;
+    let prompt = api.render(&messages).map_err(IntoResponse::into_response)?;
+    let order = Order {
+        route: ROUTE,
+        description: "one response",
+        body_digest: Sha256::digest(body).into(),
+        prompt,
+        max_tokens: request.max_output_tokens,
+        stop: Vec::new(),
+        sampling: request.sampling,
+    };
+    let sale = api.sell(headers, order).await?;
+    let reply = ResponseReply {
+        id: fresh_id("resp_"),
+        message_id: fresh_id("msg_"),
+        created_at: api.shared.now(),
+        model: request.model.clone(),
+        request: request.clone(),
+    };
+    let store: Option<BeforeEnd> = request.store.then(|| keep(api.clone(), reply.id.clone(), before, request.clone()));
+    Ok(if request.stream {
+        sale.deliver(Events(ResponseStream::new(reply)), store).await
+    } else {
+        sale.deliver(Whole(reply), store).await
+    })
+}
+
+/// The whole conversation as the model sees it: instructions of this answer, what was said before, the new input.
+fn conversation(request: &ResponsesRequest, before: &[Turn]) -> Result<Vec<Message>, ApiError> {
+    let mut messages = Vec::new();
+    if let Some(instructions) = &request.instructions {
+        messages.push(Message { role: Role::System, content: instructions.clone() });
+    }
+    for turn in before {
+        let role = Role::parse(&turn.role).ok_or_else(ApiError::for_internal)?;
+        messages.push(Message { role, content: turn.content.clone() });
+    }
+    messages.extend(request.input.iter().cloned());
+    if messages.len() > infer::api::MESSAGES_MAX {
+        let message = format!("the conversation has more than {} messages; begin a new one", infer::api::MESSAGES_MAX);
+        return Err(ApiError::for_field("invalid_value", "previous_response_id", message));
+    }
+    Ok(messages)
+}
+
+/// Seals the exchange to the current memory key, stores it, and has its place made durable: all before the last
+/// byte, so that an id in the customer's hands can always be gone on from.
+fn keep(api: Api, id: String, before: Vec<Turn>, request: ResponsesRequest) -> BeforeEnd {
+    Box::new(move |text| {
+        Box::pin(async move {
+            let mut turns = before;
+            turns.extend(
+                request.input.iter().map(|m| Turn { role: m.role.as_str().to_owned(), content: m.content.clone() }),
+            );
+            turns.push(Turn { role: Role::Assistant.as_str().to_owned(), content: text });
+            let transcript = Transcript { response: id.clone(), turns };
+            api.store_transcript(id, &transcript).await.map_err(|problem| problem.api().clone())
+        })
+    })
+}
+
+impl Api {
+    async fn store_transcript(&self, response: String, transcript: &Transcript) -> Result<(), Problem> {
+        let recipient = self
+            .look(|node| node.memory_recipient())
+            .await?
+            .ok_or_else(|| Problem::for_unavail("nothing can be stored before the first checkpoint; try again", 5))?;
+        let plain = transcript.encode().map_err(Problem::for_internal)?;
+        let sealed = seal::seal(&plain, std::slice::from_ref(&recipient)).map_err(Problem::for_internal)?;
+        let cid = self
+            .cx
+            .store
+            .put_bytes(&sealed)
+            .await
+            .map_err(|e| Problem::for_unavail(format!("the content store does not answer: {e}"), 2))?;
+        let stored = Stored { response, cid: cid.to_string(), recipient: recipient.to_string() };
+        self.record(ConversationInput::Store(stored)).await
+    }
+
+    async fn record(&self, input: ConversationInput) -> Result<(), Problem> {
+        let (reply, durable) = oneshot::channel();
+        self.cx.tell(Event::Ask(Box::new(Ask::Keep { input, reply }))).await;
+        durable.await.map_err(|_| Problem::for_unavail("the agent is moving; ask again", 1))
+    }
+
+    /// What was said up to and including response `id`.
+    async fn transcript(&self, id: &str) -> Result<Vec<Turn>, Problem> {
+        let wanted = id.to_owned();
+        let found = self.look(move |node| node.conversation(&wanted)).await?;
+        let (stored, identity) = found.ok_or_else(|| {
+            Problem::from(ApiError::for_not_found(
+                "response_not_found",
+                "previous_response_id",
+                format!("there is no stored response `{id}`; only answers to requests with `store: true` are kept"),
+            ))
+        })?;
+        let cid = store::cid::parse(&stored.cid).map_err(Problem::for_internal)?;
+        let sealed = self
+            .cx
+            .store
+            .get_bytes(&cid, TRANSCRIPT_BYTES_MAX)
+            .await
+            .map_err(|e| Problem::for_unavail(format!("the content store does not answer: {e}"), 2))?;
+        let plain = seal::open(&sealed, &identity, TRANSCRIPT_BYTES_MAX).map_err(Problem::for_internal)?;
+        Ok(Transcript::decode(&plain).map_err(Problem::for_internal)?.turns)
+    }
+}
+
+/// `GET /v1/responses/{id}`: the stored exchange.
+pub async fn read(State(api): State<Api>, Path(id): Path<String>) -> Result<Json<Value>, Response> {
+    api.here(&format!("/v1/responses/{id}")).await?;
+    let turns = api.transcript(&id).await.map_err(IntoResponse::into_response)?;
+    let messages: Vec<Value> = turns.iter().map(|t| json!({ "role": t.role, "content": t.content })).collect();
+    Ok(Json(json!({ "id": id, "object": "response", "messages": messages })))
+}
+
+/// `DELETE /v1/responses/{id}`: forgets where it lies. What that cannot prove is said in the answer.
+pub async fn delete(State(api): State<Api>, Path(id): Path<String>) -> Result<Json<Value>, Response> {
+    api.here(&format!("/v1/responses/{id}")).await?;
+    let wanted = id.clone();
+    let known = api.look(move |node| node.conversation(&wanted).is_some()).await.map_err(IntoResponse::into_response)?;
+    if !known {
+        return Err(Problem::for_not_found(format!("there is no stored response `{id}`")).into_response());
+    }
+    api.record(ConversationInput::Delete { response: id.clone() }).await.map_err(IntoResponse::into_response)?;
+    Ok(Json(json!({
+        "id": id,
+        "object": "response",
+        "deleted": true,
+        "note": "The agent no longer knows where this conversation lies. A host, or a quorum of stewards, that kept a copy of both the sealed object and its key could still read it.",
+    })))
+}
+
+struct Whole(ResponseReply);
+
+impl Form for Whole {
+    fn open(&mut self) -> Vec<Bytes> {
+        Vec::new()
+    }
+    fn delta(&mut self, _: &str) -> Vec<Bytes> {
+        Vec::new()
+    }
+    fn close(&mut self, text: &str, finish: Finish, usage: Usage, extra: Map<String, Value>) -> Vec<Bytes> {
+        vec![self.0.whole(text, finish, usage, extra).to_string().into()]
+    }
+    fn fail(&mut self, error: &ApiError) -> Vec<Bytes> {
+        vec![error.to_json(&self.0.id).to_string().into()]
+    }
+    fn content_type(&self) -> &'static str {
+        "application/json"
+    }
+    fn streams(&self) -> bool {
+        false
+    }
+}
+
+struct Events(ResponseStream);
+
+impl Form for Events {
+    fn open(&mut self) -> Vec<Bytes> {
+        self.0.open().iter().map(StreamEvent::to_sse).collect()
+    }
+    fn delta(&mut self, text: &str) -> Vec<Bytes> {
+        vec![self.0.delta(text).to_sse()]
+    }
+    fn close(&mut self, _: &str, finish: Finish, usage: Usage, extra: Map<String, Value>) -> Vec<Bytes> {
+        self.0.close(finish, usage, extra).iter().map(StreamEvent::to_sse).collect()
+    }
+    fn fail(&mut self, error: &ApiError) -> Vec<Bytes> {
+        vec![self.0.fail(error).to_sse()]
+    }
+    fn content_type(&self) -> &'static str {
+        "text/event-stream"
+    }
+    fn streams(&self) -> bool {
+        true
+    }
+}

@@ -1,0 +1,190 @@
+//! What the HTTP handlers ask of the main loop: reserve a payment, say what was delivered, wait for money.
+//!
+//! A prompt never comes this far: handlers send digests and counts.
+
+use crate::conversation::ConversationInput;
+use crate::error::Result;
+use crate::main_loop::Node;
+use crate::settle::Settlement;
+use crate::state::Recorded;
+use economy::{Input, Owed};
+use journal::crash_point;
+use pay::book::{AbortWhy, BookInput, Decision, Delivery, LimitReached, RequestId, Reservation, Timing};
+use pay::{SettleExact, book};
+use tokio::sync::oneshot;
+
+pub enum Ask {
+    /// A verified payment wants to be served.
+    Reserve { want: Want, reply: oneshot::Sender<Reserved> },
+    /// So many tokens were taken so far.
+    Mark { request: RequestId, tokens: u32 },
+    /// The answer was taken, or part of it.
+    Delivered { request: RequestId, delivery: Delivery },
+    /// Nothing was taken.
+    Aborted { request: RequestId, why: AbortWhy },
+    /// Answered once the outcome of the payment is known.
+    WhenSettled { request: RequestId, reply: oneshot::Sender<Settlement> },
+    /// A conversation was stored or deleted; answered once that is durable.
+    Keep { input: ConversationInput, reply: oneshot::Sender<()> },
+}
+
+/// Everything that a reservation records.
+pub struct Want {
+    pub settlement: SettleExact,
+    pub ask: book::Ask,
+    pub prompt_tokens: u32,
+    pub max_tokens: u32,
+}
+
+/// The answer to `Ask::Reserve`, sent when the record is durable (and replicated, at the exposure's bound).
+#[derive(Debug)]
+pub enum Reserved {
+    /// Serve it. A payer without a settled payment is settled before its first byte.
+    Yes { request: RequestId, known_payer: bool },
+    Replay { request: RequestId },
+    InFlight { request: RequestId },
+    Conflict,
+    /// Sign a new authorisation.
+    Used(&'static str),
+    Refused(LimitReached),
+    /// This node does not sell at the moment.
+    Closed(String),
+}
+
+impl Node {
+    pub(crate) fn on_ask(&mut self, ask: Ask) -> Result<()> {
+        match ask {
+            Ask::Reserve { want, reply } => self.reserve(want, reply),
+            Ask::Mark { request, tokens } => self.book(BookInput::Mark { request, tokens }),
+            Ask::Delivered { request, delivery } => {
+                self.book(BookInput::Delivered { request, delivery })?;
+                crash_point!("pay.served");
+                Ok(())
+            }
+            Ask::Aborted { request, why } => {
+                self.book(BookInput::Aborted { request, why })?;
+                say_what_is_owed(self);
+                Ok(())
+            }
+            Ask::WhenSettled { request, reply } => {
+                match self.known_settlement(&request) {
+                    // The asker may have hung up.
+                    Some(settlement) => drop(reply.send(settlement)),
+                    None => self.settled_waiters.entry(request).or_default().push(reply),
+                }
+                Ok(())
+            }
+            Ask::Keep { input, reply } => self.keep(input, reply),
+        }
+    }
+
+    /// One record of the book. A node whose journal is closed reports to its successor instead.
+    pub(crate) fn book(&mut self, input: BookInput) -> Result<()> {
+        let now = self.now();
+        match &mut self.live {
+            Some(live) if !live.sealed => live.record(now, &Recorded::Book(input)).map(|_| ()),
+            Some(_) => {
+                crate::moving::report_late(self, Recorded::Book(input));
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn reserve(&mut self, want: Want, reply: oneshot::Sender<Reserved>) -> Result<()> {
+        let now = self.now();
+        if !self.acts() || self.shared.price().is_none() {
+            let why = self.shared.closed_because().unwrap_or_else(|| format!("this node is {}", self.role));
+            drop(reply.send(Reserved::Closed(why)));
+            return Ok(());
+        }
+        let Some(live) = &mut self.live else { return Ok(()) };
+        let refusal = match live.state.book.decide(&want.ask, now) {
+            Decision::New => None,
+            Decision::Replay { request } => Some(Reserved::Replay { request }),
+            Decision::InFlight { request } => Some(Reserved::InFlight { request }),
+            Decision::Conflict { .. } => Some(Reserved::Conflict),
+            Decision::Aborted { .. } => Some(Reserved::Used("its request was broken off and the money is on its way back")),
+            Decision::Spent => Some(Reserved::Used("it has paid for an answer that is no longer kept")),
+            Decision::Refused(limit) => Some(Reserved::Refused(limit)),
+        };
+        if let Some(refusal) = refusal {
+            drop(reply.send(refusal));
+            return Ok(());
+        }
+        let request = RequestId::of_payment(&want.ask.payer, &want.ask.nonce);
+        let known_payer = live.state.knows_payer(&want.ask.payer);
+        let amount = want.settlement.value.0;
+        let reservation = Reservation {
+            request,
+            settlement: want.settlement,
+            timing: Timing::AtOnce,
+            route: want.ask.route,
+            body_digest: want.ask.body_digest,
+            prompt_tokens: want.prompt_tokens,
+            max_tokens: want.max_tokens,
+            at: now,
+        };
+        let lsn = live.record(now, &Recorded::Book(BookInput::Reserved(reservation)))?;
+        let exposed = live.exposure() + amount > self.cx.manifest.exposure_uusdc_max;
+        live.unreplicated.push_back((lsn, amount));
+        let answer = move || {
+            crash_point!("pay.reserved");
+            // The customer may have hung up; the handler's absence is noticed by its own guard.
+            drop(reply.send(Reserved::Yes { request, known_payer }));
+        };
+        if exposed {
+            self.waiting_for_replication.push((lsn, Box::new(answer)));
+        } else {
+            live.when_durable(lsn, answer);
+        }
+        Ok(())
+    }
+
+    fn keep(&mut self, input: ConversationInput, reply: oneshot::Sender<()>) -> Result<()> {
+        let now = self.now();
+        if let Some(live) = &mut self.live
+            && !live.sealed
+        {
+            let lsn = live.record(now, &Recorded::Conversation(input))?;
+            live.when_durable(lsn, move || drop(reply.send(())));
+        }
+        Ok(())
+    }
+
+    /// About once a second the life hears what was earned since.
+    pub(crate) fn post_income(&mut self) -> Result<()> {
+        let Some(live) = &self.live else { return Ok(()) };
+        let unposted = live.state.unposted();
+        if unposted.count == 0 || crate::fence::boottime_ms().saturating_sub(self.posted_ms) < 1_000 {
+            return Ok(());
+        }
+        let input = Input::Earned {
+            first_lsn: unposted.first_lsn,
+            last_lsn: unposted.last_lsn,
+            count: unposted.count,
+            tokens: unposted.tokens,
+            sum: unposted.sum,
+        };
+        self.posted_ms = crate::fence::boottime_ms();
+        self.life(input)
+    }
+}
+
+/// The whole list each time: the life compares it with what it has refunded.
+pub fn say_what_is_owed(node: &mut Node) {
+    let Some(live) = &node.live else { return };
+    let owed: Vec<Owed> = live
+        .state
+        .book
+        .owed()
+        .map(|(_, entry, amount)| Owed {
+            payer: entry.reservation.settlement.payer,
+            nonce: entry.reservation.settlement.nonce,
+            amount,
+        })
+        .collect();
+    if let Err(e) = node.life(Input::Owed(owed)) {
+        tracing::error!(error = %e, "what is owed cannot be recorded");
+    }
+}

@@ -1,0 +1,209 @@
+//! Checkpoints: snapshot, fresh memory key, shares, acknowledgements, commit.
+//!
+//! Order matters and each step is a crash point: seal → store → key on disk → k acknowledgements → commit.
+//! A crash before the commit leaves an object nobody names; a crash after it finds the key in the ring file.
+
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::memory::{KeyRing, MemoryKey};
+use alloy::primitives::{Address, B256, Bytes};
+use base64::{Engine, prelude::BASE64_STANDARD};
+use borsh::{BorshDeserialize, BorshSerialize};
+use futures::future::join_all;
+use journal::crash_point;
+use serde::Deserialize;
+use std::sync::Arc;
+use store::checkpoint::{Checkpoint, Share};
+use store::seal::{self, Identity, Recipient};
+
+/// Longest snapshot a successor will read. A guess; a day of a busy small agent is under 10 MiB.
+pub const SNAPSHOT_BYTES_MAX: usize = 256 << 20;
+
+/// What is inside the sealed snapshot.
+#[derive(BorshSerialize, BorshDeserialize)]
+pub struct Snapshot {
+    /// The state after this LSN.
+    pub lsn: u64,
+    pub state: Vec<u8>,
+    /// Older memory keys (JSON), for conversations sealed to them.
+    pub ring: Vec<u8>,
+}
+
+/// What the main loop hands over: everything as of one LSN.
+pub struct Draft {
+    pub epoch: u64,
+    pub seq: u64,
+    pub prev: B256,
+    pub lsn: u64,
+    /// Chain seconds.
+    pub at: u64,
+    pub state: Vec<u8>,
+    pub ring: KeyRing,
+    pub conversations: Vec<String>,
+}
+
+/// A checkpoint the chain has accepted.
+pub struct Committed {
+    pub seq: u64,
+    pub digest: B256,
+    pub lsn: u64,
+}
+
+#[derive(Deserialize)]
+struct AckAnswer {
+    signer: Address,
+    signature: Bytes,
+}
+
+/// Seals, stores, collects acknowledgements. Returns the calldata's parts; the caller sends `commit`.
+pub struct Prepared {
+    pub seq: u64,
+    pub digest: B256,
+    pub prev: B256,
+    pub lsn: u64,
+    pub acks: Vec<Bytes>,
+    /// Already in the ring file; the main loop's copy learns it here.
+    pub key: MemoryKey,
+}
+
+pub async fn prepare(cx: Arc<Context>, draft: Draft) -> Result<Prepared> {
+    let identity = Identity::generate();
+    let recipient = identity.recipient();
+    let secret = identity.to_secret_string();
+    let snapshot = Snapshot { lsn: draft.lsn, state: draft.state, ring: draft.ring.encode()? };
+    let plain = borsh::to_vec(&snapshot).map_err(|e| Error::bug("a snapshot cannot be encoded").caused_by(e))?;
+    let sealed = seal::seal(&plain, std::slice::from_ref(&recipient))
+        .map_err(|e| Error::bug("a snapshot cannot be sealed").caused_by(e))?;
+    crash_point!("checkpoint.sealed");
+    let stored = |e| Error::retry("the store did not take the checkpoint").caused_by(e);
+    let snapshot_cid = cx.store.put_bytes(&sealed).await.map_err(stored)?;
+
+    let shares = share_out(&cx, secret.as_str())?;
+    let mut checkpoint = Checkpoint {
+        version: 1,
+        agent: cx.config.treasury,
+        chain_id: cx.config.chain_id,
+        epoch: draft.epoch,
+        seq: draft.seq,
+        prev: (draft.prev != B256::ZERO).then_some(draft.prev),
+        lsn: draft.lsn,
+        snapshot: snapshot_cid,
+        snapshot_bytes: u64::try_from(sealed.len()).map_err(|_| Error::bug("a snapshot longer than 2^64 bytes"))?,
+        recipient: recipient.to_string(),
+        key_hash: seal::key_hash(secret.as_bytes()),
+        threshold: cx.manifest.threshold,
+        shares,
+        conversations: draft
+            .conversations
+            .iter()
+            .map(|c| store::cid::parse(c).map_err(|e| Error::corrupt("a conversation's CID does not parse").caused_by(e)))
+            .collect::<Result<_>>()?,
+        created_at: draft.at,
+        signature: String::new(),
+    };
+    checkpoint.sign(&cx.keys.node).map_err(|e| Error::bug("a checkpoint cannot be signed").caused_by(e))?;
+    let bytes = checkpoint.to_bytes();
+    let digest = B256::from(checkpoint.digest());
+    cx.store.put_block(&checkpoint.cid(), &bytes).await.map_err(stored)?;
+    crash_point!("checkpoint.stored");
+
+    let key = MemoryKey { seq: draft.seq, checkpoint: hex::encode(digest), secret: secret.as_str().to_owned() };
+    let mut ring = draft.ring;
+    ring.add(key.clone());
+    cx.ring_file.save(&ring)?;
+
+    let acks = acknowledge(&cx, draft.seq, digest).await?;
+    crash_point!("checkpoint.acked");
+    Ok(Prepared { seq: draft.seq, digest, prev: draft.prev, lsn: draft.lsn, acks, key })
+}
+
+/// One share per steward, sealed to its share key.
+fn share_out(cx: &Context, secret: &str) -> Result<Vec<Share>> {
+    let stewards = &cx.manifest.stewards;
+    let shares = seal::split(secret.as_bytes(), usize::from(cx.manifest.threshold), stewards.len())
+        .map_err(|e| Error::bug("the memory key cannot be split").caused_by(e))?;
+    stewards
+        .iter()
+        .zip(shares)
+        .map(|(steward, share)| {
+            let recipient = Recipient::parse(&steward.share_recipient)
+                .map_err(|e| Error::usage("the manifest names a bad share recipient").caused_by(e))?;
+            let sealed = seal::seal(share.as_bytes(), &[recipient])
+                .map_err(|e| Error::bug("a share cannot be sealed").caused_by(e))?;
+            Ok(Share {
+                steward: steward.address,
+                share_recipient: steward.share_recipient.clone(),
+                sealed: BASE64_STANDARD.encode(sealed),
+            })
+        })
+        .collect()
+}
+
+/// k acknowledgements, ascending by signer as the contract wants them.
+async fn acknowledge(cx: &Context, seq: u64, digest: B256) -> Result<Vec<Bytes>> {
+    let body = serde_json::json!({ "treasury": cx.config.treasury, "seq": seq, "digest": digest });
+    let answers = join_all(cx.manifest.stewards.iter().map(|s| {
+        let (url, http, body) = (format!("{}/ack", s.url), cx.http.clone(), body.clone());
+        async move { http.call_json::<AckAnswer>(&url, &body).await }
+    }))
+    .await;
+    let mut acks: Vec<AckAnswer> = Vec::new();
+    let mut refusals = Vec::new();
+    for (steward, answer) in cx.manifest.stewards.iter().zip(answers) {
+        match answer {
+            Ok(ack) if ack.signer == steward.address => acks.push(ack),
+            Ok(ack) => refusals.push(format!("{} answered as {}", steward.url, ack.signer)),
+            Err(e) => refusals.push(e.to_string()),
+        }
+    }
+    let needed = usize::from(cx.manifest.threshold);
+    if acks.len() < needed {
+        return Err(Error::retry(format!(
+            "checkpoint {seq} has {} of {needed} acknowledgements: {}",
+            acks.len(),
+            refusals.join("; ")
+        )));
+    }
+    acks.sort_by_key(|a| a.signer);
+    acks.truncate(needed);
+    Ok(acks.into_iter().map(|a| a.signature).collect())
+}
+
+/// Fetches the checkpoint the chain names and checks that it is this agent's.
+pub async fn fetch(cx: &Context, digest: B256) -> Result<Checkpoint> {
+    let cid = store::cid::raw(digest.0);
+    let bytes = cx
+        .store
+        .get_bytes(&cid, 1 << 20)
+        .await
+        .map_err(|e| Error::retry(format!("checkpoint {cid} cannot be fetched")).caused_by(e))?;
+    let checkpoint = Checkpoint::from_bytes(&bytes)
+        .map_err(|e| Error::corrupt(format!("checkpoint {cid} does not parse")).caused_by(e))?;
+    if checkpoint.agent != cx.config.treasury || checkpoint.chain_id != cx.config.chain_id {
+        return Err(Error::corrupt(format!(
+            "checkpoint {cid} belongs to agent {} on chain {}, not to this one",
+            checkpoint.agent, checkpoint.chain_id
+        )));
+    }
+    Ok(checkpoint)
+}
+
+/// Opens the snapshot of `checkpoint` with its memory key.
+pub async fn open(cx: &Context, checkpoint: &Checkpoint, identity: &Identity) -> Result<Snapshot> {
+    let sealed = cx
+        .store
+        .get_bytes(&checkpoint.snapshot, SNAPSHOT_BYTES_MAX)
+        .await
+        .map_err(|e| Error::retry("the snapshot cannot be fetched").caused_by(e))?;
+    let plain = seal::open(&sealed, identity, SNAPSHOT_BYTES_MAX)
+        .map_err(|e| Error::corrupt("the snapshot does not open under its memory key").caused_by(e))?;
+    let snapshot: Snapshot = borsh::from_slice(&plain)
+        .map_err(|e| Error::corrupt("the snapshot does not decode").caused_by(e))?;
+    if snapshot.lsn != checkpoint.lsn {
+        return Err(Error::corrupt(format!(
+            "the snapshot is of record {}, the checkpoint says {}",
+            snapshot.lsn, checkpoint.lsn
+        )));
+    }
+    Ok(snapshot)
+}

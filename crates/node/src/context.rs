@@ -1,0 +1,50 @@
+//! What every part of a node shares: configuration, keys, clients. Nothing here changes after the start.
+
+use crate::config::NodeConfig;
+use crate::keys::Keys;
+use crate::main_loop::Event;
+use crate::manifest::Manifest;
+use crate::memory::RingFile;
+use chain::bindings::ITreasury::Birth;
+use chain::{Chain, SenderHandle, TreasuryClient};
+use tokio::sync::mpsc;
+
+/// The market's own clockwork, seconds.
+#[derive(Clone, Copy, Debug)]
+pub struct MarketTimers {
+    pub ready_within: u32,
+    pub grace: u32,
+    pub drop_after: u32,
+}
+
+pub struct Context {
+    pub config: NodeConfig,
+    pub manifest: Manifest,
+    pub birth: Birth,
+    pub market_timers: MarketTimers,
+    pub keys: Keys,
+    pub ring_file: RingFile,
+    pub chain: Chain,
+    pub treasury: TreasuryClient,
+    /// Sends typed calls to the treasury, and nothing else.
+    pub operator: SenderHandle,
+    /// Sends settlements of strangers' authorisations.
+    pub relay: SenderHandle,
+    pub store: store::client::StoreClient,
+    pub http: net::Client,
+    /// Chain seconds when this process started.
+    pub born_at: u64,
+    /// Everything that can wake the agent goes through here.
+    pub events: mpsc::Sender<Event>,
+}
+
+impl Context {
+    pub fn me(&self) -> alloy::primitives::Address {
+        self.keys.node.address()
+    }
+
+    /// Tells the main loop. A closed channel means that the node is stopping, so nobody needs to hear.
+    pub async fn tell(&self, event: Event) {
+        let _ = self.events.send(event).await;
+    }
+}

@@ -1,0 +1,590 @@
+//! Whatever can wake the agent is on this screen.
+//!
+//! One closed [`Event`], one `match`, one task that owns all state. Everything slow (RPC, store, engine, peers)
+//! runs beside it and comes back as an event.
+
+use crate::ask::Ask;
+use crate::checkpoint::Committed;
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::fence::{Fence, boottime_ms};
+use crate::live::{Effect, Live};
+use crate::moving::{self, PeerAsk, Tail, chain_of};
+use crate::replicate::Shipped;
+use crate::restore::{self, Restored};
+use crate::settle::Settlement;
+use crate::shared::{Role, Shared};
+use crate::state::{Recorded, State};
+use crate::watch::News;
+use crate::{act, genesis, money_events};
+use economy::{Input, OutputId};
+use pay::{BookInput, RequestId};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// How often the loop looks at what has no event of its own: fence, shipping, income.
+const TICK: Duration = Duration::from_millis(200);
+/// A successor waits this long for the old node's last records before it goes on with what it has, ms.
+const LAST_WORDS_MS: u64 = 4_000;
+/// The old node lets open streams run this long before it closes its journal, ms.
+const DRAIN_MS: u64 = 1_500;
+/// After a move, streams open at the cut that the old node has not reported by then are closed at their last mark.
+const LATE_REPORTS: Duration = Duration::from_secs(60);
+
+pub enum Event {
+    /// A new block, with everything read at it.
+    Chain(Box<News>),
+    /// The chain did not answer.
+    ChainLost(String),
+    /// The journal's disk: durable up to here, or failed for good.
+    Durable(std::result::Result<u64, String>),
+    /// A paying customer, through the HTTP API.
+    Ask(Box<Ask>),
+    /// Another node of this agent.
+    Peer(PeerAsk),
+    /// What became of an output.
+    Acted { id: OutputId, outcome: economy::Outcome },
+    /// A checkpoint stands on chain.
+    Committed { id: OutputId, block: u64, committed: Committed, key: crate::memory::MemoryKey },
+    /// What became of a payment.
+    Settled { request: pay::RequestId, settlement: Settlement },
+    /// A journal segment left, or did not.
+    Shipped(Result<Shipped>),
+    /// Where the shipping of this epoch stood before a restart.
+    ShippingKnown { next_index: u64, prev: Option<store::cid::Cid>, replicated_lsn: u64 },
+    /// The standby's node answered a health question.
+    Standby { lease: u64, ready: bool },
+    /// Memory arrived from the active node or the stewards.
+    Restored(Result<Box<Restored>>),
+    /// Records of the active node, during a move.
+    Tail(Tail),
+    /// Measured decoding speed, tokens x 1e-3 per second.
+    Throughput(u64),
+    /// Somebody reads: status, log, receipts.
+    Look(Box<dyn FnOnce(&Node) + Send>),
+    /// A former operator has had its time to report open streams.
+    LateIsOver,
+    Tick,
+    /// SIGTERM from the provider.
+    Stop,
+}
+
+impl Event {
+    /// The name under which the arm is counted in `/metrics`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Chain(_) => "chain",
+            Self::ChainLost(_) => "chain_lost",
+            Self::Durable(_) => "durable",
+            Self::Ask(_) => "ask",
+            Self::Peer(_) => "peer",
+            Self::Acted { .. } => "acted",
+            Self::Committed { .. } => "committed",
+            Self::Settled { .. } => "settled",
+            Self::Shipped(_) => "shipped",
+            Self::ShippingKnown { .. } => "shipping_known",
+            Self::Standby { .. } => "standby",
+            Self::Restored(_) => "restored",
+            Self::Tail(_) => "tail",
+            Self::Throughput(_) => "throughput",
+            Self::Look(_) => "look",
+            Self::LateIsOver => "late_is_over",
+            Self::Tick => "tick",
+            Self::Stop => "stop",
+        }
+    }
+}
+
+/// The one owner of everything that changes.
+pub struct Node {
+    pub cx: Arc<Context>,
+    pub shared: Arc<Shared>,
+    pub role: Role,
+    pub live: Option<Live>,
+    pub fence: Fence,
+    pub news: Option<Box<News>>,
+    pub(crate) durable: watch::Sender<u64>,
+    /// The block after which the watcher also reads events; `None` while they concern somebody else.
+    pub(crate) logs_from: watch::Sender<Option<u64>>,
+    /// Ends a follower when another successor is announced.
+    follower: Option<(u64, watch::Sender<bool>)>,
+    /// The old node said its last word (or the restore needs none).
+    last_word: bool,
+    /// When this node first saw itself as operator, or stopped being it.
+    turned_ms: Option<u64>,
+    restoring: bool,
+    /// The token under which this node follows its predecessor, which reports late deliveries by it.
+    pub(crate) granted_token: Option<String>,
+    /// Bearer token of the announced successor, with its exchange recipient.
+    pub(crate) successor: Option<(String, store::seal::Recipient)>,
+    pub(crate) tail_waiters: Vec<(u64, oneshot::Sender<Result<moving::TailPart>>)>,
+    pub(crate) settled_waiters: BTreeMap<pay::RequestId, Vec<oneshot::Sender<Settlement>>>,
+    pub(crate) waiting_for_replication: Vec<(u64, Box<dyn FnOnce() + Send>)>,
+    pub(crate) relay_asked_ms: u64,
+    pub(crate) posted_ms: u64,
+    pub(crate) standby_asked_ms: u64,
+    pub(crate) takeover_in_flight: Arc<std::sync::atomic::AtomicBool>,
+    counts: BTreeMap<&'static str, u64>,
+}
+
+impl Node {
+    pub fn new(cx: Arc<Context>, shared: Arc<Shared>, logs_from: watch::Sender<Option<u64>>) -> Self {
+        let fence = Fence::new(u64::from(cx.birth.timers.fence));
+        Self {
+            cx,
+            shared,
+            role: Role::Standby,
+            live: None,
+            fence,
+            news: None,
+            durable: watch::channel(0).0,
+            logs_from,
+            follower: None,
+            last_word: false,
+            turned_ms: None,
+            restoring: false,
+            granted_token: None,
+            successor: None,
+            standby_asked_ms: 0,
+            takeover_in_flight: Arc::default(),
+            tail_waiters: Vec::new(),
+            settled_waiters: BTreeMap::new(),
+            waiting_for_replication: Vec::new(),
+            relay_asked_ms: 0,
+            posted_ms: 0,
+            counts: BTreeMap::new(),
+        }
+    }
+
+    pub async fn run(mut self, mut events: mpsc::Receiver<Event>) -> Result<()> {
+        self.wake_from_disk()?;
+        let ticker = self.cx.events.clone();
+        tokio::spawn(async move {
+            let mut interval = tokio::time::interval(TICK);
+            interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                interval.tick().await;
+                if ticker.send(Event::Tick).await.is_err() {
+                    return;
+                }
+            }
+        });
+        while let Some(event) = events.recv().await {
+            *self.counts.entry(event.name()).or_default() += 1;
+            match event {
+                Event::Chain(news) => self.on_chain(news)?,
+                Event::ChainLost(why) => tracing::warn!(why, "the chain does not answer"),
+                Event::Durable(Ok(lsn)) => self.on_durable(lsn)?,
+                Event::Durable(Err(why)) => self.on_disk_failed(&why),
+                Event::Ask(ask) => self.on_ask(*ask)?,
+                Event::Peer(ask) => self.on_peer(ask)?,
+                Event::Acted { id, outcome } => self.life(Input::Done { id, outcome })?,
+                Event::Committed { id, block, committed, key } => self.on_committed(id, block, committed, key)?,
+                Event::Settled { request, settlement } => self.on_settled(request, settlement)?,
+                Event::Shipped(shipped) => self.on_shipped(shipped),
+                Event::ShippingKnown { next_index, prev, replicated_lsn } => {
+                    self.on_shipping_known(next_index, prev, replicated_lsn);
+                }
+                Event::Standby { lease, ready } => self.life(Input::StandbyAnswered { lease, ready })?,
+                Event::Restored(restored) => self.on_restored(restored)?,
+                Event::Tail(tail) => self.on_tail(tail)?,
+                Event::Throughput(milli_tokens_per_sec) => self.life(Input::Throughput { milli_tokens_per_sec })?,
+                Event::Look(look) => look(&self),
+                Event::LateIsOver => crate::settle::close_interrupted(&mut self)?,
+                Event::Tick => self.on_tick()?,
+                Event::Stop => break,
+            }
+        }
+        tracing::info!("stopping: the journal is flushed and closed");
+        Ok(())
+    }
+
+    /// Chain time of the last block seen, seconds.
+    pub fn now(&self) -> u64 {
+        self.news.as_ref().map_or(0, |n| n.head.timestamp)
+    }
+
+    pub fn counts(&self) -> &BTreeMap<&'static str, u64> {
+        &self.counts
+    }
+
+    /// May this node serve and sign?
+    pub fn acts(&self) -> bool {
+        self.role == Role::Active && self.fence.holds(boottime_ms())
+    }
+
+    fn journal_dir(&self) -> PathBuf {
+        self.cx.config.data_dir.join("journal")
+    }
+
+    /// Has the journal's thread say what is durable. It must never wait for this loop, so it writes into a watch
+    /// (the last word is the one that counts) and a task carries that over.
+    fn on_durable_callback(&self) -> journal::OnDurable {
+        let (say, mut heard) = watch::channel(None);
+        let cx = self.cx.clone();
+        tokio::spawn(async move {
+            while heard.changed().await.is_ok() {
+                let event = match heard.borrow_and_update().clone() {
+                    Some(Ok(lsn)) => Event::Durable(Ok(lsn)),
+                    Some(Err(e)) => Event::Durable(Err(journal::Error::to_string(&e))),
+                    None => continue,
+                };
+                cx.tell(event).await;
+            }
+        });
+        Box::new(move |report| {
+            say.send_replace(Some(report));
+        })
+    }
+
+    /// A node that lived here before goes on from its journal, once the chain says that it still may.
+    fn wake_from_disk(&mut self) -> Result<()> {
+        let dir = self.journal_dir();
+        let start = genesis::fresh(&self.cx);
+        let Some((state, journal)) = Live::replay(&dir, || start, self.on_durable_callback())? else {
+            return Ok(());
+        };
+        let last = journal.next_lsn() - 1;
+        let ring = self.cx.ring_file.load()?;
+        tracing::info!(records = last, "replayed the journal of this lease");
+        self.live = Some(Live::new(state, journal, last, ring));
+        let _ = self.durable.send(last);
+        Ok(())
+    }
+
+    // ---- the chain ----
+
+    fn on_chain(&mut self, news: Box<News>) -> Result<()> {
+        let mine = news.state.operator == self.cx.me();
+        if mine {
+            self.fence.saw_block(boottime_ms(), news.head.number, news.head.timestamp);
+        }
+        let announced_to_me = news.state.announcedLease == alloy::primitives::U256::from(self.cx.config.lease);
+        self.news = Some(news);
+        match (self.role, mine) {
+            (Role::Active, true) => self.feed_chain()?,
+            (Role::Active, false) => self.superseded(),
+            (Role::Fenced, true) => {
+                tracing::info!("a fresh block names this node as operator: serving again");
+                self.set_role(Role::Active);
+                self.feed_chain()?;
+            }
+            (Role::Standby, true) => self.try_become_active()?,
+            (Role::Standby, false) => {
+                if announced_to_me {
+                    self.follow_active();
+                }
+                self.watch_the_active()?;
+            }
+            (Role::Draining | Role::Fenced | Role::Ended, _) => {}
+        }
+        self.drain();
+        self.publish();
+        Ok(())
+    }
+
+    /// Money and life as of this block, if anything changed or the life asked to be woken.
+    fn feed_chain(&mut self) -> Result<()> {
+        let Some(news) = &self.news else { return Ok(()) };
+        let Some(live) = &mut self.live else { return Ok(()) };
+        // Without the events of the same block the books cannot be compared with the balance.
+        let Some(logs) = &news.logs else { return Ok(()) };
+        let now = news.head.timestamp;
+        let money = money_events::translate(logs, &self.cx, live.state.leases());
+        let view = news.view(self.cx.me());
+        let changed = live.fed.as_ref().is_none_or(|fed| crate::watch::differs(fed, &view));
+        let mut settled = Vec::new();
+        for input in money.book {
+            if let BookInput::Settled { payer, nonce, .. } = &input {
+                settled.push(RequestId::of_payment(payer, nonce));
+            }
+            live.record(now, &Recorded::Book(input))?;
+        }
+        // A heartbeat must not depend on the life's own alarm alone.
+        let routine = u64::from(self.cx.birth.timers.heartbeatEvery / 2).max(1);
+        let due = now >= live.wake_at || live.fed.as_ref().is_none_or(|fed| now >= fed.timestamp + routine);
+        if !money.life.is_empty() || changed || due {
+            if !money.life.is_empty() {
+                live.record(now, &Recorded::Life(Input::Chain(money.life)))?;
+            }
+            live.wake_at = u64::MAX;
+            live.fed = Some(view.clone());
+            live.record(now, &Recorded::Life(Input::Block(view)))?;
+        }
+        for request in settled {
+            self.tell_waiters(&request);
+        }
+        act::housekeeping(self);
+        Ok(())
+    }
+
+    /// One input of the life, if this node leads it.
+    pub(crate) fn life(&mut self, input: Input) -> Result<()> {
+        if self.role != Role::Active {
+            return Ok(());
+        }
+        let now = self.now();
+        if let Some(live) = &mut self.live
+            && !live.sealed
+        {
+            live.record(now, &Recorded::Life(input))?;
+        }
+        Ok(())
+    }
+
+    // ---- becoming active ----
+
+    /// The chain names this node. It leads once it has the memory: its own journal, the old node's last words,
+    /// the stewards' shares, or nothing at all at birth.
+    fn try_become_active(&mut self) -> Result<()> {
+        let Some(news) = &self.news else { return Ok(()) };
+        let turned = *self.turned_ms.get_or_insert_with(boottime_ms);
+        let followed = self.follower.is_some();
+        if self.live.is_some() {
+            let patient = followed && !self.last_word && boottime_ms().saturating_sub(turned) < LAST_WORDS_MS;
+            if !patient {
+                return self.become_active(false);
+            }
+            return Ok(());
+        }
+        if news.state.checkpointSeq == 0 && news.state.epoch == 1 {
+            return self.be_born();
+        }
+        if followed && boottime_ms().saturating_sub(turned) < LAST_WORDS_MS {
+            return Ok(());
+        }
+        if !self.restoring {
+            self.restoring = true;
+            tracing::info!(epoch = news.state.epoch, "operator without memory: asking the stewards for their shares");
+            let cx = self.cx.clone();
+            let (epoch, digest) = (news.state.epoch, news.state.checkpointDigest);
+            tokio::spawn(async move {
+                let restored = restore::from_stewards(&cx, epoch, digest).await;
+                if restored.is_err() {
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                }
+                cx.tell(Event::Restored(restored.map(Box::new))).await;
+            });
+        }
+        Ok(())
+    }
+
+    fn be_born(&mut self) -> Result<()> {
+        let journal = journal::Journal::open(&self.journal_dir(), journal::Options::default(), self.on_durable_callback())
+            .map_err(|e| Error::retry("the journal cannot be made").caused_by(e))?
+            .journal;
+        let ring = self.cx.ring_file.load()?;
+        self.live = Some(Live::new(genesis::fresh(&self.cx), journal, 0, ring));
+        self.become_active(false)
+    }
+
+    fn become_active(&mut self, restored: bool) -> Result<()> {
+        let Some(news) = &self.news else { return Ok(()) };
+        let (epoch, lease, now) = (news.state.epoch, self.cx.config.lease, news.head.timestamp);
+        let digest = news.state.checkpointDigest;
+        // The old node still finishes streams that were open at the cut, and reports them.
+        let moved = self.last_word;
+        self.stop_following();
+        self.turned_ms = None;
+        self.last_word = false;
+        self.set_role(Role::Active);
+        let Some(live) = &mut self.live else { return Ok(()) };
+        live.sealing_for = (digest != alloy::primitives::B256::ZERO).then_some(digest.0);
+        live.record(now, &Recorded::Life(Input::Booted { epoch, lease, restored }))?;
+        let text = format!("epoch {epoch} begins on lease {lease} at {}", self.cx.config.public_url);
+        live.record(now, &Recorded::Line { kind: "epoch".into(), text: text.clone() })?;
+        tracing::info!("{text}");
+        // Outputs whose end no record tells: done again, each guarded by what the contract allows once.
+        let unfinished = live.state.agent.unfinished();
+        let from = live.state.block() + 1;
+        let _ = self.logs_from.send(Some(from));
+        for (id, output) in unfinished {
+            act::perform(self, id, output);
+        }
+        if moved {
+            let cx = self.cx.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(LATE_REPORTS).await;
+                cx.tell(Event::LateIsOver).await;
+            });
+        } else {
+            crate::settle::close_interrupted(self)?;
+        }
+        crate::settle::resume(self)?;
+        act::learn_shipping(self);
+        Ok(())
+    }
+
+    fn follow_active(&mut self) {
+        let Some(news) = &self.news else { return };
+        let (epoch, digest) = (news.state.epoch, news.state.checkpointDigest);
+        let active = news.state.activeLease.saturating_to::<u64>();
+        if self.follower.as_ref().is_some_and(|(lease, _)| *lease == active) {
+            return;
+        }
+        let Some(url) = news.active.as_ref().map(|l| l.lease.endpoint.clone()) else { return };
+        if news.state.checkpointSeq == 0 {
+            return;
+        }
+        self.stop_following();
+        tracing::info!(lease = active, url, "announced as successor: following the active node");
+        // A journal left here by an earlier attempt is stale: the acknowledged checkpoint is where it starts.
+        self.live = None;
+        let (stop, stopped) = watch::channel(false);
+        self.follower = Some((active, stop));
+        let _ = self.durable.send(0);
+        tokio::spawn(moving::follow(
+            self.cx.clone(),
+            url,
+            epoch,
+            digest,
+            self.durable.subscribe(),
+            stopped,
+        ));
+    }
+
+    fn stop_following(&mut self) {
+        if let Some((_, stop)) = self.follower.take() {
+            let _ = stop.send(true);
+        }
+    }
+
+    fn on_restored(&mut self, restored: Result<Box<Restored>>) -> Result<()> {
+        let after_takeover = std::mem::take(&mut self.restoring);
+        let restored = match restored {
+            Ok(restored) => restored,
+            Err(e) => {
+                tracing::warn!(error = %chain_of(&e), "no memory yet: trying again with the next block");
+                return Ok(());
+            }
+        };
+        let dir = self.journal_dir();
+        if dir.exists() {
+            std::fs::remove_dir_all(&dir)
+                .map_err(|e| Error::retry(format!("cannot clear {}", dir.display())).caused_by(e))?;
+        }
+        let snapshot = journal::Snapshot { lsn: restored.lsn, bytes: restored.state };
+        let on_durable = self.on_durable_callback();
+        let journal =
+            journal::Journal::create_at(&dir, &snapshot, journal::Options::default(), on_durable)
+                .map_err(|e| Error::retry("the journal cannot be made").caused_by(e))?;
+        self.cx.ring_file.save(&restored.ring)?;
+        self.granted_token = restored.token;
+        let state = State::decode(&snapshot.bytes)?;
+        let mut live = Live::new(state, journal, restored.lsn, restored.ring);
+        for run in &restored.later {
+            live.import(run)?;
+        }
+        let _ = self.durable.send(restored.lsn);
+        self.live = Some(live);
+        if after_takeover {
+            self.become_active(true)?;
+        }
+        Ok(())
+    }
+
+    fn on_tail(&mut self, tail: Tail) -> Result<()> {
+        if self.role != Role::Standby {
+            return Ok(());
+        }
+        let Some(live) = &mut self.live else { return Ok(()) };
+        if !tail.records.is_empty() {
+            live.import(&tail.records)?;
+        }
+        if tail.last {
+            self.last_word = true;
+            if self.news.as_ref().is_some_and(|n| n.state.operator == self.cx.me()) {
+                self.become_active(false)?;
+                self.publish();
+            }
+        }
+        Ok(())
+    }
+
+    // ---- ceasing to be active ----
+
+    /// The chain names another operator: take nothing new, let open streams end, then close the journal.
+    fn superseded(&mut self) {
+        let to = self.news.as_ref().and_then(|n| n.active.as_ref().map(|l| l.lease.endpoint.clone()));
+        tracing::info!(to, "another node is operator now: no new work here");
+        self.fence.superseded();
+        self.turned_ms = Some(boottime_ms());
+        self.shared.moved_to(to);
+        self.set_role(Role::Draining);
+        let _ = self.logs_from.send(None);
+        self.drain();
+    }
+
+    fn drain(&mut self) {
+        if self.role != Role::Draining {
+            return;
+        }
+        let waited = boottime_ms().saturating_sub(self.turned_ms.unwrap_or(0));
+        if self.shared.in_flight() > 0 && waited < DRAIN_MS {
+            return;
+        }
+        if let Some(live) = &mut self.live {
+            live.sealed = true;
+        }
+        self.answer_tails();
+    }
+
+    pub(crate) fn set_role(&mut self, role: Role) {
+        if self.role != role {
+            tracing::info!(from = %self.role, to = %role, "role");
+            self.role = role;
+        }
+        self.shared.set_role(role);
+    }
+
+    // ---- the disk ----
+
+    fn on_durable(&mut self, lsn: u64) -> Result<()> {
+        let Some(live) = &mut self.live else { return Ok(()) };
+        live.durable = live.durable.max(lsn);
+        let _ = self.durable.send(live.durable);
+        for effect in live.release() {
+            match effect {
+                Effect::Life(id, output) => act::perform(self, id, output),
+                Effect::Book(output) => self.on_book(output)?,
+                Effect::Reply(reply) => reply(),
+            }
+        }
+        self.answer_tails();
+        Ok(())
+    }
+
+    /// Nothing is lost that was promised, but nothing more can be promised: stop serving and say so.
+    fn on_disk_failed(&mut self, why: &str) {
+        tracing::error!(why, "the journal's disk failed: this node stops serving; free space or restart the lease");
+        if let Some(live) = &mut self.live {
+            live.sealed = true;
+        }
+        self.shared.set_trouble(Some(format!("the journal's disk failed: {why}")));
+        self.set_role(Role::Fenced);
+    }
+
+    // ---- time ----
+
+    fn on_tick(&mut self) -> Result<()> {
+        if self.role == Role::Active && !self.fence.holds(boottime_ms()) {
+            tracing::warn!("no fresh block names this node: fenced until one does");
+            self.set_role(Role::Fenced);
+        }
+        if self.role == Role::Standby
+            && self.news.as_ref().is_some_and(|n| n.state.operator == self.cx.me())
+        {
+            self.try_become_active()?;
+        }
+        self.drain();
+        if self.role == Role::Active {
+            self.post_income()?;
+            act::ship(self);
+            act::ask_standby(self);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,162 @@
+//! The manifest: what the agent is. Written by the creator, named on chain by its digest, never changed.
+
+use crate::error::{Error, Result};
+use alloy::primitives::Address;
+use serde::{Deserialize, Serialize};
+
+/// Longest manifest accepted, so that it stays one raw block.
+const MANIFEST_BYTES_MAX: usize = 64 << 10;
+
+/// Unknown keys are refused: a manifest is read by strangers who must all read the same thing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    pub name: String,
+    /// CID of the code directory {vivarium, vivarium-engine}.
+    pub code_cid: String,
+    /// Who pulls what is left after the end.
+    pub beneficiary: Address,
+    /// Signatures a quorum needs.
+    pub threshold: u8,
+    pub mandate_days: u32,
+    pub lease_days: u32,
+    #[serde(default = "prepay_days")]
+    pub prepay_days: u32,
+    /// Seconds in a day; anything but 86400 is a development world in fast motion.
+    #[serde(default = "day_secs")]
+    pub day_secs: u32,
+    /// Income that may rest on one host's disk alone, micro-USDC.
+    #[serde(with = "decimal")]
+    pub exposure_uusdc_max: u128,
+    #[serde(with = "decimal")]
+    pub day_limit_uusdc: u128,
+    /// Price cap of a lease, micro-USDC x 1e-6 per second.
+    pub price_e6_max: u64,
+    #[serde(with = "decimal")]
+    pub starve_floor_uusdc: u128,
+    #[serde(with = "decimal")]
+    pub gas_target_wei: u128,
+    #[serde(with = "decimal")]
+    pub gas_day_max_wei: u128,
+    pub margin_pct: u32,
+    #[serde(with = "decimal")]
+    pub min_call_uusdc: u128,
+    #[serde(with = "decimal")]
+    pub max_call_uusdc: u128,
+    /// Blocks after which an event of the chain counts as final.
+    #[serde(default = "finality_blocks")]
+    pub finality_blocks: u64,
+    pub store_urls: Vec<String>,
+    pub model: Model,
+    pub stewards: Vec<Steward>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Model {
+    /// The name customers put into `model`.
+    pub name: String,
+    pub cid: String,
+    pub file: String,
+    pub sha256: String,
+    pub bytes: u64,
+    /// Context length in tokens.
+    pub context: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Steward {
+    pub address: Address,
+    pub url: String,
+    /// Age recipient to which this steward's share of the memory key is sealed.
+    pub share_recipient: String,
+}
+
+fn prepay_days() -> u32 {
+    2
+}
+fn day_secs() -> u32 {
+    86_400
+}
+fn finality_blocks() -> u64 {
+    2
+}
+
+impl Manifest {
+    pub fn parse(text: &str) -> Result<Self> {
+        if text.len() > MANIFEST_BYTES_MAX {
+            return Err(Error::usage(format!(
+                "the manifest is {} bytes long; the limit is {MANIFEST_BYTES_MAX}",
+                text.len()
+            )));
+        }
+        let manifest: Self = toml::from_str(text).map_err(|e| {
+            Error::usage(format!("the manifest does not parse: {}", e.to_string().trim().replace('\n', " ")))
+        })?;
+        manifest.check()?;
+        Ok(manifest)
+    }
+
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(self).map_err(|e| Error::bug("the manifest cannot be written as TOML").caused_by(e))
+    }
+
+    fn check(&self) -> Result<()> {
+        let refuse = |what: String| Err(Error::usage(format!("the manifest is refused: {what}")));
+        if self.name.is_empty() || self.name.len() > 64 {
+            return refuse("`name` must have 1 to 64 bytes".into());
+        }
+        if self.lease_days == 0 || self.lease_days > 30 {
+            return refuse(format!("`lease_days` = {}; a lease lasts 1 to 30 days", self.lease_days));
+        }
+        if self.prepay_days == 0 || self.prepay_days > 2 {
+            return refuse(format!("`prepay_days` = {}; escrow is prepaid 1 or 2 days", self.prepay_days));
+        }
+        if self.day_secs < 10 || self.day_secs > 86_400 {
+            return refuse(format!("`day_secs` = {}; it must lie between 10 and 86400", self.day_secs));
+        }
+        if self.stewards.is_empty() {
+            return refuse("there is no agent without stewards".into());
+        }
+        if usize::from(self.threshold) > self.stewards.len() || self.threshold == 0 {
+            return refuse(format!("`threshold` = {} of {} stewards", self.threshold, self.stewards.len()));
+        }
+        if self.stewards.len() > 1 && self.threshold < 2 {
+            return refuse("with several stewards `threshold` is at least 2, so that no single one can act".into());
+        }
+        if self.stewards.windows(2).any(|w| w[0].address >= w[1].address) {
+            return refuse("`stewards` must be in ascending order of address, each once".into());
+        }
+        if self.min_call_uusdc == 0 || self.min_call_uusdc > self.max_call_uusdc {
+            return refuse("`min_call_uusdc` must be above 0 and not above `max_call_uusdc`".into());
+        }
+        if self.model.sha256.len() != 64 || !self.model.sha256.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return refuse("`model.sha256` must have 64 hex digits".into());
+        }
+        if self.store_urls.is_empty() {
+            return refuse("`store_urls` needs at least one content store".into());
+        }
+        Ok(())
+    }
+}
+
+/// TOML's integers end at 2^63, so money is a decimal string.
+mod decimal {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(value: &u128, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(&value.to_string())
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<u128, D::Error> {
+        let text = String::deserialize(d)?;
+        let canonical = !text.is_empty()
+            && text.bytes().all(|b| b.is_ascii_digit())
+            && (text == "0" || !text.starts_with('0'));
+        if !canonical {
+            return Err(D::Error::custom(format!("`{text}` is not a decimal integer")));
+        }
+        text.parse().map_err(D::Error::custom)
+    }
+}

@@ -1,0 +1,133 @@
+//! Events of treasury, market and token, translated into what moved the agent's money.
+
+use crate::context::Context;
+use alloy::primitives::{Address, B256};
+use chain::bindings::{MarketEvent, TreasuryEvent};
+use chain::logs::{ChainLog, Event, LogItem};
+use economy::{ChainEvent, ChainEventKind, Usdc};
+use pay::BookInput;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What one batch of events means for the life and for the book of payments.
+#[derive(Debug, Default)]
+pub struct Money {
+    pub life: Vec<ChainEvent>,
+    pub book: Vec<BookInput>,
+}
+
+/// Translates in chain order. `leases` are those this agent rented before; market events about others are
+/// somebody else's. A token transfer counts as unexplained only if no event of its own transaction explains it.
+pub fn translate(items: &[LogItem], cx: &Context, leases: &BTreeSet<u64>) -> Money {
+    let mut leases = leases.clone();
+    let mut money = Money::default();
+    let explained = explained(items, cx);
+    for item in items {
+        let (log, reverted) = match item {
+            LogItem::Emitted(log) => (log, false),
+            LogItem::Reverted(log) => (log, true),
+        };
+        if let Some(input) = book_input(log, reverted) {
+            money.book.push(input);
+        }
+        let Some(kind) = life_event(log, cx, &mut leases, &explained) else { continue };
+        // The index within a block is far below 2^32.
+        let event = ChainEvent { block: log.block, index: u32::try_from(log.index).unwrap_or(u32::MAX), kind };
+        money.life.push(if reverted {
+            ChainEvent { block: event.block, index: event.index, kind: ChainEventKind::Reverted(Box::new(event)) }
+        } else {
+            event
+        });
+    }
+    money
+}
+
+/// (transaction, payer) → amount that the treasury's or market's own events account for.
+fn explained(items: &[LogItem], cx: &Context) -> BTreeMap<(B256, Address), u128> {
+    let mut sums: BTreeMap<(B256, Address), u128> = BTreeMap::new();
+    for item in items {
+        let (LogItem::Emitted(log) | LogItem::Reverted(log)) = item;
+        match &log.event {
+            Event::Treasury(TreasuryEvent::ExactSettled(e)) => {
+                *sums.entry((log.tx, e.payer)).or_default() += e.amount.saturating_to::<u128>();
+            }
+            Event::Market(MarketEvent::LeaseClosed(e)) => {
+                *sums.entry((log.tx, cx.config.lease_market)).or_default() += e.refund;
+            }
+            _ => {}
+        }
+    }
+    sums
+}
+
+fn life_event(
+    log: &ChainLog,
+    cx: &Context,
+    leases: &mut BTreeSet<u64>,
+    explained: &BTreeMap<(B256, Address), u128>,
+) -> Option<ChainEventKind> {
+    match &log.event {
+        Event::Treasury(event) => treasury_event(event, leases),
+        Event::Market(MarketEvent::RentPaid(e)) => {
+            let lease = e.lease.saturating_to();
+            leases.contains(&lease).then_some(ChainEventKind::RentPaid { lease, amount: Usdc(e.amount) })
+        }
+        Event::Market(MarketEvent::LeaseClosed(e)) => {
+            let lease = e.lease.saturating_to();
+            let (rent_total, refund) = (Usdc(e.rentTotal), Usdc(e.refund));
+            leases.contains(&lease).then_some(ChainEventKind::LeaseClosed { lease, rent_total, refund })
+        }
+        Event::Market(_) => None,
+        Event::Transfer { from, to, amount } => {
+            let known = explained.get(&(log.tx, *from)).copied().unwrap_or(0);
+            let unexplained = *to == cx.config.treasury && known < *amount;
+            unexplained.then(|| ChainEventKind::TransferIn { from: from.into_array(), amount: Usdc(amount - known) })
+        }
+    }
+}
+
+fn treasury_event(event: &TreasuryEvent, leases: &mut BTreeSet<u64>) -> Option<ChainEventKind> {
+    Some(match event {
+        TreasuryEvent::Activated(e) => ChainEventKind::Activated { lease: e.lease.saturating_to() },
+        TreasuryEvent::Rented(e) => {
+            let lease = e.lease.saturating_to();
+            leases.insert(lease);
+            ChainEventKind::Rented { lease, prepay: Usdc(e.prepay) }
+        }
+        TreasuryEvent::ToppedUp(e) => ChainEventKind::ToppedUp { lease: e.lease.saturating_to(), amount: Usdc(e.amount) },
+        TreasuryEvent::ExactSettled(e) => ChainEventKind::ExactSettled {
+            payer: e.payer.into_array(),
+            nonce: e.nonce.0,
+            amount: Usdc(e.amount.saturating_to()),
+        },
+        TreasuryEvent::ExactRefunded(e) => ChainEventKind::ExactRefunded {
+            payer: e.payer.into_array(),
+            nonce: e.nonce.0,
+            amount: Usdc(e.amount.saturating_to()),
+        },
+        TreasuryEvent::Withdrawn(e) => ChainEventKind::Withdrawn { amount: Usdc(e.amount.saturating_to()) },
+        _ => return None,
+    })
+}
+
+/// The same settlement or refund for the book. Told twice, it changes nothing.
+fn book_input(log: &ChainLog, reverted: bool) -> Option<BookInput> {
+    Some(match (&log.event, reverted) {
+        (Event::Treasury(TreasuryEvent::ExactSettled(e)), false) => BookInput::Settled {
+            payer: e.payer.into_array(),
+            nonce: e.nonce.0,
+            amount: Usdc(e.amount.saturating_to()),
+            tx: log.tx.0,
+            block: log.block,
+            recorded: true,
+        },
+        (Event::Treasury(TreasuryEvent::ExactSettled(e)), true) => {
+            BookInput::Reversed { payer: e.payer.into_array(), nonce: e.nonce.0 }
+        }
+        (Event::Treasury(TreasuryEvent::ExactRefunded(e)), false) => BookInput::Refunded {
+            payer: e.payer.into_array(),
+            nonce: e.nonce.0,
+            amount: Usdc(e.amount.saturating_to()),
+        },
+        _ => return None,
+    })
+}

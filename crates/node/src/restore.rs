@@ -1,0 +1,145 @@
+//! Coming to life from what the world holds: the acknowledged checkpoint, the shares, the later segments.
+
+use crate::checkpoint;
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::memory::{KeyRing, MemoryKey};
+use crate::operators;
+use crate::replicate;
+use crate::state::State;
+use alloy::primitives::B256;
+use base64::{Engine, prelude::BASE64_STANDARD};
+use futures::future::join_all;
+use journal::crash_point;
+use serde::Deserialize;
+use store::checkpoint::{Checkpoint, ShareRequest};
+use store::seal::{self, Identity};
+
+/// What a successor starts from.
+pub struct Restored {
+    pub lsn: u64,
+    /// The state after `lsn`, encoded.
+    pub state: Vec<u8>,
+    /// Sealed runs after it, opened and in order.
+    pub later: Vec<Vec<u8>>,
+    pub ring: KeyRing,
+    /// The token under which a former operator may report what it delivered after the cut.
+    pub token: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct ShareAnswer {
+    sealed_share_base64: String,
+}
+
+/// A signed wish for key material: what stewards and the active node check against the chain.
+pub fn share_request(cx: &Context, epoch: u64) -> Result<ShareRequest> {
+    let mut request = ShareRequest {
+        treasury: cx.config.treasury,
+        chain_id: cx.config.chain_id,
+        epoch,
+        lease: cx.config.lease,
+        recipient: cx.keys.exchange.recipient().to_string(),
+        signature: String::new(),
+    };
+    request.sign(&cx.keys.node).map_err(|e| Error::bug("a share request cannot be signed").caused_by(e))?;
+    Ok(request)
+}
+
+/// After a takeover or rescue: k stewards release their shares of the last acknowledged memory key.
+pub async fn from_stewards(cx: &Context, epoch: u64, digest: B256) -> Result<Restored> {
+    let found = checkpoint::fetch(cx, digest).await?;
+    let request = share_request(cx, epoch)?;
+    let answers = join_all(cx.manifest.stewards.iter().map(|s| {
+        let (url, http, request) = (format!("{}/share", s.url), cx.http.clone(), &request);
+        async move { http.call_json::<ShareAnswer>(&url, request).await }
+    }))
+    .await;
+    let mut shares = Vec::new();
+    let mut refusals = Vec::new();
+    for answer in answers {
+        match answer {
+            Err(e) => refusals.push(e.to_string()),
+            Ok(answer) => match open_share(&answer, &cx.keys.exchange) {
+                Ok(share) => shares.push(share),
+                Err(e) => refusals.push(e.to_string()),
+            },
+        }
+    }
+    let needed = usize::from(found.threshold);
+    if shares.len() < needed {
+        return Err(Error::retry(format!(
+            "{} of {needed} shares of the memory key: {}",
+            shares.len(),
+            refusals.join("; ")
+        )));
+    }
+    let identity = combine(&found, &shares)?;
+    let secret = identity.to_secret_string().as_str().to_owned();
+    let key = MemoryKey { seq: found.seq, checkpoint: hex::encode(digest), secret };
+    open(cx, &found, &identity, key).await
+}
+
+fn open_share(answer: &ShareAnswer, exchange: &Identity) -> Result<seal::Share> {
+    let sealed = BASE64_STANDARD
+        .decode(&answer.sealed_share_base64)
+        .map_err(|e| Error::retry("a steward's share is not base64").caused_by(e))?;
+    let bytes = seal::open(&sealed, exchange, 4096)
+        .map_err(|e| Error::retry("a steward's share is not sealed to this node").caused_by(e))?;
+    seal::Share::from_bytes(&bytes).map_err(|e| Error::retry("a steward's share does not parse").caused_by(e))
+}
+
+/// The memory key, whatever n − k altered shares are among them.
+fn combine(found: &Checkpoint, shares: &[seal::Share]) -> Result<Identity> {
+    let recovered = seal::recover(shares, usize::from(found.threshold), found.key_hash)
+        .map_err(|e| Error::retry("the stewards' shares do not give the memory key").caused_by(e))?;
+    if !recovered.bad.is_empty() {
+        tracing::warn!(shares = ?recovered.bad, "altered shares were handed in");
+    }
+    let text = String::from_utf8_lossy(&recovered.secret).into_owned();
+    Identity::parse(&text).map_err(|e| Error::corrupt("the memory key does not parse").caused_by(e))
+}
+
+/// With the key in hand: snapshot, then every later segment that chains.
+pub async fn open(
+    cx: &Context,
+    found: &Checkpoint,
+    identity: &Identity,
+    key: MemoryKey,
+) -> Result<Restored> {
+    let snapshot = checkpoint::open(cx, found, identity).await?;
+    State::decode(&snapshot.state)?;
+    let mut ring = KeyRing::decode(&snapshot.ring)?;
+    ring.add(key);
+    let later = later_segments(cx, snapshot.lsn, &ring).await?;
+    crash_point!("restore.loaded");
+    Ok(Restored { lsn: snapshot.lsn, state: snapshot.state, later, ring, token: None })
+}
+
+/// Segments after `lsn`, opened, in order, up to the first gap. What lies behind a gap was never acknowledged
+/// as replicated, so it is within the stated exposure.
+async fn later_segments(cx: &Context, lsn: u64, ring: &KeyRing) -> Result<Vec<Vec<u8>>> {
+    let operators = operators::by_epoch(cx).await?;
+    let all = replicate::headers(cx, lsn).await?;
+    let all = replicate::signed_by_operators(all, cx.config.treasury, cx.config.chain_id, |epoch| {
+        operators.get(&epoch).copied()
+    });
+    let mut later = Vec::new();
+    let mut next = lsn + 1;
+    while let Some(header) = all.iter().filter(|h| h.first_lsn <= next && h.last_lsn >= next).max_by_key(|h| h.epoch) {
+        let Some(identity) = ring.of_recipient(&header.recipient) else {
+            tracing::warn!(segment = header.index, "a segment is sealed to a key that this checkpoint does not hold");
+            break;
+        };
+        let sealed = cx
+            .store
+            .get_bytes(&header.cid, checkpoint::SNAPSHOT_BYTES_MAX)
+            .await
+            .map_err(|e| Error::retry(format!("segment {} cannot be fetched", header.index)).caused_by(e))?;
+        let plain = seal::open(&sealed, &identity, checkpoint::SNAPSHOT_BYTES_MAX)
+            .map_err(|e| Error::corrupt(format!("segment {} does not open", header.index)).caused_by(e))?;
+        later.push(plain);
+        next = header.last_lsn + 1;
+    }
+    Ok(later)
+}

@@ -1,0 +1,289 @@
+//! Settling payments with the relay key, and finding out what became of each: paid, unpaid, or unknown.
+//!
+//! The relay sends strangers' authorisations to the treasury's `settleExact`, which anyone may call; it has no role.
+//! "Reverted" and "timed out" are questions for the chain, not answers.
+
+use crate::authorization::{self, Fate};
+use crate::context::Context;
+use crate::error::Result;
+use crate::main_loop::{Event, Node};
+use crate::moving::chain_of;
+use crate::state::Recorded;
+use alloy::primitives::{Address, B256, U256};
+use chain::Outcome as Sent;
+use chain::treasury::calls;
+use journal::crash_point;
+use pay::book::{BookInput, BookOutput, Payment, RequestId, Service, UnpaidWhy};
+use pay::{Receipt, SettleExact};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Between two questions about a payment whose outcome is unknown.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// Gas that a settlement needs, wei at the prices of a development chain: below it the operator key sends instead.
+const RELAY_WEI_MIN: u128 = 1_000_000_000_000_000;
+
+/// What became of one payment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Settlement {
+    Paid { amount: u128, tx: B256, block: u64, recorded: bool },
+    Unpaid(UnpaidWhy),
+    /// Nobody knows yet.
+    Unknown,
+}
+
+impl Node {
+    pub(crate) fn on_book(&mut self, output: BookOutput) -> Result<()> {
+        match output {
+            BookOutput::Settle { request } => self.settle(request),
+            BookOutput::Receipt { request } => self.sign_receipt(request),
+            BookOutput::Owe { .. } | BookOutput::Unearned { .. } => {
+                crate::ask::say_what_is_owed(self);
+                Ok(())
+            }
+            // Summed by the state's own fold; posted about once a second.
+            BookOutput::Earned { .. } => Ok(()),
+            BookOutput::Refused { request, why } => {
+                tracing::warn!(%request, %why, "a reservation was refused after it was decided");
+                Ok(())
+            }
+        }
+    }
+
+    fn settle(&mut self, request: RequestId) -> Result<()> {
+        let acts = self.acts();
+        let now = self.now();
+        let poor = self.news.as_ref().is_none_or(|n| {
+            n.state.relay != self.cx.keys.relay.address() || n.relay_wei < U256::from(RELAY_WEI_MIN)
+        });
+        let Some(live) = &mut self.live else { return Ok(()) };
+        if !acts || live.sealed || !live.state.book.may_settle(&request) {
+            return Ok(());
+        }
+        let Some(entry) = live.state.book.entry(&request) else { return Ok(()) };
+        let settlement = entry.reservation.settlement.clone();
+        let lsn = live.record(now, &Recorded::Book(BookInput::SettleSent { request }))?;
+        let cx = self.cx.clone();
+        live.when_durable(lsn, move || {
+            tokio::spawn(async move {
+                let outcome = send(&cx, &settlement, poor).await;
+                cx.tell(Event::Settled { request, settlement: outcome }).await;
+            });
+        });
+        Ok(())
+    }
+
+    pub(crate) fn on_settled(&mut self, request: RequestId, settlement: Settlement) -> Result<()> {
+        let Some(live) = &self.live else { return Ok(()) };
+        let Some(entry) = live.state.book.entry(&request) else { return Ok(()) };
+        let (payer, nonce) = (entry.reservation.settlement.payer, entry.reservation.settlement.nonce);
+        let input = match &settlement {
+            Settlement::Paid { amount, tx, block, recorded } => BookInput::Settled {
+                payer,
+                nonce,
+                amount: economy::Usdc(*amount),
+                tx: tx.0,
+                block: *block,
+                recorded: *recorded,
+            },
+            Settlement::Unpaid(why) => BookInput::Unpaid { request, why: *why },
+            Settlement::Unknown => {
+                let terms = entry.reservation.settlement.clone();
+                let cx = self.cx.clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep(ASK_AGAIN).await;
+                    let found = reconcile(&cx, &terms).await;
+                    cx.tell(Event::Settled { request, settlement: found }).await;
+                });
+                if matches!(entry.payment, Payment::Unknown) {
+                    return Ok(());
+                }
+                BookInput::SettleUnknown { request }
+            }
+        };
+        self.book(input)?;
+        self.tell_waiters(&request);
+        Ok(())
+    }
+
+    /// Customers that wait for the outcome of their payment.
+    pub(crate) fn tell_waiters(&mut self, request: &RequestId) {
+        let Some(settlement) = self.known_settlement(request) else { return };
+        for waiter in self.settled_waiters.remove(request).unwrap_or_default() {
+            // The customer may have hung up.
+            let _ = waiter.send(settlement.clone());
+        }
+    }
+
+    pub(crate) fn known_settlement(&self, request: &RequestId) -> Option<Settlement> {
+        match &self.live.as_ref()?.state.book.entry(request)?.payment {
+            Payment::Settled { amount, tx, block, recorded } => Some(Settlement::Paid {
+                amount: amount.0,
+                tx: B256::from(*tx),
+                block: *block,
+                recorded: *recorded,
+            }),
+            Payment::Unpaid { why } => Some(Settlement::Unpaid(*why)),
+            _ => None,
+        }
+    }
+
+    fn sign_receipt(&mut self, request: RequestId) -> Result<()> {
+        let now = self.now();
+        let epoch = self.news.as_ref().map_or(0, |n| n.state.epoch);
+        let cx = self.cx.clone();
+        let Some(live) = &mut self.live else { return Ok(()) };
+        if live.sealed || live.state.receipts.contains_key(&request.to_string()) {
+            return Ok(());
+        }
+        let Some(entry) = live.state.book.entry(&request) else { return Ok(()) };
+        let (Service::Delivered(delivery), Payment::Settled { amount, tx, .. }) = (&entry.service, &entry.payment) else {
+            return Ok(());
+        };
+        let receipt = Receipt {
+            agent: cx.config.treasury,
+            chain_id: cx.config.chain_id,
+            epoch,
+            request,
+            payer: Address::from(entry.reservation.settlement.payer),
+            nonce: entry.reservation.settlement.nonce,
+            model: model_digest(&cx),
+            prompt: entry.reservation.body_digest,
+            output: delivery.output_digest,
+            prompt_tokens: entry.reservation.prompt_tokens,
+            completion_tokens: delivery.completion_tokens,
+            amount: *amount,
+            transaction: *tx,
+            issued_at: now,
+        };
+        match receipt.sign(&cx.keys.node) {
+            Ok(signed) => {
+                let json = signed.to_json();
+                live.record(now, &Recorded::Receipt { request: request.to_string(), json })?;
+            }
+            Err(e) => tracing::error!(%request, error = %e, "a receipt cannot be signed"),
+        }
+        Ok(())
+    }
+}
+
+/// What a crash interrupted: the last durable mark is charged, a request without one is given back.
+pub fn close_interrupted(node: &mut Node) -> Result<()> {
+    let now = node.now();
+    let Some(live) = &mut node.live else { return Ok(()) };
+    if live.sealed {
+        return Ok(());
+    }
+    for input in live.state.book.interrupted(now) {
+        live.record(now, &Recorded::Book(input))?;
+    }
+    crate::ask::say_what_is_owed(node);
+    Ok(())
+}
+
+/// After a start: payments that were on their way are asked about.
+pub fn resume(node: &mut Node) -> Result<()> {
+    let Some(live) = &mut node.live else { return Ok(()) };
+    let unsettled: Vec<(RequestId, SettleExact, bool)> = live
+        .state
+        .book
+        .unsettled()
+        .map(|(request, terms, payment)| (*request, terms.clone(), matches!(payment, Payment::Due)))
+        .collect();
+    for (request, terms, due) in unsettled {
+        if due {
+            node.settle(request)?;
+            continue;
+        }
+        let cx = node.cx.clone();
+        tokio::spawn(async move {
+            let found = match reconcile(&cx, &terms).await {
+                // It may never have left the process: sending it again is safe, the token takes a nonce once.
+                Settlement::Unknown => send(&cx, &terms, true).await,
+                known => known,
+            };
+            cx.tell(Event::Settled { request, settlement: found }).await;
+        });
+    }
+    crate::ask::say_what_is_owed(node);
+    Ok(())
+}
+
+async fn send(cx: &Arc<Context>, terms: &SettleExact, relay_is_poor: bool) -> Settlement {
+    let call = calls::settle_exact(&calls::ExactAuthorization {
+        payer: Address::from(terms.payer),
+        value: U256::from(terms.value.0),
+        valid_after: U256::from(terms.valid_after),
+        valid_before: U256::from(terms.valid_before),
+        nonce: B256::from(terms.nonce),
+        signature: terms.signature.to_vec().into(),
+    });
+    let tx = chain::Tx::call(cx.config.treasury, call, "settle");
+    let sender = if relay_is_poor { &cx.operator } else { &cx.relay };
+    let waiting = sender.submit(tx);
+    crash_point!("pay.settle_sent");
+    match waiting.await {
+        Sent::Done { tx_hash, block } => {
+            Settlement::Paid { amount: terms.value.0, tx: tx_hash, block, recorded: true }
+        }
+        Sent::Unknown { txs } => {
+            tracing::warn!(?txs, "a settlement's outcome is unknown: asking the chain");
+            Settlement::Unknown
+        }
+        refused @ (Sent::Reverted { .. } | Sent::NeverSent { .. }) => {
+            tracing::info!(?refused, "a settlement was refused: asking the chain why");
+            match reconcile(cx, terms).await {
+                // Not used, not expired: the token refuses it (no balance, frozen), now.
+                Settlement::Unknown => Settlement::Unpaid(UnpaidWhy::Refused),
+                known => known,
+            }
+        }
+    }
+}
+
+/// What the chain says of an authorisation. `Unknown` while it is unused and still valid, or nobody answers.
+async fn reconcile(cx: &Arc<Context>, terms: &SettleExact) -> Settlement {
+    match look(cx, terms).await {
+        Ok(found) => found,
+        Err(e) => {
+            tracing::warn!(error = %chain_of(&e), "the chain does not say what became of a payment");
+            Settlement::Unknown
+        }
+    }
+}
+
+async fn look(cx: &Arc<Context>, terms: &SettleExact) -> std::result::Result<Settlement, chain::Error> {
+    let (payer, nonce) = (Address::from(terms.payer), B256::from(terms.nonce));
+    let (recorded, _) = cx.treasury.recorded(payer, nonce).await?;
+    if recorded > U256::ZERO {
+        // The treasury's own event will bring transaction and block; the amount is what counts here.
+        let head = cx.chain.head().await?;
+        return Ok(Settlement::Paid {
+            amount: recorded.saturating_to(),
+            tx: B256::ZERO,
+            block: head.number,
+            recorded: true,
+        });
+    }
+    let usdc = cx.chain.usdc(cx.birth.token);
+    if usdc.authorization_state(payer, nonce).await? {
+        // Used, but not through the treasury: a third party sent it to the token (then the money is here), or the
+        // payer cancelled it or spent it elsewhere. The token's own events tell.
+        return Ok(match authorization::fate(cx, payer, nonce).await? {
+            Fate::PaidHere { amount, tx, block } => {
+                Settlement::Paid { amount: amount.saturating_to(), tx, block, recorded: false }
+            }
+            Fate::Cancelled => Settlement::Unpaid(UnpaidWhy::Cancelled),
+            Fate::PaidElsewhere => Settlement::Unpaid(UnpaidWhy::UsedElsewhere),
+        });
+    }
+    let head = cx.chain.head().await?;
+    if head.timestamp >= terms.valid_before {
+        return Ok(Settlement::Unpaid(UnpaidWhy::Expired));
+    }
+    Ok(Settlement::Unknown)
+}
+
+fn model_digest(cx: &Context) -> [u8; 32] {
+    store::cid::parse(&cx.manifest.model.cid).map_or([0; 32], |cid| store::cid::digest(&cid))
+}

@@ -1,0 +1,278 @@
+//! What HTTP handlers may look at without asking the main loop.
+
+use crate::history::LogLine;
+use crate::status::Status;
+use economy::Price;
+use infer::{ChatTemplate, EngineClient, Hello};
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+use tokio::sync::{broadcast, watch};
+
+/// Stored answers for repeated requests, at most this many and this many bytes. A guess, unmeasured.
+const ANSWERS_MAX: usize = 4_096;
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+/// Remembered quotes, and for how long they bind, chain seconds.
+const QUOTES_MAX: usize = 10_000;
+const QUOTE_SECS: u64 = 60;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Waiting: another node is operator, or nobody yet.
+    Standby,
+    Active,
+    /// Was active; finishes what is open.
+    Draining,
+    /// Operator as far as it knows, but without a fresh block: serves and signs nothing.
+    Fenced,
+    /// The lease is over.
+    Ended,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Standby => "standby",
+            Self::Active => "active",
+            Self::Draining => "draining",
+            Self::Fenced => "fenced",
+            Self::Ended => "ended",
+        })
+    }
+}
+
+/// The engine once it runs.
+#[derive(Clone)]
+pub struct Engine {
+    pub client: EngineClient,
+    pub hello: Arc<Hello>,
+    pub template: Arc<ChatTemplate>,
+}
+
+/// A finished answer, kept for the same request asked again.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    pub body: bytes::Bytes,
+    pub content_type: &'static str,
+    pub payment_response: Option<String>,
+}
+
+/// News for readers of `/events`.
+#[derive(Clone, Debug)]
+pub enum Bulletin {
+    Status(Arc<Status>),
+    Line(LogLine),
+    Moved(String),
+}
+
+pub struct Shared {
+    role: watch::Sender<Role>,
+    price: watch::Sender<Option<Price>>,
+    /// Why nothing is sold, for the 503.
+    closed_because: watch::Sender<Option<String>>,
+    moved: watch::Sender<Option<String>>,
+    status: watch::Sender<Option<Arc<Status>>>,
+    engine: watch::Sender<Option<Engine>>,
+    bulletins: broadcast::Sender<Bulletin>,
+    in_flight: AtomicU64,
+    refused: AtomicU64,
+    trouble: Mutex<Option<String>>,
+    answers: Mutex<Answers>,
+    /// What was asked for a request lately: digest of route and body → (micro-USDC, chain seconds).
+    quotes: Mutex<BTreeMap<[u8; 32], (u128, u64)>>,
+    answered: watch::Sender<u64>,
+    /// Chain seconds of the last block.
+    now: AtomicU64,
+}
+
+#[derive(Default)]
+struct Answers {
+    by_request: BTreeMap<String, Answer>,
+    order: VecDeque<String>,
+    bytes: usize,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self {
+            role: watch::channel(Role::Standby).0,
+            price: watch::channel(None).0,
+            closed_because: watch::channel(Some("the agent has not opened yet".to_owned())).0,
+            moved: watch::channel(None).0,
+            status: watch::channel(None).0,
+            engine: watch::channel(None).0,
+            bulletins: broadcast::channel(256).0,
+            in_flight: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            trouble: Mutex::new(None),
+            answers: Mutex::default(),
+            quotes: Mutex::default(),
+            answered: watch::channel(0).0,
+            now: AtomicU64::new(0),
+        }
+    }
+}
+
+/// Counts one open request for as long as it lives.
+pub struct InFlight(Arc<Shared>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Shared {
+    pub fn role(&self) -> Role {
+        *self.role.borrow()
+    }
+    pub fn roles(&self) -> watch::Receiver<Role> {
+        self.role.subscribe()
+    }
+    pub(crate) fn set_role(&self, role: Role) {
+        self.role.send_if_modified(|r| std::mem::replace(r, role) != role);
+    }
+
+    pub fn price(&self) -> Option<Price> {
+        *self.price.borrow()
+    }
+    pub fn prices(&self) -> watch::Receiver<Option<Price>> {
+        self.price.subscribe()
+    }
+    pub(crate) fn sell_at(&self, price: Price) {
+        self.closed_because.send_replace(None);
+        self.price.send_replace(Some(price));
+    }
+    pub(crate) fn stop_selling(&self, why: String) {
+        self.price.send_replace(None);
+        self.closed_because.send_replace(Some(why));
+    }
+    pub fn closed_because(&self) -> Option<String> {
+        self.closed_because.borrow().clone()
+    }
+
+    /// Where the agent lives now, once it does not live here any more.
+    pub fn moved(&self) -> Option<String> {
+        self.moved.borrow().clone()
+    }
+    pub(crate) fn moved_to(&self, url: Option<String>) {
+        if let Some(url) = &url {
+            self.tell(Bulletin::Moved(url.clone()));
+        }
+        self.moved.send_replace(url);
+    }
+
+    pub fn status(&self) -> Option<Arc<Status>> {
+        self.status.borrow().clone()
+    }
+    pub(crate) fn set_status(&self, status: Status) {
+        let status = Arc::new(status);
+        self.now.store(status.block.timestamp, Ordering::SeqCst);
+        self.status.send_replace(Some(status.clone()));
+        self.tell(Bulletin::Status(status));
+    }
+    /// Chain seconds of the last block seen.
+    pub fn now(&self) -> u64 {
+        self.now.load(Ordering::SeqCst)
+    }
+
+    pub fn engine(&self) -> Option<Engine> {
+        self.engine.borrow().clone()
+    }
+    pub(crate) fn set_engine(&self, engine: Engine) {
+        self.engine.send_replace(Some(engine));
+    }
+
+    pub fn bulletins(&self) -> broadcast::Receiver<Bulletin> {
+        self.bulletins.subscribe()
+    }
+    pub(crate) fn tell(&self, bulletin: Bulletin) {
+        // No reader is no failure.
+        let _ = self.bulletins.send(bulletin);
+    }
+
+    pub fn enter(self: &Arc<Self>) -> InFlight {
+        self.in_flight.fetch_add(1, Ordering::SeqCst);
+        InFlight(self.clone())
+    }
+    pub fn in_flight(&self) -> u64 {
+        self.in_flight.load(Ordering::SeqCst)
+    }
+    pub fn refuse(&self) {
+        self.refused.fetch_add(1, Ordering::SeqCst);
+    }
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Ordering::SeqCst)
+    }
+
+    pub fn trouble(&self) -> Option<String> {
+        lock(&self.trouble).clone()
+    }
+    pub(crate) fn set_trouble(&self, trouble: Option<String>) {
+        *lock(&self.trouble) = trouble;
+    }
+
+    /// Keeps the body of `request` for a repetition of it. The oldest give way.
+    pub fn keep_answer(&self, request: &str, answer: Answer) {
+        let mut answers = lock(&self.answers);
+        let bytes = answer.body.len();
+        if bytes > ANSWER_BYTES_MAX {
+            return;
+        }
+        if answers.by_request.insert(request.to_owned(), answer).is_none() {
+            answers.order.push_back(request.to_owned());
+            answers.bytes += bytes;
+        }
+        while answers.order.len() > ANSWERS_MAX || answers.bytes > ANSWER_BYTES_MAX {
+            let Some(oldest) = answers.order.pop_front() else { break };
+            if let Some(gone) = answers.by_request.remove(&oldest) {
+                answers.bytes = answers.bytes.saturating_sub(gone.body.len());
+            }
+        }
+        drop(answers);
+        self.answered.send_modify(|n| *n = n.wrapping_add(1));
+    }
+
+    pub fn answer(&self, request: &str) -> Option<Answer> {
+        lock(&self.answers).by_request.get(request).cloned()
+    }
+
+    /// Waits until `request` has an answer, at most `patience`.
+    pub async fn wait_for_answer(&self, request: &str, patience: Duration) -> Option<Answer> {
+        let mut answered = self.answered.subscribe();
+        let wait = async {
+            loop {
+                if let Some(answer) = self.answer(request) {
+                    return answer;
+                }
+                if answered.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        tokio::time::timeout(patience, wait).await.ok()
+    }
+
+    /// Remembers what was asked for a request, since prices move between a 402 and its payment.
+    pub fn quoted(&self, key: [u8; 32], amount: u128) {
+        let mut quotes = lock(&self.quotes);
+        if quotes.len() >= QUOTES_MAX {
+            quotes.pop_first();
+        }
+        quotes.insert(key, (amount, self.now()));
+    }
+
+    /// Was this amount, or less, asked for this request within the last minute?
+    pub fn was_quoted(&self, key: &[u8; 32], amount: u128) -> bool {
+        let now = self.now();
+        lock(&self.quotes).get(key).is_some_and(|(asked, at)| amount >= *asked && now.saturating_sub(*at) <= QUOTE_SECS)
+    }
+}
+
+/// A std mutex and not tokio's: nothing is awaited while it is held. A poisoned lock means that a holder
+/// panicked, and a panic ends the process.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("no holder of this lock panics and lives")
+}

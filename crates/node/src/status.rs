@@ -1,0 +1,218 @@
+//! `GET /status`: the wire form of what the main loop knows. All money is a decimal string of micro-USDC.
+
+use crate::fence::boottime_ms;
+use crate::main_loop::Node;
+use crate::shared::Role;
+use alloy::primitives::Address;
+use economy::{LeaseView, Stage};
+use serde::Serialize;
+
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    pub name: String,
+    pub agent: Address,
+    pub chain_id: u64,
+    pub usdc: Address,
+    pub role: String,
+    pub stage: String,
+    pub paused: bool,
+    pub epoch: u64,
+    pub operator: Address,
+    pub node_key: Address,
+    pub block: BlockStatus,
+    pub model: String,
+    pub price: PriceStatus,
+    pub selling: bool,
+    pub closed_because: Option<String>,
+    pub balance_uusdc: String,
+    pub escrow_uusdc: String,
+    pub seed_uusdc: String,
+    /// All that customers ever paid in: earned, not yet earned, or given back.
+    pub settled_uusdc: String,
+    pub earned_uusdc: String,
+    pub rent_uusdc: String,
+    pub gifts_uusdc: String,
+    pub refunds_uusdc: String,
+    /// Null while income covers the cost.
+    pub runway_secs: Option<u64>,
+    pub requests: RequestStatus,
+    pub lease: Option<LeaseStatus>,
+    pub standby: Option<LeaseStatus>,
+    pub next_move_at: Option<u64>,
+    pub checkpoint: CheckpointStatus,
+    pub exposure_uusdc: String,
+    pub exposure_max_uusdc: String,
+    pub day_secs: u32,
+    pub mandate_until: u64,
+    pub ledger_ok: bool,
+    pub trouble: Option<String>,
+    pub stewards: Vec<StewardStatus>,
+    pub threshold: u8,
+    /// This node.
+    pub url: String,
+    /// The node that the chain names.
+    pub active_url: Option<String>,
+    pub pid: u32,
+    pub engine_pid: Option<u32>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct BlockStatus {
+    pub number: u64,
+    pub timestamp: u64,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct PriceStatus {
+    pub call_uusdc: String,
+    pub mtok_prompt_uusdc: String,
+    pub mtok_completion_uusdc: String,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct RequestStatus {
+    pub served: u64,
+    /// Served or not settled yet.
+    pub open: u32,
+    pub refused: u64,
+    pub in_flight: u64,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct LeaseStatus {
+    pub id: u64,
+    pub provider: String,
+    pub endpoint: String,
+    pub price_e6: u64,
+    pub start: u64,
+    pub end: u64,
+    pub ready: bool,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct CheckpointStatus {
+    pub seq: u64,
+    /// CID of the checkpoint object; null before the first.
+    pub cid: Option<String>,
+    pub digest: String,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct StewardStatus {
+    pub address: Address,
+    pub url: String,
+}
+
+impl Node {
+    /// Tells readers how things stand. Nothing before the first block.
+    pub(crate) fn publish(&self) {
+        if let Some(status) = self.status() {
+            self.shared.set_status(status);
+        }
+    }
+
+    fn status(&self) -> Option<Status> {
+        let news = self.news.as_ref()?;
+        let view = news.view(self.cx.me());
+        let (state, live) = (&news.state, self.live.as_ref().filter(|_| self.role != Role::Standby));
+        let ledger = live.map(|l| l.state.agent.ledger());
+        let money = |amount: Option<economy::Usdc>| amount.map_or_else(|| "0".to_owned(), |a| a.0.to_string());
+        let price = self.shared.price();
+        let role = match (self.role, view.stage) {
+            (Role::Active, Stage::WindingDown) => "winding_down".to_owned(),
+            (_, Stage::Closed) => "closed".to_owned(),
+            (role, _) => role.to_string(),
+        };
+        let lease = |lease: &Option<LeaseView>, endpoint: Option<&str>| {
+            lease.as_ref().map(|l| LeaseStatus {
+                id: l.id,
+                provider: Address::from(l.provider).to_string(),
+                endpoint: endpoint.unwrap_or_default().to_owned(),
+                price_e6: l.price_e6,
+                start: l.start,
+                end: l.end,
+                ready: l.ready,
+            })
+        };
+        let checkpointed = state.checkpointSeq > 0;
+        Some(Status {
+            name: self.cx.manifest.name.clone(),
+            agent: self.cx.config.treasury,
+            chain_id: self.cx.config.chain_id,
+            usdc: self.cx.birth.token,
+            role,
+            stage: stage_name(view.stage).to_owned(),
+            paused: view.paused,
+            epoch: view.epoch,
+            operator: state.operator,
+            node_key: self.cx.me(),
+            block: BlockStatus { number: view.number, timestamp: view.timestamp },
+            model: self.cx.manifest.model.name.clone(),
+            price: PriceStatus {
+                call_uusdc: money(price.map(|p| p.call_uusdc)),
+                mtok_prompt_uusdc: money(price.map(|p| p.mtok_prompt_uusdc)),
+                mtok_completion_uusdc: money(price.map(|p| p.mtok_completion_uusdc)),
+            },
+            selling: price.is_some() && self.acts(),
+            closed_because: self.shared.closed_because(),
+            balance_uusdc: view.balance.0.to_string(),
+            escrow_uusdc: view.escrow.0.to_string(),
+            seed_uusdc: money(ledger.map(|l| l.seed())),
+            settled_uusdc: money(ledger.map(|l| l.sales().saturating_add(l.customers()).saturating_add(l.refunds()))),
+            earned_uusdc: money(ledger.map(|l| l.sales())),
+            rent_uusdc: money(ledger.map(|l| l.rent())),
+            gifts_uusdc: money(ledger.map(|l| l.gifts())),
+            refunds_uusdc: money(ledger.map(|l| l.refunds())),
+            runway_secs: live.and_then(|l| l.state.agent.runway_secs(view.timestamp)),
+            requests: RequestStatus {
+                served: live.map_or(0, |l| l.state.served),
+                open: live.map_or(0, |l| l.state.book.open()),
+                refused: self.shared.refused(),
+                in_flight: self.shared.in_flight(),
+            },
+            lease: lease(&view.active, news.active.as_ref().map(|l| l.lease.endpoint.as_str())),
+            standby: lease(&view.standby, news.standby.as_ref().map(|l| l.lease.endpoint.as_str())),
+            next_move_at: live.and_then(|l| l.state.agent.next_move_at()),
+            checkpoint: CheckpointStatus {
+                seq: state.checkpointSeq,
+                cid: checkpointed.then(|| store::cid::raw(state.checkpointDigest.0).to_string()),
+                digest: state.checkpointDigest.to_string(),
+            },
+            exposure_uusdc: live.map_or(0, |l| l.exposure()).to_string(),
+            exposure_max_uusdc: self.cx.manifest.exposure_uusdc_max.to_string(),
+            day_secs: self.cx.birth.timers.day,
+            mandate_until: view.mandate_until,
+            ledger_ok: live.is_none_or(|l| l.state.agent.books_balance()),
+            trouble: self.trouble(),
+            stewards: self
+                .cx
+                .manifest
+                .stewards
+                .iter()
+                .map(|s| StewardStatus { address: s.address, url: s.url.clone() })
+                .collect(),
+            threshold: self.cx.manifest.threshold,
+            url: self.cx.config.public_url.clone(),
+            active_url: news.active.as_ref().map(|l| l.lease.endpoint.clone()),
+            pid: std::process::id(),
+            engine_pid: self.shared.engine().and_then(|e| e.client.pid()),
+        })
+    }
+
+    fn trouble(&self) -> Option<String> {
+        if self.role == Role::Active && !self.fence.holds(boottime_ms()) {
+            return Some("no fresh block from the chain".to_owned());
+        }
+        self.shared.trouble()
+    }
+}
+
+pub fn stage_name(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Unborn => "unborn",
+        Stage::Alive => "alive",
+        Stage::Stopped => "stopped",
+        Stage::WindingDown => "winding_down",
+        Stage::Closed => "closed",
+    }
+}

@@ -1,0 +1,176 @@
+//! Looking at the chain: one snapshot a block, with the events in between when they concern this node.
+
+use crate::context::Context;
+use crate::main_loop::Event;
+use crate::moving::chain_of;
+use alloy::primitives::{Address, U256};
+use chain::bindings::{Stage, State};
+use chain::logs::{LogCore, LogItem, LogReader, Sources};
+use chain::{Head, LeaseView, OfferView, Snapshot};
+use economy::View;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch as channel;
+
+/// Everything read at one block.
+pub struct News {
+    pub head: Head,
+    pub state: State,
+    pub active: Option<LeaseView>,
+    pub standby: Option<LeaseView>,
+    pub draining: Option<LeaseView>,
+    pub offers: Vec<OfferView>,
+    pub operator_wei: U256,
+    pub relay_wei: U256,
+    /// Events up to and including this block, if they were asked for.
+    pub logs: Option<Vec<LogItem>>,
+}
+
+/// Follows the head and tells the main loop of each new block. Ends with the main loop.
+pub async fn watch(cx: Arc<Context>, every: Duration, mut logs_from: channel::Receiver<Option<u64>>) {
+    let mut last = None;
+    let mut reader: Option<LogReader> = None;
+    let mut interval = tokio::time::interval(every);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = interval.tick() => {}
+            changed = logs_from.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                reader = logs_from
+                    .borrow_and_update()
+                    .map(|from| LogReader::new(cx.chain.clone(), LogCore::new(sources(&cx), from)));
+                last = None;
+            }
+        }
+        match look(&cx, last, reader.as_mut()).await {
+            Ok(None) => {}
+            Ok(Some(news)) => {
+                last = Some(news.head.hash);
+                cx.tell(Event::Chain(Box::new(news))).await;
+            }
+            Err(e) => cx.tell(Event::ChainLost(chain_of(&e))).await,
+        }
+        if cx.events.is_closed() {
+            return;
+        }
+    }
+}
+
+fn sources(cx: &Context) -> Sources {
+    Sources { treasury: cx.config.treasury, market: cx.config.lease_market, usdc: cx.birth.token }
+}
+
+async fn look(
+    cx: &Context,
+    last: Option<alloy::primitives::B256>,
+    reader: Option<&mut LogReader>,
+) -> Result<Option<News>, chain::Error> {
+    let head = cx.chain.head().await?;
+    if last == Some(head.hash) {
+        return Ok(None);
+    }
+    let snapshot: Snapshot = cx.treasury.snapshot_at(cx.config.lease_market, head).await?;
+    let logs = match reader {
+        Some(reader) => Some(reader.poll(snapshot.head).await?),
+        None => None,
+    };
+    Ok(Some(News {
+        head: snapshot.head,
+        state: snapshot.state,
+        active: snapshot.active,
+        standby: snapshot.standby,
+        draining: snapshot.draining,
+        offers: snapshot.offers,
+        operator_wei: snapshot.operator_wei,
+        relay_wei: snapshot.relay_wei,
+        logs,
+    }))
+}
+
+impl News {
+    /// The pure machine's view of this block.
+    pub fn view(&self, me: Address) -> View {
+        let state = &self.state;
+        View {
+            number: self.head.number,
+            timestamp: self.head.timestamp,
+            stage: match state.stage() {
+                Stage::Unborn => economy::Stage::Unborn,
+                Stage::Alive => economy::Stage::Alive,
+                Stage::Stopped => economy::Stage::Stopped,
+                Stage::WindingDown => economy::Stage::WindingDown,
+                Stage::Closed => economy::Stage::Closed,
+            },
+            paused: state.paused,
+            restoring: state.restoring,
+            epoch: state.epoch,
+            operator_is_me: state.operator == me,
+            active: self.active.as_ref().map(lease_view),
+            standby: self.standby.as_ref().map(lease_view),
+            draining: self.draining.as_ref().map(lease_view),
+            announced: state.announcedLease.saturating_to(),
+            announced_at: state.announcedAt,
+            checkpoint_seq: state.checkpointSeq,
+            last_heartbeat: state.lastHeartbeat,
+            challenged_at: state.challengedAt,
+            balance: economy::Usdc(state.balance.saturating_to()),
+            escrow: economy::Usdc(state.escrow.saturating_to()),
+            spent_in_day: economy::Usdc(state.spentInDay),
+            operator_gas_wei: self.operator_wei.saturating_to(),
+            relay_gas_wei: self.relay_wei.saturating_to(),
+            mandate_until: state.mandateUntil,
+            wind_down_at: state.windDownAt,
+            offers: self.offers.iter().filter(|o| o.staked).map(offer_view).collect(),
+        }
+    }
+}
+
+fn lease_view(view: &LeaseView) -> economy::LeaseView {
+    let lease = &view.lease;
+    economy::LeaseView {
+        id: view.id,
+        offer: lease.offer.saturating_to(),
+        provider: lease.provider.into_array(),
+        price_e6: lease.priceE6,
+        start: lease.start,
+        end: lease.end,
+        ready_by: lease.readyBy,
+        ready: lease.status() == chain::LeaseStatus::Ready,
+        escrow_left: economy::Usdc(view.escrow_left()),
+    }
+}
+
+fn offer_view(view: &OfferView) -> economy::OfferView {
+    economy::OfferView {
+        id: view.id,
+        provider: view.offer.provider.into_array(),
+        price_e6: view.offer.priceE6,
+        free: view.offer.capacity.saturating_sub(view.offer.used),
+        min_term: view.offer.minTerm,
+        max_term: view.offer.maxTerm,
+        served: view.record.served,
+        failed: view.record.failed,
+    }
+}
+
+/// Did anything change that a decision could hang on? Time, block number and what accrues with time do not count:
+/// for those the life asks to be woken.
+pub fn differs(a: &View, b: &View) -> bool {
+    let steady = |view: &View| {
+        let mut view = view.clone();
+        view.number = 0;
+        view.timestamp = 0;
+        view.escrow = economy::Usdc::ZERO;
+        view.operator_gas_wei = 0;
+        view.relay_gas_wei = 0;
+        view.spent_in_day = economy::Usdc::ZERO;
+        for lease in [&mut view.active, &mut view.standby, &mut view.draining].into_iter().flatten() {
+            lease.escrow_left = economy::Usdc::ZERO;
+        }
+        view
+    };
+    steady(a) != steady(b)
+}

@@ -1,0 +1,43 @@
+use std::fmt;
+
+/// What the buyer's caller does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Nothing was paid: try again or elsewhere.
+    Unreachable,
+    /// A signed payment is out and nobody knows whether it was taken: make the same call again, which sends the same
+    /// payment. Do not make another one in its place.
+    OutcomeUnknown,
+    /// Over a limit of the policy; nothing was signed. Raise the limit or go elsewhere.
+    TooExpensive,
+    /// Wants another token, network or payee than the policy's; nothing was signed. Do not trust this address.
+    WrongSeller,
+    /// The seller did not take the payment, and says why. Fix it (fund the account, update the client).
+    Refused,
+    /// The peer does not speak x402 v2 properly: go elsewhere.
+    BadAnswer,
+    /// The call itself is wrong: fix the caller.
+    Usage,
+}
+
+/// A call that got no answer.
+#[derive(Debug)]
+pub struct Error {
+    pub kind: Kind,
+    pub url: String,
+    pub message: String,
+}
+
+impl Error {
+    pub(super) fn new(kind: Kind, url: &str, message: impl fmt::Display) -> Self {
+        Self { kind, url: url.to_owned(), message: message.to_string() }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.url, self.message)
+    }
+}
+
+impl std::error::Error for Error {}

@@ -1,0 +1,164 @@
+use super::types::{Domain, Verified, message};
+use crate::wire::{self, PaymentPayload, PaymentRequirements, same_terms};
+use crate::{Reason, Refusal, Usdc};
+use alloy::consensus::crypto::secp256k1::recover_signer;
+use alloy::primitives::{Address, B256, Signature};
+use serde_json::Value;
+
+/// An authorisation must outlive now by this much, or its settlement may come too late: three blocks of two seconds.
+/// The official facilitator asks for the same 6 s.
+pub const VALID_BEFORE_MARGIN_SECS: u64 = 6;
+
+/// Checks a payment against the offer: one recovery, no I/O.
+///
+/// `chain_now` is the timestamp of the newest block. Refusals carry the specification's name of the first thing that
+/// is wrong, in this order: scheme, network, terms, shape, payee, value, times, signature. The domain is computed;
+/// a seller that verifies many payments keeps one and calls [`verify_in`].
+pub fn verify(payment: &PaymentPayload, offered: &PaymentRequirements, chain_now: u64) -> Result<Verified, Refusal> {
+    verify_in(&Domain::of(offered)?, payment, offered, |_, _| Some(chain_now))
+}
+
+/// [`verify`] with the token's domain at hand.
+///
+/// `now_for(payer, nonce)` gives the chain time to check the authorisation's times against, or `None` for a payment
+/// that was taken before: a client that asks again for its answer may do so after the authorisation expired.
+pub fn verify_in(
+    domain: &Domain,
+    payment: &PaymentPayload,
+    offered: &PaymentRequirements,
+    now_for: impl Fn(&Address, &B256) -> Option<u64>,
+) -> Result<Verified, Refusal> {
+    check_terms(payment, offered)?;
+    let fields = Fields::read(&payment.payload)?;
+    if fields.to != offered.pay_to() {
+        let message = format!("signed for {}, payTo is {}", fields.to, offered.pay_to());
+        return Err(Refusal::new(Reason::Recipient, message));
+    }
+    if fields.value != offered.amount() {
+        let message = format!("signed {}, the price is exactly {}", fields.value, offered.amount());
+        return Err(Refusal::new(Reason::ValueMismatch, message));
+    }
+    if let Some(chain_now) = now_for(&fields.from, &fields.nonce) {
+        check_times(&fields, chain_now)?;
+    }
+    let window = (fields.valid_after, fields.valid_before);
+    let digest = domain.digest(&message(fields.from, fields.to, fields.value, window, fields.nonce));
+    let signer = recover_signer(&fields.parsed_signature()?, digest)
+        .map_err(|e| Refusal::new(Reason::Signature, format!("no key made this signature: {e}")))?;
+    if signer != fields.from {
+        let message = format!(
+            "the signature is {signer}'s, not {}'s; check the token's EIP-712 name and version, the chain id and that every field is as signed",
+            fields.from
+        );
+        return Err(Refusal::new(Reason::Signature, message));
+    }
+    Ok(Verified {
+        payer: fields.from,
+        nonce: fields.nonce,
+        value: fields.value,
+        valid_after: fields.valid_after,
+        valid_before: fields.valid_before,
+        signature: fields.signature,
+    })
+}
+
+/// The token wants validAfter < block time < validBefore, and the block comes after now.
+fn check_times(fields: &Fields, chain_now: u64) -> Result<(), Refusal> {
+    if fields.valid_after > chain_now {
+        let message = format!("valid after {}, chain time is {chain_now}", fields.valid_after);
+        return Err(Refusal::new(Reason::ValidAfter, message));
+    }
+    if fields.valid_before < chain_now.saturating_add(VALID_BEFORE_MARGIN_SECS) {
+        let before = fields.valid_before;
+        let message = format!(
+            "valid before {before}, chain time is {chain_now}, settling takes up to {VALID_BEFORE_MARGIN_SECS} s"
+        );
+        return Err(Refusal::new(Reason::ValidBefore, message));
+    }
+    Ok(())
+}
+
+/// What the customer accepted is what we offer. Scheme and network come first because they have names of their own.
+fn check_terms(payment: &PaymentPayload, offered: &PaymentRequirements) -> Result<(), Refusal> {
+    let text = |name: &str| payment.accepted.get(name).and_then(Value::as_str).unwrap_or_default();
+    if text("scheme") != offered.scheme() {
+        let message = format!("scheme {:.40?} was not offered, {:?} was", text("scheme"), offered.scheme());
+        return Err(Refusal::new(Reason::InvalidScheme, message));
+    }
+    if text("network") != offered.network() {
+        let message = format!("network {:.60?} was not offered, {:?} was", text("network"), offered.network());
+        return Err(Refusal::new(Reason::InvalidNetwork, message));
+    }
+    if !same_terms(&payment.accepted, offered.json()) {
+        let message = "`accepted` is not what is offered: echo one of `accepts` untouched";
+        return Err(Refusal::new(Reason::InvalidPaymentRequirements, message));
+    }
+    Ok(())
+}
+
+/// `payload` of the envelope, read strictly.
+struct Fields {
+    from: Address,
+    to: Address,
+    value: Usdc,
+    valid_after: u64,
+    valid_before: u64,
+    nonce: B256,
+    signature: [u8; 65],
+}
+
+impl Fields {
+    fn read(payload: &Value) -> Result<Self, Refusal> {
+        let authorization = payload.get("authorization").filter(|a| a.is_object()).ok_or_else(|| {
+            let other = if payload.get("permit2Authorization").is_some() { " (Permit2 was not offered)" } else { "" };
+            wire::invalid(format!("`payload.authorization` is missing{other}"))
+        })?;
+        let text = |name: &str| {
+            authorization
+                .get(name)
+                .and_then(Value::as_str)
+                .ok_or_else(|| wire::invalid(format!("`authorization.{name}` is not a text")))
+        };
+        let signature = payload
+            .get("signature")
+            .and_then(Value::as_str)
+            .ok_or_else(|| Refusal::new(Reason::Signature, "`payload.signature` is missing"))?;
+        Ok(Self {
+            from: wire::address(text("from")?)?,
+            to: wire::address(text("to")?)?,
+            value: wire::amount(text("value")?)?,
+            valid_after: seconds(text("validAfter")?)?,
+            valid_before: seconds(text("validBefore")?)?,
+            nonce: B256::from(bytes(text("nonce")?).ok_or_else(|| wire::invalid("`nonce` is not 0x and 64 digits"))?),
+            signature: bytes(signature).ok_or_else(|| {
+                let message = "a signature is 0x and 130 digits (r, s, v); contract wallets cannot pay here yet";
+                Refusal::new(Reason::Signature, message)
+            })?,
+        })
+    }
+
+    /// The token itself takes only v 27 and 28 and only low s (refused by `recover_signer`, EIP-2): anything else
+    /// would verify here and revert there.
+    fn parsed_signature(&self) -> Result<Signature, Refusal> {
+        let parity = match self.signature[64] {
+            27 => false,
+            28 => true,
+            v => return Err(Refusal::new(Reason::Signature, format!("v is {v}; the token takes 27 or 28"))),
+        };
+        Ok(Signature::from_bytes_and_parity(&self.signature[..64], parity))
+    }
+}
+
+fn bytes<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let mut bytes = [0; N];
+    hex::decode_to_slice(text.strip_prefix("0x")?, &mut bytes).ok()?;
+    Some(bytes)
+}
+
+/// Chain seconds as decimal digits. EIP-3009 has 256 bits for them; more than 64 is nobody's honest clock.
+fn seconds(text: &str) -> Result<u64, Refusal> {
+    wire::amount(text)
+        .ok()
+        .and_then(|n| u64::try_from(n.micro()).ok())
+        .ok_or_else(|| wire::invalid(format!("{text:.50?} is not a time in whole seconds below 2^64")))
+}

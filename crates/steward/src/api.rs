@@ -1,0 +1,234 @@
+//! The steward's HTTP routes. All errors are `{"error":{"code","message","request_id"}}`.
+
+use crate::desk::{AckRequest, Desk, OrderRequest, ShareAnswer, SignatureAnswer};
+use crate::refusal::Refusal;
+use crate::watch::BlockView;
+use alloy::primitives::Address;
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use store::checkpoint::{SegmentHeader, ShareRequest};
+
+/// Longest request body. Everything a steward is asked fits into a few hundred bytes.
+const BODY_BYTES_MAX: usize = 64 << 10;
+
+/// What the daemon's loop tells `/status`.
+#[derive(Clone, Debug, Default)]
+pub struct Notes(Arc<Mutex<NotesInside>>);
+
+#[derive(Clone, Debug, Default)]
+struct NotesInside {
+    alarms: BTreeMap<Address, &'static str>,
+    probes: BTreeMap<Address, String>,
+    trouble: Option<String>,
+}
+
+impl Notes {
+    pub fn set_alarms(&self, alarms: BTreeMap<Address, &'static str>) {
+        self.inside(|n| n.alarms = alarms);
+    }
+
+    pub fn set_probe(&self, treasury: Address, found: String) {
+        self.inside(|n| drop(n.probes.insert(treasury, found)));
+    }
+
+    /// Remembers a trouble; true if it is news.
+    pub fn set_trouble(&self, trouble: Option<String>) -> bool {
+        let mut news = false;
+        self.inside(|n| {
+            news = n.trouble != trouble;
+            n.trouble = trouble;
+        });
+        news
+    }
+
+    fn inside(&self, change: impl FnOnce(&mut NotesInside)) {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn copy(&self) -> NotesInside {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+#[derive(Clone)]
+struct Api {
+    desk: Arc<Desk>,
+    notes: Notes,
+}
+
+pub fn router(desk: Arc<Desk>, notes: Notes) -> Router {
+    Router::new()
+        .route("/ack", post(ack))
+        .route("/segments", post(segment))
+        .route("/segments/{treasury}", get(segments))
+        .route("/share", post(share))
+        .route("/sign-order", post(sign_order))
+        .route("/status", get(status))
+        .route("/health", get(health))
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(Api { desk, notes })
+}
+
+/// A refusal on its way out.
+struct No(Refusal);
+
+impl From<Refusal> for No {
+    fn from(refusal: Refusal) -> Self {
+        Self(refusal)
+    }
+}
+
+impl From<JsonRejection> for No {
+    fn from(e: JsonRejection) -> Self {
+        Self(Refusal::BadRequest { why: e.body_text() })
+    }
+}
+
+impl From<PathRejection> for No {
+    fn from(e: PathRejection) -> Self {
+        Self(Refusal::BadRequest { why: e.body_text() })
+    }
+}
+
+impl From<QueryRejection> for No {
+    fn from(e: QueryRejection) -> Self {
+        Self(Refusal::BadRequest { why: e.body_text() })
+    }
+}
+
+static REQUESTS: AtomicU64 = AtomicU64::new(1);
+
+impl IntoResponse for No {
+    fn into_response(self) -> Response {
+        let request_id = format!("s{}", REQUESTS.fetch_add(1, Ordering::Relaxed));
+        let (code, message) = (self.0.code(), self.0.to_string());
+        tracing::info!(code, message, request_id, "refused");
+        let status = StatusCode::from_u16(self.0.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let error = json!({ "error": { "code": code, "message": message, "request_id": request_id } });
+        (status, Json(error)).into_response()
+    }
+}
+
+async fn ack(
+    State(api): State<Api>,
+    body: Result<Json<AckRequest>, JsonRejection>,
+) -> Result<Json<SignatureAnswer>, No> {
+    Ok(Json(api.desk.ack(body?.0).await?))
+}
+
+async fn segment(
+    State(api): State<Api>,
+    body: Result<Json<SegmentHeader>, JsonRejection>,
+) -> Result<Json<Value>, No> {
+    api.desk.segment(body?.0).await?;
+    Ok(Json(json!({})))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct After {
+    #[serde(default)]
+    epoch_from: u64,
+    #[serde(default)]
+    after_lsn: u64,
+}
+
+async fn segments(
+    State(api): State<Api>,
+    treasury: Result<Path<Address>, PathRejection>,
+    after: Result<Query<After>, QueryRejection>,
+) -> Result<Json<Vec<Value>>, No> {
+    let (Path(treasury), Query(after)) = (treasury?, after?);
+    // A steward that was just started has not heard of the agent yet.
+    if !api.desk.adopt(treasury).await? {
+        return Err(Refusal::NotWatched.into());
+    }
+    Ok(Json(api.desk.segments(treasury, after.epoch_from, after.after_lsn)?))
+}
+
+async fn share(
+    State(api): State<Api>,
+    body: Result<Json<ShareRequest>, JsonRejection>,
+) -> Result<Json<ShareAnswer>, No> {
+    Ok(Json(api.desk.share(body?.0).await?))
+}
+
+async fn sign_order(
+    State(api): State<Api>,
+    body: Result<Json<OrderRequest>, JsonRejection>,
+) -> Result<Json<SignatureAnswer>, No> {
+    Ok(Json(api.desk.sign_order(body?.0).await?))
+}
+
+/// 200 once a block was seen, 503 before.
+async fn health(State(api): State<Api>) -> (StatusCode, &'static str) {
+    if api.desk.block().timestamp == 0 {
+        return (StatusCode::SERVICE_UNAVAILABLE, "no block seen yet\n");
+    }
+    (StatusCode::OK, "ok\n")
+}
+
+#[derive(Serialize)]
+struct StatusBody {
+    steward: Address,
+    share_recipient: String,
+    block: Value,
+    agents: Vec<AgentStatus>,
+    trouble: Option<String>,
+}
+
+#[derive(Serialize)]
+struct AgentStatus {
+    treasury: Address,
+    alive: bool,
+    operator: Option<Address>,
+    epoch: u64,
+    restoring: bool,
+    last_heartbeat: u64,
+    challenged_at: u64,
+    checkpoint_seq: u64,
+    /// The last checkpoint this steward acknowledged, which the chain may not have yet.
+    last_ack: Option<Value>,
+    segments: usize,
+    alarm: Option<&'static str>,
+    probe: Option<String>,
+}
+
+async fn status(State(api): State<Api>) -> Json<StatusBody> {
+    let (BlockView { number, timestamp, treasuries, .. }, notes) = (api.desk.block(), api.notes.copy());
+    let agents = api.desk.agents();
+    let agents = treasuries.iter().map(|t| {
+        let agent = agents.get(&t.treasury);
+        let last_ack = agent.and_then(|a| a.signed().last());
+        AgentStatus {
+            treasury: t.treasury,
+            alive: t.alive,
+            operator: t.operator,
+            epoch: t.epoch,
+            restoring: t.restoring,
+            last_heartbeat: t.last_heartbeat,
+            challenged_at: t.challenged_at,
+            checkpoint_seq: t.checkpoint_seq,
+            last_ack: last_ack.map(|(epoch, seq, digest)| json!({ "epoch": epoch, "seq": seq, "digest": digest })),
+            segments: agent.map_or(0, |a| a.segments().kept().len()),
+            alarm: notes.alarms.get(&t.treasury).copied(),
+            probe: notes.probes.get(&t.treasury).cloned(),
+        }
+    });
+    Json(StatusBody {
+        steward: api.desk.address(),
+        share_recipient: api.desk.share_recipient(),
+        block: json!({ "number": number, "timestamp": timestamp }),
+        agents: agents.collect(),
+        trouble: notes.trouble,
+    })
+}

@@ -1,0 +1,374 @@
+//! The answers: one function a route, each from request to signature with every check on the way.
+
+use crate::ack::{self, OnChain};
+use crate::agent::Agent;
+use crate::config::StewardConfig;
+use crate::eyes::Eyes;
+use crate::refusal::Refusal;
+use crate::segments::{Kept, Place};
+use crate::watch::BlockView;
+use alloy::primitives::{Address, B256, Bytes, U256};
+use alloy::signers::local::PrivateKeySigner;
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use chain::Stage;
+use chain::bindings::{Birth, State};
+use chain::orders::{Ack, Order, domain, sign};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use store::StoreClient;
+use store::checkpoint::{Checkpoint, SegmentHeader, ShareRequest};
+use store::cid;
+use store::seal::{self, Identity, Recipient};
+
+/// A checkpoint object is one block.
+const OBJECT_BYTES_MAX: usize = 2 << 20;
+/// Longest snapshot that is fetched before acknowledging. As the node's own bound.
+const SNAPSHOT_BYTES_MAX: usize = 256 << 20;
+const SHARE_BYTES_MAX: usize = 4096;
+/// Seconds ahead of chain time that a rescue's deadline may lie.
+const DEADLINE_AHEAD_MAX: u64 = 2 * crate::watch::ORDER_SECS;
+/// Age of the watch's own view that is still good enough for segment headers. They come several a second, and
+/// whoever signs them was operator a moment ago.
+const VIEW_AGE_MAX: Duration = Duration::from_secs(3);
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AckRequest {
+    pub treasury: Address,
+    pub seq: u64,
+    pub digest: B256,
+}
+
+/// The only order that a daemon signs for another.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OrderRequest {
+    pub treasury: Address,
+    pub action: String,
+    pub argument: u64,
+    pub nonce: u64,
+    pub deadline: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignatureAnswer {
+    pub signer: Address,
+    pub signature: Bytes,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ShareAnswer {
+    /// The acknowledged checkpoint whose share it is.
+    pub seq: u64,
+    /// The share, sealed to the request's recipient.
+    pub sealed_share_base64: String,
+}
+
+/// One steward: its keys, its eyes, its memory.
+pub struct Desk {
+    pub config: StewardConfig,
+    pub eyes: Eyes,
+    pub order_key: PrivateKeySigner,
+    share_key: Identity,
+    store: StoreClient,
+    agents_dir: PathBuf,
+    /// A std mutex: never held across an await, so what is checked and what is written belong together.
+    agents: Mutex<BTreeMap<Address, Agent>>,
+    /// The newest block that the watch looked at, and when.
+    block: Mutex<(BlockView, Option<Instant>)>,
+    http: net::Client,
+}
+
+impl Desk {
+    pub fn new(
+        config: StewardConfig,
+        eyes: Eyes,
+        order_key: PrivateKeySigner,
+        share_key: Identity,
+    ) -> std::io::Result<Self> {
+        let agents_dir = config.data_dir.join("agents");
+        std::fs::create_dir_all(&agents_dir)?;
+        let http = net::Client::new();
+        let store = StoreClient::new(http.clone(), config.store_urls.clone());
+        Ok(Self {
+            config,
+            eyes,
+            order_key,
+            share_key,
+            store,
+            agents_dir,
+            agents: Mutex::default(),
+            block: Mutex::default(),
+            http,
+        })
+    }
+
+    pub fn address(&self) -> Address {
+        self.order_key.address()
+    }
+
+    pub fn http(&self) -> &net::Client {
+        &self.http
+    }
+
+    pub fn share_recipient(&self) -> String {
+        self.share_key.recipient().to_string()
+    }
+
+    /// Begins to watch `treasury` if this steward is one of its own. False if it is not.
+    pub async fn adopt(&self, treasury: Address) -> Result<bool, Refusal> {
+        if self.agents().contains_key(&treasury) {
+            return Ok(true);
+        }
+        let birth = self.eyes.birth(treasury).await?;
+        if !birth.stewards.contains(&self.address()) {
+            return Ok(false);
+        }
+        let agent = Agent::open(&self.agents_dir, treasury, birth)?;
+        self.agents().entry(treasury).or_insert(agent);
+        tracing::info!(%treasury, "watching an agent");
+        Ok(true)
+    }
+
+    /// The agents watched, with what was fixed at their birth.
+    pub fn births(&self) -> BTreeMap<Address, Birth> {
+        self.agents().iter().map(|(treasury, agent)| (*treasury, agent.birth.clone())).collect()
+    }
+
+    /// What the watch saw: kept for segment headers and `/status`.
+    pub fn saw(&self, block: BlockView, states: BTreeMap<Address, State>) {
+        let mut agents = self.agents();
+        for (treasury, state) in states {
+            if let Some(agent) = agents.get_mut(&treasury) {
+                agent.state = Some(state);
+            }
+        }
+        *self.block.lock().unwrap_or_else(PoisonError::into_inner) = (block, Some(Instant::now()));
+    }
+
+    pub fn block(&self) -> BlockView {
+        self.block.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
+    }
+
+    pub fn agents(&self) -> MutexGuard<'_, BTreeMap<Address, Agent>> {
+        self.agents.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn with<T>(&self, treasury: Address, act: impl FnOnce(&mut Agent) -> Result<T, Refusal>) -> Result<T, Refusal> {
+        act(self.agents().get_mut(&treasury).ok_or(Refusal::NotWatched)?)
+    }
+
+    /// The chain's word about `treasury` now, agreed by all endpoints.
+    async fn state(&self, treasury: Address) -> Result<State, Refusal> {
+        if !self.adopt(treasury).await? {
+            return Err(Refusal::NotWatched);
+        }
+        let head = self.eyes.head().await?;
+        self.eyes.state(treasury, &head).await
+    }
+
+    /// `POST /ack`.
+    pub async fn ack(&self, request: AckRequest) -> Result<SignatureAnswer, Refusal> {
+        let AckRequest { treasury, seq, digest } = request;
+        let chain = self.on_chain(treasury, &self.state(treasury).await?);
+        self.with(treasury, |agent| ack::check_request(&chain, seq, digest, agent.signed()))?;
+        let (bytes, object) = self.fetch_object(digest).await?;
+        ack::check_object(&chain, seq, &object)?;
+        self.open_share(&object)?;
+        // Everything it names is fetched and verified: an acknowledgement says that a successor will find it.
+        for named in object.objects() {
+            let fetched = self.store.get_bytes(&named, SNAPSHOT_BYTES_MAX).await;
+            let fetched = fetched.map_err(|e| Refusal::NotStored { what: format!("{named}: {e}") })?;
+            if named == object.snapshot && u64::try_from(fetched.len()) != Ok(object.snapshot_bytes) {
+                let why = format!("the snapshot has {} bytes, not {}", fetched.len(), object.snapshot_bytes);
+                return Err(Refusal::BadObject { why });
+            }
+        }
+        // Fetching took a while: what is signed must be true now.
+        let now = self.on_chain(treasury, &self.state(treasury).await?);
+        if now != chain {
+            self.with(treasury, |agent| ack::check_request(&now, seq, digest, agent.signed()))?;
+            ack::check_object(&now, seq, &object)?;
+        }
+        self.with(treasury, |agent| agent.remember(now.epoch, seq, digest, &bytes))?;
+        let ack = Ack { epoch: now.epoch, seq, digest, prev: now.checkpoint_digest };
+        tracing::info!(%treasury, seq, %digest, "checkpoint acknowledged");
+        self.answer(sign(&ack, &domain(now.chain_id, treasury), &self.order_key))
+    }
+
+    /// `POST /segments`.
+    pub async fn segment(&self, header: SegmentHeader) -> Result<(), Refusal> {
+        let treasury = header.agent;
+        let state = match self.recent_state(treasury) {
+            // Fresh enough, and of the same epoch: no need to ask the chain for each of several a second.
+            Some(state) if state.epoch == header.epoch => state,
+            _ => self.state(treasury).await?,
+        };
+        if self.on_chain(treasury, &state).operator.is_zero() {
+            return Err(Refusal::WrongStage);
+        }
+        if header.epoch != state.epoch {
+            return Err(Refusal::WrongEpoch { current: state.epoch, got: header.epoch });
+        }
+        header.verify(state.operator, treasury, self.config.chain_id)?;
+        if !self.is_stored(&header.cid).await {
+            return Err(Refusal::NotStored { what: format!("segment {}", header.cid) });
+        }
+        let place = Place {
+            epoch: header.epoch,
+            index: header.index,
+            first_lsn: header.first_lsn,
+            last_lsn: header.last_lsn,
+            cid: header.cid.to_string(),
+            prev: header.prev.map(|p| p.to_string()),
+        };
+        let header = serde_json::to_value(&header).map_err(|e| Refusal::BadObject { why: e.to_string() })?;
+        self.with(treasury, |agent| agent.accept(Kept { place, header }))
+    }
+
+    /// `GET /segments/{treasury}`.
+    pub fn segments(
+        &self,
+        treasury: Address,
+        epoch_from: u64,
+        after_lsn: u64,
+    ) -> Result<Vec<serde_json::Value>, Refusal> {
+        self.with(treasury, |agent| Ok(agent.segments().after(epoch_from, after_lsn).cloned().collect()))
+    }
+
+    /// `POST /share`.
+    pub async fn share(&self, request: ShareRequest) -> Result<ShareAnswer, Refusal> {
+        let treasury = request.treasury;
+        let state = self.state(treasury).await?;
+        let chain = self.on_chain(treasury, &state);
+        if !chain.living || chain.operator.is_zero() {
+            return Err(Refusal::WrongStage);
+        }
+        request.verify(chain.operator, treasury, chain.chain_id, chain.epoch)?;
+        // `restoring` is set by takeover (after a rescue, too) and by an eviction that keeps another host, and
+        // ends with the first commit. A handover never sets it: its successor gets the memory from its
+        // predecessor.
+        if !state.restoring || state.activeLease != U256::from(request.lease) {
+            return Err(Refusal::NotRestoring);
+        }
+        if chain.checkpoint_digest.is_zero() {
+            return Err(Refusal::NotStored { what: "an acknowledged checkpoint".into() });
+        }
+        let recipient = Recipient::parse(&request.recipient)
+            .map_err(|e| Refusal::BadRequest { why: format!("the recipient: {e}") })?;
+        self.with(treasury, Agent::may_share)?;
+        let object = self.acknowledged(treasury, chain.checkpoint_digest).await?;
+        let share = self.open_share(&object)?;
+        let sealed = seal::seal(share.as_bytes(), &[recipient])
+            .map_err(|e| Refusal::BadRequest { why: format!("nothing can be sealed to the recipient: {e}") })?;
+        tracing::warn!(
+            %treasury, seq = object.seq, epoch = chain.epoch, lease = request.lease, to = %chain.operator,
+            "share of the memory key released to a restoring operator"
+        );
+        Ok(ShareAnswer { seq: object.seq, sealed_share_base64: BASE64_STANDARD.encode(sealed) })
+    }
+
+    /// `POST /sign-order`: a peer prepares a rescue; this steward signs if it sees the silence itself.
+    pub async fn sign_order(&self, request: OrderRequest) -> Result<SignatureAnswer, Refusal> {
+        let OrderRequest { treasury, action, argument, nonce, deadline } = request;
+        if action != "rescue" {
+            return Err(Refusal::NotForDaemons { action });
+        }
+        if !self.adopt(treasury).await? {
+            return Err(Refusal::NotWatched);
+        }
+        let birth = self.with(treasury, |agent| Ok(agent.birth.clone()))?;
+        let head = self.eyes.head().await?;
+        let (_, mut view) = self.eyes.look(treasury, &birth, self.address(), &head).await?;
+        view.rescue_due(head.timestamp).map_err(Refusal::NotDue)?;
+        if nonce != view.order_nonce {
+            return Err(Refusal::WrongNonce { expected: view.order_nonce, got: nonce });
+        }
+        if deadline < head.timestamp || deadline > head.timestamp + DEADLINE_AHEAD_MAX {
+            return Err(Refusal::BadDeadline);
+        }
+        let (offers, barred) = self.eyes.offers(treasury, birth.market, &head).await?;
+        view.barred = barred;
+        if !offers.iter().any(|o| o.id == argument && view.allows(o)) {
+            return Err(Refusal::BadOffer { offer: argument });
+        }
+        tracing::warn!(%treasury, offer = argument, nonce, "rescue signed");
+        let order = Order::new("rescue", U256::from(argument), U256::from(nonce), deadline);
+        self.answer(sign(&order, &domain(self.config.chain_id, treasury), &self.order_key))
+    }
+
+    /// After a checkpoint became the chain's: its segments and older objects go.
+    pub async fn prune(&self, treasury: Address) -> Result<(), Refusal> {
+        let Some(digest) = self.with(treasury, |agent| Ok(agent.wants_object()))? else { return Ok(()) };
+        let object = self.acknowledged(treasury, digest).await?;
+        self.with(treasury, |agent| agent.prune(digest, &object))
+    }
+
+    fn answer(&self, signed: Result<Bytes, chain::Error>) -> Result<SignatureAnswer, Refusal> {
+        let signature = signed.map_err(|e| Refusal::BadRequest { why: e.to_string() })?;
+        Ok(SignatureAnswer { signer: self.address(), signature })
+    }
+
+    fn on_chain(&self, treasury: Address, state: &State) -> OnChain {
+        OnChain {
+            chain_id: self.config.chain_id,
+            treasury,
+            living: matches!(state.stage(), Stage::Alive | Stage::Stopped | Stage::WindingDown),
+            operator: state.operator,
+            epoch: state.epoch,
+            checkpoint_seq: state.checkpointSeq,
+            checkpoint_digest: state.checkpointDigest,
+        }
+    }
+
+    /// The watch's own view, if it is recent.
+    fn recent_state(&self, treasury: Address) -> Option<State> {
+        let seen_at = self.block.lock().unwrap_or_else(PoisonError::into_inner).1;
+        let fresh = seen_at.is_some_and(|at| at.elapsed() < VIEW_AGE_MAX);
+        fresh.then(|| self.agents().get(&treasury)?.state.clone()).flatten()
+    }
+
+    async fn fetch_object(&self, digest: B256) -> Result<(Vec<u8>, Checkpoint), Refusal> {
+        let name = cid::raw(digest.0);
+        let bytes = self.store.get_bytes(&name, OBJECT_BYTES_MAX).await;
+        let bytes = bytes.map_err(|e| Refusal::NotStored { what: format!("checkpoint {name}: {e}") })?;
+        let object = Checkpoint::from_bytes(&bytes).map_err(|e| Refusal::BadObject { why: e.to_string() })?;
+        Ok((bytes, object))
+    }
+
+    /// The object that the chain names, from the disk or (k others acknowledged it while this one was away) from
+    /// the store. Its digest is on chain, so its signature need not be checked again.
+    async fn acknowledged(&self, treasury: Address, digest: B256) -> Result<Checkpoint, Refusal> {
+        if let Some(bytes) = self.with(treasury, |agent| Ok(agent.object(digest)))?
+            && let Ok(object) = Checkpoint::from_bytes(&bytes)
+            && object.digest() == digest.0
+        {
+            return Ok(object);
+        }
+        let (bytes, object) = self.fetch_object(digest).await?;
+        self.with(treasury, |agent| agent.keep_object(digest, &bytes))?;
+        Ok(object)
+    }
+
+    fn open_share(&self, object: &Checkpoint) -> Result<seal::Share, Refusal> {
+        let no = |why: String| Refusal::NoShare { why };
+        let share = object.share_of(self.address()).ok_or_else(|| no("there is none for it".into()))?;
+        let sealed = BASE64_STANDARD.decode(&share.sealed).map_err(|e| no(e.to_string()))?;
+        let plain = seal::open(&sealed, &self.share_key, SHARE_BYTES_MAX).map_err(|e| no(e.to_string()))?;
+        seal::Share::from_bytes(&plain).map_err(|e| no(e.to_string()))
+    }
+
+    async fn is_stored(&self, name: &cid::Cid) -> bool {
+        for url in self.store.urls() {
+            let head = self.http.head(&format!("{url}/ipfs/{name}?format=raw")).await;
+            if head.is_ok_and(|answer| answer.status.is_success()) {
+                return true;
+            }
+        }
+        false
+    }
+}

@@ -1,0 +1,264 @@
+//! The chain as this steward sees it: through one endpoint, or through two that must say the same.
+//!
+//! A lying endpoint is how a steward would be talked into giving its share to a stranger or rescuing an agent that
+//! lives. With two, every read is made at one block of both, and a difference is no view at all.
+
+use crate::refusal::Refusal;
+use crate::watch::{BlockView, LeaseView, OfferView, Policy, Timers, TreasuryView};
+use alloy::eips::BlockId;
+use alloy::primitives::{Address, B256, U256};
+use alloy::rpc::types::{Filter, Log};
+use alloy::sol_types::SolEvent;
+use chain::bindings::{Birth, State, Treasury, TreasuryFactory};
+use chain::{Chain, Head, LeaseStatus, Stage};
+use std::collections::BTreeMap;
+use std::future::Future;
+
+/// Blocks asked for in one look for new treasuries: what public endpoints allow.
+const LOG_BLOCKS_MAX: u64 = 1_000;
+
+/// One or two endpoints of one chain.
+#[derive(Clone, Debug)]
+pub struct Eyes {
+    chains: Vec<Chain>,
+}
+
+impl Eyes {
+    /// Fails when a URL cannot be read.
+    pub fn new(rpc_urls: &[String], chain_id: u64) -> Result<Self, chain::Error> {
+        let chains = rpc_urls.iter().map(|url| Chain::connect(url, chain_id)).collect::<Result<Vec<_>, _>>()?;
+        Ok(Self { chains })
+    }
+
+    /// The endpoint that transactions go to.
+    pub fn first(&self) -> &Chain {
+        // The configuration refuses an empty list.
+        &self.chains[0]
+    }
+
+    /// Refuses endpoints of another chain.
+    pub async fn verify(&self) -> Result<(), chain::Error> {
+        for chain in &self.chains {
+            chain.verify_chain().await?;
+        }
+        Ok(())
+    }
+
+    /// The newest block that all endpoints have, the same at each.
+    pub async fn head(&self) -> Result<Head, Refusal> {
+        let mut heads = Vec::new();
+        for chain in &self.chains {
+            heads.push(chain.head().await.map_err(no_view)?);
+        }
+        let lowest = *heads.iter().min_by_key(|h| h.number).ok_or_else(|| unseen("no endpoint"))?;
+        for chain in &self.chains {
+            let same = chain.block_at(lowest.number).await.map_err(no_view)?;
+            if same.is_none_or(|b| b.hash != lowest.hash) {
+                return Err(unseen(&format!("{} has another block {}", chain.url(), lowest.number)));
+            }
+        }
+        Ok(lowest)
+    }
+
+    /// One read at every endpoint; what they agree on.
+    async fn agreed<T, F>(&self, what: &str, read: impl Fn(Chain) -> F) -> Result<T, Refusal>
+    where
+        T: PartialEq,
+        F: Future<Output = Result<T, chain::Error>>,
+    {
+        let mut agreed: Option<T> = None;
+        for chain in &self.chains {
+            let one = read(chain.clone()).await.map_err(no_view)?;
+            if agreed.as_ref().is_some_and(|before| *before != one) {
+                return Err(unseen(&format!("the endpoints differ about {what}")));
+            }
+            agreed = Some(one);
+        }
+        agreed.ok_or_else(|| unseen("no endpoint"))
+    }
+
+    pub async fn state(&self, treasury: Address, head: &Head) -> Result<State, Refusal> {
+        let at = BlockId::hash(head.hash);
+        self.agreed("the treasury", |c| async move { c.treasury(treasury).state_at(at).await }).await
+    }
+
+    /// What was fixed at birth.
+    pub async fn birth(&self, treasury: Address) -> Result<Birth, Refusal> {
+        self.agreed("the treasury's birth", |c| async move { c.treasury(treasury).birth().await }).await
+    }
+
+    /// Treasuries that `factory` created in the given blocks, both ends included. At most as far as
+    /// [`LOG_BLOCKS_MAX`] from `from`; the second value is the last block looked at.
+    pub async fn created(&self, factory: Address, from: u64, to: u64) -> Result<(Vec<Address>, u64), Refusal> {
+        let to = to.min(from + LOG_BLOCKS_MAX - 1);
+        let created = self
+            .agreed("new treasuries", |c| async move {
+                let filter = Filter::new()
+                    .address(factory)
+                    .event_signature(TreasuryFactory::Created::SIGNATURE_HASH)
+                    .from_block(from)
+                    .to_block(to);
+                let logs: Vec<Log> = c.request("eth_getLogs", (filter,)).await?;
+                let found = logs.iter().filter_map(|l| TreasuryFactory::Created::decode_log(&l.inner).ok());
+                Ok(found.map(|e| e.treasury).collect::<Vec<_>>())
+            })
+            .await?;
+        Ok((created, to))
+    }
+
+    /// Everything a decision about one treasury looks at, at one block, with the offers of its market.
+    pub async fn look(
+        &self,
+        treasury: Address,
+        birth: &Birth,
+        me: Address,
+        head: &Head,
+    ) -> Result<(State, TreasuryView), Refusal> {
+        let at = BlockId::hash(head.hash);
+        let state = self.state(treasury, head).await?;
+        let active = self.lease(birth.market, state.activeLease, at).await?;
+        let standby = self.lease(birth.market, state.standbyLease, at).await?;
+        let view = view_of(treasury, birth, &state, active, standby, me);
+        Ok((state, view))
+    }
+
+    async fn lease(&self, market: Address, lease: U256, at: BlockId) -> Result<Option<LeaseView>, Refusal> {
+        let id = u64::try_from(lease).map_err(|_| unseen("an impossible lease id"))?;
+        if id == 0 {
+            return Ok(None);
+        }
+        let seen = self.agreed("a lease", |c| async move { c.market(market).lease_at(id, at).await }).await?;
+        let lease = seen.lease;
+        let open = matches!(lease.status(), LeaseStatus::Requested | LeaseStatus::Ready);
+        Ok(open.then(|| LeaseView {
+            id,
+            offer: u64::try_from(lease.offer).unwrap_or(u64::MAX),
+            provider: lease.provider,
+            ready: lease.status() == LeaseStatus::Ready,
+            ready_by: lease.readyBy,
+            start: lease.start,
+            end: lease.end,
+        }))
+    }
+
+    /// The market's offers, and which of their providers `treasury` has barred.
+    pub async fn offers(
+        &self,
+        treasury: Address,
+        market: Address,
+        head: &Head,
+    ) -> Result<(Vec<OfferView>, Vec<Address>), Refusal> {
+        let at = BlockId::hash(head.hash);
+        let offers = self.agreed("the offers", |c| async move { c.market(market).offers_at(at).await }).await?;
+        let mut providers: Vec<Address> = offers.iter().map(|o| o.offer.provider).collect();
+        providers.sort();
+        providers.dedup();
+        let calls: Vec<_> =
+            providers.iter().map(|p| (treasury, Treasury::isBarredCall { provider: *p })).collect();
+        let barred = self
+            .agreed("barred providers", |c| {
+                let calls = calls.clone();
+                async move { c.read_many(calls, at).await?.into_iter().collect::<Result<Vec<bool>, _>>() }
+            })
+            .await?;
+        let barred = providers.iter().zip(barred).filter(|(_, barred)| *barred).map(|(p, _)| *p).collect();
+        let offers = offers.into_iter().map(|o| OfferView {
+            id: o.id,
+            provider: o.offer.provider,
+            price_e6: o.offer.priceE6,
+            free: o.offer.capacity.saturating_sub(o.offer.used),
+            min_term: o.offer.minTerm.into(),
+            max_term: o.offer.maxTerm.into(),
+            staked: o.staked,
+        });
+        Ok((offers.collect(), barred))
+    }
+
+    /// The block's whole view of `known` treasuries; offers only where something is wrong, because a healthy
+    /// agent needs none.
+    pub async fn block(
+        &self,
+        known: &BTreeMap<Address, Birth>,
+        me: Address,
+        head: &Head,
+    ) -> Result<(BlockView, BTreeMap<Address, State>), Refusal> {
+        let mut block = BlockView { number: head.number, timestamp: head.timestamp, ..BlockView::default() };
+        let mut states = BTreeMap::new();
+        for (treasury, birth) in known {
+            let (state, mut view) = self.look(*treasury, birth, me, head).await?;
+            if view.alarm(head.timestamp).is_some() {
+                let (offers, barred) = self.offers(*treasury, birth.market, head).await?;
+                view.barred = barred;
+                for offer in offers {
+                    if !block.offers.contains(&offer) {
+                        block.offers.push(offer);
+                    }
+                }
+            }
+            states.insert(*treasury, state);
+            block.treasuries.push(view);
+        }
+        Ok((block, states))
+    }
+
+    /// The endpoint URL of the active lease, for a probe.
+    pub async fn endpoint(&self, market: Address, lease: u64) -> Result<String, Refusal> {
+        let seen = self.agreed("a lease", |c| async move { c.market(market).lease(lease).await }).await?;
+        Ok(seen.lease.endpoint)
+    }
+}
+
+fn view_of(
+    treasury: Address,
+    birth: &Birth,
+    state: &State,
+    active: Option<LeaseView>,
+    standby: Option<LeaseView>,
+    me: Address,
+) -> TreasuryView {
+    let (t, p) = (&birth.timers, &birth.policy);
+    let balance = u128::try_from(state.balance).unwrap_or(u128::MAX);
+    let place = birth.stewards.iter().position(|s| *s == me).and_then(|i| u64::try_from(i).ok());
+    TreasuryView {
+        treasury,
+        alive: state.stage() == Stage::Alive,
+        restoring: state.restoring,
+        operator: Some(state.operator).filter(|o| !o.is_zero()),
+        epoch: state.epoch,
+        order_nonce: u64::try_from(state.orderNonce).unwrap_or(u64::MAX),
+        last_heartbeat: state.lastHeartbeat,
+        challenged_at: state.challengedAt,
+        taken_over_at: state.takenOverAt,
+        timers: Timers {
+            heartbeat_every: t.heartbeatEvery.into(),
+            fence: t.fence.into(),
+            answer_time: t.answerTime.into(),
+            restore_timeout: t.restoreTimeout.into(),
+            silence: t.silence.into(),
+        },
+        policy: Policy {
+            price_e6_max: p.priceE6Max,
+            term_max: p.termMax.into(),
+            prepay_max: p.prepayMax.into(),
+        },
+        active,
+        standby,
+        spendable_uusdc: balance.min(p.dayLimit.saturating_sub(state.spentInDay)),
+        barred: Vec::new(),
+        my_place: place.unwrap_or(u64::MAX / 1_000),
+        checkpoint_seq: state.checkpointSeq,
+    }
+}
+
+/// A digest as the chain has it: zero before the first checkpoint.
+pub fn some_digest(digest: B256) -> Option<B256> {
+    (!digest.is_zero()).then_some(digest)
+}
+
+fn no_view(e: chain::Error) -> Refusal {
+    Refusal::NoView { why: e.to_string() }
+}
+
+fn unseen(why: &str) -> Refusal {
+    Refusal::NoView { why: why.to_owned() }
+}

@@ -1,0 +1,362 @@
+//! When a steward acts by itself: challenge a silent operator, prepare a rescue when nobody is left. Pure: it is
+//! told each block and what became of its orders, and says what to do next.
+//!
+//! Several stewards watch the same agent. Each waits longer than the one before it ([`STEP_SECS`] per place), so
+//! that as a rule one of them acts and the others see that it has. All times are chain seconds.
+
+use alloy::primitives::Address;
+use std::collections::BTreeMap;
+
+/// Chain seconds by which each steward lets the one before it go first. A guess: two blocks on a fast chain to
+/// see the other's transaction, and a little for its peers to answer.
+pub const STEP_SECS: u64 = 4;
+/// How long an order's signatures stay good. Long enough for a slow chain, short enough to be forgotten soon.
+pub const ORDER_SECS: u64 = 600;
+/// A failed attempt is repeated after this long. A guess.
+pub const RETRY_SECS: u64 = 8;
+
+/// What the steward saw in one block; with two endpoints configured, what both of them say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BlockView {
+    pub number: u64,
+    pub timestamp: u64,
+    /// Only treasuries in which this steward is one.
+    pub treasuries: Vec<TreasuryView>,
+    pub offers: Vec<OfferView>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TreasuryView {
+    pub treasury: Address,
+    pub alive: bool,
+    pub restoring: bool,
+    /// None: nobody, after an eviction.
+    pub operator: Option<Address>,
+    pub epoch: u64,
+    pub order_nonce: u64,
+    pub last_heartbeat: u64,
+    /// 0: no open challenge.
+    pub challenged_at: u64,
+    pub taken_over_at: u64,
+    pub timers: Timers,
+    pub policy: Policy,
+    pub active: Option<LeaseView>,
+    pub standby: Option<LeaseView>,
+    /// Micro-USDC that may still be committed: the smaller of the balance and what the day limit leaves.
+    pub spendable_uusdc: u128,
+    /// Providers that an eviction barred.
+    pub barred: Vec<Address>,
+    /// This steward's place in the treasury's list, from 0.
+    pub my_place: u64,
+    pub checkpoint_seq: u64,
+}
+
+/// The part of `ITreasury.Timers` that concerns a watcher, in seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timers {
+    pub heartbeat_every: u64,
+    pub fence: u64,
+    pub answer_time: u64,
+    pub restore_timeout: u64,
+    pub silence: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    pub price_e6_max: u64,
+    /// Seconds.
+    pub term_max: u64,
+    /// Seconds of rent.
+    pub prepay_max: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseView {
+    pub id: u64,
+    pub offer: u64,
+    pub provider: Address,
+    /// True: running. False: requested, and the provider has until `ready_by`. Closed leases are not shown.
+    pub ready: bool,
+    pub ready_by: u64,
+    pub start: u64,
+    pub end: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OfferView {
+    pub id: u64,
+    pub provider: Address,
+    pub price_e6: u64,
+    pub free: u32,
+    pub min_term: u64,
+    pub max_term: u64,
+    pub staked: bool,
+}
+
+/// An order that the quorum is asked to sign: the argument of `rescue` and of its EIP-712 struct.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rescue {
+    pub offer: u64,
+    pub term: u64,
+    pub prepay_uusdc: u128,
+    pub nonce: u64,
+    pub deadline: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Input {
+    Block(BlockView),
+    /// `challenge` or `rescue` was not sent or was refused; the next try waits [`RETRY_SECS`].
+    Failed { treasury: Address },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    Challenge { treasury: Address },
+    /// Collect signatures from the peers and submit `rescue` when there are enough.
+    Rescue { treasury: Address, order: Rescue },
+    /// For the log and `/status`; said once when it begins and once when it ends.
+    Alarm { treasury: Address, alarm: Alarm },
+    AllClear { treasury: Address },
+}
+
+/// Why a steward is worried, the worst last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Alarm {
+    /// No heartbeat for two intervals and a fence.
+    Overdue,
+    /// A successor has not shown in time that it restored the memory.
+    Stuck,
+    /// No heartbeat for the length that permits a rescue.
+    Silent,
+    /// Nobody acts for the agent.
+    NoOperator,
+}
+
+impl Alarm {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Overdue => "overdue",
+            Self::Stuck => "stuck",
+            Self::Silent => "silent",
+            Self::NoOperator => "no_operator",
+        }
+    }
+}
+
+/// Why no rescue is due, as a refusal that can be shown to whoever asked for a signature.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotDue {
+    NotAlive,
+    /// This steward sees heartbeats.
+    NoSilence,
+    /// A lease has been rented and its provider still has time.
+    StandbyComing,
+    /// A standby is ready and has not had its chance to take over.
+    StandbyReady,
+}
+
+impl NotDue {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NotAlive => "not_alive",
+            Self::NoSilence => "no_silence",
+            Self::StandbyComing => "standby_coming",
+            Self::StandbyReady => "standby_ready",
+        }
+    }
+}
+
+impl TreasuryView {
+    /// The worst thing that is wrong at chain time `now`.
+    pub fn alarm(&self, now: u64) -> Option<Alarm> {
+        let t = &self.timers;
+        if !self.alive {
+            return None;
+        }
+        if self.operator.is_none() {
+            return Some(Alarm::NoOperator);
+        }
+        if now > self.last_heartbeat + t.silence {
+            return Some(Alarm::Silent);
+        }
+        if self.restoring && now > self.taken_over_at + t.restore_timeout {
+            return Some(Alarm::Stuck);
+        }
+        (now > self.last_heartbeat + 2 * t.heartbeat_every + t.fence).then_some(Alarm::Overdue)
+    }
+
+    /// The standby, if its node could take over now or after a challenge.
+    fn ready_standby(&self, now: u64) -> Option<&LeaseView> {
+        self.standby.as_ref().filter(|s| s.ready && now < s.end)
+    }
+
+    /// Whether a rescue is due at chain time `now`: the same conditions as the contract's, and that no standby
+    /// could help instead.
+    pub fn rescue_due(&self, now: u64) -> Result<Alarm, NotDue> {
+        if !self.alive {
+            return Err(NotDue::NotAlive);
+        }
+        let alarm = self.alarm(now).filter(|a| *a > Alarm::Overdue).ok_or(NotDue::NoSilence)?;
+        if let Some(standby) = &self.standby {
+            if !standby.ready && now <= standby.ready_by {
+                return Err(NotDue::StandbyComing);
+            }
+            // A ready standby gets the time to answer and to restore, from when it may act: a rescued one needs
+            // no challenge, but one that sleeps gets challenged all the same, which starts the clock.
+            let acts_by = match self.challenged_at {
+                0 => u64::MAX,
+                at => at.max(standby.start) + self.timers.answer_time + self.timers.restore_timeout,
+            };
+            if self.ready_standby(now).is_some() && now <= acts_by {
+                return Err(NotDue::StandbyReady);
+            }
+        }
+        Ok(alarm)
+    }
+
+    /// Whether `offer` is one on which this agent may be rescued, at a price and term that policy allows.
+    pub fn allows(&self, offer: &OfferView) -> bool {
+        let freed = u32::from(self.standby.as_ref().is_some_and(|s| s.offer == offer.id));
+        offer.staked
+            && offer.free.saturating_add(freed) > 0
+            && offer.price_e6 <= self.policy.price_e6_max
+            && offer.min_term <= self.policy.term_max
+            && !self.barred.contains(&offer.provider)
+            && self.active.as_ref().is_none_or(|a| a.provider != offer.provider)
+    }
+
+    /// The order for `offer`, or None if the treasury cannot pay anything for it.
+    fn order(&self, offer: &OfferView, now: u64) -> Option<Rescue> {
+        let term = self.policy.term_max.min(offer.max_term);
+        let secs = self.policy.prepay_max.min(term);
+        let prepay_up = (u128::from(offer.price_e6) * u128::from(secs)).div_ceil(1_000_000);
+        // Rounded up like the market's rent, so never above what the whole term costs.
+        let prepay_uusdc = prepay_up.min(self.spendable_uusdc);
+        (prepay_uusdc > 0).then_some(Rescue {
+            offer: offer.id,
+            term,
+            prepay_uusdc,
+            nonce: self.order_nonce,
+            deadline: now + ORDER_SECS,
+        })
+    }
+}
+
+/// One steward's watch over all its treasuries.
+#[derive(Clone, Debug, Default)]
+pub struct Watch {
+    watched: BTreeMap<Address, Watched>,
+    /// Chain seconds of the last block.
+    now: u64,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Watched {
+    alarm: Option<Alarm>,
+    /// When this steward first saw that a rescue is due.
+    rescue_since: Option<u64>,
+    challenge_again_at: u64,
+    rescue_again_at: u64,
+    /// Providers whose rescued lease came to nothing, with how often.
+    disappointed: BTreeMap<Address, u32>,
+    /// The lease last seen in the standby place while a rescue was under way.
+    rescued: Option<(u64, Address)>,
+}
+
+impl Watch {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    pub fn handle(&mut self, input: Input, out: &mut Vec<Output>) {
+        match input {
+            Input::Block(block) => {
+                // An endpoint that jumps back is not news; a reorg of the last block is, so equal is let through.
+                if block.timestamp < self.now {
+                    return;
+                }
+                self.now = block.timestamp;
+                self.watched.retain(|treasury, _| block.treasuries.iter().any(|t| t.treasury == *treasury));
+                for view in &block.treasuries {
+                    let watched = self.watched.entry(view.treasury).or_default();
+                    watched.see(view, &block.offers, block.timestamp, out);
+                }
+            }
+            Input::Failed { treasury } => {
+                if let Some(watched) = self.watched.get_mut(&treasury) {
+                    let again = self.now + RETRY_SECS;
+                    watched.rescue_again_at = watched.rescue_again_at.min(again);
+                    watched.challenge_again_at = watched.challenge_again_at.min(again);
+                }
+            }
+        }
+    }
+
+    /// What is wrong now, by treasury.
+    pub fn alarms(&self) -> impl Iterator<Item = (Address, Alarm)> + '_ {
+        self.watched.iter().filter_map(|(treasury, w)| Some((*treasury, w.alarm?)))
+    }
+}
+
+impl Watched {
+    fn see(&mut self, view: &TreasuryView, offers: &[OfferView], now: u64, out: &mut Vec<Output>) {
+        let alarm = view.alarm(now);
+        if alarm != self.alarm {
+            out.push(match alarm {
+                Some(alarm) => Output::Alarm { treasury: view.treasury, alarm },
+                None => Output::AllClear { treasury: view.treasury },
+            });
+            self.alarm = alarm;
+        }
+        if alarm.is_none() {
+            *self = Self { alarm, ..Self::default() };
+            return;
+        }
+        self.challenge(view, now, out);
+        self.rescue(view, offers, now, out);
+    }
+
+    fn challenge(&mut self, view: &TreasuryView, now: u64, out: &mut Vec<Output>) {
+        let Some(standby) = view.ready_standby(now) else { return };
+        let t = &view.timers;
+        let late = (view.last_heartbeat + 2 * t.heartbeat_every + t.fence).max(standby.start + t.fence);
+        // The standby's own node goes first, then the stewards one by one.
+        let mine = late + (view.my_place + 1) * STEP_SECS;
+        if view.challenged_at != 0 || now <= mine || now < self.challenge_again_at {
+            return;
+        }
+        self.challenge_again_at = now + t.answer_time.max(RETRY_SECS);
+        out.push(Output::Challenge { treasury: view.treasury });
+    }
+
+    fn rescue(&mut self, view: &TreasuryView, offers: &[OfferView], now: u64, out: &mut Vec<Output>) {
+        if let Err(why) = view.rescue_due(now) {
+            self.rescue_since = None;
+            if let (NotDue::StandbyComing | NotDue::StandbyReady, Some(standby)) = (why, &view.standby) {
+                self.rescued = Some((standby.id, standby.provider));
+            }
+            return;
+        }
+        // A standby that was awaited and came to nothing: its provider is not the next choice.
+        if let Some((_, provider)) = self.rescued.take() {
+            *self.disappointed.entry(provider).or_default() += 1;
+        }
+        let since = *self.rescue_since.get_or_insert(now);
+        if now < since + view.my_place * STEP_SECS || now < self.rescue_again_at {
+            return;
+        }
+        let Some(order) = self.choose(view, offers).and_then(|offer| view.order(offer, now)) else { return };
+        self.rescue_again_at = now + 4 * RETRY_SECS;
+        out.push(Output::Rescue { treasury: view.treasury, order });
+    }
+
+    /// The cheapest offer of the providers that disappointed least; the older one of equals.
+    fn choose<'a>(&self, view: &TreasuryView, offers: &'a [OfferView]) -> Option<&'a OfferView> {
+        let disappointed = |provider| self.disappointed.get(provider).copied().unwrap_or(0);
+        offers.iter().filter(|o| view.allows(o)).min_by_key(|o| (disappointed(&o.provider), o.price_e6, o.id))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,298 @@
+use super::*;
+
+const T0: u64 = 10_000;
+
+fn who(n: u8) -> Address {
+    Address::repeat_byte(n)
+}
+
+fn agent() -> Address {
+    who(0xaa)
+}
+
+fn lease(id: u64, provider: u8) -> LeaseView {
+    LeaseView { id, offer: id, provider: who(provider), ready: true, ready_by: T0, start: T0 - 500, end: T0 + 5000 }
+}
+
+/// An agent in good health at [`T0`], on provider 1 with a standby on provider 2, seen by the first steward.
+fn healthy() -> TreasuryView {
+    TreasuryView {
+        treasury: agent(),
+        alive: true,
+        restoring: false,
+        operator: Some(who(0x77)),
+        epoch: 1,
+        order_nonce: 5,
+        last_heartbeat: T0,
+        challenged_at: 0,
+        taken_over_at: 0,
+        timers: Timers { heartbeat_every: 3, fence: 8, answer_time: 12, restore_timeout: 20, silence: 26 },
+        policy: Policy { price_e6_max: 100, term_max: 600, prepay_max: 40 },
+        active: Some(lease(1, 1)),
+        standby: Some(lease(2, 2)),
+        spendable_uusdc: 1_000_000,
+        barred: vec![],
+        my_place: 0,
+        checkpoint_seq: 1,
+    }
+}
+
+fn alone() -> TreasuryView {
+    TreasuryView { standby: None, ..healthy() }
+}
+
+fn offer(id: u64, provider: u8, price_e6: u64) -> OfferView {
+    OfferView { id, provider: who(provider), price_e6, free: 1, min_term: 60, max_term: 500, staked: true }
+}
+
+fn offers() -> Vec<OfferView> {
+    vec![offer(1, 1, 10), offer(2, 2, 50), offer(3, 3, 40)]
+}
+
+fn see(watch: &mut Watch, now: u64, view: &TreasuryView) -> Vec<Output> {
+    see_with(watch, now, view, offers())
+}
+
+fn see_with(watch: &mut Watch, now: u64, view: &TreasuryView, offers: Vec<OfferView>) -> Vec<Output> {
+    let mut out = Vec::new();
+    let block = BlockView { number: now, timestamp: now, treasuries: vec![view.clone()], offers };
+    watch.handle(Input::Block(block), &mut out);
+    out.retain(|o| !matches!(o, Output::Alarm { .. } | Output::AllClear { .. }));
+    out
+}
+
+/// The first chain second in `T0..T0 + 200` at which `view` makes a fresh watch act, and what it does.
+fn first_act(view: &TreasuryView) -> Option<(u64, Output)> {
+    let mut watch = Watch::new();
+    (T0..T0 + 200).find_map(|now| see(&mut watch, now, view).into_iter().next().map(|o| (now - T0, o)))
+}
+
+fn order(output: &Output) -> &Rescue {
+    match output {
+        Output::Rescue { order, .. } => order,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_beating_agent_is_left_alone() {
+    let mut watch = Watch::new();
+    for now in T0..T0 + 500 {
+        assert_eq!(see(&mut watch, now, &TreasuryView { last_heartbeat: now - 3, ..healthy() }), []);
+    }
+    assert_eq!(watch.alarms().count(), 0);
+}
+
+#[test]
+fn an_overdue_operator_is_challenged_after_the_standbys_own_chance() {
+    // 2 x 3 + 8 = 14 s without a beat, 4 s for the standby's node, then the first steward; 4 s for each place.
+    assert_eq!(first_act(&healthy()), Some((19, Output::Challenge { treasury: agent() })));
+    let (at, _) = first_act(&TreasuryView { my_place: 2, ..healthy() }).unwrap();
+    assert_eq!(at, 27);
+}
+
+#[test]
+fn a_challenge_is_sent_once_and_again_only_if_it_did_not_arrive() {
+    let mut watch = Watch::new();
+    assert_eq!(see(&mut watch, T0 + 19, &healthy()).len(), 1);
+    assert_eq!(see(&mut watch, T0 + 19, &healthy()), [], "a doubled block");
+    assert_eq!(see(&mut watch, T0 + 20, &healthy()), []);
+    assert_eq!(see(&mut watch, T0 + 31, &healthy()).len(), 1);
+    let challenged = TreasuryView { challenged_at: T0 + 31, ..healthy() };
+    assert_eq!(see(&mut watch, T0 + 50, &challenged), []);
+}
+
+#[test]
+fn without_a_ready_standby_there_is_no_challenge() {
+    let (_, act) = first_act(&alone()).unwrap();
+    assert!(matches!(act, Output::Rescue { .. }));
+    let requested = LeaseView { ready: false, ready_by: T0 + 1000, ..lease(2, 2) };
+    assert_eq!(first_act(&TreasuryView { standby: Some(requested), ..healthy() }), None);
+}
+
+#[test]
+fn silence_without_a_standby_is_rescued_on_the_cheapest_other_provider() {
+    let (at, act) = first_act(&alone()).unwrap();
+    assert_eq!(at, 27);
+    // Provider 1 is cheaper, but it is the dead host's. 40 s of rent at 40e-6 is 0.0016, rounded up to 1.
+    let expected = Rescue { offer: 3, term: 500, prepay_uusdc: 1, nonce: 5, deadline: T0 + 27 + ORDER_SECS };
+    assert_eq!(order(&act), &expected);
+    let (at, _) = first_act(&TreasuryView { my_place: 2, ..alone() }).unwrap();
+    assert_eq!(at, 27 + 2 * STEP_SECS);
+}
+
+#[test]
+fn a_ready_standby_has_its_chance_before_a_rescue() {
+    assert_eq!(healthy().rescue_due(T0 + 27), Err(NotDue::StandbyReady));
+    // Challenged at 19, answered by nobody until 31, restored by nobody until 51.
+    let challenged = TreasuryView { challenged_at: T0 + 19, ..healthy() };
+    assert_eq!(challenged.rescue_due(T0 + 51), Err(NotDue::StandbyReady));
+    assert_eq!(challenged.rescue_due(T0 + 52), Ok(Alarm::Silent));
+    let ended = TreasuryView { standby: Some(LeaseView { end: T0 + 20, ..lease(2, 2) }), ..healthy() };
+    assert_eq!(ended.rescue_due(T0 + 27), Ok(Alarm::Silent));
+    let coming = TreasuryView {
+        standby: Some(LeaseView { ready: false, ready_by: T0 + 30, ..lease(2, 2) }),
+        ..healthy()
+    };
+    assert_eq!(coming.rescue_due(T0 + 30), Err(NotDue::StandbyComing));
+    assert_eq!(coming.rescue_due(T0 + 31), Ok(Alarm::Silent));
+}
+
+#[test]
+fn each_reason_for_a_rescue_is_the_contracts() {
+    let beating = TreasuryView { last_heartbeat: T0 + 100, ..alone() };
+    assert_eq!(beating.rescue_due(T0 + 100), Err(NotDue::NoSilence));
+    assert_eq!(alone().rescue_due(T0 + 26), Err(NotDue::NoSilence));
+    assert_eq!(alone().rescue_due(T0 + 27), Ok(Alarm::Silent));
+    let evicted = TreasuryView { operator: None, active: None, ..beating.clone() };
+    assert_eq!(evicted.rescue_due(T0 + 100), Ok(Alarm::NoOperator));
+    let stuck = TreasuryView { restoring: true, taken_over_at: T0 + 80, ..beating };
+    assert_eq!(stuck.rescue_due(T0 + 100), Err(NotDue::NoSilence));
+    assert_eq!(stuck.rescue_due(T0 + 101), Ok(Alarm::Stuck));
+    assert_eq!(TreasuryView { alive: false, ..alone() }.rescue_due(T0 + 500), Err(NotDue::NotAlive));
+}
+
+#[test]
+fn offers_that_the_treasury_would_refuse_are_not_chosen() {
+    let view = TreasuryView { barred: vec![who(4)], ..alone() };
+    let good = offer(9, 3, 40);
+    assert!(view.allows(&good));
+    for bad in [
+        offer(9, 1, 40),
+        offer(9, 4, 40),
+        offer(9, 3, 101),
+        OfferView { staked: false, ..good.clone() },
+        OfferView { free: 0, ..good.clone() },
+        OfferView { min_term: 601, ..good.clone() },
+    ] {
+        assert!(!view.allows(&bad), "{bad:?}");
+    }
+    // The failed standby's place becomes free in the same transaction.
+    let full = OfferView { free: 0, ..offer(2, 2, 40) };
+    assert!(healthy().allows(&full));
+    let mut watch = Watch::new();
+    assert_eq!(see_with(&mut watch, T0 + 60, &view, vec![offer(1, 1, 10)]), [], "no offer, no order");
+}
+
+#[test]
+fn the_prepayment_is_what_the_treasury_can_still_spend() {
+    let dear = vec![OfferView { price_e6: 1_000_000, ..offer(3, 3, 0) }];
+    let rich = TreasuryView { policy: Policy { price_e6_max: 2_000_000, ..alone().policy }, ..alone() };
+    let prepay = |spendable_uusdc| {
+        let view = TreasuryView { spendable_uusdc, ..rich.clone() };
+        let out = see_with(&mut Watch::new(), T0 + 60, &view, dear.clone());
+        out.first().map(|o| order(o).prepay_uusdc)
+    };
+    assert_eq!(prepay(1_000), Some(40));
+    assert_eq!(prepay(7), Some(7));
+    assert_eq!(prepay(0), None);
+}
+
+#[test]
+fn a_provider_that_did_not_get_ready_is_not_the_next_choice() {
+    let mut watch = Watch::new();
+    assert_eq!(order(&see(&mut watch, T0 + 27, &alone())[0]).offer, 3);
+    let coming = LeaseView { offer: 3, ready: false, ready_by: T0 + 70, ..lease(7, 3) };
+    let rescued = TreasuryView { standby: Some(coming), order_nonce: 6, ..healthy() };
+    assert_eq!(see(&mut watch, T0 + 29, &rescued), []);
+    assert_eq!(see(&mut watch, T0 + 70, &rescued), []);
+    let next = see(&mut watch, T0 + 71, &rescued);
+    assert_eq!((order(&next[0]).offer, order(&next[0]).nonce), (2, 6));
+}
+
+#[test]
+fn a_failed_attempt_is_repeated_a_little_later() {
+    let mut watch = Watch::new();
+    assert_eq!(see(&mut watch, T0 + 27, &alone()).len(), 1);
+    assert_eq!(see(&mut watch, T0 + 28, &alone()), []);
+    watch.handle(Input::Failed { treasury: agent() }, &mut vec![]);
+    watch.handle(Input::Failed { treasury: agent() }, &mut vec![]);
+    assert_eq!(see(&mut watch, T0 + 35, &alone()), []);
+    assert_eq!(see(&mut watch, T0 + 36, &alone()).len(), 1);
+}
+
+#[test]
+fn alarms_are_said_once_and_taken_back() {
+    let mut watch = Watch::new();
+    let mut said = Vec::new();
+    for (now, beat) in [(T0, T0), (T0 + 15, T0), (T0 + 16, T0), (T0 + 27, T0), (T0 + 28, T0 + 28), (T0 + 29, T0 + 28)] {
+        let view = TreasuryView { last_heartbeat: beat, my_place: 9, ..alone() };
+        let mut out = Vec::new();
+        let block = BlockView { number: now, timestamp: now, treasuries: vec![view], offers: vec![] };
+        watch.handle(Input::Block(block), &mut out);
+        said.extend(out);
+    }
+    let treasury = agent();
+    assert_eq!(
+        said,
+        [
+            Output::Alarm { treasury, alarm: Alarm::Overdue },
+            Output::Alarm { treasury, alarm: Alarm::Silent },
+            Output::AllClear { treasury }
+        ]
+    );
+}
+
+/// Three stewards' machines over one made-up chain on which providers fail, transactions get lost and blocks
+/// come twice; signatures are given by the same rule that the daemons use.
+#[test]
+fn whatever_fails_the_agent_gets_a_new_host_and_never_two_orders_for_one_silence() {
+    for seed in 0..200u64 {
+        let mut dice = seed;
+        let mut roll = |sides: u64| {
+            dice = dice.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut x = dice;
+            x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb) % 1_000_003 % sides
+        };
+        let mut watches: Vec<Watch> = (0..3).map(|_| Watch::new()).collect();
+        let mut view = if roll(2) == 0 { healthy() } else { alone() };
+        let mut rescues = 0;
+        let mut saved_at = None;
+        for now in T0..T0 + 900 {
+            // The standby takes over after an unanswered challenge, unless its host is dead too.
+            let answered = view.challenged_at != 0 && now > view.challenged_at + view.timers.answer_time;
+            let ready = view.standby.as_ref().is_some_and(|s| s.ready && s.id != 2);
+            if ready || (answered && view.standby.as_ref().is_some_and(|s| s.ready) && seed % 3 == 0) {
+                saved_at = Some(now);
+                break;
+            }
+            // A rescued lease gets ready in time, or never.
+            if let Some(standby) = view.standby.as_mut().filter(|s| !s.ready && now + 20 > s.ready_by) {
+                standby.ready = roll(40) == 0 && now <= standby.ready_by;
+                standby.start = now;
+            }
+            for place in 0..3u64 {
+                let index = usize::try_from(place).unwrap();
+                if roll(10) == 0 {
+                    watches[index] = Watch::new(); // killed and started again
+                }
+                for _ in 0..=roll(2) {
+                    let mine = TreasuryView { my_place: place, ..view.clone() };
+                    for output in see(&mut watches[index], now, &mine) {
+                        let lost = roll(3) == 0;
+                        if lost {
+                            watches[index].handle(Input::Failed { treasury: agent() }, &mut vec![]);
+                            continue;
+                        }
+                        match output {
+                            Output::Challenge { .. } if view.challenged_at == 0 => view.challenged_at = now,
+                            Output::Rescue { order, .. } if order.nonce == view.order_nonce => {
+                                view.rescue_due(now).expect("an order while no rescue was due");
+                                let offer = offers().into_iter().find(|o| o.id == order.offer).unwrap();
+                                assert!(view.allows(&offer), "seed {seed}: a bad offer");
+                                view.order_nonce += 1;
+                                rescues += 1;
+                                let provider = offer.provider;
+                                let coming = LeaseView { ready: false, ready_by: now + 45, start: 0, ..lease(100 + rescues, 1) };
+                                view.standby = Some(LeaseView { offer: order.offer, provider, ..coming });
+                            }
+                            _ => {} // reverts on chain: challenged already, or the nonce is used up
+                        }
+                    }
+                }
+            }
+        }
+        assert!(saved_at.is_some(), "seed {seed}: nobody saved it, {rescues} rescues");
+    }
+}

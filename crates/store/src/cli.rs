@@ -1,0 +1,264 @@
+//! What `vivarium store …` does, a function a command. Each returns what `--json` prints.
+
+use crate::blocks::Blocks;
+use crate::car;
+use crate::cid::{self, Cid};
+use crate::dag::Walk;
+use crate::error::{Error, Kind, Result, off_thread};
+use crate::fetch::{Fetcher, Progress, SourceReport};
+use crate::unixfs::{self, Limits, Object, Profile};
+use serde::Serialize;
+use std::fs::File;
+use std::future::Future;
+use std::io::{BufReader, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::net::TcpListener;
+
+/// `added` is the reason under which `add` and `import` pin.
+pub const ADDED: &str = "added";
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Added {
+    pub cid: String,
+    /// Content bytes.
+    pub bytes: u64,
+    pub blocks: u64,
+}
+
+/// Stores a file or directory and pins it. `progress` hears the encoded bytes stored so far.
+pub fn add(dir: &Path, path: &Path, profile: Profile, mut progress: impl FnMut(u64)) -> Result<Added> {
+    let blocks = Blocks::open(dir)?;
+    let _writing = blocks.writing()?;
+    let (mut count, mut stored) = (0, 0);
+    let imported = unixfs::import_path(path, profile, &mut |cid, bytes| {
+        blocks.put_later(&cid, &bytes)?;
+        count += 1;
+        stored += crate::protobuf::len64(&bytes);
+        progress(stored);
+        Ok(())
+    })?;
+    blocks.sync()?;
+    blocks.pin(&imported.cid, ADDED)?;
+    Ok(Added { cid: imported.cid.to_string(), bytes: imported.bytes, blocks: count })
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Got {
+    pub cid: String,
+    pub path: PathBuf,
+    /// Content bytes written.
+    pub bytes: u64,
+    /// What each source did; empty if everything was here.
+    pub sources: Vec<GotFrom>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct GotFrom {
+    pub url: String,
+    pub blocks: u64,
+    pub bytes: u64,
+    pub dropped: Option<String>,
+}
+
+impl From<SourceReport> for GotFrom {
+    fn from(s: SourceReport) -> Self {
+        Self { url: s.url, blocks: s.blocks, bytes: s.bytes, dropped: s.dropped }
+    }
+}
+
+/// Writes a file or directory to `dest`, which must not exist, fetching what is not here from `sources`.
+pub async fn get(
+    dir: &Path,
+    cid: &str,
+    dest: &Path,
+    sources: Vec<String>,
+    limits: Limits,
+    progress: impl Fn(&Progress),
+) -> Result<Got> {
+    let (root, blocks) = (cid::parse(cid)?, Blocks::open(dir)?);
+    let fetched = Fetcher::new(net::Client::new(), sources).fetch_dag(&blocks, &root, progress).await?;
+    let path = dest.to_owned();
+    let bytes = off_thread(move || unixfs::export(&blocks, &root, &path, limits)).await?;
+    let sources = fetched.sources.into_iter().map(GotFrom::from).collect();
+    Ok(Got { cid: cid.to_owned(), path: dest.to_owned(), bytes, sources })
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Listed {
+    /// The name in its directory; absent for pins.
+    pub name: Option<String>,
+    pub cid: String,
+    /// Encoded bytes below by the author's claim; absent for pins.
+    pub bytes: Option<u64>,
+    /// Why it is kept; only for pins.
+    pub reasons: Vec<String>,
+}
+
+/// The entries of a directory, or all pins for `None`.
+pub fn ls(dir: &Path, cid: Option<&str>) -> Result<Vec<Listed>> {
+    let blocks = Blocks::open(dir)?;
+    let Some(cid) = cid else {
+        let listed =
+            |p: crate::blocks::Pin| Listed { name: None, cid: p.root.to_string(), bytes: None, reasons: p.reasons };
+        return Ok(blocks.pins()?.into_iter().map(listed).collect());
+    };
+    let root = cid::parse(cid)?;
+    match unixfs::read(&root, &blocks.get(&root)?)? {
+        Object::File { bytes, .. } => {
+            Ok(vec![Listed { name: None, cid: cid.to_owned(), bytes: Some(bytes), reasons: Vec::new() }])
+        }
+        Object::Directory { entries } => Ok(entries
+            .into_iter()
+            .map(|e| Listed { name: Some(e.name), cid: e.cid.to_string(), bytes: Some(e.tsize), reasons: Vec::new() })
+            .collect()),
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Pinned {
+    pub cid: String,
+    pub reasons: Vec<String>,
+}
+
+/// Keeps a graph, which must be here whole: pinning what cannot be kept would be a promise nobody holds.
+pub fn pin(dir: &Path, cid: &str, reason: &str) -> Result<Pinned> {
+    let (root, blocks) = (cid::parse(cid)?, Blocks::open(dir)?);
+    let _writing = blocks.writing()?;
+    check_whole(&blocks, &root)?;
+    blocks.pin(&root, reason)?;
+    pinned(&blocks, &root)
+}
+
+/// Takes back one reason, or all. `Missing` if there was nothing to take back.
+pub fn unpin(dir: &Path, cid: &str, reason: Option<&str>) -> Result<Pinned> {
+    let (root, blocks) = (cid::parse(cid)?, Blocks::open(dir)?);
+    if !blocks.unpin(&root, reason)? {
+        return Err(Error::missing(format!(
+            "{cid} is not pinned{}",
+            reason.map_or(String::new(), |r| format!(" as {r}"))
+        )));
+    }
+    pinned(&blocks, &root)
+}
+
+fn pinned(blocks: &Blocks, root: &Cid) -> Result<Pinned> {
+    let found = blocks.pins()?.into_iter().find(|p| cid::digest(&p.root) == cid::digest(root));
+    Ok(Pinned { cid: root.to_string(), reasons: found.map(|p| p.reasons).unwrap_or_default() })
+}
+
+fn check_whole(blocks: &Blocks, root: &Cid) -> Result<()> {
+    let mut walk = Walk::from(root);
+    while let Some((cid, depth)) = walk.next_block() {
+        if cid.codec() == cid::RAW && blocks.has(&cid) {
+            continue;
+        }
+        walk.visited(&cid, depth, &blocks.get(&cid)?)?;
+    }
+    Ok(())
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Collected {
+    pub removed_blocks: u64,
+    pub removed_bytes: u64,
+    pub kept_blocks: u64,
+    pub missing_blocks: u64,
+}
+
+/// Removes what no pin reaches and what is older than `age_min`.
+pub fn gc(dir: &Path, age_min: Duration) -> Result<Collected> {
+    let done = Blocks::open(dir)?.gc(age_min)?;
+    let crate::blocks::Collected { removed_blocks, removed_bytes, kept_blocks, missing_blocks } = done;
+    Ok(Collected { removed_blocks, removed_bytes, kept_blocks, missing_blocks })
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Verified {
+    pub blocks: u64,
+    pub bytes: u64,
+    /// Blocks that did not match their name and were removed: fetch their roots again.
+    pub damaged: Vec<String>,
+    /// Blocks that a graph needs and that are not here; only when a root was given.
+    pub missing: Vec<String>,
+}
+
+/// Reads every block of a graph, or of the whole store, and checks it against its name.
+pub fn verify(dir: &Path, cid: Option<&str>, mut progress: impl FnMut(u64)) -> Result<Verified> {
+    let blocks = Blocks::open(dir)?;
+    let mut done = Verified::default();
+    let mut check = |done: &mut Verified, cid: &Cid| -> Result<Option<bytes::Bytes>> {
+        let here = blocks.has(cid);
+        match blocks.get(cid) {
+            Ok(bytes) => {
+                done.blocks += 1;
+                done.bytes += crate::protobuf::len64(&bytes);
+                progress(done.bytes);
+                Ok(Some(bytes))
+            }
+            Err(e) if e.kind == Kind::Missing => {
+                let list = if here { &mut done.damaged } else { &mut done.missing };
+                list.push(cid.to_string());
+                Ok(None)
+            }
+            Err(e) => Err(e),
+        }
+    };
+    match cid {
+        None => {
+            for listed in blocks.iter() {
+                check(&mut done, &listed?.0)?;
+            }
+        }
+        Some(root) => {
+            let mut walk = Walk::from(&cid::parse(root)?);
+            while let Some((cid, depth)) = walk.next_block() {
+                if let Some(bytes) = check(&mut done, &cid)? {
+                    walk.visited(&cid, depth, &bytes)?;
+                }
+            }
+        }
+    }
+    Ok(done)
+}
+
+/// Serves the store until `stop`.
+pub async fn serve(dir: &Path, listener: TcpListener, stop: impl Future<Output = ()> + Send + 'static) -> Result<()> {
+    crate::serve(listener, Blocks::open(dir)?, stop).await
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Moved {
+    pub roots: Vec<String>,
+    pub blocks: u64,
+    /// Bytes of the CAR file written, or of the blocks read.
+    pub bytes: u64,
+}
+
+/// Writes a graph as a CAR file, which must not exist.
+pub fn export(dir: &Path, cid: &str, dest: &Path) -> Result<Moved> {
+    let (root, blocks) = (cid::parse(cid)?, Blocks::open(dir)?);
+    let file = File::create_new(dest).map_err(|e| Error::disk(format!("cannot make {}", dest.display()), e))?;
+    let written = car::export(&blocks, &root, &mut BufWriter::new(&file)).and_then(|done| {
+        (&file).flush().and_then(|()| file.sync_all()).map_err(|e| Error::disk("cannot write the CAR file", e))?;
+        Ok(done)
+    });
+    if written.is_err() {
+        // Half a CAR file is worse than none; the first failure is the one to report.
+        let _ = std::fs::remove_file(dest);
+    }
+    let (count, bytes) = written?;
+    Ok(Moved { roots: vec![cid.to_owned()], blocks: count, bytes })
+}
+
+/// Stores all blocks of a CAR file and pins its roots.
+pub fn import(dir: &Path, source: &Path) -> Result<Moved> {
+    let blocks = Blocks::open(dir)?;
+    let _writing = blocks.writing()?;
+    let failed = |e: std::io::Error| Error::usage(format!("cannot open {}", source.display())).caused_by(e);
+    let done = car::import(&blocks, BufReader::new(File::open(source).map_err(failed)?))?;
+    for root in &done.roots {
+        blocks.pin(root, ADDED)?;
+    }
+    Ok(Moved { roots: done.roots.iter().map(Cid::to_string).collect(), blocks: done.blocks, bytes: done.bytes })
+}

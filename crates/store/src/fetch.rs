@@ -1,0 +1,349 @@
+//! Gathering a graph from several sources, none of them trusted.
+//!
+//! Each block is asked of one source, verified on arrival and stored at once; a source that sends other bytes is
+//! dropped and named, one that is slow is overtaken. What is in [`Blocks`] is not asked again, so a fetch that
+//! was killed goes on where it was.
+
+mod schedule;
+
+use crate::blocks::Blocks;
+use crate::cid::{self, Cid};
+use crate::dag::{self, BLOCK_BYTES_MAX, DEPTH_MAX};
+use crate::error::{Error, Kind, Result, off_thread};
+use crate::protobuf::len64;
+use crate::unixfs::{self, Limits};
+use bytes::BytesMut;
+use futures::stream::{AbortHandle, Abortable, FuturesUnordered};
+use futures::{FutureExt, StreamExt};
+use net::Client;
+use schedule::{Input, Output, Schedule};
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Time to an answer's head. Other sources overtake long before; this is for the last one left.
+const HEAD_DEADLINE: Duration = Duration::from_secs(10);
+/// Time between two pieces of a block.
+const STALL: Duration = Duration::from_secs(5);
+/// A block of 2 MiB in a minute is 35 kB/s; who is slower is no source.
+const BLOCK_DEADLINE: Duration = Duration::from_secs(60);
+const TICK: Duration = Duration::from_millis(100);
+/// Encoded bytes of one graph: 1 TiB unless the caller says less.
+const BYTES_MAX: u64 = 1 << 40;
+
+/// How far a fetch is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Blocks and bytes of the graph that are here now, those that were here before among them.
+    pub blocks_done: u64,
+    pub bytes_done: u64,
+    /// By the root's own claim, as soon as it is here; a hint for a progress bar.
+    pub bytes_total: Option<u64>,
+    pub sources: Vec<SourceReport>,
+}
+
+/// What one source did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SourceReport {
+    pub url: String,
+    pub blocks: u64,
+    pub bytes: u64,
+    /// Why it was dropped, if it was.
+    pub dropped: Option<String>,
+}
+
+/// Fetches from a fixed list of sources: trustless gateways, ours or anybody's.
+#[derive(Clone, Debug)]
+pub struct Fetcher {
+    http: Client,
+    urls: Vec<String>,
+    bytes_max: u64,
+}
+
+impl Fetcher {
+    /// `sources` such as `http://127.0.0.1:7000`; all are asked at once.
+    pub fn new(http: Client, sources: Vec<String>) -> Self {
+        let urls = sources.into_iter().map(|u| u.trim_end_matches('/').to_owned()).collect();
+        Self { http: http.with_deadline(HEAD_DEADLINE), urls, bytes_max: BYTES_MAX }
+    }
+
+    /// Gives up on a graph that turns out longer than this (encoded bytes).
+    pub fn with_bytes_max(self, bytes_max: u64) -> Self {
+        Self { bytes_max, ..self }
+    }
+
+    /// Makes all blocks below `root` present in `blocks` and durable. `progress` is called at the start, for
+    /// each block that arrives, and when a source is dropped; it must not block.
+    ///
+    /// `Missing` if every source says that it lacks some block, `Unreachable` if those that might have it cannot
+    /// be used; the message names the sources and why. Blocks that arrived stay.
+    pub async fn fetch_dag(&self, blocks: &Blocks, root: &Cid, progress: impl Fn(&Progress)) -> Result<Progress> {
+        cid::check(root).map_err(Error::usage)?;
+        let _writing = blocks.writing()?;
+        let mut run = Run::new(self, blocks.clone());
+        run.explore(vec![(cid::normal(root), 0)], Some(*root)).await?;
+        progress(&run.progress);
+        let mut ticks = tokio::time::interval(TICK);
+        while !run.schedule.is_done() {
+            let ended = tokio::select! {
+                ended = run.asking.next(), if !run.asking.is_empty() => ended,
+                _ = ticks.tick() => None,
+            };
+            match ended {
+                Some((asked, Ok(answer))) => run.answered(asked, answer).await?,
+                // Cancelled: the schedule knows.
+                Some((_, Err(_))) => continue,
+                None => run.tell(Input::Tick)?,
+            }
+            progress(&run.progress);
+        }
+        let blocks = blocks.clone();
+        off_thread(move || blocks.sync()).await?;
+        Ok(run.progress)
+    }
+
+    /// [`Fetcher::fetch_dag`], then the file or directory written to `dest` (see [`unixfs::export`]).
+    pub async fn fetch_file(
+        &self,
+        blocks: &Blocks,
+        root: &Cid,
+        dest: &Path,
+        limits: Limits,
+        progress: impl Fn(&Progress),
+    ) -> Result<Progress> {
+        let done = self.fetch_dag(blocks, root, progress).await?;
+        let (blocks, root, dest) = (blocks.clone(), *root, dest.to_owned());
+        off_thread(move || unixfs::export(&blocks, &root, &dest, limits)).await?;
+        Ok(done)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Asked {
+    source: usize,
+    cid: Cid,
+}
+
+enum Answer {
+    Block(bytes::Bytes),
+    Lacks,
+    Lied(String),
+    Failed(String),
+}
+
+type Ended = (Asked, std::result::Result<Answer, futures::future::Aborted>);
+
+/// One fetch under way: the schedule and what carries out its orders.
+struct Run<'a> {
+    fetcher: &'a Fetcher,
+    blocks: Blocks,
+    started: Instant,
+    schedule: Schedule,
+    asking: FuturesUnordered<futures::future::BoxFuture<'a, Ended>>,
+    handles: HashMap<Asked, AbortHandle>,
+    seen: HashSet<[u8; 32]>,
+    depths: HashMap<Cid, usize>,
+    root: Option<Cid>,
+    progress: Progress,
+}
+
+impl<'a> Run<'a> {
+    fn new(fetcher: &'a Fetcher, blocks: Blocks) -> Self {
+        let report = |url: &String| SourceReport { url: url.clone(), ..SourceReport::default() };
+        let sources = fetcher.urls.iter().map(report).collect();
+        Self {
+            fetcher,
+            blocks,
+            started: Instant::now(),
+            schedule: Schedule::new(fetcher.urls.len()),
+            asking: FuturesUnordered::new(),
+            handles: HashMap::new(),
+            seen: HashSet::new(),
+            depths: HashMap::new(),
+            root: None,
+            progress: Progress { blocks_done: 0, bytes_done: 0, bytes_total: None, sources },
+        }
+    }
+
+    /// Follows what is here already below `cids`, and wants the rest.
+    async fn explore(&mut self, cids: Vec<(Cid, usize)>, root: Option<Cid>) -> Result<()> {
+        self.root = root.or(self.root);
+        let fresh: Vec<_> = cids.into_iter().filter(|(cid, _)| self.seen.insert(cid::digest(cid))).collect();
+        let (blocks, mut seen) = (self.blocks.clone(), std::mem::take(&mut self.seen));
+        let (found, seen) = off_thread(move || {
+            let found = explore_local(&blocks, fresh, &mut seen)?;
+            Ok((found, seen))
+        })
+        .await?;
+        self.seen = seen;
+        self.arrived(found.blocks, found.bytes)?;
+        if let (Some(root), None) = (self.root, self.progress.bytes_total) {
+            let blocks = self.blocks.clone();
+            let claimed = off_thread(move || match blocks.has(&root) {
+                true => blocks.get(&root).and_then(|bytes| dag::claimed_bytes(&root, &bytes)).map(Some),
+                false => Ok(None),
+            });
+            self.progress.bytes_total = claimed.await?;
+        }
+        self.depths.extend(found.missing.iter().copied());
+        self.tell(Input::Want(found.missing.into_iter().map(|(cid, _)| cid).collect()))
+    }
+
+    async fn answered(&mut self, asked: Asked, answer: Answer) -> Result<()> {
+        self.handles.remove(&asked);
+        let Asked { source, cid } = asked;
+        match answer {
+            Answer::Lacks => self.tell(Input::Lacks { source, cid }),
+            Answer::Lied(why) => self.tell(Input::Lied { source, cid, why }),
+            Answer::Failed(why) => self.tell(Input::Failed { source, cid, why }),
+            Answer::Block(bytes) => {
+                let Some(depth) = self.depths.remove(&cid) else {
+                    // Two racers arrived at once; the other one counted.
+                    return Ok(());
+                };
+                let length = len64(&bytes);
+                let report = &mut self.progress.sources[source];
+                (report.blocks, report.bytes) = (report.blocks + 1, report.bytes + length);
+                let blocks = self.blocks.clone();
+                let children = off_thread(move || {
+                    blocks.put_later(&cid, &bytes)?;
+                    dag::links(&cid, &bytes)
+                })
+                .await?;
+                if !children.is_empty() && depth >= DEPTH_MAX {
+                    return Err(Error::over_limit(format!("{cid} lies {depth} levels deep; the limit is {DEPTH_MAX}")));
+                }
+                self.arrived(1, length)?;
+                self.tell(Input::Arrived { source, cid })?;
+                let children = children.iter().map(|c| (cid::normal(c), depth + 1)).collect();
+                self.explore(children, None).await
+            }
+        }
+    }
+
+    fn arrived(&mut self, blocks: u64, bytes: u64) -> Result<()> {
+        self.progress.blocks_done += blocks;
+        self.progress.bytes_done += bytes;
+        if self.progress.bytes_done > self.fetcher.bytes_max {
+            let limit = self.fetcher.bytes_max;
+            return Err(Error::over_limit(format!("the object is longer than the {limit} bytes allowed here")));
+        }
+        Ok(())
+    }
+
+    /// Tells the schedule and carries out what it says.
+    fn tell(&mut self, input: Input) -> Result<()> {
+        let now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let mut orders = Vec::new();
+        self.schedule.handle(now_ms, input, &mut orders);
+        for order in orders {
+            match order {
+                Output::Ask { source, cid } => self.ask(Asked { source, cid }),
+                Output::Cancel { source, cid } => {
+                    if let Some(handle) = self.handles.remove(&Asked { source, cid }) {
+                        handle.abort();
+                    }
+                }
+                Output::Drop { source, why } => {
+                    let report = &mut self.progress.sources[source];
+                    tracing::warn!(source = %report.url, %why, "a source is dropped");
+                    report.dropped = Some(why);
+                }
+                Output::Stuck { cid, missing } => return Err(self.stuck(&cid, missing)),
+            }
+        }
+        Ok(())
+    }
+
+    fn ask(&mut self, asked: Asked) {
+        let (handle, registration) = AbortHandle::new_pair();
+        self.handles.insert(asked, handle);
+        let fetcher = self.fetcher;
+        let request = Abortable::new(fetcher.ask(asked), registration);
+        self.asking.push(request.map(move |answer| (asked, answer)).boxed());
+    }
+
+    fn stuck(&self, cid: &Cid, missing: bool) -> Error {
+        if self.progress.sources.is_empty() {
+            return Error::missing(format!("block {cid} is not here, and no source is named"));
+        }
+        let say = |s: &SourceReport| format!("{}: {}", s.url, s.dropped.as_deref().unwrap_or("does not have it"));
+        let list: Vec<String> = self.progress.sources.iter().map(say).collect();
+        let kind = if missing { Kind::Missing } else { Kind::Unreachable };
+        Error::new(kind, format!("block {cid} cannot be had ({})", list.join("; ")))
+    }
+}
+
+impl Fetcher {
+    async fn ask(&self, asked: Asked) -> Answer {
+        match tokio::time::timeout(BLOCK_DEADLINE, self.ask_patiently(asked)).await {
+            Ok(answer) => answer,
+            Err(_) => Answer::Failed(format!("sent no whole block within {} s", BLOCK_DEADLINE.as_secs())),
+        }
+    }
+
+    async fn ask_patiently(&self, Asked { source, cid }: Asked) -> Answer {
+        let url = &self.urls[source];
+        let mut answer = match self.http.get(&format!("{url}/ipfs/{cid}?format=raw")).await {
+            Ok(answer) => answer,
+            Err(e) => return Answer::Failed(e.message),
+        };
+        if matches!(answer.status.as_u16(), 404 | 410) {
+            return Answer::Lacks;
+        }
+        if !answer.status.is_success() {
+            return Answer::Failed(format!("answered {}", answer.status));
+        }
+        let what = answer.header(&http::header::CONTENT_TYPE).unwrap_or("no content type").to_owned();
+        let mut bytes = BytesMut::new();
+        loop {
+            match tokio::time::timeout(STALL, answer.body.chunk(url)).await {
+                Err(_) => return Answer::Failed(format!("stalled for {} s", STALL.as_secs())),
+                Ok(Err(e)) => return Answer::Failed(e.message),
+                Ok(Ok(None)) => break,
+                Ok(Ok(Some(chunk))) if bytes.len() + chunk.len() > BLOCK_BYTES_MAX => {
+                    return Answer::Lied(format!("sent over {BLOCK_BYTES_MAX} bytes for block {cid} ({what})"));
+                }
+                Ok(Ok(Some(chunk))) => bytes.extend_from_slice(&chunk),
+            }
+        }
+        match cid::verify(&cid, &bytes) {
+            Ok(()) => Answer::Block(bytes.freeze()),
+            Err(_) => Answer::Lied(format!("sent {} bytes that are not block {cid} ({what})", bytes.len())),
+        }
+    }
+}
+
+struct Found {
+    blocks: u64,
+    bytes: u64,
+    missing: Vec<(Cid, usize)>,
+}
+
+/// Walks what is here; raw blocks are only looked for, since they point nowhere.
+fn explore_local(blocks: &Blocks, fresh: Vec<(Cid, usize)>, seen: &mut HashSet<[u8; 32]>) -> Result<Found> {
+    let mut found = Found { blocks: 0, bytes: 0, missing: Vec::new() };
+    let mut stack: Vec<_> = fresh.into_iter().rev().collect();
+    while let Some((cid, depth)) = stack.pop() {
+        let here = match cid.codec() == cid::RAW {
+            true => blocks.len(&cid).map(|length| (length, Vec::new())),
+            false => match blocks.get(&cid) {
+                Ok(bytes) => Some((len64(&bytes), dag::links(&cid, &bytes)?)),
+                Err(e) if e.kind == Kind::Missing => None,
+                Err(e) => return Err(e),
+            },
+        };
+        let Some((length, children)) = here else {
+            found.missing.push((cid, depth));
+            continue;
+        };
+        (found.blocks, found.bytes) = (found.blocks + 1, found.bytes + length);
+        if !children.is_empty() && depth >= DEPTH_MAX {
+            return Err(Error::over_limit(format!("{cid} lies {depth} levels deep; the limit is {DEPTH_MAX}")));
+        }
+        let children = children.iter().rev().map(cid::normal).filter(|c| seen.insert(cid::digest(c)));
+        stack.extend(children.map(|c| (c, depth + 1)));
+    }
+    Ok(found)
+}

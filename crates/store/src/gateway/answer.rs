@@ -1,0 +1,153 @@
+use crate::cid::Cid;
+use crate::error::{Error, Kind};
+use axum::Json;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+
+/// What is addressed by its hash never changes. 29030400 s is the value the gateway specification gives.
+const FOR_EVER: &str = "public, max-age=29030400, immutable";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Format {
+    Raw,
+    Car,
+}
+
+/// `?format=` wins over `Accept`, as the specification says. Nothing asked for is a 406: a gateway that is
+/// trusted to unpack files would be another program.
+pub(super) fn format_of(query: Option<&str>, headers: &HeaderMap) -> Result<Format, Problem> {
+    match query {
+        Some("raw") => return Ok(Format::Raw),
+        Some("car") => return Ok(Format::Car),
+        Some(other) => return Err(Problem::bad(format!("format `{other}` is none of raw, car"))),
+        None => {}
+    }
+    let accepts = headers.get_all(header::ACCEPT).iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(','));
+    for accept in accepts {
+        let mut parts = accept.split(';').map(str::trim);
+        match parts.next() {
+            Some("application/vnd.ipld.raw") => return Ok(Format::Raw),
+            Some("application/vnd.ipld.car") => {
+                return match parts.find_map(|p| p.strip_prefix("version=")) {
+                    None | Some("1") => Ok(Format::Car),
+                    Some(other) => Err(Problem::not_acceptable(format!("CAR version {other} is not sent; 1 is"))),
+                };
+            }
+            _ => {}
+        }
+    }
+    Err(Problem::not_acceptable("say ?format=raw or ?format=car (or the same by Accept)"))
+}
+
+pub(super) fn block_head(cid: &Cid, path: &str) -> HeaderMap {
+    head(cid, path, "application/vnd.ipld.raw", format!("\"{cid}.raw\""), "bin")
+}
+
+/// The entity tag is weak: the order of blocks is ours to choose.
+pub(super) fn car_head(cid: &Cid, path: &str, scope: &str) -> HeaderMap {
+    let tag = format!("W/\"{cid}.car.{scope}\"");
+    head(cid, path, "application/vnd.ipld.car; version=1; order=dfs; dups=n", tag, "car")
+}
+
+fn head(cid: &Cid, path: &str, content_type: &'static str, tag: String, extension: &str) -> HeaderMap {
+    let mut head = HeaderMap::new();
+    let mut put = |name: HeaderName, value: String| {
+        let value = HeaderValue::from_str(&value).expect("CIDs are letters and digits");
+        head.insert(name, value);
+    };
+    put(header::CONTENT_TYPE, content_type.to_owned());
+    put(header::ETAG, tag);
+    put(header::CACHE_CONTROL, FOR_EVER.to_owned());
+    put(header::CONTENT_DISPOSITION, format!("attachment; filename=\"{cid}.{extension}\""));
+    put(header::X_CONTENT_TYPE_OPTIONS, "nosniff".to_owned());
+    put(header::VARY, "Accept".to_owned());
+    put(HeaderName::from_static("x-ipfs-path"), format!("/ipfs/{path}"));
+    put(HeaderName::from_static("x-ipfs-roots"), cid.to_string());
+    head
+}
+
+/// Whether the reader has this very entity already.
+pub(super) fn not_modified(request: &HeaderMap, head: &HeaderMap) -> bool {
+    let weak = |tag: &str| tag.trim().trim_start_matches("W/").to_owned();
+    let Some(tag) = head.get(header::ETAG).and_then(|v| v.to_str().ok()).map(weak) else { return false };
+    let asked = request.get_all(header::IF_NONE_MATCH).iter().filter_map(|v| v.to_str().ok());
+    asked.flat_map(|v| v.split(',')).map(weak).any(|t| t == tag || t == "*")
+}
+
+/// A refusal as every API of this project words it: `{"error":{"code","message","request_id"}}`.
+#[derive(Debug)]
+pub(super) struct Problem {
+    status: StatusCode,
+    code: &'static str,
+    message: String,
+}
+
+impl Problem {
+    pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self { status, code, message: message.into() }
+    }
+
+    pub fn bad(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "bad_request", message)
+    }
+
+    pub fn not_acceptable(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_ACCEPTABLE, "not_acceptable", message)
+    }
+
+    pub fn missing(cid: &Cid) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", format!("block {cid} is not here"))
+    }
+}
+
+impl From<Error> for Problem {
+    /// The inner story is logged; the reader gets the status of who must act.
+    fn from(e: Error) -> Self {
+        let (status, code) = match e.kind {
+            Kind::Usage => (StatusCode::BAD_REQUEST, "bad_request"),
+            Kind::Missing => (StatusCode::NOT_FOUND, "not_found"),
+            Kind::OverLimit => (StatusCode::PAYLOAD_TOO_LARGE, "block_too_large"),
+            Kind::DiskFull => (StatusCode::INSUFFICIENT_STORAGE, "disk_full"),
+            Kind::Unreachable => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
+            Kind::Corrupt | Kind::Disk | Kind::Key | Kind::Bug => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+        };
+        if status.is_server_error() {
+            let cause = std::error::Error::source(&e).map(ToString::to_string).unwrap_or_default();
+            tracing::error!(error = %e, %cause, "a store request failed");
+        }
+        Self::new(status, code, e.to_string())
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let request_id = hex::encode(rand::random::<[u8; 8]>());
+        tracing::debug!(%request_id, status = %self.status, message = %self.message, "refused");
+        let body = serde_json::json!({
+            "error": { "code": self.code, "message": self.message, "request_id": request_id }
+        });
+        (self.status, Json(body)).into_response()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn accept(value: &'static str) -> HeaderMap {
+        HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static(value))])
+    }
+
+    #[test]
+    fn the_query_wins_over_accept_and_nothing_asked_is_refused() {
+        let both = accept("application/vnd.ipld.raw");
+        assert_eq!(format_of(Some("car"), &both).unwrap(), Format::Car);
+        assert_eq!(format_of(None, &both).unwrap(), Format::Raw);
+        let car = accept("text/html, application/vnd.ipld.car; version=1; order=dfs; dups=n");
+        assert_eq!(format_of(None, &car).unwrap(), Format::Car);
+        for refused in [accept("*/*"), accept("text/html"), accept("application/vnd.ipld.car; version=2")] {
+            assert_eq!(format_of(None, &refused).unwrap_err().status, StatusCode::NOT_ACCEPTABLE);
+        }
+        assert_eq!(format_of(Some("tar"), &HeaderMap::new()).unwrap_err().status, StatusCode::BAD_REQUEST);
+    }
+}

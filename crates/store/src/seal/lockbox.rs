@@ -1,0 +1,33 @@
+//! Small secrets at rest under a 32-byte key, such as a node's keys under its lease key.
+//!
+//! `VIVLOCK1`, a random 24-byte nonce, then XChaCha20-Poly1305 with those 8 bytes as associated data. The nonce
+//! is long enough to be drawn at random for ever. Nothing here is for passwords: the key must be random.
+
+use crate::error::{Error, Result};
+use chacha20poly1305::aead::{Aead, KeyInit, Payload};
+use chacha20poly1305::{XChaCha20Poly1305, XNonce};
+use zeroize::Zeroizing;
+
+const MAGIC: &[u8; 8] = b"VIVLOCK1";
+const NONCE_BYTES: usize = 24;
+
+/// Locks `plain` under `key`; 48 bytes longer.
+pub fn lock(key: &[u8; 32], plain: &[u8]) -> Result<Vec<u8>> {
+    let nonce: [u8; NONCE_BYTES] = rand::random();
+    let closed = XChaCha20Poly1305::new(key.into())
+        .encrypt(XNonce::from_slice(&nonce), Payload { msg: plain, aad: MAGIC })
+        .map_err(|_| Error::usage("a secret is too long to be locked"))?;
+    Ok([&MAGIC[..], &nonce, &closed].concat())
+}
+
+/// Opens what [`lock`] made. `Corrupt` if it is none of ours, `Key` if the key is another or a bit was changed
+/// (the two cannot be told apart).
+pub fn unlock(key: &[u8; 32], locked: &[u8]) -> Result<Zeroizing<Vec<u8>>> {
+    let rest = locked.strip_prefix(MAGIC).filter(|rest| rest.len() >= NONCE_BYTES);
+    let (nonce, closed) =
+        rest.ok_or_else(|| Error::corrupt("not a locked secret of this program"))?.split_at(NONCE_BYTES);
+    let open = XChaCha20Poly1305::new(key.into())
+        .decrypt(XNonce::from_slice(nonce), Payload { msg: closed, aad: MAGIC })
+        .map_err(|_| Error::key("the secret does not open: another key locked it, or it was altered"))?;
+    Ok(Zeroizing::new(open))
+}

@@ -1,0 +1,139 @@
+use crate::support::{noise, refused, store};
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+use store::cid;
+use store::{Blocks, Kind};
+
+/// The only file of a block in the folder.
+fn file_of(dir: &Path, cid: &cid::Cid) -> PathBuf {
+    let shard = hex::encode(&cid::digest(cid)[..1]);
+    dir.join("blocks").join(shard).join(cid.to_string())
+}
+
+#[test]
+fn a_block_goes_in_comes_out_and_goes_away() {
+    let here = store();
+    let cid = here.put_raw(b"abc");
+    here.blocks.put(&cid, b"abc").unwrap();
+    assert_eq!(&here.blocks.get(&cid).unwrap()[..], b"abc");
+    assert_eq!((here.blocks.has(&cid), here.blocks.len(&cid)), (true, Some(3)));
+    // Another handle, another process: the folder is the state.
+    let again = Blocks::open(here.dir.path()).unwrap();
+    assert_eq!(again.iter().map(Result::unwrap).collect::<Vec<_>>(), [(cid, 3)]);
+    assert!(again.delete(&cid).unwrap());
+    assert!(!again.delete(&cid).unwrap());
+    refused(here.blocks.get(&cid), Kind::Missing, "is not in");
+}
+
+#[test]
+fn what_does_not_match_its_name_or_is_too_long_is_refused() {
+    let here = store();
+    refused(here.blocks.put(&cid::of_raw(b"abc"), b"abd"), Kind::Corrupt, "do not hash to");
+    let long = vec![0; (2 << 20) + 1];
+    refused(here.blocks.put(&cid::of_raw(&long), &long), Kind::OverLimit, "2097153 bytes");
+    here.blocks.put(&cid::of_raw(&long[1..]), &long[1..]).unwrap();
+    assert_eq!(here.count(), 1);
+    assert_eq!(fs::read_dir(here.dir.path().join("tmp")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_block_that_a_power_cut_tore_is_missing_and_can_be_put_again() {
+    let here = store();
+    let cid = here.put_raw(b"abc");
+    for torn in [&b""[..], b"ab", b"\0\0\0"] {
+        fs::write(file_of(here.dir.path(), &cid), torn).unwrap();
+        refused(here.blocks.get(&cid), Kind::Missing, "damaged");
+        assert!(!here.blocks.has(&cid));
+        // Torn again, and put before anybody read it.
+        fs::write(file_of(here.dir.path(), &cid), torn).unwrap();
+        here.blocks.put(&cid, b"abc").unwrap();
+        assert_eq!(&here.blocks.get(&cid).unwrap()[..], b"abc");
+    }
+}
+
+#[test]
+fn a_writer_killed_in_the_middle_leaves_nothing_under_a_name() {
+    let here = store();
+    let cid = cid::of_raw(b"abc");
+    // What kill -9 leaves: a temporary file, partly written.
+    let tmp = here.dir.path().join("tmp/1-0000");
+    let mut file = File::create(&tmp).unwrap();
+    file.write_all(b"a").unwrap();
+    assert!(!here.blocks.has(&cid));
+    assert!(tmp.exists(), "it may belong to a living writer");
+    file.set_modified(SystemTime::now() - Duration::from_secs(7200)).unwrap();
+    Blocks::open(here.dir.path()).unwrap();
+    assert!(!tmp.exists(), "an old one belongs to nobody");
+}
+
+#[test]
+fn garbage_collection_keeps_what_a_pin_reaches() {
+    let here = store();
+    let kept = here.add(&noise(20_000));
+    let kept_count = here.count();
+    let lost = here.add(&noise(30_000)[1..]);
+    let all_count = here.count();
+    here.blocks.pin(&kept, "weights").unwrap();
+    here.blocks.pin(&kept, "added").unwrap();
+
+    let young = here.blocks.gc(Duration::from_secs(3600)).unwrap();
+    assert_eq!((young.removed_blocks, young.kept_blocks), (0, u64::try_from(all_count).unwrap()));
+    let done = here.blocks.gc(Duration::ZERO).unwrap();
+    assert_eq!(here.count(), kept_count);
+    assert_eq!(done.kept_blocks, u64::try_from(kept_count).unwrap());
+    assert_eq!(done.removed_blocks, u64::try_from(all_count - kept_count).unwrap());
+    assert!(!here.blocks.has(&lost));
+    assert_eq!(store::unixfs::read_file(&here.blocks, &kept, 20_000).unwrap(), noise(20_000));
+
+    // One reason taken back leaves the other.
+    assert!(here.blocks.unpin(&kept, Some("weights")).unwrap());
+    assert!(!here.blocks.unpin(&kept, Some("weights")).unwrap());
+    assert_eq!(here.blocks.pins().unwrap()[0].reasons, ["added"]);
+    assert_eq!(here.blocks.gc(Duration::ZERO).unwrap().removed_blocks, 0);
+    assert!(here.blocks.unpin(&kept, None).unwrap());
+    here.blocks.gc(Duration::ZERO).unwrap();
+    assert_eq!(here.count(), 0);
+}
+
+#[test]
+fn garbage_collection_stays_away_while_somebody_writes() {
+    let here = store();
+    let writing = here.blocks.writing().unwrap();
+    let _two_at_once = Blocks::open(here.dir.path()).unwrap().writing().unwrap();
+    refused(here.blocks.gc(Duration::ZERO), Kind::Usage, "somebody is writing");
+    drop((writing, _two_at_once));
+    here.blocks.gc(Duration::ZERO).unwrap();
+}
+
+#[test]
+fn a_pinned_checkpoint_keeps_its_snapshot_and_conversations() {
+    let here = store();
+    let snapshot = here.add(&noise(5_000));
+    let talk = here.put_raw(b"sealed conversation");
+    let stray = here.put_raw(b"stray");
+    let checkpoint = crate::checkpoint::signed(snapshot, vec![talk]);
+    here.blocks.put(&checkpoint.cid(), &checkpoint.to_bytes()).unwrap();
+    here.blocks.pin(&checkpoint.cid(), "checkpoint").unwrap();
+    here.blocks.gc(Duration::ZERO).unwrap();
+    assert!(here.blocks.has(&talk) && !here.blocks.has(&stray));
+    assert_eq!(store::unixfs::read_file(&here.blocks, &snapshot, 5_000).unwrap(), noise(5_000));
+}
+
+#[test]
+fn a_reason_is_one_line() {
+    let here = store();
+    let cid = here.put_raw(b"abc");
+    for bad in ["", " ", "two\nlines", " padded"] {
+        refused(here.blocks.pin(&cid, bad), Kind::Usage, "is no reason");
+    }
+}
+
+#[test]
+fn a_full_disk_is_told_apart_from_a_broken_one() {
+    let full = store::Error::disk("cannot store block", std::io::Error::from_raw_os_error(28));
+    refused(Err::<(), _>(full), Kind::DiskFull, "free space");
+    let broken = store::Error::disk("cannot store block", std::io::Error::from_raw_os_error(5));
+    assert_eq!(broken.kind, Kind::Disk);
+}

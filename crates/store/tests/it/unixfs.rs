@@ -1,0 +1,262 @@
+use crate::support::{Noise, SMALL, Store, noise, refused, store};
+use proptest::prelude::*;
+use serde::Deserialize;
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use store::cid::{self, Cid};
+use store::dag::{Link, Node};
+use store::unixfs::{Limits, Profile, export, import_bytes, import_path, import_reader, read, read_file};
+use store::{Blocks, Kind};
+
+#[derive(Deserialize)]
+struct Reference {
+    files: Vec<File>,
+    directories: Vec<Directory>,
+}
+
+#[derive(Deserialize)]
+struct File {
+    profile: String,
+    content: String,
+    bytes: u64,
+    cid: String,
+}
+
+#[derive(Deserialize)]
+struct Directory {
+    name: String,
+    profile: String,
+    cid: String,
+}
+
+fn reference() -> Reference {
+    serde_json::from_str(include_str!("../reference/cids.json")).unwrap()
+}
+
+fn profile(name: &str) -> Profile {
+    match name {
+        "raw-256k-174" => Profile { raw_leaves: true, cid_v0: false, ..Profile::V0_2015 },
+        "raw-10-3" => Profile { chunk_bytes: 10, width: 3, ..Profile::V1_2025 },
+        name => Profile::parse(name).unwrap(),
+    }
+}
+
+#[test]
+fn files_get_the_cids_that_the_javascript_importer_gives_them() {
+    let files = reference().files;
+    assert_eq!(files.len(), 30);
+    for file in files {
+        let content: Box<dyn Read> = match file.content.as_str() {
+            "zeros" => Box::new(std::io::repeat(0)),
+            _ => Box::new(Noise::new()),
+        };
+        let imported =
+            import_reader(&mut content.take(file.bytes), profile(&file.profile), &mut |_, _| Ok(())).unwrap();
+        assert_eq!(imported.cid.to_string(), file.cid, "{} {} {}", file.profile, file.content, file.bytes);
+        assert_eq!(imported.bytes, file.bytes);
+    }
+}
+
+#[test]
+fn directories_get_the_cids_that_the_javascript_importer_gives_them() {
+    for wanted in reference().directories {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |path: &str, content: &[u8]| {
+            let path = dir.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        };
+        match wanted.name.as_str() {
+            "empty" => {}
+            "one" => write("hello.txt", b"hello\n"),
+            "nested" => {
+                write("a", b"a");
+                write("B", b"b");
+                write("ä.txt", "umlaut".as_bytes());
+                write("sub/.hidden", b"");
+                write("sub/deep/noise", &noise(3 << 20));
+                fs::create_dir(dir.path().join("sub/empty")).unwrap();
+            }
+            "thousand" => (0..1000).for_each(|i| write(&format!("file-{i}"), i.to_string().as_bytes())),
+            other => panic!("{other} is not made here"),
+        }
+        let made = import_path(dir.path(), profile(&wanted.profile), &mut |_, _| Ok(())).unwrap();
+        assert_eq!(made.cid.to_string(), wanted.cid, "{} {}", wanted.name, wanted.profile);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn what_goes_in_comes_out(content in proptest::collection::vec(any::<u8>(), 0..3000), chunk in 1usize..200, width in 2usize..6, raw_leaves: bool) {
+        let here = store();
+        let profile = Profile { chunk_bytes: chunk, width, raw_leaves, cid_v0: !raw_leaves };
+        let made = import_bytes(&content, profile, &mut |cid, bytes| here.blocks.put_later(&cid, &bytes)).unwrap();
+        prop_assert_eq!(read_file(&here.blocks, &made.cid, content.len()).unwrap(), content);
+    }
+
+    #[test]
+    fn no_block_makes_the_reader_panic(bytes: Vec<u8>, data: Vec<u8>) {
+        let _ = read(&cid::of_dag_pb(&bytes), &bytes);
+        let bytes = Node { links: Vec::new(), data }.encode();
+        let _ = read(&cid::of_dag_pb(&bytes), &bytes);
+    }
+}
+
+#[test]
+fn a_directory_of_programs_comes_out_whole_and_executable() {
+    let here = store();
+    let source = here.dir.path().join("code");
+    fs::create_dir_all(source.join("lib")).unwrap();
+    fs::write(source.join("vivarium"), noise(3 << 20)).unwrap();
+    fs::write(source.join("lib/extra.so"), b"so").unwrap();
+    let made = import_path(&source, Profile::V1_2025, &mut |cid, bytes| here.blocks.put(&cid, &bytes)).unwrap();
+    assert_eq!(made.bytes, (3 << 20) + 2);
+
+    let dest = here.dir.path().join("out");
+    let limits = Limits { executable: true, ..Limits::default() };
+    assert_eq!(export(&here.blocks, &made.cid, &dest, limits).unwrap(), made.bytes);
+    assert_eq!(fs::read(dest.join("vivarium")).unwrap(), noise(3 << 20));
+    assert_eq!(fs::metadata(dest.join("vivarium")).unwrap().permissions().mode() & 0o777, 0o755);
+    // Exporting again finds the name taken and changes nothing.
+    refused(export(&here.blocks, &made.cid, &dest, limits), Kind::Usage, "is there already");
+}
+
+#[test]
+fn a_missing_block_is_named_and_nothing_half_written_stays() {
+    let here = store();
+    let root = here.add(&noise(10_000));
+    let victim = here.blocks.iter().map(Result::unwrap).map(|(c, _)| c).find(|c| c.codec() == cid::RAW).unwrap();
+    here.blocks.delete(&victim).unwrap();
+    let dest = here.dir.path().join("out");
+    refused(export(&here.blocks, &root, &dest, Limits::default()), Kind::Missing, &victim.to_string());
+    let left: Vec<_> = fs::read_dir(here.dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(left.iter().all(|n| !n.to_string_lossy().contains("out")), "{left:?}");
+}
+
+/// A directory node of a stranger.
+fn directory(here: &Store, names: &[&str]) -> Cid {
+    let leaf = here.put_raw(b"leaf");
+    let links = names.iter().map(|n| Link { cid: leaf, name: (*n).to_owned(), tsize: 4 }).collect();
+    here.put_node(&Node { links, data: vec![8, 1] })
+}
+
+#[test]
+fn names_that_would_leave_the_directory_are_refused_before_anything_is_written() {
+    let here = store();
+    for bad in ["..", ".", "", "../../escape", "/etc/passwd", "a/b", "a\\b", "nul\0byte"] {
+        let root = directory(&here, &["good", bad]);
+        let dest = here.dir.path().join("out");
+        refused(export(&here.blocks, &root, &dest, Limits::default()), Kind::Corrupt, "would leave its directory");
+        assert!(!dest.exists() && !here.dir.path().join("escape").exists(), "{bad:?}");
+    }
+    let twice = directory(&here, &["same", "same"]);
+    refused(export(&here.blocks, &twice, &here.dir.path().join("out"), Limits::default()), Kind::Corrupt, "twice");
+    let long = "n".repeat(256);
+    let long = directory(&here, &[&long]);
+    refused(export(&here.blocks, &long, &here.dir.path().join("out"), Limits::default()), Kind::Corrupt, "256 bytes");
+}
+
+#[test]
+fn symbolic_links_and_shards_are_refused_by_name() {
+    let here = store();
+    let link = here.put_node(&Node { links: vec![], data: [&[8, 4, 0x12, 11][..], b"/etc/passwd"].concat() });
+    refused(export(&here.blocks, &link, &here.dir.path().join("l"), Limits::default()), Kind::Usage, "symbolic link");
+    let shard = here.put_node(&Node { links: vec![], data: vec![8, 5] });
+    refused(export(&here.blocks, &shard, &here.dir.path().join("s"), Limits::default()), Kind::Usage, "sharded");
+
+    symlink("/etc/passwd", here.dir.path().join("link")).unwrap();
+    refused(import_path(&here.dir.path().join("link"), SMALL, &mut |_, _| Ok(())), Kind::Usage, "symbolic link");
+    refused(import_path(&here.dir.path().join("absent"), SMALL, &mut |_, _| Ok(())), Kind::Usage, "there is no");
+}
+
+#[test]
+fn a_directory_that_the_profile_would_shard_is_refused_and_one_below_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = |i: u32| dir.path().join(format!("{i:0200}"));
+    // 246 bytes a link: 1,064 fit into 256 KiB, with the two bytes of the directory message.
+    (0..1060).for_each(|i| fs::write(name(i), b"x").unwrap());
+    import_path(dir.path(), Profile::V1_2025, &mut |_, _| Ok(())).unwrap();
+    (1060..1070).for_each(|i| fs::write(name(i), b"x").unwrap());
+    refused(import_path(dir.path(), Profile::V1_2025, &mut |_, _| Ok(())), Kind::OverLimit, "1070 entries");
+}
+
+/// A file node over `parts` with these claimed sizes.
+fn file(parts: &[Cid], sizes: &[u64], total: u64) -> Node {
+    let mut data = vec![8, 2, 0x18];
+    leb(total, &mut data);
+    for size in sizes {
+        data.push(0x20);
+        leb(*size, &mut data);
+    }
+    let links = parts.iter().map(|c| Link { cid: *c, name: String::new(), tsize: 0 }).collect();
+    Node { links, data }
+}
+
+fn leb(mut value: u64, out: &mut Vec<u8>) {
+    loop {
+        let byte = value.to_le_bytes()[0] & 0x7f;
+        value >>= 7;
+        out.push(if value == 0 { byte } else { byte | 0x80 });
+        if value == 0 {
+            return;
+        }
+    }
+}
+
+fn read_back(blocks: &Blocks, root: &Cid) -> store::Result<Vec<u8>> {
+    read_file(blocks, root, 1 << 20)
+}
+
+#[test]
+fn sizes_that_lie_are_refused() {
+    let here = store();
+    let leaf = here.put_raw(b"leaf");
+    let good = here.put_node(&file(&[leaf, leaf], &[4, 4], 8));
+    assert_eq!(read_back(&here.blocks, &good).unwrap(), b"leafleaf");
+    let total = here.put_node(&file(&[leaf], &[4], 5));
+    refused(read_back(&here.blocks, &total), Kind::Corrupt, "another number in its head");
+    let part = here.put_node(&file(&[leaf], &[5], 5));
+    refused(read_back(&here.blocks, &part), Kind::Corrupt, "its parent says 5");
+    let count = here.put_node(&file(&[leaf], &[4, 4], 8));
+    refused(read_back(&here.blocks, &count), Kind::Corrupt, "1 parts but 2 sizes");
+    let over = here.put_node(&file(&[leaf, leaf], &[u64::MAX, 1], 0));
+    refused(read_back(&here.blocks, &over), Kind::Corrupt, "over 64 bits");
+    refused(read_file(&here.blocks, &good, 7), Kind::OverLimit, "7 are allowed");
+    let dir = directory(&here, &["a"]);
+    let inside = here.put_node(&file(&[dir], &[4], 4));
+    refused(read_back(&here.blocks, &inside), Kind::Usage, "is a directory");
+}
+
+#[test]
+fn bombs_of_empty_parts_and_endless_nesting_end_early() {
+    let here = store();
+    let empty = here.put_raw(b"");
+    let bomb = here.put_node(&file(&[empty; 1000], &[0; 1000], 0));
+    refused(read_back(&here.blocks, &bomb), Kind::Corrupt, "a part of no bytes");
+
+    let mut deep = here.put_raw(b"x");
+    for _ in 0..100 {
+        deep = here.put_node(&file(&[deep], &[1], 1));
+    }
+    refused(read_back(&here.blocks, &deep), Kind::OverLimit, "levels deep");
+
+    let mut nested = directory(&here, &["leaf"]);
+    for _ in 0..100 {
+        let link = Link { cid: nested, name: "d".into(), tsize: 0 };
+        nested = here.put_node(&Node { links: vec![link], data: vec![8, 1] });
+    }
+    let dest = here.dir.path().join("out");
+    refused(export(&here.blocks, &nested, &dest, Limits::default()), Kind::OverLimit, "levels deep");
+
+    // Twenty levels of two names for the same directory: a million entries out of twenty blocks.
+    let mut wide = directory(&here, &["leaf"]);
+    for _ in 0..20 {
+        let link = |name: &str| Link { cid: wide, name: name.into(), tsize: 0 };
+        wide = here.put_node(&Node { links: vec![link("a"), link("b")], data: vec![8, 1] });
+    }
+    let limits = Limits { entries_max: 500, ..Limits::default() };
+    refused(export(&here.blocks, &wide, &dest, limits), Kind::OverLimit, "more than 500 files");
+    assert!(!dest.exists());
+}

@@ -1,0 +1,18 @@
+//! One file a command.
+
+pub mod ask;
+pub mod bench;
+pub mod birth;
+pub mod engine;
+pub mod fund;
+pub mod launch;
+pub mod link;
+pub mod log;
+pub mod node;
+pub mod provider;
+pub mod receipt;
+pub mod status;
+pub mod steward;
+pub mod store;
+pub mod up;
+pub mod watch;

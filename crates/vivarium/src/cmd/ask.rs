@@ -1,0 +1,205 @@
+//! `vivarium ask`: one paid question.
+//!
+//! The agent's address comes from the chain, not from a file, and nothing is signed for anyone but its treasury.
+
+use super::link::{Link, Place, block_on};
+use anyhow::{Context, Result, bail, ensure};
+use economy::Usdc;
+use http::HeaderMap;
+use pay::buyer::{Answer, Buyer, Kind};
+use pay::seller::FRESH_ANSWER;
+use serde_json::{Value, json};
+use std::io::Write;
+use std::path::PathBuf;
+use vivarium::world::crowd::{ChainClock, policy};
+use vivarium::world::files::read_key;
+
+/// Asks the agent one question, pays for the answer by x402, and prints it as it comes.
+///
+/// The question is paid with the world's customer key. The agent's address is taken from the chain
+/// (treasury, active lease, endpoint), and the payment is signed only if it goes to that treasury.
+#[derive(clap::Args)]
+pub struct Flags {
+    /// The question
+    prompt: String,
+    #[command(flatten)]
+    place: Place,
+    /// The most that this answer may cost, in USDC
+    #[arg(long, value_name = "USDC", value_parser = Usdc::parse, default_value = "5")]
+    max_usdc: Usdc,
+    /// The longest answer, in tokens
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    max_tokens: u32,
+    /// Let the agent remember this answer; the id that is printed goes on with it
+    #[arg(long)]
+    remember: bool,
+    /// Goes on with a remembered answer (the id that --remember printed)
+    #[arg(long, value_name = "ID")]
+    conversation: Option<String>,
+    /// Who pays [default: the world's customer]
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
+    /// One JSON object when the answer is complete: {"text", "id", "spent_uusdc", "transaction", "request_id", "url"}
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(flags: Flags) -> Result<()> {
+    ensure!(flags.max_tokens > 0, "--max-tokens 0: an answer has at least one token");
+    block_on(ask(flags))
+}
+
+async fn ask(flags: Flags) -> Result<()> {
+    let link = flags.place.link()?;
+    let url = link.record.url().await?;
+    let models: Value = link.get("/v1/models").await?;
+    let model = models["data"][0]["id"].as_str().context("the agent names no model")?.to_owned();
+    let (path, body) = question(&flags, &model);
+    let mut answer = buyer(&link, &flags)
+        .await?
+        // The same question tomorrow is a new question, not the stored answer of today.
+        .post_stream(
+            &format!("{url}{path}"),
+            HeaderMap::from_iter([(FRESH_ANSWER, http::HeaderValue::from_static("1"))]),
+            &body,
+        )
+        .await
+        .map_err(explain)?;
+    if !answer.status.is_success() {
+        let status = answer.status;
+        let bytes = answer.collect(1 << 20).await?.body;
+        let problem: Value = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
+        let message = problem["error"]["message"].as_str().map(str::to_owned);
+        bail!(
+            "the agent answers {status}: {}",
+            message.unwrap_or_else(|| String::from_utf8_lossy(&bytes).into_owned())
+        );
+    }
+    let told = read(&mut answer, !flags.json).await?;
+    report(&flags, &answer, told)
+}
+
+async fn buyer(link: &Link, flags: &Flags) -> Result<Buyer> {
+    let world = &link.world;
+    let key = read_key(flags.key.as_ref().unwrap_or(&world.customer.key_file))?;
+    let clock = ChainClock::default();
+    clock.set(link.record.chain.head().await?.timestamp);
+    let policy = policy(world.chain_id, world.usdc, world.treasury, flags.max_usdc, flags.max_usdc);
+    Ok(Buyer::new(link.http.clone(), key, policy).with_clock(clock.reader()))
+}
+
+fn question(flags: &Flags, model: &str) -> (&'static str, Value) {
+    if flags.remember || flags.conversation.is_some() {
+        let mut body = json!({
+            "model": model, "input": flags.prompt, "max_output_tokens": flags.max_tokens, "store": true, "stream": true,
+        });
+        if let Some(id) = &flags.conversation {
+            body["previous_response_id"] = json!(id);
+        }
+        return ("/v1/responses", body);
+    }
+    let messages = json!([{ "role": "user", "content": flags.prompt }]);
+    let body = json!({ "model": model, "messages": messages, "max_tokens": flags.max_tokens, "stream": true });
+    ("/v1/chat/completions", body)
+}
+
+/// What the stream said.
+#[derive(Default)]
+struct Told {
+    text: String,
+    id: Option<String>,
+}
+
+/// Reads the events of either API; prints text as it comes if `aloud`.
+async fn read(answer: &mut Answer, aloud: bool) -> Result<Told> {
+    let (mut told, mut pending) = (Told::default(), Vec::new());
+    while let Some(piece) = answer.chunk().await.map_err(explain)? {
+        pending.extend_from_slice(&piece);
+        while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = pending.drain(..=end).collect();
+            let line = String::from_utf8_lossy(&line);
+            let Some(data) = line.trim_end().strip_prefix("data: ") else { continue };
+            if data == "[DONE]" {
+                continue;
+            }
+            let event: Value = serde_json::from_str(data).context("the stream holds an event that is not JSON")?;
+            let piece = told.hear(&event)?;
+            if aloud {
+                print!("{piece}");
+                std::io::stdout().flush()?;
+            }
+        }
+    }
+    Ok(told)
+}
+
+impl Told {
+    /// The text that `event` adds.
+    fn hear(&mut self, event: &Value) -> Result<String> {
+        if let Some(message) = event["error"]["message"].as_str() {
+            bail!("the answer broke off: {message}");
+        }
+        let id = event["id"].as_str().or_else(|| event["response"]["id"].as_str());
+        if let Some(id) = id {
+            self.id = Some(id.to_owned());
+        }
+        let delta = match event["type"].as_str() {
+            Some("response.output_text.delta") => event["delta"].as_str(),
+            Some("response.failed") => bail!("the answer failed; nothing more is known"),
+            Some(_) => None,
+            None => event["choices"][0]["delta"]["content"].as_str(),
+        };
+        let delta = delta.unwrap_or_default().to_owned();
+        self.text.push_str(&delta);
+        Ok(delta)
+    }
+}
+
+fn report(flags: &Flags, answer: &Answer, told: Told) -> Result<()> {
+    let transaction = answer.payment.as_ref().map(|p| json!(p).get("transaction").cloned().unwrap_or(Value::Null));
+    let request = answer.headers.get("x-request-id").and_then(|v| v.to_str().ok());
+    if flags.json {
+        let spent = answer.spent.micro().to_string();
+        let whole = json!({
+            "text": told.text, "id": told.id, "spent_uusdc": spent, "transaction": transaction,
+            "request_id": request, "url": answer.url,
+        });
+        println!("{whole}");
+        return Ok(());
+    }
+    println!();
+    eprintln!("-- paid at most {}; receipt: vivarium receipt {}", answer.spent, request.unwrap_or("?"));
+    if let (true, Some(id)) = (flags.remember || flags.conversation.is_some(), told.id) {
+        eprintln!("-- go on: vivarium ask --conversation {id} \"…\"");
+    }
+    Ok(())
+}
+
+/// What the person does next, by the kind of failure.
+fn explain(error: pay::buyer::Error) -> anyhow::Error {
+    let advice = match error.kind {
+        Kind::TooExpensive => "raise --max-usdc or ask for fewer --max-tokens",
+        Kind::WrongSeller => "do not trust this address",
+        Kind::OutcomeUnknown => "ask the same again: the same payment is sent, not another",
+        Kind::Unreachable => "the agent may be moving; try again in a moment",
+        Kind::Refused => "the customer may be out of test USDC",
+        Kind::BadAnswer | Kind::Usage => "this is not what an agent answers",
+    };
+    anyhow::anyhow!("{error}; {advice}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_apis_streams_are_understood() {
+        let mut told = Told::default();
+        told.hear(&json!({ "id": "chatcmpl-1", "choices": [{ "delta": { "content": "Hel" } }] })).unwrap();
+        told.hear(&json!({ "id": "chatcmpl-1", "choices": [{ "delta": {}, "finish_reason": "stop" }] })).unwrap();
+        told.hear(&json!({ "type": "response.output_text.delta", "delta": "lo" })).unwrap();
+        told.hear(&json!({ "type": "response.completed", "response": { "id": "resp_1" } })).unwrap();
+        assert_eq!((told.text.as_str(), told.id.as_deref()), ("Hello", Some("resp_1")));
+        assert!(told.hear(&json!({ "error": { "code": "x", "message": "engine died" } })).is_err());
+    }
+}

@@ -1,0 +1,144 @@
+//! `vivarium status`: how the agent stands, from the chain and from the agent itself.
+
+use super::link::{Link, Place, block_on, duration, usdc};
+use anyhow::Result;
+use serde_json::{Value, json};
+use std::fmt::Write;
+
+/// Shows how the agent stands: stage, money, lease, last checkpoint.
+///
+/// The record on chain is shown even when nobody answers at the agent's address.
+#[derive(clap::Args)]
+pub struct Flags {
+    #[command(flatten)]
+    place: Place,
+    /// One JSON object: {"record": …, "agent": GET /status or null, "error": … or null}
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(flags: Flags) -> Result<()> {
+    block_on(async {
+        let link = flags.place.link()?;
+        let both = Both::read(&link).await?;
+        if flags.json {
+            println!("{}", both.json());
+        } else {
+            print!("{}", both.text());
+        }
+        Ok(())
+    })
+}
+
+/// What the chain says and what the agent says.
+pub struct Both {
+    record: Value,
+    agent: Result<Value>,
+}
+
+impl Both {
+    pub async fn read(link: &Link) -> Result<Self> {
+        let entry = link.record.read().await?;
+        let state = &entry.state;
+        let record = json!({
+            "treasury": link.world.treasury,
+            "stage": format!("{:?}", state.stage()).to_lowercase(),
+            "paused": state.paused,
+            "epoch": state.epoch,
+            "operator": entry.operator(),
+            "url": entry.url(),
+            "balance_uusdc": state.balance.to_string(),
+            "escrow_uusdc": state.escrow.to_string(),
+            "checkpoint_seq": state.checkpointSeq,
+            "last_heartbeat": state.lastHeartbeat,
+        });
+        let agent = match entry.url() {
+            Some(url) => link.http.get_json::<Value>(&format!("{url}/status")).await.map_err(Into::into),
+            None => Err(anyhow::anyhow!("nobody is operator now")),
+        };
+        Ok(Self { record, agent })
+    }
+
+    pub fn json(&self) -> Value {
+        let error = self.agent.as_ref().err().map(|e| format!("{e:#}"));
+        json!({ "record": self.record, "agent": self.agent.as_ref().ok(), "error": error })
+    }
+
+    pub fn text(&self) -> String {
+        let r = &self.record;
+        let mut out = String::new();
+        // Writing to a String cannot fail.
+        let _ = writeln!(out, "treasury    {}", plain(&r["treasury"]));
+        let paused = if r["paused"] == true { ", paused by the stewards" } else { "" };
+        let _ = writeln!(out, "stage       {}{paused}, epoch {}", plain(&r["stage"]), r["epoch"]);
+        let _ = writeln!(out, "address     {}", plain(&r["url"]));
+        let _ = writeln!(
+            out,
+            "money       {} USDC in hand, {} USDC in escrow with hosts",
+            usdc(&r["balance_uusdc"]),
+            usdc(&r["escrow_uusdc"])
+        );
+        match &self.agent {
+            Ok(agent) => agent_lines(&mut out, agent),
+            Err(e) => {
+                let _ = writeln!(out, "agent       does not answer: {e:#}");
+            }
+        }
+        out
+    }
+}
+
+fn agent_lines(out: &mut String, a: &Value) {
+    let day = a["day_secs"].as_u64().unwrap_or(86_400);
+    let now = a["block"]["timestamp"].as_u64().unwrap_or(0);
+    let until = |at: &Value| duration(at.as_u64().unwrap_or(now).saturating_sub(now), day);
+    let _ = writeln!(
+        out,
+        "books       earned {}, rent {}, gifts {}, refunds {} USDC{}",
+        usdc(&a["earned_uusdc"]),
+        usdc(&a["rent_uusdc"]),
+        usdc(&a["gifts_uusdc"]),
+        usdc(&a["refunds_uusdc"]),
+        if a["ledger_ok"] == false { "; THE BOOKS DO NOT BALANCE" } else { "" }
+    );
+    let runway = a["runway_secs"].as_u64().map_or_else(|| "income covers the cost".to_owned(), |s| duration(s, day));
+    let _ = writeln!(out, "runway      {runway}");
+    if a["lease"].is_object() {
+        let _ = writeln!(
+            out,
+            "host        lease {} at {}, {} left",
+            a["lease"]["id"],
+            plain(&a["lease"]["provider"]),
+            until(&a["lease"]["end"])
+        );
+    }
+    if a["standby"].is_object() {
+        let ready = if a["standby"]["ready"] == true { "ready" } else { "getting ready" };
+        let _ =
+            writeln!(out, "standby     lease {} at {}, {ready}", a["standby"]["id"], plain(&a["standby"]["provider"]));
+    }
+    if let Some(at) = a["next_move_at"].as_u64() {
+        let _ = writeln!(out, "next move   in {}", duration(at.saturating_sub(now), day));
+    }
+    let _ = writeln!(
+        out,
+        "serving     {}, from {} USDC a call; {} served, {} refused",
+        if a["selling"] == true { plain(&a["model"]) } else { format!("nothing ({})", plain(&a["closed_because"])) },
+        usdc(&a["price"]["call_uusdc"]),
+        a["requests"]["served"],
+        a["requests"]["refused"]
+    );
+    let _ = writeln!(out, "memory      checkpoint {} acknowledged", a["checkpoint"]["seq"]);
+    if let Some(trouble) = a["trouble"].as_str() {
+        let _ = writeln!(out, "trouble     {trouble}");
+    }
+}
+
+/// A JSON string without quotes; `-` for null.
+fn plain(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,237 @@
+//! `vivarium steward …`: the daemon that watches an agent, and the orders of a quorum.
+
+use super::link::{Place, block_on, log_to_stderr, stopped};
+use alloy::primitives::{Address, Bytes, U256};
+use anyhow::{Context, Result, bail, ensure};
+use chain::Tx;
+use chain::bindings::Approval;
+use chain::orders::{self, Order};
+use chain::treasury::calls;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use std::path::PathBuf;
+use vivarium::world::files::read_key;
+use vivarium::world::wallet::Wallet;
+
+/// Chain seconds for which an order stays valid. A choice: long enough to gather signatures by hand.
+const ORDER_VALID_SECS: u64 = 3_600;
+
+/// Runs a steward daemon, or gives a quorum's order.
+///
+/// An order needs the keys of k stewards (2 of 3 in a world made by `up`): name each with --key, or gather
+/// signatures made elsewhere with `vivarium steward approve` and name those with --approval. With fewer the
+/// treasury refuses. A pause that lasts longer than the escrow prepaid to the host loses the host; it then
+/// ends through `resume` and a rescue by the stewards.
+#[derive(clap::Args)]
+pub struct Flags {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    /// Runs a steward daemon until SIGTERM: keeps a share of the memory key, watches, prepares rescues
+    Run {
+        /// The steward's TOML file; `vivarium up` writes examples (steward-1/config.toml)
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Stops the agent's spending at once; it goes on serving and settling
+    Pause(Quorum),
+    /// Ends a pause
+    Resume(Quorum),
+    /// Ends the agent: from then on anyone may wind it down
+    Stop(Quorum),
+    /// Takes the operator's role from its host at once
+    Evict {
+        #[command(flatten)]
+        quorum: Quorum,
+        /// The lease whose node becomes operator; 0: nobody, until a rescue
+        #[arg(long, default_value_t = 0)]
+        keep: u64,
+    },
+    /// Signs an order with one key and prints the signature, for a quorum on several machines
+    Approve {
+        /// pause, resume, stop or evict
+        action: String,
+        /// The steward's order key
+        #[arg(long, value_name = "FILE")]
+        key: PathBuf,
+        /// For evict: the lease to keep
+        #[arg(long, default_value_t = 0)]
+        keep: u64,
+        /// Chain time (seconds) until which the order is valid; all signers must name the same [default: an hour from now]
+        #[arg(long, value_name = "SECS")]
+        deadline: Option<u64>,
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+/// Which treasury.
+#[derive(clap::Args)]
+struct Target {
+    #[command(flatten)]
+    place: Place,
+    /// The treasury [default: the world's]
+    #[arg(long, value_name = "ADDRESS", requires = "rpc")]
+    treasury: Option<Address>,
+    /// The chain's RPC endpoint [default: the world's]
+    #[arg(long, value_name = "URL")]
+    rpc: Option<String>,
+    /// The chain's id [default: the world's]
+    #[arg(long, value_name = "ID")]
+    chain_id: Option<u64>,
+}
+
+/// Who orders.
+#[derive(clap::Args)]
+struct Quorum {
+    /// A steward's order key; name it once for each steward. The first one pays the gas
+    #[arg(long, value_name = "FILE", required = true)]
+    key: Vec<PathBuf>,
+    /// A signature that `vivarium steward approve` printed into a file; may be repeated
+    #[arg(long, value_name = "FILE")]
+    approval: Vec<PathBuf>,
+    #[command(flatten)]
+    target: Target,
+    /// One JSON object: {"action", "transaction", "block", "signers"}
+    #[arg(long)]
+    json: bool,
+}
+
+/// What `approve` prints and `--approval` reads.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Signed {
+    action: String,
+    argument: String,
+    nonce: String,
+    deadline: u64,
+    signer: Address,
+    signature: Bytes,
+}
+
+pub fn run(flags: Flags) -> Result<()> {
+    match flags.command {
+        Command::Run { config } => {
+            log_to_stderr("info");
+            let config = steward::StewardConfig::load(&config)?;
+            block_on(async { steward::run(config, stopped()?).await })
+        }
+        Command::Pause(quorum) => block_on(order("pause", 0, quorum)),
+        Command::Resume(quorum) => block_on(order("resume", 0, quorum)),
+        Command::Stop(quorum) => block_on(order("stop", 0, quorum)),
+        Command::Evict { quorum, keep } => block_on(order("evict", keep, quorum)),
+        Command::Approve { action, key, keep, deadline, target } => {
+            block_on(approve(&action, &key, keep, deadline, target))
+        }
+    }
+}
+
+impl Target {
+    fn chain(&self) -> Result<(chain::Chain, Address)> {
+        match (self.treasury, &self.rpc) {
+            (Some(treasury), Some(rpc)) => {
+                let chain_id = self.chain_id.context("--treasury needs --chain-id, too")?;
+                Ok((chain::Chain::connect(rpc, chain_id)?, treasury))
+            }
+            _ => {
+                let link = self.place.link()?;
+                Ok((link.record.chain, link.world.treasury))
+            }
+        }
+    }
+}
+
+async fn order(action: &str, argument: u64, quorum: Quorum) -> Result<()> {
+    let (chain, treasury) = quorum.target.chain()?;
+    let state = chain.treasury(treasury).state().await?;
+    let gathered: Vec<Signed> = quorum.approval.iter().map(read_approval).collect::<Result<_>>()?;
+    // Signatures made elsewhere fix the deadline; ours then use the same.
+    let deadline = match gathered.first() {
+        Some(first) => first.deadline,
+        None => chain.head().await?.timestamp + ORDER_VALID_SECS,
+    };
+    let order = Order::new(action, U256::from(argument), state.orderNonce, deadline);
+    let domain = orders::domain(chain.chain_id(), treasury);
+    let keys = quorum.key.iter().map(|file| read_key(file)).collect::<Result<Vec<_>>>()?;
+    let mut signatures = Vec::new();
+    for key in &keys {
+        signatures.push((key.address(), orders::sign(&order, &domain, key)?));
+    }
+    for signed in gathered {
+        check_same(&order, &signed)?;
+        signatures.push((signed.signer, signed.signature));
+    }
+    // Ascending by signer, as the contract wants them. Whether they are enough is the contract's to say.
+    signatures.sort_by_key(|(signer, _)| *signer);
+    let signers: Vec<Address> = signatures.iter().map(|(signer, _)| *signer).collect();
+    let approval = Approval { deadline, signatures: signatures.into_iter().map(|(_, s)| s).collect() };
+    let order = match action {
+        "pause" => Tx::call(treasury, calls::pause(approval), "the treasury refuses to pause"),
+        "resume" => Tx::call(treasury, calls::resume(approval), "the treasury refuses to resume"),
+        "stop" => Tx::call(treasury, calls::stop(approval), "the treasury refuses to stop"),
+        "evict" => Tx::call(treasury, calls::evict(argument, approval), "the treasury refuses to evict"),
+        other => bail!("no order is called {other:?}"),
+    };
+    let payer = keys.into_iter().next().context("no --key")?;
+    let done = Wallet::new(chain, payer).send(order).await?;
+    if quorum.json {
+        println!(
+            "{}",
+            json!({ "action": action, "transaction": done.tx_hash, "block": done.block, "signers": signers })
+        );
+    } else {
+        println!("{action}: in force since block {}, by {} stewards", done.block, signers.len());
+    }
+    Ok(())
+}
+
+async fn approve(action: &str, key: &PathBuf, argument: u64, deadline: Option<u64>, target: Target) -> Result<()> {
+    ensure!(
+        ["pause", "resume", "stop", "evict"].contains(&action),
+        "no order is called {action:?}; pause, resume, stop and evict are"
+    );
+    let (chain, treasury) = target.chain()?;
+    let state = chain.treasury(treasury).state().await?;
+    let deadline = match deadline {
+        Some(deadline) => deadline,
+        None => chain.head().await?.timestamp + ORDER_VALID_SECS,
+    };
+    let order = Order::new(action, U256::from(argument), state.orderNonce, deadline);
+    let key = read_key(key)?;
+    let signature = orders::sign(&order, &orders::domain(chain.chain_id(), treasury), &key)?;
+    let signed = Signed {
+        action: action.to_owned(),
+        argument: argument.to_string(),
+        nonce: state.orderNonce.to_string(),
+        deadline,
+        signer: key.address(),
+        signature,
+    };
+    println!("{}", serde_json::to_string_pretty(&signed)?);
+    Ok(())
+}
+
+fn read_approval(path: &PathBuf) -> Result<Signed> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the approval {}", path.display()))?;
+    serde_json::from_str(&text)
+        .with_context(|| format!("{} is not what `vivarium steward approve` prints", path.display()))
+}
+
+fn check_same(order: &Order, signed: &Signed) -> Result<()> {
+    let same = signed.action == order.action
+        && signed.argument == order.argument.to_string()
+        && signed.nonce == order.nonce.to_string()
+        && signed.deadline == order.deadline;
+    ensure!(
+        same,
+        "the approval by {} is for another order ({} with nonce {} until {}); sign again",
+        signed.signer,
+        signed.action,
+        signed.nonce,
+        signed.deadline
+    );
+    Ok(())
+}

@@ -1,0 +1,6 @@
+//! Whole worlds of real processes, for `vivarium up`, the end-to-end tests and the benchmarks.
+//!
+//! A world is a folder, a development chain, a content store, stewards, providers and one agent that was born
+//! there. [`world::World`] starts it, keeps its files current and stops it in order.
+
+pub mod world;

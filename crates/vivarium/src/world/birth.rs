@@ -1,0 +1,434 @@
+//! A birth: from a manifest and a seed sum to an agent that nobody owns.
+//!
+//! The same steps for `vivarium birth` and for `up`: store what the agent is, create its treasury, pay in the seed,
+//! rent the first host, activate it. After `activate` the creator has no rights; [`refusals`] shows that.
+
+use super::progress::Progress;
+use super::wallet::Wallet;
+use alloy::primitives::{Address, B256, Bytes, U256};
+use anyhow::{Context, Result, bail, ensure};
+use chain::Tx;
+use chain::bindings::{Addresses, Approval, Birth, LeaseStatus, Policy, Timers};
+use chain::orders::{self, Order};
+use chain::treasury::{calls, predict};
+use economy::{Timers as Clockwork, Usdc};
+use node::manifest::Manifest;
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use store::StoreClient;
+use store::cid::Cid;
+use store::unixfs::Profile;
+use tokio::time::sleep;
+
+/// Days of a month in the sum that is shown before a birth.
+const MONTH_DAYS: u64 = 30;
+/// The treasury gets this many days' gas at birth, so that `refuel` has something to pay out.
+const GAS_DAYS: u128 = 30;
+
+/// The files that an agent is made of.
+#[derive(Clone, Debug)]
+pub struct Goods {
+    pub model: PathBuf,
+    pub vivarium: PathBuf,
+    pub engine: PathBuf,
+}
+
+/// Where they lie in the store.
+#[derive(Clone, Copy, Debug)]
+pub struct Stored {
+    pub model: Cid,
+    /// A directory {vivarium, vivarium-engine}.
+    pub code: Cid,
+}
+
+impl Goods {
+    /// Puts weights and code into `store`. The code directory is put together under `scratch` and removed again.
+    pub async fn store(&self, store: &StoreClient, scratch: &Path) -> Result<Stored> {
+        let model = store.put_path(&self.model, Profile::V1_2025).await.context("the weights cannot be stored")?.cid;
+        let staged = scratch.join("tmp/code");
+        let stage = || -> std::io::Result<()> {
+            std::fs::create_dir_all(&staged)?;
+            std::fs::copy(&self.vivarium, staged.join("vivarium"))?;
+            std::fs::copy(&self.engine, staged.join("vivarium-engine"))?;
+            Ok(())
+        };
+        stage().with_context(|| format!("the code cannot be put together in {}", staged.display()))?;
+        let code = store.put_path(&staged, Profile::V1_2025).await.context("the code cannot be stored")?.cid;
+        std::fs::remove_dir_all(&staged).with_context(|| format!("cannot remove {}", staged.display()))?;
+        Ok(Stored { model, code })
+    }
+}
+
+/// Everything a birth needs once what the agent is lies in the store.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub manifest: Manifest,
+    /// sha2-256 of the manifest's bytes, as stored.
+    pub manifest_digest: B256,
+    /// sha2-256 of the code directory's root block.
+    pub code_digest: B256,
+    pub creator: Wallet,
+    pub addresses: Addresses,
+    pub seed: Usdc,
+}
+
+/// Whether the person was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Consent {
+    /// `--yes`, or a world of test money.
+    Given,
+    /// Shows the sum and asks at the terminal.
+    Ask,
+}
+
+impl Plan {
+    /// Checks that the manifest names what is stored, and stores the manifest itself.
+    pub async fn new(
+        manifest_toml: &str,
+        stored: &Stored,
+        store: &StoreClient,
+        creator: Wallet,
+        addresses: Addresses,
+        seed: Usdc,
+    ) -> Result<Self> {
+        let manifest = Manifest::parse(manifest_toml)?;
+        for (what, named, is) in [
+            ("code_cid", &manifest.code_cid, stored.code.to_string()),
+            ("model.cid", &manifest.model.cid, stored.model.to_string()),
+        ] {
+            ensure!(
+                *named == is,
+                "the manifest's `{what}` is {named}, but the files given are {is}; correct the one that is wrong"
+            );
+        }
+        let bytes = manifest_toml.as_bytes();
+        let manifest_digest = B256::from(store::cid::digest(&store::cid::of_raw(bytes)));
+        store.put_bytes(bytes).await.context("the manifest cannot be stored")?;
+        let code_digest = B256::from(store::cid::digest(&stored.code));
+        Ok(Self { manifest, manifest_digest, code_digest, creator, addresses, seed })
+    }
+}
+
+/// The whole birth: sum, consent, treasury, seed, host, activation, and the proof that the creator is nobody now.
+pub async fn run(plan: &Plan, consent: Consent, progress: Progress) -> Result<Born> {
+    let sum = month_sum(plan).await?;
+    progress.line(&sum.lines(plan.seed));
+    if consent == Consent::Ask {
+        ask_for_consent(plan)?;
+    }
+    let born = give_birth(plan, progress).await?;
+    let refused = refusals(&plan.creator, born.treasury).await?;
+    progress.line(&format!("  the creator's key is refused by every entry of the treasury ({}):", refused.len()));
+    progress.line(&refusal_lines(&refused));
+    Ok(born)
+}
+
+fn ask_for_consent(plan: &Plan) -> Result<()> {
+    ensure!(std::io::stdin().is_terminal(), "a birth asks before it spends; say --yes if nobody is there to answer");
+    print!("  Pay in {} and give up every right to it? Type yes: ", plan.seed);
+    std::io::stdout().flush()?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    ensure!(answer.trim() == "yes", "no birth: nothing was paid");
+    Ok(())
+}
+
+/// What a month will cost, before anybody pays anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MonthSum {
+    /// The host that serves and the standby on the next cheapest one.
+    pub rent: Usdc,
+    /// The embedded store keeps everything for nothing.
+    pub storage: Usdc,
+    /// Wei, at most: the manifest's cap times the days.
+    pub gas_wei_max: u128,
+    /// At the least price of a call.
+    pub break_even_calls_a_day: u128,
+    /// Days that the seed lasts without any income.
+    pub seed_days: u128,
+}
+
+/// An agent alive.
+#[derive(Clone, Copy, Debug)]
+pub struct Born {
+    pub treasury: Address,
+    pub lease: u64,
+}
+
+/// The market's cheapest free offers that fit the manifest, cheapest first.
+pub async fn fitting_offers(plan: &Plan) -> Result<Vec<chain::market::OfferView>> {
+    let market = plan.creator.chain.market(plan.addresses.market);
+    let term = term_secs(&plan.manifest);
+    let mut offers = market.offers().await?;
+    offers.retain(|view| {
+        let o = &view.offer;
+        let free = o.used < o.capacity && view.staked;
+        free && (o.minTerm..=o.maxTerm).contains(&term) && o.priceE6 <= plan.manifest.price_e6_max
+    });
+    offers.sort_by_key(|o| (o.offer.priceE6, o.id));
+    Ok(offers)
+}
+
+/// The sum of a month at today's offers.
+pub async fn month_sum(plan: &Plan) -> Result<MonthSum> {
+    let offers = fitting_offers(plan).await?;
+    let prices: Vec<u64> = offers.iter().take(2).map(|o| o.offer.priceE6).collect();
+    ensure!(
+        !prices.is_empty(),
+        "no provider offers a host for {} days below the manifest's price cap; raise `price_e6_max` or wait for offers",
+        plan.manifest.lease_days
+    );
+    Ok(sum_of(&plan.manifest, &prices, plan.seed))
+}
+
+fn sum_of(manifest: &Manifest, prices: &[u64], seed: Usdc) -> MonthSum {
+    let rent_of = |secs: u64| prices.iter().map(|price| Usdc::rent_up(*price, secs)).sum::<Usdc>();
+    let day = u64::from(manifest.day_secs);
+    let (rent, rent_a_day) = (rent_of(MONTH_DAYS * day), rent_of(day));
+    MonthSum {
+        rent,
+        storage: Usdc::ZERO,
+        gas_wei_max: manifest.gas_day_max_wei.saturating_mul(u128::from(MONTH_DAYS)),
+        break_even_calls_a_day: rent_a_day.micro().div_ceil(manifest.min_call_uusdc),
+        seed_days: seed.micro() / rent_a_day.micro().max(1),
+    }
+}
+
+impl MonthSum {
+    pub fn lines(&self, seed: Usdc) -> String {
+        // Exact to 0.001 ETH; the cap is a round number anyway.
+        let milli_eth = self.gas_wei_max / 1_000_000_000_000_000;
+        format!(
+            "    a month of {MONTH_DAYS} days   rent {} (host and standby), storage {}, gas at most {}.{:03} ETH\n    \
+             break-even    {} calls a day at the least price; the seed of {seed} alone lasts {} days",
+            self.rent,
+            self.storage,
+            milli_eth / 1000,
+            milli_eth % 1000,
+            self.break_even_calls_a_day,
+            self.seed_days
+        )
+    }
+}
+
+/// Creates, funds, rents, waits, activates.
+pub async fn give_birth(plan: &Plan, progress: Progress) -> Result<Born> {
+    let chain = &plan.creator.chain;
+    let balance = chain.usdc(plan.addresses.usdc).balance(plan.creator.address()).await?;
+    ensure!(
+        balance >= U256::from(plan.seed.micro()),
+        "the creator {} has less than the seed of {}; send it test USDC or lower --seed-usdc",
+        plan.creator.address(),
+        plan.seed
+    );
+    let birth = terms(plan).await?;
+    let treasury = predict(chain, &plan.addresses, &birth).await?;
+    let gas_wei = plan.manifest.gas_day_max_wei.saturating_mul(GAS_DAYS);
+    progress
+        .step("treasury created", async {
+            let create = Tx::call(plan.addresses.factory, calls::create(&birth), "creating the treasury");
+            plan.creator.send(create.with_value(gas_wei)).await
+        })
+        .await?;
+    progress
+        .step(&format!("seed of {} paid in", plan.seed), async {
+            let transfer = chain::usdc::calls::transfer(treasury, plan.seed.micro());
+            plan.creator.send(Tx::call(plan.addresses.usdc, transfer, "paying in the seed")).await
+        })
+        .await?;
+    let lease = progress.step("first host rented", rent_first(plan, treasury)).await?;
+    progress.step("host fetches code and weights, node made its keys", ready(plan, lease)).await?;
+    progress
+        .step("activated: the node is operator, the creator is forgotten", async {
+            plan.creator.send(Tx::call(treasury, calls::activate(lease), "activating the agent")).await
+        })
+        .await?;
+    Ok(Born { treasury, lease })
+}
+
+async fn rent_first(plan: &Plan, treasury: Address) -> Result<u64> {
+    let chain = &plan.creator.chain;
+    let offers = fitting_offers(plan).await?;
+    let offer = offers.first().context("every offer was taken in the meantime; try again")?;
+    let prepay_secs =
+        u64::from(plan.manifest.prepay_days.min(plan.manifest.lease_days)) * u64::from(plan.manifest.day_secs);
+    let prepay = Usdc::rent_down(offer.offer.priceE6, prepay_secs);
+    let data = calls::birth_rent(offer.id, term_secs(&plan.manifest), prepay.micro());
+    plan.creator.send(Tx::call(treasury, data, "renting the first host")).await?;
+    let state = chain.treasury(treasury).state().await?;
+    // The birth lease waits in whichever slot the contract keeps it.
+    let lease = if state.activeLease.is_zero() { state.standbyLease } else { state.activeLease };
+    u64::try_from(lease).ok().filter(|id| *id != 0).context("the treasury names no lease after birthRent")
+}
+
+/// Waits for the provider, as long as the market gives it.
+async fn ready(plan: &Plan, lease: u64) -> Result<()> {
+    let market = plan.creator.chain.market(plan.addresses.market);
+    loop {
+        let view = market.lease(lease).await?.lease;
+        match view.status() {
+            LeaseStatus::Ready => return Ok(()),
+            LeaseStatus::Requested => {}
+            other => bail!("lease {lease} is {other:?} before it was ready; look into the provider's log"),
+        }
+        let now = plan.creator.chain.head().await?.timestamp;
+        if now > view.readyBy {
+            bail!(
+                "the provider {} did not get lease {lease} ready in time; look into its log (logs/ and provider-*/)",
+                view.provider
+            );
+        }
+        sleep(Duration::from_millis(200)).await;
+    }
+}
+
+fn term_secs(manifest: &Manifest) -> u32 {
+    manifest.lease_days.saturating_mul(manifest.day_secs)
+}
+
+/// The init arguments that the treasury's address commits to.
+async fn terms(plan: &Plan) -> Result<Birth> {
+    let manifest = &plan.manifest;
+    let (clockwork, _) = Clockwork::scaled(manifest.day_secs);
+    let now = plan.creator.chain.head().await?.timestamp;
+    let creator = plan.creator.address();
+    ensure!(
+        manifest.stewards.iter().all(|s| s.address != creator),
+        "the creator {creator} is one of the stewards; an agent's creator can't be"
+    );
+    Ok(Birth {
+        creator,
+        token: plan.addresses.usdc,
+        market: plan.addresses.market,
+        beneficiary: manifest.beneficiary,
+        stewards: manifest.stewards.iter().map(|s| s.address).collect(),
+        threshold: manifest.threshold,
+        codeHash: plan.code_digest,
+        manifest: plan.manifest_digest,
+        mandateUntil: now + u64::from(manifest.mandate_days) * u64::from(manifest.day_secs),
+        policy: Policy {
+            dayLimit: manifest.day_limit_uusdc,
+            priceE6Max: manifest.price_e6_max,
+            termMax: term_secs(manifest),
+            prepayMax: manifest.prepay_days.saturating_mul(manifest.day_secs),
+            gasDayMax: manifest.gas_day_max_wei,
+            gasTarget: manifest.gas_target_wei,
+            starveFloor: manifest.starve_floor_uusdc,
+        },
+        timers: Timers {
+            day: clockwork.day,
+            heartbeatEvery: clockwork.heartbeat_every,
+            fence: clockwork.fence,
+            answerTime: clockwork.answer_time,
+            handoverNotice: clockwork.handover_notice,
+            restoreTimeout: clockwork.restore_timeout,
+            silence: clockwork.silence,
+            starveTimeout: clockwork.starve_timeout,
+            activateWithin: clockwork.activate_within,
+            refundWindow: clockwork.refund_window,
+        },
+    })
+}
+
+/// What the treasury answers to its creator, entry by entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub entry: &'static str,
+    /// The contract's error.
+    pub reason: String,
+}
+
+/// Tries every entry of the treasury that acts or pays, with the creator's key and the creator's signature where an
+/// order needs one. Nothing is sent: the chain is asked what would happen.
+///
+/// Fails if any of them would be accepted. `refuel` and `settleExact` are open to everybody and give the caller
+/// nothing; `settleExact` is tried with an authorisation that nobody signed.
+pub async fn refusals(creator: &Wallet, treasury: Address) -> Result<Vec<Refusal>> {
+    let chain = &creator.chain;
+    let state = chain.treasury(treasury).state().await?;
+    let lease = u64::try_from(state.activeLease).context("the lease's number is too large")?;
+    let me = creator.address();
+    let mut refused = Vec::new();
+    for (entry, data) in entries(lease, me, chain.head().await?.timestamp) {
+        refused.push(try_entry(creator, treasury, entry, data).await?);
+    }
+    for action in ["pause", "resume", "stop", "evict", "rescue", "extendMandate"] {
+        let approval = own_approval(creator, treasury, action, state.orderNonce).await?;
+        let data = match action {
+            "pause" => calls::pause(approval),
+            "resume" => calls::resume(approval),
+            "stop" => calls::stop(approval),
+            "evict" => calls::evict(0, approval),
+            "rescue" => calls::rescue(1, 1, 0, approval),
+            _ => calls::extend_mandate(u64::MAX, approval),
+        };
+        refused.push(try_entry(creator, treasury, action, data).await?);
+    }
+    Ok(refused)
+}
+
+fn entries(lease: u64, me: Address, now: u64) -> Vec<(&'static str, Bytes)> {
+    let unsigned = calls::ExactAuthorization {
+        payer: me,
+        value: U256::from(1),
+        valid_after: U256::ZERO,
+        valid_before: U256::from(now + 3_600),
+        nonce: B256::repeat_byte(7),
+        signature: Bytes::from(vec![0; 65]),
+    };
+    vec![
+        ("birthRent", calls::birth_rent(1, 1, 0)),
+        ("activate", calls::activate(lease)),
+        ("abortBirth", calls::abort_birth()),
+        ("rent", calls::rent(1, 1, 0)),
+        ("topUp", calls::top_up(lease, 1)),
+        ("release", calls::release(lease)),
+        ("heartbeat", calls::heartbeat(B256::ZERO, B256::ZERO, false)),
+        ("commit", calls::commit(1, B256::ZERO, B256::ZERO, Vec::new())),
+        ("announce", calls::announce(lease)),
+        ("handover", calls::handover(lease, 0, 0, u64::MAX)),
+        ("setRelay", calls::set_relay(me)),
+        ("challenge", calls::challenge()),
+        ("takeover", calls::takeover()),
+        ("settleExact", calls::settle_exact(&unsigned)),
+        ("refundExact", calls::refund_exact(me, B256::ZERO, 1)),
+        ("windDown", calls::wind_down()),
+        ("close", calls::close()),
+        ("sweep", calls::sweep()),
+        ("withdraw", calls::withdraw()),
+    ]
+}
+
+async fn own_approval(creator: &Wallet, treasury: Address, action: &str, nonce: U256) -> Result<Approval> {
+    let deadline = creator.chain.head().await?.timestamp + 3_600;
+    let order = Order::new(action, U256::ZERO, nonce, deadline);
+    let signature = orders::sign(&order, &orders::domain(creator.chain.chain_id(), treasury), creator.key())?;
+    Ok(Approval { deadline, signatures: vec![signature] })
+}
+
+async fn try_entry(creator: &Wallet, treasury: Address, entry: &'static str, data: Bytes) -> Result<Refusal> {
+    match creator.ask(treasury, data).await {
+        Ok(_) => bail!("the treasury would let its creator call {entry}: this is a bug, don't use this world"),
+        Err(e) => match e.revert() {
+            Some(revert) => Ok(Refusal { entry, reason: revert.name.clone() }),
+            None => Err(e).with_context(|| format!("asking the chain about {entry}")),
+        },
+    }
+}
+
+/// The refusals by reason, a line for each: `NotOperator: rent topUp …`.
+pub fn refusal_lines(refusals: &[Refusal]) -> String {
+    let mut by_reason: Vec<(&str, Vec<&str>)> = Vec::new();
+    for refusal in refusals {
+        match by_reason.iter_mut().find(|(reason, _)| *reason == refusal.reason) {
+            Some((_, entries)) => entries.push(refusal.entry),
+            None => by_reason.push((&refusal.reason, vec![refusal.entry])),
+        }
+    }
+    let lines = by_reason.iter().map(|(reason, entries)| format!("    {reason:<14} {}", entries.join(" ")));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,71 @@
+//! Where the agent lives, by the on-chain record: treasury → active lease → endpoint. The only source that a
+//! customer trusts; every URL in a file is a hint.
+
+use alloy::eips::BlockId;
+use alloy::primitives::{Address, U256};
+use anyhow::{Context, Result, bail};
+use chain::Chain;
+use chain::bindings::{Lease, LeaseMarket, Stage, State, Treasury};
+
+/// One agent's entry in the record.
+#[derive(Clone, Debug)]
+pub struct Record {
+    pub chain: Chain,
+    pub treasury: Address,
+    pub lease_market: Address,
+}
+
+/// The record at one moment.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    pub state: State,
+    /// The lease of the operator, if there is one.
+    pub active: Option<Lease>,
+}
+
+impl Record {
+    pub fn new(rpc_url: &str, chain_id: u64, treasury: Address, lease_market: Address) -> Result<Self> {
+        Ok(Self { chain: Chain::connect(rpc_url, chain_id)?, treasury, lease_market })
+    }
+
+    pub async fn read(&self) -> Result<Entry> {
+        let head = self.chain.head().await.context("the chain does not answer; is the world running?")?;
+        let at = BlockId::number(head.number);
+        let state = self.chain.read(self.treasury, Treasury::stateCall {}, at).await?;
+        let active = match state.activeLease {
+            U256::ZERO => None,
+            lease => Some(self.chain.read(self.lease_market, LeaseMarket::leaseOfCall { lease }, at).await?),
+        };
+        Ok(Entry { state, active })
+    }
+
+    /// The URL under which the agent serves now, or the reason why there is none.
+    pub async fn url(&self) -> Result<String> {
+        let entry = self.read().await?;
+        match (entry.url(), entry.state.stage()) {
+            (Some(url), _) => Ok(url.to_owned()),
+            (None, Stage::Unborn) => bail!("the agent is not born yet; `vivarium up` shows how far it is"),
+            (None, Stage::Closed) => bail!(
+                "the agent is dead (treasury {} is closed); `vivarium up --fresh` starts another life",
+                self.treasury
+            ),
+            (None, _) => {
+                bail!("the agent has no host now; the stewards can rescue it (`vivarium status` shows the record)")
+            }
+        }
+    }
+}
+
+impl Entry {
+    /// The operator's endpoint, if somebody is operator.
+    pub fn url(&self) -> Option<&str> {
+        if self.state.operator.is_zero() {
+            return None;
+        }
+        self.active.as_ref().map(|lease| lease.endpoint.as_str()).filter(|url| !url.is_empty())
+    }
+
+    pub fn operator(&self) -> Option<Address> {
+        (!self.state.operator.is_zero()).then_some(self.state.operator)
+    }
+}

@@ -1,0 +1,266 @@
+//! One whole life with real processes: birth → paid answers by the official JavaScript client → moves → a killed
+//! node → a killed host and a takeover → pause and resume by a quorum → starvation → `Closed`.
+//!
+//! Nothing is stood in for: the chain is anvil, the sandbox bubblewrap, the model the real one, the client
+//! `@x402/fetch`. Time is scaled (`--day 20s`), so a life takes minutes.
+
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Longest wait for one turn of the life. Generous, because two busy cores may run it; never a measurement.
+const PATIENCE: Duration = Duration::from_secs(240);
+
+/// A running `vivarium up`. Dropping it ends every process of the world.
+struct World {
+    up: Child,
+    dir: tempfile::TempDir,
+}
+
+impl World {
+    fn start(flags: &[&str]) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let log = std::fs::File::create(dir.path().join("up.log")).expect("a log file");
+        let up = Command::new(program())
+            .args(["up", "--data-dir"])
+            .arg(dir.path().join("world"))
+            .args(flags)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a second handle"))
+            .stderr(log)
+            .spawn()
+            .expect("vivarium up starts");
+        Self { up, dir }
+    }
+
+    fn data_dir(&self) -> PathBuf {
+        self.dir.path().join("world")
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("up.log")).unwrap_or_default()
+    }
+
+    /// world.json, kept current by `up`.
+    fn file(&self) -> Option<Value> {
+        let text = std::fs::read_to_string(self.data_dir().join("world.json")).ok()?;
+        serde_json::from_str(&text).ok()
+    }
+
+    fn world(&self) -> Value {
+        self.file().expect("world.json is there")
+    }
+
+    /// Runs `vivarium …` against this world.
+    fn run(&self, args: &[&str]) -> (bool, String) {
+        let out = Command::new(program())
+            .args(args)
+            .arg("--data-dir")
+            .arg(self.data_dir())
+            .stdin(Stdio::null())
+            .output()
+            .expect("vivarium runs");
+        let text = [out.stdout, out.stderr].concat();
+        (out.status.success(), String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// `vivarium status --json`: the record on chain and what the agent says.
+    fn status(&self) -> Option<Value> {
+        let (ok, text) = self.run(&["status", "--json"]);
+        ok.then(|| serde_json::from_str(text.trim()).ok()).flatten()
+    }
+
+    /// What the agent says of itself, where the chain says that it lives.
+    fn agent(&self) -> Option<Value> {
+        self.status()?.get("agent").filter(|a| a.is_object()).cloned()
+    }
+
+    /// Waits until `ready` gives something. An ended `up` or a passed patience fails with its log.
+    fn until<T>(&mut self, what: &str, mut ready: impl FnMut(&Self) -> Option<T>) -> T {
+        let begun = Instant::now();
+        loop {
+            if let Some(found) = ready(self) {
+                eprintln!("life: {what} ({:.1} s)", begun.elapsed().as_secs_f32());
+                return found;
+            }
+            let ended = self.up.try_wait().expect("the world's process can be asked");
+            assert!(ended.is_none(), "`vivarium up` ended ({ended:?}) while waiting for {what}:\n{}", self.log());
+            assert!(begun.elapsed() < PATIENCE, "no {what} after {PATIENCE:?}:\n{}\n{:?}", self.log(), self.status());
+            std::thread::sleep(Duration::from_millis(300));
+        }
+    }
+
+    fn epoch(&self) -> Option<u64> {
+        self.file()?["agent"]["epoch"].as_u64()
+    }
+
+    fn ask(&self, args: &[&str]) -> Option<Value> {
+        let (ok, text) = self.run(&[&["ask", "--json"], args].concat());
+        if !ok {
+            eprintln!("life: ask refused: {}", text.trim());
+            return None;
+        }
+        serde_json::from_str(text.trim()).ok()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let kept = std::env::temp_dir().join("vivarium-life-failed");
+            let _ = std::fs::remove_dir_all(&kept);
+            let _ = Command::new("cp").arg("-r").arg(self.dir.path()).arg(&kept).status();
+            eprintln!("life: the world's files are kept in {}", kept.display());
+        }
+        signal(self.up.id(), "INT");
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(40) {
+            if matches!(self.up.try_wait(), Ok(Some(_))) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        signal(self.up.id(), "KILL");
+        let _ = self.up.wait();
+    }
+}
+
+fn program() -> &'static str {
+    env!("CARGO_BIN_EXE_vivarium")
+}
+
+fn project() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+}
+
+fn signal(pid: u32, name: &str) {
+    let _ = Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status();
+}
+
+fn micro(status: &Value, field: &str) -> i128 {
+    status[field].as_str().and_then(|s| s.parse().ok()).unwrap_or_else(|| panic!("{field} in {status}"))
+}
+
+/// The official JavaScript client, unmodified.
+fn official_client(world: &Value, mode: &str, count: u32) -> Vec<Value> {
+    let key = std::fs::read_to_string(world["customer"]["key_file"].as_str().expect("a key file")).expect("the key");
+    let key = key.lines().find(|l| l.starts_with("0x")).expect("a line with the key");
+    let out = Command::new("node")
+        .arg("exact.mjs")
+        .args([world["agent"]["url"].as_str().expect("a URL"), key.trim(), &count.to_string(), mode])
+        .current_dir(project().join("tests/clients"))
+        .output()
+        .expect("node runs");
+    assert!(out.status.success(), "the official client failed: {}", String::from_utf8_lossy(&out.stderr));
+    let text = String::from_utf8_lossy(&out.stdout);
+    text.lines().map(|l| serde_json::from_str(l).unwrap_or_else(|e| panic!("{e} in {l}"))).collect()
+}
+
+#[test]
+fn a_whole_life() {
+    let mut world = World::start(&["--day", "20s", "--lease", "3d", "--seed-usdc", "22", "--no-restart"]);
+    world.until("birth", |w| w.file()?["agent"]["url"].as_str().map(str::to_owned));
+    world.until("the agent sells", |w| (w.agent()?["selling"] == true).then_some(()));
+
+    // Money comes in: the official client, whole and streamed.
+    let file = world.world();
+    for mode in ["plain", "stream"] {
+        let answers = official_client(&file, mode, 2);
+        assert_eq!(answers.len(), 2);
+        for answer in &answers {
+            assert_eq!(answer["status"], 200, "{answer}");
+            assert!(!answer["text"].as_str().unwrap_or_default().is_empty(), "the text comes from the model: {answer}");
+        }
+    }
+    let begun = world.ask(&["--remember", "--max-tokens", "24", "My name is Ada. Say hello."]).expect("an answer");
+    let conversation = begun["id"].as_str().expect("the id of the stored answer").to_owned();
+    world.until("income in the ledger", |w| (micro(&w.agent()?, "earned_uusdc") > 0).then_some(()));
+
+    // A planned move.
+    let first = world.epoch().expect("an epoch");
+    world.until("a move", |w| (w.epoch()? > first).then_some(()));
+    let goes_on = world.until("the conversation goes on after the move", |w| {
+        w.ask(&["--conversation", &conversation, "--remember", "--max-tokens", "24", "What is my name?"])
+    });
+    let conversation = goes_on["id"].as_str().expect("an id").to_owned();
+
+    // The node dies; its provider starts it again on the same lease, and the journal goes on.
+    let (epoch, before) = (world.epoch().expect("an epoch"), world.agent().expect("a status"));
+    let earned = micro(&before, "earned_uusdc");
+    let pid = before["pid"].as_u64().expect("a pid");
+    let pid = world.world()["agent"]["pid"].as_u64().unwrap_or(pid);
+    signal(u32::try_from(pid).expect("a pid"), "KILL");
+    world.until("restart on the same host", |w| {
+        let status = w.agent()?;
+        (status["selling"] == true && (w.epoch()? > epoch || status["pid"] != before["pid"])).then_some(())
+    });
+    let after = world.until("the ledger after the restart", |w| w.agent().filter(|s| s["ledger_ok"] == true));
+    assert!(micro(&after, "earned_uusdc") >= earned, "income was lost: {earned} before, {after}");
+
+    // The host dies, provider daemon and all.
+    let epoch = world.epoch().expect("an epoch");
+    world.until("a standby", |w| w.agent()?["standby"]["ready"].as_bool().filter(|r| *r));
+    let file = world.world();
+    let url = file["agent"]["url"].as_str().expect("a URL").to_owned();
+    let lease_provider = world.until("the active provider", |w| w.agent()?["lease"]["provider"].as_str().map(str::to_owned));
+    let victim = provider_pid(&file, &lease_provider).unwrap_or_else(|| panic!("no provider {lease_provider} in {file}"));
+    signal(victim, "KILL");
+    world.until("a takeover", |w| {
+        let now = w.file()?;
+        (now["agent"]["epoch"].as_u64()? > epoch && now["agent"]["url"].as_str()? != url).then_some(())
+    });
+    world.until("selling after the takeover", |w| (w.agent()?["selling"] == true).then_some(()));
+    world.until("the conversation goes on after the takeover", |w| {
+        w.ask(&["--conversation", &conversation, "--max-tokens", "16", "And what did I say first?"])
+    });
+    let after = world.until("balanced books after the takeover", |w| w.agent().filter(|s| s["ledger_ok"] == true));
+    assert!(micro(&after, "earned_uusdc") >= earned, "income was lost in the takeover: {after}");
+
+    // Oversight: one steward is refused, two pause and resume.
+    let keys: Vec<String> = world.world()["stewards"]
+        .as_array()
+        .expect("stewards")
+        .iter()
+        .map(|s| s["key_file"].as_str().expect("a key file").to_owned())
+        .collect();
+    let (one_alone, text) = world.run(&["steward", "pause", "--key", &keys[0]]);
+    assert!(!one_alone, "one steward alone paused the agent: {text}");
+    let (paused, text) = world.run(&["steward", "pause", "--key", &keys[0], "--key", &keys[2]]);
+    assert!(paused, "{text}");
+    world.until("the pause", |w| w.agent()?["paused"].as_bool().filter(|p| *p));
+    let (resumed, text) = world.run(&["steward", "resume", "--key", &keys[1], "--key", &keys[2]]);
+    assert!(resumed, "{text}");
+    world.until("the resumption", |w| w.agent()?["paused"].as_bool().filter(|p| !*p));
+
+    // Nobody pays any more: it starves and ends in good order.
+    let mut last: Option<Value> = None;
+    world.until("the end", |w| {
+        let both = w.status()?;
+        if let Some(status) = both.get("agent").filter(|a| a.is_object()).cloned().filter(|s| s["role"] != "standby") {
+            assert_eq!(status["ledger_ok"], true, "the books do not balance: {status}");
+            last = Some(status);
+        }
+        (both["record"]["stage"] == "closed").then_some(())
+    });
+    let last = last.expect("a last status");
+    // Everything that ever came in is accounted for, to the micro-USDC.
+    let came_in = 22_000_000 + micro(&last, "gifts_uusdc") + micro(&last, "settled_uusdc");
+    let went_out = micro(&last, "rent_uusdc") + micro(&last, "refunds_uusdc");
+    let left = micro(&last, "balance_uusdc") + micro(&last, "escrow_uusdc");
+    assert_eq!(came_in - went_out, left, "the ledger and the chain differ: {last}");
+}
+
+fn provider_pid(file: &Value, _provider: &str) -> Option<u32> {
+    // The provider that hosts the active lease is the one whose tenant serves at the agent's address.
+    let url = file["agent"]["url"].as_str()?;
+    file["providers"].as_array()?.iter().find_map(|p| {
+        let status: Value = get_json(&format!("{}/status", p["url"].as_str()?))?;
+        status.to_string().contains(url).then(|| u32::try_from(p["pid"].as_u64()?).ok()).flatten()
+    })
+}
+
+fn get_json(url: &str) -> Option<Value> {
+    let out = Command::new("curl").args(["-sf", "--max-time", "5", url]).output().ok()?;
+    serde_json::from_slice(&out.stdout).ok()
+}

