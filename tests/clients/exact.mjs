@@ -1,9 +1,12 @@
 // A customer: the official @x402/fetch client, unmodified, paying by scheme `exact`.
 //
-//   node exact.mjs AGENT_URL PRIVATE_KEY CALLS stream|plain [--asset ADDRESS] [--model NAME] [--prompt TEXT] [--max-tokens N]
+//   node exact.mjs AGENT_URL PRIVATE_KEY|KEY_FILE CALLS stream|plain [--asset ADDRESS] [--model NAME] [--prompt TEXT]
+//                  [--path PATH] [--max-tokens N] [--same]
 //
-// Prints one JSON line a call: {call, status, text, payment, ms} where `payment` is the decoded PAYMENT-RESPONSE
-// (of the header, or of a stream's last event), and exits with 1 if any call failed.
+// Prints one JSON line a call: {call, status, text, payment, x402, ms}. `payment` is the decoded PAYMENT-RESPONSE, or
+// null where the head of a stream left before the settlement; `x402` is what the answer's last piece says about it.
+// Each call asks something else unless --same. Exits with 1 if any call failed.
+import { randomUUID } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { parseArgs } from 'node:util';
 import { x402Client } from '@x402/core/client';
@@ -17,18 +20,19 @@ const { positionals, values } = parseArgs({
   allowPositionals: true,
   options: {
     asset: { type: 'string' },
-    model: { type: 'string', default: 'default' },
+    model: { type: 'string' },
     prompt: { type: 'string', default: 'Say hello.' },
+    same: { type: 'boolean', default: false },
     path: { type: 'string', default: '/v1/chat/completions' },
     'max-tokens': { type: 'string', default: '16' },
   },
 });
 const [agent, key, calls, mode] = positionals;
 if (!agent || !key || !/^\d+$/.test(calls ?? '') || !['stream', 'plain'].includes(mode)) {
-  console.error('usage: node exact.mjs AGENT_URL PRIVATE_KEY CALLS stream|plain');
+  console.error('usage: node exact.mjs AGENT_URL PRIVATE_KEY|KEY_FILE CALLS stream|plain');
   process.exit(2);
 }
-const secret = key.startsWith('0x') ? key : readFileSync(key, 'utf8').trim();
+const secret = key.startsWith('0x') ? key : readFileSync(key, 'utf8').match(/0x[0-9a-f]{64}/i)[0];
 
 const client = new x402Client();
 registerExactEvmScheme(client, { signer: toClientEvmSigner(privateKeyToAccount(secret)) });
@@ -38,21 +42,22 @@ client.setSpendControls(
 );
 const pay = wrapFetchWithPayment(fetch, client);
 
-/** The text of a stream's events, and the receipt that its last ones carry. */
-async function readStream(body) {
+/** The text of a stream's events, and what the last ones say about the payment. */
+function readStream(body) {
   let text = '';
-  let receipt;
-  for (const block of body.split('\n\n')) {
-    const field = (name) => block.split('\n').filter((l) => l.startsWith(`${name}: `)).map((l) => l.slice(name.length + 2)).join('\n');
-    const data = field('data');
-    if (!data || data === '[DONE]') continue;
-    const event = JSON.parse(data);
-    if (field('event') === 'receipt') receipt = event;
+  let x402;
+  for (const line of body.split('\n')) {
+    if (!line.startsWith('data: ') || line === 'data: [DONE]') continue;
+    const event = JSON.parse(line.slice('data: '.length));
+    if (event.error) throw new Error(`the stream broke off: ${event.error.message}`);
     text += event.choices?.[0]?.delta?.content ?? '';
+    x402 = event.x402 ?? x402;
   }
-  return { text, receipt };
+  return { text, x402 };
 }
 
+const model = values.model ?? (await (await fetch(new URL('/v1/models', agent))).json()).data[0].id;
+const suffix = randomUUID().slice(0, 8);
 let failed = false;
 for (let call = 0; call < Number(calls); call++) {
   const started = performance.now();
@@ -61,9 +66,8 @@ for (let call = 0; call < Number(calls); call++) {
       method: 'POST',
       headers: { 'content-type': 'application/json' },
       body: JSON.stringify({
-        model: values.model,
-        // A different question each time: the same one again would be answered from the first payment.
-        messages: [{ role: 'user', content: `${values.prompt} (${call})` }],
+        model,
+        messages: [{ role: 'user', content: values.same ? values.prompt : `${values.prompt} (${suffix} ${call})` }],
         max_tokens: Number(values['max-tokens']),
         stream: mode === 'stream',
       }),
@@ -71,8 +75,11 @@ for (let call = 0; call < Number(calls); call++) {
     const body = await answer.text();
     const header = answer.headers.get('payment-response');
     const line = { call, status: answer.status, text: body, payment: header && decodePaymentResponseHeader(header) };
-    if (answer.ok && mode === 'stream') Object.assign(line, await readStream(body));
-    else if (answer.ok) line.text = JSON.parse(body).choices?.[0]?.message?.content ?? body;
+    if (answer.ok && mode === 'stream') Object.assign(line, readStream(body));
+    else if (answer.ok) {
+      const { choices, x402 } = JSON.parse(body);
+      Object.assign(line, { text: choices[0].message.content, x402 });
+    }
     line.ms = Math.round(performance.now() - started);
     console.log(JSON.stringify(line));
     failed ||= !answer.ok;

@@ -58,7 +58,7 @@ pub(crate) struct Hosting {
 }
 
 impl Hosting {
-    pub fn booted(&mut self, now: u64) {
+    pub fn listen_from(&mut self, now: u64) {
         self.listening_since = now;
     }
 
@@ -428,3 +428,6 @@ impl Agent {
         u128::from(offer.price_e6) * all * own * 1_000_000 / (served * 4 * throughput)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,7 +10,7 @@ pub enum Input {
     /// `restored`: its memory came from a checkpoint after a takeover, so a tail may be lost.
     Booted { epoch: u64, lease: u64, restored: bool },
     /// What stands on chain at one block. Feed `Chain` with all events up to that block first.
-    Block(View),
+    Block(Box<View>),
     /// Events in chain order; for a reorg `Reverted`, newest first, then the new chain's.
     Chain(Vec<ChainEvent>),
     /// Delivered and charged calls between two LSNs of the journal, inclusive. Ranges never overlap.

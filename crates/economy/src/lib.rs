@@ -192,7 +192,7 @@ impl Agent {
         let now = turn.now;
         match input {
             Input::Booted { epoch, lease, restored } => self.booted(epoch, lease, restored, turn),
-            Input::Block(view) => self.look(view, turn),
+            Input::Block(view) => self.look(*view, turn),
             Input::Chain(events) => {
                 for event in events {
                     self.chain_event(&event, turn);
@@ -230,7 +230,7 @@ impl Agent {
         self.enter(epoch);
         self.lease = lease;
         self.income.begin(turn.now);
-        self.hosting.booted(turn.now);
+        self.hosting.listen_from(turn.now);
         self.life.booted();
         // A process that just began sells nothing until it is told again.
         (self.serving, self.stopped, self.wake_at) = (None, None, 0);
@@ -251,6 +251,12 @@ impl Agent {
     fn look(&mut self, view: View, turn: &mut Turn) {
         let mut notes = Vec::new();
         self.enter(view.epoch);
+        // Views come once a heartbeat's time at least. After a longer gap it was this node that was away, so nobody
+        // else may be called silent for it.
+        let last = self.view.as_ref().map_or(view.timestamp, |v| v.timestamp);
+        if view.timestamp.saturating_sub(last) > 2 * u64::from(self.genesis.timers.heartbeat_every) {
+            self.hosting.listen_from(turn.now);
+        }
         self.flights.view(&view, turn.now, self.patience(), &mut notes);
         if view.stage != Stage::Unborn {
             // The imbalance itself is kept in the ledger; decisions ask it.

@@ -224,17 +224,17 @@ impl fmt::Display for Short<'_> {
     }
 }
 
-/// `$0.92`, or more decimals for small sums. Display only: rounded down.
+/// `$0.92`, to the nearest cent; sums under a cent with all six decimals. Display only.
 struct Dollars(Usdc);
 
 impl fmt::Display for Dollars {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let micro = self.0.0;
-        if micro % 10_000 == 0 || micro >= 1_000_000 {
-            write!(f, "${}.{:02}", micro / 1_000_000, micro % 1_000_000 / 10_000)
-        } else {
-            write!(f, "${}.{:06}", micro / 1_000_000, micro % 1_000_000)
+        if micro > 0 && micro < 10_000 {
+            return write!(f, "$0.{micro:06}");
         }
+        let cents = micro.saturating_add(5_000) / 10_000;
+        write!(f, "${}.{:02}", cents / 100, cents % 100)
     }
 }
 

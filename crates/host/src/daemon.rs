@@ -58,14 +58,15 @@ pub async fn run(config: HostConfig, shutdown: impl Future<Output = ()>) -> anyh
     config.listen = listener.local_addr().context("the listening socket has no address")?;
 
     let mut market = Market::new(&config, me)?;
-    let mut sender = Sender::start(&config, key).await?;
+    let sender = Sender::start(&config, key).await?;
     for call in market.setup(&config).await? {
         sender.send_and_wait(call).await.context("the provider's stake or offer was not accepted")?;
     }
 
     let board = Board::default();
     board.set(|s| {
-        (s.provider, s.url, s.stake_uusdc) = (me.to_string(), config.public_url.clone(), config.stake_uusdc.to_string());
+        (s.provider, s.url, s.stake_uusdc) =
+            (me.to_string(), config.public_url.clone(), config.stake_uusdc.to_string());
     });
     let served = tokio::spawn(axum::serve(listener, api::router(board.clone())).into_future());
 
@@ -374,11 +375,8 @@ impl Daemon {
             api::Tenant::new(status, pids, self.urls.get(&lease).cloned())
         });
         let tenants: Vec<_> = tenants.collect();
-        let offers = self.view.offers.iter().map(|o| api::OfferStatus {
-            id: o.id,
-            price_e6: o.price_e6,
-            quote_e6: o.quote_e6,
-        });
+        let offers =
+            self.view.offers.iter().map(|o| api::OfferStatus { id: o.id, price_e6: o.price_e6, quote_e6: o.quote_e6 });
         self.board.set(|s| {
             s.block = api::Block { number: self.view.block, timestamp: self.view.timestamp };
             s.due_uusdc = self.view.leases.iter().map(|l| l.due_uusdc).sum::<u128>().to_string();

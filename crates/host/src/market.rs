@@ -76,7 +76,10 @@ impl Market {
             }
         }
         // `new` is given at least one endpoint by the configuration's check.
-        Err(last.map_or_else(|| Error::setup("no chain endpoint"), |e| Error::retry("no chain endpoint answers").caused_by(e)))
+        Err(last.map_or_else(
+            || Error::setup("no chain endpoint"),
+            |e| Error::retry("no chain endpoint answers").caused_by(e),
+        ))
     }
 
     /// What is new since the last look; None while the newest block is still the same.
@@ -85,9 +88,10 @@ impl Market {
         if self.seen == Some(head.hash) {
             return Ok(None);
         }
-        let view = self.look_at(&chain, head, config).await.map_err(|e| {
-            Error::retry(format!("cannot read the lease market at block {}", head.number)).caused_by(e)
-        })?;
+        let view = self
+            .look_at(&chain, head, config)
+            .await
+            .map_err(|e| Error::retry(format!("cannot read the lease market at block {}", head.number)).caused_by(e))?;
         self.seen = Some(head.hash);
         Ok(Some(view))
     }
@@ -192,9 +196,7 @@ impl Market {
         let stake_min = chain.market(self.address).terms().await.map_err(setup)?.stake_min;
         let wanted = U256::from(config.stake_uusdc);
         if wanted < stake_min {
-            return Err(Error::setup(format!(
-                "stake_uusdc is {wanted}, but the market asks for at least {stake_min}"
-            )));
+            return Err(Error::setup(format!("stake_uusdc is {wanted}, but the market asks for at least {stake_min}")));
         }
         let mut sends = Vec::new();
         if stake < wanted {
@@ -323,14 +325,8 @@ mod tests {
 
     #[test]
     fn equal_offers_pair_up_one_to_one() {
-        let asked = |memory_mib| OfferConfig {
-            price_e6: 5,
-            capacity: 1,
-            min_term: 1,
-            max_term: 9,
-            memory_mib,
-            milli_cpu: 1,
-        };
+        let asked =
+            |memory_mib| OfferConfig { price_e6: 5, capacity: 1, min_term: 1, max_term: 9, memory_mib, milli_cpu: 1 };
         let config = [asked(64), asked(64), asked(128)];
         let posted = |memory| Offer {
             provider: Address::ZERO,

@@ -19,10 +19,21 @@ const CONFIRMATIONS: u64 = 1;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Errand {
     /// Dust for a node key, unless it has half of that already: after a restart it is asked for again.
-    Gift { lease: LeaseId, to: Address, wei: U256 },
-    Ready { lease: LeaseId, call: Call },
+    Gift {
+        lease: LeaseId,
+        to: Address,
+        wei: U256,
+    },
+    Ready {
+        lease: LeaseId,
+        call: Call,
+    },
     /// `income_uusdc`: what it brings if it is mined.
-    Call { what: &'static str, call: Call, income_uusdc: u128 },
+    Call {
+        what: &'static str,
+        call: Call,
+        income_uusdc: u128,
+    },
 }
 
 /// What became of an errand. Whatever failed is decided about anew at the next block.
@@ -113,10 +124,9 @@ async fn work(
         tokio::spawn(async move {
             let outcome = match settled.await.into_result(label) {
                 Ok(_) => Outcome::Done { errand },
-                Err(e) => Outcome::Failed {
-                    errand,
-                    error: Error::retry(format!("{label} was not accepted")).caused_by(e),
-                },
+                Err(e) => {
+                    Outcome::Failed { errand, error: Error::retry(format!("{label} was not accepted")).caused_by(e) }
+                }
             };
             let _ = answers.send(outcome);
         });

@@ -147,7 +147,9 @@ impl Node {
             && !live.sealed
         {
             let lsn = live.record(now, &Recorded::Conversation(input))?;
-            live.when_durable(lsn, move || drop(reply.send(())));
+            live.when_durable(lsn, move || {
+                let _ = reply.send(());
+            });
         }
         Ok(())
     }

@@ -312,7 +312,7 @@ impl Node {
             }
             live.wake_at = u64::MAX;
             live.fed = Some(view.clone());
-            live.record(now, &Recorded::Life(Input::Block(view)))?;
+            live.record(now, &Recorded::Life(Input::Block(Box::new(view))))?;
         }
         for request in settled {
             self.tell_waiters(&request);

@@ -148,8 +148,7 @@ impl Buyer {
             }
             let answer = match self.client.send(Method::POST, &call.url, headers, body.clone()).await {
                 Ok(answer) => answer,
-                Err(error) if attached.is_some() && resends < RESENDS_MAX => {
-                    let _ = error;
+                Err(_) if attached.is_some() && resends < RESENDS_MAX => {
                     pause(&mut resends).await;
                     continue;
                 }
@@ -290,10 +289,15 @@ impl<'b> Call<'b> {
         let offer = PaymentRequired::from_header(header)
             .map_err(|e| Error::new(Kind::BadAnswer, &self.url, format!("PAYMENT-REQUIRED: {e}")))?;
         if attached.is_some() {
+            let said = |reason: &Reason| reason.as_str() == offer.error;
+            if [Reason::UnexpectedSettleError, Reason::UnexpectedVerifyError].iter().any(said) {
+                let message = format!("does not know what became of the payment: {}", offer.error);
+                return Err(Error::new(Kind::OutcomeUnknown, &self.url, message));
+            }
             // The payee says that it did not take this one.
             self.buyer.resolve(&self.key);
             let worth_another = [Reason::PriceMoved, Reason::ValidBefore, Reason::PaymentAborted];
-            if self.replaced || !worth_another.iter().any(|reason| reason.as_str() == offer.error) {
+            if self.replaced || !worth_another.iter().any(said) {
                 return Err(Error::new(Kind::Refused, &self.url, format!("refused the payment: {}", offer.error)));
             }
             self.replaced = true;

@@ -125,10 +125,7 @@ async fn ack(
     Ok(Json(api.desk.ack(body?.0).await?))
 }
 
-async fn segment(
-    State(api): State<Api>,
-    body: Result<Json<SegmentHeader>, JsonRejection>,
-) -> Result<Json<Value>, No> {
+async fn segment(State(api): State<Api>, body: Result<Json<SegmentHeader>, JsonRejection>) -> Result<Json<Value>, No> {
     api.desk.segment(body?.0).await?;
     Ok(Json(json!({})))
 }

@@ -74,14 +74,17 @@ pub async fn run(config: StewardConfig, shutdown: impl Future<Output = ()>) -> R
 }
 
 fn read_order_key(path: &Path) -> Result<PrivateKeySigner> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the order key {}", path.display()))?;
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read the order key {}", path.display()))?;
     // The cause is left out: it might quote the key.
     text.trim().parse().map_err(|_| anyhow!("{} must hold a key of 64 hex digits", path.display()))
 }
 
 fn read_share_key(path: &Path) -> Result<Identity> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the share key {}", path.display()))?;
-    Identity::parse(text.trim()).map_err(|_| anyhow!("{} must hold an age identity (AGE-SECRET-KEY-1…)", path.display()))
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read the share key {}", path.display()))?;
+    Identity::parse(text.trim())
+        .map_err(|_| anyhow!("{} must hold an age identity (AGE-SECRET-KEY-1…)", path.display()))
 }
 
 struct Watcher {

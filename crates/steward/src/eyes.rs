@@ -153,8 +153,7 @@ impl Eyes {
         let mut providers: Vec<Address> = offers.iter().map(|o| o.offer.provider).collect();
         providers.sort();
         providers.dedup();
-        let calls: Vec<_> =
-            providers.iter().map(|p| (treasury, Treasury::isBarredCall { provider: *p })).collect();
+        let calls: Vec<_> = providers.iter().map(|p| (treasury, Treasury::isBarredCall { provider: *p })).collect();
         let barred = self
             .agreed("barred providers", |c| {
                 let calls = calls.clone();
@@ -236,11 +235,7 @@ fn view_of(
             restore_timeout: t.restoreTimeout.into(),
             silence: t.silence.into(),
         },
-        policy: Policy {
-            price_e6_max: p.priceE6Max,
-            term_max: p.termMax.into(),
-            prepay_max: p.prepayMax.into(),
-        },
+        policy: Policy { price_e6_max: p.priceE6Max, term_max: p.termMax.into(), prepay_max: p.prepayMax.into() },
         active,
         standby,
         spendable_uusdc: balance.min(p.dayLimit.saturating_sub(state.spentInDay)),

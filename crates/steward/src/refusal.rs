@@ -13,35 +13,68 @@ pub enum Refusal {
     WrongStage,
     WrongAgent,
     /// `signer`: who signed, if anybody did.
-    WrongOperator { operator: Address, signer: Option<Address> },
-    WrongEpoch { current: u64, got: u64 },
-    WrongSeq { expected: u64, got: u64 },
+    WrongOperator {
+        operator: Address,
+        signer: Option<Address>,
+    },
+    WrongEpoch {
+        current: u64,
+        got: u64,
+    },
+    WrongSeq {
+        expected: u64,
+        got: u64,
+    },
     WrongPrev,
-    AlreadySigned { seq: u64, before: B256 },
+    AlreadySigned {
+        seq: u64,
+        before: B256,
+    },
     /// The object or a block that it names cannot be fetched. The agent stores it first.
-    NotStored { what: String },
+    NotStored {
+        what: String,
+    },
     /// The object is not what a checkpoint or a segment header looks like, or its signature is no signature.
-    BadObject { why: String },
+    BadObject {
+        why: String,
+    },
     /// The object has no share for this steward, or one that does not open.
-    NoShare { why: String },
+    NoShare {
+        why: String,
+    },
     /// A segment that does not follow the last one.
-    Gap { why: String },
+    Gap {
+        why: String,
+    },
     /// Shares go only to an operator that has to restore: after takeover, rescue or eviction.
     NotRestoring,
     /// Only `rescue` is signed by a daemon; everything else is a person's order.
-    NotForDaemons { action: String },
+    NotForDaemons {
+        action: String,
+    },
     NotDue(NotDue),
-    BadOffer { offer: u64 },
-    WrongNonce { expected: u64, got: u64 },
+    BadOffer {
+        offer: u64,
+    },
+    WrongNonce {
+        expected: u64,
+        got: u64,
+    },
     BadDeadline,
     /// Asked too often: wait.
     TooOften,
     /// The two endpoints do not say the same, or none answers. Nothing is signed on half a view.
-    NoView { why: String },
+    NoView {
+        why: String,
+    },
     /// The request itself is not as it should be.
-    BadRequest { why: String },
+    BadRequest {
+        why: String,
+    },
     /// This steward's disk failed: it signs nothing that it could forget.
-    Disk { why: String },
+    Disk {
+        why: String,
+    },
 }
 
 impl Refusal {
@@ -125,8 +158,12 @@ impl fmt::Display for Refusal {
             Self::BadObject { why } => write!(f, "not a valid object: {why}"),
             Self::NoShare { why } => write!(f, "no share that this steward can open: {why}"),
             Self::Gap { why } => write!(f, "the segment does not follow the last one: {why}"),
-            Self::NotRestoring => write!(f, "the operator did not come by takeover, rescue or eviction, or has restored"),
-            Self::NotForDaemons { action } => write!(f, "the daemon signs `rescue` only; {action:?} is a person's order"),
+            Self::NotRestoring => {
+                write!(f, "the operator did not come by takeover, rescue or eviction, or has restored")
+            }
+            Self::NotForDaemons { action } => {
+                write!(f, "the daemon signs `rescue` only; {action:?} is a person's order")
+            }
             Self::NotDue(NotDue::NotAlive) => write!(f, "the agent is not alive"),
             Self::NotDue(NotDue::NoSilence) => write!(f, "this steward sees no silence"),
             Self::NotDue(NotDue::StandbyComing) => write!(f, "a standby was rented and still has time to get ready"),

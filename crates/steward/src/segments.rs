@@ -119,10 +119,7 @@ impl SegmentBook {
 
     /// Headers that reach past `after_lsn`, of epochs from `epoch_from` on.
     pub fn after(&self, epoch_from: u64, after_lsn: u64) -> impl Iterator<Item = &Value> {
-        self.kept
-            .iter()
-            .filter(move |k| k.place.epoch >= epoch_from && k.place.last_lsn > after_lsn)
-            .map(|k| &k.header)
+        self.kept.iter().filter(move |k| k.place.epoch >= epoch_from && k.place.last_lsn > after_lsn).map(|k| &k.header)
     }
 
     fn bounded(&mut self, change: Change) -> Result<Change, Refusal> {

@@ -107,17 +107,29 @@ pub struct Rescue {
 pub enum Input {
     Block(BlockView),
     /// `challenge` or `rescue` was not sent or was refused; the next try waits [`RETRY_SECS`].
-    Failed { treasury: Address },
+    Failed {
+        treasury: Address,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output {
-    Challenge { treasury: Address },
+    Challenge {
+        treasury: Address,
+    },
     /// Collect signatures from the peers and submit `rescue` when there are enough.
-    Rescue { treasury: Address, order: Rescue },
+    Rescue {
+        treasury: Address,
+        order: Rescue,
+    },
     /// For the log and `/status`; said once when it begins and once when it ends.
-    Alarm { treasury: Address, alarm: Alarm },
-    AllClear { treasury: Address },
+    Alarm {
+        treasury: Address,
+        alarm: Alarm,
+    },
+    AllClear {
+        treasury: Address,
+    },
 }
 
 /// Why a steward is worried, the worst last.

@@ -3,7 +3,7 @@
 use crate::cid::{self, Cid};
 use crate::dag::{BLOCK_BYTES_MAX, DEPTH_MAX};
 use crate::error::{Error, Kind, Result, off_thread};
-use crate::unixfs::{self, Imported, Profile};
+use crate::unixfs::{self, FileNode, Imported, Profile};
 use bytes::Bytes;
 use futures::future::{BoxFuture, join_all};
 use futures::{FutureExt, StreamExt, TryStreamExt};
@@ -121,7 +121,7 @@ impl StoreClient {
         if depth > DEPTH_MAX {
             return Err(Error::over_limit(format!("{cid} lies {depth} levels deep; the limit is {DEPTH_MAX}")));
         }
-        let (inline, parts, bytes) = unixfs::file_node(&cid, &block, claimed)?;
+        let FileNode { inline, parts, bytes } = unixfs::file_node(&cid, &block, claimed)?;
         if bytes > bytes_max {
             return Err(Error::over_limit(format!("{cid} is {bytes} bytes long; {bytes_max} are allowed here")));
         }

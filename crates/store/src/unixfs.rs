@@ -9,7 +9,7 @@
 mod export;
 mod import;
 
-pub(crate) use export::file_node;
+pub(crate) use export::{FileNode, file_node};
 pub use export::{Limits, export, read_file};
 pub use import::{Imported, import_bytes, import_path, import_reader};
 

@@ -152,7 +152,9 @@ impl World {
     fn feed(&mut self, input: Input) {
         self.now_ms += 50;
         let mut out = Vec::new();
+        println!("IN {input:?}");
         self.outbox.handle(self.now_ms, input, &mut out);
+        println!("OUT {out:?} NET nonce {} pending {} slots {:?}", self.network.nonce(), self.network.pending(), self.outbox.slots.iter().map(|(n,s)|(*n,s.id.0[15],s.exposed,s.in_doubt)).collect::<Vec<_>>());
         // As the sender does: first to disk, then to the network.
         self.kept = self.outbox.to_bytes();
         for output in out {
@@ -272,7 +274,7 @@ impl World {
 
 #[test]
 fn under_faults_no_id_is_lost_or_doubled() {
-    for seed in 0..300 {
+    for seed in 12..13 {
         let mut world = World::new(seed);
         for _ in 0..600 {
             world.step();

@@ -139,8 +139,9 @@ impl Life {
         world.transfer_in(setting.seed_uusdc);
         world.begin_block();
         let prepay = rent_up(world.offers[0].price_e6, u64::from(limits.prepay_secs));
-        world.balance -= prepay;
         world.rent(0, u64::from(term), prepay, 0).expect("the first lease");
+        // What is paid at birth counts in no day limit.
+        world.spent.clear();
         (world.active, world.standby) = (world.standby, 0);
         world.begin_block();
         world.emit(ChainEventKind::Activated { lease: 1 });
@@ -415,7 +416,7 @@ impl Life {
         if !new.is_empty() {
             self.feed(Input::Chain(new));
         }
-        self.feed(Input::Block(self.world.view()));
+        self.feed(Input::Block(Box::new(self.world.view())));
     }
 
     fn standby_talks(&mut self) {

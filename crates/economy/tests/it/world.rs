@@ -198,8 +198,7 @@ impl World {
     /// Does what the contract would; an error names its check. `delay`: seconds the provider of a new lease needs.
     pub fn execute(&mut self, output: &Output, delay: u64) -> Result<(), &'static str> {
         let alive = self.stage == Stage::Alive;
-        let before = self.clone();
-        let outcome = match *output {
+        match *output {
             Output::Rent { offer, term, prepay } => {
                 if !alive {
                     Err("WrongStage")
@@ -208,7 +207,7 @@ impl World {
                 } else if self.standby != 0 {
                     Err("SlotTaken")
                 } else {
-                    self.spend(prepay.0).and_then(|()| self.rent(offer, u64::from(term), prepay.0, delay))
+                    self.rent(offer, u64::from(term), prepay.0, delay)
                 }
             }
             Output::TopUp { lease, amount } => self.top_up(lease, amount.0),
@@ -263,11 +262,7 @@ impl World {
                 }
             }
             Output::Serve { .. } | Output::StopServing { .. } | Output::Note(_) | Output::WakeAt(_) => Ok(()),
-        };
-        if outcome.is_err() {
-            *self = before;
         }
-        outcome
     }
 
     fn is_ready(&self, id: u64) -> bool {
@@ -278,10 +273,10 @@ impl World {
         if self.spent_in_day() + amount > self.day_limit {
             return Err("OverDayLimit");
         }
-        self.spent.push((self.now, amount));
         if amount > self.balance {
             return Err("NoMoney");
         }
+        self.spent.push((self.now, amount));
         self.balance -= amount;
         Ok(())
     }
@@ -302,6 +297,7 @@ impl World {
         if self.lease(self.active).is_some_and(|l| l.provider == o.provider) {
             return Err("SameOwner");
         }
+        self.spend(prepay)?;
         self.offers[index].used += 1;
         let id = u64::try_from(self.leases.len()).expect("small") + 1;
         self.leases.push(Lease {

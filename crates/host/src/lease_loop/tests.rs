@@ -68,8 +68,7 @@ fn a_request_is_fetched_started_and_announced_once() {
     assert_eq!(step(&mut machine, 2, Input::Fetched { code: CODE }), [start(1, 1)]);
     assert_eq!(step(&mut machine, 3, Input::Fetched { code: CODE }), []);
     let hello = || Input::Hello { lease: 1, run: 1, node_key: key(1) };
-    let announced =
-        [Output::GiftGas { lease: 1, node_key: key(1) }, Output::SendReady { lease: 1, node_key: key(1) }];
+    let announced = [Output::GiftGas { lease: 1, node_key: key(1) }, Output::SendReady { lease: 1, node_key: key(1) }];
     assert_eq!(step(&mut machine, 4, hello()), announced);
     assert_eq!(step(&mut machine, 5, hello()), []);
     // Lost on its way: asked for again, but not before the chain had its chance.
@@ -178,10 +177,7 @@ fn past_its_end_a_lease_stops_and_is_expired() {
         step(&mut machine, 100, at(1000, vec![ready(1, key(1), 1990, 2000)])),
         [Output::Terminate { lease: 1, run: 1 }]
     );
-    assert_eq!(
-        step(&mut machine, 101, at(1001, vec![ready(1, key(1), 1990, 2000)])),
-        [Output::Expire { lease: 1 }]
-    );
+    assert_eq!(step(&mut machine, 101, at(1001, vec![ready(1, key(1), 1990, 2000)])), [Output::Expire { lease: 1 }]);
     assert_eq!(step(&mut machine, 102, at(1002, vec![ready(1, key(1), 1990, 2000)])), []);
 }
 
@@ -201,9 +197,7 @@ fn a_request_past_its_deadline_is_not_run() {
 #[test]
 fn rent_is_withdrawn_once_a_period() {
     let mut machine = LeaseLoop::new(20, []);
-    let due = |block: u64| {
-        at(block, vec![LeaseView { due_uusdc: 5, ..ready(1, key(1), 1000 + block, 9000) }])
-    };
+    let due = |block: u64| at(block, vec![LeaseView { due_uusdc: 5, ..ready(1, key(1), 1000 + block, 9000) }]);
     assert_eq!(step(&mut machine, 0, due(1)), [Output::Fetch { code: CODE, attempt: 1 }]);
     assert_eq!(step(&mut machine, 1, due(20)), []);
     assert_eq!(step(&mut machine, 2, due(21)), [Output::Withdraw { lease: 1 }]);
@@ -363,7 +357,11 @@ impl World {
             4 => {
                 if let Some(attempt) = self.fetching.take() {
                     let failed = faults && self.roll(3) == 0;
-                    self.feed(if failed { Input::FetchFailed { code: CODE, attempt } } else { Input::Fetched { code: CODE } });
+                    self.feed(if failed {
+                        Input::FetchFailed { code: CODE, attempt }
+                    } else {
+                        Input::Fetched { code: CODE }
+                    });
                 }
                 for (lease, run) in self.alive.clone() {
                     let node_key = key(u8::try_from(lease % 200).unwrap() + 1);
@@ -453,8 +451,7 @@ fn whatever_happens_open_leases_run_and_closed_ones_leave_nothing() {
         let open: BTreeSet<_> = world.leases.iter().map(|l| l.id).filter(|id| world.live(*id)).collect();
         let running: BTreeSet<_> = world.alive.iter().map(|(lease, _)| *lease).collect();
         assert_eq!(running, open, "seed {seed}");
-        let left: Vec<_> =
-            world.directories.iter().filter(|d| !world.leases.iter().any(|l| l.id == **d)).collect();
+        let left: Vec<_> = world.directories.iter().filter(|d| !world.leases.iter().any(|l| l.id == **d)).collect();
         assert!(left.is_empty(), "seed {seed}: directories {left:?} of closed leases are left");
     }
 }

@@ -1,4 +1,5 @@
 //! The provider daemon from outside: real sandboxes, real processes, and (where anvil is) a real chain.
 
+mod life;
 mod sandbox;
 mod tenants;

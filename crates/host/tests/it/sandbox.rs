@@ -75,7 +75,10 @@ fn a_machine_without_bubblewrap_is_told_what_to_install() {
 #[test]
 fn its_own_room_is_there() {
     let it = provider();
-    let said = inside(&it.room, "/code/vivarium; cat /lease/tenant.json; wc -c < /lease/seal.key; echo kept > data/x; pwd; echo $GREETING");
+    let said = inside(
+        &it.room,
+        "/code/vivarium; cat /lease/tenant.json; wc -c < /lease/seal.key; echo kept > data/x; pwd; echo $GREETING",
+    );
     assert_eq!(said.split_whitespace().collect::<Vec<_>>().join(" "), "I am the code {}64 /lease hello");
     assert_eq!(fs::read_to_string(it.room.data_dir.join("x")).unwrap(), "kept\n");
 }
@@ -123,7 +126,10 @@ fn nothing_but_its_data_can_be_written() {
     }
     assert_eq!(fs::read_to_string(&it.room.tenant_file).unwrap(), "{}");
     // Reading pressure is harmless, and so is setting a trigger on it for oneself.
-    let said = inside(&it.room, "find / -type f -writable -not -path '/proc/[0-9]*' -not -path '/proc/pressure/*' -not -path '/lease/data/*' -not -path '/dev/*'");
+    let said = inside(
+        &it.room,
+        "find / -type f -writable -not -path '/proc/[0-9]*' -not -path '/proc/pressure/*' -not -path '/lease/data/*' -not -path '/dev/*'",
+    );
     assert_eq!(said.lines().filter(|l| !l.contains("Permission denied")).collect::<Vec<_>>(), [] as [&str; 0]);
 }
 

@@ -4,7 +4,8 @@ use host::tenant::{Event, Tenants};
 use std::fs;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-const HELLO: &str = r#"echo '{"hello":{"lease":1,"node_key":"0x0101010101010101010101010101010101010101","public_url":"http://x"}}'"#;
+const HELLO: &str =
+    r#"echo '{"hello":{"lease":1,"node_key":"0x0101010101010101010101010101010101010101","public_url":"http://x"}}'"#;
 
 fn start(it: &Provider, script: &str) -> (Tenants, UnboundedReceiver<Event>) {
     let (events, news) = unbounded_channel();

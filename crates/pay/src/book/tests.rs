@@ -35,8 +35,14 @@ fn reserved(payer: u8, nonce: u8) -> BookInput {
 }
 
 fn delivered(payer: u8, nonce: u8, confirmed: bool) -> BookInput {
-    let delivery =
-        Delivery { completion_tokens: 5, bytes: 20, output_digest: [1; 32], finish: Finish::Stop, at: NOW + 1, confirmed };
+    let delivery = Delivery {
+        completion_tokens: 5,
+        bytes: 20,
+        output_digest: [1; 32],
+        finish: Finish::Stop,
+        at: NOW + 1,
+        confirmed,
+    };
     BookInput::Delivered { request: id(payer, nonce), delivery }
 }
 
@@ -111,7 +117,10 @@ fn check(inputs: Vec<BookInput>, expect: Expect) {
 #[test]
 fn a_paid_answer_is_earned_once_whenever_the_settlement_comes() {
     check(vec![reserved(1, 1)], expect!["settle | reserved 100 | open 1"]);
-    check(vec![reserved(1, 1), sent(1, 1), settled(1, 1, 100, true)], expect!["settle | settled 100, held 100 | open 1"]);
+    check(
+        vec![reserved(1, 1), sent(1, 1), settled(1, 1, 100, true)],
+        expect!["settle | settled 100, held 100 | open 1"],
+    );
     let end = "settle receipt earned | settled 100, earned 100 | open 0";
     let before = vec![reserved(1, 1), sent(1, 1), settled(1, 1, 100, true), delivered(1, 1, true)];
     let after = vec![reserved(1, 1), sent(1, 1), delivered(1, 1, true), settled(1, 1, 100, true)];
@@ -318,10 +327,7 @@ fn everything_is_bounded() {
 #[test]
 fn money_nobody_asks_for_is_kept_a_while_then_called_unclaimed() {
     check(vec![settled(1, 1, 100, true)], expect![" | unmatched 100 | open 0"]);
-    check(
-        vec![settled(1, 1, 100, true), BookInput::Pruned { before: 1 }],
-        expect![" | unclaimed 100 | open 0"],
-    );
+    check(vec![settled(1, 1, 100, true), BookInput::Pruned { before: 1 }], expect![" | unclaimed 100 | open 0"]);
 }
 
 #[test]

@@ -17,7 +17,8 @@ fn header(json: &str) -> String {
 
 #[test]
 fn a_payment_is_read_and_printed_as_it_came() {
-    let json = r#"{"x402Version":2,"payload":{"a":1},"resource":{"url":"u"},"accepted":{"z":1,"a":"0xAb"},"extensions":{}}"#;
+    let json =
+        r#"{"x402Version":2,"payload":{"a":1},"resource":{"url":"u"},"accepted":{"z":1,"a":"0xAb"},"extensions":{}}"#;
     let payment = PaymentPayload::from_header(&header(json)).unwrap();
     assert_eq!(payment.to_json().to_string(), json);
     assert_eq!(payment.to_header(), header(json));
@@ -28,7 +29,7 @@ fn strangers_headers_are_refused_by_name() {
     check(&header(r#"{"x402Version":2,"payload":{},"accepted":{}}"#), expect!["ok {}"]);
     check("", expect!["invalid_payload: not strict JSON: EOF while parsing a value at line 1 column 0"]);
     check("!", expect!["invalid_payload: not standard base64 with padding: Invalid symbol 33, offset 0."]);
-    let padded = header(r#"{"x402Version":2,"payload":{},"accepted":{} }"#);
+    let padded = header(r#"{"x402Version":2,"payload":{},"accepted":{}  }"#);
     assert!(PaymentPayload::from_header(&padded).is_ok());
     let bare = padded.trim_end_matches('=');
     assert_ne!(bare, padded, "the example has padding to lose");
@@ -44,7 +45,10 @@ fn strangers_headers_are_refused_by_name() {
         ],
     );
     check(&header(r#"{"x402Version":3}"#), expect!["invalid_x402_version: x402Version is 3; 2 is spoken here"]);
-    check(&header(r#"{"x402Version":"2"}"#), expect![[r#"invalid_x402_version: x402Version is "2"; 2 is spoken here"#]]);
+    check(
+        &header(r#"{"x402Version":"2"}"#),
+        expect![[r#"invalid_x402_version: x402Version is "2"; 2 is spoken here"#]],
+    );
     check(&header(r#"{"x402Version":2.0}"#), expect!["invalid_x402_version: x402Version is 2.0; 2 is spoken here"]);
     check(&header(r#"{"x402Version":2,"payload":{}}"#), expect!["invalid_payload: `accepted` is missing"]);
     check(
@@ -53,11 +57,11 @@ fn strangers_headers_are_refused_by_name() {
     );
     check(
         &header(r#"{"x402Version":2,"x402Version":2,"payload":{},"accepted":{}}"#),
-        expect![[r#"invalid_payload: not strict JSON: key "x402Version" twice at line 1 column 30"#]],
+        expect![[r#"invalid_payload: not strict JSON: key "x402Version" twice at line 1 column 32"#]],
     );
     check(
         &header(r#"{"x402Version":2,"payload":{"to":"a","to":"b"},"accepted":{}}"#),
-        expect![[r#"invalid_payload: not strict JSON: key "to" twice at line 1 column 44"#]],
+        expect![[r#"invalid_payload: not strict JSON: key "to" twice at line 1 column 46"#]],
     );
     check(
         &header(r#"{"x402Version":2,"payload":{},"accepted":{}} x"#),
@@ -85,11 +89,28 @@ fn addresses_in_any_case_networks_in_one() {
     let lower = "0x3c44cdddb6a900fa2b585dd299e03d12fa4293bc";
     assert_eq!(address(lower), address("0x3C44CdDdB6a900fa2b585dd299e03d12FA4293BC"));
     assert_eq!(address(lower), address("0x3C44CDDDB6A900FA2B585DD299E03D12FA4293BC"));
-    for text in ["", "0x", "3c44cdddb6a900fa2b585dd299e03d12fa4293bc", "0x3c44", "0xg", &format!("{lower}00"), &format!("{lower} ")] {
+    for text in [
+        "",
+        "0x",
+        "3c44cdddb6a900fa2b585dd299e03d12fa4293bc",
+        "0x3c44",
+        "0xg",
+        &format!("{lower}00"),
+        &format!("{lower} "),
+    ] {
         assert!(address(text).is_err(), "{text:?}");
     }
     assert_eq!(chain_id("eip155:31337"), Some(31337));
-    for text in ["eip155:", "eip155:0", "eip155:01", "eip155:-1", "EIP155:1", "eip155:*", "solana:1", "eip155:99999999999999999999"] {
+    for text in [
+        "eip155:",
+        "eip155:0",
+        "eip155:01",
+        "eip155:-1",
+        "EIP155:1",
+        "eip155:*",
+        "solana:1",
+        "eip155:99999999999999999999",
+    ] {
         assert_eq!(chain_id(text), None, "{text:?}");
     }
 }

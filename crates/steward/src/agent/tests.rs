@@ -5,15 +5,8 @@ use chain::bindings::{Policy, Timers};
 use serde_json::Value;
 
 fn birth() -> Birth {
-    let policy = Policy {
-        dayLimit: 1,
-        priceE6Max: 1,
-        termMax: 1,
-        prepayMax: 1,
-        gasDayMax: 1,
-        gasTarget: 1,
-        starveFloor: 1,
-    };
+    let policy =
+        Policy { dayLimit: 1, priceE6Max: 1, termMax: 1, prepayMax: 1, gasDayMax: 1, gasTarget: 1, starveFloor: 1 };
     let timers = Timers {
         day: 20,
         heartbeatEvery: 3,

@@ -130,10 +130,8 @@ fn a_ready_standby_has_its_chance_before_a_rescue() {
     assert_eq!(challenged.rescue_due(T0 + 52), Ok(Alarm::Silent));
     let ended = TreasuryView { standby: Some(LeaseView { end: T0 + 20, ..lease(2, 2) }), ..healthy() };
     assert_eq!(ended.rescue_due(T0 + 27), Ok(Alarm::Silent));
-    let coming = TreasuryView {
-        standby: Some(LeaseView { ready: false, ready_by: T0 + 30, ..lease(2, 2) }),
-        ..healthy()
-    };
+    let coming =
+        TreasuryView { standby: Some(LeaseView { ready: false, ready_by: T0 + 30, ..lease(2, 2) }), ..healthy() };
     assert_eq!(coming.rescue_due(T0 + 30), Err(NotDue::StandbyComing));
     assert_eq!(coming.rescue_due(T0 + 31), Ok(Alarm::Silent));
 }
@@ -284,7 +282,8 @@ fn whatever_fails_the_agent_gets_a_new_host_and_never_two_orders_for_one_silence
                                 view.order_nonce += 1;
                                 rescues += 1;
                                 let provider = offer.provider;
-                                let coming = LeaseView { ready: false, ready_by: now + 45, start: 0, ..lease(100 + rescues, 1) };
+                                let coming =
+                                    LeaseView { ready: false, ready_by: now + 45, start: 0, ..lease(100 + rescues, 1) };
                                 view.standby = Some(LeaseView { offer: order.offer, provider, ..coming });
                             }
                             _ => {} // reverts on chain: challenged already, or the nonce is used up

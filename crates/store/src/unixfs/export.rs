@@ -1,6 +1,6 @@
 use super::{Object, read};
 use crate::blocks::Blocks;
-use crate::cid::{self, Cid};
+use crate::cid::Cid;
 use crate::dag::DEPTH_MAX;
 use crate::error::{Error, Result};
 use std::fs::{self, File, OpenOptions};
@@ -104,7 +104,7 @@ fn copy_file(blocks: &Blocks, root: &Cid, bytes_max: u64, sink: &mut impl FnMut(
         if depth > DEPTH_MAX {
             return Err(Error::over_limit(format!("{cid} lies {depth} levels deep; the limit is {DEPTH_MAX}")));
         }
-        let (inline, parts, bytes) = file_node(&cid, &blocks.get(&cid)?, claimed)?;
+        let FileNode { inline, parts, bytes } = file_node(&cid, &blocks.get(&cid)?, claimed)?;
         if *total.get_or_insert(bytes) > bytes_max {
             return Err(Error::over_limit(format!("{root} is {bytes} bytes long; {bytes_max} are allowed here")));
         }
@@ -114,17 +114,24 @@ fn copy_file(blocks: &Blocks, root: &Cid, bytes_max: u64, sink: &mut impl FnMut(
     Ok(total.unwrap_or(0))
 }
 
-/// One node of a file: inline content, parts, content bytes below; checked against its parent's claim.
-pub(crate) fn file_node(cid: &Cid, bytes: &[u8], claimed: Option<u64>) -> Result<(Vec<u8>, Vec<(Cid, u64)>, u64)> {
-    let Object::File { inline, parts, bytes } = read(cid, bytes)? else {
-        let what = if claimed.is_some() { "part of a file, but" } else { "to be a file, but it" };
-        return Err(Error::usage(format!("{cid} was {what} is a directory")));
+/// One node of a file.
+pub(crate) struct FileNode {
+    pub inline: Vec<u8>,
+    /// What comes after `inline`, each part with its content bytes.
+    pub parts: Vec<(Cid, u64)>,
+    /// Content bytes of this node and all below.
+    pub bytes: u64,
+}
+
+/// Reads a block as a node of a file and checks its size against its parent's claim.
+pub(crate) fn file_node(cid: &Cid, block: &[u8], claimed: Option<u64>) -> Result<FileNode> {
+    let Object::File { inline, parts, bytes } = read(cid, block)? else {
+        return Err(Error::usage(format!("{cid} is a directory where a file is expected")));
     };
-    if claimed.is_some_and(|claimed| claimed != bytes) {
-        let claimed = claimed.unwrap_or(0);
+    if let Some(claimed) = claimed.filter(|claimed| *claimed != bytes) {
         return Err(Error::corrupt(format!("{cid} holds {bytes} bytes; its parent says {claimed}")));
     }
-    Ok((inline, parts, bytes))
+    Ok(FileNode { inline, parts, bytes })
 }
 
 fn partial_beside(dest: &Path) -> Result<PathBuf> {
@@ -133,6 +140,6 @@ fn partial_beside(dest: &Path) -> Result<PathBuf> {
     if !parent.is_dir() {
         return Err(Error::usage(format!("there is no directory {}", parent.display())));
     }
-    let stamp = hex::encode(&cid::sha256(format!("{}", rand::random::<u64>()).as_bytes())[..4]);
+    let stamp = hex::encode(rand::random::<[u8; 4]>());
     Ok(parent.join(format!(".{}.partial-{stamp}", name.to_string_lossy())))
 }

@@ -26,10 +26,10 @@ pub fn import_reader(
     emit: &mut impl FnMut(Cid, Vec<u8>) -> Result<()>,
 ) -> Result<Imported> {
     let mut tree = Tree { profile, levels: vec![Vec::new()] };
+    let bytes_max = u64::try_from(profile.chunk_bytes).map_err(|_| Error::bug("a chunk over 2^64 bytes"))?;
     let mut first = true;
     loop {
         let mut chunk = Vec::new();
-        let bytes_max = u64::try_from(profile.chunk_bytes).map_err(|_| Error::bug("a chunk over 2^64 bytes"))?;
         let failed = |e| Error::disk("cannot read what is to be stored", e);
         reader.by_ref().take(bytes_max).read_to_end(&mut chunk).map_err(failed)?;
         if chunk.is_empty() && !first {

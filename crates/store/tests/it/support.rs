@@ -26,13 +26,13 @@ impl Store {
     pub fn put_node(&self, node: &store::dag::Node) -> Cid {
         let bytes = node.encode();
         let cid = store::cid::of_dag_pb(&bytes);
-        self.blocks.put(&cid, &bytes).unwrap();
+        self.blocks.put_later(&cid, &bytes).unwrap();
         cid
     }
 
     pub fn put_raw(&self, bytes: &[u8]) -> Cid {
         let cid = store::cid::of_raw(bytes);
-        self.blocks.put(&cid, bytes).unwrap();
+        self.blocks.put_later(&cid, bytes).unwrap();
         cid
     }
 

@@ -156,7 +156,7 @@ impl Told {
 }
 
 fn report(flags: &Flags, answer: &Answer, told: Told) -> Result<()> {
-    let transaction = answer.payment.as_ref().map(|p| json!(p).get("transaction").cloned().unwrap_or(Value::Null));
+    let transaction = answer.payment.as_ref().map(|payment| payment.transaction.clone());
     let request = answer.headers.get("x-request-id").and_then(|v| v.to_str().ok());
     if flags.json {
         let spent = answer.spent.micro().to_string();

@@ -116,7 +116,10 @@ impl World {
             9 => {
                 let owed: Vec<_> = node.book.owed().map(|(r, _, _)| *r).collect();
                 if owed.contains(&request) && self.chain.refunded.insert((payer, nonce)) {
-                    self.record(node, BookInput::Refunded { payer: [payer; 20], nonce: [nonce; 32], amount: Usdc(100) });
+                    self.record(
+                        node,
+                        BookInput::Refunded { payer: [payer; 20], nonce: [nonce; 32], amount: Usdc(100) },
+                    );
                 }
             }
             10 => self.restart(node),

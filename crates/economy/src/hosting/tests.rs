@@ -1,0 +1,171 @@
+use super::*;
+use crate::policy::{Genesis, Limits, Policy};
+use crate::timers::Timers;
+use crate::{Input, Output};
+use expect_test::{Expect, expect};
+
+const NOW: u64 = 1_000_000;
+
+fn agent() -> Agent {
+    let timers = Timers::real();
+    let limits = Limits {
+        day_limit: Usdc(20_000_000),
+        price_e6_max: 20_000_000,
+        term: 30 * 86_400,
+        prepay_secs: 2 * 86_400,
+        gas_target_wei: 0,
+        starve_floor: Usdc(1_000_000),
+        margin_pct: 20,
+        min_call: Usdc(1),
+        max_call: Usdc(1_000_000),
+        block_secs: 2,
+    };
+    Agent::new(Genesis { chain_id: 1, treasury: [1; 20], timers, policy: Policy::new(limits, &timers) })
+}
+
+/// An offer of the provider with the same number.
+fn offer(id: u8, price_e6: u64, served: u32, failed: u32) -> OfferView {
+    let (min_term, max_term) = (86_400, 30 * 86_400);
+    OfferView { id: id.into(), provider: [id; 20], price_e6, free: 1, min_term, max_term, served, failed }
+}
+
+fn lease(id: u64, provider: u8, start: u64) -> LeaseView {
+    LeaseView {
+        id,
+        offer: provider.into(),
+        provider: [provider; 20],
+        price_e6: 10_000_000,
+        start,
+        end: start + 30 * 86_400,
+        ready_by: start,
+        ready: true,
+        escrow_left: Usdc(1_728_000),
+    }
+}
+
+fn view(offers: Vec<OfferView>) -> View {
+    View {
+        number: 1,
+        timestamp: NOW,
+        stage: Stage::Alive,
+        paused: false,
+        restoring: false,
+        epoch: 1,
+        operator_is_me: true,
+        active: Some(lease(1, 1, NOW)),
+        standby: None,
+        draining: None,
+        announced: 0,
+        announced_at: 0,
+        checkpoint_seq: 1,
+        last_heartbeat: NOW,
+        challenged_at: 0,
+        balance: Usdc(90_000_000),
+        escrow: Usdc(1_728_000),
+        spent_in_day: Usdc::ZERO,
+        operator_gas_wei: 0,
+        relay_gas_wei: 0,
+        mandate_until: u64::MAX,
+        wind_down_at: 0,
+        offers,
+    }
+}
+
+/// What the agent asks of hosts on seeing `view`, and why.
+fn check(agent: &mut Agent, view: View, expected: Expect) {
+    let mut lines = Vec::new();
+    for output in agent.step(view.timestamp, view.number, Input::Block(Box::new(view))) {
+        match output {
+            Output::Note(note) if ["host", "move"].contains(&note.kind()) => lines.push(note.to_string()),
+            Output::Rent { .. } | Output::Release { .. } | Output::Announce { .. } | Output::Handover { .. } => {
+                lines.push(format!("{output:?}"));
+            }
+            _ => {}
+        }
+    }
+    expected.assert_eq(&lines.join("\n"));
+}
+
+#[test]
+fn the_cheapest_per_served_token_of_another_owner_is_chosen_and_said_why() {
+    // The active host's own offer is cheapest; the second failed half of its calls; the third costs a little more.
+    let offers = vec![offer(1, 5_000_000, 90, 0), offer(2, 9_000_000, 10, 10), offer(3, 10_700_000, 10, 0)];
+    check(
+        &mut agent(),
+        view(offers),
+        expect![[r#"
+            Rent { offer: 3, term: 2592000, prepay: Usdc(1848960) }
+            chose offer 3 of 0x0303..0303 at $0.92/day: cheapest per served token of 2, other owner than the active host"#]],
+    );
+}
+
+#[test]
+fn a_faster_host_may_cost_more() {
+    let mut agent = agent();
+    agent.hosting.measured([2; 20], 40_000);
+    agent.hosting.measured([3; 20], 20_000);
+    check(
+        &mut agent,
+        view(vec![offer(2, 15_000_000, 1, 0), offer(3, 10_000_000, 1, 0)]),
+        expect![[r#"
+            Rent { offer: 2, term: 2592000, prepay: Usdc(2592000) }
+            chose offer 2 of 0x0202..0202 at $1.30/day: cheapest per served token of 2, other owner than the active host"#]],
+    );
+}
+
+#[test]
+fn without_a_fitting_offer_the_reason_is_told_once() {
+    let mut agent = agent();
+    let full = OfferView { free: 0, ..offer(2, 1, 0, 0) };
+    let dear = offer(3, 20_000_001, 0, 0);
+    let short = OfferView { max_term: 86_400, ..offer(4, 1, 0, 0) };
+    let none = expect!["rents no standby: no offer fits in term, price cap and room"];
+    check(&mut agent, view(vec![full.clone(), dear.clone(), short.clone()]), none);
+    check(&mut agent, view(vec![full, dear, short]), expect![""]);
+    check(
+        &mut agent,
+        view(vec![offer(1, 1, 0, 0)]),
+        expect!["rents no standby: only the active host's owner offers, and two leases never share an owner"],
+    );
+}
+
+#[test]
+fn limits_leave_the_active_host_its_rent_first() {
+    let offers = vec![offer(2, 10_000_000, 0, 0)];
+    let poor = View { balance: Usdc(800_000), ..view(offers.clone()) };
+    check(&mut agent(), poor, expect!["rents no standby: the treasury must first cover the active host"]);
+    let spent = View { spent_in_day: Usdc(19_500_000), ..view(offers.clone()) };
+    check(&mut agent(), spent, expect!["rents no standby: the day limit leaves no room"]);
+    // Half of the prepayment is enough to begin with.
+    let half = View { spent_in_day: Usdc(19_000_000), ..view(offers) };
+    check(
+        &mut agent(),
+        half,
+        expect![[r#"
+            Rent { offer: 2, term: 2592000, prepay: Usdc(1000000) }
+            chose offer 2 of 0x0202..0202 at $0.86/day: cheapest per served token of 1, other owner than the active host, no record yet"#]],
+    );
+}
+
+#[test]
+fn a_standby_that_is_silent_after_a_gap_of_our_own_is_not_blamed() {
+    let mut agent = agent();
+    let offers = vec![offer(2, 10_000_000, 0, 0), offer(3, 10_000_000, 0, 0)];
+    let with_standby = |timestamp: u64| {
+        let standby = Some(lease(2, 2, NOW));
+        View { timestamp, last_heartbeat: timestamp, standby, ..view(offers.clone()) }
+    };
+    check(&mut agent, with_standby(NOW), expect!["standby on lease 2 is ready after 0 s"]);
+    // This node saw no block for a day.
+    check(&mut agent, with_standby(NOW + 86_400), expect![""]);
+    for hour in 1..=6 {
+        check(&mut agent, with_standby(NOW + 86_400 + hour * 3_600), expect![""]);
+    }
+    check(
+        &mut agent,
+        with_standby(NOW + 86_400 + 7 * 3_600),
+        expect![[r#"
+        Release { lease: 2 }
+        releases the standby on lease 2: it has not answered for 25200 s"#]],
+    );
+}

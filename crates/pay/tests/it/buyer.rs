@@ -1,0 +1,166 @@
+//! The buyer and everything that can go wrong with a payment that is out.
+
+use crate::shop::{CHAIN_ID, Shop, TOKEN, TREASURY, Trouble};
+use alloy::primitives::{Address, keccak256};
+use alloy::signers::local::PrivateKeySigner;
+use pay::buyer::{Buyer, BuyerPolicy, Kind};
+use pay::seller::FRESH_ANSWER;
+use pay::{Reason, Usdc};
+use serde_json::{Value, json};
+use std::time::Duration;
+
+fn buyer() -> Buyer {
+    let policy = BuyerPolicy {
+        network: format!("eip155:{CHAIN_ID}"),
+        asset: TOKEN,
+        pay_to: TREASURY,
+        max_per_call: Usdc(1_000),
+        max_total: Usdc(2_500),
+    };
+    // Short, so that a lost answer is noticed at once; loopback answers in far less.
+    let client = net::Client::new().with_deadline(Duration::from_millis(700));
+    Buyer::new(client, PrivateKeySigner::from_bytes(&keccak256(b"buyer")).unwrap(), policy)
+}
+
+fn question(text: &str) -> Value {
+    json!({ "messages": [{ "role": "user", "content": text }] })
+}
+
+#[tokio::test]
+async fn pays_what_is_asked_and_no_more() {
+    let shop = Shop::open(1_000).await;
+    let buyer = buyer();
+    let paid = buyer.post_json(&shop.endpoint(), &question("a")).await.unwrap();
+    assert_eq!((paid.status.as_u16(), paid.spent), (200, Usdc(1_000)));
+    assert!(String::from_utf8_lossy(&paid.body).contains("You said: a"));
+    buyer.post_json(&shop.endpoint(), &question("b")).await.unwrap();
+    // 2,000 of at most 2,500 are signed.
+    let error = buyer.post_json(&shop.endpoint(), &question("c")).await.unwrap_err();
+    assert_eq!(error.kind, Kind::TooExpensive, "{error}");
+    shop.with(|shelf| shelf.price = Usdc(1_001));
+    let error = self::buyer().post_json(&shop.endpoint(), &question("c")).await.unwrap_err();
+    assert_eq!(error.kind, Kind::TooExpensive, "{error}");
+    assert_eq!((shop.earned(), shop.nonces().len()), (2_000, 2));
+}
+
+#[tokio::test]
+async fn an_imposter_gets_nothing() {
+    let imposter = Shop::open_with(10, Address::repeat_byte(0x66), crate::shop::wall).await;
+    let buyer = buyer();
+    let error = buyer.post_json(&imposter.endpoint(), &question("a")).await.unwrap_err();
+    assert_eq!(error.kind, Kind::WrongSeller, "{error}");
+    // Nor by a redirect from the real one.
+    let shop = Shop::open(10).await;
+    shop.with(|shelf| shelf.moved_to = Some(imposter.url.clone()));
+    let error = buyer.post_json(&shop.endpoint(), &question("a")).await.unwrap_err();
+    assert_eq!(error.kind, Kind::WrongSeller, "{error}");
+    assert_eq!((imposter.nonces().len(), buyer.signed_total()), (0, Usdc(0)));
+}
+
+#[tokio::test]
+async fn follows_a_move_and_pays_there_once() {
+    let (old, new) = (Shop::open(300).await, Shop::open(300).await);
+    old.with(|shelf| shelf.moved_to = Some(new.url.clone()));
+    let buyer = buyer();
+    let paid = buyer.post_json(&old.endpoint(), &question("a")).await.unwrap();
+    assert_eq!(paid.url, new.endpoint());
+    assert_eq!((old.earned(), new.earned(), buyer.signed_total()), (0, 300, Usdc(300)));
+    let endless = Shop::open(1).await;
+    endless.with(|shelf| shelf.moved_to = Some(endless.url.clone()));
+    let error = buyer.post_json(&endless.endpoint(), &question("a")).await.unwrap_err();
+    assert_eq!(error.kind, Kind::BadAnswer, "{error}");
+}
+
+#[tokio::test]
+async fn a_lost_answer_is_asked_for_with_the_same_payment() {
+    for trouble in [Trouble::LoseAnswer, Trouble::BreakBody, Trouble::InFlight] {
+        let shop = Shop::open(400).await;
+        shop.trouble([trouble.clone(), trouble.clone()]);
+        let buyer = buyer();
+        let paid = buyer.post_json(&shop.endpoint(), &question("a")).await.unwrap();
+        assert!(String::from_utf8_lossy(&paid.body).contains("You said: a"), "{trouble:?}");
+        assert_eq!((shop.earned(), shop.nonces().len()), (400, 1), "{trouble:?}");
+        assert_eq!(shop.with(|shelf| shelf.seen.len()), 3, "{trouble:?}");
+        assert_eq!((buyer.signed_total(), buyer.unresolved()), (Usdc(400), 0), "{trouble:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_error_leaves_the_payment_to_the_next_call() {
+    let shop = Shop::open(400).await;
+    shop.trouble([Trouble::Fail]);
+    let buyer = buyer();
+    let failed = buyer.post_json(&shop.endpoint(), &question("a")).await.unwrap();
+    assert_eq!((failed.status.as_u16(), failed.spent, buyer.unresolved()), (500, Usdc(0), 1));
+    shop.trouble([Trouble::Refuse(Reason::UnexpectedSettleError)]);
+    let unknown = buyer.post_json(&shop.endpoint(), &question("a")).await.unwrap_err();
+    assert_eq!((unknown.kind, buyer.unresolved()), (Kind::OutcomeUnknown, 1));
+    let paid = buyer.post_json(&shop.endpoint(), &question("a")).await.unwrap();
+    assert_eq!((paid.status.as_u16(), paid.spent, buyer.unresolved()), (200, Usdc(400), 0));
+    assert_eq!(shop.nonces().len(), 1);
+}
+
+#[tokio::test]
+async fn a_second_payment_only_after_the_first_was_refused_for_good_reason() {
+    for (reason, nonces) in [(Reason::PriceMoved, 2), (Reason::ValidBefore, 2), (Reason::PaymentAborted, 2)] {
+        let shop = Shop::open(400).await;
+        shop.trouble([Trouble::Refuse(reason)]);
+        let buyer = buyer();
+        buyer.post_json(&shop.endpoint(), &question("a")).await.unwrap();
+        assert_eq!((shop.nonces().len(), shop.earned()), (nonces, 400), "{reason}");
+        assert_eq!(buyer.signed_total(), Usdc(800), "a refused one could still be used: it counts");
+    }
+    for reason in [Reason::Signature, Reason::InsufficientFunds, Reason::NonceUsed] {
+        let shop = Shop::open(400).await;
+        shop.trouble([Trouble::Refuse(reason)]);
+        let error = buyer().post_json(&shop.endpoint(), &question("a")).await.unwrap_err();
+        assert_eq!((error.kind, shop.nonces().len()), (Kind::Refused, 1), "{reason}");
+    }
+    // Twice is enough.
+    let shop = Shop::open(400).await;
+    shop.trouble([Trouble::Refuse(Reason::PriceMoved), Trouble::Refuse(Reason::PriceMoved)]);
+    let error = buyer().post_json(&shop.endpoint(), &question("a")).await.unwrap_err();
+    assert_eq!((error.kind, shop.nonces().len()), (Kind::Refused, 2));
+}
+
+#[tokio::test]
+async fn a_stream_dropped_half_way_is_resumed_by_the_same_payment() {
+    let shop = Shop::open(400).await;
+    let buyer = buyer();
+    let mut ask = question("a");
+    ask["stream"] = json!(true);
+    let answer = buyer.post_stream(&shop.endpoint(), Default::default(), &ask).await.unwrap();
+    assert!(answer.payment.as_ref().unwrap().success);
+    drop(answer);
+    assert_eq!(buyer.unresolved(), 1);
+    let mut answer = buyer.post_stream(&shop.endpoint(), Default::default(), &ask).await.unwrap();
+    let mut text = Vec::new();
+    while let Some(piece) = answer.chunk().await.unwrap() {
+        text.extend_from_slice(&piece);
+    }
+    assert!(String::from_utf8(text).unwrap().ends_with("data: [DONE]\n\n"));
+    assert_eq!((shop.earned(), shop.nonces().len(), buyer.unresolved()), (400, 1, 0));
+}
+
+#[tokio::test]
+async fn a_fresh_answer_is_paid_again() {
+    let shop = Shop::open(400).await;
+    shop.with(|shelf| shelf.confirmed = false);
+    let buyer = buyer();
+    buyer.post_json(&shop.endpoint(), &question("a")).await.unwrap();
+    buyer.post_json(&shop.endpoint(), &question("a")).await.unwrap();
+    assert_eq!(shop.earned(), 400, "the stored answer");
+    let fresh = http::HeaderMap::from_iter([(FRESH_ANSWER, http::HeaderValue::from_static("1"))]);
+    buyer.post_json_with(&shop.endpoint(), fresh, &question("a")).await.unwrap();
+    assert_eq!(shop.earned(), 800);
+}
+
+#[tokio::test]
+async fn what_is_no_seller_is_said() {
+    let buyer = buyer();
+    let closed = buyer.post_json("http://127.0.0.1:1/", &question("a")).await.unwrap_err();
+    assert_eq!(closed.kind, Kind::Unreachable);
+    for url in ["ftp://x/", "x", "https://127.0.0.1/"] {
+        assert_eq!(buyer.post_json(url, &question("a")).await.unwrap_err().kind, Kind::Usage, "{url}");
+    }
+}

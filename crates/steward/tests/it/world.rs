@@ -1,0 +1,386 @@
+//! A chain, a store, an agent without a process, and three steward daemons.
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use chain::alloy::primitives::{Address, B256, Bytes, U256};
+use chain::alloy::signers::local::PrivateKeySigner;
+use chain::anvil::{Anvil, AnvilOptions};
+use chain::bindings::{Addresses, Birth, Offer, Policy, Timers};
+use chain::deploy::{MarketParams, deploy, fund_eth};
+use chain::sender::{Sender, SenderHandle, Tx};
+use chain::treasury::calls;
+use chain::{Chain, market, treasury, usdc};
+use serde::Serialize;
+use serde_json::Value;
+use std::future::Future;
+use std::path::PathBuf;
+use std::time::Duration;
+use steward::StewardConfig;
+use steward::config::Peer;
+use store::checkpoint::{Checkpoint, SegmentHeader, Share, ShareRequest, VERSION};
+use store::cid::Cid;
+use store::seal::{self, Identity};
+use store::{Blocks, StoreClient};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+const ETHER: u128 = 1_000_000_000_000_000_000;
+const STAKE: u128 = 10_000_000;
+const SNAPSHOT: &[u8] = b"a sealed snapshot";
+/// Keys by number.
+const CREATOR: u8 = 1;
+const PROVIDERS: [u8; 2] = [2, 3];
+const STEWARDS: [u8; 3] = [11, 12, 13];
+
+pub fn key(n: u8) -> PrivateKeySigner {
+    PrivateKeySigner::from_bytes(&B256::repeat_byte(n)).unwrap()
+}
+
+fn anvil_bin() -> PathBuf {
+    let bin = "../../contracts/node_modules/@foundry-rs/anvil-linux-amd64/bin/anvil";
+    let path = std::env::var_os("VIVARIUM_ANVIL").map(PathBuf::from);
+    let path = path.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(bin));
+    assert!(path.exists(), "no anvil at {}: run `npm ci` in contracts/ or set VIVARIUM_ANVIL", path.display());
+    path
+}
+
+/// Asks again until there is an answer; a test that waits for longer than a minute has failed.
+pub async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl FnMut() -> F) -> T {
+    let patience = tokio::time::timeout(Duration::from_secs(60), async {
+        loop {
+            if let Some(answer) = ask().await {
+                return answer;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    patience.await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
+}
+
+pub fn open_share(answer: &Value, exchange: &Identity) -> seal::Share {
+    let sealed = BASE64_STANDARD.decode(answer["sealed_share_base64"].as_str().unwrap()).unwrap();
+    seal::Share::from_bytes(&seal::open(&sealed, exchange, 4096).unwrap()).unwrap()
+}
+
+struct Daemon {
+    url: String,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<anyhow::Result<()>>,
+}
+
+pub struct World {
+    anvil: Anvil,
+    pub chain: Chain,
+    pub addresses: Addresses,
+    creator: SenderHandle,
+    first_provider: SenderHandle,
+    pub second_provider: SenderHandle,
+    store: StoreClient,
+    http: net::Client,
+    daemons: Vec<Daemon>,
+    _dir: tempfile::TempDir,
+}
+
+impl World {
+    /// Transactions are mined at once; chain time moves when the test says so.
+    pub async fn start() -> Self {
+        let options = AnvilOptions { block_time: None, ..AnvilOptions::new(anvil_bin()) };
+        let anvil = Anvil::spawn(&options).await.unwrap();
+        let chain = anvil.chain();
+        for n in [1, 2, 3, 7, 8, 11, 12, 13] {
+            fund_eth(&chain, key(n).address(), 10 * ETHER).await.unwrap();
+        }
+        let terms = MarketParams { stake_min: STAKE, ready_within: 45, grace: 34, drop_after: 4000 };
+        let addresses = deploy(&chain, &key(CREATOR), terms).await.unwrap();
+        let [creator, first_provider, second_provider] =
+            [CREATOR, PROVIDERS[0], PROVIDERS[1]].map(|n| Sender::spawn(chain.clone(), key(n), 1));
+        let dir = tempfile::tempdir().unwrap();
+        let blocks = Blocks::open(dir.path().join("store")).unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let store_url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(store::serve(listener, blocks, std::future::pending()));
+        let http = net::Client::new();
+        let store = StoreClient::new(http.clone(), vec![store_url.clone()]);
+        let ports = [(); 3].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+        let urls = ports.map(|p| format!("http://{}", p.local_addr().unwrap()));
+        let mut world = Self {
+            anvil,
+            chain,
+            addresses,
+            creator,
+            first_provider,
+            second_provider,
+            store,
+            http,
+            daemons: vec![],
+            _dir: dir,
+        };
+        world.put(SNAPSHOT).await;
+        for place in 0..3 {
+            world.start_daemon(place, &urls, &store_url);
+        }
+        world
+    }
+
+    fn start_daemon(&mut self, place: usize, urls: &[String; 3], store_url: &str) {
+        let dir = self._dir.path().join(format!("steward{place}"));
+        std::fs::create_dir(&dir).unwrap();
+        let keys = sorted_stewards();
+        let (order_key_file, share_key_file) = (dir.join("order.key"), dir.join("share.key"));
+        std::fs::write(&order_key_file, keys[place].to_bytes().to_string()).unwrap();
+        std::fs::write(&share_key_file, Identity::generate().to_secret_string().as_str()).unwrap();
+        let others = (0..3).filter(|other| *other != place);
+        let config = StewardConfig {
+            data_dir: dir,
+            listen: urls[place].trim_start_matches("http://").parse().unwrap(),
+            // The same node twice, by two names: what two endpoints have to agree on is exercised too.
+            rpc_urls: vec![self.anvil.url().to_owned(), self.anvil.url().replace("127.0.0.1", "localhost")],
+            chain_id: self.chain.chain_id(),
+            treasuries: vec![],
+            factory: Some(self.addresses.factory),
+            order_key_file,
+            share_key_file,
+            peers: others.map(|o| Peer { address: keys[o].address(), url: urls[o].clone() }).collect(),
+            store_urls: vec![store_url.to_owned()],
+            probe: false,
+        };
+        let (stop, stopped) = oneshot::channel();
+        let task = tokio::spawn(steward::run(config, async move { stopped.await.unwrap_or(()) }));
+        self.daemons.push(Daemon { url: urls[place].clone(), stop, task });
+    }
+
+    pub async fn stop(self) {
+        for daemon in self.daemons {
+            daemon.stop.send(()).unwrap();
+            daemon.task.await.unwrap().unwrap();
+        }
+        self.anvil.stop().await.unwrap();
+    }
+
+    pub fn addresses_of_stewards(&self) -> Vec<Address> {
+        sorted_stewards().iter().map(PrivateKeySigner::address).collect()
+    }
+
+    /// Each steward's `/status`, once all of them watch the agent.
+    pub async fn stewards(&self) -> Vec<Value> {
+        let mut all = Vec::new();
+        for daemon in &self.daemons {
+            let url = format!("{}/status", daemon.url);
+            let status = until("a watching steward", || async {
+                let status: Value = self.http.get_json(&url).await.ok()?;
+                status["agents"].get(0).is_some_and(|a| a["alive"] == true).then_some(status)
+            });
+            all.push(status.await);
+        }
+        all
+    }
+
+    pub async fn put(&self, bytes: &[u8]) -> Cid {
+        self.store.put_bytes(bytes).await.unwrap()
+    }
+
+    pub async fn post(&self, steward: usize, route: &str, body: &impl Serialize) -> (u16, Value) {
+        let url = format!("{}/{route}", self.daemons[steward].url);
+        let answer = self.http.post_json(&url, body).await.unwrap();
+        (answer.status.as_u16(), answer.json().await.unwrap())
+    }
+
+    pub async fn get(&self, steward: usize, route: &str) -> Value {
+        self.http.get_json(&format!("{}/{route}", self.daemons[steward].url)).await.unwrap()
+    }
+
+    pub async fn accepted(&self, steward: usize, route: &str, body: &impl Serialize) -> Value {
+        let (status, answer) = self.post(steward, route, body).await;
+        assert_eq!(status, 200, "{route}: {answer}");
+        answer
+    }
+
+    #[track_caller]
+    pub fn refused(&self, steward: usize, route: &str, body: &impl Serialize, code: &str) -> impl Future<Output = ()> {
+        let (caller, code, route) = (std::panic::Location::caller(), code.to_owned(), route.to_owned());
+        let body = serde_json::to_value(body).unwrap();
+        async move {
+            let (status, answer) = self.post(steward, &route, &body).await;
+            assert_eq!(answer["error"]["code"], code, "{caller}: {route} {status} {answer}");
+            assert!(status >= 400 && answer["error"]["request_id"].is_string());
+        }
+    }
+
+    async fn send(&self, from: &SenderHandle, to: Address, data: Bytes) {
+        from.send_and_wait(Tx::call(to, data, "test")).await.unwrap();
+    }
+
+    /// A transaction of a node's key.
+    pub async fn node(&self, n: u8, to: Address, data: Bytes) {
+        self.send(&Sender::spawn(self.chain.clone(), key(n), 1), to, data).await;
+    }
+
+    /// Lets `seconds` of chain time pass in one block.
+    pub async fn wait_in_chain_time(&self, seconds: u64) {
+        let _: Value = self.chain.request("evm_increaseTime", (seconds,)).await.unwrap();
+        let _: Value = self.chain.request("anvil_mine", (U256::from(1),)).await.unwrap();
+    }
+
+    async fn offer(&self, provider: &SenderHandle, price_e6: u64) {
+        let Addresses { usdc, market: at, .. } = self.addresses;
+        let offer = Offer {
+            provider: Address::ZERO,
+            priceE6: price_e6,
+            capacity: 1,
+            used: 0,
+            minTerm: 30,
+            maxTerm: 900,
+            memoryMiB: 512,
+            milliCpu: 1_000,
+            usePolicy: B256::ZERO,
+            endpoint: "http://127.0.0.1:1".into(),
+            abuseContact: "abuse@example.org".into(),
+        };
+        self.send(&self.creator, usdc, usdc::calls::mint(provider.address(), STAKE)).await;
+        self.send(provider, usdc, usdc::calls::approve(at, STAKE)).await;
+        self.send(provider, at, market::calls::register(STAKE)).await;
+        self.send(provider, at, market::calls::post_offer(&offer)).await;
+    }
+
+    /// An agent on the first (cheaper) provider, operated by `node`; its treasury and lease.
+    pub async fn give_birth(&self, node: Address) -> (Address, u64) {
+        self.offer(&self.first_provider, 3_000_000_000).await;
+        self.offer(&self.second_provider, 4_000_000_000).await;
+        let birth = self.birth().await;
+        let address = treasury::predict(&self.chain, &self.addresses, &birth).await.unwrap();
+        self.send(&self.creator, self.addresses.usdc, usdc::calls::mint(address, 20_000_000)).await;
+        let create = Tx::call(self.addresses.factory, calls::create(&birth), "create").with_value(ETHER);
+        self.creator.send_and_wait(create).await.unwrap();
+        self.send(&self.creator, address, calls::birth_rent(1, 600, 100_000)).await;
+        let ready = market::calls::ready(1, node, "http://127.0.0.1:2", B256::ZERO);
+        self.send(&self.first_provider, self.addresses.market, ready).await;
+        self.send(&self.creator, address, calls::activate(1)).await;
+        (address, 1)
+    }
+
+    async fn birth(&self) -> Birth {
+        Birth {
+            creator: key(CREATOR).address(),
+            token: self.addresses.usdc,
+            market: self.addresses.market,
+            beneficiary: key(20).address(),
+            stewards: self.addresses_of_stewards(),
+            threshold: 2,
+            codeHash: B256::repeat_byte(0xc0),
+            manifest: B256::repeat_byte(0x3a),
+            mandateUntil: self.chain.head().await.unwrap().timestamp + 10_000,
+            policy: Policy {
+                dayLimit: 50_000_000,
+                priceE6Max: 5_000_000_000,
+                termMax: 600,
+                prepayMax: 40,
+                gasDayMax: ETHER,
+                gasTarget: ETHER / 10,
+                starveFloor: 1_000,
+            },
+            timers: Timers {
+                day: 20,
+                heartbeatEvery: 3,
+                fence: 8,
+                answerTime: 12,
+                handoverNotice: 3,
+                restoreTimeout: 20,
+                silence: 26,
+                starveTimeout: 15,
+                activateWithin: 90,
+                refundWindow: 6,
+            },
+        }
+    }
+
+    /// The first checkpoint with shares of `secret` for all stewards, changed, then signed by key `signer`.
+    pub fn checkpoint(
+        &self,
+        treasury: Address,
+        stewards: &[Value],
+        secret: &[u8],
+        signer: u8,
+        change: &dyn Fn(&mut Checkpoint),
+    ) -> Checkpoint {
+        let shares = stewards.iter().zip(seal::split(secret, 2, 3).unwrap()).map(|(steward, share)| {
+            let share_recipient = steward["share_recipient"].as_str().unwrap().to_owned();
+            let recipient = seal::Recipient::parse(&share_recipient).unwrap();
+            let sealed = BASE64_STANDARD.encode(seal::seal(share.as_bytes(), &[recipient]).unwrap());
+            Share { steward: steward["steward"].as_str().unwrap().parse().unwrap(), share_recipient, sealed }
+        });
+        let mut checkpoint = Checkpoint {
+            version: VERSION,
+            agent: treasury,
+            chain_id: self.chain.chain_id(),
+            epoch: 1,
+            seq: 1,
+            prev: None,
+            lsn: 10,
+            snapshot: store::cid::of_raw(SNAPSHOT),
+            snapshot_bytes: u64::try_from(SNAPSHOT.len()).unwrap(),
+            recipient: Identity::parse(std::str::from_utf8(secret).unwrap()).unwrap().recipient().to_string(),
+            key_hash: seal::key_hash(secret),
+            threshold: 2,
+            shares: shares.collect(),
+            conversations: vec![],
+            created_at: 1,
+            signature: String::new(),
+        };
+        change(&mut checkpoint);
+        checkpoint.sign(&key(signer)).unwrap();
+        checkpoint
+    }
+
+    /// A header of ten records from `first`, signed by key `signer`.
+    pub fn segment(
+        &self,
+        treasury: Address,
+        signer: u8,
+        (epoch, index, first_lsn): (u64, u64, u64),
+        cid: Cid,
+        prev: Option<Cid>,
+    ) -> SegmentHeader {
+        let mut header = SegmentHeader {
+            agent: treasury,
+            chain_id: self.chain.chain_id(),
+            epoch,
+            index,
+            first_lsn,
+            last_lsn: first_lsn + 9,
+            prev,
+            cid,
+            recipient: String::new(),
+            bytes: 14,
+            signature: String::new(),
+        };
+        header.sign(&key(signer)).unwrap();
+        header
+    }
+
+    pub fn share_request(
+        &self,
+        treasury: Address,
+        epoch: u64,
+        lease: u64,
+        signer: u8,
+        exchange: &Identity,
+    ) -> ShareRequest {
+        let mut request = ShareRequest {
+            treasury,
+            chain_id: self.chain.chain_id(),
+            epoch,
+            lease,
+            recipient: exchange.recipient().to_string(),
+            signature: String::new(),
+        };
+        request.sign(&key(signer)).unwrap();
+        request
+    }
+}
+
+/// In the order of the treasury's list: ascending.
+fn sorted_stewards() -> Vec<PrivateKeySigner> {
+    let mut keys: Vec<_> = STEWARDS.map(key).into();
+    keys.sort_by_key(PrivateKeySigner::address);
+    keys
+}
