@@ -5,8 +5,7 @@ use anyhow::Result;
 
 pub fn run(flags: &[String]) -> Result<()> {
     setup::for_up()?;
-    setup::program()?;
-    setup::engine()?;
+    setup::build()?;
     let mut bench = std::process::Command::new(shell::target_dir().join("debug/vivarium"));
     shell::loudly("bench", bench.current_dir(shell::root()).arg("bench").args(flags))
 }

@@ -175,60 +175,20 @@ fn sha256_of(file: &Path) -> Result<String> {
     Ok(hex::encode(hash.finalize()))
 }
 
-/// Builds the program for development; cargo shows its own progress.
-pub fn program() -> Result<()> {
-    shell::loudly("building vivarium", shell::cargo().args(["build", "--quiet", "--package", "vivarium"]))
-}
-
-/// `cargo <verb>` for the engine: the only crate with C++ in it, compiled for this machine by `crates/engine/native`.
+/// Builds everything for development, the engine with its C++ too; cargo shows its own progress.
 ///
-/// It has a target folder of its own, so that a cargo without these variables never compiles llama.cpp another way
-/// in its place.
-pub fn engine_cargo(verb: &str) -> Result<std::process::Command> {
-    let native = root().join("crates/engine/native");
-    let mut cargo = shell::cargo();
-    cargo.arg(verb).args(["--package", "engine"]).arg("--target-dir").arg(shell::target_dir().join("engine"));
-    cargo.env("CMAKE_PROJECT_INCLUDE", native.join("llama.cmake"));
-    // Cargo does not see those files; the build script of llama-cpp-sys-2 does watch every GGML_* variable.
-    cargo.env("GGML_VIVARIUM_RECIPE", digest_of_folder(&native)?);
-    Ok(cargo)
-}
-
-fn digest_of_folder(dir: &Path) -> Result<String> {
-    let mut files: Vec<PathBuf> = fs::read_dir(dir)
-        .with_context(|| format!("cannot list {}", dir.display()))?
-        .map(|entry| entry.map(|e| e.path()))
-        .collect::<std::io::Result<_>>()?;
-    files.sort();
-    let mut hash = Sha256::new();
-    for file in files {
-        hash.update(fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?);
+/// Always the whole workspace: a selection of packages would select other features of shared dependencies, and
+/// cargo would build half of them again.
+pub fn build() -> Result<()> {
+    let missing = ["vivarium", "vivarium-engine"].iter().any(|name| !shell::target_dir().join("debug").join(name).is_file());
+    let mut build = shell::cargo();
+    build.args(["build", "--workspace"]);
+    if missing {
+        println!("building everything; the first time takes about ten minutes on two cores, most of it llama.cpp and alloy");
+    } else {
+        build.arg("--quiet");
     }
-    Ok(hex::encode(hash.finalize()))
-}
-
-/// Builds the engine and puts it beside the program, where a world takes both from.
-pub fn engine() -> Result<()> {
-    let built = shell::target_dir().join("engine/debug/vivarium-engine");
-    if !built.is_file() {
-        println!("building the engine (llama.cpp; the first time takes some minutes)");
-    }
-    shell::loudly("building the engine", engine_cargo("build")?.arg("--quiet"))?;
-    place(&built, &shell::target_dir().join("debug/vivarium-engine"))
-}
-
-/// Copies by rename: a world that runs from the old file keeps it.
-fn place(from: &Path, to: &Path) -> Result<()> {
-    let same = match (fs::metadata(from), fs::metadata(to)) {
-        (Ok(a), Ok(b)) => a.len() == b.len() && a.modified()? <= b.modified()?,
-        _ => false,
-    };
-    if same {
-        return Ok(());
-    }
-    let partial = to.with_extension("partial");
-    fs::copy(from, &partial).with_context(|| format!("cannot copy {} to {}", from.display(), partial.display()))?;
-    fs::rename(&partial, to).with_context(|| format!("cannot write {}", to.display()))
+    shell::loudly("the build", &mut build)
 }
 
 /// The licence checker, in a folder of its own under `.vivarium/`.

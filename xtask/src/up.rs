@@ -8,11 +8,7 @@ use std::os::unix::process::CommandExt;
 pub fn run(flags: &[String]) -> Result<()> {
     setup::for_up()?;
     let binary = shell::target_dir().join("debug/vivarium");
-    if !binary.is_file() {
-        println!("building vivarium (the first time takes some minutes)");
-    }
-    setup::program()?;
-    setup::engine()?;
+    setup::build()?;
     let mut up = std::process::Command::new(&binary);
     // The developer's own folder stays the working folder: --data-dir is relative to it.
     Err(up.arg("up").args(flags).exec()).with_context(|| format!("cannot start {}", binary.display()))

@@ -375,12 +375,16 @@ impl Outbox {
         self.close_gaps(pending);
     }
 
+    /// The first nonce above all that we ever gave away; an endpoint that lags may know of fewer.
+    fn above_ours(&self) -> u64 {
+        let settled = self.settled.iter().filter_map(|s| s.mined).map(|(nonce, _)| nonce + 1).max();
+        self.slots.keys().next_back().map(|n| n + 1).max(settled).unwrap_or(0)
+    }
+
     /// Nonces that nobody holds, under ones that were used or are waiting: nothing above them can be mined.
     fn close_gaps(&mut self, pending: u64) {
         let Some(head) = self.head else { return };
-        let settled_above = self.settled.iter().filter_map(|s| s.mined).map(|(nonce, _)| nonce + 1).max();
-        let above = self.slots.keys().next_back().map(|n| n + 1).max(settled_above).unwrap_or(0);
-        let open: Vec<u64> = (pending..above).filter(|n| !self.slots.contains_key(n)).collect();
+        let open: Vec<u64> = (pending..self.above_ours()).filter(|n| !self.slots.contains_key(n)).collect();
         if open.is_empty() {
             self.nonce.gap_since = None;
             return;
@@ -440,8 +444,7 @@ impl Outbox {
         while self.slots.len() < self.options.in_flight_max {
             let Some(ready) = self.queue.iter().position(|q| q.gas.is_some()) else { break };
             let Some(Queued { id, request, gas: Some(gas), .. }) = self.queue.remove(ready) else { break };
-            let after_ours = self.slots.keys().next_back().map_or(0, |n| n + 1);
-            let nonce = after_ours.max(self.nonce.pending);
+            let nonce = self.above_ours().max(self.nonce.pending);
             self.slots.insert(nonce, Slot::new(id, request, gas, Purpose::Caller));
         }
         let new: Vec<u64> = self.slots.iter().filter(|(_, s)| s.max_fee == 0 && !s.in_doubt).map(|(n, _)| *n).collect();

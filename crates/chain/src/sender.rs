@@ -138,7 +138,8 @@ pub struct Sender;
 
 impl Sender {
     /// Starts the task that sends with `key`; it ends when the last handle is dropped. A block counts from
-    /// `confirmations` on (1 is "mined"). Two senders of one key get along, but slowly: keep one per process.
+    /// `confirmations` on (1 is "mined"). Two senders of one key get along, but slowly, and the same bytes
+    /// from both may become one transaction: keep one per key.
     pub fn spawn(chain: Chain, key: PrivateKeySigner, confirmations: u64) -> SenderHandle {
         Self::start(chain, key, Options::new(confirmations), None)
     }

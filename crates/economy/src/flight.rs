@@ -120,7 +120,8 @@ impl Flights {
 
     fn back_off(&mut self, task: Task, now: u64, patience: Patience) -> u64 {
         let backoff = self.backoffs.entry(task).or_default();
-        let wait = patience.first.saturating_mul(1 << backoff.fails.min(20)).min(patience.longest);
+        let doublings = if is_urgent(task) { 0 } else { backoff.fails.min(20) };
+        let wait = patience.first.saturating_mul(1 << doublings).min(patience.longest);
         backoff.fails = backoff.fails.saturating_add(1);
         backoff.until = now.saturating_add(wait);
         backoff.until
@@ -181,6 +182,11 @@ impl Flights {
     }
 }
 
+/// A beat or a move that comes too late costs the life, a transaction more costs gas: these are repeated evenly.
+fn is_urgent(task: Task) -> bool {
+    matches!(task, Task::Heartbeat | Task::Announce | Task::Handover)
+}
+
 /// Tasks about single objects (leases, payments) leave the list when they are long over; the others are few.
 fn is_one_of_a_kind(task: Task) -> bool {
     !matches!(task, Task::TopUp { .. } | Task::Release { .. } | Task::Refund { .. })
@@ -199,5 +205,82 @@ fn shows(flight: &Flight, view: &View) -> bool {
         Output::Close => view.stage == Stage::Closed,
         // These show as events, or by a new epoch, or not at all.
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hosting::tests::view;
+
+    const PATIENCE: Patience = Patience { first: 2, longest: 10, unknown: 60 };
+    const ID: OutputId = OutputId { lsn: 7, index: 0 };
+
+    fn beating() -> Flights {
+        let mut flights = Flights::default();
+        assert!(flights.may(Task::Heartbeat, 100));
+        flights.send(ID, &Output::Heartbeat { standby_answered: false }, 100, 0);
+        flights
+    }
+
+    fn done(flights: &mut Flights, outcome: Outcome, now: u64) -> Vec<String> {
+        let mut notes = Vec::new();
+        flights.done(ID, outcome, now, PATIENCE, &mut notes);
+        notes.iter().map(ToString::to_string).collect()
+    }
+
+    fn look(flights: &mut Flights, number: u64, last_heartbeat: u64, now: u64) -> Vec<String> {
+        let mut notes = Vec::new();
+        let view = View { number, last_heartbeat, ..view(vec![]) };
+        flights.view(&view, now, PATIENCE, &mut notes);
+        notes.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn what_landed_is_not_asked_for_again_before_a_view_can_show_it() {
+        let mut flights = beating();
+        assert_eq!(flights.unfinished().len(), 1);
+        done(&mut flights, Outcome::Done { block: 5 }, 101);
+        assert_eq!(flights.unfinished(), vec![], "it has its end");
+        look(&mut flights, 4, 0, 101);
+        assert!(!flights.may(Task::Heartbeat, 101));
+        assert_eq!(flights.wake_at(101, PATIENCE), Some(102), "the next block may show it");
+        look(&mut flights, 5, 101, 102);
+        assert!(flights.may(Task::Heartbeat, 102));
+    }
+
+    #[test]
+    fn failures_wait_twice_as_long_each_time_up_to_a_bound_and_a_success_forgets_them() {
+        let mut flights = Flights::default();
+        let mut waits = Vec::new();
+        for _ in 0..6 {
+            flights.send(ID, &Output::Refuel, 100, 0);
+            done(&mut flights, Outcome::Failed { reason: "no gas".into() }, 100);
+            waits.push((101..200).find(|now| flights.may(Task::Refuel, *now)).expect("bounded") - 100);
+        }
+        assert_eq!(waits, [2, 4, 8, 10, 10, 10]);
+        flights.send(ID, &Output::Refuel, 110, 0);
+        done(&mut flights, Outcome::Done { block: 1 }, 111);
+        assert_eq!(flights.fails(Task::Refuel), 0);
+    }
+
+    #[test]
+    fn the_unknown_waits_for_the_view_and_not_for_ever() {
+        let mut flights = beating();
+        let said = done(&mut flights, Outcome::Unknown, 101);
+        assert_eq!(said, ["nobody knows what became of a heartbeat: waits for the chain to tell"]);
+        look(&mut flights, 5, 99, 160);
+        assert!(!flights.may(Task::Heartbeat, 160), "an older heartbeat is no trace of this one");
+        let mut seen = flights.clone();
+        look(&mut seen, 6, 102, 160);
+        assert!(seen.may(Task::Heartbeat, 160));
+        assert_eq!(look(&mut flights, 6, 99, 161), ["the chain shows no trace of a heartbeat: tries again"]);
+        assert!(flights.may(Task::Heartbeat, 163));
+    }
+
+    #[test]
+    #[should_panic(expected = "a second heartbeat")]
+    fn two_for_one_object_are_a_bug() {
+        beating().send(OutputId { lsn: 8, index: 0 }, &Output::Heartbeat { standby_answered: true }, 101, 0);
     }
 }

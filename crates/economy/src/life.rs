@@ -298,3 +298,41 @@ impl Agent {
 pub(crate) fn funds(view: &View) -> Usdc {
     view.balance.saturating_add(view.escrow)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hosting::tests::{NOW, agent, view};
+    use crate::{ChainEvent, ChainEventKind, Input};
+
+    fn owed(n: u8) -> Owed {
+        Owed { payer: [n; 20], nonce: [n; 32], amount: Usdc(100) }
+    }
+
+    fn refunds(outputs: &[Output]) -> usize {
+        outputs.iter().filter(|o| matches!(o, Output::Refund { .. })).count()
+    }
+
+    #[test]
+    fn what_is_owed_is_paid_back_once_however_old_the_list() {
+        let mut agent = agent();
+        agent.step(NOW, 1, Input::Block(Box::new(view(vec![]))));
+        let outputs = agent.step(NOW, 2, Input::Owed((0..6).map(owed).collect()));
+        assert_eq!(refunds(&outputs), REFUNDS_AT_ONCE);
+        let refunded = ChainEventKind::ExactRefunded { payer: [0; 20], nonce: [0; 32], amount: Usdc(100) };
+        agent.step(NOW, 3, Input::Chain(vec![ChainEvent { block: 1, index: 0, kind: refunded }]));
+        // The node's book had not heard of it yet.
+        agent.step(NOW, 4, Input::Owed((0..6).map(owed).collect()));
+        assert_eq!(agent.life.owed(), Usdc(500));
+    }
+
+    #[test]
+    fn an_ended_life_says_so_and_asks_for_nothing_more() {
+        let mut agent = agent();
+        let closed = View { stage: Stage::Closed, active: None, ..view(vec![]) };
+        let outputs = agent.step(NOW, 1, Input::Block(Box::new(closed.clone())));
+        assert!(outputs.contains(&Output::StopServing { why: StopWhy::Ended }));
+        assert!(outputs.iter().all(|o| o.task().is_none()));
+        assert_eq!(agent.step(NOW + 9, 2, Input::Block(Box::new(closed))), vec![]);
+    }
+}

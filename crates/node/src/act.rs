@@ -10,7 +10,7 @@ use crate::main_loop::{Event, Node};
 use crate::moving::chain_of;
 use crate::replicate::{self, Segment};
 use crate::shared::Bulletin;
-use alloy::primitives::{Address, B256, Bytes, U256, keccak256};
+use alloy::primitives::{Address, B256, Bytes, keccak256};
 use chain::Outcome as Sent;
 use chain::treasury::calls;
 use economy::{Outcome, Output, OutputId};
@@ -244,30 +244,20 @@ pub fn ask_standby(node: &mut Node) {
     });
 }
 
-/// Keeps the relay known to the treasury and fuelled. Idempotent, so it is not a decision of the life.
+/// Keeps the relay known to the treasury; the life asks for its fuel. Idempotent, so it is no decision of the life.
 pub fn housekeeping(node: &mut Node) {
     let now_ms = crate::fence::boottime_ms();
     let Some(news) = &node.news else { return };
     let relay = node.cx.keys.relay.address();
-    let poor = news.relay_wei < U256::from(node.cx.birth.policy.gasTarget / 2);
-    if (news.state.relay == relay && !poor) || now_ms.saturating_sub(node.relay_asked_ms) < 15_000 {
+    if news.state.relay == relay || now_ms.saturating_sub(node.relay_asked_ms) < 15_000 {
         return;
     }
     node.relay_asked_ms = now_ms;
-    let set = news.state.relay != relay;
-    let cx = node.cx.clone();
+    let waiting = node.cx.operator.submit(chain::Tx::call(node.cx.config.treasury, calls::set_relay(relay), "set relay"));
     tokio::spawn(async move {
-        let call = |data, label| chain::Tx::call(cx.config.treasury, data, label);
-        if set {
-            let sent = cx.operator.submit(call(calls::set_relay(relay), "set relay")).await;
-            if !matches!(sent, Sent::Done { .. }) {
-                tracing::info!(?sent, "the relay is not set yet");
-                return;
-            }
-        }
-        let sent = cx.operator.submit(call(calls::refuel(), "refuel")).await;
+        let sent = waiting.await;
         if !matches!(sent, Sent::Done { .. }) {
-            tracing::info!(?sent, "no fuel for the relay yet");
+            tracing::info!(?sent, "the relay is not set yet");
         }
     });
 }

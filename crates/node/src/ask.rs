@@ -143,9 +143,11 @@ impl Node {
 
     fn keep(&mut self, input: ConversationInput, reply: oneshot::Sender<()>) -> Result<()> {
         let now = self.now();
-        if let Some(live) = &mut self.live
-            && !live.sealed
-        {
+        if self.live.as_ref().is_some_and(|live| live.sealed) {
+            // The agent moved while this answer was made: its successor keeps the conversation.
+            crate::moving::report_late(self, Recorded::Conversation(input));
+            let _ = reply.send(());
+        } else if let Some(live) = &mut self.live {
             let lsn = live.record(now, &Recorded::Conversation(input))?;
             live.when_durable(lsn, move || {
                 let _ = reply.send(());

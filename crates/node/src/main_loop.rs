@@ -398,6 +398,9 @@ impl Node {
         live.record(now, &Recorded::Line { kind: "epoch".into(), text: text.clone() })?;
         tracing::info!("{text}");
         // Outputs whose end no record tells: done again, each guarded by what the contract allows once.
+        if let Some(price) = live.state.agent.serving() {
+            self.shared.sell_at(price);
+        }
         let unfinished = live.state.agent.unfinished();
         let from = live.state.block() + 1;
         let _ = self.logs_from.send(Some(from));
@@ -509,12 +512,14 @@ impl Node {
     /// The chain names another operator: take nothing new, let open streams end, then close the journal.
     fn superseded(&mut self) {
         let to = self.news.as_ref().and_then(|n| n.active.as_ref().map(|l| l.lease.endpoint.clone()));
+        journal::crash_point!("handover.mined");
         tracing::info!(to, "another node is operator now: no new work here");
         self.fence.superseded();
         self.turned_ms = Some(boottime_ms());
         self.shared.moved_to(to);
         self.set_role(Role::Draining);
         let _ = self.logs_from.send(None);
+        self.ask_for_open_payments();
         self.drain();
     }
 

@@ -266,10 +266,12 @@ impl Node {
             return Err(Error::superseded("only the node whose journal this one continues may report deliveries"));
         }
         let recorded = Recorded::decode(record)?;
-        let Recorded::Book(input) = &recorded else {
-            return Err(Error::superseded("only deliveries can be reported after the cut"));
-        };
-        if !matches!(input, pay::BookInput::Delivered { .. } | pay::BookInput::Aborted { .. }) {
+        let late = matches!(
+            &recorded,
+            Recorded::Book(pay::BookInput::Delivered { .. } | pay::BookInput::Aborted { .. })
+                | Recorded::Conversation(crate::conversation::ConversationInput::Store(_))
+        );
+        if !late {
             return Err(Error::superseded("only deliveries can be reported after the cut"));
         }
         let now = self.now();

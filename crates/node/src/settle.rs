@@ -101,14 +101,40 @@ impl Node {
                 BookInput::SettleUnknown { request }
             }
         };
+        if live.sealed {
+            // The successor hears of the settlement from the chain; the customer is still on this node's line.
+            if settlement != Settlement::Unknown {
+                self.tell(&request, &settlement);
+            }
+            return Ok(());
+        }
         self.book(input)?;
         self.tell_waiters(&request);
         Ok(())
     }
 
+    /// After the chain named a successor no events are read here any more: ask for each payment somebody waits for.
+    pub(crate) fn ask_for_open_payments(&self) {
+        let Some(live) = &self.live else { return };
+        for request in self.settled_waiters.keys() {
+            let Some(entry) = live.state.book.entry(request) else { continue };
+            let (cx, terms, request) = (self.cx.clone(), entry.reservation.settlement.clone(), *request);
+            tokio::spawn(async move {
+                tokio::time::sleep(ASK_AGAIN).await;
+                let found = reconcile(&cx, &terms).await;
+                cx.tell(Event::Settled { request, settlement: found }).await;
+            });
+        }
+    }
+
     /// Customers that wait for the outcome of their payment.
     pub(crate) fn tell_waiters(&mut self, request: &RequestId) {
-        let Some(settlement) = self.known_settlement(request) else { return };
+        if let Some(settlement) = self.known_settlement(request) {
+            self.tell(request, &settlement);
+        }
+    }
+
+    fn tell(&mut self, request: &RequestId, settlement: &Settlement) {
         for waiter in self.settled_waiters.remove(request).unwrap_or_default() {
             // The customer may have hung up.
             let _ = waiter.send(settlement.clone());

@@ -103,30 +103,14 @@ impl Seller {
     }
 
     /// Takes the payment out of a request's headers and verifies it: one recovery, no I/O. Whether it is new, the
-    /// book decides; whether the payer has the money, the chain.
-    pub fn accept(&self, headers: &HeaderMap, quote: &Quote<'_>, chain_now: u64) -> Result<Verified, Challenge> {
-        let Some(header) = self.payment_header(headers, quote)? else {
-            return Err(self.ask(quote.amount, quote.resource));
+    /// book decides; whether the payer has the money, the chain. The refusal is boxed because it carries an offer.
+    pub fn accept(&self, headers: &HeaderMap, quote: &Quote<'_>, chain_now: u64) -> Result<Verified, Box<Challenge>> {
+        let verified = match payment_header(headers) {
+            Ok(None) => return Err(Box::new(self.ask(quote.amount, quote.resource))),
+            Ok(Some(header)) => self.verify(header, quote, chain_now),
+            Err(refusal) => Err(refusal),
         };
-        self.verify(header, quote, chain_now).map_err(|refusal| self.challenge(quote.amount, quote.resource, refusal))
-    }
-
-    fn payment_header<'h>(&self, headers: &'h HeaderMap, quote: &Quote<'_>) -> Result<Option<&'h str>, Challenge> {
-        let refuse =
-            |reason, message: &str| Err(self.challenge(quote.amount, quote.resource, Refusal::new(reason, message)));
-        let mut values = headers.get_all(&PAYMENT_SIGNATURE).iter();
-        match (values.next(), values.next()) {
-            (None, _) if headers.contains_key(&X_PAYMENT) => refuse(
-                Reason::InvalidX402Version,
-                "X-PAYMENT is x402 version 1, which is not spoken here: send version 2 in PAYMENT-SIGNATURE (packages @x402/* 2.x)",
-            ),
-            (None, _) => Ok(None),
-            (Some(_), Some(_)) => refuse(Reason::InvalidPayload, "more than one PAYMENT-SIGNATURE"),
-            (Some(value), None) => match value.to_str() {
-                Ok(text) => Ok(Some(text)),
-                Err(_) => refuse(Reason::InvalidPayload, "PAYMENT-SIGNATURE is not ASCII"),
-            },
-        }
+        verified.map_err(|refusal| Box::new(self.challenge(quote.amount, quote.resource, refusal)))
     }
 
     fn verify(&self, header: &str, quote: &Quote<'_>, chain_now: u64) -> Result<Verified, Refusal> {
@@ -197,6 +181,24 @@ impl Challenge {
             reason => reason.as_str(),
         };
         json!({ "error": { "code": code, "message": self.refusal.message, "request_id": request_id } })
+    }
+}
+
+/// The one `PAYMENT-SIGNATURE`, if there is any.
+fn payment_header(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
+    let mut values = headers.get_all(&PAYMENT_SIGNATURE).iter();
+    match (values.next(), values.next()) {
+        (None, _) if headers.contains_key(&X_PAYMENT) => {
+            let message = "X-PAYMENT is x402 version 1, which is not spoken here: \
+                           send version 2 in PAYMENT-SIGNATURE (packages @x402/* 2.x)";
+            Err(Refusal::new(Reason::InvalidX402Version, message))
+        }
+        (None, _) => Ok(None),
+        (Some(_), Some(_)) => Err(wire::invalid("more than one PAYMENT-SIGNATURE")),
+        (Some(value), None) => match value.to_str() {
+            Ok(text) => Ok(Some(text)),
+            Err(_) => Err(wire::invalid("PAYMENT-SIGNATURE is not ASCII")),
+        },
     }
 }
 

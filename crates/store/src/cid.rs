@@ -26,6 +26,10 @@ pub fn parse(text: &str) -> Result<Cid> {
     if text.len() > TEXT_BYTES_MAX {
         return Err(Error::usage(format!("a CID of {} characters is too long to be one", text.len())));
     }
+    // The parser behind this also takes whole paths (`/ipfs/…`); here a name is a name.
+    if !text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') {
+        return Err(Error::usage(format!("{text:?} is not a CID")));
+    }
     let cid = Cid::from_str(text).map_err(|e| Error::usage(format!("`{text}` is not a CID")).caused_by(e))?;
     check(&cid).map_err(Error::usage)?;
     Ok(cid)
@@ -165,6 +169,8 @@ mod tests {
             ("", "not a CID"),
             ("bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyk", "not a CID"),
             ("bafyaaiakacdajzkdlbzq", "not a CID"),
+            ("/ipfs/bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku", "not a CID"),
+            ("x\n/ipfs/bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku", "not a CID"),
             // identity hash of "abc", raw
             ("bafkqaa3bmjrq", "hash 0x0"),
             // dag-cbor codec

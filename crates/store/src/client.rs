@@ -5,7 +5,7 @@ use crate::dag::{BLOCK_BYTES_MAX, DEPTH_MAX};
 use crate::error::{Error, Kind, Result, off_thread};
 use crate::unixfs::{self, FileNode, Imported, Profile};
 use bytes::Bytes;
-use futures::future::{BoxFuture, join_all};
+use futures::future::join_all;
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use net::Client;
 use std::path::Path;
@@ -77,7 +77,8 @@ impl StoreClient {
     pub async fn get_bytes(&self, cid: &Cid, bytes_max: usize) -> Result<Vec<u8>> {
         let limit = u64::try_from(bytes_max).unwrap_or(u64::MAX);
         let mut whole = Vec::new();
-        self.gather(*cid, None, limit, 0, &mut whole).await?;
+        let root = self.get_block(cid).await?;
+        self.gather(*cid, root, None, limit, 0, &mut whole).await?;
         Ok(whole)
     }
 
@@ -93,23 +94,8 @@ impl StoreClient {
         Err(worst(failures, format!("block {cid} cannot be had")))
     }
 
-    /// Appends the content below `cid` to `whole`, in order, a few blocks ahead.
-    fn gather<'a>(
-        &'a self,
-        cid: Cid,
-        claimed: Option<u64>,
-        bytes_max: u64,
-        depth: usize,
-        whole: &'a mut Vec<u8>,
-    ) -> BoxFuture<'a, Result<()>> {
-        async move {
-            let block = self.get_block(&cid).await?;
-            self.gather_from(cid, block, claimed, bytes_max, depth, whole).await
-        }
-        .boxed()
-    }
-
-    async fn gather_from(
+    /// Appends the content below `cid`, whose block is `block`, in order, a few blocks ahead.
+    async fn gather(
         &self,
         cid: Cid,
         block: Bytes,
@@ -131,7 +117,7 @@ impl StoreClient {
             .map(|(part, bytes)| async move { Ok::<_, Error>((part, bytes, self.get_block(&part).await?)) });
         let mut blocks = futures::stream::iter(fetches).buffered(AT_ONCE);
         while let Some((part, bytes, block)) = blocks.try_next().await? {
-            Box::pin(self.gather_from(part, block, Some(bytes), bytes_max, depth + 1, whole)).await?;
+            Box::pin(self.gather(part, block, Some(bytes), bytes_max, depth + 1, whole)).await?;
         }
         Ok(())
     }

@@ -126,10 +126,16 @@ struct Asked {
 }
 
 enum Answer {
-    Block(bytes::Bytes),
+    /// The block came, was right and is stored; or it was right and could not be stored or read.
+    Here(Result<Stored>),
     Lacks,
     Lied(String),
     Failed(String),
+}
+
+struct Stored {
+    bytes: u64,
+    children: Vec<Cid>,
 }
 
 type Ended = (Asked, std::result::Result<Answer, futures::future::Aborted>);
@@ -197,26 +203,20 @@ impl<'a> Run<'a> {
             Answer::Lacks => self.tell(Input::Lacks { source, cid }),
             Answer::Lied(why) => self.tell(Input::Lied { source, cid, why }),
             Answer::Failed(why) => self.tell(Input::Failed { source, cid, why }),
-            Answer::Block(bytes) => {
+            Answer::Here(Err(e)) => Err(e),
+            Answer::Here(Ok(stored)) => {
                 let Some(depth) = self.depths.remove(&cid) else {
                     // Two racers arrived at once; the other one counted.
                     return Ok(());
                 };
-                let length = len64(&bytes);
                 let report = &mut self.progress.sources[source];
-                (report.blocks, report.bytes) = (report.blocks + 1, report.bytes + length);
-                let blocks = self.blocks.clone();
-                let children = off_thread(move || {
-                    blocks.put_later(&cid, &bytes)?;
-                    dag::links(&cid, &bytes)
-                })
-                .await?;
-                if !children.is_empty() && depth >= DEPTH_MAX {
+                (report.blocks, report.bytes) = (report.blocks + 1, report.bytes + stored.bytes);
+                if !stored.children.is_empty() && depth >= DEPTH_MAX {
                     return Err(Error::over_limit(format!("{cid} lies {depth} levels deep; the limit is {DEPTH_MAX}")));
                 }
-                self.arrived(1, length)?;
+                self.arrived(1, stored.bytes)?;
                 self.tell(Input::Arrived { source, cid })?;
-                let children = children.iter().map(|c| (cid::normal(c), depth + 1)).collect();
+                let children = stored.children.iter().map(|c| (cid::normal(c), depth + 1)).collect();
                 self.explore(children, None).await
             }
         }
@@ -260,7 +260,7 @@ impl<'a> Run<'a> {
         let (handle, registration) = AbortHandle::new_pair();
         self.handles.insert(asked, handle);
         let fetcher = self.fetcher;
-        let request = Abortable::new(fetcher.ask(asked), registration);
+        let request = Abortable::new(fetcher.ask(asked, self.blocks.clone()), registration);
         self.asking.push(request.map(move |answer| (asked, answer)).boxed());
     }
 
@@ -276,14 +276,14 @@ impl<'a> Run<'a> {
 }
 
 impl Fetcher {
-    async fn ask(&self, asked: Asked) -> Answer {
-        match tokio::time::timeout(BLOCK_DEADLINE, self.ask_patiently(asked)).await {
+    async fn ask(&self, asked: Asked, blocks: Blocks) -> Answer {
+        match tokio::time::timeout(BLOCK_DEADLINE, self.ask_patiently(asked, &blocks)).await {
             Ok(answer) => answer,
             Err(_) => Answer::Failed(format!("sent no whole block within {} s", BLOCK_DEADLINE.as_secs())),
         }
     }
 
-    async fn ask_patiently(&self, Asked { source, cid }: Asked) -> Answer {
+    async fn ask_patiently(&self, Asked { source, cid }: Asked, blocks: &Blocks) -> Answer {
         let url = &self.urls[source];
         let mut answer = match self.http.get(&format!("{url}/ipfs/{cid}?format=raw")).await {
             Ok(answer) => answer,
@@ -308,9 +308,16 @@ impl Fetcher {
                 Ok(Ok(Some(chunk))) => bytes.extend_from_slice(&chunk),
             }
         }
-        match cid::verify(&cid, &bytes) {
-            Ok(()) => Answer::Block(bytes.freeze()),
-            Err(_) => Answer::Lied(format!("sent {} bytes that are not block {cid} ({what})", bytes.len())),
+        let (blocks, length) = (blocks.clone(), bytes.len());
+        let stored = off_thread(move || match blocks.put_later(&cid, &bytes) {
+            // Only bytes that are not the block are the source's fault.
+            Err(e) if e.kind == Kind::Corrupt => Ok(None),
+            Err(e) => Err(e),
+            Ok(()) => Ok(Some(Stored { bytes: len64(&bytes), children: dag::links(&cid, &bytes)? })),
+        });
+        match stored.await.transpose() {
+            Some(stored) => Answer::Here(stored),
+            None => Answer::Lied(format!("sent {length} bytes that are not block {cid} ({what})")),
         }
     }
 }

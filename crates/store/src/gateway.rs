@@ -11,7 +11,7 @@ mod answer;
 
 use crate::blocks::Blocks;
 use crate::car;
-use crate::cid::{self, Cid};
+use crate::cid;
 use crate::dag::{BLOCK_BYTES_MAX, Walk};
 use crate::error::{Kind, Result, off_thread};
 use crate::unixfs::{self, Object};
@@ -22,12 +22,9 @@ use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
 use axum::{Json, Router};
+use futures::StreamExt;
+use futures::stream;
 use serde::Deserialize;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-
-/// Chunks of a CAR that wait for a slow reader. With blocks of at most 2 MiB: 16 MiB a connection.
-const CAR_CHUNKS_AHEAD: usize = 8;
 
 /// All routes of one store.
 pub fn router(blocks: Blocks) -> Router {
@@ -92,7 +89,7 @@ async fn read(
     let head_only = method == Method::HEAD;
     match format_of(wish.format.as_deref(), &headers)? {
         Format::Raw => {
-            let head = block_head(&cid, &text);
+            let head = block_head(&cid);
             if not_modified(&headers, &head) {
                 return Ok((StatusCode::NOT_MODIFIED, head).into_response());
             }
@@ -105,7 +102,7 @@ async fn read(
             Ok((head, Body::from(bytes)).into_response())
         }
         Format::Car => {
-            let head = car_head(&cid, &text, scope.name());
+            let head = car_head(&cid, scope.name());
             if not_modified(&headers, &head) {
                 return Ok((StatusCode::NOT_MODIFIED, head).into_response());
             }
@@ -114,43 +111,40 @@ async fn read(
             if head_only {
                 return Ok((head, Body::empty()).into_response());
             }
-            let (sender, receiver) = mpsc::channel(CAR_CHUNKS_AHEAD);
-            tokio::task::spawn_blocking(move || {
-                if let Err(e) = send_car(&blocks, &cid, &root, scope, &sender) {
-                    tracing::info!(%cid, error = %e, "a CAR broke off");
-                    // The connection is cut, so that the reader does not take half a graph for a whole one.
-                    let _ = sender.blocking_send(Err(std::io::Error::other(e)));
-                }
-            });
-            Ok((head, Body::from_stream(ReceiverStream::new(receiver))).into_response())
+            let deep = match scope {
+                Scope::Block => false,
+                Scope::All => true,
+                Scope::Entity => matches!(unixfs::read(&cid, &root)?, Object::File { .. }),
+            };
+            let header = Bytes::from(car::header(&[cid])?);
+            let carrying = Carrying { blocks, walk: Walk::from(&cid), deep };
+            let rest = stream::try_unfold(carrying, |carrying| off_thread(|| carrying.next()));
+            let body = stream::once(async { Ok(header) }).chain(rest);
+            Ok((head, Body::from_stream(body)).into_response())
         }
     }
 }
 
-type Chunk = std::result::Result<Bytes, std::io::Error>;
+/// A CAR under way. One block is held at a time, and no thread while the reader is slow.
+struct Carrying {
+    blocks: Blocks,
+    walk: Walk,
+    deep: bool,
+}
 
-/// Sends the CAR depth first. Ends quietly when the reader has gone.
-fn send_car(blocks: &Blocks, root: &Cid, first: &Bytes, scope: Scope, out: &mpsc::Sender<Chunk>) -> Result<()> {
-    let send = |bytes: Bytes| out.blocking_send(Ok(bytes)).is_ok();
-    let deep = match scope {
-        Scope::Block => false,
-        Scope::All => true,
-        Scope::Entity => matches!(unixfs::read(root, first)?, Object::File { .. }),
-    };
-    if !send(Bytes::from(car::header(&[*root])?)) {
-        return Ok(());
-    }
-    let mut walk = Walk::from(root);
-    while let Some((cid, depth)) = walk.next_block() {
-        let bytes = blocks.get(&cid)?;
-        if !send(Bytes::from(car::frame(&cid, &bytes))) || !send(bytes.clone()) {
-            return Ok(());
+impl Carrying {
+    /// The next block with what stands before it. An error cuts the connection, so that the reader does not take
+    /// half a graph for a whole one.
+    fn next(mut self) -> Result<Option<(Bytes, Self)>> {
+        let Some((cid, depth)) = self.walk.next_block() else { return Ok(None) };
+        let block = self.blocks.get(&cid).inspect_err(|e| tracing::info!(%cid, error = %e, "a CAR broke off"))?;
+        if self.deep {
+            self.walk.visited(&cid, depth, &block)?;
         }
-        if deep {
-            walk.visited(&cid, depth, &bytes)?;
-        }
+        let mut chunk = car::frame(&cid, &block);
+        chunk.extend_from_slice(&block);
+        Ok(Some((Bytes::from(chunk), self)))
     }
-    Ok(())
 }
 
 async fn write(

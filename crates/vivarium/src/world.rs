@@ -17,7 +17,7 @@ pub mod progress;
 pub mod record;
 pub mod wallet;
 
-use alloy::primitives::Address;
+use alloy::primitives::{Address, U256};
 use alloy::signers::local::PrivateKeySigner;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use chain::Chain;
@@ -221,10 +221,10 @@ impl World {
     async fn start_chain(&mut self) -> Result<()> {
         let state = self.folder.subfolder("chain")?.join("state.json");
         let program = anvil::program(&self.options.programs.anvil, self.internal.ports.chain, &state);
-        let service = self.launcher.start(program)?;
+        // Kept before anything is waited for: whoever gives up in between must still stop it.
+        self.chain = Some(self.launcher.start(program)?);
         let woken = anvil::wake(&self.connect()?).await;
-        service.alive()?;
-        self.chain = Some(service);
+        self.chain.as_ref().map_or(Ok(()), Service::alive)?;
         woken
     }
 
@@ -255,9 +255,7 @@ impl World {
         let program = self.site().store()?;
         let service = self.launcher.start(self.kept(program))?;
         let url = format!("{}/health", local_url(self.internal.ports.store));
-        let ready = service.ready(&url, READY_WITHIN).await;
-        self.store = Some(service);
-        ready
+        self.store.insert(service).ready(&url, READY_WITHIN).await
     }
 
     async fn start_stewards(&mut self, contracts: &Contracts) -> Result<()> {
@@ -317,8 +315,14 @@ impl World {
         };
         let manifest = genesis::manifest(&self.internal.choices, names).to_toml()?;
         files::write_private(&self.folder.join("manifest.toml"), manifest.as_bytes())?;
-        let creator = wallet::Wallet::new(self.connect()?, self.people.creator.clone());
+        let chain = self.connect()?;
+        let creator = wallet::Wallet::new(chain.clone(), self.people.creator.clone());
         let seed = Usdc(self.internal.choices.seed_uusdc);
+        // After an interrupted birth the creator's first seed lies in a treasury that was never activated.
+        if chain.usdc(contracts.usdc).balance(creator.address()).await? < U256::from(seed.micro()) {
+            chain::deploy::fund_eth(&chain, creator.address(), genesis::ACCOUNT_WEI).await?;
+            deploy::mint(&creator, contracts.usdc, vec![(creator.address(), seed)]).await?;
+        }
         let plan = birth::Plan::new(&manifest, &stored, &store, creator, contracts.addresses(), seed).await?;
         let born = birth::run(&plan, birth::Consent::Given, progress).await?;
         self.internal.treasury = Some(born.treasury);
@@ -403,15 +407,21 @@ impl World {
         Ok(())
     }
 
-    /// Keeps `world.json` current and tells about deaths until `until` ends.
-    pub async fn run(&mut self, until: impl Future<Output = ()>) {
+    /// Keeps `world.json` current and tells about deaths until `until` ends. Without its chain a world cannot go on:
+    /// then this fails, and the caller stops the rest.
+    pub async fn run(&mut self, until: impl Future<Output = ()>) -> Result<()> {
         let mut until = std::pin::pin!(until);
         let mut tick = tokio::time::interval(REFRESH);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                () = &mut until => return,
-                Some(report) = self.reports.recv() => self.tell(&report),
+                () = &mut until => return Ok(()),
+                Some(report) = self.reports.recv() => {
+                    self.tell(&report);
+                    if self.chain.as_ref().is_none_or(|chain| chain.pid().is_none()) {
+                        bail!("the development chain is gone, so everything stops; start again to go on where it was");
+                    }
+                }
                 _ = tick.tick() => {
                     // The chain may be busy for a moment; the next tick tries again.
                     if let Err(e) = self.refresh().await {

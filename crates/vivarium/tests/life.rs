@@ -12,6 +12,28 @@ use std::time::{Duration, Instant};
 /// Longest wait for one turn of the life. Generous, because two busy cores may run it; never a measurement.
 const PATIENCE: Duration = Duration::from_secs(240);
 
+/// Enough for about four minutes of two hosts.
+const SEED_USDC: &str = "16";
+const SEED_UUSDC: i128 = 16_000_000;
+
+/// A process that ends with the test.
+struct Daemon(Child);
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        signal(self.0.id(), "TERM");
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(10) {
+            if matches!(self.0.try_wait(), Ok(Some(_))) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// A running `vivarium up`. Dropping it ends every process of the world.
 struct World {
     up: Child,
@@ -159,7 +181,7 @@ fn official_client(world: &Value, mode: &str, count: u32) -> Vec<Value> {
 
 #[test]
 fn a_whole_life() {
-    let mut world = World::start(&["--day", "20s", "--lease", "3d", "--seed-usdc", "22", "--no-restart"]);
+    let mut world = World::start(&["--day", "20s", "--lease", "3d", "--seed-usdc", SEED_USDC, "--no-restart"]);
     world.until("birth", |w| w.file()?["agent"]["url"].as_str().map(str::to_owned));
     world.until("the agent sells", |w| (w.agent()?["selling"] == true).then_some(()));
 
@@ -203,8 +225,7 @@ fn a_whole_life() {
     world.until("a standby", |w| w.agent()?["standby"]["ready"].as_bool().filter(|r| *r));
     let file = world.world();
     let url = file["agent"]["url"].as_str().expect("a URL").to_owned();
-    let lease_provider = world.until("the active provider", |w| w.agent()?["lease"]["provider"].as_str().map(str::to_owned));
-    let victim = provider_pid(&file, &lease_provider).unwrap_or_else(|| panic!("no provider {lease_provider} in {file}"));
+    let (index, victim) = provider_of(&file).unwrap_or_else(|| panic!("no provider serves {url} in {file}"));
     signal(victim, "KILL");
     world.until("a takeover", |w| {
         let now = w.file()?;
@@ -216,6 +237,19 @@ fn a_whole_life() {
     });
     let after = world.until("balanced books after the takeover", |w| w.agent().filter(|s| s["ledger_ok"] == true));
     assert!(micro(&after, "earned_uusdc") >= earned, "income was lost in the takeover: {after}");
+
+    // The dead provider comes back, as its service manager would have it: the agent needs two owners to live on.
+    let config = world.data_dir().join(format!("provider-{}/config.toml", index + 1));
+    let log = std::fs::File::create(world.dir.path().join("provider.log")).expect("a log file");
+    let back = Command::new(program())
+        .args(["provider", "run", "--config"])
+        .arg(&config)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .expect("the provider starts again");
+    let _back = Daemon(back);
 
     // Oversight: one steward is refused, two pause and resume.
     let keys: Vec<String> = world.world()["stewards"]
@@ -245,18 +279,19 @@ fn a_whole_life() {
     });
     let last = last.expect("a last status");
     // Everything that ever came in is accounted for, to the micro-USDC.
-    let came_in = 22_000_000 + micro(&last, "gifts_uusdc") + micro(&last, "settled_uusdc");
+    let came_in = SEED_UUSDC + micro(&last, "gifts_uusdc") + micro(&last, "settled_uusdc");
     let went_out = micro(&last, "rent_uusdc") + micro(&last, "refunds_uusdc");
     let left = micro(&last, "balance_uusdc") + micro(&last, "escrow_uusdc");
     assert_eq!(came_in - went_out, left, "the ledger and the chain differ: {last}");
 }
 
-fn provider_pid(file: &Value, _provider: &str) -> Option<u32> {
-    // The provider that hosts the active lease is the one whose tenant serves at the agent's address.
+/// Index and process of the provider whose tenant serves at the agent's address.
+fn provider_of(file: &Value) -> Option<(usize, u32)> {
     let url = file["agent"]["url"].as_str()?;
-    file["providers"].as_array()?.iter().find_map(|p| {
+    file["providers"].as_array()?.iter().enumerate().find_map(|(index, p)| {
         let status: Value = get_json(&format!("{}/status", p["url"].as_str()?))?;
-        status.to_string().contains(url).then(|| u32::try_from(p["pid"].as_u64()?).ok()).flatten()
+        let pid = u32::try_from(p["pid"].as_u64()?).ok()?;
+        status.to_string().contains(url).then_some((index, pid))
     })
 }
 

@@ -152,9 +152,7 @@ impl World {
     fn feed(&mut self, input: Input) {
         self.now_ms += 50;
         let mut out = Vec::new();
-        println!("IN {input:?}");
         self.outbox.handle(self.now_ms, input, &mut out);
-        println!("OUT {out:?} NET nonce {} pending {} slots {:?}", self.network.nonce(), self.network.pending(), self.outbox.slots.iter().map(|(n,s)|(*n,s.id.0[15],s.exposed,s.in_doubt)).collect::<Vec<_>>());
         // As the sender does: first to disk, then to the network.
         self.kept = self.outbox.to_bytes();
         for output in out {
@@ -274,7 +272,7 @@ impl World {
 
 #[test]
 fn under_faults_no_id_is_lost_or_doubled() {
-    for seed in 12..13 {
+    for seed in 0..300 {
         let mut world = World::new(seed);
         for _ in 0..600 {
             world.step();
@@ -285,7 +283,7 @@ fn under_faults_no_id_is_lost_or_doubled() {
         for n in 1..=world.submitted {
             let id = Id::from(n);
             let outcome = world.settled.get(&id).unwrap_or_else(|| panic!("seed {seed}: {n} was lost"));
-            assert!(matches!(outcome, Outcome::Done { .. }), "seed {seed}: {n} ended {outcome:?} {:?}", world.network.blocks.iter().flat_map(|b|&b.1).map(|t|(t.nonce,t.id.0[15])).collect::<Vec<_>>());
+            assert!(matches!(outcome, Outcome::Done { .. }), "seed {seed}: {n} ended {outcome:?}");
             assert_eq!(mined.get(&id), Some(&1), "seed {seed}: times {n} is in the chain");
         }
     }

@@ -44,18 +44,18 @@ async fn two_keys_and_two_senders_of_one_key_get_along() {
     let world = World::ticking().await;
     let other = world.account(40).await;
     let twin = Sender::spawn(world.chain.clone(), world.creator_key.clone(), 1);
-    let senders: [&SenderHandle; 3] = [&world.creator, &other, &twin];
+    let senders: [(&SenderHandle, u128); 3] = [(&world.creator, 1), (&other, 10), (&twin, 100)];
     let mut pending = Vec::new();
     for _ in 0..4 {
-        for sender in senders {
-            pending.push(sender.submit(world.mint_tx(PAYEE, 1)));
+        for (sender, amount) in senders {
+            pending.push(sender.submit(world.mint_tx(PAYEE, amount)));
         }
     }
     for outcome in pending {
         let outcome = outcome.await;
         assert!(done(&outcome), "{outcome:?}");
     }
-    assert_eq!(world.usdc_of(PAYEE).await, 12);
+    assert_eq!(world.usdc_of(PAYEE).await, 444);
 }
 
 #[tokio::test]

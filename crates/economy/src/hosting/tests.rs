@@ -4,9 +4,9 @@ use crate::timers::Timers;
 use crate::{Input, Output};
 use expect_test::{Expect, expect};
 
-const NOW: u64 = 1_000_000;
+pub const NOW: u64 = 1_000_000;
 
-fn agent() -> Agent {
+pub fn agent() -> Agent {
     let timers = Timers::real();
     let limits = Limits {
         day_limit: Usdc(20_000_000),
@@ -43,7 +43,7 @@ fn lease(id: u64, provider: u8, start: u64) -> LeaseView {
     }
 }
 
-fn view(offers: Vec<OfferView>) -> View {
+pub fn view(offers: Vec<OfferView>) -> View {
     View {
         number: 1,
         timestamp: NOW,

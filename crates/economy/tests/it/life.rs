@@ -31,6 +31,7 @@ pub struct Setting {
     pub term_days: u32,
     pub block_secs: u32,
     pub seed_uusdc: u128,
+    pub starve_floor: u128,
     /// Calls per block and price of each.
     pub calls_permille: u64,
     pub call_uusdc: u128,
@@ -98,7 +99,7 @@ impl Life {
             term,
             prepay_secs: 2 * setting.day,
             gas_target_wei: 10,
-            starve_floor: Usdc(1_000_000),
+            starve_floor: Usdc(setting.starve_floor),
             margin_pct: 20,
             min_call: Usdc(1_000),
             max_call: Usdc(500_000),

@@ -37,6 +37,8 @@ const TOKEN: (&str, &str) = ("USD Coin", "2");
 pub const MAX_TOKENS_DEFAULT: u32 = 256;
 /// Tokens between two durable marks of what was delivered.
 const MARK_TOKENS: u32 = 64;
+/// How long a request waits for a price when none is set.
+const FIRST_PRICE: Duration = Duration::from_secs(3);
 /// A repeated request waits this long for the answer of the first one.
 const TWIN_PATIENCE: Duration = Duration::from_secs(60);
 /// A settlement that takes longer leaves the answer unsent; the customer may ask again with the same payment.
@@ -173,7 +175,10 @@ impl Api {
             let why = self.shared.closed_because().unwrap_or_else(|| "the agent does not sell now".to_owned());
             Problem::for_unavail(why, 2)
         };
-        let price = self.shared.price().ok_or_else(closed)?;
+        // Right after a start or a move the first price is a block away: that is no reason to refuse.
+        let mut prices = self.shared.prices();
+        let opened = tokio::time::timeout(FIRST_PRICE, prices.wait_for(Option::is_some)).await.is_ok();
+        let price = self.shared.price().filter(|_| opened).ok_or_else(closed)?;
         let engine = self.shared.engine().ok_or_else(|| Problem::for_unavail("the engine is still starting", 2))?;
         let prompt_tokens = engine
             .client

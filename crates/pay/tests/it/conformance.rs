@@ -92,6 +92,37 @@ async fn ts_rs_standin_exact_refused() {
     assert_eq!(shop.earned(), 0);
 }
 
+/// The program that `vivarium up` prints.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_javascript_example_pays() {
+    let examples = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../examples");
+    let installed = examples.join("node_modules/@x402/fetch").is_dir();
+    assert!(installed, "examples/node_modules is missing: `cargo xtask test` installs it (npm ci in examples)");
+    let shop = Shop::open(50_000).await;
+    let dir = tempfile::tempdir().unwrap();
+    let key_file = dir.path().join("customer.key");
+    std::fs::write(&key_file, format!("# a development key\n{}\n", key("js"))).unwrap();
+    let world =
+        json!({ "usdc": TOKEN.to_string(), "agent": { "url": shop.url }, "customer": { "key_file": key_file } });
+    std::fs::write(dir.path().join("world.json"), world.to_string()).unwrap();
+    let token = TOKEN.to_string();
+    let by_arguments = [shop.url.as_str(), key_file.to_str().unwrap(), token.as_str(), "ping"];
+    for (world, arguments) in [(Some(dir.path()), &["ping"][..]), (None, &by_arguments[..])] {
+        let mut program = Command::new("node");
+        program.current_dir(&examples).arg("pay.mjs").args(arguments).env_remove("VIVARIUM_WORLD").kill_on_drop(true);
+        program.envs(world.map(|dir| ("VIVARIUM_WORLD", dir)));
+        let out = program.output().await.expect("node starts");
+        let said = String::from_utf8_lossy(&out.stdout);
+        assert!(said.contains("You said: ping") && said.contains("paid by 0x"), "{out:?}");
+    }
+    // The same question again, answered: paid again. One unit more is over the example's limit.
+    assert_eq!(shop.earned(), 100_000);
+    shop.with(|shelf| shelf.price = Usdc(50_001));
+    let mut program = Command::new("node");
+    let out = program.current_dir(&examples).arg("pay.mjs").args(by_arguments).output().await.expect("node starts");
+    assert!(!out.status.success() && shop.earned() == 100_000, "{out:?}");
+}
+
 /// Our buyer at the official Express middleware.
 #[tokio::test(flavor = "multi_thread")]
 async fn rs_ts_standin_exact() {

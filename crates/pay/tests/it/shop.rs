@@ -188,7 +188,7 @@ impl Inner {
         };
         let refused = match trouble {
             Some(Trouble::Refuse(reason)) => {
-                Err(self.seller.challenge(shelf.price, &resource, Refusal::new(*reason, "as ordered")))
+                Err(Box::new(self.seller.challenge(shelf.price, &resource, Refusal::new(*reason, "as ordered"))))
             }
             _ => self.seller.accept(headers, &quote, now),
         };

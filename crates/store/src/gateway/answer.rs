@@ -39,17 +39,17 @@ pub(super) fn format_of(query: Option<&str>, headers: &HeaderMap) -> Result<Form
     Err(Problem::not_acceptable("say ?format=raw or ?format=car (or the same by Accept)"))
 }
 
-pub(super) fn block_head(cid: &Cid, path: &str) -> HeaderMap {
-    head(cid, path, "application/vnd.ipld.raw", format!("\"{cid}.raw\""), "bin")
+pub(super) fn block_head(cid: &Cid) -> HeaderMap {
+    head(cid, "application/vnd.ipld.raw", format!("\"{cid}.raw\""), "bin")
 }
 
 /// The entity tag is weak: the order of blocks is ours to choose.
-pub(super) fn car_head(cid: &Cid, path: &str, scope: &str) -> HeaderMap {
+pub(super) fn car_head(cid: &Cid, scope: &str) -> HeaderMap {
     let tag = format!("W/\"{cid}.car.{scope}\"");
-    head(cid, path, "application/vnd.ipld.car; version=1; order=dfs; dups=n", tag, "car")
+    head(cid, "application/vnd.ipld.car; version=1; order=dfs; dups=n", tag, "car")
 }
 
-fn head(cid: &Cid, path: &str, content_type: &'static str, tag: String, extension: &str) -> HeaderMap {
+fn head(cid: &Cid, content_type: &'static str, tag: String, extension: &str) -> HeaderMap {
     let mut head = HeaderMap::new();
     let mut put = |name: HeaderName, value: String| {
         let value = HeaderValue::from_str(&value).expect("CIDs are letters and digits");
@@ -61,7 +61,7 @@ fn head(cid: &Cid, path: &str, content_type: &'static str, tag: String, extensio
     put(header::CONTENT_DISPOSITION, format!("attachment; filename=\"{cid}.{extension}\""));
     put(header::X_CONTENT_TYPE_OPTIONS, "nosniff".to_owned());
     put(header::VARY, "Accept".to_owned());
-    put(HeaderName::from_static("x-ipfs-path"), format!("/ipfs/{path}"));
+    put(HeaderName::from_static("x-ipfs-path"), format!("/ipfs/{cid}"));
     put(HeaderName::from_static("x-ipfs-roots"), cid.to_string());
     head
 }

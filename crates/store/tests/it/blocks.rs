@@ -1,6 +1,6 @@
 use crate::support::{noise, refused, store};
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{BufRead, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 use store::cid;
@@ -51,6 +51,48 @@ fn a_block_that_a_power_cut_tore_is_missing_and_can_be_put_again() {
         here.blocks.put(&cid, b"abc").unwrap();
         assert_eq!(&here.blocks.get(&cid).unwrap()[..], b"abc");
     }
+}
+
+/// The child of the test below: puts blocks for ever and says each name once it is stored.
+#[test]
+#[ignore = "a process of its own, started by `what_was_stored_survives_kill_9`"]
+fn writer_for_ever() {
+    let blocks = Blocks::open(std::env::var_os("STORE_TEST_DIR").unwrap()).unwrap();
+    for number in 0u64.. {
+        let bytes = number.to_le_bytes().repeat(4096);
+        let cid = cid::of_raw(&bytes);
+        blocks.put_later(&cid, &bytes).unwrap();
+        println!("stored {cid}");
+    }
+}
+
+#[test]
+fn what_was_stored_survives_kill_9() {
+    let here = store();
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["blocks::writer_for_ever", "--exact", "--ignored", "--nocapture"])
+        .env("STORE_TEST_DIR", here.dir.path())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = std::io::BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut said = Vec::new();
+    for line in lines {
+        if let Some(text) = line.unwrap().split("stored ").nth(1) {
+            said.push(cid::parse(text).unwrap());
+        }
+        if said.len() == 50 {
+            // SIGKILL, in the middle of some write.
+            child.kill().unwrap();
+            break;
+        }
+    }
+    child.wait().unwrap();
+    assert_eq!(said.len(), 50);
+    let again = Blocks::open(here.dir.path()).unwrap();
+    said.iter().for_each(|cid| assert_eq!(again.get(cid).unwrap().len(), 32768));
+    let checked = store::cli::verify(here.dir.path(), None, |_| {}).unwrap();
+    assert!(checked.damaged.is_empty() && checked.blocks >= 50, "{checked:?}");
 }
 
 #[test]

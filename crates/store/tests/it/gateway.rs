@@ -53,6 +53,8 @@ async fn what_cannot_be_answered_is_refused_with_the_reason() {
         ("/ipfs/hello?format=raw".into(), 400, "bad_request"),
         // An identity hash would make the server answer anything for any name.
         ("/ipfs/bafkqaa3bmjrq?format=raw".into(), 400, "bad_request"),
+        // A path hidden in a name must not reach a header.
+        (format!("/ipfs/x%0A%2Fipfs%2F{cid}?format=raw"), 400, "bad_request"),
         ("/nothing".into(), 404, "no_such_route"),
     ] {
         let answer = ask(Method::GET, &format!("{url}{path}"), &[]).await;

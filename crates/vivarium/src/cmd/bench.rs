@@ -77,7 +77,7 @@ async fn until(
         if happened(world.file()?.agent.epoch, crowd.answers()) {
             return Ok(Some(Instant::now()));
         }
-        world.run(sleep(Duration::from_millis(50))).await;
+        world.run(sleep(Duration::from_millis(50))).await?;
         world.refresh().await?;
     }
     Ok(None)

@@ -124,7 +124,8 @@ pub fn run(flags: Flags) -> Result<()> {
         Command::Verify { cid } => {
             let seen = cli::verify(&dir, cid.as_deref(), |_| {})?;
             let (damaged, missing) = (seen.damaged.len(), seen.missing.len());
-            let line = format!("{} blocks ({} bytes) read, {damaged} damaged, {missing} missing", seen.blocks, seen.bytes);
+            let line =
+                format!("{} blocks ({} bytes) read, {damaged} damaged, {missing} missing", seen.blocks, seen.bytes);
             show(json, &seen, &line)
         }
         Command::Export { cid, car } => moved(json, &cli::export(&dir, &cid, &car)?),

@@ -94,11 +94,11 @@ pub fn run(flags: Flags) -> Result<()> {
             }
         };
         println!("{}", instructions(&world)?);
-        live(&mut world, crowd).await?;
+        let outcome = live(&mut world, crowd).await;
         println!("\nstopping: providers and their tenants, stewards, store, chain");
         world.stop().await;
         println!("stopped; `vivarium up` in the same folder goes on");
-        Ok(())
+        outcome
     })
 }
 
@@ -123,7 +123,7 @@ async fn live(world: &mut World, crowd: Option<Crowd>) -> Result<()> {
                 () = tokio::time::sleep(SUMS_EVERY) => {}
             }
         };
-        world.run(pause).await;
+        world.run(pause).await?;
         if over {
             return Ok(());
         }

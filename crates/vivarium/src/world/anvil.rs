@@ -45,7 +45,8 @@ pub fn program(anvil: &Path, port: u16, state_file: &Path) -> Program {
         ]
         .map(str::to_owned)
         .to_vec(),
-        environment: Vec::new(),
+        // Even --quiet tells every request at the usual level.
+        environment: vec![("RUST_LOG".to_owned(), "error".to_owned())],
         // SIGINT makes anvil write its state; SIGTERM would not.
         stop_signal: rustix::process::Signal::INT,
         stop_within: Duration::from_secs(20),

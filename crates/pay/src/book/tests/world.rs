@@ -124,12 +124,10 @@ impl World {
             }
             10 => self.restart(node),
             11 if in_flight => self.record_and_lose(node, delivered(payer, nonce, true)),
-            12 => {
-                // A third party finds the authorisation and settles it through the treasury.
-                if node.book.entry(&request).is_some() {
-                    self.chain.pending.remove(&(payer, nonce));
-                    self.chain.paid.insert((payer, nonce));
-                }
+            // A third party finds the authorisation and settles it through the treasury.
+            12 if node.book.entry(&request).is_some() => {
+                self.chain.pending.remove(&(payer, nonce));
+                self.chain.paid.insert((payer, nonce));
             }
             13 => {
                 let bytes = borsh::to_vec(&node.book).unwrap();

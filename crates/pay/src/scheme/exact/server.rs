@@ -47,7 +47,7 @@ pub fn verify_in(
         .map_err(|e| Refusal::new(Reason::Signature, format!("no key made this signature: {e}")))?;
     if signer != fields.from {
         let message = format!(
-            "the signature is {signer}'s, not {}'s; check the token's EIP-712 name and version, the chain id and that every field is as signed",
+            "the signature is {signer}'s, not {}'s; check the token's EIP-712 name and version, the chain id and each field",
             fields.from
         );
         return Err(Refusal::new(Reason::Signature, message));
