@@ -180,11 +180,14 @@ fn sha256_of(file: &Path) -> Result<String> {
 /// Always the whole workspace: a selection of packages would select other features of shared dependencies, and
 /// cargo would build half of them again.
 pub fn build() -> Result<()> {
-    let missing = ["vivarium", "vivarium-engine"].iter().any(|name| !shell::target_dir().join("debug").join(name).is_file());
+    let missing =
+        ["vivarium", "vivarium-engine"].iter().any(|name| !shell::target_dir().join("debug").join(name).is_file());
     let mut build = shell::cargo();
     build.args(["build", "--workspace"]);
     if missing {
-        println!("building everything; the first time takes about ten minutes on two cores, most of it llama.cpp and alloy");
+        println!(
+            "building everything; the first time takes about ten minutes on two cores, most of it llama.cpp and alloy"
+        );
     } else {
         build.arg("--quiet");
     }

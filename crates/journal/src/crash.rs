@@ -80,9 +80,16 @@ struct Armed {
     passes_left: AtomicU64,
 }
 
+static ARMED: OnceLock<Option<Armed>> = OnceLock::new();
+
+/// Arms a point as [`VARIABLE`] would, for a process that gets no environment. The first one to arm wins; an unknown
+/// name ends the process.
+pub fn arm(value: &str) {
+    let _ = ARMED.set(parse(value));
+}
+
 /// Called by [`crash_point!`].
 pub fn pass(name: &'static str) {
-    static ARMED: OnceLock<Option<Armed>> = OnceLock::new();
     let Some(armed) = ARMED.get_or_init(|| std::env::var(VARIABLE).ok().as_deref().and_then(parse)) else {
         return;
     };

@@ -253,7 +253,8 @@ pub fn housekeeping(node: &mut Node) {
         return;
     }
     node.relay_asked_ms = now_ms;
-    let waiting = node.cx.operator.submit(chain::Tx::call(node.cx.config.treasury, calls::set_relay(relay), "set relay"));
+    let waiting =
+        node.cx.operator.submit(chain::Tx::call(node.cx.config.treasury, calls::set_relay(relay), "set relay"));
     tokio::spawn(async move {
         let sent = waiting.await;
         if !matches!(sent, Sent::Done { .. }) {

@@ -40,9 +40,16 @@ pub struct Want {
 #[derive(Debug)]
 pub enum Reserved {
     /// Serve it. A payer without a settled payment is settled before its first byte.
-    Yes { request: RequestId, known_payer: bool },
-    Replay { request: RequestId },
-    InFlight { request: RequestId },
+    Yes {
+        request: RequestId,
+        known_payer: bool,
+    },
+    Replay {
+        request: RequestId,
+    },
+    InFlight {
+        request: RequestId,
+    },
     Conflict,
     /// Sign a new authorisation.
     Used(&'static str),
@@ -104,7 +111,9 @@ impl Node {
             Decision::Replay { request } => Some(Reserved::Replay { request }),
             Decision::InFlight { request } => Some(Reserved::InFlight { request }),
             Decision::Conflict { .. } => Some(Reserved::Conflict),
-            Decision::Aborted { .. } => Some(Reserved::Used("its request was broken off and the money is on its way back")),
+            Decision::Aborted { .. } => {
+                Some(Reserved::Used("its request was broken off and the money is on its way back"))
+            }
             Decision::Spent => Some(Reserved::Used("it has paid for an answer that is no longer kept")),
             Decision::Refused(limit) => Some(Reserved::Refused(limit)),
         };

@@ -16,7 +16,11 @@ sol! {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fate {
     /// A third party sent it to the token: the money is in the treasury, without a record there.
-    PaidHere { amount: U256, tx: B256, block: u64 },
+    PaidHere {
+        amount: U256,
+        tx: B256,
+        block: u64,
+    },
     Cancelled,
     /// The payer signed the same nonce for somebody else.
     PaidElsewhere,
@@ -25,7 +29,12 @@ pub enum Fate {
 /// Paid means: `AuthorizationUsed` *and* the matching `Transfer` to the treasury in one transaction.
 pub async fn fate(cx: &Context, payer: Address, nonce: B256) -> Result<Fate, chain::Error> {
     let about = |signature: B256| {
-        Filter::new().address(cx.birth.token).from_block(0).event_signature(signature).topic1(payer.into_word()).topic2(nonce)
+        Filter::new()
+            .address(cx.birth.token)
+            .from_block(0)
+            .event_signature(signature)
+            .topic1(payer.into_word())
+            .topic2(nonce)
     };
     let used: Vec<Log> = cx.chain.request("eth_getLogs", (about(AuthorizationUsed::SIGNATURE_HASH),)).await?;
     let Some(used) = used.first() else { return Ok(Fate::Cancelled) };

@@ -96,7 +96,9 @@ pub async fn prepare(cx: Arc<Context>, draft: Draft) -> Result<Prepared> {
         conversations: draft
             .conversations
             .iter()
-            .map(|c| store::cid::parse(c).map_err(|e| Error::corrupt("a conversation's CID does not parse").caused_by(e)))
+            .map(|c| {
+                store::cid::parse(c).map_err(|e| Error::corrupt("a conversation's CID does not parse").caused_by(e))
+            })
             .collect::<Result<_>>()?,
         created_at: draft.at,
         signature: String::new(),
@@ -197,8 +199,8 @@ pub async fn open(cx: &Context, checkpoint: &Checkpoint, identity: &Identity) ->
         .map_err(|e| Error::retry("the snapshot cannot be fetched").caused_by(e))?;
     let plain = seal::open(&sealed, identity, SNAPSHOT_BYTES_MAX)
         .map_err(|e| Error::corrupt("the snapshot does not open under its memory key").caused_by(e))?;
-    let snapshot: Snapshot = borsh::from_slice(&plain)
-        .map_err(|e| Error::corrupt("the snapshot does not decode").caused_by(e))?;
+    let snapshot: Snapshot =
+        borsh::from_slice(&plain).map_err(|e| Error::corrupt("the snapshot does not decode").caused_by(e))?;
     if snapshot.lsn != checkpoint.lsn {
         return Err(Error::corrupt(format!(
             "the snapshot is of record {}, the checkpoint says {}",

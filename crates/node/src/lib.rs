@@ -65,6 +65,7 @@ const HEAD_EVERY: Duration = Duration::from_millis(150);
 pub async fn run(config: NodeConfig, stop: impl Future<Output = ()> + Send + 'static) -> Result<()> {
     std::fs::create_dir_all(&config.data_dir)
         .map_err(|e| Error::usage(format!("cannot make {}", config.data_dir.display())).caused_by(e))?;
+    arm_crash_point(&config.data_dir);
     let listener = tokio::net::TcpListener::bind(config.listen)
         .await
         .map_err(|e| Error::usage(format!("cannot listen on {}: {e}", config.listen)))?;
@@ -129,6 +130,20 @@ pub async fn run(config: NodeConfig, stop: impl Future<Output = ()> + Send + 'st
     Node::new(cx, shared, logs_from).run(received).await
 }
 
+/// For tests: a file that names a crash point arms it for this run of the process only. Whoever can write here can
+/// kill the process anyway.
+fn arm_crash_point(data_dir: &std::path::Path) {
+    let (wish, armed, fired) =
+        (data_dir.join("crash-once"), data_dir.join("crash-armed"), data_dir.join("crash-fired"));
+    // Armed by the run before this one, which did not come to its end.
+    let _ = std::fs::rename(&armed, fired);
+    if let Ok(name) = std::fs::read_to_string(&wish) {
+        let _ = std::fs::rename(&wish, &armed);
+        tracing::warn!(name = name.trim(), "a crash point is armed");
+        journal::crash::arm(name.trim());
+    }
+}
+
 /// The one line that the provider waits for. Said before the weights are there: the market's clock runs.
 fn say_hello(cx: &Context) -> Result<()> {
     let hello = json!({ "hello": {
@@ -137,7 +152,9 @@ fn say_hello(cx: &Context) -> Result<()> {
         "public_url": cx.config.public_url,
     }});
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{hello}").and_then(|()| out.flush()).map_err(|e| Error::retry("cannot speak to the provider").caused_by(e))
+    writeln!(out, "{hello}")
+        .and_then(|()| out.flush())
+        .map_err(|e| Error::retry("cannot speak to the provider").caused_by(e))
 }
 
 /// Tries until it works: at a start the world around may still be starting.

@@ -59,7 +59,11 @@ impl Live {
     ///
     /// Fails with `Corrupt` where a record's outputs differ from those recorded beside it: the code changed
     /// without saying so, or the file did.
-    pub fn replay(dir: &Path, start: impl FnOnce() -> State, on_durable: OnDurable) -> Result<Option<(State, Journal)>> {
+    pub fn replay(
+        dir: &Path,
+        start: impl FnOnce() -> State,
+        on_durable: OnDurable,
+    ) -> Result<Option<(State, Journal)>> {
         if !dir.exists() {
             return Ok(None);
         }

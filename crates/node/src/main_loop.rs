@@ -46,17 +46,35 @@ pub enum Event {
     /// Another node of this agent.
     Peer(PeerAsk),
     /// What became of an output.
-    Acted { id: OutputId, outcome: economy::Outcome },
+    Acted {
+        id: OutputId,
+        outcome: economy::Outcome,
+    },
     /// A checkpoint stands on chain.
-    Committed { id: OutputId, block: u64, committed: Committed, key: crate::memory::MemoryKey },
+    Committed {
+        id: OutputId,
+        block: u64,
+        committed: Committed,
+        key: crate::memory::MemoryKey,
+    },
     /// What became of a payment.
-    Settled { request: pay::RequestId, settlement: Settlement },
+    Settled {
+        request: pay::RequestId,
+        settlement: Settlement,
+    },
     /// A journal segment left, or did not.
     Shipped(Result<Shipped>),
     /// Where the shipping of this epoch stood before a restart.
-    ShippingKnown { next_index: u64, prev: Option<store::cid::Cid>, replicated_lsn: u64 },
+    ShippingKnown {
+        next_index: u64,
+        prev: Option<store::cid::Cid>,
+        replicated_lsn: u64,
+    },
     /// The standby's node answered a health question.
-    Standby { lease: u64, ready: bool },
+    Standby {
+        lease: u64,
+        ready: bool,
+    },
     /// Memory arrived from the active node or the stewards.
     Restored(Result<Box<Restored>>),
     /// Records of the active node, during a move.
@@ -373,9 +391,10 @@ impl Node {
     }
 
     fn be_born(&mut self) -> Result<()> {
-        let journal = journal::Journal::open(&self.journal_dir(), journal::Options::default(), self.on_durable_callback())
-            .map_err(|e| Error::retry("the journal cannot be made").caused_by(e))?
-            .journal;
+        let journal =
+            journal::Journal::open(&self.journal_dir(), journal::Options::default(), self.on_durable_callback())
+                .map_err(|e| Error::retry("the journal cannot be made").caused_by(e))?
+                .journal;
         let ring = self.cx.ring_file.load()?;
         self.live = Some(Live::new(genesis::fresh(&self.cx), journal, 0, ring));
         self.become_active(false)
@@ -439,14 +458,7 @@ impl Node {
         let (stop, stopped) = watch::channel(false);
         self.follower = Some((active, stop));
         let _ = self.durable.send(0);
-        tokio::spawn(moving::follow(
-            self.cx.clone(),
-            url,
-            epoch,
-            digest,
-            self.durable.subscribe(),
-            stopped,
-        ));
+        tokio::spawn(moving::follow(self.cx.clone(), url, epoch, digest, self.durable.subscribe(), stopped));
     }
 
     fn stop_following(&mut self) {
@@ -471,9 +483,8 @@ impl Node {
         }
         let snapshot = journal::Snapshot { lsn: restored.lsn, bytes: restored.state };
         let on_durable = self.on_durable_callback();
-        let journal =
-            journal::Journal::create_at(&dir, &snapshot, journal::Options::default(), on_durable)
-                .map_err(|e| Error::retry("the journal cannot be made").caused_by(e))?;
+        let journal = journal::Journal::create_at(&dir, &snapshot, journal::Options::default(), on_durable)
+            .map_err(|e| Error::retry("the journal cannot be made").caused_by(e))?;
         self.cx.ring_file.save(&restored.ring)?;
         self.granted_token = restored.token;
         let state = State::decode(&snapshot.bytes)?;
@@ -579,9 +590,7 @@ impl Node {
             tracing::warn!("no fresh block names this node: fenced until one does");
             self.set_role(Role::Fenced);
         }
-        if self.role == Role::Standby
-            && self.news.as_ref().is_some_and(|n| n.state.operator == self.cx.me())
-        {
+        if self.role == Role::Standby && self.news.as_ref().is_some_and(|n| n.state.operator == self.cx.me()) {
             self.try_become_active()?;
         }
         self.drain();

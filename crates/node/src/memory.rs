@@ -41,7 +41,11 @@ impl KeyRing {
 
     /// The key whose public half is `recipient`.
     pub fn of_recipient(&self, recipient: &str) -> Option<Identity> {
-        self.keys.iter().rev().filter_map(|k| Identity::parse(&k.secret).ok()).find(|i| i.recipient().to_string() == recipient)
+        self.keys
+            .iter()
+            .rev()
+            .filter_map(|k| Identity::parse(&k.secret).ok())
+            .find(|i| i.recipient().to_string() == recipient)
     }
 
     pub fn add(&mut self, key: MemoryKey) {

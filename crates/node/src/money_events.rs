@@ -93,7 +93,9 @@ fn treasury_event(event: &TreasuryEvent, leases: &mut BTreeSet<u64>) -> Option<C
             leases.insert(lease);
             ChainEventKind::Rented { lease, prepay: Usdc(e.prepay) }
         }
-        TreasuryEvent::ToppedUp(e) => ChainEventKind::ToppedUp { lease: e.lease.saturating_to(), amount: Usdc(e.amount) },
+        TreasuryEvent::ToppedUp(e) => {
+            ChainEventKind::ToppedUp { lease: e.lease.saturating_to(), amount: Usdc(e.amount) }
+        }
         TreasuryEvent::ExactSettled(e) => ChainEventKind::ExactSettled {
             payer: e.payer.into_array(),
             nonce: e.nonce.0,

@@ -95,8 +95,8 @@ async fn try_follow(
     let sealed = sealed.bytes(1 << 20).await?;
     let plain = seal::open(&sealed, &cx.keys.exchange, 1 << 20)
         .map_err(|e| Error::retry("the key grant is not sealed to this node").caused_by(e))?;
-    let grant: KeyGrant = serde_json::from_slice(&plain)
-        .map_err(|e| Error::retry("the key grant does not parse").caused_by(e))?;
+    let grant: KeyGrant =
+        serde_json::from_slice(&plain).map_err(|e| Error::retry("the key grant does not parse").caused_by(e))?;
     if grant.checkpoint != hex::encode(digest) {
         return Err(Error::retry("the active node and the chain name different checkpoints"));
     }
@@ -109,7 +109,13 @@ async fn try_follow(
     let mut ring = KeyRing::decode(&snapshot.ring)?;
     ring.merge(grant.ring);
     let mut after = snapshot.lsn;
-    let restored = Restored { lsn: snapshot.lsn, state: snapshot.state, later: Vec::new(), ring, token: Some(grant.token.clone()) };
+    let restored = Restored {
+        lsn: snapshot.lsn,
+        state: snapshot.state,
+        later: Vec::new(),
+        ring,
+        token: Some(grant.token.clone()),
+    };
     cx.tell(Event::Restored(Ok(Box::new(restored)))).await;
 
     let mut headers = HeaderMap::new();
@@ -307,6 +313,8 @@ pub fn report_late(node: &Node, recorded: Recorded) {
                 _ => tokio::time::sleep(Duration::from_secs(2)).await,
             }
         }
-        tracing::warn!("a delivery after the cut could not be reported: the successor refunds it or charges its last mark");
+        tracing::warn!(
+            "a delivery after the cut could not be reported: the successor refunds it or charges its last mark"
+        );
     });
 }

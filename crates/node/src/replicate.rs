@@ -50,7 +50,8 @@ pub async fn ship(cx: Arc<Context>, segment: Segment) -> Result<Shipped> {
     let sealed = store::seal::seal(&segment.records, std::slice::from_ref(&segment.recipient))
         .map_err(|e| Error::bug("a segment cannot be sealed").caused_by(e))?;
     let bytes = u64::try_from(sealed.len()).map_err(|_| Error::bug("a segment longer than 2^64 bytes"))?;
-    let cid = cx.store.put_bytes(&sealed).await.map_err(|e| Error::retry("the store did not take a segment").caused_by(e))?;
+    let cid =
+        cx.store.put_bytes(&sealed).await.map_err(|e| Error::retry("the store did not take a segment").caused_by(e))?;
     let mut header = SegmentHeader {
         agent: cx.config.treasury,
         chain_id: cx.config.chain_id,

@@ -101,12 +101,7 @@ fn combine(found: &Checkpoint, shares: &[seal::Share]) -> Result<Identity> {
 }
 
 /// With the key in hand: snapshot, then every later segment that chains.
-pub async fn open(
-    cx: &Context,
-    found: &Checkpoint,
-    identity: &Identity,
-    key: MemoryKey,
-) -> Result<Restored> {
+pub async fn open(cx: &Context, found: &Checkpoint, identity: &Identity, key: MemoryKey) -> Result<Restored> {
     let snapshot = checkpoint::open(cx, found, identity).await?;
     State::decode(&snapshot.state)?;
     let mut ring = KeyRing::decode(&snapshot.ring)?;

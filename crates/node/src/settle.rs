@@ -26,7 +26,12 @@ const RELAY_WEI_MIN: u128 = 1_000_000_000_000_000;
 /// What became of one payment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Settlement {
-    Paid { amount: u128, tx: B256, block: u64, recorded: bool },
+    Paid {
+        amount: u128,
+        tx: B256,
+        block: u64,
+        recorded: bool,
+    },
     Unpaid(UnpaidWhy),
     /// Nobody knows yet.
     Unknown,
@@ -53,9 +58,10 @@ impl Node {
     fn settle(&mut self, request: RequestId) -> Result<()> {
         let acts = self.acts();
         let now = self.now();
-        let poor = self.news.as_ref().is_none_or(|n| {
-            n.state.relay != self.cx.keys.relay.address() || n.relay_wei < U256::from(RELAY_WEI_MIN)
-        });
+        let poor = self
+            .news
+            .as_ref()
+            .is_none_or(|n| n.state.relay != self.cx.keys.relay.address() || n.relay_wei < U256::from(RELAY_WEI_MIN));
         let Some(live) = &mut self.live else { return Ok(()) };
         if !acts || live.sealed || !live.state.book.may_settle(&request) {
             return Ok(());
@@ -143,12 +149,9 @@ impl Node {
 
     pub(crate) fn known_settlement(&self, request: &RequestId) -> Option<Settlement> {
         match &self.live.as_ref()?.state.book.entry(request)?.payment {
-            Payment::Settled { amount, tx, block, recorded } => Some(Settlement::Paid {
-                amount: amount.0,
-                tx: B256::from(*tx),
-                block: *block,
-                recorded: *recorded,
-            }),
+            Payment::Settled { amount, tx, block, recorded } => {
+                Some(Settlement::Paid { amount: amount.0, tx: B256::from(*tx), block: *block, recorded: *recorded })
+            }
             Payment::Unpaid { why } => Some(Settlement::Unpaid(*why)),
             _ => None,
         }
@@ -163,7 +166,8 @@ impl Node {
             return Ok(());
         }
         let Some(entry) = live.state.book.entry(&request) else { return Ok(()) };
-        let (Service::Delivered(delivery), Payment::Settled { amount, tx, .. }) = (&entry.service, &entry.payment) else {
+        let (Service::Delivered(delivery), Payment::Settled { amount, tx, .. }) = (&entry.service, &entry.payment)
+        else {
             return Ok(());
         };
         let receipt = Receipt {
@@ -249,9 +253,7 @@ async fn send(cx: &Arc<Context>, terms: &SettleExact, relay_is_poor: bool) -> Se
     let waiting = sender.submit(tx);
     crash_point!("pay.settle_sent");
     match waiting.await {
-        Sent::Done { tx_hash, block } => {
-            Settlement::Paid { amount: terms.value.0, tx: tx_hash, block, recorded: true }
-        }
+        Sent::Done { tx_hash, block } => Settlement::Paid { amount: terms.value.0, tx: tx_hash, block, recorded: true },
         Sent::Unknown { txs } => {
             tracing::warn!(?txs, "a settlement's outcome is unknown: asking the chain");
             Settlement::Unknown

@@ -181,6 +181,12 @@ impl Shared {
     pub fn engine(&self) -> Option<Engine> {
         self.engine.borrow().clone()
     }
+    /// The engine, waited for at most `patience`: right after a start it may still load the weights.
+    pub async fn engine_within(&self, patience: Duration) -> Option<Engine> {
+        let mut engines = self.engine.subscribe();
+        // The borrow must end before the caller waits for anything else.
+        tokio::time::timeout(patience, engines.wait_for(Option::is_some)).await.ok()?.ok()?.clone()
+    }
     pub(crate) fn set_engine(&self, engine: Engine) {
         self.engine.send_replace(Some(engine));
     }

@@ -22,9 +22,15 @@ pub enum Recorded {
     Book(BookInput),
     Conversation(ConversationInput),
     /// A signed receipt in its JSON form. Holds digests of the exchange, never its text.
-    Receipt { request: String, json: String },
+    Receipt {
+        request: String,
+        json: String,
+    },
     /// A line of the log that no machine speaks: restarts, moves, takeovers.
-    Line { kind: String, text: String },
+    Line {
+        kind: String,
+        text: String,
+    },
 }
 
 impl Recorded {

@@ -153,7 +153,7 @@ impl Node {
                 mtok_prompt_uusdc: money(price.map(|p| p.mtok_prompt_uusdc)),
                 mtok_completion_uusdc: money(price.map(|p| p.mtok_completion_uusdc)),
             },
-            selling: price.is_some() && self.acts(),
+            selling: price.is_some() && self.acts() && self.shared.engine().is_some(),
             closed_because: self.shared.closed_because(),
             balance_uusdc: view.balance.0.to_string(),
             escrow_uusdc: view.escrow.0.to_string(),

@@ -107,14 +107,8 @@ impl Node {
 mod tests {
     use super::{Due, Silence, due};
 
-    const QUIET: Silence = Silence {
-        now: 100,
-        last_heartbeat: 98,
-        challenged_at: 0,
-        heartbeat_every: 3,
-        answer_time: 12,
-        rescued: false,
-    };
+    const QUIET: Silence =
+        Silence { now: 100, last_heartbeat: 98, challenged_at: 0, heartbeat_every: 3, answer_time: 12, rescued: false };
 
     #[test]
     fn a_beating_node_is_left_alone_and_a_silent_one_challenged_once() {

@@ -18,7 +18,6 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 use store::StoreClient;
 use store::checkpoint::{Checkpoint, SegmentHeader, ShareRequest};
 use store::cid;
@@ -31,10 +30,6 @@ const SNAPSHOT_BYTES_MAX: usize = 256 << 20;
 const SHARE_BYTES_MAX: usize = 4096;
 /// Seconds ahead of chain time that a rescue's deadline may lie.
 const DEADLINE_AHEAD_MAX: u64 = 2 * crate::watch::ORDER_SECS;
-/// Age of the watch's own view that is still good enough for segment headers. They come several a second, and
-/// whoever signs them was operator a moment ago.
-const VIEW_AGE_MAX: Duration = Duration::from_secs(3);
-
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AckRequest {
@@ -78,8 +73,8 @@ pub struct Desk {
     agents_dir: PathBuf,
     /// A std mutex: never held across an await, so what is checked and what is written belong together.
     agents: Mutex<BTreeMap<Address, Agent>>,
-    /// The newest block that the watch looked at, and when.
-    block: Mutex<(BlockView, Option<Instant>)>,
+    /// The newest block that the watch looked at.
+    block: Mutex<BlockView>,
     http: net::Client,
 }
 
@@ -139,7 +134,7 @@ impl Desk {
         self.agents().iter().map(|(treasury, agent)| (*treasury, agent.birth.clone())).collect()
     }
 
-    /// What the watch saw: kept for segment headers and `/status`.
+    /// What the watch saw: kept for `/status` and for pruning.
     pub fn saw(&self, block: BlockView, states: BTreeMap<Address, State>) {
         let mut agents = self.agents();
         for (treasury, state) in states {
@@ -147,11 +142,11 @@ impl Desk {
                 agent.state = Some(state);
             }
         }
-        *self.block.lock().unwrap_or_else(PoisonError::into_inner) = (block, Some(Instant::now()));
+        *self.block.lock().unwrap_or_else(PoisonError::into_inner) = block;
     }
 
     pub fn block(&self) -> BlockView {
-        self.block.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
+        self.block.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub fn agents(&self) -> MutexGuard<'_, BTreeMap<Address, Agent>> {
@@ -203,11 +198,9 @@ impl Desk {
     /// `POST /segments`.
     pub async fn segment(&self, header: SegmentHeader) -> Result<(), Refusal> {
         let treasury = header.agent;
-        let state = match self.recent_state(treasury) {
-            // Fresh enough, and of the same epoch: no need to ask the chain for each of several a second.
-            Some(state) if state.epoch == header.epoch => state,
-            _ => self.state(treasury).await?,
-        };
+        // Read for each header, though several come a second: one of an operator that was superseded a block ago
+        // would tell it that its records are safe.
+        let state = self.state(treasury).await?;
         if self.on_chain(treasury, &state).operator.is_zero() {
             return Err(Refusal::WrongStage);
         }
@@ -227,7 +220,20 @@ impl Desk {
             prev: header.prev.map(|p| p.to_string()),
         };
         let header = serde_json::to_value(&header).map_err(|e| Refusal::BadObject { why: e.to_string() })?;
-        self.with(treasury, |agent| agent.accept(Kept { place, header }))
+        let kept = Kept { place, header };
+        match self.with(treasury, |agent| agent.accept(kept.clone())) {
+            // The chain of segments starts again at a checkpoint; perhaps the chain has one that the watch has not
+            // come to yet. One that is only acknowledged does not count: a successor could not restore it.
+            Err(Refusal::Gap { .. }) => {
+                self.with(treasury, |agent| {
+                    agent.state = Some(state);
+                    Ok(())
+                })?;
+                self.prune(treasury).await?;
+                self.with(treasury, |agent| agent.accept(kept))
+            }
+            done => done,
+        }
     }
 
     /// `GET /segments/{treasury}`.
@@ -323,13 +329,6 @@ impl Desk {
             checkpoint_seq: state.checkpointSeq,
             checkpoint_digest: state.checkpointDigest,
         }
-    }
-
-    /// The watch's own view, if it is recent.
-    fn recent_state(&self, treasury: Address) -> Option<State> {
-        let seen_at = self.block.lock().unwrap_or_else(PoisonError::into_inner).1;
-        let fresh = seen_at.is_some_and(|at| at.elapsed() < VIEW_AGE_MAX);
-        fresh.then(|| self.agents().get(&treasury)?.state.clone()).flatten()
     }
 
     async fn fetch_object(&self, digest: B256) -> Result<(Vec<u8>, Checkpoint), Refusal> {

@@ -48,3 +48,17 @@ pub(crate) fn parse<T: Serialize + serde::de::DeserializeOwned>(kind: &str, byte
     }
     Ok(value)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signature_over_one_kind_is_none_over_another() {
+        let key = PrivateKeySigner::random();
+        let signature = sign("checkpoint v1", &7, &key).unwrap();
+        assert_eq!(signer("checkpoint v1", &7, &signature), Some(key.address()));
+        assert_ne!(signer("segment v1", &7, &signature), Some(key.address()));
+        assert_ne!(signer("checkpoint v1", &8, &signature), Some(key.address()));
+    }
+}

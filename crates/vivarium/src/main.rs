@@ -2,7 +2,7 @@
 
 mod cmd;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
 
 /// An AI service that pays its own bills, and everything around it.
@@ -82,6 +82,11 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
 fn abort_on_panic() {
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
+        // `vivarium status | head`: whoever read our output has seen enough.
+        let message = info.payload_as_str().unwrap_or_default();
+        if message.starts_with("failed printing to stdout") && message.contains("Broken pipe") {
+            std::process::exit(141);
+        }
         print(info);
         std::process::abort();
     }));
@@ -98,11 +103,11 @@ fn refuse(refusal: &clap::Error) -> ExitCode {
         DisplayHelpOnMissingArgumentOrSubcommand => eprint!("{refusal}"),
         _ => {
             let text = refusal.to_string();
-            let usage = text.find("\nUsage:").unwrap_or(text.len());
-            let what = text[..usage].trim().trim_start_matches("error: ");
-            let command = text[usage..].lines().find_map(|l| l.strip_prefix("Usage: ")).unwrap_or("vivarium");
-            let words = command.split(' ').take_while(|w| w.chars().all(|c| c.is_ascii_lowercase()));
-            eprintln!("vivarium: {}; see `{} --help`", one_line(what), words.collect::<Vec<_>>().join(" "));
+            let end = ["\nUsage:", "\nFor more information"].iter().filter_map(|mark| text.find(mark)).min();
+            let what = text[..end.unwrap_or(text.len())].trim().trim_start_matches("error: ");
+            let command = std::env::args().nth(1).filter(|word| Cli::command().find_subcommand(word).is_some());
+            let command = command.map_or_else(|| "vivarium".to_owned(), |word| format!("vivarium {word}"));
+            eprintln!("vivarium: {}; see `{command} --help`", one_line(what));
         }
     }
     ExitCode::from(2)

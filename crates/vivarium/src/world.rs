@@ -21,7 +21,7 @@ use alloy::primitives::{Address, U256};
 use alloy::signers::local::PrivateKeySigner;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use chain::Chain;
-use chain::bindings::Addresses;
+use chain::bindings::{Addresses, Stage};
 use economy::{Timers, Usdc};
 use files::{AgentEntry, Folder, KeyEntry, Lock, ProviderEntry, StewardEntry, WorldFile};
 use genesis::Choices;
@@ -34,6 +34,7 @@ use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep};
 
 /// A daemon answers its health question within this time, also on a busy machine.
 const READY_WITHIN: Duration = Duration::from_secs(60);
@@ -154,8 +155,9 @@ impl World {
         }
         let known: Option<Internal> = folder.read_json(INTERNAL_FILE)?;
         let internal = match known {
-            Some(internal) => known_world(internal, &options)?,
-            None => new_world(&options)?,
+            Some(internal) if internal.contracts.is_some() => known_world(internal, &options)?,
+            // Nothing is on the chain yet, so nothing is fixed.
+            Some(_) | None => new_world(&options)?,
         };
         internal.ports.check_free()?;
         folder.write_json(INTERNAL_FILE, &internal)?;
@@ -214,7 +216,7 @@ impl World {
             (None, None) => bail!("a world without an agent has no checked model: this is a bug"),
         };
         self.file = Some(self.describe(treasury, &contracts));
-        progress.step("the agent answers", self.agent_answers(treasury)).await?;
+        progress.step("the agent sells answers", self.agent_sells(treasury)).await?;
         self.refresh().await
     }
 
@@ -284,13 +286,13 @@ impl World {
         }
         // A birth needs their offers on chain.
         let market = self.connect()?.market(contracts.lease_market);
-        let deadline = tokio::time::Instant::now() + READY_WITHIN;
+        let deadline = Instant::now() + READY_WITHIN;
         while market.offers().await?.len() < self.providers.len() {
             for service in &self.providers {
                 service.alive()?;
             }
-            ensure!(tokio::time::Instant::now() < deadline, "the providers post no offers; see logs/provider-1.log");
-            tokio::time::sleep(Duration::from_millis(200)).await;
+            ensure!(Instant::now() < deadline, "the providers post no offers; see logs/provider-1.log");
+            sleep(Duration::from_millis(200)).await;
         }
         Ok(())
     }
@@ -349,23 +351,30 @@ impl World {
         }
     }
 
-    /// Waits for the node that the chain names, if there is an agent alive at all.
-    async fn agent_answers(&self, treasury: Address) -> Result<()> {
+    /// Waits until the node that the chain names sells answers. One that has reasons not to sell (paused, poor, stopped)
+    /// is not waited for longer than it needs to start.
+    async fn agent_sells(&self, treasury: Address) -> Result<()> {
         let record = self.record(treasury)?;
         let http = net::Client::new().with_deadline(Duration::from_secs(2));
-        let deadline = tokio::time::Instant::now() + READY_WITHIN;
+        let deadline = Instant::now() + READY_WITHIN;
         loop {
             let entry = record.read().await?;
             let Some(url) = entry.url() else { return Ok(()) };
-            if http.get(&format!("{url}/health/live")).await.is_ok_and(|answer| answer.status.is_success()) {
+            let status: Option<serde_json::Value> = http.get_json(&format!("{url}/status")).await.ok();
+            let started = status.as_ref().is_some_and(|s| s["engine_pid"].is_number());
+            let free_to_sell = entry.state.stage() == Stage::Alive && !entry.state.paused;
+            if started && (!free_to_sell || status.as_ref().is_some_and(|s| s["selling"] == true)) {
                 return Ok(());
             }
-            ensure!(
-                tokio::time::Instant::now() < deadline,
-                "the agent does not answer at {url}; see {}",
-                self.folder.join("logs").display()
-            );
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            if Instant::now() > deadline {
+                ensure!(
+                    status.is_some(),
+                    "the agent does not answer at {url}; see {}",
+                    self.folder.join("logs").display()
+                );
+                return Ok(());
+            }
+            sleep(Duration::from_millis(100)).await;
         }
     }
 

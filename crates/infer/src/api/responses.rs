@@ -36,7 +36,7 @@ pub struct ResponsesRequest {
     /// A system message for this answer alone: it is not handed on to those that follow.
     pub instructions: Option<String>,
     pub previous_response_id: Option<String>,
-    /// Whether the answer can be gone on from. Absent: yes, as OpenAI has it.
+    /// Whether the answer is kept and can be gone on from. Absent: no, unlike OpenAI: nothing is kept unasked.
     pub store: bool,
     pub stream: bool,
     /// At least 1. `None`: as far as the context reaches.
@@ -55,7 +55,7 @@ impl ResponsesRequest {
         let input = input(fields.required("input")?)?;
         let instructions = fields.string("instructions", INSTRUCTIONS_BYTES_MAX)?;
         let previous_response_id = fields.string("previous_response_id", NAME_BYTES_MAX)?;
-        let store = fields.bool("store")?.unwrap_or(true);
+        let store = fields.bool("store")?.unwrap_or(false);
         let stream = fields.bool("stream")?.unwrap_or(false);
         let max_output_tokens = fields.count("max_output_tokens")?;
         // OpenAI's responses have no `seed`, so that one is refused as unknown.

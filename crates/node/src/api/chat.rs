@@ -2,7 +2,7 @@
 
 use super::Api;
 use super::problem::{Problem, fresh_id};
-use super::sale::{Form, Order};
+use super::sale::{ENGINE_START, Form, Order};
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::HeaderMap;
@@ -22,7 +22,8 @@ pub async fn complete(State(api): State<Api>, headers: HeaderMap, body: Bytes) -
 
 /// `GET` of a paid route: the terms, for clients and indexers that probe before they post.
 pub async fn terms(State(api): State<Api>, headers: HeaderMap) -> Response {
-    let body = format!(r#"{{"model":"{}","messages":[{{"role":"user","content":"hello"}}]}}"#, api.cx.manifest.model.name);
+    let body =
+        format!(r#"{{"model":"{}","messages":[{{"role":"user","content":"hello"}}]}}"#, api.cx.manifest.model.name);
     complete(State(api), headers_without_payment(&headers), Bytes::from(body)).await
 }
 
@@ -37,7 +38,7 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes) -> Result<Response
     let refuse = |e: ApiError| Problem::from(e).into_response();
     let request = ChatCompletionRequest::parse(body).map_err(refuse)?;
     api.serves_model(&request.model).map_err(refuse)?;
-    let prompt = api.render(&request.messages).map_err(IntoResponse::into_response)?;
+    let prompt = api.render(&request.messages).await.map_err(IntoResponse::into_response)?;
     let order = Order {
         route: ROUTE,
         description: "one chat completion",
@@ -54,11 +55,7 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes) -> Result<Response
         model: request.model.clone(),
         include_usage: request.include_usage,
     };
-    Ok(if request.stream {
-        sale.deliver(Chunks(reply), None).await
-    } else {
-        sale.deliver(Whole(reply), None).await
-    })
+    Ok(if request.stream { sale.deliver(Chunks(reply), None).await } else { sale.deliver(Whole(reply), None).await })
 }
 
 impl Api {
@@ -70,9 +67,9 @@ impl Api {
         Err(ApiError::for_not_found("model_not_found", "model", format!("`{model}` is not served here; `{name}` is")))
     }
 
-    pub(super) fn render(&self, messages: &[Message]) -> Result<String, Problem> {
-        let engine =
-            self.shared.engine().ok_or_else(|| Problem::for_unavail("the engine is still starting", 2))?;
+    pub(super) async fn render(&self, messages: &[Message]) -> Result<String, Problem> {
+        let engine = self.shared.engine_within(ENGINE_START).await;
+        let engine = engine.ok_or_else(|| Problem::for_unavail("the engine is still starting", 5))?;
         engine.template.render(messages, self.shared.now()).map_err(|e| match e {
             TemplateError::Refused(why) => Problem::from(ApiError::for_field("invalid_value", "messages", why)),
             other => Problem::for_internal(other),

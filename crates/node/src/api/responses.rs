@@ -15,9 +15,7 @@ use axum::extract::{Path, State};
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use infer::Finish;
-use infer::api::{
-    ApiError, Message, ResponseReply, ResponseStream, ResponsesRequest, Role, StreamEvent, Usage,
-};
+use infer::api::{ApiError, Message, ResponseReply, ResponseStream, ResponsesRequest, Role, StreamEvent, Usage};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use store::seal;
@@ -48,7 +46,7 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes) -> Result<Response
         None => Vec::new(),
     };
     let messages = conversation(&request, &before).map_err(refuse)?;
-    let prompt = api.render(&messages).map_err(IntoResponse::into_response)?;
+    let prompt = api.render(&messages).await.map_err(IntoResponse::into_response)?;
     let order = Order {
         route: ROUTE,
         description: "one response",
@@ -167,7 +165,8 @@ pub async fn read(State(api): State<Api>, Path(id): Path<String>) -> Result<Json
 pub async fn delete(State(api): State<Api>, Path(id): Path<String>) -> Result<Json<Value>, Response> {
     api.here(&format!("/v1/responses/{id}")).await?;
     let wanted = id.clone();
-    let known = api.look(move |node| node.conversation(&wanted).is_some()).await.map_err(IntoResponse::into_response)?;
+    let known =
+        api.look(move |node| node.conversation(&wanted).is_some()).await.map_err(IntoResponse::into_response)?;
     if !known {
         return Err(Problem::for_not_found(format!("there is no stored response `{id}`")).into_response());
     }

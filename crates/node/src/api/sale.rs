@@ -37,6 +37,8 @@ const TOKEN: (&str, &str) = ("USD Coin", "2");
 pub const MAX_TOKENS_DEFAULT: u32 = 256;
 /// Tokens between two durable marks of what was delivered.
 const MARK_TOKENS: u32 = 64;
+/// How long a request waits for an engine that still starts.
+pub const ENGINE_START: Duration = Duration::from_secs(15);
 /// How long a request waits for a price when none is set.
 const FIRST_PRICE: Duration = Duration::from_secs(3);
 /// A repeated request waits this long for the answer of the first one.
@@ -179,7 +181,11 @@ impl Api {
         let mut prices = self.shared.prices();
         let opened = tokio::time::timeout(FIRST_PRICE, prices.wait_for(Option::is_some)).await.is_ok();
         let price = self.shared.price().filter(|_| opened).ok_or_else(closed)?;
-        let engine = self.shared.engine().ok_or_else(|| Problem::for_unavail("the engine is still starting", 2))?;
+        let engine = self
+            .shared
+            .engine_within(ENGINE_START)
+            .await
+            .ok_or_else(|| Problem::for_unavail("the engine is still starting", 5))?;
         let prompt_tokens = engine
             .client
             .count_tokens(&order.prompt)
@@ -216,7 +222,10 @@ impl Api {
         let usdc = self.cx.chain.usdc(self.cx.birth.token);
         match usdc.balance(verified.payer).await {
             Ok(balance) if balance < alloy::primitives::U256::from(verified.value.0) => {
-                let message = format!("{} holds {balance} micro-USDC, the authorisation is for {}", verified.payer, verified.value);
+                let message = format!(
+                    "{} holds {balance} micro-USDC, the authorisation is for {}",
+                    verified.payer, verified.value
+                );
                 let refusal = Refusal::new(Reason::InsufficientFunds, message);
                 self.shared.refuse();
                 Err(refused(&self.seller.challenge(terms.price, &terms.resource, refusal)))
@@ -253,7 +262,8 @@ impl Api {
                 refused(&self.seller.challenge(terms.price, &terms.resource, refusal))
             }
             Reserved::Refused(limit @ LimitReached::OpenPerPayer) => {
-                Problem::from(ApiError { status: 429, ..ApiError::for_unavail("too_many_open", limit.to_string(), 2) }).into_response()
+                Problem::from(ApiError { status: 429, ..ApiError::for_unavail("too_many_open", limit.to_string(), 2) })
+                    .into_response()
             }
             Reserved::Refused(limit) => Problem::for_unavail(limit.to_string(), 2).into_response(),
             Reserved::Closed(why) => Problem::for_unavail(why, 2).into_response(),
@@ -325,7 +335,8 @@ impl Sale {
         let run = Run { form, before_end, frames, text: String::new(), tokens: 0, bytes: 0, kept: Vec::new() };
         if streams {
             tokio::spawn(run.all(self, first_settled.flatten()));
-            let mut response = Body::from_stream(ReceiverBody(taken).map(Ok::<_, std::convert::Infallible>)).into_response();
+            let mut response =
+                Body::from_stream(ReceiverBody(taken).map(Ok::<_, std::convert::Infallible>)).into_response();
             response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
             response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
             stamp(&mut response, &request, header.as_deref());
@@ -365,7 +376,12 @@ impl Sale {
     }
 
     /// A body that leaves in one piece, after everything is known.
-    async fn whole(mut self, mut run: Run<impl Form>, taken: mpsc::Receiver<Bytes>, settled: Option<Settlement>) -> Response {
+    async fn whole(
+        mut self,
+        mut run: Run<impl Form>,
+        taken: mpsc::Receiver<Bytes>,
+        settled: Option<Settlement>,
+    ) -> Response {
         drop(taken);
         if !matches!(settled, Some(Settlement::Paid { .. })) {
             return self.unsettled(settled);
@@ -390,7 +406,8 @@ impl Sale {
         let extra = self.extra(settled.as_ref());
         let body: Vec<u8> = run.form.close(&run.text, finish, usage, extra).concat();
         let body = Bytes::from(body);
-        let answer = Answer { body: body.clone(), content_type: run.form.content_type(), payment_response: header.clone() };
+        let answer =
+            Answer { body: body.clone(), content_type: run.form.content_type(), payment_response: header.clone() };
         self.api.shared.keep_answer(&self.request.to_string(), answer);
         self.guard.disarm();
         let delivery = delivery(&self, &run, usage, ended(finish), true);

@@ -98,10 +98,11 @@ impl ChannelBook {
 
     fn settle(&mut self, key: PaymentKey, orphan: Orphan) -> Vec<BookOutput> {
         if let Some(request) = self.by_payment.get(&key) {
-            return self.change(*request, |entry| {
-                if entry.settled().is_none() {
-                    entry.payment = orphan.payment();
-                }
+            return self.change(*request, |entry| match &mut entry.payment {
+                // The first word counts. It may have come without its transaction (zero), which a later one brings.
+                Payment::Settled { tx, block, .. } if *tx == [0; 32] => (*tx, *block) = (orphan.tx, orphan.block),
+                Payment::Settled { .. } => {}
+                payment => *payment = orphan.payment(),
             });
         }
         // A forgotten payment that is read again is no new money.

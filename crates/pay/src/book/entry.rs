@@ -52,7 +52,8 @@ pub enum Payment {
     Sent,
     /// A transaction was out; ask the chain.
     Unknown,
-    /// In the treasury. `amount` is what came, which a payer who signed one nonce twice can make less than agreed.
+    /// In the treasury. `amount` is what came, which a payer who signed one nonce twice can make less than agreed;
+    /// `tx` is zero while only the treasury's record is known.
     Settled {
         amount: Usdc,
         tx: Hash,

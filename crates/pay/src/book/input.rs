@@ -116,7 +116,7 @@ pub enum BookInput {
     SettleSent { request: RequestId },
     /// The authorisation was used and paid the treasury, at the wanted finality. `recorded`: through `settleExact`,
     /// so that `refundExact` can give it back; a third party that submits the authorisation to the token directly
-    /// leaves no record.
+    /// leaves no record. `tx` zero: not known yet, a later `Settled` brings it.
     Settled { payer: [u8; 20], nonce: Hash, amount: Usdc, tx: Hash, block: u64, recorded: bool },
     /// The authorisation can never pay any more.
     Unpaid { request: RequestId, why: UnpaidWhy },

@@ -331,6 +331,24 @@ fn money_nobody_asks_for_is_kept_a_while_then_called_unclaimed() {
 }
 
 #[test]
+fn the_first_word_about_a_settlement_counts_and_a_later_one_may_name_its_transaction() {
+    let said = |amount, tx: u8| BookInput::Settled {
+        payer: [1; 20],
+        nonce: [1; 32],
+        amount: Usdc(amount),
+        tx: [tx; 32],
+        block: u64::from(tx),
+        recorded: true,
+    };
+    let mut book = ChannelBook::new(Limits::default());
+    run(&mut book, [reserved(1, 1), delivered(1, 1, true)]);
+    assert_eq!(run(&mut book, [said(100, 0)]), ["receipt", "earned"]);
+    assert_eq!(run(&mut book, [said(1, 7), said(1, 8)]), Vec::<&str>::new());
+    let settled = Payment::Settled { amount: Usdc(100), tx: [7; 32], block: 7, recorded: true };
+    assert_eq!(book.entry(&id(1, 1)).unwrap().payment, settled);
+}
+
+#[test]
 fn request_ids_read_back() {
     let request = id(1, 2);
     assert_eq!(request.to_string().parse(), Ok(request));

@@ -58,6 +58,23 @@ async fn an_imposter_gets_nothing() {
 }
 
 #[tokio::test]
+async fn a_payment_that_is_out_is_never_shown_to_an_imposter() {
+    let imposter = Shop::open_with(10, Address::repeat_byte(0x66), crate::shop::wall).await;
+    let shop = Shop::open(10).await;
+    shop.trouble([Trouble::Fail]);
+    let buyer = buyer();
+    buyer.post_json(&shop.endpoint(), &question("a")).await.unwrap();
+    assert_eq!(buyer.unresolved(), 1);
+    // The same call at another address, then by a redirect.
+    let error = buyer.post_json(&imposter.endpoint(), &question("a")).await.unwrap_err();
+    assert_eq!(error.kind, Kind::WrongSeller, "{error}");
+    shop.with(|shelf| shelf.moved_to = Some(imposter.url.clone()));
+    let error = buyer.post_json(&shop.endpoint(), &question("a")).await.unwrap_err();
+    assert_eq!(error.kind, Kind::WrongSeller, "{error}");
+    assert_eq!((imposter.nonces().len(), buyer.unresolved()), (0, 1));
+}
+
+#[tokio::test]
 async fn follows_a_move_and_pays_there_once() {
     let (old, new) = (Shop::open(300).await, Shop::open(300).await);
     old.with(|shelf| shelf.moved_to = Some(new.url.clone()));

@@ -25,6 +25,7 @@ async fn stewards_refuse_by_name_then_rescue() {
 
     let digest = acknowledge(&world, treasury, &stewards, &secret).await;
     segments(&world, treasury, &stewards).await;
+    let digest = skip_to_a_checkpoint(&world, treasury, &stewards, &secret, digest).await;
 
     // Nobody needs a share, and nobody is silent.
     let mine = world.share_request(treasury, 1, lease, NODE, &Identity::generate());
@@ -44,12 +45,15 @@ async fn stewards_refuse_by_name_then_rescue() {
     world.stop().await;
 }
 
+/// What is done to a checkpoint before it is signed.
+type Change<'a> = &'a dyn Fn(&mut Checkpoint);
+
 /// The first checkpoint: all that is wrong with it in turn, then acknowledged by two and committed.
 async fn acknowledge(world: &World, treasury: Address, stewards: &[Value], secret: &[u8]) -> B256 {
     let good =
         |signer: u8, change: &dyn Fn(&mut Checkpoint)| world.checkpoint(treasury, stewards, secret, signer, change);
     let ask = |seq: u64, digest: B256| json!({ "treasury": treasury, "seq": seq, "digest": digest });
-    let cases: [(u8, &dyn Fn(&mut Checkpoint), &str); 6] = [
+    let cases: [(u8, Change, &str); 6] = [
         (STRANGER, &|_| (), "wrong_operator"),
         (NODE, &|c| c.epoch = 2, "wrong_epoch"),
         (NODE, &|c| c.seq = 2, "wrong_seq"),
@@ -113,6 +117,34 @@ async fn segments(world: &World, treasury: Address, stewards: &[Value]) {
     }
 }
 
+/// Records that only a checkpoint holds are skipped by the segments after it: accepted as soon as the chain has
+/// that checkpoint, and not before.
+async fn skip_to_a_checkpoint(world: &World, treasury: Address, stewards: &[Value], secret: &[u8], prev: B256) -> B256 {
+    let object = world.checkpoint(treasury, stewards, secret, NODE, &|c| {
+        (c.seq, c.lsn, c.prev) = (2, 35, Some(prev));
+    });
+    let digest = B256::from(object.digest());
+    world.put(&object.to_bytes()).await;
+    let sealed = world.put(b"sealed records").await;
+    let header = world.segment(treasury, NODE, (1, 2, 36), sealed, Some(sealed));
+    let mut acks = Vec::new();
+    for steward in [0, 1] {
+        let ask = json!({ "treasury": treasury, "seq": 2, "digest": digest });
+        let answer = world.accepted(steward, "ack", &ask).await;
+        acks.push(serde_json::from_value::<Bytes>(answer["signature"].clone()).unwrap());
+        world.refused(steward, "segments", &header, "gap").await;
+    }
+    let ack = Ack { epoch: 1, seq: 2, digest, prev };
+    let acks =
+        collect(&ack, &domain(world.chain.chain_id(), treasury), &acks, &world.addresses_of_stewards(), 2).unwrap();
+    world.node(NODE, treasury, calls::commit(2, digest, prev, acks)).await;
+    for steward in 0..3 {
+        world.accepted(steward, "segments", &header).await;
+        assert_eq!(world.get(steward, &format!("segments/{treasury}")).await, json!([header]));
+    }
+    digest
+}
+
 /// The operator falls silent with no standby: the stewards rent a host by themselves, its node takes over, and
 /// two shares give it the memory key.
 async fn rescue(world: &World, treasury: Address, digest: B256, secret: &[u8]) {
@@ -145,7 +177,7 @@ async fn rescue(world: &World, treasury: Address, digest: B256, secret: &[u8]) {
     // The third steward did not acknowledge this checkpoint; it fetches the object by the chain's digest.
     for steward in [0, 2] {
         let answer = world.accepted(steward, "share", &request).await;
-        assert_eq!(answer["seq"], 1);
+        assert_eq!(answer["seq"], 2);
         shares.push(world::open_share(&answer, &exchange));
         world.refused(steward, "share", &request, "too_often").await;
     }
@@ -153,10 +185,10 @@ async fn rescue(world: &World, treasury: Address, digest: B256, secret: &[u8]) {
 
     // The old operator's segments end here; the new one's begin where it restored to.
     let sealed = world.put(b"sealed records").await;
-    world.refused(0, "segments", &world.segment(treasury, NODE, (1, 2, 31), sealed, Some(sealed)), "wrong_epoch").await;
-    world.accepted(0, "segments", &world.segment(treasury, NEXT, (2, 0, 21), sealed, None)).await;
+    world.refused(0, "segments", &world.segment(treasury, NODE, (1, 3, 46), sealed, Some(sealed)), "wrong_epoch").await;
+    world.accepted(0, "segments", &world.segment(treasury, NEXT, (2, 3, 46), sealed, None)).await;
     let status = world.get(0, "status").await;
     assert_eq!(status["agents"][0]["segments"], 2);
     assert_eq!(status["agents"][0]["last_ack"]["digest"], json!(digest));
-    assert_eq!(U256::from(status["agents"][0]["checkpoint_seq"].as_u64().unwrap()), U256::from(1));
+    assert_eq!(U256::from(status["agents"][0]["checkpoint_seq"].as_u64().unwrap()), U256::from(2));
 }

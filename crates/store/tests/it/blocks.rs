@@ -104,6 +104,7 @@ fn a_writer_killed_in_the_middle_leaves_nothing_under_a_name() {
     let mut file = File::create(&tmp).unwrap();
     file.write_all(b"a").unwrap();
     assert!(!here.blocks.has(&cid));
+    Blocks::open(here.dir.path()).unwrap();
     assert!(tmp.exists(), "it may belong to a living writer");
     file.set_modified(SystemTime::now() - Duration::from_secs(7200)).unwrap();
     Blocks::open(here.dir.path()).unwrap();

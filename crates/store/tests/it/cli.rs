@@ -29,7 +29,7 @@ async fn a_newcomer_adds_lists_moves_verifies_and_collects() {
     let exported = cli::export(&one, &added.cid, &car).unwrap();
     assert_eq!((exported.blocks, exported.bytes), (6, fs::metadata(&car).unwrap().len()));
     refused(cli::export(&one, &added.cid, &car), Kind::Disk, "cannot make");
-    assert_eq!(cli::import(&two, &car).unwrap().roots, [added.cid.clone()]);
+    assert_eq!(cli::import(&two, &car).unwrap().roots, std::slice::from_ref(&added.cid));
 
     let checked = cli::verify(&two, Some(&added.cid), |_| {}).unwrap();
     assert_eq!((checked.blocks, checked.damaged.len(), checked.missing.len()), (6, 0, 0));

@@ -108,6 +108,8 @@ fn question(flags: &Flags, model: &str) -> (&'static str, Value) {
 struct Told {
     text: String,
     id: Option<String>,
+    /// The settlement, which a stream can only tell in its last event.
+    transaction: Option<String>,
 }
 
 /// Reads the events of either API; prints text as it comes if `aloud`.
@@ -143,6 +145,10 @@ impl Told {
         if let Some(id) = id {
             self.id = Some(id.to_owned());
         }
+        let x402 = [&event["x402"], &event["response"]["x402"]];
+        if let Some(transaction) = x402.iter().find_map(|x402| x402["transaction"].as_str()) {
+            self.transaction = Some(transaction.to_owned());
+        }
         let delta = match event["type"].as_str() {
             Some("response.output_text.delta") => event["delta"].as_str(),
             Some("response.failed") => bail!("the answer failed; nothing more is known"),
@@ -156,7 +162,8 @@ impl Told {
 }
 
 fn report(flags: &Flags, answer: &Answer, told: Told) -> Result<()> {
-    let transaction = answer.payment.as_ref().map(|payment| payment.transaction.clone());
+    let in_head = answer.payment.as_ref().map(|payment| payment.transaction.clone());
+    let transaction = told.transaction.or(in_head);
     let request = answer.headers.get("x-request-id").and_then(|v| v.to_str().ok());
     if flags.json {
         let spent = answer.spent.micro().to_string();
@@ -198,8 +205,12 @@ mod tests {
         told.hear(&json!({ "id": "chatcmpl-1", "choices": [{ "delta": { "content": "Hel" } }] })).unwrap();
         told.hear(&json!({ "id": "chatcmpl-1", "choices": [{ "delta": {}, "finish_reason": "stop" }] })).unwrap();
         told.hear(&json!({ "type": "response.output_text.delta", "delta": "lo" })).unwrap();
-        told.hear(&json!({ "type": "response.completed", "response": { "id": "resp_1" } })).unwrap();
+        told.hear(
+            &json!({ "type": "response.completed", "response": { "id": "resp_1" }, "x402": { "transaction": "0x1" } }),
+        )
+        .unwrap();
         assert_eq!((told.text.as_str(), told.id.as_deref()), ("Hello", Some("resp_1")));
+        assert_eq!(told.transaction.as_deref(), Some("0x1"));
         assert!(told.hear(&json!({ "error": { "code": "x", "message": "engine died" } })).is_err());
     }
 }

@@ -93,11 +93,18 @@ pub fn run(flags: Flags) -> Result<()> {
                 return Err(e);
             }
         };
-        println!("{}", instructions(&world)?);
-        let outcome = live(&mut world, crowd).await;
-        println!("\nstopping: providers and their tenants, stewards, store, chain");
+        // Through `Progress`, which does not mind a terminal that is gone: the processes must still be stopped in order.
+        let progress = Progress::Shown;
+        let outcome = match instructions(&world) {
+            Ok(text) => {
+                progress.line(&text);
+                live(&mut world, crowd, progress).await
+            }
+            Err(e) => Err(e),
+        };
+        progress.line("\nstopping: providers and their tenants, stewards, store, chain");
         world.stop().await;
-        println!("stopped; `vivarium up` in the same folder goes on");
+        progress.line("stopped; the same command goes on with it");
         outcome
     })
 }
@@ -113,7 +120,7 @@ async fn crowd(world: &mut World, customers: u16) -> Result<Option<Crowd>> {
 }
 
 /// Watches until the end; a dead chain is the end, too.
-async fn live(world: &mut World, crowd: Option<Crowd>) -> Result<()> {
+async fn live(world: &mut World, crowd: Option<Crowd>, progress: Progress) -> Result<()> {
     let mut until = std::pin::pin!(stopped()?);
     loop {
         let mut over = false;
@@ -128,7 +135,7 @@ async fn live(world: &mut World, crowd: Option<Crowd>) -> Result<()> {
             return Ok(());
         }
         if let Some(crowd) = &crowd {
-            println!("{}", crowd.sums());
+            progress.line(&crowd.sums());
         }
     }
 }

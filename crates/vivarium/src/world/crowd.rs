@@ -85,11 +85,11 @@ impl Crowd {
         Ok(Self { customers, sums })
     }
 
-    /// `12 answers for 3.400000 USDC, 1 failure`.
+    /// `crowd of 2: 12 answers for 3.400000 USDC, 1 failed`.
     pub fn sums(&self) -> String {
         let read = |sum: &AtomicU64| sum.load(Ordering::Relaxed);
         format!(
-            "{} customers: {} answers for {}, {} failed",
+            "crowd of {}: {} answers for {}, {} failed",
             self.customers.len(),
             read(&self.sums.answers),
             Usdc(u128::from(read(&self.sums.spent_uusdc))),

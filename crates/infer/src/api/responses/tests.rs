@@ -15,7 +15,7 @@ fn a_text_or_messages_are_understood() {
     check(
         r#"{"model":"m","input":"hi"}"#,
         expect![[
-            r#"ResponsesRequest { model: "m", input: [Message { role: User, content: "hi" }], instructions: None, previous_response_id: None, store: true, stream: false, max_output_tokens: None, sampling: Sampling { temperature: None, top_p: None, seed: None }, metadata: {}, user: None }"#
+            r#"ResponsesRequest { model: "m", input: [Message { role: User, content: "hi" }], instructions: None, previous_response_id: None, store: false, stream: false, max_output_tokens: None, sampling: Sampling { temperature: None, top_p: None, seed: None }, metadata: {}, user: None }"#
         ]],
     );
     check(
@@ -110,7 +110,7 @@ fn an_answer_looks_like_openais() {
           ],
           "parallel_tool_calls": false,
           "previous_response_id": null,
-          "store": true,
+          "store": false,
           "temperature": null,
           "text": {
             "format": {

@@ -4,13 +4,10 @@
 //! Nothing is stood in for: the chain is anvil, the sandbox bubblewrap, the model the real one, the client
 //! `@x402/fetch`. Time is scaled (`--day 20s`), so a life takes minutes.
 
+use crate::world::{self, World, get_json, program, project, signal};
 use serde_json::Value;
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-
-/// Longest wait for one turn of the life. Generous, because two busy cores may run it; never a measurement.
-const PATIENCE: Duration = Duration::from_secs(240);
 
 /// Enough for about four minutes of two hosts.
 const SEED_USDC: &str = "16";
@@ -34,132 +31,6 @@ impl Drop for Daemon {
     }
 }
 
-/// A running `vivarium up`. Dropping it ends every process of the world.
-struct World {
-    up: Child,
-    dir: tempfile::TempDir,
-}
-
-impl World {
-    fn start(flags: &[&str]) -> Self {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let log = std::fs::File::create(dir.path().join("up.log")).expect("a log file");
-        let up = Command::new(program())
-            .args(["up", "--data-dir"])
-            .arg(dir.path().join("world"))
-            .args(flags)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("a second handle"))
-            .stderr(log)
-            .spawn()
-            .expect("vivarium up starts");
-        Self { up, dir }
-    }
-
-    fn data_dir(&self) -> PathBuf {
-        self.dir.path().join("world")
-    }
-
-    fn log(&self) -> String {
-        std::fs::read_to_string(self.dir.path().join("up.log")).unwrap_or_default()
-    }
-
-    /// world.json, kept current by `up`.
-    fn file(&self) -> Option<Value> {
-        let text = std::fs::read_to_string(self.data_dir().join("world.json")).ok()?;
-        serde_json::from_str(&text).ok()
-    }
-
-    fn world(&self) -> Value {
-        self.file().expect("world.json is there")
-    }
-
-    /// Runs `vivarium …` against this world.
-    fn run(&self, args: &[&str]) -> (bool, String) {
-        let out = Command::new(program())
-            .args(args)
-            .arg("--data-dir")
-            .arg(self.data_dir())
-            .stdin(Stdio::null())
-            .output()
-            .expect("vivarium runs");
-        let text = [out.stdout, out.stderr].concat();
-        (out.status.success(), String::from_utf8_lossy(&text).into_owned())
-    }
-
-    /// `vivarium status --json`: the record on chain and what the agent says.
-    fn status(&self) -> Option<Value> {
-        let (ok, text) = self.run(&["status", "--json"]);
-        ok.then(|| serde_json::from_str(text.trim()).ok()).flatten()
-    }
-
-    /// What the agent says of itself, where the chain says that it lives.
-    fn agent(&self) -> Option<Value> {
-        self.status()?.get("agent").filter(|a| a.is_object()).cloned()
-    }
-
-    /// Waits until `ready` gives something. An ended `up` or a passed patience fails with its log.
-    fn until<T>(&mut self, what: &str, mut ready: impl FnMut(&Self) -> Option<T>) -> T {
-        let begun = Instant::now();
-        loop {
-            if let Some(found) = ready(self) {
-                eprintln!("life: {what} ({:.1} s)", begun.elapsed().as_secs_f32());
-                return found;
-            }
-            let ended = self.up.try_wait().expect("the world's process can be asked");
-            assert!(ended.is_none(), "`vivarium up` ended ({ended:?}) while waiting for {what}:\n{}", self.log());
-            assert!(begun.elapsed() < PATIENCE, "no {what} after {PATIENCE:?}:\n{}\n{:?}", self.log(), self.status());
-            std::thread::sleep(Duration::from_millis(300));
-        }
-    }
-
-    fn epoch(&self) -> Option<u64> {
-        self.file()?["agent"]["epoch"].as_u64()
-    }
-
-    fn ask(&self, args: &[&str]) -> Option<Value> {
-        let (ok, text) = self.run(&[&["ask", "--json"], args].concat());
-        if !ok {
-            eprintln!("life: ask refused: {}", text.trim());
-            return None;
-        }
-        serde_json::from_str(text.trim()).ok()
-    }
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            let kept = std::env::temp_dir().join("vivarium-life-failed");
-            let _ = std::fs::remove_dir_all(&kept);
-            let _ = Command::new("cp").arg("-r").arg(self.dir.path()).arg(&kept).status();
-            eprintln!("life: the world's files are kept in {}", kept.display());
-        }
-        signal(self.up.id(), "INT");
-        let begun = Instant::now();
-        while begun.elapsed() < Duration::from_secs(40) {
-            if matches!(self.up.try_wait(), Ok(Some(_))) {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        }
-        signal(self.up.id(), "KILL");
-        let _ = self.up.wait();
-    }
-}
-
-fn program() -> &'static str {
-    env!("CARGO_BIN_EXE_vivarium")
-}
-
-fn project() -> &'static Path {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
-}
-
-fn signal(pid: u32, name: &str) {
-    let _ = Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status();
-}
-
 fn micro(status: &Value, field: &str) -> i128 {
     status[field].as_str().and_then(|s| s.parse().ok()).unwrap_or_else(|| panic!("{field} in {status}"))
 }
@@ -174,13 +45,14 @@ fn official_client(world: &Value, mode: &str, count: u32) -> Vec<Value> {
         .current_dir(project().join("tests/clients"))
         .output()
         .expect("node runs");
-    assert!(out.status.success(), "the official client failed: {}", String::from_utf8_lossy(&out.stderr));
     let text = String::from_utf8_lossy(&out.stdout);
+    assert!(out.status.success(), "the official client failed: {text} {}", String::from_utf8_lossy(&out.stderr));
     text.lines().map(|l| serde_json::from_str(l).unwrap_or_else(|e| panic!("{e} in {l}"))).collect()
 }
 
 #[test]
 fn a_whole_life() {
+    let _turn = world::turn();
     let mut world = World::start(&["--day", "20s", "--lease", "3d", "--seed-usdc", SEED_USDC, "--no-restart"]);
     world.until("birth", |w| w.file()?["agent"]["url"].as_str().map(str::to_owned));
     world.until("the agent sells", |w| (w.agent()?["selling"] == true).then_some(()));
@@ -252,12 +124,7 @@ fn a_whole_life() {
     let _back = Daemon(back);
 
     // Oversight: one steward is refused, two pause and resume.
-    let keys: Vec<String> = world.world()["stewards"]
-        .as_array()
-        .expect("stewards")
-        .iter()
-        .map(|s| s["key_file"].as_str().expect("a key file").to_owned())
-        .collect();
+    let keys = world.steward_keys();
     let (one_alone, text) = world.run(&["steward", "pause", "--key", &keys[0]]);
     assert!(!one_alone, "one steward alone paused the agent: {text}");
     let (paused, text) = world.run(&["steward", "pause", "--key", &keys[0], "--key", &keys[2]]);
@@ -293,9 +160,4 @@ fn provider_of(file: &Value) -> Option<(usize, u32)> {
         let pid = u32::try_from(p["pid"].as_u64()?).ok()?;
         status.to_string().contains(url).then_some((index, pid))
     })
-}
-
-fn get_json(url: &str) -> Option<Value> {
-    let out = Command::new("curl").args(["-sf", "--max-time", "5", url]).output().ok()?;
-    serde_json::from_slice(&out.stdout).ok()
 }

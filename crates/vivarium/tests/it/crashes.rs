@@ -1,0 +1,111 @@
+//! Every crash point of the registry, once for real: the node is killed exactly there, its host starts it again (or
+//! the standby goes on), and the books balance.
+//!
+//! One world for all of them: a lease's data folder may hold the name of a point, which arms the next start of the
+//! process and no later one (`crash-once` → `crash-armed` → `crash-fired`).
+
+use crate::world::{self, World, signal};
+use journal::crash::POINTS;
+use serde_json::Value;
+use std::path::PathBuf;
+
+/// Points that only a successor passes.
+const SUCCESSOR: [&str; 3] = ["takeover.challenged", "takeover.sent", "restore.loaded"];
+/// Points of the end, in their order.
+const END: [&str; 2] = ["winddown.sent", "close.sent"];
+
+/// Data folder of the lease on whichever provider has it.
+fn data_dir(world: &World, lease: u64) -> Option<PathBuf> {
+    (1..=2).map(|i| world.data_dir().join(format!("provider-{i}/data/leases/{lease}/data"))).find(|dir| dir.is_dir())
+}
+
+/// Has the node of `lease` start again with `point` armed. `pid` as the node itself knows it is of no use outside
+/// its namespace, so the provider is asked.
+fn arm(world: &World, lease: u64, point: &str) -> Option<PathBuf> {
+    let dir = data_dir(world, lease)?;
+    std::fs::write(dir.join("crash-once"), point).ok()?;
+    let pid = world.tenant_pid(lease)?;
+    signal(pid, "KILL");
+    Some(dir)
+}
+
+fn fired(dir: &std::path::Path) -> bool {
+    dir.join("crash-fired").is_file()
+}
+
+fn settled(world: &mut World, point: &str) {
+    world.until(&format!("selling with balanced books after {point}"), |w| {
+        let agent = w.agent()?;
+        (agent["selling"] == true && agent["ledger_ok"] == true).then_some(())
+    });
+}
+
+fn lease_of(agent: &Value, slot: &str) -> Option<u64> {
+    agent[slot]["id"].as_u64()
+}
+
+#[test]
+fn every_crash_point_is_survived() {
+    let _turn = world::turn();
+    let mut world = World::start(&["--day", "20s", "--lease", "3d", "--seed-usdc", "90", "--no-restart"]);
+    world.until("birth", |w| (w.agent()?["selling"] == true).then_some(()));
+    let active = POINTS.iter().map(|p| p.name).filter(|p| !SUCCESSOR.contains(p) && !END.contains(p));
+    for point in active {
+        let mut tries = 0;
+        // A lease may end before its point is passed: then the next one is armed.
+        world.until(&format!("crash at {point}"), |w| {
+            let lease = lease_of(&w.agent()?, "lease")?;
+            let dir = data_dir(w, lease)?;
+            if fired(&dir) {
+                return Some(());
+            }
+            if !dir.join("crash-once").is_file() && !dir.join("crash-armed").is_file() {
+                tries += 1;
+                assert!(tries < 12, "{point} is never passed");
+                arm(w, lease, point)?;
+            }
+            if point.starts_with("pay.") {
+                // A customer whose answer broke off; what matters is what the books say afterwards.
+                let _ = w.ask(&["--max-tokens", "8", "Say hello."]);
+            }
+            // The crash may have been the last thing this lease saw.
+            w.fired_anywhere().then_some(())
+        });
+        world.clear_fired();
+        settled(&mut world, point);
+    }
+
+    for point in SUCCESSOR {
+        let (lease, standby) = world.until("a standby to take over", |w| {
+            let agent = w.agent()?;
+            let ready = agent["standby"]["ready"] == true;
+            ready.then(|| Some((lease_of(&agent, "lease")?, lease_of(&agent, "standby")?))).flatten()
+        });
+        let epoch = world.epoch().expect("an epoch");
+        arm(&world, standby, point).expect("the standby's node starts again");
+        // Stopped, not killed: its host believes that it runs, and only its silence shows.
+        let stopped = world.tenant_pid(lease).expect("the active node");
+        world::stop_tree(stopped, "STOP");
+        world.until(&format!("crash at {point}, and a takeover"), |w| {
+            (w.fired_anywhere() && w.epoch()? > epoch).then_some(())
+        });
+        world::stop_tree(stopped, "CONT");
+        world.clear_fired();
+        settled(&mut world, point);
+    }
+
+    // The end, killed twice on its way.
+    let keys = world.steward_keys();
+    for point in END {
+        let lease = world.until("the agent", |w| lease_of(&w.agent()?, "lease"));
+        arm(&world, lease, point).expect("the active node starts again");
+        if point == END[0] {
+            world.until("the node again", |w| (w.agent()?["role"] == "active").then_some(()));
+            let (stopped, text) = world.run(&["steward", "stop", "--key", &keys[0], "--key", &keys[1]]);
+            assert!(stopped, "{text}");
+        }
+        world.until(&format!("crash at {point}"), |w| w.fired_anywhere().then_some(()));
+        world.clear_fired();
+    }
+    world.until("the end", |w| (w.status()?["record"]["stage"] == "closed").then_some(()));
+}

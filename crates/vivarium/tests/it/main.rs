@@ -1,0 +1,5 @@
+//! End to end, with real processes: whole worlds as `vivarium up` starts them.
+
+mod crashes;
+mod life;
+mod world;

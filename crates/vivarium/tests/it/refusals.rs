@@ -1,0 +1,90 @@
+use std::process::{Command, Output};
+
+fn vivarium(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vivarium"));
+    command.args(arguments).env_remove("VIVARIUM_WORLD").output().unwrap()
+}
+
+/// Every refusal: nothing on standard output, one line on standard error, an exit code that is not 0.
+fn refused(arguments: &[&str]) -> String {
+    let output = vivarium(arguments);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success(), "{arguments:?} was accepted");
+    assert!(output.stdout.is_empty(), "{arguments:?} wrote to standard output");
+    assert_eq!(said.trim_end().lines().count(), 1, "{arguments:?} said: {said}");
+    assert!(said.starts_with("vivarium: "), "{said}");
+    said
+}
+
+#[test]
+fn wrong_words_are_refused_in_one_line_that_says_where_to_read_on() {
+    for (arguments, words) in [
+        (&["up", "--no-such-flag"][..], &["--no-such-flag", "vivarium up --help"][..]),
+        (&["up", "--day", "20"], &["20s, 10m or 24h", "vivarium up --help"]),
+        (&["up", "--lease", "3"], &["days like 3d"]),
+        (&["up", "--seed-usdc", "1abc"], &["1abc", "one dot"]),
+        (&["up", "--customers", "-1"], &["-1"]),
+        (&["fund", "0.0000001"], &["six decimals"]),
+        (&["frobnicate"], &["frobnicate", "vivarium --help"]),
+        (&["steward", "pause"], &["--key"]),
+    ] {
+        let said = refused(arguments);
+        for word in words {
+            assert!(said.contains(word), "{arguments:?} said: {said}");
+        }
+    }
+}
+
+#[test]
+fn commands_without_a_world_say_how_to_get_one() {
+    let empty = tempfile::tempdir().unwrap();
+    let dir = empty.path().to_str().unwrap();
+    for command in ["status", "watch", "log"] {
+        assert!(refused(&[command, "--data-dir", dir]).contains("start one with `vivarium up`"));
+    }
+    assert!(refused(&["ask", "--data-dir", dir, "hello"]).contains("start one with `vivarium up`"));
+    assert!(refused(&["fund", "--data-dir", dir, "1"]).contains("start one with `vivarium up`"));
+}
+
+#[test]
+fn a_daemon_without_its_configuration_names_the_file() {
+    for daemon in ["provider", "steward"] {
+        let said = refused(&[daemon, "run", "--config", "/nowhere/config.toml"]);
+        assert!(said.contains("/nowhere/config.toml"), "{said}");
+    }
+    let said = refused(&["birth", "/nowhere/manifest.toml"]);
+    assert!(said.contains("/nowhere/manifest.toml"), "{said}");
+}
+
+#[test]
+fn a_manifest_with_an_unknown_key_is_refused_by_its_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("manifest.toml");
+    std::fs::write(&path, "name = \"x\"\nowner = \"me\"\n").unwrap();
+    assert!(refused(&["birth", path.to_str().unwrap()]).contains("owner"));
+}
+
+#[test]
+fn every_command_teaches_itself() {
+    let commands = ["up", "birth", "status", "watch", "ask", "log", "fund", "receipt", "steward", "provider", "store"];
+    for command in commands {
+        let help = vivarium(&[command, "--help"]);
+        let text = String::from_utf8(help.stdout).unwrap();
+        assert!(help.status.success() && text.lines().count() > 6, "{command} --help: {text}");
+    }
+}
+
+/// Output piped into `head` must not look like a crash.
+#[test]
+fn a_reader_that_leaves_early_is_no_crash() {
+    use std::process::Stdio;
+    let mut child = Command::new(env!("CARGO_BIN_EXE_vivarium"))
+        .args(["up", "--help"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(!String::from_utf8(output.stderr).unwrap().contains("panicked"));
+}

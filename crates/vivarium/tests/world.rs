@@ -1,0 +1,147 @@
+//! Worlds of real processes: start, break, stop, go on. Long, so `cargo xtask test` asks for them by name.
+
+use std::collections::BTreeSet;
+use std::future::pending;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::time::{Instant, sleep, timeout};
+use vivarium::world::progress::Progress;
+use vivarium::world::{Options, Programs, World};
+
+fn options(dir: &Path) -> Options {
+    let project = Programs::project().unwrap();
+    // The binary of this build, and the engine that `cargo xtask` put beside it.
+    let vivarium = PathBuf::from(env!("CARGO_BIN_EXE_vivarium"));
+    Options {
+        data_dir: dir.to_owned(),
+        fresh: false,
+        day_secs: Some(20),
+        lease_days: Some(3),
+        seed: None,
+        port: None,
+        restart: true,
+        model: None,
+        programs: Programs::of(&project, &vivarium).unwrap(),
+        progress: Progress::Silent,
+    }
+}
+
+/// Processes whose command line names the world's folder.
+fn processes_of(dir: &Path) -> BTreeSet<i32> {
+    let needle = dir.to_string_lossy().into_owned();
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let pids = entries.filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter(|pid| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains(&needle)
+    })
+    .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "starts a whole world"]
+async fn a_world_survives_a_dead_daemon_and_goes_on_after_a_stop() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path().join("world");
+    let mut world = World::start(options(&dir), pending()).await.unwrap();
+    let dir = dir.canonicalize().unwrap();
+    let first = world.file().unwrap().clone();
+    let record = world.record(first.treasury).unwrap();
+
+    // A second one in the same folder is refused, and harms nothing.
+    let refusal = World::start(options(&dir), pending()).await.err().unwrap().to_string();
+    assert!(refusal.contains("already runs"), "{refusal}");
+
+    // A daemon that dies is started again.
+    let store = pid_of(&world, "store").unwrap();
+    rustix::process::kill_process(rustix::process::Pid::from_raw(store).unwrap(), rustix::process::Signal::KILL)
+        .unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while pid_of(&world, "store").is_none_or(|now| now == store) {
+        assert!(Instant::now() < deadline, "the store was not started again");
+        world.run(sleep(Duration::from_millis(50))).await.unwrap();
+    }
+
+    let head = record.chain.head().await.unwrap();
+    timeout(Duration::from_secs(60), world.stop()).await.unwrap();
+    assert_eq!(processes_of(&dir), BTreeSet::new(), "processes are left");
+
+    let again = World::start(options(&dir), pending()).await.unwrap();
+    let file = again.file().unwrap();
+    assert_eq!((file.treasury, &file.customer), (first.treasury, &first.customer));
+    let now = record.chain.head().await.unwrap();
+    assert!(now.number >= head.number, "blocks are lost: {} then {}", head.number, now.number);
+    // Chain time went on block by block, whatever the wall clock did meanwhile.
+    let (blocks, secs) = (now.number - head.number, now.timestamp - head.timestamp);
+    assert!(secs <= blocks + 2, "{blocks} blocks took {secs} s of chain time");
+    timeout(Duration::from_secs(60), again.stop()).await.unwrap();
+    assert_eq!(processes_of(&dir), BTreeSet::new(), "processes are left");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "starts a whole world"]
+async fn an_interrupted_start_leaves_nothing_and_the_next_one_is_born() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path().join("world");
+    let interrupted = World::start(options(&dir), sleep(Duration::from_secs(3))).await;
+    assert!(interrupted.is_err_and(|e| e.to_string().contains("interrupted")));
+    let dir = dir.canonicalize().unwrap();
+    assert_eq!(processes_of(&dir), BTreeSet::new(), "processes are left");
+    let world = World::start(options(&dir), pending()).await.unwrap();
+    assert!(world.file().unwrap().agent.url.is_some());
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn what_cannot_work_is_refused_before_anything_starts() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path().join("world");
+    let anywhere = PathBuf::from("/bin/sh");
+    let base = Options {
+        programs: Programs {
+            vivarium: anywhere.clone(),
+            engine: anywhere.clone(),
+            anvil: anywhere,
+            project: scratch.path().to_owned(),
+        },
+        day_secs: Some(20),
+        ..options_without_programs(&dir)
+    };
+    let refuse = async |options: Options| World::start(options, pending()).await.err().unwrap().to_string();
+    let said = refuse(Options { lease_days: Some(2), ..base.clone() }).await;
+    assert!(said.contains("take a longer --lease"), "{said}");
+    let said = refuse(Options { lease_days: Some(31), ..base.clone() }).await;
+    assert!(said.contains("1 to 30 days"), "{said}");
+    let said = refuse(Options { seed: Some(economy::Usdc(1)), ..base.clone() }).await;
+    assert!(said.contains("too little"), "{said}");
+    let said = refuse(Options { lease_days: Some(3), ..base.clone() }).await;
+    assert!(said.contains("model file") && said.contains("is missing"), "{said}");
+    // A start that failed has fixed nothing.
+    let said = refuse(Options { lease_days: Some(4), ..base }).await;
+    assert!(said.contains("model file"), "{said}");
+}
+
+fn options_without_programs(dir: &Path) -> Options {
+    Options {
+        data_dir: dir.to_owned(),
+        fresh: false,
+        day_secs: None,
+        lease_days: None,
+        seed: None,
+        port: None,
+        restart: false,
+        model: None,
+        programs: Programs {
+            vivarium: PathBuf::new(),
+            engine: PathBuf::new(),
+            anvil: PathBuf::new(),
+            project: PathBuf::new(),
+        },
+        progress: Progress::Silent,
+    }
+}
+
+fn pid_of(world: &World, name: &str) -> Option<i32> {
+    let pid = world.pids().into_iter().find(|(own, _)| own == name)?.1?;
+    i32::try_from(pid).ok()
+}
