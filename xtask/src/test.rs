@@ -38,6 +38,7 @@ pub fn run(flags: &[String]) -> Result<()> {
 /// Off line: the advisory database is not in a registry, so advisories are not checked here, and that is said.
 fn licences() -> Result<()> {
     let tool = setup::cargo_deny()?;
+    shell::loudly("fetching the locked crates", shell::cargo().args(["fetch", "--locked", "--quiet"]))?;
     let mut deny = shell::program(&tool.to_string_lossy());
     deny.args(["--offline", "check", "--hide-inclusion-graph", "licenses", "bans", "sources"]);
     shell::loudly("cargo-deny", &mut deny)?;

@@ -32,6 +32,9 @@ const WATCH_BLOCKS: u64 = 64;
 const RETRY_MS: u64 = 500;
 /// Blocks after which a revert in an estimate is believed although other transactions are on their way.
 const VERDICT_BLOCKS: u64 = 3;
+/// Pause between looks at a chain that makes no blocks; such chains wait for a transaction (anvil without a block
+/// time), and if it is the one in the gap, nothing else will come.
+const STILL_MS: u64 = 1_500;
 /// Gas of a plain transfer.
 const TRANSFER_GAS: u64 = 21_000;
 
@@ -64,8 +67,9 @@ struct NonceKnown {
     /// Asked since the last time the outbox was idle, so the key's other users are accounted for.
     fresh: bool,
     asked_at_ms: Option<u64>,
-    /// The block at which a gap was first seen; acting waits for a second block, because endpoints lag.
-    gap_since: Option<u64>,
+    answered: bool,
+    /// Block and time at which a gap was first seen. Acting waits for a second look, because endpoints lag.
+    gap_since: Option<(u64, u64)>,
 }
 
 #[derive(Clone, Debug, BorshSerialize, BorshDeserialize)]
@@ -231,7 +235,7 @@ impl Outbox {
         match input {
             Input::Submit { id, request } => self.submit(id, request, out),
             Input::Head { number, hash, base_fee } => self.on_head(now_ms, Block { number, hash, base_fee }, out),
-            Input::NonceIs { latest, pending } => self.on_nonce(latest, pending, out),
+            Input::NonceIs { latest, pending } => self.on_nonce(now_ms, latest, pending, out),
             Input::Estimated { id, gas } => {
                 if let Some(queued) = self.queue.iter_mut().find(|q| q.id == id) {
                     queued.gas = Some(gas);
@@ -300,10 +304,10 @@ impl Outbox {
                 slot.next = Next::SendSame;
             }
         }
+        if (changed && self.is_watching()) || (self.is_busy() && self.asked_before(now_ms, STILL_MS)) {
+            self.ask_nonce(now_ms, out);
+        }
         if changed {
-            if self.is_watching() {
-                self.ask_nonce(now_ms, out);
-            }
             self.age_slots(head);
         }
         let due = |slot: &Slot| match slot.next {
@@ -338,14 +342,18 @@ impl Outbox {
         }
     }
 
+    fn asked_before(&self, now_ms: u64, pause_ms: u64) -> bool {
+        self.nonce.asked_at_ms.is_none_or(|at| at + pause_ms <= now_ms)
+    }
+
     fn ask_nonce(&mut self, now_ms: u64, out: &mut Vec<Output>) {
-        self.nonce.asked_at_ms = Some(now_ms);
+        (self.nonce.asked_at_ms, self.nonce.answered) = (Some(now_ms), false);
         out.push(Output::AskNonce);
     }
 
-    fn on_nonce(&mut self, latest: u64, pending: u64, out: &mut Vec<Output>) {
+    fn on_nonce(&mut self, now_ms: u64, latest: u64, pending: u64, out: &mut Vec<Output>) {
         let pending = pending.max(latest);
-        self.nonce = NonceKnown { latest, pending, fresh: true, asked_at_ms: None, ..self.nonce };
+        self.nonce = NonceKnown { latest, pending, fresh: true, answered: true, ..self.nonce };
         let mut taken = Vec::new();
         for (nonce, slot) in &mut self.slots {
             if *nonce < latest {
@@ -372,7 +380,7 @@ impl Outbox {
         for nonce in taken.into_iter().rev() {
             self.requeue(nonce);
         }
-        self.close_gaps(pending);
+        self.close_gaps(now_ms, pending);
     }
 
     /// The first nonce above all that we ever gave away; an endpoint that lags may know of fewer.
@@ -382,15 +390,15 @@ impl Outbox {
     }
 
     /// Nonces that nobody holds, under ones that were used or are waiting: nothing above them can be mined.
-    fn close_gaps(&mut self, pending: u64) {
+    fn close_gaps(&mut self, now_ms: u64, pending: u64) {
         let Some(head) = self.head else { return };
         let open: Vec<u64> = (pending..self.above_ours()).filter(|n| !self.slots.contains_key(n)).collect();
         if open.is_empty() {
             self.nonce.gap_since = None;
             return;
         }
-        let since = *self.nonce.gap_since.get_or_insert(head.number);
-        if head.number == since {
+        let (block, time) = *self.nonce.gap_since.get_or_insert((head.number, now_ms));
+        if head.number == block && now_ms < time + STILL_MS {
             return;
         }
         self.nonce.gap_since = None;
@@ -436,7 +444,7 @@ impl Outbox {
             }
         }
         if !self.nonce.fresh {
-            if self.nonce.asked_at_ms.is_none_or(|at| at + RETRY_MS <= now_ms) {
+            if self.nonce.answered || self.asked_before(now_ms, RETRY_MS) {
                 self.ask_nonce(now_ms, out);
             }
             return;

@@ -51,8 +51,10 @@ pub enum Reserved {
         request: RequestId,
     },
     Conflict,
-    /// Sign a new authorisation.
-    Used(&'static str),
+    /// Nothing was delivered for this authorisation and its money is on the way back: sign a new one.
+    Aborted,
+    /// It has paid for an answer that is no longer kept: sign a new one.
+    Spent,
     Refused(LimitReached),
     /// This node does not sell at the moment.
     Closed(String),
@@ -111,10 +113,8 @@ impl Node {
             Decision::Replay { request } => Some(Reserved::Replay { request }),
             Decision::InFlight { request } => Some(Reserved::InFlight { request }),
             Decision::Conflict { .. } => Some(Reserved::Conflict),
-            Decision::Aborted { .. } => {
-                Some(Reserved::Used("its request was broken off and the money is on its way back"))
-            }
-            Decision::Spent => Some(Reserved::Used("it has paid for an answer that is no longer kept")),
+            Decision::Aborted { .. } => Some(Reserved::Aborted),
+            Decision::Spent => Some(Reserved::Spent),
             Decision::Refused(limit) => Some(Reserved::Refused(limit)),
         };
         if let Some(refusal) = refusal {

@@ -284,13 +284,12 @@ async fn look(cx: &Arc<Context>, terms: &SettleExact) -> std::result::Result<Set
     let (payer, nonce) = (Address::from(terms.payer), B256::from(terms.nonce));
     let (recorded, _) = cx.treasury.recorded(payer, nonce).await?;
     if recorded > U256::ZERO {
-        // The treasury's own event will bring transaction and block; the amount is what counts here.
-        let head = cx.chain.head().await?;
-        return Ok(Settlement::Paid {
-            amount: recorded.saturating_to(),
-            tx: B256::ZERO,
-            block: head.number,
-            recorded: true,
+        // The receipt will name the transaction, so it is looked up before anything is said.
+        return Ok(match authorization::fate(cx, payer, nonce).await? {
+            Fate::PaidHere { tx, block, .. } => {
+                Settlement::Paid { amount: recorded.saturating_to(), tx, block, recorded: true }
+            }
+            Fate::Cancelled | Fate::PaidElsewhere => Settlement::Unknown,
         });
     }
     let usdc = cx.chain.usdc(cx.birth.token);

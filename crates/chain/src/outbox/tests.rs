@@ -320,6 +320,26 @@ fn blocks_lost_after_the_outcome_are_sent_again_under_their_nonces() {
 }
 
 #[test]
+fn a_gap_closes_on_a_chain_that_makes_no_blocks_by_itself() {
+    let mut world = World::new(1);
+    world.submit();
+    world.calm(10);
+    world.network.blocks.truncate(1);
+    world.network.pool.clear();
+    world.submit();
+    for _ in 0..100 {
+        world.feed(world.network.head());
+        while let Some(answer) = world.answers.pop() {
+            world.feed(answer);
+        }
+        if !world.network.pool.is_empty() && world.network.pending() > world.network.nonce() {
+            world.network.mine();
+        }
+    }
+    assert_eq!(world.network.mined(), HashMap::from([(1.into(), 1), (2.into(), 1)]));
+}
+
+#[test]
 fn a_stuck_transaction_gets_a_higher_fee() {
     let mut world = World::new(1);
     world.submit();

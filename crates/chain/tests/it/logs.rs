@@ -46,9 +46,11 @@ async fn what_a_reorg_takes_back_is_taken_back_once() {
 
     // The height did not change; asked again there is nothing to say.
     assert_eq!(reader.poll(head).await.expect("logs"), []);
+    // The sender notices what was lost, and sends it again in front of the next one.
     world.mint(treasury, 7).await;
     let head = world.chain.head().await.expect("head");
-    assert_eq!(sum(&reader.poll(head).await.expect("logs")), (7, 0));
+    assert_eq!(sum(&reader.poll(head).await.expect("logs")), (207, 0));
+    assert_eq!(world.usdc_of(treasury).await, 307);
 }
 
 #[tokio::test]

@@ -35,7 +35,7 @@ pub fn key(n: u8) -> PrivateKeySigner {
 
 pub struct World {
     /// Kept so that the chain lives as long as the test.
-    pub anvil: Anvil,
+    _anvil: Anvil,
     pub chain: Chain,
     pub addresses: Addresses,
     pub creator: SenderHandle,
@@ -61,7 +61,7 @@ impl World {
         let market = MarketParams { stake_min: 10_000_000, ready_within: 45, grace: 34, drop_after: 40 };
         let addresses = deploy(&chain, &creator_key, market).await.expect("deploys");
         let creator = Sender::spawn(chain.clone(), creator_key.clone(), 1);
-        Self { anvil, chain, addresses, creator, creator_key }
+        Self { _anvil: anvil, chain, addresses, creator, creator_key }
     }
 
     /// A funded account with a sender.

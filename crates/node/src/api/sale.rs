@@ -256,8 +256,14 @@ impl Api {
                 "this authorisation pays for another request; sign a new one for this body",
             )
             .into_response(),
-            Reserved::Used(why) => {
-                let message = format!("this authorisation cannot pay again: {why}");
+            Reserved::Aborted => {
+                let message =
+                    "nothing was delivered for this authorisation and its money is on the way back: sign a new one";
+                let refusal = Refusal::new(Reason::PaymentAborted, message);
+                refused(&self.seller.challenge(terms.price, &terms.resource, refusal))
+            }
+            Reserved::Spent => {
+                let message = "this authorisation has paid for an answer that is no longer kept: sign a new one";
                 let refusal = Refusal::new(Reason::NonceUsed, message);
                 refused(&self.seller.challenge(terms.price, &terms.resource, refusal))
             }
@@ -361,7 +367,7 @@ impl Sale {
     fn unsettled(&mut self, settlement: Option<Settlement>) -> Response {
         let message = match settlement {
             Some(Settlement::Unpaid(why)) => format!("the payment cannot be settled: {why:?}"),
-            _ => "the payment's outcome is not known yet; ask again with the same payment".to_owned(),
+            _ => "the payment's outcome is not known yet; nothing was delivered, and what arrives goes back".to_owned(),
         };
         self.guard.disarm();
         let ask = Ask::Aborted { request: self.request, why: AbortWhy::NotSettled };

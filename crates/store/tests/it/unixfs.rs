@@ -87,9 +87,9 @@ fn directories_get_the_cids_that_the_javascript_importer_gives_them() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(32))]
     #[test]
-    fn what_goes_in_comes_out(content in proptest::collection::vec(any::<u8>(), 0..3000), chunk in 1usize..200, width in 2usize..6, raw_leaves: bool) {
+    fn what_goes_in_comes_out(content in proptest::collection::vec(any::<u8>(), 0..3000), chunk in 40usize..400, width in 2usize..6, raw_leaves: bool) {
         let here = store();
         let profile = Profile { chunk_bytes: chunk, width, raw_leaves, cid_v0: !raw_leaves };
         let made = import_bytes(&content, profile, &mut |cid, bytes| here.blocks.put_later(&cid, &bytes)).unwrap();

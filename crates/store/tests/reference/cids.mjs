@@ -1,5 +1,5 @@
 // Golden CIDs from the JavaScript importer: `npm install && npm run generate`. The Rust tests read cids.json.
-// Content is xorshift32 from seed 1, one byte a step (low byte), or zeros; see `Content` in ../it/unixfs.rs.
+// Content is xorshift32 from seed 1, one byte a step (low byte), or zeros; see `Noise` in ../it/support.rs.
 import { importer } from 'ipfs-unixfs-importer'
 import { fixedSize } from 'ipfs-unixfs-importer/chunker'
 import { balanced } from 'ipfs-unixfs-importer/layout'

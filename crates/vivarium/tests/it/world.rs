@@ -46,7 +46,7 @@ impl World {
     }
 
     /// world.json, kept current by `up`.
-    fn file(&self) -> Option<Value> {
+    pub fn file(&self) -> Option<Value> {
         let text = std::fs::read_to_string(self.data_dir().join("world.json")).ok()?;
         serde_json::from_str(&text).ok()
     }
