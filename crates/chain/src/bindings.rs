@@ -12,7 +12,6 @@ mod treasury {
     );
 }
 
-#[expect(clippy::too_many_arguments, reason = "made by the macro: one argument for each field of an event")]
 mod market {
     alloy::sol!(
         #![sol(all_derives)]
