@@ -17,11 +17,6 @@ pub fn build(root: &Path) -> Result<()> {
     run(root, Command::new("node").arg("build.mjs"))
 }
 
-/// The Solidity tests, all of their output shown. Compiles what is stale first, but writes nothing into `contracts/abi`.
-pub fn test(root: &Path) -> Result<()> {
-    test_profile(root, "default")
-}
-
 /// The same tests under a profile of foundry.toml: `default`, `ci` or `deep`, each with more runs than the one before.
 pub fn test_profile(root: &Path, profile: &str) -> Result<()> {
     let forge = root.join("contracts/node_modules/.bin/forge");

@@ -252,6 +252,11 @@ pub mod calls {
         LeaseMarket::withdrawCall { lease: U256::from(lease) }.abi_encode().into()
     }
 
+    /// Anyone: adds `amount` micro-USDC to a lease's escrow; needs an allowance.
+    pub fn top_up(lease: u64, amount: u128) -> Bytes {
+        LeaseMarket::topUpCall { lease: U256::from(lease), amount }.abi_encode().into()
+    }
+
     /// Anyone: ends a request that never became ready, all of it refunded.
     pub fn reclaim(lease: u64) -> Bytes {
         LeaseMarket::reclaimCall { lease: U256::from(lease) }.abi_encode().into()
@@ -260,5 +265,10 @@ pub mod calls {
     /// Anyone: ends a lease past its end or its tenant's long silence.
     pub fn expire(lease: u64) -> Bytes {
         LeaseMarket::expireCall { lease: U256::from(lease) }.abi_encode().into()
+    }
+
+    /// Anyone: pays out what the token refused to take to `to` when a lease ended.
+    pub fn collect(to: Address) -> Bytes {
+        LeaseMarket::collectCall { to }.abi_encode().into()
     }
 }

@@ -144,7 +144,8 @@ impl Sender {
         Self::start(chain, key, Options::new(confirmations), None)
     }
 
-    /// The same with all choices.
+    /// The same with all choices. After a restart with `options.state`, submit the unfinished ids again
+    /// ([`SenderHandle::submit_as`]): that finds what is on its way, and queues what never got a nonce.
     ///
     /// # Errors
     /// `Usage` when `options.state` is not this key's outbox.

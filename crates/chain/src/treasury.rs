@@ -299,6 +299,11 @@ pub mod calls {
         Treasury::extendMandateCall { until, a }.abi_encode().into()
     }
 
+    /// Quorum order `("clearBar", uint160(provider))`: undoes what `evict` barred.
+    pub fn clear_bar(provider: Address, a: Approval) -> Bytes {
+        Treasury::clearBarCall { provider, a }.abi_encode().into()
+    }
+
     /// Anyone, when stopped, starved or past the mandate.
     pub fn wind_down() -> Bytes {
         Treasury::windDownCall {}.abi_encode().into()
@@ -317,5 +322,109 @@ pub mod calls {
     /// The beneficiary, when closed: pulls everything.
     pub fn withdraw() -> Bytes {
         Treasury::withdrawCall {}.abi_encode().into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::market;
+    use alloy::json_abi::{JsonAbi, StateMutability};
+    use std::collections::BTreeSet;
+
+    /// Names of the entries that write, by the committed ABI.
+    fn entries(json: &str) -> (JsonAbi, BTreeSet<String>) {
+        let file: serde_json::Value = serde_json::from_str(json).expect("JSON");
+        let abi: JsonAbi = serde_json::from_value(file["abi"].clone()).expect("an ABI");
+        let writes = |m| matches!(m, StateMutability::NonPayable | StateMutability::Payable);
+        let names = abi.functions().filter(|f| writes(f.state_mutability)).map(|f| f.name.clone()).collect();
+        (abi, names)
+    }
+
+    fn named(abi: &JsonAbi, calls: &[Bytes]) -> BTreeSet<String> {
+        let name = |call: &Bytes| abi.functions().find(|f| f.selector() == call[..4]).map(|f| f.name.clone());
+        calls.iter().map(|call| name(call).expect("in the ABI")).collect()
+    }
+
+    #[test]
+    fn every_entry_of_the_treasury_has_a_builder() {
+        let (abi, mut entries) = entries(include_str!("../../../contracts/abi/Treasury.json"));
+        // Called by the factory alone.
+        entries.remove("initialize");
+        let approval = || Approval { deadline: 0, signatures: Vec::new() };
+        let exact = calls::ExactAuthorization {
+            payer: Address::ZERO,
+            value: U256::ZERO,
+            valid_after: U256::ZERO,
+            valid_before: U256::ZERO,
+            nonce: B256::ZERO,
+            signature: Bytes::new(),
+        };
+        let built = [
+            calls::birth_rent(1, 1, 1),
+            calls::activate(1),
+            calls::abort_birth(),
+            calls::rent(1, 1, 1),
+            calls::top_up(1, 1),
+            calls::release(1),
+            calls::heartbeat(B256::ZERO, B256::ZERO, true),
+            calls::commit(1, B256::ZERO, B256::ZERO, Vec::new()),
+            calls::announce(1),
+            calls::handover(1, 1, 1, 1),
+            calls::set_relay(Address::ZERO),
+            calls::challenge(),
+            calls::takeover(),
+            calls::settle_exact(&exact),
+            calls::refund_exact(Address::ZERO, B256::ZERO, 1),
+            calls::refuel(),
+            calls::pause(approval()),
+            calls::resume(approval()),
+            calls::stop(approval()),
+            calls::evict(1, approval()),
+            calls::rescue(1, 1, 1, approval()),
+            calls::extend_mandate(1, approval()),
+            calls::clear_bar(Address::ZERO, approval()),
+            calls::wind_down(),
+            calls::close(),
+            calls::sweep(),
+            calls::withdraw(),
+        ];
+        assert_eq!(named(&abi, &built), entries);
+    }
+
+    #[test]
+    fn every_entry_of_the_market_but_the_tenants_has_a_builder() {
+        let (abi, mut entries) = entries(include_str!("../../../contracts/abi/LeaseMarket.json"));
+        // Tenants are treasuries, and call from there.
+        for tenants in ["rent", "vouch", "close"] {
+            assert!(entries.remove(tenants));
+        }
+        let offer = crate::bindings::Offer {
+            provider: Address::ZERO,
+            priceE6: 1,
+            capacity: 1,
+            used: 0,
+            minTerm: 1,
+            maxTerm: 1,
+            memoryMiB: 1,
+            milliCpu: 1,
+            usePolicy: B256::ZERO,
+            endpoint: String::new(),
+            abuseContact: String::new(),
+        };
+        let built = [
+            market::calls::register(1),
+            market::calls::unregister(),
+            market::calls::post_offer(&offer),
+            market::calls::reprice(1, 1),
+            market::calls::set_capacity(1, 1),
+            market::calls::ready(1, Address::ZERO, "", B256::ZERO),
+            market::calls::withdraw(1),
+            market::calls::top_up(1, 1),
+            market::calls::reclaim(1),
+            market::calls::expire(1),
+            market::calls::collect(Address::ZERO),
+        ];
+        assert_eq!(named(&abi, &built), entries);
     }
 }

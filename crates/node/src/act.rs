@@ -263,6 +263,31 @@ pub fn housekeeping(node: &mut Node) {
     });
 }
 
+/// What a former operator's keys still hold goes back to the treasury, which fuels the next one: keys are destroyed
+/// with the lease, and ether left on them would be lost.
+pub fn give_back_gas(node: &Node) {
+    /// Stays behind for the transfer itself, wei: far above its fee on a roll-up.
+    const KEPT_WEI: u128 = 1_000_000_000_000_000;
+    /// Transactions that were on their way at the cut end first.
+    const LAST_CALLS: std::time::Duration = std::time::Duration::from_secs(2);
+    let cx = node.cx.clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(LAST_CALLS).await;
+        for sender in [&cx.operator, &cx.relay] {
+            let held = match cx.chain.eth_balance(sender.address(), chain::alloy::eips::BlockId::latest()).await {
+                Ok(held) => held.saturating_to::<u128>(),
+                Err(e) => {
+                    tracing::warn!(error = %e, "the gas that is left cannot be read");
+                    continue;
+                }
+            };
+            let Some(back) = held.checked_sub(KEPT_WEI).filter(|back| *back > 0) else { continue };
+            let sent = sender.submit(chain::Tx::transfer(cx.config.treasury, back, "gas back")).await;
+            tracing::info!(back, done = matches!(sent, Sent::Done { .. }), "gas goes back to the treasury");
+        }
+    });
+}
+
 impl Node {
     pub(crate) fn on_committed(
         &mut self,

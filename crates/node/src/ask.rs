@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 
 pub enum Ask {
     /// A verified payment wants to be served.
-    Reserve { want: Want, reply: oneshot::Sender<Reserved> },
+    Reserve { want: Box<Want>, reply: oneshot::Sender<Reserved> },
     /// So many tokens were taken so far.
     Mark { request: RequestId, tokens: u32 },
     /// The answer was taken, or part of it.
@@ -63,7 +63,7 @@ pub enum Reserved {
 impl Node {
     pub(crate) fn on_ask(&mut self, ask: Ask) -> Result<()> {
         match ask {
-            Ask::Reserve { want, reply } => self.reserve(want, reply),
+            Ask::Reserve { want, reply } => self.reserve(*want, reply),
             Ask::Mark { request, tokens } => self.book(BookInput::Mark { request, tokens }),
             Ask::Delivered { request, delivery } => {
                 self.book(BookInput::Delivered { request, delivery })?;

@@ -542,8 +542,11 @@ impl Node {
         if self.shared.in_flight() > 0 && waited < DRAIN_MS {
             return;
         }
-        if let Some(live) = &mut self.live {
+        if let Some(live) = &mut self.live
+            && !live.sealed
+        {
             live.sealed = true;
+            act::give_back_gas(self);
         }
         self.answer_tails();
     }

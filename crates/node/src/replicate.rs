@@ -96,7 +96,7 @@ pub async fn headers(cx: &Context, after_lsn: u64) -> Result<Vec<SegmentHeader>>
         return Err(Error::retry("no steward answered with segment headers"));
     }
     let mut all: Vec<SegmentHeader> = answers.into_iter().flatten().flat_map(|a| a.0).collect();
-    all.sort_by(|a, b| (a.epoch, a.first_lsn, a.last_lsn).cmp(&(b.epoch, b.first_lsn, b.last_lsn)));
+    all.sort_by_key(|h| (h.epoch, h.first_lsn, h.last_lsn));
     all.dedup_by(|a, b| a.cid == b.cid);
     Ok(all)
 }

@@ -117,7 +117,7 @@ impl Api {
         let path = order.route.split_once(' ').map_or(order.route, |(_, path)| path);
         self.here(path).await?;
         let terms = self.terms(&order).await.map_err(IntoResponse::into_response)?;
-        let verified = self.verified(headers, &terms)?;
+        let verified = self.verified(headers, &terms).map_err(|refusal| *refusal)?;
         self.has_the_money(&verified, &terms).await?;
 
         let seed = rand::random();
@@ -135,7 +135,7 @@ impl Api {
             prompt_tokens: terms.prompt_tokens,
             max_tokens: terms.max_tokens,
         };
-        self.cx.tell(Event::Ask(Box::new(Ask::Reserve { want, reply }))).await;
+        self.cx.tell(Event::Ask(Box::new(Ask::Reserve { want: Box::new(want), reply }))).await;
         // Prefill runs while the record becomes durable.
         let generation = start(&terms.engine, request).map_err(IntoResponse::into_response)?;
         let reserved = answer.await.map_err(|_| Problem::for_unavail("the node is stopping", 5).into_response())?;
@@ -155,7 +155,7 @@ impl Api {
     }
 
     /// Takes the payment out of the headers and verifies it, or says what this costs.
-    fn verified(&self, headers: &HeaderMap, terms: &Terms) -> Result<pay::Verified, Response> {
+    fn verified(&self, headers: &HeaderMap, terms: &Terms) -> Result<pay::Verified, Box<Response>> {
         let quote = Quote {
             amount: terms.price,
             resource: &terms.resource,
@@ -168,7 +168,7 @@ impl Api {
             } else {
                 self.shared.refuse();
             }
-            refused(&challenge)
+            Box::new(refused(&challenge))
         })
     }
 

@@ -353,7 +353,7 @@ pub async fn refusals(creator: &Wallet, treasury: Address) -> Result<Vec<Refusal
     for (entry, data) in entries(lease, me, chain.head().await?.timestamp) {
         refused.push(try_entry(creator, treasury, entry, data).await?);
     }
-    for action in ["pause", "resume", "stop", "evict", "rescue", "extendMandate"] {
+    for action in ["pause", "resume", "stop", "evict", "rescue", "clearBar", "extendMandate"] {
         let approval = own_approval(creator, treasury, action, state.orderNonce).await?;
         let data = match action {
             "pause" => calls::pause(approval),
@@ -361,6 +361,7 @@ pub async fn refusals(creator: &Wallet, treasury: Address) -> Result<Vec<Refusal
             "stop" => calls::stop(approval),
             "evict" => calls::evict(0, approval),
             "rescue" => calls::rescue(1, 1, 0, approval),
+            "clearBar" => calls::clear_bar(Address::ZERO, approval),
             _ => calls::extend_mandate(u64::MAX, approval),
         };
         refused.push(try_entry(creator, treasury, action, data).await?);

@@ -29,7 +29,7 @@ pub const CUSTOMER_USDC: Usdc = Usdc(10_000_000_000);
 const ETHER: u128 = 1_000_000_000_000_000_000;
 /// Wei that everybody who sends transactions gets.
 pub const ACCOUNT_WEI: u128 = 100 * ETHER;
-const GAS_TARGET_WEI: u128 = ETHER / 5;
+const GAS_TARGET_WEI: u128 = ETHER / 20;
 const GAS_DAY_MAX_WEI: u128 = ETHER / 2;
 /// Least and most that one call may cost in real days, micro-USDC.
 const CALL_MIN: u128 = 1_000;

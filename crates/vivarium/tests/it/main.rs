@@ -2,4 +2,5 @@
 
 mod crashes;
 mod life;
+mod refusals;
 mod world;

@@ -72,6 +72,7 @@ fn every_entry_that_somebody_may_call_is_tried() {
         "domainSeparator",
         "eip712Domain",
         "isBarred",
+        "gasSpentInDay",
         "isSteward",
         "FACTORY",
         "refuel",
@@ -85,6 +86,7 @@ fn every_entry_that_somebody_may_call_is_tried() {
             chain::bindings::Treasury::stopCall::SELECTOR,
             chain::bindings::Treasury::evictCall::SELECTOR,
             chain::bindings::Treasury::rescueCall::SELECTOR,
+            chain::bindings::Treasury::clearBarCall::SELECTOR,
             chain::bindings::Treasury::extendMandateCall::SELECTOR,
         ])
         .collect();
