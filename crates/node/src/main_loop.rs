@@ -508,6 +508,10 @@ impl Node {
         if !tail.records.is_empty() {
             live.import(&tail.records)?;
         }
+        if let Some(ring) = tail.ring {
+            live.ring.merge(ring);
+            self.cx.ring_file.save(&live.ring)?;
+        }
         if tail.last {
             self.last_word = true;
             if self.news.as_ref().is_some_and(|n| n.state.operator == self.cx.me()) {

@@ -59,6 +59,8 @@ pub struct TailPart {
 pub struct Tail {
     pub records: Vec<u8>,
     pub last: bool,
+    /// With the last part: the keys of checkpoints made since the first grant.
+    pub ring: Option<KeyRing>,
 }
 
 /// Gets the keys, restores the last acknowledged checkpoint, then follows the active node's journal until it
@@ -90,13 +92,7 @@ async fn try_follow(
     mut durable: watch::Receiver<u64>,
     stop: &watch::Receiver<bool>,
 ) -> Result<()> {
-    let request = restore::share_request(cx, epoch)?;
-    let sealed = cx.http.post_json(&format!("{active_url}/peer/key"), &request).await?.success_or_read().await?;
-    let sealed = sealed.bytes(1 << 20).await?;
-    let plain = seal::open(&sealed, &cx.keys.exchange, 1 << 20)
-        .map_err(|e| Error::retry("the key grant is not sealed to this node").caused_by(e))?;
-    let grant: KeyGrant =
-        serde_json::from_slice(&plain).map_err(|e| Error::retry("the key grant does not parse").caused_by(e))?;
+    let grant = ask_for_keys(cx, active_url, epoch).await?;
     if grant.checkpoint != hex::encode(digest) {
         return Err(Error::retry("the active node and the chain name different checkpoints"));
     }
@@ -138,7 +134,9 @@ async fn try_follow(
                 .map_err(|e| Error::retry("a part of the journal is not sealed to this node").caused_by(e))?
         };
         if !records.is_empty() || last {
-            cx.tell(Event::Tail(Tail { records, last })).await;
+            // A checkpoint may have been made since the first grant; what is sealed to its key must stay readable.
+            let ring = if last { last_keys(cx, active_url, epoch + 1).await } else { None };
+            cx.tell(Event::Tail(Tail { records, last, ring })).await;
         }
         // Asking from `last_lsn` acknowledges it, so it must be durable here first.
         if durable.wait_for(|d| *d >= last_lsn).await.is_err() {
@@ -150,6 +148,29 @@ async fn try_follow(
         }
     }
     Ok(())
+}
+
+/// The old node still answers after its last word; if it does not, the next checkpoint's key is ours anyway, and only
+/// conversations stored in the seconds between are out of reach.
+async fn last_keys(cx: &Context, active_url: &str, epoch: u64) -> Option<KeyRing> {
+    const ATTEMPTS: u32 = 4;
+    for _ in 0..ATTEMPTS {
+        match ask_for_keys(cx, active_url, epoch).await {
+            Ok(grant) => return Some(grant.ring),
+            Err(e) => tracing::info!(error = %chain_of(&e), "the last memory keys: asking again"),
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+    None
+}
+
+async fn ask_for_keys(cx: &Context, active_url: &str, epoch: u64) -> Result<KeyGrant> {
+    let request = restore::share_request(cx, epoch)?;
+    let sealed = cx.http.post_json(&format!("{active_url}/peer/key"), &request).await?.success_or_read().await?;
+    let sealed = sealed.bytes(1 << 20).await?;
+    let plain = seal::open(&sealed, &cx.keys.exchange, 1 << 20)
+        .map_err(|e| Error::retry("the key grant is not sealed to this node").caused_by(e))?;
+    serde_json::from_slice(&plain).map_err(|e| Error::retry("the key grant does not parse").caused_by(e))
 }
 
 /// An error with its causes on one line.
@@ -220,7 +241,11 @@ impl Node {
             .map_err(|e| Error::superseded("the request is not signed by the successor's node key").caused_by(e))?;
         let recipient = Recipient::parse(&request.recipient)
             .map_err(|e| Error::usage("the successor's exchange key does not parse").caused_by(e))?;
-        let token = hex::encode(rand::random::<[u8; 32]>());
+        // The same follower keeps its token: late deliveries are reported under it.
+        let token = match &self.successor {
+            Some((token, known)) if *known == recipient => token.clone(),
+            _ => hex::encode(rand::random::<[u8; 32]>()),
+        };
         self.successor = Some((token.clone(), recipient));
         let checkpoint = live.sealing_for.map(hex::encode).unwrap_or_default();
         Ok(KeyGrant { token, ring: live.ring.clone(), checkpoint })

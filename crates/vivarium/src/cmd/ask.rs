@@ -151,7 +151,10 @@ impl Told {
         }
         let delta = match event["type"].as_str() {
             Some("response.output_text.delta") => event["delta"].as_str(),
-            Some("response.failed") => bail!("the answer failed; nothing more is known"),
+            Some("response.failed") => {
+                let why = event["response"]["error"]["message"].as_str().unwrap_or("no reason was given");
+                bail!("the answer failed: {why}")
+            }
             Some(_) => None,
             None => event["choices"][0]["delta"]["content"].as_str(),
         };

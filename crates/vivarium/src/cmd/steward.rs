@@ -188,7 +188,13 @@ async fn order(action: &str, argument: u64, quorum: Quorum) -> Result<()> {
     Ok(())
 }
 
-async fn approve(action: &str, key: &PathBuf, argument: u64, deadline: Option<u64>, target: Target) -> Result<()> {
+async fn approve(
+    action: &str,
+    key: &std::path::Path,
+    argument: u64,
+    deadline: Option<u64>,
+    target: Target,
+) -> Result<()> {
     ensure!(
         ["pause", "resume", "stop", "evict"].contains(&action),
         "no order is called {action:?}; pause, resume, stop and evict are"
