@@ -7,7 +7,7 @@ use crate::eyes::Eyes;
 use crate::refusal::Refusal;
 use crate::rescue::rescue;
 use crate::watch::{BlockView, Input, Output, Watch};
-use alloy::primitives::{Address, B256};
+use alloy::primitives::{Address, B256, Bytes};
 use alloy::signers::local::PrivateKeySigner;
 use anyhow::{Context, Result, anyhow};
 use chain::sender::{Sender, SenderHandle, Tx};
@@ -191,14 +191,11 @@ impl Watcher {
             Output::AllClear { treasury } => tracing::info!(%treasury, "all clear"),
             Output::Challenge { treasury } => {
                 tracing::warn!(%treasury, "challenging a silent operator");
-                let sent = self.sender.submit(Tx::call(treasury, calls::challenge(), "challenge"));
-                let events = self.events.clone();
-                tokio::spawn(async move {
-                    if let Err(e) = sent.await.into_result("challenge") {
-                        tracing::warn!(%treasury, "{e}");
-                        let _ = events.send(Event::Failed(treasury));
-                    }
-                });
+                self.call(treasury, calls::challenge(), "challenge");
+            }
+            Output::Close { treasury } => {
+                tracing::warn!(%treasury, "closing what its agent left open");
+                self.call(treasury, calls::close(), "close");
             }
             Output::Rescue { treasury, order } => {
                 tracing::warn!(%treasury, offer = order.offer, "preparing a rescue");
@@ -211,6 +208,18 @@ impl Watcher {
                 });
             }
         }
+    }
+
+    /// One call that this steward pays for; a failure is told to the watch.
+    fn call(&self, treasury: Address, call: Bytes, label: &'static str) {
+        let sent = self.sender.submit(Tx::call(treasury, call, label));
+        let events = self.events.clone();
+        tokio::spawn(async move {
+            if let Err(e) = sent.await.into_result(label) {
+                tracing::warn!(%treasury, "{e}");
+                let _ = events.send(Event::Failed(treasury));
+            }
+        });
     }
 
     /// Compares what agents say of themselves with the chain, and notes it for people. Nothing is decided by it:

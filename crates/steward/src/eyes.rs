@@ -242,6 +242,7 @@ fn view_of(
         barred: Vec::new(),
         my_place: place.unwrap_or(u64::MAX / 1_000),
         checkpoint_seq: state.checkpointSeq,
+        closable_at: (state.stage() == Stage::WindingDown).then(|| state.windDownAt + u64::from(t.refundWindow)),
     }
 }
 

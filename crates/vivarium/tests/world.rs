@@ -1,12 +1,16 @@
-//! Worlds of real processes: start, break, stop, go on. Long, so `cargo xtask test` asks for them by name.
+//! Worlds of real processes, started as a library: start, break, stop, go on. Needs what `cargo xtask test` built.
 
 use std::collections::BTreeSet;
 use std::future::pending;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 use vivarium::world::progress::Progress;
 use vivarium::world::{Options, Programs, World};
+
+/// Two worlds at once would starve each other on a small machine.
+static TURN: Mutex<()> = Mutex::const_new(());
 
 fn options(dir: &Path) -> Options {
     let project = Programs::project().unwrap();
@@ -39,8 +43,8 @@ fn processes_of(dir: &Path) -> BTreeSet<i32> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "starts a whole world"]
 async fn a_world_survives_a_dead_daemon_and_goes_on_after_a_stop() {
+    let _turn = TURN.lock().await;
     let scratch = tempfile::tempdir().unwrap();
     let dir = scratch.path().join("world");
     let mut world = World::start(options(&dir), pending()).await.unwrap();
@@ -79,8 +83,8 @@ async fn a_world_survives_a_dead_daemon_and_goes_on_after_a_stop() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "starts a whole world"]
 async fn an_interrupted_start_leaves_nothing_and_the_next_one_is_born() {
+    let _turn = TURN.lock().await;
     let scratch = tempfile::tempdir().unwrap();
     let dir = scratch.path().join("world");
     let interrupted = World::start(options(&dir), sleep(Duration::from_secs(3))).await;

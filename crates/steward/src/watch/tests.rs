@@ -34,6 +34,7 @@ fn healthy() -> TreasuryView {
         barred: vec![],
         my_place: 0,
         checkpoint_seq: 1,
+        closable_at: None,
     }
 }
 
@@ -81,6 +82,16 @@ fn a_beating_agent_is_left_alone() {
         assert_eq!(see(&mut watch, now, &TreasuryView { last_heartbeat: now - 3, ..healthy() }), []);
     }
     assert_eq!(watch.alarms().count(), 0);
+}
+
+#[test]
+fn a_treasury_that_nobody_closes_is_closed_by_a_steward_once() {
+    let mut watch = Watch::new();
+    let ended = TreasuryView { alive: false, closable_at: Some(T0), ..healthy() };
+    let patience = 3 * ended.timers.heartbeat_every * (1 + ended.my_place);
+    assert_eq!(see(&mut watch, T0 + patience, &ended), []);
+    assert_eq!(see(&mut watch, T0 + patience + 1, &ended), [Output::Close { treasury: ended.treasury }]);
+    assert_eq!(see(&mut watch, T0 + patience + 2, &ended), []);
 }
 
 #[test]
