@@ -9,8 +9,8 @@ const world = dir && JSON.parse(readFileSync(`${dir}/world.json`));
 const [url, keyFile, asset] = world ? [world.agent.url, world.customer.key_file, world.usdc] : args.splice(0, 3);
 const [key] = readFileSync(keyFile, 'utf8').match(/0x[0-9a-f]{64}/i);
 const client = registerExactEvmScheme(new x402Client(), { signer: privateKeyToAccount(key) });
-// The client refuses tokens that it does not know. Name this one, with a limit: 0.05 test USDC (6 decimals) a call.
-client.setSpendControls({ allowedAssets: [{ network: 'eip155:*', asset, maxAmountPerPayment: '50000' }] });
+// The client refuses tokens that it does not know. Name this one, with a limit: 5 test USDC (6 decimals) a call.
+client.setSpendControls({ allowedAssets: [{ network: 'eip155:*', asset, maxAmountPerPayment: '5000000' }] });
 const model = (await (await fetch(`${url}/v1/models`)).json()).data[0].id;
 const body = JSON.stringify({ model, max_tokens: 64, messages: [{ role: 'user', content: args[0] ?? 'What is a lease?' }] });
 const post = { method: 'POST', headers: { 'content-type': 'application/json' }, body };
