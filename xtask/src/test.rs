@@ -26,7 +26,7 @@ pub fn run(flags: &[String]) -> Result<()> {
     step("tests, the whole life with real processes among them");
     setup::build()?;
     let mut tests = shell::cargo();
-    tests.args(["test", "--workspace"]);
+    tests.args(["test", "--workspace", "--no-fail-fast"]);
     if deep {
         tests.env("VIVARIUM_DEEP", "1");
     }

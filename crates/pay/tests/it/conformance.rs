@@ -98,7 +98,9 @@ async fn the_javascript_example_pays() {
     let examples = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../examples");
     let installed = examples.join("node_modules/@x402/fetch").is_dir();
     assert!(installed, "examples/node_modules is missing: `cargo xtask test` installs it (npm ci in examples)");
-    let shop = Shop::open(50_000).await;
+    // The limit that the example names: 5 test USDC a call.
+    let limit = 5_000_000;
+    let shop = Shop::open(limit).await;
     let dir = tempfile::tempdir().unwrap();
     let key_file = dir.path().join("customer.key");
     std::fs::write(&key_file, format!("# a development key\n{}\n", key("js"))).unwrap();
@@ -116,11 +118,11 @@ async fn the_javascript_example_pays() {
         assert!(said.contains("You said: ping") && said.contains("paid by 0x"), "{out:?}");
     }
     // The same question again, answered: paid again. One unit more is over the example's limit.
-    assert_eq!(shop.earned(), 100_000);
-    shop.with(|shelf| shelf.price = Usdc(50_001));
+    assert_eq!(shop.earned(), 2 * limit);
+    shop.with(|shelf| shelf.price = Usdc(limit + 1));
     let mut program = Command::new("node");
     let out = program.current_dir(&examples).arg("pay.mjs").args(by_arguments).output().await.expect("node starts");
-    assert!(!out.status.success() && shop.earned() == 100_000, "{out:?}");
+    assert!(!out.status.success() && shop.earned() == 2 * limit, "{out:?}");
 }
 
 /// Our buyer at the official Express middleware.
