@@ -41,6 +41,8 @@ pub enum Event {
     ChainLost(String),
     /// The journal's disk: durable up to here, or failed for good.
     Durable(std::result::Result<u64, String>),
+    /// The newest block read before this process began that the chain still has (0: none of them).
+    StillStands(u64),
     /// A paying customer, through the HTTP API.
     Ask(Box<Ask>),
     /// Another node of this agent.
@@ -96,6 +98,7 @@ impl Event {
         match self {
             Self::Chain(_) => "chain",
             Self::ChainLost(_) => "chain_lost",
+            Self::StillStands(_) => "still_stands",
             Self::Durable(_) => "durable",
             Self::Ask(_) => "ask",
             Self::Peer(_) => "peer",
@@ -195,6 +198,7 @@ impl Node {
             match event {
                 Event::Chain(news) => self.on_chain(news)?,
                 Event::ChainLost(why) => tracing::warn!(why, "the chain does not answer"),
+                Event::StillStands(height) => self.read_on_from(height)?,
                 Event::Durable(Ok(lsn)) => self.on_durable(lsn)?,
                 Event::Durable(Err(why)) => self.on_disk_failed(&why),
                 Event::Ask(ask) => self.on_ask(*ask)?,
@@ -330,12 +334,32 @@ impl Node {
             }
             live.wake_at = u64::MAX;
             live.fed = Some(view.clone());
+            let (number, hash) = (news.head.number, news.head.hash.0);
             live.record(now, &Recorded::Life(Input::Block(Box::new(view))))?;
+            live.record(now, &Recorded::Read { number, hash })?;
         }
         for request in settled {
             self.tell_waiters(&request);
         }
         act::housekeeping(self);
+        Ok(())
+    }
+
+    /// Events are read from where the record and the chain part; what was read beyond that is taken back first.
+    fn read_on_from(&mut self, height: u64) -> Result<()> {
+        let now = self.now();
+        let Some(live) = self.live.as_mut().filter(|live| self.role == Role::Active && !live.sealed) else {
+            return Ok(());
+        };
+        let gone = live.state.take_back_above(height);
+        if !gone.is_empty() {
+            tracing::warn!(height, "the chain came back without blocks that were read: their events are taken back");
+        }
+        for record in &gone {
+            live.record(now, record)?;
+        }
+        // A receiver that is gone means that the loop ends, too.
+        let _ = self.logs_from.send(Some(height + 1));
         Ok(())
     }
 
@@ -421,8 +445,12 @@ impl Node {
             self.shared.sell_at(price);
         }
         let unfinished = live.state.agent.unfinished();
-        let from = live.state.block() + 1;
-        let _ = self.logs_from.send(Some(from));
+        let read: Vec<_> = live.state.read_blocks().collect();
+        let cx = self.cx.clone();
+        tokio::spawn(async move {
+            let height = crate::watch::newest_standing(&cx, read).await;
+            cx.tell(Event::StillStands(height)).await;
+        });
         for (id, output) in unfinished {
             act::perform(self, id, output);
         }

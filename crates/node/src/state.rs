@@ -5,15 +5,17 @@ use crate::conversation::{ConversationInput, Conversations};
 use crate::error::{Error, Result};
 use crate::history::{EventLog, History, Sample};
 use borsh::{BorshDeserialize, BorshSerialize};
-use economy::{Agent, ChainEventKind, Input, Output, OutputId, Usdc};
+use economy::{Agent, ChainEvent, ChainEventKind, Input, Output, OutputId, Usdc};
 use pay::book::{BookInput, BookOutput, ChannelBook, Service};
 use sha2::{Digest, Sha256};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Receipts kept for `GET /receipts/{id}`; older ones are in the checkpoints. A guess, unmeasured.
 const RECEIPTS_MAX: usize = 20_000;
 /// Payers remembered. A guess, unmeasured; a forgotten one only waits a block longer.
 const PAYERS_MAX: usize = 100_000;
+/// Blocks remembered by hash. A chain that lost more than all of them is another chain.
+const READ_KEPT: usize = 64;
 
 /// One recorded input. Chance, time and signatures come in here and nowhere else.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
@@ -31,6 +33,11 @@ pub enum Recorded {
         kind: String,
         text: String,
     },
+    /// Everything up to this block was read.
+    Read {
+        number: u64,
+        hash: [u8; 32],
+    },
 }
 
 impl Recorded {
@@ -42,6 +49,7 @@ impl Recorded {
             Self::Conversation(_) => 3,
             Self::Receipt { .. } => 4,
             Self::Line { .. } => 5,
+            Self::Read { .. } => 6,
         }
     }
 
@@ -80,8 +88,12 @@ pub struct State {
     receipt_order: Vec<String>,
     pub history: History,
     pub log: EventLog,
-    /// The last block the life heard of: the log's lines name it, and a successor reads events after it.
+    /// The last block the life heard of: the log's lines name it.
     block: u64,
+    /// The last blocks that were read, ascending, and what they held since the first of them: a chain that comes
+    /// back without them (a reorg while nobody looked) is noticed and its events are taken back.
+    read: VecDeque<(u64, [u8; 32])>,
+    recent: VecDeque<ChainEvent>,
     /// Income the life has not heard of yet.
     unposted: Unposted,
     /// Every lease this agent rented.
@@ -115,6 +127,8 @@ impl State {
             history: History::default(),
             log: EventLog::default(),
             block: 0,
+            read: VecDeque::new(),
+            recent: VecDeque::new(),
             unposted: Unposted::default(),
             leases: BTreeSet::new(),
             served: 0,
@@ -133,9 +147,7 @@ impl State {
                 }
                 if let Input::Chain(events) = input {
                     for event in events {
-                        if let ChainEventKind::Rented { lease, .. } = event.kind {
-                            self.leases.insert(lease);
-                        }
+                        self.remember(event);
                     }
                 }
                 if let Input::Earned { .. } = input {
@@ -180,8 +192,61 @@ impl State {
             Recorded::Line { kind, text } => {
                 self.log.add((lsn, 0), now, self.block, kind, text.clone());
             }
+            Recorded::Read { number, hash } => {
+                self.read.retain(|(earlier, _)| earlier < number);
+                self.read.push_back((*number, *hash));
+                if self.read.len() > READ_KEPT {
+                    self.read.pop_front();
+                }
+                let first = self.read.front().map_or(0, |(first, _)| *first);
+                self.recent.retain(|event| event.block > first);
+            }
         }
         said
+    }
+
+    fn remember(&mut self, event: &ChainEvent) {
+        match &event.kind {
+            ChainEventKind::Reverted(gone) => {
+                self.recent.retain(|kept| (kept.block, kept.index) < (gone.block, gone.index));
+                return;
+            }
+            ChainEventKind::Rented { lease, .. } => {
+                self.leases.insert(*lease);
+            }
+            _ => {}
+        }
+        // A range may be fed twice.
+        if self.recent.back().is_none_or(|last| (last.block, last.index) < (event.block, event.index)) {
+            self.recent.push_back(event.clone());
+        }
+    }
+
+    /// The blocks that were read last, newest first: (height, hash).
+    pub fn read_blocks(&self) -> impl Iterator<Item = (u64, [u8; 32])> + '_ {
+        self.read.iter().rev().copied()
+    }
+
+    /// What to record so that nothing read above `height` counts any more, newest first.
+    pub fn take_back_above(&self, height: u64) -> Vec<Recorded> {
+        let gone = || self.recent.iter().rev().filter(|event| event.block > height);
+        let book = gone().filter_map(|event| match &event.kind {
+            ChainEventKind::ExactSettled { payer, nonce, .. } => {
+                Some(Recorded::Book(BookInput::Reversed { payer: *payer, nonce: *nonce }))
+            }
+            _ => None,
+        });
+        let reverted = |event: &ChainEvent| ChainEvent {
+            block: event.block,
+            index: event.index,
+            kind: ChainEventKind::Reverted(Box::new(event.clone())),
+        };
+        let life: Vec<ChainEvent> = gone().map(reverted).collect();
+        let mut all: Vec<Recorded> = book.collect();
+        if !life.is_empty() {
+            all.push(Recorded::Life(Input::Chain(life)));
+        }
+        all
     }
 
     fn count_income(&mut self, lsn: u64, output: &BookOutput) {
@@ -228,11 +293,6 @@ impl State {
         &self.leases
     }
 
-    /// The last block that was fed.
-    pub fn block(&self) -> u64 {
-        self.block
-    }
-
     pub fn encode(&self) -> Vec<u8> {
         borsh::to_vec(self).expect("encoding into memory does not fail")
     }
@@ -244,5 +304,76 @@ impl State {
     /// Digest of the whole state: equal after replay, or the code changed.
     pub fn digest(&self) -> [u8; 32] {
         Sha256::digest(self.encode()).into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use economy::{Genesis, Limits, Policy, Timers};
+
+    fn fresh() -> State {
+        let timers = Timers::real();
+        let limits = Limits {
+            day_limit: Usdc(20_000_000),
+            price_e6_max: 20_000_000,
+            term: 30 * 86_400,
+            prepay_secs: 2 * 86_400,
+            gas_target_wei: 0,
+            starve_floor: Usdc(1_000_000),
+            margin_pct: 20,
+            min_call: Usdc(1),
+            max_call: Usdc(1_000_000),
+            block_secs: 2,
+        };
+        let genesis = Genesis { chain_id: 1, treasury: [1; 20], timers, policy: Policy::new(limits, &timers) };
+        State::new(Agent::new(genesis), ChannelBook::new(pay::book::Limits::default()))
+    }
+
+    fn event(block: u64, kind: ChainEventKind) -> ChainEvent {
+        ChainEvent { block, index: 0, kind }
+    }
+
+    /// Records, numbered from `state`'s first free number in this test.
+    fn feed(state: &mut State, lsn: &mut u64, records: Vec<Recorded>) {
+        for record in records {
+            *lsn += 1;
+            state.apply(*lsn, *lsn, &record);
+        }
+    }
+
+    fn block(number: u64, hash: u8, events: Vec<ChainEventKind>) -> Vec<Recorded> {
+        let events = events.into_iter().map(|kind| event(number, kind)).collect();
+        vec![Recorded::Life(Input::Chain(events)), Recorded::Read { number, hash: [hash; 32] }]
+    }
+
+    /// A development chain killed in mid-block comes back without its last blocks; a public one may reorganise while
+    /// the node is down. What those blocks held is taken back, and may then come anew in other blocks.
+    #[test]
+    fn blocks_that_the_chain_lost_while_nobody_looked_are_taken_back_once() {
+        let (mut state, mut lsn) = (fresh(), 0);
+        let gift = |n| ChainEventKind::TransferIn { from: [7; 20], amount: Usdc(n) };
+        let paid_in = ChainEventKind::ToppedUp { lease: 1, amount: Usdc(30) };
+        feed(&mut state, &mut lsn, block(10, 1, vec![ChainEventKind::Rented { lease: 1, prepay: Usdc(0) }]));
+        feed(&mut state, &mut lsn, block(11, 2, vec![gift(1_000)]));
+        feed(&mut state, &mut lsn, block(12, 3, vec![paid_in.clone()]));
+        let treasury = |state: &State| state.agent.ledger().balance();
+        assert_eq!((treasury(&state), state.agent.ledger().escrow()), (970, 30));
+        let read: Vec<u64> = state.read_blocks().map(|(number, _)| number).collect();
+        assert_eq!(read, [12, 11, 10]);
+        assert!(state.take_back_above(12).is_empty(), "nothing was lost");
+
+        // The chain came back at block 11: the top-up was never mined.
+        let gone = state.take_back_above(11);
+        feed(&mut state, &mut lsn, gone);
+        assert_eq!((treasury(&state), state.agent.ledger().escrow()), (1_000, 0));
+        assert!(state.take_back_above(11).is_empty(), "once");
+
+        // Sent again, it is mined in another block 12, which is read instead of the lost one.
+        feed(&mut state, &mut lsn, block(12, 9, vec![paid_in]));
+        assert_eq!((treasury(&state), state.agent.ledger().escrow()), (970, 30));
+        assert_eq!(state.read_blocks().next(), Some((12, [9; 32])));
+        // A successor decodes the same memory.
+        assert_eq!(State::decode(&state.encode()).unwrap().read_blocks().count(), 3);
     }
 }

@@ -12,6 +12,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch as channel;
 
+/// Between two questions to a chain that did not answer.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
+
 /// Everything read at one block.
 pub struct News {
     pub head: Head,
@@ -57,6 +60,23 @@ pub async fn watch(cx: Arc<Context>, every: Duration, mut logs_from: channel::Re
             return;
         }
     }
+}
+
+/// The height of the first of these blocks (newest first) that the chain still has, 0 if it has none of them. Asks
+/// until the chain answers.
+pub async fn newest_standing(cx: &Context, read: Vec<(u64, [u8; 32])>) -> u64 {
+    let mut read = read.into_iter().peekable();
+    while let Some((number, hash)) = read.peek().copied() {
+        match cx.chain.block_at(number).await {
+            Ok(Some(block)) if block.hash == hash => return number,
+            Ok(_) => drop(read.next()),
+            Err(e) => {
+                cx.tell(Event::ChainLost(chain_of(&e))).await;
+                tokio::time::sleep(ASK_AGAIN).await;
+            }
+        }
+    }
+    0
 }
 
 fn sources(cx: &Context) -> Sources {

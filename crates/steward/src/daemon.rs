@@ -193,6 +193,10 @@ impl Watcher {
                 tracing::warn!(%treasury, "challenging a silent operator");
                 self.call(treasury, calls::challenge(), "challenge");
             }
+            Output::WindDown { treasury } => {
+                tracing::warn!(%treasury, "winding down what its agent does not");
+                self.call(treasury, calls::wind_down(), "wind down");
+            }
             Output::Close { treasury } => {
                 tracing::warn!(%treasury, "closing what its agent left open");
                 self.call(treasury, calls::close(), "close");

@@ -242,7 +242,26 @@ fn view_of(
         barred: Vec::new(),
         my_place: place.unwrap_or(u64::MAX / 1_000),
         checkpoint_seq: state.checkpointSeq,
+        endable_at: endable_at(birth, state),
         closable_at: (state.stage() == Stage::WindingDown).then(|| state.windDownAt + u64::from(t.refundWindow)),
+    }
+}
+
+/// As `ITreasury.windDown` allows it to anyone. An agent that beats is never starved, and while it beats a stopped one
+/// ends its own affairs.
+fn endable_at(birth: &Birth, state: &State) -> Option<u64> {
+    match state.stage() {
+        Stage::Stopped => Some(state.lastHeartbeat),
+        Stage::Alive => {
+            let timeout = u64::from(birth.timers.starveTimeout);
+            // One that still beats is ending its own affairs, and gets that long for it.
+            let over = state.mandateUntil + 1;
+            let mandate = state.lastHeartbeat.clamp(over, over + timeout);
+            let funds = state.balance.saturating_add(state.escrow);
+            let starved = state.lastHeartbeat + timeout + 1;
+            Some(if funds < U256::from(birth.policy.starveFloor) { mandate.min(starved) } else { mandate })
+        }
+        Stage::Unborn | Stage::WindingDown | Stage::Closed => None,
     }
 }
 

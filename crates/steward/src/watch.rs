@@ -49,6 +49,8 @@ pub struct TreasuryView {
     /// This steward's place in the treasury's list, from 0.
     pub my_place: u64,
     pub checkpoint_seq: u64,
+    /// From when on anyone may wind it down, chain seconds: stopped, past its mandate, or starved and silent.
+    pub endable_at: Option<u64>,
     /// While winding down: from when on anyone may close the treasury, chain seconds.
     pub closable_at: Option<u64>,
 }
@@ -123,6 +125,10 @@ pub enum Output {
     Rescue {
         treasury: Address,
         order: Rescue,
+    },
+    /// The agent did not begin its own end in time; anyone may.
+    WindDown {
+        treasury: Address,
     },
     /// The agent did not close its own affairs in time; anyone may.
     Close {
@@ -275,7 +281,7 @@ struct Watched {
     /// When this steward first saw that a rescue is due.
     rescue_since: Option<u64>,
     challenge_again_at: u64,
-    close_again_at: u64,
+    end_again_at: u64,
     rescue_again_at: u64,
     /// Providers whose rescued lease came to nothing, with how often.
     disappointed: BTreeMap<Address, u32>,
@@ -328,23 +334,28 @@ impl Watched {
             });
             self.alarm = alarm;
         }
-        self.close(view, now, out);
+        self.end(view, now, out);
         if alarm.is_none() {
-            *self = Self { alarm, close_again_at: self.close_again_at, ..Self::default() };
+            *self = Self { alarm, end_again_at: self.end_again_at, ..Self::default() };
             return;
         }
         self.challenge(view, now, out);
         self.rescue(view, offers, now, out);
     }
 
-    /// An agent whose last host left between wind-down and close would otherwise stay open for ever. It gets its own
+    /// An agent without a host can neither wind down nor close: its money would lie there for ever. It gets its own
     /// chance first, and each steward waits for those before it.
-    fn close(&mut self, view: &TreasuryView, now: u64, out: &mut Vec<Output>) {
-        let Some(closable_at) = view.closable_at else { return };
-        let mine = closable_at + 3 * view.timers.heartbeat_every * (1 + view.my_place);
-        if now > mine && now >= self.close_again_at {
-            self.close_again_at = now + RETRY_SECS;
-            out.push(Output::Close { treasury: view.treasury });
+    fn end(&mut self, view: &TreasuryView, now: u64, out: &mut Vec<Output>) {
+        let treasury = view.treasury;
+        let (due, output) = match (view.closable_at, view.endable_at) {
+            (Some(at), _) => (at, Output::Close { treasury }),
+            (None, Some(at)) => (at, Output::WindDown { treasury }),
+            (None, None) => return,
+        };
+        let mine = due + 3 * view.timers.heartbeat_every * (1 + view.my_place);
+        if now > mine && now >= self.end_again_at {
+            self.end_again_at = now + RETRY_SECS;
+            out.push(output);
         }
     }
 

@@ -34,6 +34,7 @@ fn healthy() -> TreasuryView {
         barred: vec![],
         my_place: 0,
         checkpoint_seq: 1,
+        endable_at: None,
         closable_at: None,
     }
 }
@@ -92,6 +93,23 @@ fn a_treasury_that_nobody_closes_is_closed_by_a_steward_once() {
     assert_eq!(see(&mut watch, T0 + patience, &ended), []);
     assert_eq!(see(&mut watch, T0 + patience + 1, &ended), [Output::Close { treasury: ended.treasury }]);
     assert_eq!(see(&mut watch, T0 + patience + 2, &ended), []);
+}
+
+#[test]
+fn a_starved_agent_without_a_host_is_wound_down_in_turn_and_then_closed() {
+    let starved = TreasuryView { standby: None, endable_at: Some(T0 + 40), ..healthy() };
+    let wind_down = Output::WindDown { treasury: agent() };
+    for my_place in 0..3 {
+        let mut watch = Watch::new();
+        let view = TreasuryView { my_place, ..starved.clone() };
+        let due = T0 + 40 + 3 * view.timers.heartbeat_every * (1 + my_place);
+        assert!(!see(&mut watch, due, &view).contains(&wind_down));
+        assert!(see(&mut watch, due + 1, &view).contains(&wind_down));
+        assert!(!see(&mut watch, due + 2, &view).contains(&wind_down), "once in {RETRY_SECS} s");
+        // What has begun to end is closed, not wound down again.
+        let ending = TreasuryView { alive: false, closable_at: Some(due), ..view };
+        assert_eq!(see(&mut watch, due + 60, &ending), [Output::Close { treasury: agent() }]);
+    }
 }
 
 #[test]
