@@ -51,6 +51,12 @@ impl Tx {
         Self { to: Some(to), data: Bytes::new(), value, gas: None, label }
     }
 
+    /// The same with a gas limit instead of an estimate: for calls that do more when they are mined than when they
+    /// were estimated. What is not used costs nothing.
+    pub fn with_gas(self, gas: u64) -> Self {
+        Self { gas: Some(gas), ..self }
+    }
+
     /// The same with `value` wei.
     pub fn with_value(self, value: u128) -> Self {
         Self { value, ..self }

@@ -6,6 +6,7 @@ use alloy::{
     sol_types::{SolCall, SolValue},
 };
 use futures::future::{OptionFuture, try_join, try_join4};
+use std::collections::BTreeSet;
 
 use crate::{
     bindings::{Addresses, Approval, Birth, State, Treasury, TreasuryFactory},
@@ -36,7 +37,7 @@ pub struct Snapshot {
     pub standby: Option<LeaseView>,
     /// The lease that was active before the last handover.
     pub draining: Option<LeaseView>,
-    /// The market's newest offers.
+    /// The market's newest offers, without those of providers that an eviction barred.
     pub offers: Vec<OfferView>,
     /// The operator's ETH, wei; zero when there is no operator.
     pub operator_wei: U256,
@@ -109,7 +110,9 @@ impl TreasuryClient {
     pub async fn snapshot_at(&self, market: Address, head: Head) -> Result<Snapshot, Error> {
         let at = BlockId::hash(head.hash);
         let market = MarketClient { chain: self.chain.clone(), address: market };
-        let (state, offers) = try_join(self.state_at(at), market.offers_at(at)).await?;
+        let (state, mut offers) = try_join(self.state_at(at), market.offers_at(at)).await?;
+        let barred = self.barred_at(&offers, at).await?;
+        offers.retain(|o| !barred.contains(&o.offer.provider));
         let [active, standby, draining] = [state.activeLease, state.standbyLease, state.drainingLease];
         let (active, standby, draining, (operator_wei, relay_wei)) = try_join4(
             self.lease_view(&market, active, at),
@@ -119,6 +122,20 @@ impl TreasuryClient {
         )
         .await?;
         Ok(Snapshot { head, state, active, standby, draining, offers, operator_wei, relay_wei })
+    }
+
+    /// Which of the offers' providers an eviction barred.
+    async fn barred_at(&self, offers: &[OfferView], at: BlockId) -> Result<BTreeSet<Address>, Error> {
+        let providers: BTreeSet<Address> = offers.iter().map(|o| o.offer.provider).collect();
+        let calls = providers.iter().map(|provider| (self.address, Treasury::isBarredCall { provider: *provider }));
+        let answers = self.chain.read_many(calls, at).await?;
+        let mut barred = BTreeSet::new();
+        for (provider, is_barred) in providers.into_iter().zip(answers) {
+            if is_barred? {
+                barred.insert(provider);
+            }
+        }
+        Ok(barred)
     }
 
     async fn lease_view(&self, market: &MarketClient, lease: U256, at: BlockId) -> Result<Option<LeaseView>, Error> {

@@ -21,6 +21,10 @@ use store::seal::Recipient;
 /// Records in one segment, in bytes before sealing.
 const SEGMENT_RECORDS_MAX: u64 = 20_000;
 
+/// An estimate is made as if gas were free, so it does not see that paying for this very transaction leaves the
+/// operator short, too: two transfers instead of one or none. Far above two transfers to new accounts; a guess.
+const REFUEL_GAS: u64 = 250_000;
+
 /// Starts `output`. Its end comes back as `Event::Acted` under the same id.
 pub fn perform(node: &mut Node, id: OutputId, output: Output) {
     let Some(news) = &node.news else { return };
@@ -49,7 +53,10 @@ pub fn perform(node: &mut Node, id: OutputId, output: Output) {
             let call = calls::handover(lease, state.checkpointSeq, cut, valid_until);
             send(&node.cx, id, "handover", call, || crash_point!("handover.sent"));
         }
-        Output::Refuel => send(&node.cx, id, "refuel", calls::refuel(), || ()),
+        Output::Refuel => {
+            let tx = chain::Tx::call(node.cx.config.treasury, calls::refuel(), "refuel").with_gas(REFUEL_GAS);
+            send_tx(&node.cx, id, tx, || ());
+        }
         Output::Refund { payer, nonce, amount } => {
             let call = calls::refund_exact(Address::from(payer), B256::from(nonce), amount.0);
             send(&node.cx, id, "refund", call, || ());
@@ -80,8 +87,12 @@ pub fn perform(node: &mut Node, id: OutputId, output: Output) {
 
 /// One transaction by the operator key to the treasury. `sent` is a crash point: reached once the call left.
 fn send(cx: &Arc<Context>, id: OutputId, label: &'static str, call: Bytes, sent: fn()) {
+    send_tx(cx, id, chain::Tx::call(cx.config.treasury, call, label), sent);
+}
+
+fn send_tx(cx: &Arc<Context>, id: OutputId, tx: chain::Tx, sent: fn()) {
     let cx = cx.clone();
-    let tx = chain::Tx::call(cx.config.treasury, call, label);
+    let label = tx.label;
     let waiting = cx.operator.submit(tx);
     tokio::spawn(async move {
         sent();

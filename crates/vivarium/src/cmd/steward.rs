@@ -50,9 +50,17 @@ enum Command {
         #[arg(long, default_value_t = 0)]
         keep: u64,
     },
+    /// Lets a provider that an eviction barred host the agent again
+    ClearBar {
+        #[command(flatten)]
+        quorum: Quorum,
+        /// The provider's address
+        #[arg(long, value_name = "ADDRESS")]
+        provider: Address,
+    },
     /// Signs an order with one key and prints the signature, for a quorum on several machines
     Approve {
-        /// pause, resume, stop or evict
+        /// pause, resume, stop, evict or clear-bar
         action: String,
         /// The steward's order key
         #[arg(long, value_name = "FILE")]
@@ -60,6 +68,9 @@ enum Command {
         /// For evict: the lease to keep
         #[arg(long, default_value_t = 0)]
         keep: u64,
+        /// For clear-bar: the provider
+        #[arg(long, value_name = "ADDRESS")]
+        provider: Option<Address>,
         /// Chain time (seconds) until which the order is valid; all signers must name the same [default: an hour from now]
         #[arg(long, value_name = "SECS")]
         deadline: Option<u64>,
@@ -119,12 +130,66 @@ pub fn run(flags: Flags) -> Result<()> {
             let config = steward::StewardConfig::load(&config)?;
             block_on(async { steward::run(config, stopped()?).await })
         }
-        Command::Pause(quorum) => block_on(order("pause", 0, quorum)),
-        Command::Resume(quorum) => block_on(order("resume", 0, quorum)),
-        Command::Stop(quorum) => block_on(order("stop", 0, quorum)),
-        Command::Evict { quorum, keep } => block_on(order("evict", keep, quorum)),
-        Command::Approve { action, key, keep, deadline, target } => {
-            block_on(approve(&action, &key, keep, deadline, target))
+        Command::Pause(quorum) => block_on(order(Action::Pause, quorum)),
+        Command::Resume(quorum) => block_on(order(Action::Resume, quorum)),
+        Command::Stop(quorum) => block_on(order(Action::Stop, quorum)),
+        Command::Evict { quorum, keep } => block_on(order(Action::Evict { keep }, quorum)),
+        Command::ClearBar { quorum, provider } => block_on(order(Action::ClearBar { provider }, quorum)),
+        Command::Approve { action, key, keep, provider, deadline, target } => {
+            let action = Action::parse(&action, keep, provider)?;
+            block_on(approve(action, &key, deadline, target))
+        }
+    }
+}
+
+/// What a quorum can order here, in the treasury's words.
+#[derive(Clone, Copy, Debug)]
+enum Action {
+    Pause,
+    Resume,
+    Stop,
+    Evict { keep: u64 },
+    ClearBar { provider: Address },
+}
+
+impl Action {
+    fn parse(word: &str, keep: u64, provider: Option<Address>) -> Result<Self> {
+        Ok(match word {
+            "pause" => Self::Pause,
+            "resume" => Self::Resume,
+            "stop" => Self::Stop,
+            "evict" => Self::Evict { keep },
+            "clear-bar" => Self::ClearBar { provider: provider.context("clear-bar needs --provider ADDRESS")? },
+            other => bail!("no order is called {other:?}; pause, resume, stop, evict and clear-bar are"),
+        })
+    }
+
+    /// The treasury's name for it, which is signed.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::Stop => "stop",
+            Self::Evict { .. } => "evict",
+            Self::ClearBar { .. } => "clearBar",
+        }
+    }
+
+    fn argument(self) -> U256 {
+        match self {
+            Self::Pause | Self::Resume | Self::Stop => U256::ZERO,
+            Self::Evict { keep } => U256::from(keep),
+            Self::ClearBar { provider } => U256::from_be_slice(provider.as_slice()),
+        }
+    }
+
+    fn call(self, approval: Approval) -> Bytes {
+        match self {
+            Self::Pause => calls::pause(approval),
+            Self::Resume => calls::resume(approval),
+            Self::Stop => calls::stop(approval),
+            Self::Evict { keep } => calls::evict(keep, approval),
+            Self::ClearBar { provider } => calls::clear_bar(provider, approval),
         }
     }
 }
@@ -144,7 +209,7 @@ impl Target {
     }
 }
 
-async fn order(action: &str, argument: u64, quorum: Quorum) -> Result<()> {
+async fn order(action: Action, quorum: Quorum) -> Result<()> {
     let (chain, treasury) = quorum.target.chain()?;
     let state = chain.treasury(treasury).state().await?;
     let gathered: Vec<Signed> = quorum.approval.iter().map(read_approval).collect::<Result<_>>()?;
@@ -153,7 +218,7 @@ async fn order(action: &str, argument: u64, quorum: Quorum) -> Result<()> {
         Some(first) => first.deadline,
         None => chain.head().await?.timestamp + ORDER_VALID_SECS,
     };
-    let order = Order::new(action, U256::from(argument), state.orderNonce, deadline);
+    let order = Order::new(action.name(), action.argument(), state.orderNonce, deadline);
     let domain = orders::domain(chain.chain_id(), treasury);
     let keys = quorum.key.iter().map(|file| read_key(file)).collect::<Result<Vec<_>>>()?;
     let mut signatures = Vec::new();
@@ -168,49 +233,52 @@ async fn order(action: &str, argument: u64, quorum: Quorum) -> Result<()> {
     signatures.sort_by_key(|(signer, _)| *signer);
     let signers: Vec<Address> = signatures.iter().map(|(signer, _)| *signer).collect();
     let approval = Approval { deadline, signatures: signatures.into_iter().map(|(_, s)| s).collect() };
-    let order = match action {
-        "pause" => Tx::call(treasury, calls::pause(approval), "the treasury refuses to pause"),
-        "resume" => Tx::call(treasury, calls::resume(approval), "the treasury refuses to resume"),
-        "stop" => Tx::call(treasury, calls::stop(approval), "the treasury refuses to stop"),
-        "evict" => Tx::call(treasury, calls::evict(argument, approval), "the treasury refuses to evict"),
-        other => bail!("no order is called {other:?}"),
-    };
+    let tx = Tx::call(treasury, action.call(approval), "the treasury refuses the order");
     let payer = keys.into_iter().next().context("no --key")?;
-    let done = Wallet::new(chain, payer).send(order).await?;
+    let done = match Wallet::new(chain.clone(), payer).send(tx).await {
+        Ok(done) => done,
+        Err(e) => return Err(explain(&chain, treasury, &signers, e).await),
+    };
     if quorum.json {
         println!(
             "{}",
-            json!({ "action": action, "transaction": done.tx_hash, "block": done.block, "signers": signers })
+            json!({ "action": action.name(), "transaction": done.tx_hash, "block": done.block, "signers": signers })
         );
     } else {
-        println!("{action}: in force since block {}, by {} stewards", done.block, signers.len());
+        println!("{}: in force since block {}, by {} stewards", action.name(), done.block, signers.len());
     }
     Ok(())
 }
 
-async fn approve(
-    action: &str,
-    key: &std::path::Path,
-    argument: u64,
-    deadline: Option<u64>,
-    target: Target,
-) -> Result<()> {
-    ensure!(
-        ["pause", "resume", "stop", "evict"].contains(&action),
-        "no order is called {action:?}; pause, resume, stop and evict are"
-    );
+/// The treasury's refusal, with what is missing where the signatures are why.
+async fn explain(chain: &chain::Chain, treasury: Address, signers: &[Address], refusal: chain::Error) -> anyhow::Error {
+    let refusal = anyhow::Error::new(refusal);
+    let Ok(birth) = chain.treasury(treasury).birth().await else { return refusal };
+    let stewards = signers.iter().filter(|signer| birth.stewards.contains(signer)).count();
+    if stewards >= usize::from(birth.threshold) {
+        return refusal;
+    }
+    refusal.context(format!(
+        "{stewards} of {} stewards signed and {} must: name another --key, or an --approval made by `vivarium steward \
+         approve`",
+        birth.stewards.len(),
+        birth.threshold
+    ))
+}
+
+async fn approve(action: Action, key: &std::path::Path, deadline: Option<u64>, target: Target) -> Result<()> {
     let (chain, treasury) = target.chain()?;
     let state = chain.treasury(treasury).state().await?;
     let deadline = match deadline {
         Some(deadline) => deadline,
         None => chain.head().await?.timestamp + ORDER_VALID_SECS,
     };
-    let order = Order::new(action, U256::from(argument), state.orderNonce, deadline);
+    let order = Order::new(action.name(), action.argument(), state.orderNonce, deadline);
     let key = read_key(key)?;
     let signature = orders::sign(&order, &orders::domain(chain.chain_id(), treasury), &key)?;
     let signed = Signed {
-        action: action.to_owned(),
-        argument: argument.to_string(),
+        action: order.action,
+        argument: order.argument.to_string(),
         nonce: state.orderNonce.to_string(),
         deadline,
         signer: key.address(),
