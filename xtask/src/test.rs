@@ -24,7 +24,8 @@ pub fn run(flags: &[String]) -> Result<()> {
     let clippy = ["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"];
     shell::loudly("clippy", shell::cargo().args(clippy))?;
     step("tests, the whole life with real processes among them");
-    setup::build()?;
+    // Compiles the programs, too. A build of its own before it would compile most dependencies once more: tests'
+    // own dependencies switch on other features.
     let mut tests = shell::cargo();
     tests.args(["test", "--workspace", "--no-fail-fast"]);
     if deep {

@@ -1,4 +1,4 @@
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, chain_of};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full};
@@ -87,8 +87,8 @@ impl Client {
                 let message = format!("no answer within {} s", self.head_deadline.as_secs_f32());
                 return Err(Error::new(Kind::Unknown, url, message));
             }
-            Ok(Err(e)) if e.is_connect() => return Err(Error::new(Kind::Unreachable, url, chain(&e))),
-            Ok(Err(e)) => return Err(Error::new(Kind::Unknown, url, chain(&e))),
+            Ok(Err(e)) if e.is_connect() => return Err(Error::new(Kind::Unreachable, url, chain_of(&e))),
+            Ok(Err(e)) => return Err(Error::new(Kind::Unknown, url, chain_of(&e))),
             Ok(Ok(answer)) => answer,
         };
         let (head, body) = answer.into_parts();
@@ -162,7 +162,7 @@ impl Body {
         loop {
             match self.inner.frame().await {
                 None => return Ok(None),
-                Some(Err(e)) => return Err(Error::new(Kind::Unknown, url, format!("broke off: {}", chain(&e)))),
+                Some(Err(e)) => return Err(Error::new(Kind::Unknown, url, format!("broke off: {}", chain_of(&e)))),
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
                         return Ok(Some(data));
@@ -171,15 +171,4 @@ impl Body {
             }
         }
     }
-}
-
-/// hyper's own message says little; the cause is in the chain.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

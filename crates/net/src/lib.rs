@@ -8,4 +8,4 @@ mod client;
 mod error;
 
 pub use client::{Body, Client, Response};
-pub use error::{Error, Kind};
+pub use error::{Error, Kind, chain_of};

@@ -7,7 +7,6 @@ use crate::checkpoint::{self, Committed, Draft};
 use crate::context::Context;
 use crate::error::Error;
 use crate::main_loop::{Event, Node};
-use crate::moving::chain_of;
 use crate::replicate::{self, Segment};
 use crate::shared::Bulletin;
 use alloy::primitives::{Address, B256, Bytes, keccak256};
@@ -15,6 +14,7 @@ use chain::Outcome as Sent;
 use chain::treasury::calls;
 use economy::{Outcome, Output, OutputId};
 use journal::crash_point;
+use net::chain_of;
 use std::sync::Arc;
 use store::seal::Recipient;
 

@@ -5,7 +5,6 @@
 
 use crate::error::{Error, Result};
 use alloy::signers::local::PrivateKeySigner;
-use std::io::Write;
 use std::path::Path;
 use store::seal::{Identity, lockbox};
 
@@ -67,14 +66,8 @@ impl Keys {
             self.relay.to_bytes(),
             self.exchange.to_secret_string().as_str()
         );
-        let sealed = lockbox::lock(seal_key, text.as_bytes())
-            .map_err(|e| Error::bug("the node's keys cannot be sealed").caused_by(e))?;
-        let temporary = path.with_extension("new");
-        let failed = |e: std::io::Error| Error::retry(format!("cannot write {}", path.display())).caused_by(e);
-        let mut file = std::fs::File::create(&temporary).map_err(failed)?;
-        file.write_all(&sealed).map_err(failed)?;
-        file.sync_all().map_err(failed)?;
-        std::fs::rename(&temporary, path).map_err(failed)
+        lockbox::lock_to(path, seal_key, text.as_bytes())
+            .map_err(|e| Error::retry("the node's keys cannot be written").caused_by(e))
     }
 }
 

@@ -5,7 +5,6 @@
 
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use store::seal::{Identity, lockbox};
 
@@ -99,14 +98,8 @@ impl RingFile {
     }
 
     pub fn save(&self, ring: &KeyRing) -> Result<()> {
-        let sealed = lockbox::lock(&self.seal_key, &ring.encode()?)
-            .map_err(|e| Error::bug("the key ring cannot be sealed").caused_by(e))?;
-        let failed = |e: std::io::Error| Error::retry(format!("cannot write {}", self.path.display())).caused_by(e);
-        let temporary = self.path.with_extension("new");
-        let mut file = std::fs::File::create(&temporary).map_err(failed)?;
-        file.write_all(&sealed).map_err(failed)?;
-        file.sync_all().map_err(failed)?;
-        std::fs::rename(&temporary, &self.path).map_err(failed)
+        lockbox::lock_to(&self.path, &self.seal_key, &ring.encode()?)
+            .map_err(|e| Error::retry("the key ring cannot be written").caused_by(e))
     }
 
     pub fn seal_key(&self) -> &[u8; 32] {

@@ -13,6 +13,7 @@ use crate::restore::{self, Restored};
 use alloy::primitives::B256;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, header};
+use net::chain_of;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
@@ -171,17 +172,6 @@ async fn ask_for_keys(cx: &Context, active_url: &str, epoch: u64) -> Result<KeyG
     let plain = seal::open(&sealed, &cx.keys.exchange, 1 << 20)
         .map_err(|e| Error::retry("the key grant is not sealed to this node").caused_by(e))?;
     serde_json::from_slice(&plain).map_err(|e| Error::retry("the key grant does not parse").caused_by(e))
-}
-
-/// An error with its causes on one line.
-pub fn chain_of(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 // ---- the active side, inside the main loop ----

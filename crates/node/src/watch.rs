@@ -2,12 +2,12 @@
 
 use crate::context::Context;
 use crate::main_loop::Event;
-use crate::moving::chain_of;
 use alloy::primitives::{Address, U256};
 use chain::bindings::{Stage, State};
 use chain::logs::{LogCore, LogItem, LogReader, Sources};
 use chain::{Head, LeaseView, OfferView, Snapshot};
 use economy::View;
+use net::chain_of;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch as channel;

@@ -2,7 +2,7 @@
 
 use super::Api;
 use super::problem::{Problem, fresh_id};
-use super::sale::{ENGINE_START, Form, Order};
+use super::sale::{ENGINE_START, Form, Order, Whole};
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::HeaderMap;
@@ -55,7 +55,15 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes) -> Result<Response
         model: request.model.clone(),
         include_usage: request.include_usage,
     };
-    Ok(if request.stream { sale.deliver(Chunks(reply), None).await } else { sale.deliver(Whole(reply), None).await })
+    Ok(if request.stream {
+        sale.deliver(Chunks(reply), None).await
+    } else {
+        let whole = Whole {
+            id: reply.id.clone(),
+            json: move |text: &str, finish, usage, extra| reply.whole(text, finish, usage, extra),
+        };
+        sale.deliver(whole, None).await
+    })
 }
 
 impl Api {
@@ -74,29 +82,6 @@ impl Api {
             TemplateError::Refused(why) => Problem::from(ApiError::for_field("invalid_value", "messages", why)),
             other => Problem::for_internal(other),
         })
-    }
-}
-
-struct Whole(ChatReply);
-
-impl Form for Whole {
-    fn open(&mut self) -> Vec<Bytes> {
-        Vec::new()
-    }
-    fn delta(&mut self, _: &str) -> Vec<Bytes> {
-        Vec::new()
-    }
-    fn close(&mut self, text: &str, finish: Finish, usage: Usage, extra: Map<String, Value>) -> Vec<Bytes> {
-        vec![self.0.whole(text, finish, usage, extra).to_string().into()]
-    }
-    fn fail(&mut self, error: &ApiError) -> Vec<Bytes> {
-        vec![error.to_json(&self.0.id).to_string().into()]
-    }
-    fn content_type(&self) -> &'static str {
-        "application/json"
-    }
-    fn streams(&self) -> bool {
-        false
     }
 }
 

@@ -5,7 +5,7 @@
 use super::Api;
 use super::chat::headers_without_payment;
 use super::problem::{Problem, fresh_id};
-use super::sale::{BeforeEnd, Form, Order};
+use super::sale::{BeforeEnd, Form, Order, Whole};
 use crate::ask::Ask;
 use crate::conversation::{ConversationInput, Stored, Transcript, Turn};
 use crate::main_loop::Event;
@@ -68,7 +68,11 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes) -> Result<Response
     Ok(if request.stream {
         sale.deliver(Events(ResponseStream::new(reply)), store).await
     } else {
-        sale.deliver(Whole(reply), store).await
+        let whole = Whole {
+            id: reply.id.clone(),
+            json: move |text: &str, finish, usage, extra| reply.whole(text, finish, usage, extra),
+        };
+        sale.deliver(whole, store).await
     })
 }
 
@@ -177,29 +181,6 @@ pub async fn delete(State(api): State<Api>, Path(id): Path<String>) -> Result<Js
         "deleted": true,
         "note": "The agent no longer knows where this conversation lies. A host, or a quorum of stewards, that kept a copy of both the sealed object and its key could still read it.",
     })))
-}
-
-struct Whole(ResponseReply);
-
-impl Form for Whole {
-    fn open(&mut self) -> Vec<Bytes> {
-        Vec::new()
-    }
-    fn delta(&mut self, _: &str) -> Vec<Bytes> {
-        Vec::new()
-    }
-    fn close(&mut self, text: &str, finish: Finish, usage: Usage, extra: Map<String, Value>) -> Vec<Bytes> {
-        vec![self.0.whole(text, finish, usage, extra).to_string().into()]
-    }
-    fn fail(&mut self, error: &ApiError) -> Vec<Bytes> {
-        vec![error.to_json(&self.0.id).to_string().into()]
-    }
-    fn content_type(&self) -> &'static str {
-        "application/json"
-    }
-    fn streams(&self) -> bool {
-        false
-    }
 }
 
 struct Events(ResponseStream);

@@ -320,6 +320,37 @@ pub trait Form: Send + 'static {
     fn streams(&self) -> bool;
 }
 
+/// One JSON object when the answer is complete.
+pub struct Whole<J> {
+    /// Of the answer, for an error in its place.
+    pub id: String,
+    pub json: J,
+}
+
+impl<J> Form for Whole<J>
+where
+    J: FnMut(&str, Finish, Usage, Map<String, Value>) -> Value + Send + 'static,
+{
+    fn open(&mut self) -> Vec<Bytes> {
+        Vec::new()
+    }
+    fn delta(&mut self, _: &str) -> Vec<Bytes> {
+        Vec::new()
+    }
+    fn close(&mut self, text: &str, finish: Finish, usage: Usage, extra: Map<String, Value>) -> Vec<Bytes> {
+        vec![(self.json)(text, finish, usage, extra).to_string().into()]
+    }
+    fn fail(&mut self, error: &ApiError) -> Vec<Bytes> {
+        vec![error.to_json(&self.id).to_string().into()]
+    }
+    fn content_type(&self) -> &'static str {
+        "application/json"
+    }
+    fn streams(&self) -> bool {
+        false
+    }
+}
+
 /// What runs once, when the whole text is there and before the last bytes leave.
 pub type BeforeEnd = Box<dyn FnOnce(String) -> Pin<Box<dyn Future<Output = Result<(), ApiError>> + Send>> + Send>;
 

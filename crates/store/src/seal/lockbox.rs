@@ -6,6 +6,9 @@
 use crate::error::{Error, Result};
 use chacha20poly1305::aead::{Aead, KeyInit, Payload};
 use chacha20poly1305::{XChaCha20Poly1305, XNonce};
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
 use zeroize::Zeroizing;
 
 const MAGIC: &[u8; 8] = b"VIVLOCK1";
@@ -30,4 +33,17 @@ pub fn unlock(key: &[u8; 32], locked: &[u8]) -> Result<Zeroizing<Vec<u8>>> {
         .decrypt(XNonce::from_slice(nonce), Payload { msg: closed, aad: MAGIC })
         .map_err(|_| Error::key("the secret does not open: another key locked it, or it was altered"))?;
     Ok(Zeroizing::new(open))
+}
+
+/// Locks `plain` under `key` into the file `path`: whole or not at all, and durable when this returns.
+///
+/// `Disk` when it cannot be written; what was there before is then still there.
+pub fn lock_to(path: &Path, key: &[u8; 32], plain: &[u8]) -> Result<()> {
+    let locked = lock(key, plain)?;
+    let failed = |e: std::io::Error| Error::disk(format!("cannot write {}", path.display()), e);
+    let temporary = path.with_extension("new");
+    let mut file = File::create(&temporary).map_err(failed)?;
+    file.write_all(&locked).map_err(failed)?;
+    file.sync_all().map_err(failed)?;
+    std::fs::rename(&temporary, path).map_err(failed)
 }
