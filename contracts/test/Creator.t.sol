@@ -12,7 +12,7 @@ contract CreatorTest is World {
         bytes[] memory acks;
         all = new bytes[](26);
         uint256 n = 0;
-        all[n++] = abi.encodeCall(ITreasury.initialize, (birth()));
+        all[n++] = abi.encodeCall(ITreasury.initialize, (birth(), address(0)));
         all[n++] = abi.encodeCall(ITreasury.birthRent, (offerB, TERM, 1));
         all[n++] = abi.encodeCall(ITreasury.activate, (1));
         all[n++] = abi.encodeCall(ITreasury.abortBirth, ());

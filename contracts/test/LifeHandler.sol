@@ -260,7 +260,7 @@ contract LifeHandler is World {
     }
 
     function rescueCall(uint256 offer, uint8 who) private view returns (bytes memory) {
-        return abi.encodeCall(ITreasury.rescue, (offer, TERM, 1e5, approveBy(who, "rescue", offer)));
+        return abi.encodeCall(ITreasury.rescue, (offer, TERM, 1e5, approveBy(who, "rescue", rescueArgument(offer, TERM, 1e5))));
     }
 
     function clearCall(address host, uint8 who) private view returns (bytes memory) {
@@ -314,7 +314,7 @@ contract LifeHandler is World {
         if (what == 11) call_ = abi.encodeCall(ITreasury.abortBirth, ());
         if (what == 12) call_ = abi.encodeCall(ITreasury.evict, (0, none));
         if (what == 13) call_ = abi.encodeCall(ITreasury.stop, (none));
-        if (what == 14) call_ = abi.encodeCall(ITreasury.initialize, (birth()));
+        if (what == 14) call_ = abi.encodeCall(ITreasury.initialize, (birth(), address(0)));
         if (what == 15) {
             if (s.standbyLease != 0 && actor == nodeKey(s.standbyLease)) return;
             call_ = abi.encodeCall(ITreasury.takeover, ());

@@ -12,7 +12,7 @@ use crate::replicate::{self, Segment};
 use crate::shared::Bulletin;
 use alloy::primitives::{Address, B256, Bytes, keccak256};
 use chain::Outcome as Sent;
-use chain::treasury::calls;
+use chain::treasury::{REFUEL_GAS, calls};
 use economy::{Outcome, Output, OutputId};
 use journal::crash_point;
 use std::sync::Arc;
@@ -49,7 +49,10 @@ pub fn perform(node: &mut Node, id: OutputId, output: Output) {
             let call = calls::handover(lease, state.checkpointSeq, cut, valid_until);
             send(&node.cx, id, "handover", call, || crash_point!("handover.sent"));
         }
-        Output::Refuel => send(&node.cx, id, "refuel", calls::refuel(), || ()),
+        Output::Refuel => {
+            let tx = chain::Tx::call(node.cx.config.treasury, calls::refuel(), "refuel");
+            submit(&node.cx, id, chain::Tx { gas: Some(REFUEL_GAS), ..tx }, || ());
+        }
         Output::Refund { payer, nonce, amount } => {
             let call = calls::refund_exact(Address::from(payer), B256::from(nonce), amount.0);
             send(&node.cx, id, "refund", call, || ());
@@ -80,8 +83,11 @@ pub fn perform(node: &mut Node, id: OutputId, output: Output) {
 
 /// One transaction by the operator key to the treasury. `sent` is a crash point: reached once the call left.
 fn send(cx: &Arc<Context>, id: OutputId, label: &'static str, call: Bytes, sent: fn()) {
-    let cx = cx.clone();
-    let tx = chain::Tx::call(cx.config.treasury, call, label);
+    submit(cx, id, chain::Tx::call(cx.config.treasury, call, label), sent);
+}
+
+fn submit(cx: &Arc<Context>, id: OutputId, tx: chain::Tx, sent: fn()) {
+    let (cx, label) = (cx.clone(), tx.label);
     let waiting = cx.operator.submit(tx);
     tokio::spawn(async move {
         sent();

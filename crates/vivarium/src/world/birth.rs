@@ -8,7 +8,7 @@ use super::wallet::Wallet;
 use alloy::primitives::{Address, B256, Bytes, U256};
 use anyhow::{Context, Result, bail, ensure};
 use chain::Tx;
-use chain::bindings::{Addresses, Approval, Birth, LeaseStatus, Policy, Timers};
+use chain::bindings::{Addresses, Approval, Birth, LeaseStatus, Options, Policy, Timers};
 use chain::orders::{self, Order};
 use chain::treasury::{calls, predict};
 use economy::{Timers as Clockwork, Usdc};
@@ -328,6 +328,8 @@ async fn terms(plan: &Plan) -> Result<Birth> {
             activateWithin: clockwork.activate_within,
             refundWindow: clockwork.refund_window,
         },
+        // Channels, purse, payees, bought gas and delayed orders: none of it, until the manifest can ask for it.
+        options: Options::default(),
     })
 }
 
