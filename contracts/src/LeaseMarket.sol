@@ -5,6 +5,7 @@ import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
 import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol";
 import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
 import {Math} from "@openzeppelin/contracts/utils/math/Math.sol";
+import {SafeCast} from "@openzeppelin/contracts/utils/math/SafeCast.sol";
 import {ILeaseMarket} from "./interfaces/ILeaseMarket.sol";
 
 /// @title LeaseMarket
@@ -50,11 +51,10 @@ contract LeaseMarket is ILeaseMarket, ReentrancyGuardTransient {
     /// @inheritdoc ILeaseMarket
     function register(uint256 stake) external nonReentrant {
         if (stake == 0) revert ZeroAmount();
-        uint256 total = stakeOf[msg.sender] + stake;
+        uint256 total = stakeOf[msg.sender] + _pullDown(stake);
         if (total < minStake) revert NotStaked();
         stakeOf[msg.sender] = total;
         emit Registered(msg.sender, total);
-        IERC20(token).safeTransferFrom(msg.sender, address(this), stake);
     }
 
     /// @inheritdoc ILeaseMarket
@@ -77,7 +77,8 @@ contract LeaseMarket is ILeaseMarket, ReentrancyGuardTransient {
         offer = ++offerCount;
         _offers[offer] = Offer({
             provider: msg.sender, priceE6: priceE6, capacity: capacity, used: 0, minTerm: minTerm, maxTerm: maxTerm,
-            memoryMiB: memoryMiB, milliCpu: milliCpu, usePolicy: usePolicy, endpoint: endpoint, abuseContact: abuseContact
+            memoryMiB: memoryMiB, milliCpu: milliCpu, usePolicy: usePolicy, endpoint: endpoint,
+            abuseContact: abuseContact
         });
         emit OfferPosted(offer, msg.sender, priceE6, capacity, endpoint);
     }
@@ -131,9 +132,7 @@ contract LeaseMarket is ILeaseMarket, ReentrancyGuardTransient {
 
     /// @inheritdoc ILeaseMarket
     function rent(uint256 offer, uint32 term, bytes32 codeHash, uint128 prepay)
-        external
-        nonReentrant
-        returns (uint256 lease)
+        external nonReentrant returns (uint256 lease)
     {
         Offer storage o = _offers[offer];
         if (o.provider == address(0)) revert UnknownOffer(offer);
@@ -142,15 +141,15 @@ contract LeaseMarket is ILeaseMarket, ReentrancyGuardTransient {
         if (o.used >= o.capacity) revert NoCapacity();
         if (prepay > _rentUp(o.priceE6, term)) revert OverEscrow();
 
+        uint128 arrived = _pullDown(prepay);
         lease = ++leaseCount;
         ++o.used;
         ++openLeasesOf[o.provider];
         Lease storage l = _leases[lease];
         (l.tenant, l.provider, l.offer, l.priceE6) = (msg.sender, o.provider, offer, o.priceE6);
-        (l.codeHash, l.term, l.escrow, l.state) = (codeHash, term, prepay, LeaseState.Requested);
+        (l.codeHash, l.term, l.escrow, l.state) = (codeHash, term, arrived, LeaseState.Requested);
         l.readyBy = _now() + readyWithin;
-        emit LeaseRequested(lease, offer, msg.sender, l.provider, l.priceE6, term, codeHash, prepay);
-        IERC20(token).safeTransferFrom(msg.sender, address(this), prepay);
+        emit LeaseRequested(lease, offer, msg.sender, l.provider, l.priceE6, term, codeHash, arrived);
     }
 
     /// @inheritdoc ILeaseMarket
@@ -159,9 +158,9 @@ contract LeaseMarket is ILeaseMarket, ReentrancyGuardTransient {
         if (!_isOpen(l)) revert WrongState(l.state);
         if (amount == 0) revert ZeroAmount();
         if (uint256(l.escrow) + amount > _rentUp(l.priceE6, l.term)) revert OverEscrow();
-        l.escrow += amount;
-        emit LeaseToppedUp(lease, amount);
-        IERC20(token).safeTransferFrom(msg.sender, address(this), amount);
+        uint128 arrived = _pullDown(amount);
+        l.escrow += arrived;
+        emit LeaseToppedUp(lease, arrived);
     }
 
     /// @inheritdoc ILeaseMarket
@@ -214,24 +213,16 @@ contract LeaseMarket is ILeaseMarket, ReentrancyGuardTransient {
     // ------------------------------------------------------------------ views
 
     /// @inheritdoc ILeaseMarket
-    function offerOf(uint256 offer) external view returns (Offer memory) {
-        return _offers[offer];
-    }
+    function offerOf(uint256 offer) external view returns (Offer memory) { return _offers[offer]; }
 
     /// @inheritdoc ILeaseMarket
-    function leaseOf(uint256 lease) external view returns (Lease memory) {
-        return _leases[lease];
-    }
+    function leaseOf(uint256 lease) external view returns (Lease memory) { return _leases[lease]; }
 
     /// @inheritdoc ILeaseMarket
-    function accrued(uint256 lease) external view returns (uint128) {
-        return _accruedUp(_leases[lease]);
-    }
+    function accrued(uint256 lease) external view returns (uint128) { return _accruedUp(_leases[lease]); }
 
     /// @inheritdoc ILeaseMarket
-    function recordOf(address provider) external view returns (Record memory) {
-        return _records[provider];
-    }
+    function recordOf(address provider) external view returns (Record memory) { return _records[provider]; }
 
     // ------------------------------------------------------------------ inside
 
@@ -257,6 +248,15 @@ contract LeaseMarket is ILeaseMarket, ReentrancyGuardTransient {
         emit LeaseClosed(lease, earned, refund);
         _pay(l.provider, paid);
         _pay(l.tenant, refund);
+    }
+
+    /// Takes `amount` from the caller and returns what arrived: a token may keep a fee, and only what is here is owed.
+    /// So here the transfer stands before the effects; the token is the constructor's, and every entry that calls this
+    /// is closed to reentry.
+    function _pullDown(uint256 amount) private returns (uint128 arrived) {
+        uint256 before = IERC20(token).balanceOf(address(this));
+        IERC20(token).safeTransferFrom(msg.sender, address(this), amount);
+        arrived = SafeCast.toUint128(Math.min(amount, IERC20(token).balanceOf(address(this)) - before));
     }
 
     function _pay(address to, uint256 amount) private {
@@ -289,7 +289,5 @@ contract LeaseMarket is ILeaseMarket, ReentrancyGuardTransient {
         return Math.ceilDiv(uint256(priceE6) * time, E6);
     }
 
-    function _now() private view returns (uint64) {
-        return uint64(block.timestamp);
-    }
+    function _now() private view returns (uint64) { return uint64(block.timestamp); }
 }

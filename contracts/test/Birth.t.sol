@@ -56,16 +56,16 @@ contract BirthTest is World {
         vm.assume(who != address(factory));
         refuses(ITreasury.NotFactory.selector);
         vm.prank(who);
-        treasury.initialize(b);
+        treasury.initialize(b, address(0));
         refuses(ITreasury.NotFactory.selector);
         vm.prank(who);
-        implementation.initialize(b);
+        implementation.initialize(b, address(0));
         refuses(ITreasury.AlreadyBorn.selector);
         vm.prank(address(factory));
-        treasury.initialize(b);
+        treasury.initialize(b, address(0));
         refuses(ITreasury.AlreadyBorn.selector);
         vm.prank(address(factory));
-        implementation.initialize(b);
+        implementation.initialize(b, address(0));
     }
 
     // ------------------------------------------------------------------ what a birth must satisfy

@@ -12,6 +12,10 @@ interface Vm {
     function addr(uint256 key) external pure returns (address);
     function sign(uint256 key, bytes32 digest) external pure returns (uint8 v, bytes32 r, bytes32 s);
     function warp(uint256 time) external;
+    function roll(uint256 number) external;
+    function txGasPrice(uint256 price) external;
+    function etch(address where, bytes calldata code) external;
+    function load(address who, bytes32 slot) external view returns (bytes32);
     function deal(address who, uint256 amount) external;
     function prank(address sender) external;
     function assume(bool condition) external pure;

@@ -67,6 +67,91 @@ contract EndTest is World {
         if (!(poor && silent)) refuses(ITreasury.NotStarved.selector);
         vm.prank(who);
         treasury.windDown();
+        if (!(poor && silent)) return;
+        yes(treasury.state().stage == ITreasury.Stage.Alive, "only a notice");
+        eq(treasury.standing().starveNoticeAt, block.timestamp, "posted");
+        refuses(abi.encodeWithSelector(ITreasury.TooEarly.selector, uint64(block.timestamp + 6 hours)));
+        treasury.windDown();
+        skip(6 hours);
+        vm.prank(who);
+        treasury.windDown();
+        yes(treasury.state().stage == ITreasury.Stage.WindingDown, "winding down");
+    }
+
+    function starvedWithNotice() private {
+        impoverish(1e6);
+        skip(2 days + 1);
+        treasury.windDown();
+    }
+
+    function test_a_heartbeat_cancels_the_notice() public {
+        starvedWithNotice();
+        beat();
+        eq(treasury.standing().starveNoticeAt, 0, "cancelled");
+        skip(6 hours);
+        refuses(ITreasury.NotStarved.selector);
+        treasury.windDown();
+    }
+
+    function test_money_cancels_the_notice(address who) public {
+        starvedWithNotice();
+        usdc.mint(address(treasury), 5e6);
+        skip(6 hours);
+        vm.prank(who);
+        treasury.windDown();
+        yes(treasury.state().stage == ITreasury.Stage.Alive, "funded");
+        eq(treasury.standing().starveNoticeAt, 0, "cancelled");
+        refuses(ITreasury.NotStarved.selector);
+        treasury.windDown();
+        impoverish(1e6); // poor again: the notice begins anew
+        treasury.windDown();
+        eq(treasury.standing().starveNoticeAt, block.timestamp, "a new notice");
+    }
+
+    function test_a_rescue_cancels_the_notice() public {
+        starvedWithNotice();
+        treasury.rescue(offerB, TERM, 1e5, approveRescue(offerB, TERM, 1e5));
+        eq(treasury.standing().starveNoticeAt, 0, "cancelled");
+    }
+
+    function test_daemons_can_ask_for_the_reason() public {
+        yes(treasury.windDownReason() == ITreasury.Reason.None, "it lives");
+        impoverish(1e6);
+        yes(treasury.windDownReason() == ITreasury.Reason.None, "poor, but heard of");
+        vm.prank(nodeKey(1));
+        yes(treasury.windDownReason() == ITreasury.Reason.Starved, "the operator knows");
+        skip(2 days + 1);
+        yes(treasury.windDownReason() == ITreasury.Reason.Starved, "poor and silent");
+        vm.warp(treasury.state().mandateUntil + 1);
+        yes(treasury.windDownReason() == ITreasury.Reason.MandateOver, "the mandate is over");
+        treasury.stop(approve("stop", 0));
+        yes(treasury.windDownReason() == ITreasury.Reason.Stopped, "stopped");
+        treasury.windDown();
+        yes(treasury.windDownReason() == ITreasury.Reason.None, "under way");
+    }
+
+    function test_a_frozen_token_is_a_named_outcome(uint256 quiet) public {
+        usdc.setFrozen(address(treasury), true);
+        skip(bound(quiet, 0, 3 days));
+        bool silent = block.timestamp > treasury.state().lastHeartbeat + 2 days;
+        if (!silent) refuses(ITreasury.NotStarved.selector);
+        vm.prank(stranger);
+        treasury.windDown();
+        yes(treasury.windDownReason() == (silent ? ITreasury.Reason.Frozen : ITreasury.Reason.None), "named");
+        vm.prank(nodeKey(1));
+        treasury.windDown(); // the operator need not wait
+        skip(3 days);
+        treasury.close();
+        uint256 gas = address(treasury).balance;
+        vm.prank(beneficiary);
+        treasury.withdraw();
+        eq(beneficiary.balance, gas, "what is left that is not frozen");
+        yes(usdc.balanceOf(address(treasury)) > 0, "the rest waits");
+        usdc.setFrozen(address(treasury), false);
+        treasury.sweep();
+        vm.prank(beneficiary);
+        treasury.withdraw();
+        eq(usdc.balanceOf(beneficiary), SEED - usdc.balanceOf(providerA), "and is not lost");
     }
 
     function test_escrow_counts_as_means() public {
@@ -80,6 +165,7 @@ contract EndTest is World {
         // Silent leases stopped accruing, so what is left in escrow still counts.
         if (s.balance + s.escrow >= 2e6) refuses(ITreasury.NotStarved.selector);
         treasury.windDown();
+        eq(treasury.standing().starveNoticeAt != 0 ? 1 : 0, s.balance + s.escrow < 2e6 ? 1 : 0, "poor with its escrow");
     }
 
     function test_the_operator_ends_a_starved_life_at_once_unless_held() public {

@@ -190,12 +190,15 @@ contract IncomeTest is World {
         treasury.activate(1);
 
         value = bound(value, 1, 1e12);
-        kept = bound(kept, 1, value);
+        kept = bound(kept, 0, value);
         thin.keep(kept);
-        refuses(ITreasury.ShortReceipt.selector);
+        if (kept == value) refuses(ITreasury.NothingArrived.selector);
         treasury.settleExact(customer, value, 0, type(uint256).max, "n", "");
         (uint256 amount,) = treasury.recorded(customer, "n");
-        eq(amount, 0, "not recorded");
+        eq(amount, value - kept, "what arrived, and no more");
+        vm.prank(nodeKey(1));
+        refuses(abi.encodeWithSelector(ITreasury.OverRecorded.selector, value - kept));
+        treasury.refundExact(customer, "n", value - kept + 1);
     }
 
     // ------------------------------------------------------------------ refundExact

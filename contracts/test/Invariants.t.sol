@@ -20,10 +20,12 @@ contract LifeInvariants is Cheats {
     LifeHandler private life;
     mapping(string what => uint256) private reached;
 
-    function goals() private pure returns (string[18] memory) {
+    function goals() private pure returns (string[30] memory) {
         return [
             "pay", "rent", "topUp", "release", "heartbeat", "commit", "commitEarly", "restored", "handover", "refund",
-            "takeover", "takeover of the rescued", "pause", "rescue", "evict all", "keep active", "keep standby", "close"
+            "takeover", "takeover of the rescued", "pause", "rescue", "evict all", "keep active", "keep standby", "close", "spend",
+            "purse", "buyGas", "claim", "refundChannel", "duty", "hibernate", "revokeCode", "tighten", "loosen", "setCode",
+            "openRefunds"
         ];
     }
 
@@ -45,7 +47,7 @@ contract LifeInvariants is Cheats {
     function test_everything_happens() public {
         bytes4[] memory all = life.selectors();
         uint256 random = 7;
-        for (uint256 i = 0; i < 6000; ++i) {
+        for (uint256 i = 0; i < 12000; ++i) {
             if (i % 500 == 499) life = new LifeHandler();
             random = uint256(keccak256(abi.encode(random)));
             (uint256 a, uint256 b, uint256 c) = (random >> 8, random >> 40, random >> 72);
@@ -93,9 +95,11 @@ contract LifeInvariants is Cheats {
             held += l.escrow - l.withdrawn;
         }
         eq(s.escrow, left, "escrow as the treasury states it");
+        uint256 here = s.balance + inLeases + market.owedTo(address(treasury));
+        here += IUsdc(life.token()).balanceOf(treasury.standing().purse);
         eq(
-            s.balance + inLeases + market.owedTo(address(treasury)) + life.refunded() + life.withdrawn(), life.paidIn(),
-            "what came in is here, in leases, with customers or with the beneficiary"
+            here + life.refunded() + life.withdrawn() + life.bought(), life.paidIn() + life.channelIncome(),
+            "what came in is here, in leases, with customers, sellers, stewards or the beneficiary"
         );
         address[3] memory hosts = life.hosts();
         for (uint256 i = 0; i < 3; ++i) {

@@ -3,6 +3,7 @@ pragma solidity ^0.8.24;
 
 import {ILeaseMarket} from "../src/interfaces/ILeaseMarket.sol";
 import {ITreasury} from "../src/interfaces/ITreasury.sol";
+import {ChannelDouble, FeedDouble, RouterDouble, WethDouble} from "./Doubles.sol";
 import {World} from "./World.sol";
 
 /// @title Everything that can happen to one agent, in any order, by everybody.
@@ -38,16 +39,39 @@ contract LifeHandler is World {
     bytes[] private used; // orders that were obeyed
     address[] private keys; // everybody who is not operator now, or was once
 
+    ChannelDouble private channels = new ChannelDouble();
+    WethDouble private weth = new WethDouble();
+    FeedDouble private feed = new FeedDouble(8);
+    RouterDouble private router;
+    address private archive = address(0xA5C11);
+    uint256 public bought; // micro-USDC that went to payees, stewards and the pool
+    uint256 private channelsOpened;
+
     constructor() {
         World.setUp();
+        router = new RouterDouble(weth, usdc);
+        router.set(4e8, true);
+        vm.deal(address(router), 1000 ether);
         live();
         paidIn = SEED;
         operatorDue = nodeKey(1);
         keys = [creator, stranger, beneficiary, providerA, providerB, relay, customer, stewards[0], stewards[1]];
     }
 
+    function options() internal view override returns (ITreasury.Options memory o) {
+        o.payees = new ITreasury.Payee[](1);
+        o.payees[0] = ITreasury.Payee(ITreasury.Kind.Storage, archive, 1e6);
+        o.gas = ITreasury.GasMarket(address(router), address(weth), address(feed), address(0), 500, 100, 1 hours);
+        (o.channels, o.withdrawDelay, o.delay, o.purseMax) = (address(channels), 2 days, DAY, 1e6);
+        (o.relayMax, o.dutyPay, o.dutyDayMax) = (0.001 ether, 1e4, 1e5);
+        o.ceilings = ITreasury.Policy({
+            dayLimit: 6e6, priceE6Max: 10e6, termMax: 30 days, prepayMax: 2 days, gasDayMax: 0.3 ether,
+            gasTarget: 0.1 ether, starveFloor: 2e6
+        });
+    }
+
     function selectors() external pure returns (bytes4[] memory all) {
-        all = new bytes4[](28);
+        all = new bytes4[](36);
         all[0] = this.wait.selector;
         all[1] = this.waitLong.selector;
         all[2] = this.pay.selector;
@@ -76,6 +100,14 @@ contract LifeHandler is World {
         all[25] = this.chores.selector;
         all[26] = this.takeover.selector;
         all[27] = this.challenge.selector;
+        all[28] = this.buy.selector;
+        all[29] = this.channel.selector;
+        all[30] = this.seldom.selector;
+        all[31] = this.queued.selector;
+        all[32] = this.queued.selector;
+        all[33] = this.rent.selector;
+        all[34] = this.ready.selector;
+        all[35] = this.order.selector;
     }
 
     // ------------------------------------------------------------------ time and income
@@ -134,7 +166,9 @@ contract LifeHandler is World {
     function commit(uint256 who, bytes32 digest) external {
         ITreasury.State memory s = treasury.state();
         bytes[] memory acks = signaturesBy(uint8(who % 8), ackHash(s.epoch, s.checkpointSeq + 1, digest, s.checkpointDigest));
+        uint256 before = usdc.balanceOf(address(treasury));
         if (!asOperator(abi.encodeCall(ITreasury.commit, (s.checkpointSeq + 1, digest, s.checkpointDigest, acks)))) return;
+        duties(before);
         expect(acks.length >= 2, "a checkpoint without a quorum");
         ++happened[s.restoring ? "restored" : "commit"];
         (seqDue, digestDue) = (seqDue + 1, digest);
@@ -149,7 +183,9 @@ contract LifeHandler is World {
     function commitEarly(uint256 which) external {
         if (early.length == 0) return;
         Acks memory a = early[which % early.length];
+        uint256 before = usdc.balanceOf(address(treasury));
         if (!asOperator(abi.encodeCall(ITreasury.commit, (a.seq, a.digest, a.prev, a.signatures)))) return;
+        duties(before);
         ++happened["commitEarly"];
         expect(a.epoch == epochDue, "acknowledgements of an old epoch counted");
         expect(a.seq == seqDue + 1 && a.prev == digestDue, "a checkpoint went back");
@@ -175,10 +211,177 @@ contract LifeHandler is World {
         amount = bound(amount, 1, 3e6);
         (uint256 recorded, uint256 back) = treasury.recorded(customer, nonce);
         bool alive = treasury.state().stage == ITreasury.Stage.Alive;
+        bool open = treasury.standing().refundsOpen;
+        expectPauseHolds = !open;
         if (!asOperator(abi.encodeCall(ITreasury.refundExact, (customer, nonce, amount)))) return;
         expect(back + amount <= recorded, "more refunded than paid");
         refunded += amount;
         if (alive) spend(amount, "refund");
+        expectPauseHolds = true;
+    }
+
+    bool private expectPauseHolds = true; // but for refunds that the quorum opened
+
+    // ------------------------------------------------------------------ buying, channels, sleep
+
+    function buy(uint256 which, uint256 seed) external {
+        uint128 amount = uint128(bound(seed, 1, 2e6));
+        which = which % 4;
+        uint256 before = usdc.balanceOf(address(treasury));
+        if (which == 0) {
+            if (!asOperator(abi.encodeCall(ITreasury.spend, (ITreasury.Kind.Storage, archive, amount)))) return;
+            spend(amount, "spend");
+            bought += amount;
+        } else if (which == 1) {
+            address purse = treasury.standing().purse;
+            if (!asOperator(abi.encodeCall(ITreasury.spend, (ITreasury.Kind.Purse, purse, amount)))) return;
+            spend(amount, "purse");
+            expect(usdc.balanceOf(purse) <= 1e6, "the purse over its cap");
+        } else if (which == 2) {
+            if (address(treasury).balance > 0.2 ether) vm.deal(address(treasury), 0.2 ether); // used up
+            feed.set(2500e8, block.timestamp, block.timestamp - (seed % 5 == 0 ? 2 hours : 0));
+            if (!asOperator(abi.encodeCall(ITreasury.buyGas, (amount)))) return;
+            expect(seed % 5 != 0, "gas at a stale price");
+            uint256 paid = before - usdc.balanceOf(address(treasury));
+            spend(paid, "buyGas");
+            bought += paid;
+        } else {
+            address payee = keys[seed % keys.length];
+            expect(
+                !asOperator(abi.encodeCall(ITreasury.spend, (ITreasury.Kind(seed % 3), payee, 1))),
+                "paid somebody whom birth does not list"
+            );
+        }
+    }
+
+    /// A channel is opened, claimed from, or refunded.
+    function channel(uint256 which, uint256 seed) external {
+        if (which % 3 == 0 || channelsOpened == 0) {
+            depositTo(config(channelsOpened++));
+            return;
+        }
+        ITreasury.ChannelConfig memory c = config(seed % channelsOpened);
+        (uint128 balance, uint128 claimed) = channels.channels(channels.getChannelId(c));
+        if (which % 3 == 1) {
+            uint128 total = uint128(bound(seed >> 8, 1, 2e6));
+            ITreasury.VoucherClaim[] memory claims = new ITreasury.VoucherClaim[](1);
+            bytes memory by = signed(CUSTOMER_KEY, channels.domain(), channels.voucherHash(c, 1e6));
+            claims[0] = ITreasury.VoucherClaim(ITreasury.Voucher(c, 1e6), by, total);
+            channels.breakDown(seed % 7 == 0);
+            if (asOperator(abi.encodeCall(ITreasury.claimAndSettle, (claims)))) ++happened["claim"];
+            return;
+        }
+        uint128 amount = uint128(bound(seed >> 8, 1, 1e6));
+        bytes memory call_ = abi.encodeCall(ITreasury.refundChannel, (c, amount));
+        uint256 had = usdc.balanceOf(customer);
+        uint256 own = usdc.balanceOf(address(treasury));
+        ITreasury.State memory s = treasury.state();
+        bool open = treasury.standing().refundsOpen;
+        bool phase = s.stage == ITreasury.Stage.WindingDown && block.timestamp >= s.windDownAt + 1 days;
+        bool byStranger = (seed >> 4) % 2 == 0;
+        if (!(byStranger ? send(stranger, call_) : asOperator(call_))) return;
+        expect(!byStranger || open || phase, "a stranger refunded before the refund phase");
+        expect(usdc.balanceOf(customer) == had + amount, "a refund to somebody else");
+        expect(usdc.balanceOf(address(treasury)) == own, "a channel's refund out of our pocket");
+        expect(amount <= balance - claimed, "more refunded than the channel held");
+        ++happened["refundChannel"];
+        if (!open && !phase && s.stage == ITreasury.Stage.Alive) spend(amount, "refundChannel");
+    }
+
+    function config(uint256 salt) private view returns (ITreasury.ChannelConfig memory) {
+        return ITreasury.ChannelConfig(
+            customer, address(0), address(treasury), address(treasury), address(usdc), 2 days, bytes32(salt)
+        );
+    }
+
+    function depositTo(ITreasury.ChannelConfig memory c) private {
+        bytes32 kind = keccak256(
+            "ReceiveWithAuthorization(address from,address to,uint256 value,uint256 validAfter,uint256 validBefore,bytes32 nonce)"
+        );
+        bytes32 id = channels.getChannelId(c);
+        bytes32 hash = keccak256(abi.encode(kind, customer, address(channels), uint256(2e6), 0, type(uint256).max, id));
+        channels.deposit(c, 2e6, address(0), signed(CUSTOMER_KEY, usdc.DOMAIN_SEPARATOR(), hash));
+    }
+
+    /// What ends an epoch without a successor.
+    function seldom(uint256 which, uint256 seed) external {
+        if (which % 12 == 0) {
+            if (!asOperator(abi.encodeCall(ITreasury.hibernate, (uint64(block.timestamp + bound(seed, 1, 10 days)))))) return;
+            ++happened["hibernate"];
+        } else if (which % 12 == 1) {
+            bytes32 code = treasury.state().codeHash;
+            uint8 who = seed % 4 == 0 ? 1 : 6;
+            bytes memory call_ = abi.encodeCall(ITreasury.revokeCode, (approveBy(who, "revokeCode", uint256(code))));
+            if (!send(stranger, call_)) return;
+            expect(who == 6, "code revoked without a quorum");
+            (loosenFrom, codeFrom) = (0, 0);
+            ++happened["revokeCode"];
+        } else {
+            return;
+        }
+        ++epochDue;
+        operatorDue = address(0);
+        rescued = 0;
+        expect(treasury.state().escrow == 0, "a lease without an operator");
+    }
+
+    /// Orders at once and after a delay: limits, code, refunds.
+    function queued(uint256 which, uint256 seed) external {
+        ITreasury.Approval memory none;
+        none.deadline = type(uint64).max;
+        ITreasury.Policy memory p = treasury.birthOf().policy;
+        which = which % 8;
+        if (which == 0) {
+            p.dayLimit = uint128(bound(seed, 3e6, p.dayLimit));
+            uint256 argument = uint256(keccak256(abi.encode(p)));
+            if (send(stranger, abi.encodeCall(ITreasury.tighten, (p, approve("tighten", argument))))) {
+                ++happened["tighten"];
+                loosenFrom = 0;
+                codeFrom = 0;
+            }
+        } else if (which == 1 || which == 2) {
+            p.dayLimit = 6e6;
+            uint256 argument = uint256(keccak256(abi.encode(p)));
+            bool first = which == 1 && loosenFrom == 0;
+            if (!send(stranger, abi.encodeCall(ITreasury.loosen, (p, first ? approve("loosen", argument) : none)))) return;
+            if (treasury.birthOf().policy.dayLimit == 6e6 && !first) {
+                expect(loosenFrom != 0 && block.timestamp >= loosenFrom, "loosened without waiting");
+                ++happened["loosen"];
+                loosenFrom = 0;
+            } else {
+                loosenFrom = block.timestamp + DAY;
+            }
+        } else if (which < 6) {
+            bool first = codeFrom == 0;
+            ITreasury.Approval memory a = first ? approve("setCode", uint256(CODE)) : none;
+            if (!send(stranger, abi.encodeCall(ITreasury.setCode, (CODE, a)))) return;
+            if (first) {
+                codeFrom = block.timestamp + DAY;
+            } else {
+                expect(block.timestamp >= codeFrom, "code without waiting");
+                ++happened["setCode"];
+                codeFrom = 0;
+            }
+        } else if (which == 6) {
+            uint8 who = seed % 3 == 0 ? 2 : 5;
+            if (!send(stranger, abi.encodeCall(ITreasury.openRefunds, (approveBy(who, "openRefunds", 0))))) return;
+            expect(who == 5, "refunds opened without a quorum");
+            ++happened["openRefunds"];
+        } else {
+            // A passer-by tries to carry out what nobody queued.
+            p.dayLimit = uint128(bound(seed, 1, 6e6 - 1));
+            expect(!send(stranger, abi.encodeCall(ITreasury.loosen, (p, none))), "loosened by a passer-by");
+        }
+    }
+
+    uint256 private loosenFrom; // 0: nothing queued, by our own books
+    uint256 private codeFrom;
+
+    function duties(uint256 before) private {
+        uint256 paid = before - usdc.balanceOf(address(treasury));
+        if (paid == 0) return;
+        bought += paid;
+        spend(paid, "duty");
     }
 
     function refuel() external {
@@ -232,8 +435,9 @@ contract LifeHandler is World {
         uint8 who = signers % 16 < 13 ? (signers % 2 == 0 ? 3 : 5) : uint8(signers % 4);
         which = which % 10;
         ITreasury.State memory s = treasury.state();
+        if (s.operator == address(0) && which == 4) which = 5; // nobody left to evict: what is needed is a rescue
         bytes memory call_;
-        uint256 keep = seed % 3 == 0 ? 0 : seed % 3 == 1 ? s.activeLease : s.standbyLease;
+        uint256 keep = seed % 7 == 0 ? 0 : seed % 2 == 1 ? s.activeLease : s.standbyLease;
         uint256 offer = 1 + seed % 3;
         if (which == 0) call_ = abi.encodeCall(ITreasury.pause, (approveBy(who, "pause", 0)));
         else if (which < 4) call_ = abi.encodeCall(ITreasury.resume, (approveBy(who, "resume", 0)));
@@ -260,7 +464,7 @@ contract LifeHandler is World {
     }
 
     function rescueCall(uint256 offer, uint8 who) private view returns (bytes memory) {
-        return abi.encodeCall(ITreasury.rescue, (offer, TERM, 1e5, approveBy(who, "rescue", offer)));
+        return abi.encodeCall(ITreasury.rescue, (offer, TERM, 1e5, approveBy(who, "rescue", rescueArgument(offer, TERM, 1e5))));
     }
 
     function clearCall(address host, uint8 who) private view returns (bytes memory) {
@@ -280,7 +484,9 @@ contract LifeHandler is World {
             operatorDue = address(0);
             ++happened["close"];
         }
-        send(stranger, abi.encodeCall(ITreasury.sweep, ()));
+        if (send(stranger, abi.encodeCall(ITreasury.sweep, ()))) {
+            expect(usdc.balanceOf(treasury.standing().purse) == 0, "money left in the purse");
+        }
         uint256 before = usdc.balanceOf(beneficiary);
         send(beneficiary, abi.encodeCall(ITreasury.withdraw, ()));
         withdrawn += usdc.balanceOf(beneficiary) - before;
@@ -297,7 +503,12 @@ contract LifeHandler is World {
         none.deadline = type(uint64).max;
         bytes[] memory acks = signaturesBy(3, ackHash(s.epoch, s.checkpointSeq + 1, "stolen", s.checkpointDigest));
         bytes memory call_;
-        what = what % 16;
+        what = what % 21;
+        if (what == 16) call_ = abi.encodeCall(ITreasury.spend, (ITreasury.Kind.Storage, archive, 1));
+        if (what == 17) call_ = abi.encodeCall(ITreasury.buyGas, (1));
+        if (what == 18) call_ = abi.encodeCall(ITreasury.hibernate, (uint64(block.timestamp + 1)));
+        if (what == 19) call_ = abi.encodeCall(ITreasury.claimAndSettle, (new ITreasury.VoucherClaim[](0)));
+        if (what == 20) call_ = abi.encodeCall(ITreasury.revokeCode, (none));
         if (what == 0) call_ = abi.encodeCall(ITreasury.rent, (offerC, TERM, 1));
         if (what == 1) call_ = abi.encodeCall(ITreasury.topUp, (s.activeLease, 1));
         if (what == 2) call_ = abi.encodeCall(ITreasury.release, (s.standbyLease));
@@ -314,7 +525,7 @@ contract LifeHandler is World {
         if (what == 11) call_ = abi.encodeCall(ITreasury.abortBirth, ());
         if (what == 12) call_ = abi.encodeCall(ITreasury.evict, (0, none));
         if (what == 13) call_ = abi.encodeCall(ITreasury.stop, (none));
-        if (what == 14) call_ = abi.encodeCall(ITreasury.initialize, (birth()));
+        if (what == 14) call_ = abi.encodeCall(ITreasury.initialize, (birth(), address(0)));
         if (what == 15) {
             if (s.standbyLease != 0 && actor == nodeKey(s.standbyLease)) return;
             call_ = abi.encodeCall(ITreasury.takeover, ());
@@ -333,9 +544,9 @@ contract LifeHandler is World {
 
     function spend(uint256 amount, string memory how) private {
         ++happened[how];
-        expect(!treasury.state().paused || isRescue(), "money left a paused treasury");
+        expect(!treasury.state().paused || isRescue() || !expectPauseHolds, "money left a paused treasury");
         gross.push(Gross(block.timestamp, amount));
-        expect(window() <= 5e6, "over the day limit");
+        expect(window() <= treasury.birthOf().policy.dayLimit, "over the day limit");
         expect(treasury.state().spentInDay >= window(), "the contract counts less than was spent");
     }
 
@@ -381,6 +592,11 @@ contract LifeHandler is World {
 
     function hosts() external view returns (address[3] memory) {
         return [providerA, providerB, providerC];
+    }
+
+    /// What channels paid, whoever settled.
+    function channelIncome() external view returns (uint256 settled) {
+        (, settled) = channels.receivers(address(treasury), address(usdc));
     }
 
     function token() external view returns (address) {

@@ -13,7 +13,7 @@ contract SilenceTest is World {
     }
 
     function rescueAt(uint256 offer) private returns (uint256 lease) {
-        treasury.rescue(offer, TERM, 1e5, approve("rescue", offer));
+        treasury.rescue(offer, TERM, 1e5, approveRescue(offer, TERM, 1e5));
         lease = treasury.state().standbyLease;
     }
 
@@ -232,7 +232,7 @@ contract SilenceTest is World {
         takenOverNow();
         uint256 from = block.timestamp + 1 hours;
         vm.warp(block.timestamp + bound(early, 0, 1 hours));
-        ITreasury.Approval memory a = approve("rescue", offerC);
+        ITreasury.Approval memory a = approveRescue(offerC, TERM, 1e5);
         refuses(ITreasury.TooEarly.selector);
         treasury.rescue(offerC, TERM, 1e5, a);
         vm.warp(from + bound(late, 1, 1 days));
@@ -251,7 +251,7 @@ contract SilenceTest is World {
 
     function test_rescue_wants_silence(uint256 quiet) public {
         skip(bound(quiet, 0, 6 hours));
-        ITreasury.Approval memory a = approve("rescue", offerB);
+        ITreasury.Approval memory a = approveRescue(offerB, TERM, 1e5);
         refuses(ITreasury.TooEarly.selector);
         treasury.rescue(offerB, TERM, 1e5, a);
         skip(6 hours + 1);
@@ -304,35 +304,48 @@ contract SilenceTest is World {
         treasury.takeover();
     }
 
+    function refusedRescue(uint256 offer, uint32 term, uint128 prepay, bytes4 why) private {
+        ITreasury.Approval memory a = approveRescue(offer, term, prepay);
+        refuses(why);
+        treasury.rescue(offer, term, prepay, a);
+    }
+
     function test_rescue_keeps_rents_rules(uint256 over) public {
         skip(6 hours + 1);
-        ITreasury.Approval memory a = approve("rescue", offerA);
-        refuses(ITreasury.SameOwner.selector);
-        treasury.rescue(offerA, TERM, 1, a);
-        a = approve("rescue", offerB);
-        refuses(ITreasury.OverPrepay.selector);
-        treasury.rescue(offerB, TERM, PREPAY_MAX + uint128(bound(over, 1, 3e6)), a);
-        refuses(ITreasury.OverTerm.selector);
-        treasury.rescue(offerB, 30 days + 1, 1, a);
+        refusedRescue(offerB, TERM, PREPAY_MAX + uint128(bound(over, 1, 3e6)), ITreasury.OverPrepay.selector);
+        refusedRescue(offerB, 30 days + 1, 1, ITreasury.OverTerm.selector);
         vm.prank(providerB);
         market.reprice(offerB, 10e6 + 1);
-        refuses(ITreasury.OverPriceCap.selector);
-        treasury.rescue(offerB, TERM, 1, a);
-        refuses(ITreasury.OverDayLimit.selector);
-        treasury.rescue(offerB, TERM, 5e6 + 1, a);
+        refusedRescue(offerB, TERM, 1, ITreasury.OverPriceCap.selector);
+        refusedRescue(offerB, TERM, 5e6 + 1, ITreasury.OverDayLimit.selector);
         eq(treasury.state().orderNonce, 0, "refused orders are not used up");
     }
 
-    function test_rescue_wants_a_quorum_over_this_very_offer(uint8 who, uint256 other) public {
+    function test_the_last_provider_rescues_its_own_dead_lease() public {
         skip(6 hours + 1);
-        vm.assume(other != offerB);
-        ITreasury.Approval memory a = approve("rescue", other);
+        uint256 lease = rescueAt(offerA);
+        makeReady(lease);
+        vm.prank(nodeKey(lease));
+        treasury.takeover();
+        eq(operator(), nodeKey(lease), "operator");
+        yes(market.leaseOf(1).state == ILeaseMarket.LeaseState.Closed, "the dead lease is closed");
+    }
+
+    function test_rescue_wants_a_quorum_over_this_very_bargain(uint8 who, uint256 other, uint256 which) public {
+        skip(6 hours + 1);
+        (uint256 offer, uint32 term, uint128 prepay) = (offerB, TERM, 1e5);
+        which = which % 3;
+        if (which == 0) offer = bound(other, 1, type(uint64).max);
+        if (which == 1) term = uint32(bound(other, 1, type(uint32).max));
+        if (which == 2) prepay = uint128(bound(other, 1, type(uint128).max));
+        vm.assume(offer != offerB || term != TERM || prepay != 1e5);
+        ITreasury.Approval memory a = approveRescue(offer, term, prepay);
         refuses(ITreasury.BadQuorum.selector);
-        treasury.rescue(offerB, TERM, 1, a);
+        treasury.rescue(offerB, TERM, 1e5, a);
         who = who % 8;
-        a = approveBy(who, "rescue", offerB);
+        a = approveBy(who, "rescue", rescueArgument(offerB, TERM, 1e5));
         if (a.signatures.length < 2) refuses(ITreasury.BadQuorum.selector);
-        treasury.rescue(offerB, TERM, 1, a);
+        treasury.rescue(offerB, TERM, 1e5, a);
     }
 
     function test_rescue_at_the_only_slot_of_the_replaced_offer() public {
@@ -347,7 +360,7 @@ contract SilenceTest is World {
     function test_no_rescue_of_the_stopped() public {
         skip(6 hours + 1);
         treasury.stop(approve("stop", 0));
-        ITreasury.Approval memory a = approve("rescue", offerB);
+        ITreasury.Approval memory a = approveRescue(offerB, TERM, 1e5);
         refuses(ITreasury.WrongStage.selector);
         treasury.rescue(offerB, TERM, 1, a);
     }

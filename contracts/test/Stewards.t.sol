@@ -35,7 +35,7 @@ contract StewardsTest is World {
     }
 
     function argument(uint256 which) private view returns (uint256) {
-        return [0, 0, 0, offerC, mandate(), uint160(providerB), 0][which];
+        return [0, 0, 0, rescueArgument(offerC, TERM, 1), mandate(), uint160(providerB), 0][which];
     }
 
     /// A state in which order `which` would be obeyed.
@@ -242,10 +242,10 @@ contract StewardsTest is World {
 
     function test_after_evicting_everybody_a_rescue_needs_no_silence() public {
         treasury.evict(0, approve("evict", 0));
-        ITreasury.Approval memory a = approve("rescue", offerA);
+        ITreasury.Approval memory a = approveRescue(offerA, TERM, 1);
         refuses(abi.encodeWithSelector(ITreasury.Barred.selector, providerA));
         treasury.rescue(offerA, TERM, 1, a);
-        treasury.rescue(offerB, TERM, 1e5, approve("rescue", offerB));
+        treasury.rescue(offerB, TERM, 1e5, approveRescue(offerB, TERM, 1e5));
         makeReady(2);
         vm.prank(nodeKey(2));
         treasury.takeover();

@@ -85,7 +85,7 @@ abstract contract World is Cheats {
         market = ILeaseMarket(
             deploy("LeaseMarket", abi.encode(address(usdc), STAKE, READY_WITHIN, GRACE, DROP_AFTER))
         );
-        factory = ITreasuryFactory(deploy("TreasuryFactory", ""));
+        factory = ITreasuryFactory(deploy("TreasuryFactory", abi.encode(deploy("Oversight", ""))));
         customer = vm.addr(CUSTOMER_KEY);
         usdc.mint(customer, 1_000_000e6);
         makeStewards();
@@ -148,7 +148,11 @@ abstract contract World is Cheats {
             day: DAY, heartbeatEvery: 1 hours, fence: 2 hours, answerTime: 3 hours, handoverNotice: 10 minutes,
             restoreTimeout: 1 hours, silence: 6 hours, starveTimeout: 2 days, activateWithin: 1 days, refundWindow: 3 days
         });
+        b.options = options();
     }
+
+    /// Nothing of it, as in most lives so far; the tests of each option switch it on.
+    function options() internal view virtual returns (ITreasury.Options memory o) {}
 
     function create(ITreasury.Birth memory b) internal returns (ITreasury made) {
         vm.prank(b.creator);
@@ -227,6 +231,15 @@ abstract contract World is Cheats {
     function windingDown() internal {
         treasury.stop(approve("stop", 0));
         treasury.windDown();
+    }
+
+    /// What a quorum signs to rescue onto `offer`.
+    function rescueArgument(uint256 offer, uint32 term, uint128 prepay) internal pure returns (uint256) {
+        return offer + (uint256(term) << 64) + (uint256(prepay) << 96);
+    }
+
+    function approveRescue(uint256 offer, uint32 term, uint128 prepay) internal view returns (ITreasury.Approval memory) {
+        return approve("rescue", rescueArgument(offer, term, prepay));
     }
 
     // ------------------------------------------------------------------ signatures

@@ -102,6 +102,70 @@ fn sources(contracts: &Path) -> Result<Vec<String>> {
 mod tests {
     use super::*;
 
+    /// What is to be audited in one sitting. See docs/decisions/0008-two-halves.md for what counts as a line.
+    const LINES_MAX: usize = 1_000;
+    /// EIP-170.
+    const CODE_BYTES_MAX: usize = 24_576;
+    const COLUMNS_MAX: usize = 120;
+
+    /// Lines of Solidity that say something: no comments, blanks, imports, pragmas, nor brackets standing alone.
+    fn code_lines(text: &str) -> usize {
+        let mut in_block = false;
+        let mut in_import = false;
+        let says = |line: &str| {
+            let line = line.trim();
+            if line.starts_with("/*") {
+                in_block = true;
+            }
+            let comment = in_block || line.starts_with("//");
+            if line.ends_with("*/") {
+                in_block = false;
+            }
+            in_import |= line.starts_with("import ");
+            let import = in_import;
+            if line.ends_with(';') {
+                in_import = false;
+            }
+            !comment && !import && !line.starts_with("pragma ") && line.chars().any(|c| !"{}();".contains(c))
+        };
+        text.lines().map(says).filter(|says| *says).count()
+    }
+
+    #[test]
+    fn only_lines_that_say_something_count() {
+        let text = "// a\npragma solidity ^0.8.24;\nimport {A} from \"a\";\n\n/// b\ncontract C {\n    uint256 x; // c\n    )\n}\n";
+        assert_eq!(code_lines(text), 2);
+        assert_eq!(code_lines("/* a\n b\n */\nuint256 x;\n"), 1);
+    }
+
+    /// Interfaces are documentation and declare only; `dev` is never deployed where money has value.
+    #[test]
+    fn the_contracts_are_small_enough_to_read() {
+        let contracts = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("in the root").join("contracts");
+        let mut lines = 0;
+        for source in sources(&contracts).unwrap() {
+            let text = fs::read_to_string(contracts.join(&source)).unwrap();
+            let declares = source.starts_with("src/interfaces/") || source.starts_with("src/dev/");
+            lines += if declares { 0 } else { code_lines(&text) };
+            // The count can't be met by longer lines. Type strings of EIP-712 can't be broken.
+            let long = text.lines().find(|l| l.chars().count() > COLUMNS_MAX && !l.contains('"') && !declares);
+            assert_eq!(long, None, "{source}");
+        }
+        assert!(lines <= LINES_MAX, "{lines} lines of contracts, {LINES_MAX} are allowed");
+    }
+
+    #[test]
+    fn each_contract_fits_eip170() {
+        let contracts = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("in the root").join("contracts");
+        // Both halves have a short constructor, so their creation code bounds what is deployed.
+        for name in ["Oversight", "Treasury"] {
+            let text = fs::read_to_string(contracts.join(format!("abi/{name}.json"))).unwrap();
+            let (_, code) = text.split_once("\"bytecode\":\"0x").expect("bytecode");
+            let bytes = code.split('"').next().expect("closed").len() / 2;
+            assert!(bytes <= CODE_BYTES_MAX, "{name}: {bytes} bytes of creation code");
+        }
+    }
+
     #[test]
     fn committed_abi_fits_its_sources() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the root");

@@ -31,6 +31,44 @@ interface ITreasury {
         uint32 refundWindow;     // from windDown to the earliest close
     }
 
+    /// What `spend` buys. Money for the purse is spent from there by the operator's signature (EIP-3009 only).
+    enum Kind { Storage, Tools, Purse }
+
+    /// Why anyone may wind down. Frozen: the token refuses to move what is here.
+    enum Reason { None, Stopped, MandateOver, Starved, Frozen }
+
+    struct Payee {
+        Kind kind;               // Storage or Tools
+        address payee;
+        uint128 dayMax;          // micro-USDC to this payee in any `Timers.day`
+    }
+
+    /// Where `buyGas` buys: a pool of Uniswap v3 behind SwapRouter02, priced by a feed of Chainlink's kind.
+    struct GasMarket {
+        address router;          // 0: off
+        address weth;
+        address oracle;          // USD per ETH
+        address sequencer;       // the chain's uptime feed; 0 where there is no sequencer
+        uint24 poolFee;          // which pool, in hundredths of a basis point
+        uint16 slippageBps;      // <= 1000
+        uint32 staleAfter;       // seconds; an older price is none
+    }
+
+    /// What a birth may add. All zero: nothing of it, for ever.
+    struct Options {
+        Policy ceilings;         // what `loosen` can reach at most; dayLimit 0: it reaches nothing
+        Payee[] payees;          // the only ones that `spend` pays, besides the purse
+        GasMarket gas;
+        address channels;        // the x402 batch-settlement contract
+        uint32 withdrawDelay;    // seconds: the shortest of the channels that the agent serves
+        uint32 delay;            // seconds that new code, loosening and new stewards wait, >= day; 0: never allowed
+        uint32 silenceBlocks;    // silence also lasts so many blocks: a chain that stood still accuses nobody
+        uint128 purseMax;        // micro-USDC in the purse at once; 0: no purse
+        uint128 relayMax;        // wei that come back at most to whoever relays an order or a takeover
+        uint128 dutyPay;         // micro-USDC to each steward that acknowledged a checkpoint
+        uint128 dutyDayMax;      // of that in any `Timers.day`, all stewards together
+    }
+
     struct Birth {
         address creator;
         address token;
@@ -43,6 +81,29 @@ interface ITreasury {
         uint64 mandateUntil;     // chain seconds; past it anyone may windDown
         Policy policy;
         Timers timers;
+        Options options;
+    }
+
+    /// A channel of the x402 batch-settlement contract.
+    struct ChannelConfig {
+        address payer;
+        address payerAuthorizer;
+        address receiver;
+        address receiverAuthorizer;
+        address token;
+        uint40 withdrawDelay;
+        bytes32 salt;
+    }
+
+    struct Voucher {
+        ChannelConfig channel;
+        uint128 maxClaimableAmount;
+    }
+
+    struct VoucherClaim {
+        Voucher voucher;
+        bytes signature;
+        uint128 totalClaimed;
     }
 
     /// k steward signatures over the EIP-712 struct Order(string action,uint256 argument,uint256 nonce,uint64
@@ -78,6 +139,15 @@ interface ITreasury {
         bytes32 receiptsRoot;
     }
 
+    /// What `state` has no room for.
+    struct Standing {
+        address purse;           // 0: none
+        uint64 hibernateUntil;   // chain seconds; 0: awake
+        uint64 starveNoticeAt;   // 0: no notice
+        bool refundsOpen;
+        uint256 unsettled;       // micro-USDC claimed from channels and not fetched yet
+    }
+
     event Born(address indexed creator, bytes32 manifest, bytes32 codeHash, address beneficiary, uint64 mandateUntil);
     event BirthAborted(address indexed creator, uint256 amount);
     event Activated(uint256 indexed lease, address indexed operator);
@@ -104,7 +174,24 @@ interface ITreasury {
     event MandateExtended(uint64 until);
     event ProviderBarred(address indexed provider);
     event BarCleared(address indexed provider);
-    event WindDownBegun(uint64 earliestClose);
+    event ChannelsClaimed(uint256 claimed, uint256 skipped, uint256 amount);
+    event ChannelRefunded(address indexed payer, bytes32 salt, uint128 amount);
+    event Spent(Kind kind, address indexed payee, uint128 amount);
+    event GasBought(uint256 paid, uint256 amountWei);
+    event DutyPaid(address indexed steward, uint128 amount);
+    event Repaid(address indexed relayer, uint256 amountWei);
+    event Hibernated(uint64 indexed epoch, uint64 until);
+    event Queued(string action, uint256 argument, uint64 from);
+    event Tightened(Policy policy);
+    event Loosened(Policy policy);
+    event CodeRevoked(bytes32 codeHash);
+    event CodeSet(bytes32 codeHash);
+    event StewardsSet(address[] stewards, uint8 threshold);
+    event RefundsOpened();
+    event StarveNotice(Reason reason, uint64 from);
+    event NoticeCancelled();
+    event WindDownBegun(Reason reason, uint64 earliestClose);
+    event TokenRefused(uint256 amount);
     event Closed(uint256 balance);
     event Withdrawn(address indexed beneficiary, uint256 amount);
 
@@ -146,13 +233,19 @@ interface ITreasury {
     error NotChallenged();                // no open challenge
     error NotStarved();                   // it lives: not stopped, mandate not over, not poor and silent
     error OverRecorded(uint256 recorded); // micro-USDC of that payment that can still be refunded
-    error ShortReceipt();                 // less arrived than was authorised
+    error NothingArrived();               // the token took the authorisation and brought nothing
+    error Off();                          // birth did not switch this on
+    error NotPayee(address payee);        // not among birth's payees of this kind
+    error OverCeiling(uint256 left);      // micro-USDC left for this payee today, or room in the purse
+    error NotOurChannel();                // another receiver or another token
+    error BadPrice();                     // the feed is stale, the sequencer down or just back, or the price absurd
+    error ShortSwap(uint256 got);         // wei: less than the oracle and slippageBps allow
 
     // --- birth: the creator, once each ---
 
-    /// Who: the factory, in the creating transaction. Checks stewards, quorum, timers against the market's, term and
-    /// token.
-    function initialize(Birth calldata birth) external payable;
+    /// Who: the factory, in the creating transaction, after it checked timers, policy, options and token. Checks
+    /// stewards and quorum.
+    function initialize(Birth calldata birth, address purse) external payable;
     /// Who: the creator, while Unborn, once. Rents the first lease by `rent`'s rules; not counted in the day limit.
     function birthRent(uint256 offer, uint32 term, uint128 prepay) external returns (uint256 lease);
     /// Who: the creator, within activateWithin. The birth lease must be ready: its node key becomes operator of epoch 1
@@ -182,6 +275,7 @@ interface ITreasury {
     /// The same stages. `seq` is the last + 1, `prev` the last digest; `acks` are k steward signatures over the EIP-712
     /// struct Ack(uint64 epoch,uint64 seq,bytes32 digest,bytes32 prev) of this epoch, ascending by signer. Ends
     /// restoring.
+    /// Pays each of these stewards dutyPay, within its cap and the day limit, while alive and not paused.
     function commit(uint64 seq, bytes32 digest, bytes32 prev, bytes[] calldata acks) external;
     /// Alive, also paused. The ready standby; again: the notice starts anew.
     function announce(uint256 lease) external;
@@ -191,6 +285,9 @@ interface ITreasury {
     function handover(uint256 lease, uint64 seq, uint64 cut, uint64 validUntil) external;
     /// The key that sends strangers' settlements. It has no role; `refuel` keeps it in gas.
     function setRelay(address relay) external;
+    /// Like `rent`: alive, not paused, not restoring. Closes every lease; a new epoch with nobody as operator; until
+    /// then (at most to the mandate's end) it is not starved. `rescue` wakes it. Storage is paid by `spend` before.
+    function hibernate(uint64 until) external;
 
     // --- when the operator is silent ---
 
@@ -200,19 +297,40 @@ interface ITreasury {
     /// Who: the ready standby's node key once a challenge stayed unanswered past answerTime; a rescued one's at any
     /// time. A new epoch that begins restoring; old leases are closed; a pause is inherited.
     function takeover() external;
+    /// Who: anyone, with the node key's signature over the EIP-712 struct Act(string action,uint256 lease,uint64
+    /// epoch,uint64 nonce,uint64 deadline): action "challenge" or "takeover", lease = the standby, nonce =
+    /// lastChallengeAt(). The same rules; a takeover's relayer is repaid up to relayMax.
+    function challengeFor(uint64 deadline, bytes calldata signature) external;
+    function takeoverFor(uint64 deadline, bytes calldata signature) external;
 
     // --- income ---
 
     /// Who: anyone; from Alive to WindingDown, also paused. Takes an EIP-3009 authorisation of `payer` to this treasury
-    /// (ERC-1271 payers too) and records (payer, nonce) -> value. What third parties settle at the token leaves no
-    /// record.
+    /// (ERC-1271 payers too) and records (payer, nonce) -> what arrived. What third parties settle at the token leaves
+    /// no record.
     function settleExact(
         address payer, uint256 value, uint256 validAfter, uint256 validBefore, bytes32 nonce, bytes calldata signature
     ) external;
-    /// Who: the operator, not paused, not restoring. Only to that payer and only up to what is recorded less what was
+    /// Who: the operator, not paused (unless refunds are open), not restoring. Only to that payer and only up to what is recorded less what was
     /// refunded. Alive: within the day limit. WindingDown: without.
     function refundExact(address payer, bytes32 nonce, uint256 amount) external;
     function recorded(address payer, bytes32 nonce) external view returns (uint256 amount, uint256 refunded);
+    /// Who: the operator, from Alive to WindingDown, also paused, not restoring. Claims each voucher of our channels and
+    /// settles. A row that the channel contract refuses is skipped and counted. Money can only arrive here.
+    function claimAndSettle(VoucherClaim[] calldata claims) external;
+    /// Who: the operator, not paused, not restoring, alive within the day limit; anyone once refunds are open: by
+    /// `openRefunds`, or from a third of refundWindow after windDown. The channel contract pays the channel's payer out
+    /// of the channel's own balance.
+    function refundChannel(ChannelConfig calldata config, uint128 amount) external;
+
+    // --- spending: the operator, alive, not paused, not restoring; counts in the day limit ---
+
+    /// To a payee of birth's list within its own dayMax, or to the purse up to purseMax in all.
+    function spend(Kind kind, address payee, uint128 amount) external;
+    /// Buys ETH for at most `max` micro-USDC, and no more than a day's gas (gasDayMax) is missing. Reverts when the
+    /// price is stale, the sequencer down or up for less than an hour, or the pool gives less than the price less
+    /// slippageBps. Takes one USDC for one dollar.
+    function buyGas(uint128 max) external returns (uint256 boughtWei);
 
     // --- gas ---
 
@@ -221,11 +339,12 @@ interface ITreasury {
     function refuel() external;
     receive() external payable;
 
-    // --- stewards: a quorum, relayed by anyone ---
+    // --- stewards: a quorum, relayed by anyone, who is repaid up to relayMax ---
 
-    /// Order("pause",0,..). Rent, top-up and refunds stop; heartbeat, commit, moving, settling and release go on.
+    /// Order("pause",0,..). Rent, spending and refunds stop, the purse is emptied; heartbeat, commit, moving, settling,
+    /// claiming and release go on. A pause longer than the prepaid escrow loses the hosts: `resume`, then `rescue`.
     function pause(Approval calldata a) external;
-    /// Order("resume",0,..)
+    /// Order("resume",0,..). Closes refunds that `openRefunds` opened.
     function resume(Approval calldata a) external;
     /// Order("stop",0,..). Final: anyone may wind down from here.
     function stop(Approval calldata a) external;
@@ -233,26 +352,49 @@ interface ITreasury {
     /// lease is closed and its provider barred, unless it is the kept one's. A kept key that was not operator must
     /// restore.
     function evict(uint256 keep, Approval calldata a) external;
-    /// Order("rescue",offer,..). Alive, also paused; in silence, without operator, or when a restore timed out.
-    /// `rent`'s rules, day limit included; replaces any standby. `term` and `prepay` are not signed: whoever relays
-    /// chooses them within policy, and another order replaces a bad choice.
+    /// Order("rescue", offer | term << 64 | prepay << 96, ..). Alive, also paused; in silence, without operator, or when
+    /// a restore timed out. `rent`'s rules, day limit included, but that the silent lease's own provider may be chosen;
+    /// replaces any standby.
     function rescue(uint256 offer, uint32 term, uint128 prepay, Approval calldata a) external;
     /// Order("extendMandate",until,..). Alive; only later.
     function extendMandate(uint64 until, Approval calldata a) external;
     /// Order("clearBar",uint160(provider),..)
     function clearBar(address provider, Approval calldata a) external;
+    /// Order("revokeCode",uint256(codeHash),..). At once: like `evict(0)` without barring anybody, and nothing can be
+    /// rented until `setCode`.
+    function revokeCode(Approval calldata a) external;
+    /// Order("tighten",uint256(keccak256(abi.encode(policy))),..). At once; no limit above what it is now. Voids every
+    /// queued order.
+    function tighten(Policy calldata policy, Approval calldata a) external;
+    /// Order("openRefunds",0,..). Refunds in a pause, and channels by anyone, until `resume`.
+    function openRefunds(Approval calldata a) external;
+    /// Order("setCode",uint256(codeHash),..). This and the next two are called twice: with the approval, which queues
+    /// the order, and after `delay` by anyone with an empty one, which carries it out. Leases in use keep the code that
+    /// they were rented for only as long as nobody moves.
+    function setCode(bytes32 codeHash, Approval calldata a) external;
+    /// Order("loosen",uint256(keccak256(abi.encode(policy))),..). Within birth's ceilings.
+    function loosen(Policy calldata policy, Approval calldata a) external;
+    /// Order("setStewards",uint256(keccak256(abi.encode(stewards, threshold))),..). Birth's rules hold, the creator
+    /// stays excluded. Voids every other queued order.
+    function setStewards(address[] calldata stewards, uint8 threshold, Approval calldata a) external;
 
     // --- the end: anyone ---
 
-    /// When stopped, when the mandate is over, or when starved: balance + escrow under starveFloor and no heartbeat for
-    /// starveTimeout (the operator itself need not wait, unless paused or restoring). Closes the standby.
+    /// When stopped, when the mandate is over, when starved (balance + escrow + unsettled claims under starveFloor) or
+    /// when the token is frozen; the last two only in silence of starveTimeout, and the first call posts a notice: a
+    /// second one, `Timers.silence` later, winds down. A heartbeat or a rescue cancels the notice; so does a call once
+    /// money came. The operator itself need not wait, unless paused or restoring. Closes the standby.
     function windDown() external;
-    /// refundWindow after windDown. Closes every lease; nobody is operator.
+    /// refundWindow after windDown. Closes every lease, empties the purse, settles; nobody is operator.
     function close() external;
-    /// Closed. Fetches what the market still owes, for ever.
+    /// Closed. Fetches what market, purse and channels still owe, for ever.
     function sweep() external;
-    /// Who: the beneficiary, when Closed, as often as it likes: the whole balance, token and ETH.
+    /// Who: the beneficiary, when Closed, as often as it likes: the whole balance, token and ETH. What a frozen token
+    /// refuses stays for another time.
     function withdraw() external;
+    /// What `windDown` would say to this caller now. Not a view, because it tries whether the token still moves: ask
+    /// with eth_call.
+    function windDownReason() external returns (Reason);
 
     // --- views ---
 
@@ -262,7 +404,13 @@ interface ITreasury {
     function ORDER_TYPEHASH() external view returns (bytes32);
     function ACK_TYPEHASH() external view returns (bytes32);
     function domainSeparator() external view returns (bytes32);
+    function ACT_TYPEHASH() external view returns (bytes32);
     function isBarred(address provider) external view returns (bool);
+    function standing() external view returns (Standing memory);
+    /// Chain seconds of the last challenge, answered or not.
+    function lastChallengeAt() external view returns (uint64);
+    /// Whose signature the purse takes: the operator's; nobody's while paused, restoring or not alive.
+    function purseSigner() external view returns (address);
     /// Wei of policy.gasDayMax, right now. A takeover's or an eviction's gas counts but is never refused.
     function gasSpentInDay() external view returns (uint128);
 }

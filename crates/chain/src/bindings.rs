@@ -28,6 +28,14 @@ mod factory {
     );
 }
 
+mod oversight {
+    alloy::sol!(
+        #![sol(all_derives)]
+        Oversight,
+        "../../contracts/abi/Oversight.json"
+    );
+}
+
 mod usdc {
     alloy::sol!(
         #![sol(all_derives)]
@@ -38,11 +46,14 @@ mod usdc {
 
 pub use factory::TreasuryFactory;
 pub use market::{ILeaseMarket, LeaseMarket};
+pub use oversight::Oversight;
 pub use treasury::{ITreasury, Treasury};
 pub use usdc::TestUSDC;
 
 pub use ILeaseMarket::{Lease, Offer, Record};
-pub use ITreasury::{Approval, Birth, Policy, State, Timers};
+pub use ITreasury::{
+    Approval, Birth, ChannelConfig, GasMarket, Options, Payee, Policy, Standing, State, Timers, Voucher, VoucherClaim,
+};
 pub use LeaseMarket::LeaseMarketEvents as MarketEvent;
 pub use Treasury::TreasuryEvents as TreasuryEvent;
 

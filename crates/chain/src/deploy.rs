@@ -11,7 +11,7 @@ use alloy::{
 use std::time::{Duration, Instant};
 
 use crate::{
-    bindings::{Addresses, LeaseMarket, TestUSDC, TreasuryFactory},
+    bindings::{Addresses, LeaseMarket, Oversight, TestUSDC, TreasuryFactory},
     error::{Error, Kind},
     rpc::Chain,
 };
@@ -32,7 +32,7 @@ pub struct MarketParams {
 /// How long the deployment may wait for its block.
 const MINED_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Deploys token, market and factory (which brings the treasury's implementation) in one block. The deployer pays
+/// Deploys token, market, the treasury's second half and the factory (which brings the first) in one block. The deployer pays
 /// the gas and has no rights afterwards.
 ///
 /// # Errors
@@ -41,7 +41,7 @@ pub async fn deploy(chain: &Chain, deployer: &PrivateKeySigner, market: MarketPa
     let from = deployer.address();
     let first = chain.nonce(from, BlockId::pending()).await?;
     // The addresses follow from account and nonce, so nothing waits for anything.
-    let [usdc, market_at, factory] = [0, 1, 2].map(|n| from.create(first + n));
+    let [usdc, market_at, oversight, factory] = [0, 1, 2, 3].map(|n| from.create(first + n));
     let constructor = LeaseMarket::constructorCall {
         token_: usdc,
         minStake_: U256::from(market.stake_min),
@@ -49,10 +49,12 @@ pub async fn deploy(chain: &Chain, deployer: &PrivateKeySigner, market: MarketPa
         grace_: market.grace,
         dropAfter_: market.drop_after,
     };
-    let codes: [(&str, Bytes); 3] = [
+    let half = TreasuryFactory::constructorCall { oversight };
+    let codes: [(&str, Bytes); 4] = [
         ("TestUSDC", TestUSDC::BYTECODE.clone()),
         ("LeaseMarket", [&LeaseMarket::BYTECODE[..], &constructor.abi_encode()].concat().into()),
-        ("TreasuryFactory", TreasuryFactory::BYTECODE.clone()),
+        ("Oversight", Oversight::BYTECODE.clone()),
+        ("TreasuryFactory", [&TreasuryFactory::BYTECODE[..], &half.abi_encode()].concat().into()),
     ];
     let max_fee = chain.head().await?.base_fee * 4 + 1_000_000_000;
     let mut txs = Vec::new();

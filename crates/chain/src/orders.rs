@@ -122,6 +122,11 @@ pub fn approval(
     Ok(Approval { deadline: order.deadline, signatures })
 }
 
+/// What a quorum signs to rescue onto `offer`: the whole bargain, `offer | term << 64 | prepay << 96`.
+pub fn rescue_argument(offer: u64, term: u32, prepay: u128) -> U256 {
+    U256::from(offer) | U256::from(term) << 64 | U256::from(prepay) << 96
+}
+
 impl Order {
     /// An order with the treasury's words for it: `action` is the entry's name, `argument` its lease, offer, time,
     /// or 0.
@@ -165,6 +170,15 @@ mod tests {
         let mut expected = stewards.to_vec();
         expected.sort();
         assert_eq!(signers, expected);
+    }
+
+    #[test]
+    fn a_rescue_binds_offer_term_and_prepayment() {
+        let argument = rescue_argument(7, 600, 100_000);
+        assert_eq!(format!("{argument:#x}"), "0x186a0000002580000000000000007");
+        for other in [rescue_argument(8, 600, 100_000), rescue_argument(7, 601, 100_000), rescue_argument(7, 600, 1)] {
+            assert_ne!(argument, other);
+        }
     }
 
     #[test]

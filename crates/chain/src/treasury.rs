@@ -9,7 +9,7 @@ use futures::future::{OptionFuture, try_join, try_join4};
 use std::collections::BTreeSet;
 
 use crate::{
-    bindings::{Addresses, Approval, Birth, State, Treasury, TreasuryFactory},
+    bindings::{Addresses, Approval, Birth, ChannelConfig, Policy, State, Treasury, TreasuryFactory, VoucherClaim},
     error::{Error, Kind},
     market::{LeaseView, MarketClient, OfferView, id},
     rpc::{Chain, Head},
@@ -164,6 +164,11 @@ pub async fn predict(chain: &Chain, addresses: &Addresses, birth: &Birth) -> Res
         .map_err(|e| Error::missing(format!("no treasury factory at {}", addresses.factory)).with_source(e))
 }
 
+/// Gas for `refuel`, not to be estimated: an estimate sees the sender's whole balance and finds nothing to top up, while
+/// in a block the sender has paid for its gas first, falls below the target and is topped up, which costs more. It then
+/// ran out of gas, and a replay did not.
+pub const REFUEL_GAS: u64 = 400_000;
+
 /// Calldata for every entry of the treasury and for `TreasuryFactory.create`.
 pub mod calls {
     use super::*;
@@ -281,7 +286,42 @@ pub mod calls {
         Treasury::refundExactCall { payer, nonce, amount: U256::from(amount) }.abi_encode().into()
     }
 
-    /// Anyone: tops the operator's and the relay's gas up.
+    /// Operator: claims vouchers of the treasury's channels and settles; refused rows are skipped.
+    pub fn claim_and_settle(claims: Vec<VoucherClaim>) -> Bytes {
+        Treasury::claimAndSettleCall { claims }.abi_encode().into()
+    }
+
+    /// Operator, or anyone once refunds are open: gives a channel's payer `amount` micro-USDC of its balance back.
+    pub fn refund_channel(config: ChannelConfig, amount: u128) -> Bytes {
+        Treasury::refundChannelCall { config, amount }.abi_encode().into()
+    }
+
+    /// Operator: pays one of birth's payees, or fills the purse. `kind`: 0 storage, 1 tools, 2 purse.
+    pub fn spend(kind: u8, payee: Address, amount: u128) -> Bytes {
+        Treasury::spendCall { kind, payee, amount }.abi_encode().into()
+    }
+
+    /// Operator: buys ETH for at most `max` micro-USDC.
+    pub fn buy_gas(max: u128) -> Bytes {
+        Treasury::buyGasCall { max }.abi_encode().into()
+    }
+
+    /// Operator: closes every lease and sleeps; only the quorum's `rescue` wakes. Chain seconds.
+    pub fn hibernate(until: u64) -> Bytes {
+        Treasury::hibernateCall { until }.abi_encode().into()
+    }
+
+    /// Anyone, with the standby's node key's signature over `Act("challenge", ..)`.
+    pub fn challenge_for(deadline: u64, signature: Bytes) -> Bytes {
+        Treasury::challengeForCall { deadline, signature }.abi_encode().into()
+    }
+
+    /// The same for a takeover; whoever relays it is repaid within birth's bound.
+    pub fn takeover_for(deadline: u64, signature: Bytes) -> Bytes {
+        Treasury::takeoverForCall { deadline, signature }.abi_encode().into()
+    }
+
+    /// Anyone: tops the operator's and the relay's gas up. Send it with [`REFUEL_GAS`].
     pub fn refuel() -> Bytes {
         Treasury::refuelCall {}.abi_encode().into()
     }
@@ -321,7 +361,42 @@ pub mod calls {
         Treasury::clearBarCall { provider, a }.abi_encode().into()
     }
 
-    /// Anyone, when stopped, starved or past the mandate.
+    /// Quorum order `("revokeCode", codeHash)`, at once.
+    pub fn revoke_code(a: Approval) -> Bytes {
+        Treasury::revokeCodeCall { a }.abi_encode().into()
+    }
+
+    /// Quorum order `("tighten", keccak256(abi.encode(policy)))`, at once.
+    pub fn tighten(policy: Policy, a: Approval) -> Bytes {
+        Treasury::tightenCall { policy, a }.abi_encode().into()
+    }
+
+    /// Quorum order `("openRefunds", 0)`.
+    pub fn open_refunds(a: Approval) -> Bytes {
+        Treasury::openRefundsCall { a }.abi_encode().into()
+    }
+
+    /// Quorum order `("setCode", codeHash)`: queues; after the delay anyone sends it again with an empty approval.
+    pub fn set_code(code_hash: B256, a: Approval) -> Bytes {
+        Treasury::setCodeCall { codeHash: code_hash, a }.abi_encode().into()
+    }
+
+    /// Quorum order `("loosen", keccak256(abi.encode(policy)))`, in two steps like `set_code`.
+    pub fn loosen(policy: Policy, a: Approval) -> Bytes {
+        Treasury::loosenCall { policy, a }.abi_encode().into()
+    }
+
+    /// Quorum order `("setStewards", keccak256(abi.encode(stewards, threshold)))`, in two steps like `set_code`.
+    pub fn set_stewards(stewards: Vec<Address>, threshold: u8, a: Approval) -> Bytes {
+        Treasury::setStewardsCall { stewards, threshold, a }.abi_encode().into()
+    }
+
+    /// What `windDown` would say to the caller; for `eth_call`.
+    pub fn wind_down_reason() -> Bytes {
+        Treasury::windDownReasonCall {}.abi_encode().into()
+    }
+
+    /// Anyone, when stopped, starved, frozen or past the mandate. Starved or frozen: the first call posts a notice.
     pub fn wind_down() -> Bytes {
         Treasury::windDownCall {}.abi_encode().into()
     }
@@ -393,6 +468,20 @@ mod tests {
             calls::takeover(),
             calls::settle_exact(&exact),
             calls::refund_exact(Address::ZERO, B256::ZERO, 1),
+            calls::claim_and_settle(Vec::new()),
+            calls::refund_channel(ChannelConfig::default(), 1),
+            calls::spend(0, Address::ZERO, 1),
+            calls::buy_gas(1),
+            calls::hibernate(1),
+            calls::challenge_for(1, Bytes::new()),
+            calls::takeover_for(1, Bytes::new()),
+            calls::revoke_code(approval()),
+            calls::tighten(Policy::default(), approval()),
+            calls::open_refunds(approval()),
+            calls::set_code(B256::ZERO, approval()),
+            calls::loosen(Policy::default(), approval()),
+            calls::set_stewards(Vec::new(), 1, approval()),
+            calls::wind_down_reason(),
             calls::refuel(),
             calls::pause(approval()),
             calls::resume(approval()),

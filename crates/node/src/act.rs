@@ -11,7 +11,7 @@ use crate::replicate::{self, Segment};
 use crate::shared::Bulletin;
 use alloy::primitives::{Address, B256, Bytes, keccak256};
 use chain::Outcome as Sent;
-use chain::treasury::calls;
+use chain::treasury::{REFUEL_GAS, calls};
 use economy::{Outcome, Output, OutputId};
 use journal::crash_point;
 use net::chain_of;
@@ -20,10 +20,6 @@ use store::seal::Recipient;
 
 /// Records in one segment, in bytes before sealing.
 const SEGMENT_RECORDS_MAX: u64 = 20_000;
-
-/// An estimate is made as if gas were free, so it does not see that paying for this very transaction leaves the
-/// operator short, too: two transfers instead of one or none. Far above two transfers to new accounts; a guess.
-const REFUEL_GAS: u64 = 250_000;
 
 /// Starts `output`. Its end comes back as `Event::Acted` under the same id.
 pub fn perform(node: &mut Node, id: OutputId, output: Output) {
@@ -55,7 +51,7 @@ pub fn perform(node: &mut Node, id: OutputId, output: Output) {
         }
         Output::Refuel => {
             let tx = chain::Tx::call(node.cx.config.treasury, calls::refuel(), "refuel").with_gas(REFUEL_GAS);
-            send_tx(&node.cx, id, tx, || ());
+            submit(&node.cx, id, tx, || ());
         }
         Output::Refund { payer, nonce, amount } => {
             let call = calls::refund_exact(Address::from(payer), B256::from(nonce), amount.0);
@@ -87,10 +83,10 @@ pub fn perform(node: &mut Node, id: OutputId, output: Output) {
 
 /// One transaction by the operator key to the treasury. `sent` is a crash point: reached once the call left.
 fn send(cx: &Arc<Context>, id: OutputId, label: &'static str, call: Bytes, sent: fn()) {
-    send_tx(cx, id, chain::Tx::call(cx.config.treasury, call, label), sent);
+    submit(cx, id, chain::Tx::call(cx.config.treasury, call, label), sent);
 }
 
-fn send_tx(cx: &Arc<Context>, id: OutputId, tx: chain::Tx, sent: fn()) {
+fn submit(cx: &Arc<Context>, id: OutputId, tx: chain::Tx, sent: fn()) {
     let cx = cx.clone();
     let label = tx.label;
     let waiting = cx.operator.submit(tx);

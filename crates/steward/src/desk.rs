@@ -13,7 +13,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use chain::Stage;
 use chain::bindings::{Birth, State};
-use chain::orders::{Ack, Order, domain, sign};
+use chain::orders::{Ack, Order, domain, rescue_argument, sign};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -44,7 +44,11 @@ pub struct AckRequest {
 pub struct OrderRequest {
     pub treasury: Address,
     pub action: String,
-    pub argument: u64,
+    pub offer: u64,
+    /// Seconds.
+    pub term: u32,
+    /// Policy bounds it on chain: price cap, prepayment and day limit.
+    pub prepay_uusdc: u128,
     pub nonce: u64,
     pub deadline: u64,
 }
@@ -280,7 +284,7 @@ impl Desk {
 
     /// `POST /sign-order`: a peer prepares a rescue; this steward signs if it sees the silence itself.
     pub async fn sign_order(&self, request: OrderRequest) -> Result<SignatureAnswer, Refusal> {
-        let OrderRequest { treasury, action, argument, nonce, deadline } = request;
+        let OrderRequest { treasury, action, offer, term, prepay_uusdc, nonce, deadline } = request;
         if action != "rescue" {
             return Err(Refusal::NotForDaemons { action });
         }
@@ -299,11 +303,11 @@ impl Desk {
         }
         let (offers, barred) = self.eyes.offers(treasury, birth.market, &head).await?;
         view.barred = barred;
-        if !offers.iter().any(|o| o.id == argument && view.allows(o)) {
-            return Err(Refusal::BadOffer { offer: argument });
+        if !offers.iter().any(|o| o.id == offer && view.allows(o)) {
+            return Err(Refusal::BadOffer { offer });
         }
-        tracing::warn!(%treasury, offer = argument, nonce, "rescue signed");
-        let order = Order::new("rescue", U256::from(argument), U256::from(nonce), deadline);
+        tracing::warn!(%treasury, offer, term, prepay_uusdc, nonce, "rescue signed");
+        let order = Order::new("rescue", rescue_argument(offer, term, prepay_uusdc), U256::from(nonce), deadline);
         self.answer(sign(&order, &domain(self.config.chain_id, treasury), &self.order_key))
     }
 

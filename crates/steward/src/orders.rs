@@ -6,7 +6,7 @@ use alloy::signers::local::PrivateKeySigner;
 use anyhow::{Context, Result, ensure};
 use chain::Chain;
 use chain::bindings::Approval;
-use chain::orders::{Order, approval, domain, recover};
+use chain::orders::{Order, approval, domain, recover, rescue_argument};
 use chain::sender::{Done, Tx, send_once};
 use chain::treasury::calls;
 use serde::{Deserialize, Serialize};
@@ -26,7 +26,7 @@ pub enum Action {
     ExtendMandate {
         until: u64,
     },
-    /// `term` in seconds and `prepay` are the submitter's choice within policy; the order names the offer.
+    /// `term` in seconds. The order names all three.
     Rescue {
         offer: u64,
         term: u32,
@@ -47,12 +47,12 @@ impl Action {
         }
     }
 
-    pub fn argument(self) -> u64 {
+    pub fn argument(self) -> U256 {
         match self {
-            Self::Pause | Self::Resume | Self::Stop => 0,
-            Self::Evict { keep } => keep,
-            Self::ExtendMandate { until } => until,
-            Self::Rescue { offer, .. } => offer,
+            Self::Pause | Self::Resume | Self::Stop => U256::ZERO,
+            Self::Evict { keep } => U256::from(keep),
+            Self::ExtendMandate { until } => U256::from(until),
+            Self::Rescue { offer, term, prepay_uusdc } => rescue_argument(offer, term, prepay_uusdc),
         }
     }
 
@@ -87,7 +87,7 @@ pub struct SignedOrder {
     pub chain_id: u64,
     pub treasury: Address,
     pub action: String,
-    pub argument: u64,
+    pub argument: U256,
     pub nonce: u64,
     /// Chain seconds.
     pub deadline: u64,
@@ -97,7 +97,7 @@ pub struct SignedOrder {
 
 impl SignedOrder {
     fn order(&self) -> Order {
-        Order::new(&self.action, U256::from(self.argument), U256::from(self.nonce), self.deadline)
+        Order::new(&self.action, self.argument, U256::from(self.nonce), self.deadline)
     }
 
     /// Who really signed it; an error when that is not who it says.
@@ -114,18 +114,18 @@ pub async fn prepare(chain: &Chain, treasury: Address, action: Action, valid_sec
     let client = chain.treasury(treasury);
     let state = client.state().await.with_context(|| format!("the treasury {treasury} cannot be read"))?;
     let head = chain.head().await.context("the chain's time cannot be read")?;
-    Ok(Order::new(action.word(), U256::from(action.argument()), state.orderNonce, head.timestamp + valid_secs))
+    Ok(Order::new(action.word(), action.argument(), state.orderNonce, head.timestamp + valid_secs))
 }
 
 /// Signs an order with a steward's order key.
 pub fn sign(key: &PrivateKeySigner, chain_id: u64, treasury: Address, order: &Order) -> Result<SignedOrder> {
-    let small = |n: U256, what: &str| u64::try_from(n).with_context(|| format!("the order's {what} {n} is too large"));
     Ok(SignedOrder {
         chain_id,
         treasury,
         action: order.action.clone(),
-        argument: small(order.argument, "argument")?,
-        nonce: small(order.nonce, "number")?,
+        argument: order.argument,
+        nonce: u64::try_from(order.nonce)
+            .with_context(|| format!("the order's number {} is too large", order.nonce))?,
         deadline: order.deadline,
         signer: key.address(),
         signature: chain::orders::sign(order, &domain(chain_id, treasury), key)?,
@@ -149,7 +149,7 @@ pub async fn submit(
         one.verify()?;
     }
     ensure!(
-        (order.action.as_str(), order.argument) == (action.word(), U256::from(action.argument())),
+        (order.action.as_str(), order.argument) == (action.word(), action.argument()),
         "the signatures are for `{} {}`, not for `{action}`",
         order.action,
         order.argument
@@ -185,7 +185,7 @@ mod tests {
     fn a_changed_order_is_not_the_signers() {
         for bad in [
             SignedOrder { action: "stop".into(), ..signed() },
-            SignedOrder { argument: 1, ..signed() },
+            SignedOrder { argument: U256::ONE, ..signed() },
             SignedOrder { nonce: 4, ..signed() },
             SignedOrder { deadline: 1001, ..signed() },
             SignedOrder { chain_id: 1, ..signed() },

@@ -4,7 +4,7 @@ use crate::desk::{Desk, OrderRequest, SignatureAnswer};
 use crate::watch::Rescue;
 use alloy::primitives::{Address, Bytes, U256};
 use anyhow::{Context, Result, ensure};
-use chain::orders::{Order, approval, domain, recover, sign};
+use chain::orders::{Order, approval, domain, recover, rescue_argument, sign};
 use chain::sender::{SenderHandle, Tx};
 use chain::treasury::calls;
 use std::time::Duration;
@@ -17,12 +17,17 @@ pub async fn rescue(desk: &Desk, sender: &SenderHandle, treasury: Address, rescu
     let birth = desk.births().remove(&treasury).context("the agent is not watched any more")?;
     let chain_id = desk.config.chain_id;
     let (domain, needed) = (domain(chain_id, treasury), usize::from(birth.threshold));
-    let order = Order::new("rescue", U256::from(rescue.offer), U256::from(rescue.nonce), rescue.deadline);
+    // Within `termMax`, which is a uint32 on chain.
+    let term = u32::try_from(rescue.term).context("a term beyond what the treasury knows")?;
+    let argument = rescue_argument(rescue.offer, term, rescue.prepay_uusdc);
+    let order = Order::new("rescue", argument, U256::from(rescue.nonce), rescue.deadline);
     let mut signatures: Vec<Bytes> = vec![sign(&order, &domain, &desk.order_key)?];
     let request = OrderRequest {
         treasury,
         action: "rescue".into(),
-        argument: rescue.offer,
+        offer: rescue.offer,
+        term,
+        prepay_uusdc: rescue.prepay_uusdc,
         nonce: rescue.nonce,
         deadline: rescue.deadline,
     };
@@ -44,8 +49,6 @@ pub async fn rescue(desk: &Desk, sender: &SenderHandle, treasury: Address, rescu
     let found = signatures.len();
     ensure!(found >= needed, "{found} of {needed} stewards sign the rescue: {}", refusals.join("; "));
     let approval = approval(&order, &domain, &signatures, &birth.stewards, needed)?;
-    // Within `termMax`, which is a uint32 on chain.
-    let term = u32::try_from(rescue.term).context("a term beyond what the treasury knows")?;
     let data = calls::rescue(rescue.offer, term, rescue.prepay_uusdc, approval);
     sender.send_and_wait(Tx::call(treasury, data, "rescue")).await.context("the rescue was not accepted")?;
     tracing::warn!(%treasury, offer = rescue.offer, term, prepay_uusdc = rescue.prepay_uusdc, "agent rescued");

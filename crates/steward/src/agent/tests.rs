@@ -32,6 +32,7 @@ fn birth() -> Birth {
         mandateUntil: U256::ZERO.to(),
         policy,
         timers,
+        options: Default::default(),
     }
 }
 

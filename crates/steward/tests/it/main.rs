@@ -35,7 +35,7 @@ async fn stewards_refuse_by_name_then_rescue() {
     let forged = ShareRequest { recipient: Identity::generate().recipient().to_string(), ..mine.clone() };
     world.refused(0, "share", &forged, "wrong_operator").await;
     let head = world.chain.head().await.unwrap().timestamp;
-    let order = |action: &str| json!({ "treasury": treasury, "action": action, "argument": 2, "nonce": 0, "deadline": head + 100 });
+    let order = |action: &str| json!({ "treasury": treasury, "action": action, "offer": 2, "term": 600, "prepay_uusdc": 1, "nonce": 0, "deadline": head + 100 });
     world.refused(1, "sign-order", &order("rescue"), "no_silence").await;
     for action in ["pause", "stop", "evict", "extendMandate"] {
         world.refused(1, "sign-order", &order(action), "not_for_daemons").await;

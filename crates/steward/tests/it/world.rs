@@ -290,6 +290,7 @@ impl World {
                 activateWithin: 90,
                 refundWindow: 6,
             },
+            options: Default::default(),
         }
     }
 

@@ -8,7 +8,7 @@ use super::wallet::Wallet;
 use alloy::primitives::{Address, B256, Bytes, U256};
 use anyhow::{Context, Result, bail, ensure};
 use chain::Tx;
-use chain::bindings::{Addresses, Approval, Birth, LeaseStatus, Policy, Timers};
+use chain::bindings::{Addresses, Approval, Birth, ChannelConfig, LeaseStatus, Options, Policy, Timers};
 use chain::orders::{self, Order};
 use chain::treasury::{calls, predict};
 use economy::{Timers as Clockwork, Usdc};
@@ -328,6 +328,8 @@ async fn terms(plan: &Plan) -> Result<Birth> {
             activateWithin: clockwork.activate_within,
             refundWindow: clockwork.refund_window,
         },
+        // Channels, purse, payees, bought gas and delayed orders: none of it, until the manifest can ask for it.
+        options: Options::default(),
     })
 }
 
@@ -353,7 +355,8 @@ pub async fn refusals(creator: &Wallet, treasury: Address) -> Result<Vec<Refusal
     for (entry, data) in entries(lease, me, chain.head().await?.timestamp) {
         refused.push(try_entry(creator, treasury, entry, data).await?);
     }
-    for action in ["pause", "resume", "stop", "evict", "rescue", "clearBar", "extendMandate"] {
+    let policy = chain.treasury(treasury).birth().await?.policy;
+    for action in ORDERS {
         let approval = own_approval(creator, treasury, action, state.orderNonce).await?;
         let data = match action {
             "pause" => calls::pause(approval),
@@ -362,12 +365,35 @@ pub async fn refusals(creator: &Wallet, treasury: Address) -> Result<Vec<Refusal
             "evict" => calls::evict(0, approval),
             "rescue" => calls::rescue(1, 1, 0, approval),
             "clearBar" => calls::clear_bar(Address::ZERO, approval),
+            "revokeCode" => calls::revoke_code(approval),
+            "openRefunds" => calls::open_refunds(approval),
+            "tighten" => calls::tighten(policy.clone(), approval),
+            "loosen" => calls::loosen(policy.clone(), approval),
+            "setCode" => calls::set_code(B256::repeat_byte(7), approval),
+            "setStewards" => calls::set_stewards(vec![me], 1, approval),
             _ => calls::extend_mandate(u64::MAX, approval),
         };
         refused.push(try_entry(creator, treasury, action, data).await?);
     }
     Ok(refused)
 }
+
+/// Every order of a quorum.
+const ORDERS: [&str; 13] = [
+    "pause",
+    "resume",
+    "stop",
+    "evict",
+    "rescue",
+    "clearBar",
+    "revokeCode",
+    "openRefunds",
+    "tighten",
+    "loosen",
+    "setCode",
+    "setStewards",
+    "extendMandate",
+];
 
 fn entries(lease: u64, me: Address, now: u64) -> Vec<(&'static str, Bytes)> {
     let unsigned = calls::ExactAuthorization {
@@ -394,6 +420,13 @@ fn entries(lease: u64, me: Address, now: u64) -> Vec<(&'static str, Bytes)> {
         ("takeover", calls::takeover()),
         ("settleExact", calls::settle_exact(&unsigned)),
         ("refundExact", calls::refund_exact(me, B256::ZERO, 1)),
+        ("spend", calls::spend(0, me, 1)),
+        ("buyGas", calls::buy_gas(1)),
+        ("hibernate", calls::hibernate(now + 3_600)),
+        ("claimAndSettle", calls::claim_and_settle(Vec::new())),
+        ("refundChannel", calls::refund_channel(ChannelConfig::default(), 1)),
+        ("challengeFor", calls::challenge_for(u64::MAX, Bytes::new())),
+        ("takeoverFor", calls::takeover_for(u64::MAX, Bytes::new())),
         ("windDown", calls::wind_down()),
         ("close", calls::close()),
         ("sweep", calls::sweep()),

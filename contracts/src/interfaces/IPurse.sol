@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+pragma solidity ^0.8.24;
+
+/// @title The agent's pocket money: what a stolen operator key can spend by signature, and no more.
+interface IPurse {
+    error NotTreasury();
+
+    /// Who: the treasury. Everything goes back there; what a frozen token refuses stays.
+    function sweep() external;
+    /// Who: anyone. What lies above the cap (refunds, gifts) goes back to the treasury; until then nothing is signed.
+    function trim() external;
+    /// ERC-1271. `signature` = abi.encode(address to, uint256 value, uint256 validAfter, uint256 validBefore, bytes32
+    /// nonce, bytes operatorSignature), and `hash` must be the token's TransferWithAuthorization of just that: no
+    /// permit, no channel deposit, no cancellation. Valid while the signer is the treasury's `purseSigner` and the
+    /// balance is within the cap.
+    function isValidSignature(bytes32 hash, bytes calldata signature) external view returns (bytes4);
+    function treasury() external view returns (address);
+    function token() external view returns (address);
+    function cap() external view returns (uint128);
+}
+
+/// @title What the purse asks of the token, besides ERC-20.
+interface IDomain {
+    function DOMAIN_SEPARATOR() external view returns (bytes32);
+}
