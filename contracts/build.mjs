@@ -12,7 +12,20 @@ import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 
 const here = dirname(fileURLToPath(import.meta.url));
-const contracts = ["LeaseMarket", "TestUSDC", "Treasury", "TreasuryFactory"];
+const contracts = [
+  "BatchSettlement",
+  "DepositCollector3009",
+  "DepositCollectorPermit2",
+  "ExactPermit2Proxy",
+  "LeaseMarket",
+  "Multicall3",
+  "Permit2",
+  "TestPermitToken",
+  "TestUSDC",
+  "Treasury",
+  "TreasuryFactory",
+  "UptoPermit2Proxy",
+];
 // What else decides the bytecode: the compiler's settings, its version and OpenZeppelin's.
 const settings = ["foundry.toml", "package-lock.json", "solc.cjs"];
 
