@@ -1,6 +1,9 @@
 //! The crate from outside: our seller and our buyer against each other and against the official packages.
 
 mod buyer;
+mod chain;
 mod conformance;
 mod golden;
+mod market;
+mod schemes;
 mod shop;
