@@ -76,9 +76,9 @@ pub struct Terms<'a> {
     pub prices: Prices,
     pub resource: &'a Resource,
     /// See [`super::Quote`].
-    pub quoted_before: &'a dyn Fn(Usdc) -> bool,
+    pub quoted_before: &'a (dyn Fn(Usdc) -> bool + Sync),
     /// See [`super::Quote`]; for EIP-3009.
-    pub known: &'a dyn Fn(&[u8; 20], &Hash) -> bool,
+    pub known: &'a (dyn Fn(&[u8; 20], &Hash) -> bool + Sync),
     /// The relay's address: who settles `upto`.
     pub facilitator: Address,
     pub channels: &'a ChannelTerms,

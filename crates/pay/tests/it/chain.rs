@@ -11,6 +11,7 @@ use pay::scheme::upto::{EXACT_PROXY, UPTO_PROXY};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
@@ -109,8 +110,19 @@ impl Chain {
         let artifact: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
         let tx = json!([{ "from": RELAY, "data": artifact["bytecode"], "gas": "0x989680" }]);
         let hash = self.rpc("eth_sendTransaction", tx).await;
-        let receipt = self.rpc("eth_getTransactionReceipt", json!([hash])).await;
+        let receipt = self.receipt(&hash).await;
         receipt["contractAddress"].as_str().expect(name).parse().unwrap()
+    }
+
+    /// anvil mines each transaction at once, and answers a little before that.
+    async fn receipt(&self, hash: &Value) -> Value {
+        loop {
+            let receipt = self.rpc("eth_getTransactionReceipt", json!([hash])).await;
+            if !receipt.is_null() {
+                return receipt;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
     }
 
     /// Sends a transaction; its hash, and whether it did what it should.
@@ -118,7 +130,7 @@ impl Chain {
         let data = format!("0x{}", hex::encode(data));
         let tx = json!([{ "from": from, "to": to, "data": data, "gas": "0x989680" }]);
         let hash = self.rpc("eth_sendTransaction", tx).await;
-        let receipt = self.rpc("eth_getTransactionReceipt", json!([hash])).await;
+        let receipt = self.receipt(&hash).await;
         let hash: alloy::primitives::B256 = hash.as_str().unwrap().parse().unwrap();
         (hash.0, receipt["status"] == "0x1")
     }
