@@ -3,7 +3,9 @@
 mod buyer;
 mod chain;
 mod conformance;
+mod fuzz;
 mod golden;
 mod market;
 mod schemes;
 mod shop;
+mod table;

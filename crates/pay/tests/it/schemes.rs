@@ -170,3 +170,47 @@ async fn ts_rs_rs_exact() {
 fn parse(text: &str) -> u128 {
     text.parse().unwrap()
 }
+
+/// Runs the official Python client; the lines it printed.
+async fn py(market: &Market, calls: u32, mode: &str, scheme: &str) -> Vec<Value> {
+    let python = clients().join("../../.vivarium/python/bin/python");
+    assert!(python.is_file(), ".vivarium/python is missing: `cargo xtask setup` makes it");
+    let key = format!("0x{}", hex::encode(payer().to_bytes()));
+    let out = Command::new(python)
+        .current_dir(clients())
+        .args(["schemes.py", &market.url, &key, &calls.to_string(), mode, scheme, &market.chain().url])
+        .kill_on_drop(true)
+        .output()
+        .await
+        .expect("python starts");
+    let text = String::from_utf8(out.stdout).unwrap();
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), usize::try_from(calls).unwrap(), "{text}{}", String::from_utf8_lossy(&out.stderr));
+    for line in &lines {
+        assert_eq!(line["status"], 200, "{line}");
+    }
+    lines
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn py_rs_rs_exact() {
+    let market = Market::open(&["exact"], TransferMethod::Eip3009).await;
+    fund(&market, 5_000_000).await;
+    for mode in ["plain", "stream"] {
+        py(&market, 3, mode, "exact").await;
+    }
+    assert_eq!(agree(&market, 5_000_000).await.micro(), crate::market::TARIFF.price_up(11, 16).micro() * 6);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn py_rs_rs_batch_settlement() {
+    let market = Market::open(&["batch-settlement"], TransferMethod::Eip3009).await;
+    fund(&market, 5_000_000).await;
+    py(&market, 10, "plain", "batch-settlement").await;
+    // Another process, without memory: it finds its channel on the chain and is put right.
+    py(&market, 10, "stream", "batch-settlement").await;
+    let (deposits, receipts) = market.with(|desk| (desk.transactions["deposit"], desk.receipts.len()));
+    assert!(deposits <= 5 && receipts == 20, "{deposits} deposits, {receipts} receipts");
+    market.claim_and_settle().await;
+    agree_with_ledger(&market, 5_000_000).await;
+}
