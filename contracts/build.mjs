@@ -12,7 +12,22 @@ import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 
 const here = dirname(fileURLToPath(import.meta.url));
-const contracts = ["LeaseMarket", "Oversight", "Purse", "TestUSDC", "Treasury", "TreasuryFactory"];
+const contracts = [
+  "BatchSettlement",
+  "DepositCollector3009",
+  "DepositCollectorPermit2",
+  "ExactPermit2Proxy",
+  "LeaseMarket",
+  "Multicall3",
+  "Oversight",
+  "Permit2",
+  "Purse",
+  "TestPermitToken",
+  "TestUSDC",
+  "Treasury",
+  "TreasuryFactory",
+  "UptoPermit2Proxy",
+];
 // What else decides the bytecode: the compiler's settings, its version and OpenZeppelin's.
 const settings = ["foundry.toml", "package-lock.json", "solc.cjs"];
 

@@ -102,7 +102,7 @@ fn sources(contracts: &Path) -> Result<Vec<String>> {
 mod tests {
     use super::*;
 
-    /// What is to be audited in one sitting. See docs/decisions/0008-two-halves.md for what counts as a line.
+    /// What is to be audited in one sitting. See docs/decisions/0008-a-treasury-in-two-halves.md for what counts as a line.
     const LINES_MAX: usize = 1_000;
     /// EIP-170.
     const CODE_BYTES_MAX: usize = 24_576;

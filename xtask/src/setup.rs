@@ -29,7 +29,7 @@ pub fn everything() -> Result<()> {
     for project in NPM_PROJECTS {
         npm(project)?;
     }
-    Ok(())
+    python()
 }
 
 /// What `up` needs: system packages, the development chain's binaries, the example client and the model.
@@ -124,6 +124,25 @@ pub fn npm(project: &str) -> Result<()> {
     ci.current_dir(&dir).args(["ci", "--no-audit", "--no-fund"]);
     quietly(&format!("npm ci in {project}"), &mut ci)?;
     fs::create_dir_all(dir.join("node_modules"))?;
+    fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))
+}
+
+/// The official Python x402 client of the tests, in an environment of its own: `tests/clients/requirements.txt` names
+/// every file by its hash, and the stamp that content.
+fn python() -> Result<()> {
+    let lock = root().join("tests/clients/requirements.txt");
+    let content = fs::read(&lock).with_context(|| format!("cannot read {}", lock.display()))?;
+    let wanted = hex::encode(Sha256::digest(content));
+    let dir = root().join(".vivarium/python");
+    let stamp = dir.join(".lock-sha256");
+    if fs::read_to_string(&stamp).is_ok_and(|found| found == wanted) {
+        return Ok(());
+    }
+    let mut venv = shell::program("python3");
+    quietly("python: a virtual environment", venv.args(["-m", "venv", "--clear"]).arg(&dir))?;
+    let mut pip = std::process::Command::new(dir.join("bin/python"));
+    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--require-hashes", "-r"]).arg(&lock);
+    quietly("python: pip install of the x402 client", &mut pip)?;
     fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))
 }
 

@@ -48,6 +48,8 @@ impl Node {
             }
             // Summed by the state's own fold; posted about once a second.
             BookOutput::Earned { .. } => Ok(()),
+            // The node sells by `exact` alone so far: no channel input is ever recorded.
+            BookOutput::Channel(_) => Ok(()),
             BookOutput::Refused { request, why } => {
                 tracing::warn!(%request, %why, "a reservation was refused after it was decided");
                 Ok(())

@@ -9,13 +9,15 @@
 //! **Invariant:** each request is earned or owed, never both; each at most once unless the chain took it back.
 //! **Invariant:** no clock, no chance, no HashMap; the only time is what inputs carry.
 //!
-//! Source: DESIGN §3 (one log, two folds) and §7 (payments). Channels will be further entries beside these.
+//! Channels have a machine of their own beside these entries, [`channels`], in the same log and the same digest.
 
 mod apply;
+pub mod channels;
 mod entry;
 mod input;
 mod totals;
 
+pub use channels::{ChannelInput, ChannelLimits, ChannelOutput, Channels};
 pub use entry::{Delivery, Entry, Payment, Service};
 pub use input::{
     AbortWhy, Ask, BookInput, BookOutput, Decision, Finish, LimitReached, RequestId, Reservation, Timing, UnpaidWhy,
@@ -81,10 +83,15 @@ pub struct ChannelBook {
     totals: Totals,
     /// Latest time seen in an input.
     clock: u64,
+    channels: Channels,
 }
 
 impl ChannelBook {
     pub fn new(limits: Limits) -> Self {
+        Self::with_channels(limits, ChannelLimits::default())
+    }
+
+    pub fn with_channels(limits: Limits, channel_limits: ChannelLimits) -> Self {
         Self {
             limits,
             entries: BTreeMap::new(),
@@ -96,7 +103,13 @@ impl ChannelBook {
             spent: BTreeMap::new(),
             totals: Totals::default(),
             clock: 0,
+            channels: Channels::new(channel_limits),
         }
+    }
+
+    /// The payment channels.
+    pub fn channels(&self) -> &Channels {
+        &self.channels
     }
 
     /// What to do with a verified payment, before anything is reserved. Changes nothing.

@@ -22,4 +22,5 @@ pub use economy::Usdc;
 pub use reason::{Reason, Refusal};
 pub use receipt::Receipt;
 pub use scheme::exact::{SettleExact, Verified};
+pub use seller::offers::{Accepted, ChannelPrice, ChannelTerms, Prices, Terms};
 pub use seller::{Challenge, Seller};

@@ -1,88 +1,105 @@
+use borsh::{BorshDeserialize, BorshSerialize};
 use std::fmt;
 
-/// Why a payment was refused, by the name that the x402 specification gives it (v2, section 9), or, where it gives
-/// none, by the name that the official packages use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Reason {
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident = $text:literal,)+) => {
+        /// Why a payment was refused, by the name that the x402 specification gives it (v2, section 9), or, where it
+        /// gives none, by the name that the official packages use.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, BorshSerialize, BorshDeserialize)]
+        pub enum Reason {
+            $($(#[$doc])* $name,)+
+        }
+
+        impl Reason {
+            pub const ALL: &'static [Self] = &[$(Self::$name,)+];
+
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$name => $text,)+
+                }
+            }
+        }
+    };
+}
+
+reasons! {
     /// No payment came along. The official server says it in these words.
-    PaymentRequired,
-    InvalidPayload,
-    InvalidX402Version,
-    InvalidScheme,
-    InvalidNetwork,
+    PaymentRequired = "Payment required",
+    InvalidPayload = "invalid_payload",
+    InvalidX402Version = "invalid_x402_version",
+    InvalidScheme = "invalid_scheme",
+    InvalidNetwork = "invalid_network",
     /// What the customer says it accepted is not what was offered.
-    InvalidPaymentRequirements,
-    Signature,
-    Recipient,
+    InvalidPaymentRequirements = "invalid_payment_requirements",
+    Signature = "invalid_exact_evm_payload_signature",
+    Recipient = "invalid_exact_evm_payload_recipient_mismatch",
     /// `exact` means exact: the signed value differs from the accepted amount.
-    ValueMismatch,
-    ValidAfter,
-    ValidBefore,
+    ValueMismatch = "invalid_exact_evm_payload_authorization_value_mismatch",
+    ValidAfter = "invalid_exact_evm_payload_authorization_valid_after",
+    ValidBefore = "invalid_exact_evm_payload_authorization_valid_before",
     /// The authorisation was used or cancelled before.
-    NonceUsed,
-    InsufficientFunds,
-    InvalidTransactionState,
-    UnexpectedVerifyError,
-    UnexpectedSettleError,
+    NonceUsed = "invalid_exact_evm_nonce_already_used",
+    InsufficientFunds = "insufficient_funds",
+    InvalidTransactionState = "invalid_transaction_state",
+    UnexpectedVerifyError = "unexpected_verify_error",
+    UnexpectedSettleError = "unexpected_settle_error",
     /// The price moved above what was accepted: sign the new offer. Ours; the specification has no name for it.
-    PriceMoved,
+    PriceMoved = "price_moved",
     /// The same authorisation came with another request. Ours.
-    PaymentConflict,
+    PaymentConflict = "payment_conflict",
     /// Nothing was delivered for this authorisation; what was taken goes back. Ours.
-    PaymentAborted,
+    PaymentAborted = "payment_aborted",
     /// Too many payments of this payer, or of all payers, are open. Ours.
-    TooManyOpen,
+    TooManyOpen = "too_many_open_payments",
+
+    // Permit2: `exact` for tokens without EIP-3009, and `upto`.
+    Permit2Signature = "invalid_permit2_signature",
+    Permit2Spender = "invalid_permit2_spender",
+    Permit2Recipient = "invalid_permit2_recipient_mismatch",
+    Permit2Amount = "permit2_amount_mismatch",
+    Permit2Token = "permit2_token_mismatch",
+    Permit2Deadline = "permit2_deadline_expired",
+    Permit2NotYetValid = "permit2_not_yet_valid",
+    Permit2Nonce = "permit2_invalid_nonce",
+    Permit2Allowance = "permit2_allowance_required",
+    /// The witness names another facilitator than the one that would settle.
+    UptoFacilitator = "upto_facilitator_mismatch",
+
+    // Channels.
+    ChannelPayloadType = "invalid_batch_settlement_evm_payload_type",
+    ChannelIdInvalid = "invalid_batch_settlement_evm_channel_id_invalid",
+    ChannelIdMismatch = "invalid_batch_settlement_evm_channel_id_mismatch",
+    ReceiverMismatch = "invalid_batch_settlement_evm_receiver_mismatch",
+    ReceiverAuthorizerMismatch = "invalid_batch_settlement_evm_receiver_authorizer_mismatch",
+    TokenMismatch = "invalid_batch_settlement_evm_token_mismatch",
+    WithdrawDelayMismatch = "invalid_batch_settlement_evm_withdraw_delay_mismatch",
+    WithdrawDelayOutOfRange = "invalid_batch_settlement_evm_withdraw_delay_out_of_range",
+    VoucherSignature = "invalid_batch_settlement_evm_voucher_signature",
+    ChannelNotFound = "invalid_batch_settlement_evm_channel_not_found",
+    /// The voucher does not cover what was charged before and this request: the offer says how the channel stands.
+    CumulativeMismatch = "invalid_batch_settlement_evm_cumulative_amount_mismatch",
+    /// The voucher is below what was claimed on chain.
+    CumulativeBelowClaimed = "invalid_batch_settlement_evm_cumulative_below_claimed",
+    CumulativeExceedsBalance = "invalid_batch_settlement_evm_cumulative_exceeds_balance",
+    /// Other requests of this channel are being served and hold what the voucher would cover.
+    ChannelBusy = "invalid_batch_settlement_evm_channel_busy",
+    DepositBelowMin = "invalid_batch_settlement_evm_deposit_below_min_deposit",
+    DepositSignature = "invalid_batch_settlement_evm_receive_authorization_signature",
+    DepositValidAfter = "invalid_batch_settlement_evm_payload_authorization_valid_after",
+    DepositValidBefore = "invalid_batch_settlement_evm_payload_authorization_valid_before",
+    DepositDeadline = "invalid_batch_settlement_evm_permit2_deadline_expired",
+    DepositPermit2Signature = "invalid_batch_settlement_evm_permit2_invalid_signature",
+    DepositPermit2Spender = "invalid_batch_settlement_evm_permit2_invalid_spender",
+    DepositPermit2Amount = "invalid_batch_settlement_evm_permit2_amount_mismatch",
+    Eip2612AmountMismatch = "invalid_batch_settlement_evm_eip2612_amount_mismatch",
+    DepositSimulation = "invalid_batch_settlement_evm_deposit_simulation_failed",
+    DepositFailed = "invalid_batch_settlement_evm_deposit_transaction_failed",
+    RefundNoBalance = "invalid_batch_settlement_evm_refund_no_balance",
+    RefundAmountInvalid = "invalid_batch_settlement_evm_refund_amount_invalid",
+    RefundFailed = "invalid_batch_settlement_evm_refund_transaction_failed",
 }
 
 impl Reason {
-    pub const ALL: [Self; 20] = [
-        Self::PaymentRequired,
-        Self::InvalidPayload,
-        Self::InvalidX402Version,
-        Self::InvalidScheme,
-        Self::InvalidNetwork,
-        Self::InvalidPaymentRequirements,
-        Self::Signature,
-        Self::Recipient,
-        Self::ValueMismatch,
-        Self::ValidAfter,
-        Self::ValidBefore,
-        Self::NonceUsed,
-        Self::InsufficientFunds,
-        Self::InvalidTransactionState,
-        Self::UnexpectedVerifyError,
-        Self::UnexpectedSettleError,
-        Self::PriceMoved,
-        Self::PaymentConflict,
-        Self::PaymentAborted,
-        Self::TooManyOpen,
-    ];
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::PaymentRequired => "Payment required",
-            Self::InvalidPayload => "invalid_payload",
-            Self::InvalidX402Version => "invalid_x402_version",
-            Self::InvalidScheme => "invalid_scheme",
-            Self::InvalidNetwork => "invalid_network",
-            Self::InvalidPaymentRequirements => "invalid_payment_requirements",
-            Self::Signature => "invalid_exact_evm_payload_signature",
-            Self::Recipient => "invalid_exact_evm_payload_recipient_mismatch",
-            Self::ValueMismatch => "invalid_exact_evm_payload_authorization_value_mismatch",
-            Self::ValidAfter => "invalid_exact_evm_payload_authorization_valid_after",
-            Self::ValidBefore => "invalid_exact_evm_payload_authorization_valid_before",
-            Self::NonceUsed => "invalid_exact_evm_nonce_already_used",
-            Self::InsufficientFunds => "insufficient_funds",
-            Self::InvalidTransactionState => "invalid_transaction_state",
-            Self::UnexpectedVerifyError => "unexpected_verify_error",
-            Self::UnexpectedSettleError => "unexpected_settle_error",
-            Self::PriceMoved => "price_moved",
-            Self::PaymentConflict => "payment_conflict",
-            Self::PaymentAborted => "payment_aborted",
-            Self::TooManyOpen => "too_many_open_payments",
-        }
-    }
-
     /// Whether the payer gains anything by paying again: with what is offered now (`PriceMoved`, expiry) or later.
     pub fn is_transient(self) -> bool {
         matches!(
@@ -94,6 +111,9 @@ impl Reason {
                 | Self::PaymentAborted
                 | Self::UnexpectedVerifyError
                 | Self::UnexpectedSettleError
+                | Self::CumulativeMismatch
+                | Self::CumulativeBelowClaimed
+                | Self::ChannelBusy
         )
     }
 

@@ -2,7 +2,9 @@
 //!
 //! A request without payment gets [`Seller::challenge`]; one with a `PAYMENT-SIGNATURE` goes through
 //! [`Seller::accept`], then [`crate::ChannelBook::decide`]; after settlement the answer carries
-//! [`Seller::settled_header`].
+//! [`Seller::settled_header`]. Several schemes at once are [`offers`]'s.
+
+pub mod offers;
 
 use crate::reason::{Reason, Refusal};
 use crate::scheme::exact::server::verify_in;

@@ -118,7 +118,8 @@ impl SettlementResponse {
         let network = optional_text(&mut fields, "network")?.ok_or_else(|| invalid("`network` is missing"))?;
         let payer = optional_text(&mut fields, "payer")?;
         let error_reason = optional_text(&mut fields, "errorReason")?;
-        let amount = match optional_text(&mut fields, "amount")? {
+        // A voucher's answer has it empty: nothing was moved.
+        let amount = match optional_text(&mut fields, "amount")?.filter(|text| !text.is_empty()) {
             None => None,
             Some(text) => Some(amount(&text)?),
         };
@@ -184,6 +185,21 @@ pub fn chain_id(network: &str) -> Option<u64> {
     let digits = network.strip_prefix("eip155:")?;
     let plain = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) && !digits.starts_with('0');
     plain.then(|| digits.parse().ok()).flatten()
+}
+
+/// `0x` and exactly this many bytes in hexadecimal digits of any case.
+pub(crate) fn bytes<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let mut bytes = [0; N];
+    hex::decode_to_slice(text.strip_prefix("0x")?, &mut bytes).ok()?;
+    Some(bytes)
+}
+
+/// Chain seconds as decimal digits. The contracts have 256 bits for them; more than 64 is nobody's honest clock.
+pub(crate) fn seconds(text: &str) -> Result<u64, Refusal> {
+    amount(text)
+        .ok()
+        .and_then(|n| u64::try_from(n.micro()).ok())
+        .ok_or_else(|| invalid(format!("{text:.50?} is not a time in whole seconds below 2^64")))
 }
 
 pub(crate) fn invalid(message: impl Into<String>) -> Refusal {

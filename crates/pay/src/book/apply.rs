@@ -1,7 +1,7 @@
 use super::entry::{Entry, Payment, Service};
 use super::input::{BookInput, BookOutput, LimitReached, RequestId, Reservation, Timing};
 use super::totals::Totals;
-use super::{ChannelBook, ORPHANS_MAX, Orphan, PaymentKey};
+use super::{ChannelBook, ChannelInput, ORPHANS_MAX, Orphan, PaymentKey};
 use crate::Usdc;
 
 impl ChannelBook {
@@ -57,7 +57,11 @@ impl ChannelBook {
                 }
                 None => Vec::new(),
             },
-            BookInput::Pruned { before } => self.prune(before),
+            BookInput::Pruned { before } => {
+                self.channels.apply(ChannelInput::Pruned { before });
+                self.prune(before)
+            }
+            BookInput::Channel(input) => self.channels.apply(input).into_iter().map(BookOutput::Channel).collect(),
         }
     }
 

@@ -61,7 +61,7 @@ impl Ask {
 }
 
 /// sha2-256 over route and body digest: what "the same request" means.
-fn body_key(route: &str, body_digest: &Hash) -> Hash {
+pub(super) fn body_key(route: &str, body_digest: &Hash) -> Hash {
     Sha256::new().chain_update(body_digest).chain_update(route).finalize().into()
 }
 
@@ -128,6 +128,8 @@ pub enum BookInput {
     Refunded { payer: [u8; 20], nonce: Hash, amount: Usdc },
     /// Closed entries from before this time (chain seconds) are forgotten; their sums stay.
     Pruned { before: u64 },
+    /// Something happened on a payment channel.
+    Channel(super::ChannelInput),
 }
 
 /// What has to happen because of an input.
@@ -145,6 +147,8 @@ pub enum BookOutput {
     Owe { request: RequestId, payer: [u8; 20], nonce: Hash, amount: Usdc },
     /// The reservation was not taken; `decide` would have said so.
     Refused { request: RequestId, why: LimitReached },
+    /// A payment channel wants something.
+    Channel(super::ChannelOutput),
 }
 
 /// What a verified payment gets.

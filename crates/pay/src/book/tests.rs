@@ -89,6 +89,7 @@ fn name(output: &BookOutput) -> &'static str {
         BookOutput::Unearned { .. } => "unearned",
         BookOutput::Owe { .. } => "owe",
         BookOutput::Refused { .. } => "refused",
+        BookOutput::Channel(_) => "channel",
     }
 }
 

@@ -82,7 +82,7 @@ fn a_challenge_has_status_headers_and_body() {
 
 #[test]
 fn every_reason_is_a_client_matter() {
-    for reason in Reason::ALL {
+    for &reason in Reason::ALL {
         assert!((400..500).contains(&reason.status()), "{reason}");
         let challenge = seller().challenge(Usdc(1), &resource(), Refusal::new(reason, "m"));
         assert_eq!(challenge.offer.error, reason.as_str());

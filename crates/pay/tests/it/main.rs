@@ -1,6 +1,11 @@
 //! The crate from outside: our seller and our buyer against each other and against the official packages.
 
 mod buyer;
+mod chain;
 mod conformance;
+mod fuzz;
 mod golden;
+mod market;
+mod schemes;
 mod shop;
+mod table;

@@ -54,6 +54,7 @@ impl World {
                 BookOutput::Receipt { .. } => self.receipts += 1,
                 BookOutput::Settle { .. } | BookOutput::Owe { .. } => {}
                 BookOutput::Refused { .. } => panic!("decide was asked first"),
+                BookOutput::Channel(_) => panic!("no channels here"),
             }
         }
     }

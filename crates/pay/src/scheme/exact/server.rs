@@ -1,5 +1,6 @@
 use super::types::{Domain, Verified, message};
-use crate::wire::{self, PaymentPayload, PaymentRequirements, same_terms};
+use crate::scheme::check_terms;
+use crate::wire::{self, PaymentPayload, PaymentRequirements, bytes, seconds};
 use crate::{Reason, Refusal, Usdc};
 use alloy::consensus::crypto::secp256k1::recover_signer;
 use alloy::primitives::{Address, B256, Signature};
@@ -78,24 +79,6 @@ fn check_times(fields: &Fields, chain_now: u64) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// What the customer accepted is what we offer. Scheme and network come first because they have names of their own.
-fn check_terms(payment: &PaymentPayload, offered: &PaymentRequirements) -> Result<(), Refusal> {
-    let text = |name: &str| payment.accepted.get(name).and_then(Value::as_str).unwrap_or_default();
-    if text("scheme") != offered.scheme() {
-        let message = format!("scheme {:.40?} was not offered, {:?} was", text("scheme"), offered.scheme());
-        return Err(Refusal::new(Reason::InvalidScheme, message));
-    }
-    if text("network") != offered.network() {
-        let message = format!("network {:.60?} was not offered, {:?} was", text("network"), offered.network());
-        return Err(Refusal::new(Reason::InvalidNetwork, message));
-    }
-    if !same_terms(&payment.accepted, offered.json()) {
-        let message = "`accepted` is not what is offered: echo one of `accepts` untouched";
-        return Err(Refusal::new(Reason::InvalidPaymentRequirements, message));
-    }
-    Ok(())
-}
-
 /// `payload` of the envelope, read strictly.
 struct Fields {
     from: Address,
@@ -147,18 +130,4 @@ impl Fields {
         };
         Ok(Signature::from_bytes_and_parity(&self.signature[..64], parity))
     }
-}
-
-fn bytes<const N: usize>(text: &str) -> Option<[u8; N]> {
-    let mut bytes = [0; N];
-    hex::decode_to_slice(text.strip_prefix("0x")?, &mut bytes).ok()?;
-    Some(bytes)
-}
-
-/// Chain seconds as decimal digits. EIP-3009 has 256 bits for them; more than 64 is nobody's honest clock.
-fn seconds(text: &str) -> Result<u64, Refusal> {
-    wire::amount(text)
-        .ok()
-        .and_then(|n| u64::try_from(n.micro()).ok())
-        .ok_or_else(|| wire::invalid(format!("{text:.50?} is not a time in whole seconds below 2^64")))
 }

@@ -97,10 +97,15 @@ impl Domain {
 
     /// What the payer's key signs.
     pub fn digest(&self, message: &TransferWithAuthorization) -> B256 {
+        self.digest_of(message.eip712_hash_struct())
+    }
+
+    /// What is signed in this domain for any struct, by its hash.
+    pub fn digest_of(&self, hash_struct: B256) -> B256 {
         let mut preimage = [0; 66];
         preimage[..2].copy_from_slice(&[0x19, 0x01]);
         preimage[2..34].copy_from_slice(self.separator.as_slice());
-        preimage[34..].copy_from_slice(message.eip712_hash_struct().as_slice());
+        preimage[34..].copy_from_slice(hash_struct.as_slice());
         keccak256(preimage)
     }
 }

@@ -1,0 +1,151 @@
+//! The customer's side of a channel: its config, vouchers, deposits and refunds, signed.
+
+use super::types::{ChannelConfig, ChannelDomain, ChannelId, HeldVoucher};
+use super::{CHANNEL, WITHDRAW_DELAY_SECS_MIN};
+use crate::scheme::exact::{Domain, Hash};
+use crate::wire::{self, PaymentPayload, PaymentRequirements};
+use crate::{Reason, Refusal, Usdc};
+use alloy::primitives::{Address, B256};
+use alloy::signers::SignerSync;
+use alloy::signers::local::PrivateKeySigner;
+use serde_json::{Value, json};
+
+/// Money to put in with a voucher, by EIP-3009.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TopUp {
+    pub amount: Usdc,
+    /// Chain seconds.
+    pub valid_before: u64,
+    /// The caller's chance: 32 random bytes, never used before on this channel.
+    pub salt: Hash,
+}
+
+/// The channel that this customer has with the seller of an offer. `salt` tells several channels apart; zero is what
+/// the official clients use, and what makes a lost record recoverable.
+///
+/// # Errors
+/// The offer is of another scheme or names no receiverAuthorizer.
+pub fn config(payer: Address, offer: &PaymentRequirements, salt: Hash) -> Result<ChannelConfig, Refusal> {
+    if offer.scheme() != CHANNEL {
+        let message = format!("scheme {:?} is no channel", offer.scheme());
+        return Err(Refusal::new(Reason::InvalidScheme, message));
+    }
+    let authorizer = match offer.extra_text("receiverAuthorizer") {
+        Some(text) => wire::address(text)?,
+        None => {
+            let message = "the offer's `extra.receiverAuthorizer` is missing";
+            return Err(Refusal::new(Reason::InvalidPaymentRequirements, message));
+        }
+    };
+    let delay = offer.json().get("extra").and_then(|extra| extra.get("withdrawDelay")).and_then(Value::as_u64);
+    Ok(ChannelConfig {
+        payer: payer.into_array(),
+        payer_authorizer: payer.into_array(),
+        receiver: offer.pay_to().into_array(),
+        receiver_authorizer: authorizer.into_array(),
+        token: offer.asset().into_array(),
+        withdraw_delay_secs: delay.unwrap_or(WITHDRAW_DELAY_SECS_MIN),
+        salt,
+    })
+}
+
+/// A voucher for all that may ever be claimed on the channel.
+pub fn sign_voucher(
+    signer: &PrivateKeySigner,
+    domain: &ChannelDomain,
+    channel: &ChannelId,
+    max: Usdc,
+) -> Result<HeldVoucher, Refusal> {
+    Ok(HeldVoucher { max, signature: sign(signer, domain.voucher_digest(channel, max))? })
+}
+
+/// A payment from what is in the channel; with `top_up`, from what it puts in first.
+///
+/// # Errors
+/// The offer lacks the token's domain.
+pub fn pay(
+    signer: &PrivateKeySigner,
+    domain: &ChannelDomain,
+    config: &ChannelConfig,
+    offer: &PaymentRequirements,
+    max: Usdc,
+    top_up: Option<&TopUp>,
+) -> Result<PaymentPayload, Refusal> {
+    let channel = domain.channel_id(config);
+    let voucher = sign_voucher(signer, domain, &channel, max)?;
+    let mut payload = json!({
+        "type": "voucher",
+        "channelConfig": config_json(config),
+        "voucher": voucher_json(&channel, &voucher),
+    });
+    if let Some(top_up) = top_up {
+        let token = Domain::of(offer)?;
+        let window = (0, top_up.valid_before);
+        let digest = domain.deposit_digest(&token, &channel, config.payer, top_up.amount, window, &top_up.salt);
+        payload["type"] = "deposit".into();
+        payload["deposit"] = json!({
+            "amount": top_up.amount.micro().to_string(),
+            "authorization": { "erc3009Authorization": {
+                "validAfter": "0",
+                "validBefore": top_up.valid_before.to_string(),
+                "salt": hex_text(&top_up.salt),
+                "signature": hex_text(&sign(signer, digest)?),
+            } },
+        });
+    }
+    Ok(PaymentPayload { payload, resource: None, accepted: offer.json().clone(), extensions: None })
+}
+
+/// A request to give back what is left in the channel, or `amount` of it.
+pub fn refund(
+    signer: &PrivateKeySigner,
+    domain: &ChannelDomain,
+    config: &ChannelConfig,
+    offer: &PaymentRequirements,
+    charged: Usdc,
+    amount: Option<Usdc>,
+) -> Result<PaymentPayload, Refusal> {
+    let channel = domain.channel_id(config);
+    let voucher = sign_voucher(signer, domain, &channel, charged)?;
+    let mut payload = json!({
+        "type": "refund",
+        "channelConfig": config_json(config),
+        "voucher": voucher_json(&channel, &voucher),
+    });
+    if let Some(amount) = amount {
+        payload["amount"] = amount.micro().to_string().into();
+    }
+    Ok(PaymentPayload { payload, resource: None, accepted: offer.json().clone(), extensions: None })
+}
+
+fn sign(signer: &PrivateKeySigner, digest: B256) -> Result<[u8; 65], Refusal> {
+    let signature = signer.sign_hash_sync(&digest);
+    signature
+        .map(|signature| signature.as_bytes())
+        .map_err(|e| Refusal::new(Reason::VoucherSignature, format!("cannot sign: {e}")))
+}
+
+pub(super) fn config_json(config: &ChannelConfig) -> Value {
+    let address = |bytes: [u8; 20]| Address::from(bytes).to_checksum(None);
+    json!({
+        "payer": address(config.payer),
+        "payerAuthorizer": address(config.payer_authorizer),
+        "receiver": address(config.receiver),
+        "receiverAuthorizer": address(config.receiver_authorizer),
+        "token": address(config.token),
+        "withdrawDelay": config.withdraw_delay_secs,
+        "salt": hex_text(&config.salt),
+    })
+}
+
+fn voucher_json(channel: &ChannelId, voucher: &HeldVoucher) -> Value {
+    json!({
+        "channelId": channel.to_string(),
+        "maxClaimableAmount": voucher.max.micro().to_string(),
+        "signature": hex_text(&voucher.signature),
+    })
+}
+
+fn hex_text(bytes: &[u8]) -> String {
+    format!("0x{}", hex::encode(bytes))
+}

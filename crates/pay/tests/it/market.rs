@@ -1,0 +1,501 @@
+//! A seller with a real chain: every scheme at once, metered, streamed or not. What a node does with a journal and an
+//! outbox between, this does at once.
+
+use crate::chain::{CHAIN_ID, Chain, RELAY, TREASURY, call, word};
+use alloy::primitives::{Address, U256};
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use pay::book::channels::{
+    AskedDeposit, CallReservation, ChannelAsk, ChannelDecision, ChannelInput, ChannelLimits, ChannelOutput,
+    ClaimPolicy, RefundAsk,
+};
+use pay::book::{AbortWhy, Delivery, Finish, Limits};
+use pay::meter::Tariff;
+use pay::scheme::channel::server::{VerifiedVoucher, VoucherKind};
+use pay::scheme::channel::{BATCH_SETTLEMENT, ChannelDomain, ChannelId, facilitator};
+use pay::scheme::exact::Hash;
+use pay::scheme::upto::{self, Permit2Payment, Proxy};
+use pay::seller::offers::TransferMethod;
+use pay::wire::{PAYMENT_RESPONSE, PAYMENT_SIGNATURE, Resource};
+use pay::{
+    Accepted, BookInput, BookOutput, ChannelBook, ChannelPrice, ChannelTerms, Prices, Reason, Refusal, RequestId,
+    Seller, Terms, Usdc, Verified,
+};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+
+pub const TARIFF: Tariff =
+    Tariff { call_min: Usdc(20), mtok_prompt: Usdc(3_000_000), mtok_completion: Usdc(7_300_000) };
+const PROMPT_TOKENS: u64 = 11;
+const ROUTE: &str = "POST /v1/chat/completions";
+
+pub struct Market {
+    pub url: String,
+    pub inner: Arc<Inner>,
+}
+
+pub struct Inner {
+    pub chain: Chain,
+    pub seller: Seller,
+    pub domain: ChannelDomain,
+    pub terms: ChannelTerms,
+    pub transfer: TransferMethod,
+    pub schemes: Vec<&'static str>,
+    pub desk: Mutex<Desk>,
+}
+
+/// What the seller knows.
+pub struct Desk {
+    pub book: ChannelBook,
+    /// The ledger of receipts: what each request was charged.
+    pub receipts: BTreeMap<RequestId, Usdc>,
+    pub answers: BTreeMap<RequestId, (Bytes, HeaderValue)>,
+    /// Requests, with and without payment, and how many of the paid ones were put right.
+    pub asked: u32,
+    pub paid: u32,
+    pub corrected: u32,
+    /// Transactions sent, by what they are for.
+    pub transactions: BTreeMap<&'static str, u32>,
+    /// Room for a call that a stream's head does not know of yet.
+    pub carry: bool,
+    /// Permit2 nonces taken.
+    used: BTreeSet<Hash>,
+}
+
+impl Market {
+    /// Opens a market that offers these schemes, in tokens with EIP-3009 or only by Permit2.
+    pub async fn open(schemes: &[&'static str], transfer: TransferMethod) -> Self {
+        let chain = Chain::start().await;
+        let (token, domain) = match transfer {
+            TransferMethod::Eip3009 => (chain.usdc, ("USD Coin", "2")),
+            TransferMethod::Permit2 => (chain.permit_token, ("Test Dollar", "1")),
+        };
+        let desk = Desk {
+            book: ChannelBook::with_channels(Limits::default(), ChannelLimits::default()),
+            receipts: BTreeMap::new(),
+            answers: BTreeMap::new(),
+            asked: 0,
+            paid: 0,
+            corrected: 0,
+            transactions: BTreeMap::new(),
+            carry: true,
+            used: BTreeSet::new(),
+        };
+        let inner = Arc::new(Inner {
+            chain,
+            seller: Seller::new(CHAIN_ID, token, domain, TREASURY),
+            domain: ChannelDomain::new(CHAIN_ID),
+            terms: ChannelTerms { receiver_authorizer: TREASURY, withdraw_delay_secs: 900, deposit_min: Usdc(10_000) },
+            transfer,
+            schemes: schemes.to_vec(),
+            desk: Mutex::new(desk),
+        });
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        // GET too: the official client asks for a refund by it.
+        let router = Router::new().route("/v1/chat/completions", get(handle).post(handle)).with_state(inner.clone());
+        tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        Self { url, inner }
+    }
+
+    pub fn with<T>(&self, f: impl FnOnce(&mut Desk) -> T) -> T {
+        f(&mut self.inner.desk.lock().unwrap())
+    }
+
+    pub fn chain(&self) -> &Chain {
+        &self.inner.chain
+    }
+
+    pub fn token(&self) -> Address {
+        self.inner.seller.asset
+    }
+
+    /// Claims everything that is charged and has it paid out; transactions sent.
+    pub async fn claim_and_settle(&self) -> u32 {
+        let policy = ClaimPolicy {
+            channel_max: Usdc(0),
+            all_max: Usdc(0),
+            row_min: Usdc(1),
+            rows_max: 50,
+            withdraw_margin_secs: 300,
+        };
+        let batches = self.with(|desk| desk.book.channels().due_claims(&policy, wall()));
+        let mut sent = 0;
+        for batch in batches {
+            let rows = batch.iter().map(|row| (row.channel, row.total)).collect();
+            self.inner.apply(ChannelInput::ClaimSent { rows });
+            let data = facilitator::claim_call(&batch);
+            assert!(self.inner.send("claim", TREASURY, BATCH_SETTLEMENT, &data).await.1);
+            sent += 1;
+            for row in &batch {
+                self.inner.see(&row.channel, &row.config).await;
+            }
+            let rows = batch.iter().map(|row| row.channel).collect();
+            self.inner.apply(ChannelInput::ClaimDone { rows });
+        }
+        let settle = facilitator::settle_call(TREASURY, self.token());
+        assert!(self.inner.send("settle", RELAY, BATCH_SETTLEMENT, &settle).await.1);
+        sent + 1
+    }
+}
+
+pub fn wall() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
+}
+
+/// What the "model" says: its length depends on the question alone, its price on its length.
+fn tokens_of(body: &[u8]) -> u64 {
+    1 + u64::from(Sha256::digest(body)[0] % 16)
+}
+
+fn max_tokens(body: &Value) -> u64 {
+    body["max_tokens"].as_u64().unwrap_or(16)
+}
+
+async fn handle(State(shop): State<Arc<Inner>>, headers: HeaderMap, body: Bytes) -> Response {
+    shop.handle(headers, body).await
+}
+
+impl Inner {
+    async fn handle(self: Arc<Self>, headers: HeaderMap, body: Bytes) -> Response {
+        let asked: Value = serde_json::from_slice(&body).unwrap_or_default();
+        let is_stream = asked["stream"] == json!(true);
+        let ceiling = TARIFF.price_up(PROMPT_TOKENS, max_tokens(&asked));
+        let is_offered = |scheme: &str| self.schemes.contains(&scheme);
+        let carry = {
+            let mut desk = self.desk.lock().unwrap();
+            desk.asked += 1;
+            desk.paid += u32::from(headers.contains_key(&PAYMENT_SIGNATURE));
+            if is_stream && desk.carry { ceiling } else { Usdc::ZERO }
+        };
+        let resource = Resource {
+            url: "/v1/chat/completions".into(),
+            description: "a metered answer".into(),
+            mime_type: "application/json".into(),
+        };
+        let terms = Terms {
+            prices: Prices {
+                channel: is_offered("batch-settlement").then_some(ChannelPrice { ceiling, carry }),
+                upto: is_offered("upto").then_some(ceiling),
+                exact: is_offered("exact").then_some(ceiling),
+            },
+            resource: &resource,
+            quoted_before: &|_| false,
+            known: &|_, _| false,
+            facilitator: RELAY,
+            channels: &self.terms,
+            transfer: self.transfer,
+        };
+        let answer = match self.seller.accept_any(&headers, &terms, &self.domain, wall()) {
+            Err(challenge) => Err(challenge),
+            Ok(Accepted::Channel(paid)) => self.clone().on_channel(paid, &terms, ceiling, &body, is_stream).await,
+            Ok(Accepted::Permit2(paid)) => self.on_permit2(&paid, &terms, &body, is_stream).await,
+            Ok(Accepted::Exact(paid)) => self.on_exact(&paid, &terms, &body, is_stream).await,
+        };
+        answer.unwrap_or_else(|challenge| {
+            let status = StatusCode::from_u16(challenge.status()).unwrap();
+            (status, HeaderMap::from_iter(challenge.headers()), challenge.body("r").to_string()).into_response()
+        })
+    }
+
+    fn refuse(&self, terms: &Terms<'_>, reason: Reason, message: &str) -> Box<pay::Challenge> {
+        Box::new(self.seller.refuse(terms, Refusal::new(reason, message)))
+    }
+
+    fn apply(&self, input: ChannelInput) {
+        let mut desk = self.desk.lock().unwrap();
+        for output in desk.book.apply(BookInput::Channel(input)) {
+            if let BookOutput::Channel(ChannelOutput::Charged { request, amount, .. }) = output {
+                assert!(desk.receipts.insert(request, amount).is_none(), "one receipt a request");
+            }
+        }
+        desk.book.channels().check().unwrap();
+    }
+
+    async fn send(&self, what: &'static str, from: Address, to: Address, data: &[u8]) -> (Hash, bool) {
+        *self.desk.lock().unwrap().transactions.entry(what).or_default() += 1;
+        self.chain.send(from, to, data).await
+    }
+
+    /// Reads a channel and tells the book.
+    async fn see(&self, id: &ChannelId, config: &pay::scheme::channel::ChannelConfig) {
+        let state = self.chain.channel(id).await;
+        self.apply(ChannelInput::Seen { channel: *id, config: config.clone(), state, at: wall() });
+    }
+
+    async fn on_channel(
+        self: Arc<Self>,
+        paid: VerifiedVoucher,
+        terms: &Terms<'_>,
+        ceiling: Usdc,
+        body: &Bytes,
+        is_stream: bool,
+    ) -> Result<Response, Box<pay::Challenge>> {
+        let id = paid.channel;
+        let deposit = match &paid.kind {
+            VoucherKind::Refund { amount } => return self.on_refund(&paid, terms, *amount).await,
+            VoucherKind::Voucher => None,
+            VoucherKind::Deposit(deposit) => Some(deposit),
+        };
+        let ask = ChannelAsk {
+            channel: id,
+            max: paid.voucher.max,
+            ceiling,
+            deposit: deposit.map(|deposit| AskedDeposit { key: deposit.key(&id), amount: deposit.amount }),
+            route: ROUTE.into(),
+            body_digest: Sha256::digest(body).into(),
+            fresh: false,
+        };
+        let mut put_in = None;
+        let request = loop {
+            let mut decision = self.desk.lock().unwrap().book.channels().decide(&ask, wall());
+            if decision == ChannelDecision::Look {
+                let state = self.chain.channel(&id).await;
+                let desk = || self.desk.lock().unwrap();
+                decision = desk().book.channels().decide_seen(&ask, &paid.config, &state, wall());
+                if matches!(decision, ChannelDecision::New { .. } | ChannelDecision::Deposit) {
+                    let config = paid.config.clone();
+                    self.apply(ChannelInput::Seen { channel: id, config, state, at: wall() });
+                }
+            }
+            match decision {
+                ChannelDecision::New { request } => break request,
+                ChannelDecision::Deposit => {
+                    let deposit = deposit.unwrap();
+                    let data = facilitator::deposit_call(&paid.config, deposit);
+                    if let Err(why) = self.chain.simulate(RELAY, BATCH_SETTLEMENT, &data).await {
+                        return Err(self.refuse(terms, Reason::DepositSimulation, &why));
+                    }
+                    let (key, amount) = (deposit.key(&id), deposit.amount);
+                    self.apply(ChannelInput::DepositAsked { channel: id, deposit: deposit.clone(), at: wall() });
+                    let (tx, done) = self.send("deposit", RELAY, BATCH_SETTLEMENT, &data).await;
+                    self.apply(ChannelInput::DepositSent { channel: id, tx });
+                    self.see(&id, &paid.config).await;
+                    if !done {
+                        self.apply(ChannelInput::DepositFailed { channel: id, key });
+                        return Err(self.refuse(terms, Reason::DepositFailed, "the deposit reverted"));
+                    }
+                    self.apply(ChannelInput::DepositDone { channel: id, key });
+                    put_in = Some((amount, tx));
+                }
+                ChannelDecision::Corrective(reason) => {
+                    let mut desk = self.desk.lock().unwrap();
+                    desk.corrected += 1;
+                    let refusal = Refusal::new(reason, "the voucher does not cover what was charged and this call");
+                    let channel = desk.book.channels().channel(&id).unwrap();
+                    return Err(Box::new(self.seller.correct(terms, refusal, &id, channel)));
+                }
+                ChannelDecision::Refused(reason) => return Err(self.refuse(terms, reason, "see the name")),
+                ChannelDecision::Replay { request } => {
+                    let (body, payment) = self.desk.lock().unwrap().answers[&request].clone();
+                    return Ok(([("payment-response", payment)], body).into_response());
+                }
+                ChannelDecision::Look
+                | ChannelDecision::Depositing
+                | ChannelDecision::InFlight { .. }
+                | ChannelDecision::Limited(_) => {
+                    return Err(self.refuse(terms, Reason::ChannelBusy, "try again in a moment"));
+                }
+            }
+        };
+        let reservation = CallReservation {
+            request,
+            channel: id,
+            voucher: paid.voucher.clone(),
+            accepted: paid.accepted,
+            ceiling,
+            route: ask.route,
+            body_digest: ask.body_digest,
+            prompt_tokens: 11,
+            max_tokens: 16,
+            at: wall(),
+        };
+        self.apply(ChannelInput::Reserved(reservation));
+        let tokens = tokens_of(body);
+        if is_stream {
+            let (_, payment) = self.told(&paid, put_in);
+            let stream = Streaming { shop: self, paid, request, tokens, given: 0, done: false };
+            let body = Body::from_stream(futures::stream::unfold(stream, Streaming::next));
+            let form = HeaderValue::from_static("text/event-stream");
+            return Ok(([(header::CONTENT_TYPE, form), (PAYMENT_RESPONSE, payment)], body).into_response());
+        }
+        self.charge(request, tokens, Finish::Stop);
+        let (_, payment) = self.told(&paid, put_in);
+        let text = json!({ "choices": [{ "message": { "content": "word ".repeat(tokens as usize) } }] }).to_string();
+        let mut desk = self.desk.lock().unwrap();
+        desk.answers.insert(request, (Bytes::from(text.clone()), payment.clone()));
+        Ok(([(PAYMENT_RESPONSE, payment)], text).into_response())
+    }
+
+    fn told(&self, paid: &VerifiedVoucher, deposit: Option<(Usdc, Hash)>) -> (header::HeaderName, HeaderValue) {
+        let desk = self.desk.lock().unwrap();
+        let channel = desk.book.channels().channel(&paid.channel).unwrap();
+        let told = channel.told(paid.voucher.max, paid.accepted);
+        self.seller.channel_header(&paid.channel, channel, told, deposit)
+    }
+
+    fn charge(&self, request: RequestId, tokens: u64, finish: Finish) {
+        let delivery = Delivery {
+            completion_tokens: tokens.try_into().unwrap(),
+            bytes: tokens * 5,
+            output_digest: [0; 32],
+            finish,
+            at: wall(),
+            confirmed: finish == Finish::Stop,
+        };
+        let amount = TARIFF.price_up(PROMPT_TOKENS, tokens);
+        self.apply(ChannelInput::Charged { request, amount, delivery });
+    }
+
+    async fn on_refund(
+        &self,
+        paid: &VerifiedVoucher,
+        terms: &Terms<'_>,
+        amount: Option<Usdc>,
+    ) -> Result<Response, Box<pay::Challenge>> {
+        let id = paid.channel;
+        self.see(&id, &paid.config).await;
+        let decided = self.desk.lock().unwrap().book.channels().decide_refund(&RefundAsk { channel: id, amount });
+        let amount = decided.map_err(|reason| self.refuse(terms, reason, "no refund"))?;
+        self.apply(ChannelInput::RefundAsked { channel: id, amount, at: wall() });
+        let claim = self.desk.lock().unwrap().book.channels().claim_before_refund(&id);
+        let mut calls: Vec<Vec<u8>> =
+            claim.iter().map(|row| facilitator::claim_call(std::slice::from_ref(row))).collect();
+        calls.push(facilitator::refund_call(&paid.config, amount));
+        let (tx, done) = self.send("refund", TREASURY, BATCH_SETTLEMENT, &facilitator::all_calls(calls)).await;
+        self.see(&id, &paid.config).await;
+        self.apply(ChannelInput::RefundEnded { channel: id });
+        if !done {
+            return Err(self.refuse(terms, Reason::RefundFailed, "the refund reverted"));
+        }
+        let desk = self.desk.lock().unwrap();
+        let channel = desk.book.channels().channel(&id).unwrap();
+        let (name, payment) = self.seller.refund_header(&id, channel, amount, tx);
+        Ok(([(name, payment)], "{}").into_response())
+    }
+
+    /// Served first, settled before the last byte: for the whole amount (`exact`) or for what was delivered (`upto`).
+    async fn on_permit2(
+        &self,
+        paid: &Permit2Payment,
+        terms: &Terms<'_>,
+        body: &Bytes,
+        is_stream: bool,
+    ) -> Result<Response, Box<pay::Challenge>> {
+        if !self.desk.lock().unwrap().used.insert(paid.nonce) {
+            return Err(self.refuse(terms, Reason::Permit2Nonce, "used before"));
+        }
+        let to = paid.proxy.address();
+        if let Err(why) = self.chain.simulate(RELAY, to, &upto::facilitator::settle_call(paid, paid.amount)).await {
+            return Err(self.refuse(terms, Reason::Permit2Allowance, &why));
+        }
+        let tokens = tokens_of(body);
+        let amount = match paid.proxy {
+            Proxy::Exact => paid.amount,
+            Proxy::Upto { .. } => TARIFF.charge_up(PROMPT_TOKENS, tokens, paid.amount),
+        };
+        let (tx, done) = self.send("permit2", RELAY, to, &upto::facilitator::settle_call(paid, amount)).await;
+        assert!(done, "it was simulated");
+        let request = RequestId::of_payment(&paid.payer, &paid.nonce);
+        self.desk.lock().unwrap().receipts.insert(request, amount);
+        Ok(self.settled(paid.payer.into(), amount, &tx, tokens, is_stream))
+    }
+
+    async fn on_exact(
+        &self,
+        paid: &Verified,
+        terms: &Terms<'_>,
+        body: &Bytes,
+        is_stream: bool,
+    ) -> Result<Response, Box<pay::Challenge>> {
+        let (at, v) = (|i: usize| U256::from_be_slice(&paid.signature[i..i + 32]), paid.signature[64]);
+        let data = call(
+            "transferWithAuthorization(address,address,uint256,uint256,uint256,bytes32,uint8,bytes32,bytes32)",
+            &[
+                word(paid.payer),
+                word(TREASURY),
+                U256::from(paid.value.micro()),
+                U256::from(paid.valid_after),
+                U256::from(paid.valid_before),
+                U256::from_be_bytes(paid.nonce.0),
+                U256::from(v),
+                at(0),
+                at(32),
+            ],
+        );
+        let (tx, done) = self.send("exact", RELAY, self.seller.asset, &data).await;
+        if !done {
+            return Err(self.refuse(terms, Reason::InvalidTransactionState, "the transfer reverted"));
+        }
+        let request = RequestId::of_payment(&paid.payer.into_array(), &paid.nonce.0);
+        self.desk.lock().unwrap().receipts.insert(request, paid.value);
+        Ok(self.settled(paid.payer, paid.value, &tx, tokens_of(body), is_stream))
+    }
+
+    fn settled(&self, payer: Address, amount: Usdc, tx: &Hash, tokens: u64, is_stream: bool) -> Response {
+        let (_, payment) = self.seller.settled_header(payer, amount, tx);
+        let words = "word ".repeat(tokens as usize);
+        if is_stream {
+            let chunk = json!({ "choices": [{ "index": 0, "delta": { "content": words } }] });
+            let form = HeaderValue::from_static("text/event-stream");
+            let text = format!("data: {chunk}\n\ndata: [DONE]\n\n");
+            return ([(header::CONTENT_TYPE, form), (PAYMENT_RESPONSE, payment)], text).into_response();
+        }
+        let text = json!({ "choices": [{ "message": { "content": words } }] }).to_string();
+        ([(PAYMENT_RESPONSE, payment)], text).into_response()
+    }
+}
+
+/// An answer on its way. Dropped before its end, what was given is charged.
+struct Streaming {
+    shop: Arc<Inner>,
+    paid: VerifiedVoucher,
+    request: RequestId,
+    tokens: u64,
+    given: u64,
+    done: bool,
+}
+
+impl Streaming {
+    async fn next(mut self) -> Option<(Result<Bytes, std::io::Error>, Self)> {
+        if self.done {
+            return None;
+        }
+        if self.given < self.tokens {
+            self.given += 1;
+            let chunk = json!({ "choices": [{ "index": 0, "delta": { "content": "word " } }] });
+            return Some((Ok(Bytes::from(format!("data: {chunk}\n\n"))), self));
+        }
+        // Charged before the last frame leaves: whoever has read it can rely on it.
+        self.done = true;
+        self.shop.charge(self.request, self.tokens, Finish::Stop);
+        let last = {
+            let desk = self.shop.desk.lock().unwrap();
+            let channel = desk.book.channels().channel(&self.paid.channel).unwrap();
+            json!({ "choices": [], "x402": {
+                "request": self.request.to_string(),
+                "charged": desk.receipts[&self.request].micro().to_string(),
+                "chargedCumulativeAmount": channel.charged.micro().to_string(),
+            } })
+        };
+        Some((Ok(Bytes::from(format!("data: {last}\n\ndata: [DONE]\n\n"))), self))
+    }
+}
+
+impl Drop for Streaming {
+    fn drop(&mut self) {
+        if self.done {
+            return;
+        }
+        match self.given {
+            0 => self.shop.apply(ChannelInput::Aborted { request: self.request, why: AbortWhy::HungUp }),
+            given => self.shop.charge(self.request, given, Finish::HungUp),
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! Every scheme by the official JavaScript client against our seller, on a real chain. Named by triple:
+//! client-server-facilitator; `rs` settles on anvil with the development contracts.
+
+use crate::chain::TREASURY;
+use crate::market::Market;
+
+use alloy::signers::local::PrivateKeySigner;
+use pay::Usdc;
+use pay::seller::offers::TransferMethod;
+use serde_json::Value;
+use std::path::PathBuf;
+use tokio::process::Command;
+
+pub fn clients() -> PathBuf {
+    let clients = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/clients");
+    let installed = clients.join("node_modules/@x402/fetch").is_dir();
+    assert!(installed, "tests/clients/node_modules is missing: `cargo xtask test` installs it (npm ci)");
+    clients
+}
+
+fn payer() -> PrivateKeySigner {
+    PrivateKeySigner::from_bytes(&alloy::primitives::keccak256(b"a customer")).unwrap()
+}
+
+async fn fund(market: &Market, amount: u128) {
+    market.chain().mint(market.token(), payer().address(), amount).await;
+}
+
+/// Runs the official client; the lines it printed.
+async fn ts(market: &Market, calls: u32, mode: &str, scheme: &str, flags: &[&str]) -> Vec<Value> {
+    let key = format!("0x{}", hex::encode(payer().to_bytes()));
+    let out = Command::new("node")
+        .current_dir(clients())
+        .args(["schemes.mjs", &market.url, &key, &calls.to_string(), mode, scheme, &market.chain().url])
+        .arg(market.token().to_string())
+        .args(flags)
+        .kill_on_drop(true)
+        .output()
+        .await
+        .expect("node starts");
+    let text = String::from_utf8(out.stdout).unwrap();
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let wanted = usize::try_from(calls).unwrap() + usize::from(flags.contains(&"--refund"));
+    assert_eq!(lines.len(), wanted, "{text}{}", String::from_utf8_lossy(&out.stderr));
+    for line in lines.iter().filter(|line| line.get("call").is_some()) {
+        assert_eq!(line["status"], 200, "{line}");
+    }
+    lines
+}
+
+/// Ledger, receipts and chain say the same sum, and the payer paid it and no more.
+async fn agree(market: &Market, funded: u128) -> Usdc {
+    let receipts: Usdc = market.with(|desk| desk.receipts.values().copied().sum());
+    let treasury = market.chain().balance(market.token(), TREASURY).await;
+    assert_eq!(treasury, receipts, "chain = receipts");
+    let left = market.chain().balance(market.token(), payer().address()).await;
+    let locked = market.chain().balance(market.token(), pay::scheme::channel::BATCH_SETTLEMENT).await;
+    assert_eq!(left.saturating_add(locked).saturating_add(treasury), Usdc(funded));
+    treasury
+}
+
+async fn agree_with_ledger(market: &Market, funded: u128) -> Usdc {
+    let treasury = agree(market, funded).await;
+    let totals = market.with(|desk| desk.book.channels().totals());
+    assert_eq!((totals.charged, totals.claimed), (treasury, treasury), "ledger = chain");
+    assert_eq!((totals.reserved, totals.unclaimed), (Usdc(0), Usdc(0)));
+    treasury
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ts_rs_rs_batch_settlement() {
+    let market = Market::open(&["batch-settlement", "exact"], TransferMethod::Eip3009).await;
+    fund(&market, 5_000_000).await;
+    let lines = ts(&market, 30, "plain", "batch-settlement", &["--refund"]).await;
+    let told: u128 = lines.iter().filter_map(|l| l["payment"]["extra"]["chargedAmount"].as_str()).map(parse).sum();
+    let (asked, paid, corrected) = market.with(|desk| (desk.asked, desk.paid, desk.corrected));
+    // 30 calls and the refund, each asked first.
+    assert_eq!((asked, paid, corrected), (62, 31, 0), "the client never fell out of step");
+    assert_eq!(lines[30]["refund"]["success"], true, "{}", lines[30]);
+    market.claim_and_settle().await;
+    let earned = agree_with_ledger(&market, 5_000_000).await;
+    assert_eq!(earned, Usdc(told), "the client was told what it was charged");
+    let locked = market.chain().balance(market.token(), pay::scheme::channel::BATCH_SETTLEMENT).await;
+    assert_eq!(locked, Usdc(0), "the rest went back");
+}
+
+/// The first issue of streaming: the head leaves before the charge is known, and the official client looks nowhere
+/// else. It stays in step for two round trips a call.
+#[tokio::test(flavor = "multi_thread")]
+async fn ts_rs_rs_batch_settlement_streamed() {
+    let calls = if std::env::var_os("VIVARIUM_DEEP").is_some() { 10_000 } else { 1_000 };
+    let funded = 50_000_000;
+    let market = Market::open(&["batch-settlement"], TransferMethod::Eip3009).await;
+    fund(&market, funded).await;
+    let lines = ts(&market, calls, "stream", "batch-settlement", &[]).await;
+    let charged: u128 = lines.iter().map(|line| parse(line["charged"].as_str().unwrap())).sum();
+    let (asked, corrected) = market.with(|desk| (desk.asked, desk.corrected));
+    assert_eq!((asked, corrected), (2 * calls, 0), "two round trips a call, never out of step");
+    let claims = market.claim_and_settle().await;
+    assert_eq!(claims, 2, "one claim and one settlement for all of them");
+    assert_eq!(agree_with_ledger(&market, funded).await, Usdc(charged), "ledger = receipts = chain");
+    assert_eq!(market.with(|desk| desk.receipts.len()), usize::try_from(calls).unwrap());
+}
+
+/// A seller without room in its offers: correct all the same, by one more round trip a call.
+#[tokio::test(flavor = "multi_thread")]
+async fn ts_rs_rs_batch_settlement_corrected() {
+    let market = Market::open(&["batch-settlement"], TransferMethod::Eip3009).await;
+    fund(&market, 5_000_000).await;
+    market.with(|desk| desk.carry = false);
+    ts(&market, 5, "stream", "batch-settlement", &[]).await;
+    assert_eq!(market.with(|desk| (desk.corrected, desk.receipts.len())), (4, 5));
+    // A client without memory finds its channel on the chain and is told the rest.
+    ts(&market, 3, "plain", "batch-settlement", &["--forget"]).await;
+    assert_eq!(market.with(|desk| desk.receipts.len()), 8);
+    assert_eq!(market.with(|desk| desk.transactions["deposit"]), 1, "one deposit in all");
+    market.claim_and_settle().await;
+    agree_with_ledger(&market, 5_000_000).await;
+}
+
+/// Whoever hangs up pays for what it got, and goes on with the same channel.
+#[tokio::test(flavor = "multi_thread")]
+async fn ts_rs_rs_batch_settlement_hung_up() {
+    let market = Market::open(&["batch-settlement"], TransferMethod::Eip3009).await;
+    fund(&market, 5_000_000).await;
+    ts(&market, 4, "stream", "batch-settlement", &["--hang-up"]).await;
+    market.claim_and_settle().await;
+    agree_with_ledger(&market, 5_000_000).await;
+}
+
+/// A token without EIP-3009: the deposit goes by Permit2, which an EIP-2612 permission lets spend; the payer sends no
+/// transaction.
+#[tokio::test(flavor = "multi_thread")]
+async fn ts_rs_rs_batch_settlement_permit2() {
+    let market = Market::open(&["batch-settlement"], TransferMethod::Permit2).await;
+    fund(&market, 5_000_000).await;
+    ts(&market, 3, "stream", "batch-settlement", &[]).await;
+    market.claim_and_settle().await;
+    agree_with_ledger(&market, 5_000_000).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ts_rs_rs_upto() {
+    for mode in ["plain", "stream"] {
+        let market = Market::open(&["upto"], TransferMethod::Permit2).await;
+        fund(&market, 5_000_000).await;
+        let lines = ts(&market, 3, mode, "upto", &[]).await;
+        let paid: u128 = lines.iter().map(|line| parse(line["payment"]["amount"].as_str().unwrap())).sum();
+        assert_eq!(agree(&market, 5_000_000).await, Usdc(paid));
+        let most = crate::market::TARIFF.price_up(11, 16).micro() * 3;
+        assert!(paid < most, "metered: {paid} of at most {most}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ts_rs_rs_exact() {
+    for (transfer, mode) in [
+        (TransferMethod::Permit2, "plain"),
+        (TransferMethod::Permit2, "stream"),
+        (TransferMethod::Eip3009, "plain"),
+        (TransferMethod::Eip3009, "stream"),
+    ] {
+        let market = Market::open(&["exact"], transfer).await;
+        fund(&market, 5_000_000).await;
+        ts(&market, 3, mode, "exact", &[]).await;
+        assert_eq!(agree(&market, 5_000_000).await.micro(), crate::market::TARIFF.price_up(11, 16).micro() * 3);
+    }
+}
+
+fn parse(text: &str) -> u128 {
+    text.parse().unwrap()
+}
+
+/// Runs the official Python client; the lines it printed.
+async fn py(market: &Market, calls: u32, mode: &str, scheme: &str) -> Vec<Value> {
+    let python = clients().join("../../.vivarium/python/bin/python");
+    assert!(python.is_file(), ".vivarium/python is missing: `cargo xtask setup` makes it");
+    let key = format!("0x{}", hex::encode(payer().to_bytes()));
+    let out = Command::new(python)
+        .current_dir(clients())
+        .args(["schemes.py", &market.url, &key, &calls.to_string(), mode, scheme, &market.chain().url])
+        .kill_on_drop(true)
+        .output()
+        .await
+        .expect("python starts");
+    let text = String::from_utf8(out.stdout).unwrap();
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), usize::try_from(calls).unwrap(), "{text}{}", String::from_utf8_lossy(&out.stderr));
+    for line in &lines {
+        assert_eq!(line["status"], 200, "{line}");
+    }
+    lines
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn py_rs_rs_exact() {
+    let market = Market::open(&["exact"], TransferMethod::Eip3009).await;
+    fund(&market, 5_000_000).await;
+    for mode in ["plain", "stream"] {
+        py(&market, 3, mode, "exact").await;
+    }
+    assert_eq!(agree(&market, 5_000_000).await.micro(), crate::market::TARIFF.price_up(11, 16).micro() * 6);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn py_rs_rs_batch_settlement() {
+    let market = Market::open(&["batch-settlement"], TransferMethod::Eip3009).await;
+    fund(&market, 5_000_000).await;
+    py(&market, 10, "plain", "batch-settlement").await;
+    // Another process, without memory: it finds its channel on the chain and is put right.
+    py(&market, 10, "stream", "batch-settlement").await;
+    let (deposits, receipts) = market.with(|desk| (desk.transactions["deposit"], desk.receipts.len()));
+    assert!(deposits <= 5 && receipts == 20, "{deposits} deposits, {receipts} receipts");
+    market.claim_and_settle().await;
+    agree_with_ledger(&market, 5_000_000).await;
+}
