@@ -455,7 +455,7 @@ impl Channels {
     fn change(&mut self, id: ChannelId, change: impl FnOnce(&mut Channel)) -> Vec<ChannelOutput> {
         let Some(channel) = self.channels.get_mut(&id) else { return Vec::new() };
         let (before, was_leaving) = (ChannelTotals::of(channel), channel.chain.withdrawal.is_some());
-        let (claimed, deposit, refund) = (channel.chain.claimed, channel.deposit.clone(), channel.refund.clone());
+        let (claimed, deposit, refund) = (channel.chain.claimed, channel.deposit.clone(), channel.refund);
         change(channel);
         self.totals.replace(&before, &ChannelTotals::of(channel));
         let mut outputs = Vec::new();
