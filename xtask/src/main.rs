@@ -20,6 +20,7 @@ cargo xtask <command>
   test [--deep]   everything: formatting, clippy, licences, contracts, all tests, one whole life with real processes
                   --deep: more fuzz runs and longer worlds
   bench           start worlds and print the figures of docs/benchmarks.md
+  bench pay       vouchers verified and made durable a second (--vouchers N, --channels N, --threads N)
   contracts       build the contracts and write their ABI and bytecode (contracts/abi)
   setup           only install what is missing
 ";

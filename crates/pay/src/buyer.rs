@@ -3,12 +3,18 @@
 //! A signed payment is money that may move until it expires. So: it is signed only for the payee, token, network
 //! and limit of the policy; it is sent only to a host that has just named that payee (a redirect changes nothing
 //! about that); and when its outcome is unknown the *same* one is sent again, now or by the next call with the same
-//! body. A second one is signed only after the seller said that the first was not taken.
+//! body. A second one is signed only after the seller said that the first was not taken. With a record on disk
+//! ([`Buyer::with_record`]) that holds over crashes: a payment is on disk before it leaves.
+//!
+//! With a [`ChannelPolicy`] calls are paid from channels, opened and topped up as they are used.
 
 mod answer;
+mod channels;
 mod error;
+mod record;
 
 pub use answer::{Answer, Paid};
+pub use channels::ChannelPolicy;
 pub use error::{Error, Kind};
 
 use crate::Usdc;
@@ -19,11 +25,14 @@ use crate::wire::{
 };
 use alloy::primitives::{Address, B256};
 use alloy::signers::local::PrivateKeySigner;
+use answer::Resolves;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
+use record::{Memory, Record, Signed};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -63,22 +72,20 @@ pub struct Buyer {
     signer: PrivateKeySigner,
     policy: BuyerPolicy,
     clock: Clock,
+    limits: SpendLimits,
+    channel_policy: Option<ChannelPolicy>,
+    /// Shared by clones. A std Mutex: it is never held over an await.
     memory: Arc<Mutex<Memory>>,
+    record: Option<Arc<Record>>,
 }
 
-/// Shared by clones. A std Mutex: it is never held over an await.
-#[derive(Default)]
-struct Memory {
-    signed: Usdc,
-    /// By call (path and body), so that the same call finds it on whatever host the agent is now.
-    unresolved: BTreeMap<Hash, Signed>,
-}
-
-/// A payment that is out.
-#[derive(Clone)]
-struct Signed {
-    header: HeaderValue,
-    amount: Usdc,
+/// Limits beside the policy's, checked before anything is signed. `None`: no such limit.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct SpendLimits {
+    /// In a day of the buyer's clock, UTC.
+    pub per_day: Option<Usdc>,
+    /// The same for one host (name and port).
+    pub per_host_day: Option<Usdc>,
 }
 
 impl Buyer {
@@ -87,7 +94,38 @@ impl Buyer {
     pub fn new(client: net::Client, signer: PrivateKeySigner, policy: BuyerPolicy) -> Self {
         // Before 1970 no authorisation is valid anyway.
         let wall = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        Self { client, signer, policy, clock: Arc::new(wall), memory: Arc::default() }
+        Self {
+            client,
+            signer,
+            policy,
+            clock: Arc::new(wall),
+            limits: SpendLimits::default(),
+            channel_policy: None,
+            memory: Arc::default(),
+            record: None,
+        }
+    }
+
+    pub fn with_limits(mut self, limits: SpendLimits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Pays from channels where the seller offers them.
+    pub fn with_channels(mut self, policy: ChannelPolicy) -> Self {
+        self.channel_policy = Some(policy);
+        self
+    }
+
+    /// Keeps what must not be forgotten in this file, and goes on from what is in it.
+    ///
+    /// # Errors
+    /// `Usage`: another process uses it, it is damaged or cannot be read.
+    pub fn with_record(mut self, path: &Path) -> Result<Self, Error> {
+        let (record, memory) = Record::open(path)?;
+        self.memory = Arc::new(Mutex::new(memory));
+        self.record = Some(Arc::new(record));
+        Ok(self)
     }
 
     pub fn with_clock(mut self, clock: Clock) -> Self {
@@ -144,7 +182,7 @@ impl Buyer {
             let mut headers = headers.clone();
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
             if let Some(signed) = &attached {
-                headers.insert(PAYMENT_SIGNATURE, signed.header.clone());
+                headers.insert(PAYMENT_SIGNATURE, header_value(&signed.header));
             }
             let answer = match self.client.send(Method::POST, &call.url, headers, body.clone()).await {
                 Ok(answer) => answer,
@@ -198,35 +236,63 @@ impl Buyer {
         Ok(cheapest)
     }
 
-    /// Signs within the limits and remembers it before it leaves.
-    fn sign(&self, key: Hash, offer: &PaymentRequired, chosen: &PaymentRequirements, url: &str) -> Result<(), Error> {
-        let mut payment = client::sign(&self.signer, chosen, (self.clock)(), B256::from(rand::random::<[u8; 32]>()))
-            .map_err(|refusal| Error::new(Kind::WrongSeller, url, refusal))?;
+    /// Signs within the limits and remembers it, on disk too, before it leaves.
+    fn sign(&self, key: Hash, offer: &PaymentRequired, url: &str) -> Result<(), Error> {
+        let chosen = match self.choose_channel(offer) {
+            Some((chosen, slot)) => (chosen, Some(slot)),
+            None => (self.choose(offer, url)?, None),
+        };
+        let now = (self.clock)();
+        let mut memory = self.memory();
+        // A copy is changed and made durable; only then is it what we know.
+        let mut next = memory.clone();
+        next.turn_to(now);
+        let (mut payment, on_channel, amount) = match &chosen {
+            (chosen, Some(slot)) => {
+                let (payment, on_channel, more) = self.sign_on_channel(&mut next, chosen, slot, url)?;
+                (payment, Some(on_channel), more)
+            }
+            (chosen, None) => {
+                let payment = client::sign(&self.signer, chosen, now, B256::from(rand::random::<[u8; 32]>()))
+                    .map_err(|refusal| Error::new(Kind::WrongSeller, url, refusal))?;
+                (payment, None, chosen.amount())
+            }
+        };
         payment.resource = Some(offer.resource.clone());
         payment.extensions.clone_from(&offer.extensions);
-        let header = HeaderValue::try_from(payment.to_header()).expect("base64 is ASCII without controls");
-        let mut memory = self.memory();
-        let signed = memory.signed.checked_add(chosen.amount()).filter(|sum| *sum <= self.policy.max_total);
-        let Some(signed) = signed else {
-            let message = format!(
-                "asks {}; {} of at most {} are signed already",
-                chosen.amount(),
-                memory.signed,
-                self.policy.max_total
-            );
-            return Err(Error::new(Kind::TooExpensive, url, message));
-        };
-        if memory.unresolved.len() >= UNRESOLVED_MAX {
+        let host = authority(url);
+        for (what, signed, limit) in [
+            ("in all", next.signed, Some(self.policy.max_total)),
+            ("today", next.day_signed, self.limits.per_day),
+            ("today to this host", next.of_host(&host), self.limits.per_host_day),
+        ] {
+            let Some(limit) = limit else { continue };
+            if signed.checked_add(amount).is_none_or(|sum| sum > limit) {
+                let message = format!("asks {amount}; {signed} of at most {limit} are signed {what}");
+                return Err(Error::new(Kind::TooExpensive, url, message));
+            }
+        }
+        if next.unresolved.len() >= UNRESOLVED_MAX {
             let message = format!("{UNRESOLVED_MAX} payments have unknown outcomes; repeat those calls first");
             return Err(Error::new(Kind::OutcomeUnknown, url, message));
         }
-        memory.signed = signed;
-        memory.unresolved.insert(key, Signed { header, amount: chosen.amount() });
+        next.count(&host, amount);
+        let signed = Signed { header: payment.to_header(), amount: chosen.0.amount(), on_channel };
+        next.unresolved.insert(key, signed);
+        if let Some(record) = &self.record {
+            record.save(&next)?;
+        }
+        *memory = next;
         Ok(())
     }
 
     fn resolve(&self, key: &Hash) {
-        self.memory().unresolved.remove(key);
+        let mut memory = self.memory();
+        memory.unresolved.remove(key);
+        // Not written is forgotten by a crash at worst: then the same payment is sent again, which charges nothing.
+        if let Some(record) = &self.record {
+            record.save(&memory).ok();
+        }
     }
 }
 
@@ -295,19 +361,23 @@ impl<'b> Call<'b> {
                 return Err(Error::new(Kind::OutcomeUnknown, &self.url, message));
             }
             // The payee says that it did not take this one.
+            let on_channel = attached.as_ref().and_then(|signed| signed.on_channel);
+            let is_corrected = on_channel.is_some_and(|on| self.buyer.correct(&offer, &on));
             self.buyer.resolve(&self.key);
             let worth_another = [Reason::PriceMoved, Reason::ValidBefore, Reason::PaymentAborted];
-            if self.replaced || !worth_another.iter().any(said) {
+            if self.replaced || !(is_corrected || worth_another.iter().any(said)) {
                 return Err(Error::new(Kind::Refused, &self.url, format!("refused the payment: {}", offer.error)));
             }
             self.replaced = true;
         }
-        let chosen = self.buyer.choose(&offer, &self.url)?;
+        if self.buyer.choose_channel(&offer).is_none() {
+            self.buyer.choose(&offer, &self.url)?;
+        }
         self.vetted.insert(authority(&self.url));
         if self.buyer.memory().unresolved.contains_key(&self.key) {
             return Ok(());
         }
-        self.buyer.sign(self.key, &offer, chosen, &self.url)
+        self.buyer.sign(self.key, &offer, &self.url)
     }
 
     fn finish(&self, answer: net::Response, attached: Option<Signed>) -> Result<Answer, Error> {
@@ -319,11 +389,24 @@ impl<'b> Call<'b> {
             ),
         };
         let taken = answer.status.is_success() || payment.as_ref().is_some_and(|p| p.success);
-        let spent = attached.as_ref().filter(|_| taken).map_or(Usdc::ZERO, |signed| signed.amount);
+        let mut spent = attached.as_ref().filter(|_| taken).map_or(Usdc::ZERO, |signed| signed.amount);
+        let on_channel = attached.as_ref().and_then(|signed| signed.on_channel);
+        if let (Some(on), Some(response)) = (&on_channel, payment.as_ref().filter(|p| p.success)) {
+            spent = self.buyer.learn(on, response);
+        }
         // An error without a word about the payment leaves it unresolved: the same call sends the same one.
-        let resolves = (attached.is_some() && taken).then(|| (self.buyer.clone(), self.key));
+        let resolves = (attached.is_some() && taken).then(|| Resolves {
+            buyer: self.buyer.clone(),
+            key: Some(self.key),
+            is_on_channel: on_channel.is_some(),
+        });
         Ok(Answer::new(answer, payment, spent, resolves))
     }
+}
+
+/// Base64 that we made or read from our own record.
+fn header_value(text: &str) -> HeaderValue {
+    HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
 async fn pause(resends: &mut u32) {

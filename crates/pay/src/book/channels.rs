@@ -173,6 +173,10 @@ impl Channels {
             let same = deposit.is_some_and(|deposit| deposit.key == open.key);
             return if same { ChannelDecision::Depositing } else { ChannelDecision::Refused(Reason::ChannelBusy) };
         }
+        // Clients deposit when their voucher needs it: one that deposits without need does not know its balance.
+        if deposit.is_some() && ask.max <= channel.available() {
+            return ChannelDecision::Corrective(Reason::CumulativeMismatch);
+        }
         let coming = deposit.map_or(Usdc::ZERO, |deposit| deposit.amount);
         if ask.max > channel.available().saturating_add(coming) {
             return if channel.chain.balance.is_zero() && coming.is_zero() {
@@ -187,7 +191,7 @@ impl Channels {
             }
             return ChannelDecision::Deposit;
         }
-        ChannelDecision::New { request: self.request_of(ask) }
+        ChannelDecision::New { request: Self::request_of(channel, ask) }
     }
 
     /// Whether this very request was served before, under this voucher or another one.
@@ -199,11 +203,7 @@ impl Channels {
         if ask.fresh {
             return None;
         }
-        let twin = self.by_body.get(&(ask.channel, ask.body_key())).copied();
-        let request = [Some(RequestId::of_voucher(&ask.channel, ask.max, &ask.body_key(), 0)), twin]
-            .into_iter()
-            .flatten()
-            .find(|request| self.calls.contains_key(request))?;
+        let request = *self.by_body.get(&(ask.channel, ask.body_key()))?;
         let call = &self.calls[&request];
         let is_same_voucher = call.reservation.voucher.max == ask.max;
         match &call.service {
@@ -218,13 +218,10 @@ impl Channels {
         }
     }
 
-    /// The id that a new call gets: the same for the same voucher, route and body, unless a new answer is asked for or
-    /// the last attempt came to nothing.
-    fn request_of(&self, ask: &ChannelAsk) -> RequestId {
-        let plain = RequestId::of_voucher(&ask.channel, ask.max, &ask.body_key(), 0);
-        let is_taken = self.calls.contains_key(&plain);
-        let served = self.channels.get(&ask.channel).map_or(0, |channel| channel.served);
-        if is_taken { RequestId::of_voucher(&ask.channel, ask.max, &ask.body_key(), served + 1) } else { plain }
+    /// The id that a new call gets. What was charged and served before is part of it, so that no id comes twice, even
+    /// when the first call under the same voucher is forgotten.
+    fn request_of(channel: &Channel, ask: &ChannelAsk) -> RequestId {
+        RequestId::of_voucher(&ask.channel, ask.max, &ask.body_key(), (channel.charged, channel.served))
     }
 
     fn limit_reached(&self, channel: &Channel) -> Option<LimitReached> {
@@ -458,7 +455,7 @@ impl Channels {
     fn change(&mut self, id: ChannelId, change: impl FnOnce(&mut Channel)) -> Vec<ChannelOutput> {
         let Some(channel) = self.channels.get_mut(&id) else { return Vec::new() };
         let (before, was_leaving) = (ChannelTotals::of(channel), channel.chain.withdrawal.is_some());
-        let (claimed, deposit, refund) = (channel.chain.claimed, channel.deposit.clone(), channel.refund.clone());
+        let (claimed, deposit, refund) = (channel.chain.claimed, channel.deposit.clone(), channel.refund);
         change(channel);
         self.totals.replace(&before, &ChannelTotals::of(channel));
         let mut outputs = Vec::new();

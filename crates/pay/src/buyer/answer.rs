@@ -27,8 +27,32 @@ pub struct Answer {
     pub payment: Option<SettlementResponse>,
     pub spent: Usdc,
     body: net::Body,
-    /// The payment to forget when the body has been read to its end.
-    resolves: Option<(Buyer, Hash)>,
+    resolves: Option<Resolves>,
+}
+
+/// The payment to forget when the body has been read to its end. An authorisation whose answer is dropped before is
+/// kept for the same call; a voucher is not: it was taken, the seller knows what it is owed, and the channel is free
+/// for the next call.
+pub(super) struct Resolves {
+    pub buyer: Buyer,
+    pub key: Option<Hash>,
+    pub is_on_channel: bool,
+}
+
+impl Resolves {
+    fn done(mut self) {
+        if let Some(key) = self.key.take() {
+            self.buyer.resolve(&key);
+        }
+    }
+}
+
+impl Drop for Resolves {
+    fn drop(&mut self) {
+        if let Some(key) = self.key.take().filter(|_| self.is_on_channel) {
+            self.buyer.resolve(&key);
+        }
+    }
 }
 
 impl Answer {
@@ -36,7 +60,7 @@ impl Answer {
         answer: net::Response,
         payment: Option<SettlementResponse>,
         spent: Usdc,
-        resolves: Option<(Buyer, Hash)>,
+        resolves: Option<Resolves>,
     ) -> Self {
         let net::Response { url, status, headers, body } = answer;
         Self { url, status, headers, payment, spent, body, resolves }
@@ -46,8 +70,8 @@ impl Answer {
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
         match self.body.chunk(&self.url).await {
             Ok(None) => {
-                if let Some((buyer, key)) = self.resolves.take() {
-                    buyer.resolve(&key);
+                if let Some(resolves) = self.resolves.take() {
+                    resolves.done();
                 }
                 Ok(None)
             }

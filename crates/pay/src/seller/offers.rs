@@ -51,7 +51,7 @@ pub struct ChannelPrice {
     pub ceiling: Usdc,
     /// Room beyond it for the charge of a call before this one that the customer was not told of yet: a stream's
     /// head leaves before its charge is known, and a customer that signs `told + ceiling` alone would need one more
-    /// round trip a call. Zero is right for what is not streamed. Allowed is not charged.
+    /// round trip a call. Zero is right for a seller that streams nothing. Allowed is not charged.
     pub carry: Usdc,
 }
 

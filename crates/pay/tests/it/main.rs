@@ -2,6 +2,7 @@
 
 mod buyer;
 mod chain;
+mod channels;
 mod conformance;
 mod fuzz;
 mod golden;

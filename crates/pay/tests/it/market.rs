@@ -172,7 +172,7 @@ impl Inner {
             let mut desk = self.desk.lock().unwrap();
             desk.asked += 1;
             desk.paid += u32::from(headers.contains_key(&PAYMENT_SIGNATURE));
-            if is_stream && desk.carry { ceiling } else { Usdc::ZERO }
+            if desk.carry { ceiling } else { Usdc::ZERO }
         };
         let resource = Resource {
             url: "/v1/chat/completions".into(),
@@ -325,7 +325,8 @@ impl Inner {
             let form = HeaderValue::from_static("text/event-stream");
             return Ok(([(header::CONTENT_TYPE, form), (PAYMENT_RESPONSE, payment)], body).into_response());
         }
-        self.charge(request, tokens, Finish::Stop);
+        // Nobody knows yet whether it arrives.
+        self.charge(request, tokens, Finish::Stop, false);
         let (_, payment) = self.told(&paid, put_in);
         let text = json!({ "choices": [{ "message": { "content": "word ".repeat(tokens as usize) } }] }).to_string();
         let mut desk = self.desk.lock().unwrap();
@@ -340,14 +341,14 @@ impl Inner {
         self.seller.channel_header(&paid.channel, channel, told, deposit)
     }
 
-    fn charge(&self, request: RequestId, tokens: u64, finish: Finish) {
+    fn charge(&self, request: RequestId, tokens: u64, finish: Finish, confirmed: bool) {
         let delivery = Delivery {
             completion_tokens: tokens.try_into().unwrap(),
             bytes: tokens * 5,
             output_digest: [0; 32],
             finish,
             at: wall(),
-            confirmed: finish == Finish::Stop,
+            confirmed,
         };
         let amount = TARIFF.price_up(PROMPT_TOKENS, tokens);
         self.apply(ChannelInput::Charged { request, amount, delivery });
@@ -474,7 +475,7 @@ impl Streaming {
         }
         // Charged before the last frame leaves: whoever has read it can rely on it.
         self.done = true;
-        self.shop.charge(self.request, self.tokens, Finish::Stop);
+        self.shop.charge(self.request, self.tokens, Finish::Stop, true);
         let last = {
             let desk = self.shop.desk.lock().unwrap();
             let channel = desk.book.channels().channel(&self.paid.channel).unwrap();
@@ -495,7 +496,7 @@ impl Drop for Streaming {
         }
         match self.given {
             0 => self.shop.apply(ChannelInput::Aborted { request: self.request, why: AbortWhy::HungUp }),
-            given => self.shop.charge(self.request, given, Finish::HungUp),
+            given => self.shop.charge(self.request, given, Finish::HungUp, false),
         }
     }
 }

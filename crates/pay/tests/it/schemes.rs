@@ -214,3 +214,9 @@ async fn py_rs_rs_batch_settlement() {
     market.claim_and_settle().await;
     agree_with_ledger(&market, 5_000_000).await;
 }
+
+/// Our buyer at the official Express middleware with the official facilitator, metered, topped up, claimed by it.
+#[tokio::test(flavor = "multi_thread")]
+async fn rs_ts_ts_batch_settlement() {
+    crate::channels::official_server().await;
+}

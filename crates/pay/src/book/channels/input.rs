@@ -7,15 +7,15 @@ use borsh::{BorshDeserialize, BorshSerialize};
 use sha2::{Digest, Sha256};
 
 impl RequestId {
-    /// The id of a request that a voucher pays for. `again` is 0, or the channel's count of calls where the same
-    /// voucher, route and body are served once more.
-    pub fn of_voucher(channel: &ChannelId, max: Usdc, body_key: &Hash, again: u64) -> Self {
+    /// The id of a request that a voucher pays for, on a channel that has charged and served so much before.
+    pub fn of_voucher(channel: &ChannelId, max: Usdc, body_key: &Hash, (charged, served): (Usdc, u64)) -> Self {
         let digest = Sha256::new()
             .chain_update(b"vivarium channel request")
             .chain_update(channel.0)
             .chain_update(max.micro().to_be_bytes())
             .chain_update(body_key)
-            .chain_update(again.to_be_bytes())
+            .chain_update(charged.micro().to_be_bytes())
+            .chain_update(served.to_be_bytes())
             .finalize();
         let mut id = [0; 16];
         id.copy_from_slice(&digest[..16]);

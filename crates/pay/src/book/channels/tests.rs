@@ -220,6 +220,17 @@ fn the_same_question() {
     assert_eq!(channels.decide(&ask(1, 100, 100, 1), NOW), ChannelDecision::Corrective(Reason::CumulativeMismatch));
 }
 
+/// Found by the property below: a forgotten call's name came again.
+#[test]
+fn no_request_has_the_name_of_a_forgotten_one() {
+    let mut channels = open(10_000);
+    let first = reserve(&channels, &ask(1, 266, 15, 3));
+    let name = first.request;
+    run(&mut channels, [ChannelInput::Reserved(first), charged(name, 15, false)]);
+    run(&mut channels, [ChannelInput::Pruned { before: NOW + 1 }]);
+    assert_ne!(reserve(&channels, &ask(1, 266, 1, 3)).request, name);
+}
+
 #[test]
 fn a_stranger_leaves_no_trace_and_a_deposit_opens() {
     let mut channels = Channels::new(ChannelLimits { deposit_min: Usdc(100), ..ChannelLimits::default() });
@@ -261,6 +272,11 @@ fn a_stranger_leaves_no_trace_and_a_deposit_opens() {
     assert_eq!(channels.decide(&late, NOW), ChannelDecision::Corrective(Reason::CumulativeMismatch));
     let other = ChannelAsk { deposit: Some(AskedDeposit { key: [4; 32], amount: Usdc(1_000) }), ..late };
     assert_eq!(channels.decide(&other, NOW), ChannelDecision::Corrective(Reason::CumulativeMismatch));
+    // Nor one that its voucher does not need; one that it needs is.
+    let other = ChannelAsk { max: Usdc(1_000), ..other };
+    assert_eq!(channels.decide(&other, NOW), ChannelDecision::Corrective(Reason::CumulativeMismatch));
+    let needed = ChannelAsk { max: Usdc(1_001), ..other.clone() };
+    assert_eq!(channels.decide(&needed, NOW), ChannelDecision::Deposit);
 }
 
 #[test]

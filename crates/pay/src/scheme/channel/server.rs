@@ -59,8 +59,7 @@ pub fn verify(
         return Err(Refusal::new(Reason::ChannelIdMismatch, message));
     }
     check_config(config, offered)?;
-    let digest = domain.voucher_digest(&channel, fields.voucher.max);
-    check_signer(&fields.voucher.signature, digest, config.voucher_signer(), Reason::VoucherSignature)?;
+    verify_voucher(domain, &channel, config, &fields.voucher)?;
     let kind = match fields.kind {
         Kind::Voucher => VoucherKind::Voucher,
         Kind::Refund(amount) => VoucherKind::Refund { amount },
@@ -71,6 +70,23 @@ pub fn verify(
         }
     };
     Ok(VerifiedVoucher { channel, config: fields.config, voucher: fields.voucher, accepted: offered.amount(), kind })
+}
+
+/// Checks a voucher of a channel whose config is known to name it: one recovery.
+pub fn verify_voucher(
+    domain: &ChannelDomain,
+    channel: &ChannelId,
+    config: &ChannelConfig,
+    voucher: &HeldVoucher,
+) -> Result<(), Refusal> {
+    let digest = domain.voucher_digest(channel, voucher.max);
+    let found = recover(&voucher.signature, digest).map_err(|m| Refusal::new(Reason::VoucherSignature, m))?;
+    if found != config.voucher_signer() {
+        let signer = Address::from(config.voucher_signer());
+        let message = format!("the signature is {found}'s, not {signer}'s (contracts name a key as payerAuthorizer)");
+        return Err(Refusal::new(Reason::VoucherSignature, message));
+    }
+    Ok(())
 }
 
 fn check_config(config: &ChannelConfig, offered: &PaymentRequirements) -> Result<(), Refusal> {
@@ -150,16 +166,6 @@ fn permit_of(payment: &PaymentPayload, config: &ChannelConfig, amount: Usdc) -> 
         return Err(Refusal::new(Reason::Eip2612AmountMismatch, message));
     }
     Ok(Some(permit))
-}
-
-fn check_signer(signature: &[u8; 65], digest: B256, signer: [u8; 20], reason: Reason) -> Result<(), Refusal> {
-    let found = recover(signature, digest).map_err(|message| Refusal::new(reason, message))?;
-    if found != signer {
-        let signer = Address::from(signer);
-        let message = format!("the signature is {found}'s, not {signer}'s (contracts name a key as payerAuthorizer)");
-        return Err(Refusal::new(reason, message));
-    }
-    Ok(())
 }
 
 /// Strict: v 27 or 28 and low s, as the contract has it.

@@ -1,0 +1,201 @@
+//! Our buyer on channels: opened and topped up as they are used, put right after a lost record, never twice for one
+//! call.
+
+use crate::chain::{CHAIN_ID, RELAY, TREASURY};
+use crate::market::Market;
+use crate::schemes::clients;
+use alloy::primitives::{Address, keccak256};
+use alloy::signers::local::PrivateKeySigner;
+use pay::Usdc;
+use pay::buyer::{Buyer, BuyerPolicy, ChannelPolicy, Kind, SpendLimits};
+use pay::seller::offers::TransferMethod;
+use serde_json::{Value, json};
+use std::path::Path;
+use std::process::Stdio;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::process::Command;
+
+const CHANNELS: ChannelPolicy =
+    ChannelPolicy { deposit: Usdc(10_000), deposit_max: Usdc(100_000), withdraw_delay_secs_max: 86_400, slots: 2 };
+
+fn signer() -> PrivateKeySigner {
+    PrivateKeySigner::from_bytes(&keccak256(b"our buyer")).unwrap()
+}
+
+fn buyer(asset: Address, pay_to: Address) -> Buyer {
+    let policy = BuyerPolicy {
+        network: format!("eip155:{CHAIN_ID}"),
+        asset,
+        pay_to,
+        max_per_call: Usdc(5_000),
+        max_total: Usdc(1_000_000),
+    };
+    Buyer::new(net::Client::new(), signer(), policy).with_channels(CHANNELS)
+}
+
+async fn open() -> Market {
+    let market = Market::open(&["batch-settlement", "exact"], TransferMethod::Eip3009).await;
+    market.chain().mint(market.token(), signer().address(), 1_000_000).await;
+    market
+}
+
+fn question(text: &str, is_stream: bool) -> Value {
+    json!({ "messages": [{ "role": "user", "content": text }], "max_tokens": 16, "stream": is_stream })
+}
+
+fn endpoint(market: &Market) -> String {
+    format!("{}/v1/chat/completions", market.url)
+}
+
+fn transactions(market: &Market, what: &str) -> u32 {
+    market.with(|desk| desk.transactions.get(what).copied().unwrap_or_default())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_channel_is_opened_used_and_topped_up() {
+    let market = open().await;
+    let buyer = buyer(market.token(), TREASURY);
+    let mut spent = Usdc(0);
+    for call in 0..150 {
+        let paid = buyer.post_json(&endpoint(&market), &question(&call.to_string(), call % 2 == 0)).await.unwrap();
+        assert_eq!(paid.status, 200);
+        spent = spent.saturating_add(paid.spent);
+    }
+    let receipts: Usdc = market.with(|desk| desk.receipts.values().copied().sum());
+    let deposits = transactions(&market, "deposit");
+    assert!(deposits > 1 && deposits == receipts.micro().div_ceil(10_000) as u32, "{deposits} for {receipts}");
+    assert_eq!(market.with(|desk| (desk.corrected, desk.receipts.len())), (0, 150));
+    assert_eq!(transactions(&market, "exact"), 0);
+    // The last call was no stream, so all was told.
+    assert_eq!(spent, receipts);
+    assert!(buyer.signed_total() >= receipts && buyer.unresolved() == 0);
+    market.claim_and_settle().await;
+    assert_eq!(market.chain().balance(market.token(), TREASURY).await, receipts);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_record_costs_a_round_trip_and_no_money() {
+    let market = open().await;
+    for call in 0..4 {
+        let buyer = buyer(market.token(), TREASURY);
+        buyer.post_json(&endpoint(&market), &question(&call.to_string(), false)).await.unwrap();
+    }
+    assert_eq!((transactions(&market, "deposit"), market.with(|desk| desk.corrected)), (1, 3));
+    market.claim_and_settle().await;
+    let receipts: Usdc = market.with(|desk| desk.receipts.values().copied().sum());
+    assert_eq!(market.chain().balance(market.token(), TREASURY).await, receipts);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_pays_nothing_twice() {
+    let market = open().await;
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("buyer.record");
+    let with_record = |path: &Path| buyer(market.token(), TREASURY).with_record(path).unwrap();
+    {
+        // Signed, on disk, sent and served; the process ends before it has read the answer.
+        let first = with_record(&file);
+        let answer = first.post_stream(&endpoint(&market), Default::default(), &question("a", false)).await.unwrap();
+        assert!(answer.payment.as_ref().unwrap().success);
+        std::fs::copy(&file, dir.path().join("crashed.record")).unwrap();
+    }
+    assert_eq!(market.with(|desk| desk.receipts.len()), 1);
+    let second = with_record(&dir.path().join("crashed.record"));
+    assert_eq!(second.unresolved(), 1);
+    // The same call is the same payment: the stored answer, and no charge.
+    second.post_json(&endpoint(&market), &question("a", false)).await.unwrap();
+    assert_eq!((market.with(|desk| desk.receipts.len()), second.unresolved()), (1, 0));
+    second.post_json(&endpoint(&market), &question("b", false)).await.unwrap();
+    assert_eq!((market.with(|desk| desk.receipts.len()), transactions(&market, "deposit")), (2, 1));
+    // What cannot be written is not paid.
+    let broken = with_record(&dir.path().join("third.record"));
+    std::fs::create_dir(dir.path().join("third.partial")).unwrap();
+    let error = broken.post_json(&endpoint(&market), &question("c", false)).await.unwrap_err();
+    assert_eq!((error.kind, market.with(|desk| desk.receipts.len())), (Kind::Usage, 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_hold_and_strangers_get_no_channel() {
+    let market = open().await;
+    let one = crate::market::TARIFF.price_up(11, 16);
+    for limits in [
+        SpendLimits { per_day: Some(one), ..SpendLimits::default() },
+        SpendLimits { per_host_day: Some(one), ..SpendLimits::default() },
+    ] {
+        let buyer = buyer(market.token(), TREASURY).with_limits(limits);
+        // A channel counts what its vouchers allow: the second call may take it over the limit.
+        let mut refused = 0;
+        for call in 0..3 {
+            let body = question(&format!("{call} {limits:?}"), false);
+            match buyer.post_json(&endpoint(&market), &body).await {
+                Ok(_) => assert!(buyer.signed_total() <= one),
+                Err(error) => {
+                    assert_eq!(error.kind, Kind::TooExpensive, "{error}");
+                    refused += 1;
+                }
+            }
+        }
+        assert!(refused >= 1, "{limits:?}");
+    }
+    // Another payee, or a channel that another may claim from.
+    let stranger = buyer(market.token(), Address::repeat_byte(0x66));
+    let error = stranger.post_json(&endpoint(&market), &question("x", false)).await.unwrap_err();
+    assert_eq!((error.kind, stranger.signed_total()), (Kind::WrongSeller, Usdc(0)));
+    let poor = buyer(market.token(), TREASURY).with_channels(ChannelPolicy { deposit_max: Usdc(9_999), ..CHANNELS });
+    let error = poor.post_json(&endpoint(&market), &question("y", false)).await;
+    // Its earlier channel is found only by asking; a first deposit over the limit is not signed.
+    assert_eq!(error.unwrap_err().kind, Kind::TooExpensive);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_at_once_use_channels_of_their_own_then_exact() {
+    let market = open().await;
+    let buyer = buyer(market.token(), TREASURY);
+    let url = endpoint(&market);
+    let mut open = Vec::new();
+    for call in 0..3 {
+        open.push(buyer.post_stream(&url, Default::default(), &question(&call.to_string(), true)).await.unwrap());
+    }
+    assert_eq!((transactions(&market, "deposit"), transactions(&market, "exact")), (2, 1));
+    for mut answer in open {
+        while answer.chunk().await.unwrap().is_some() {}
+    }
+    assert_eq!(buyer.unresolved(), 0);
+}
+
+/// anvil's development keys of accounts 0 ([`RELAY`]) and 2.
+const FACILITATOR_KEY: &str = "0xac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80";
+const RECEIVER_KEY: &str = "0x5de4111afa1a4b94908f83103eb1f1706367c2e68ca870fc3fb9a804cdab365a";
+
+pub async fn official_server() {
+    let chain = crate::chain::Chain::start().await;
+    chain.mint(chain.usdc, signer().address(), 1_000_000).await;
+    assert_eq!(FACILITATOR_KEY.parse::<PrivateKeySigner>().unwrap().address(), RELAY);
+    let receiver = RECEIVER_KEY.parse::<PrivateKeySigner>().unwrap().address();
+    let mut server = Command::new("node")
+        .current_dir(clients())
+        .args(["batch-server.mjs", &chain.url, &CHAIN_ID.to_string(), &chain.usdc.to_string()])
+        .args([RECEIVER_KEY, FACILITATOR_KEY, "1000"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("node starts");
+    let mut said = BufReader::new(server.stdout.take().unwrap()).lines();
+    let line: Value = serde_json::from_str(&said.next_line().await.unwrap().unwrap()).unwrap();
+    let url = line["url"].as_str().unwrap().to_owned();
+    let buyer = buyer(chain.usdc, receiver);
+    let mut spent = Usdc(0);
+    for cost in [1_000, 400, 250, 0, 1_000, 1_000, 1_000, 1_000, 1_000, 1_000, 1_000, 1_000, 1_000, 7] {
+        let paid = buyer.post_json(&url, &json!({ "cost": cost, "turn": spent.micro().to_string() })).await.unwrap();
+        assert_eq!((paid.status.as_u16(), paid.spent), (200, Usdc(cost)));
+        spent = spent.saturating_add(paid.spent);
+    }
+    // A buyer that lost its record is put right by the official server too.
+    let forgetful = self::buyer(chain.usdc, receiver);
+    let paid = forgetful.post_json(&url, &json!({ "cost": 300 })).await.unwrap();
+    spent = spent.saturating_add(paid.spent);
+    server.stdin.as_mut().unwrap().write_all(b"claim\n").await.unwrap();
+    let line = said.next_line().await.unwrap().unwrap();
+    assert_eq!(chain.balance(chain.usdc, receiver).await, spent, "{line}");
+}
