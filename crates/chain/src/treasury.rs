@@ -8,9 +8,7 @@ use alloy::{
 use futures::future::{OptionFuture, try_join, try_join4};
 
 use crate::{
-    bindings::{
-        Addresses, Approval, Birth, ChannelConfig, Policy, State, Treasury, TreasuryFactory, VoucherClaim,
-    },
+    bindings::{Addresses, Approval, Birth, ChannelConfig, Policy, State, Treasury, TreasuryFactory, VoucherClaim},
     error::{Error, Kind},
     market::{LeaseView, MarketClient, OfferView, id},
     rpc::{Chain, Head},

@@ -124,7 +124,8 @@ pub fn sign(key: &PrivateKeySigner, chain_id: u64, treasury: Address, order: &Or
         treasury,
         action: order.action.clone(),
         argument: order.argument,
-        nonce: u64::try_from(order.nonce).with_context(|| format!("the order's number {} is too large", order.nonce))?,
+        nonce: u64::try_from(order.nonce)
+            .with_context(|| format!("the order's number {} is too large", order.nonce))?,
         deadline: order.deadline,
         signer: key.address(),
         signature: chain::orders::sign(order, &domain(chain_id, treasury), key)?,
