@@ -138,6 +138,19 @@ mod tests {
         assert_eq!(code_lines("/* a\n b\n */\nuint256 x;\n"), 1);
     }
 
+    /// The second half runs in the first one's storage, so neither may have a variable of its own.
+    #[test]
+    fn only_the_base_declares_storage() {
+        let contracts = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("in the root").join("contracts");
+        for name in ["Treasury", "Oversight"] {
+            let text = fs::read_to_string(contracts.join(format!("src/{name}.sol"))).unwrap();
+            let body = text.lines().filter(|l| l.starts_with("    ") && !l.starts_with("     ") && !l.contains("///"));
+            let own = body.filter(|l| l.contains(';') && !l.contains('{') && !l.trim_start().starts_with("using "));
+            let own: Vec<_> = own.filter(|l| !l.contains(" constant ") && !l.contains(" immutable ")).collect();
+            assert!(own.is_empty(), "{name}: {own:?}");
+        }
+    }
+
     /// Interfaces are documentation and declare only; `dev` is never deployed where money has value.
     #[test]
     fn the_contracts_are_small_enough_to_read() {
