@@ -20,6 +20,7 @@ pub fn run(flags: &[String]) -> Result<()> {
     step("contracts");
     contracts::check_fresh(shell::root())?;
     contracts::test_profile(shell::root(), if deep { "deep" } else { "ci" })?;
+    contracts::test_profile(shell::root(), "gas")?;
     if deep {
         step("mutants");
         mutants::run()?;
