@@ -113,6 +113,7 @@ contract ChannelsTest is World {
     function test_a_payers_contract_cannot_burn_the_batch() public {
         ITreasury.ChannelConfig memory c = config("burner");
         c.payer = address(new Burner());
+        channels.credit(c, 1);
         ITreasury.VoucherClaim[] memory claims = new ITreasury.VoucherClaim[](2);
         claims[0] = ITreasury.VoucherClaim(ITreasury.Voucher(c, 1), "sig", 0);
         claims[0].totalClaimed = 1;

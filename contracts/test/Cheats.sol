@@ -25,6 +25,7 @@ interface Vm {
     function expectPartialRevert(bytes4 selector) external;
     function recordLogs() external;
     function getRecordedLogs() external returns (Log[] memory);
+    function snapshotGasLastCall(string calldata group, string calldata name) external returns (uint256 gas);
     function toString(uint256 value) external pure returns (string memory);
 }
 

@@ -312,7 +312,7 @@ contract MarketTest is World {
 
     // ------------------------------------------------------------------ reclaim, expire, record
 
-    function test_a_host_thplacenever_came_is_reclaimed_by_anyone(uint256 late, address who) public {
+    function test_a_host_that_never_came_is_reclaimed_by_anyone(uint256 late, address who) public {
         uint256 lease = rented(1e5);
         late = bound(late, 0, 2 * READY_WITHIN);
         skip(late);

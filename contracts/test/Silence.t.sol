@@ -107,6 +107,20 @@ contract SilenceTest is World {
         eq(nodeKey(2).balance, 0.1 ether, "gas");
     }
 
+    function test_the_deadline_itself_is_still_the_operators() public {
+        standby(offerB);
+        vm.prank(stewards[0]);
+        treasury.challenge();
+        uint256 deadline = block.timestamp + 3 hours;
+        vm.warp(deadline);
+        refuses(abi.encodeWithSelector(ITreasury.TooEarly.selector, uint64(deadline + 1)));
+        vm.prank(nodeKey(2));
+        treasury.takeover();
+        vm.warp(deadline + 1);
+        vm.prank(nodeKey(2));
+        treasury.takeover();
+    }
+
     function test_only_the_standby_takes_over(address who) public {
         standby(offerB);
         challengeUnanswered();

@@ -138,6 +138,36 @@ mod tests {
         assert_eq!(code_lines("/* a\n b\n */\nuint256 x;\n"), 1);
     }
 
+    #[test]
+    fn the_fees_page_fits_the_snapshots() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("in the root");
+        let page = fs::read_to_string(root.join("docs/concepts/fees.md")).unwrap();
+        for group in ["treasury", "market"] {
+            let text = fs::read_to_string(root.join(format!("contracts/snapshots/{group}.json"))).unwrap();
+            let gas: BTreeMap<String, String> = serde_json::from_str(&text).unwrap();
+            for (entry, gas) in gas {
+                let (thousands, rest) = gas.split_at(gas.len() - 3);
+                let (millions, thousands) = thousands.split_at(thousands.len().saturating_sub(3));
+                let comma = if millions.is_empty() { "" } else { "," };
+                let row = format!("| {entry} | {millions}{comma}{thousands},{rest} |");
+                assert!(page.contains(&row), "docs/concepts/fees.md lacks {row}");
+            }
+        }
+    }
+
+    /// The second half runs in the first one's storage, so neither may have a variable of its own.
+    #[test]
+    fn only_the_base_declares_storage() {
+        let contracts = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("in the root").join("contracts");
+        for name in ["Treasury", "Oversight"] {
+            let text = fs::read_to_string(contracts.join(format!("src/{name}.sol"))).unwrap();
+            let body = text.lines().filter(|l| l.starts_with("    ") && !l.starts_with("     ") && !l.contains("///"));
+            let own = body.filter(|l| l.contains(';') && !l.contains('{') && !l.trim_start().starts_with("using "));
+            let own: Vec<_> = own.filter(|l| !l.contains(" constant ") && !l.contains(" immutable ")).collect();
+            assert!(own.is_empty(), "{name}: {own:?}");
+        }
+    }
+
     /// Interfaces are documentation and declare only; `dev` is never deployed where money has value.
     #[test]
     fn the_contracts_are_small_enough_to_read() {

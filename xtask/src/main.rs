@@ -5,6 +5,7 @@
 
 mod bench;
 mod contracts;
+mod mutants;
 mod setup;
 mod shell;
 mod test;
@@ -22,6 +23,7 @@ cargo xtask <command>
   bench           start worlds and print the figures of docs/benchmarks.md
   bench pay       vouchers verified and made durable a second (--vouchers N, --channels N, --threads N)
   contracts       build the contracts and write their ABI and bytecode (contracts/abi)
+  mutants         make each wrong contract of contracts/mutants.toml and see that a test goes red (test --deep does it too)
   setup           only install what is missing
 ";
 
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
         "test" => test::run(rest),
         "bench" => bench::run(rest),
         "contracts" => no_arguments(command, rest).and_then(|()| build_contracts()),
+        "mutants" => no_arguments(command, rest).and_then(|()| mutants::run()),
         "setup" => no_arguments(command, rest).and_then(|()| setup::everything()),
         "help" | "--help" | "-h" => {
             print!("{HELP}");

@@ -1,6 +1,6 @@
 //! `cargo xtask test`: everything that must hold before a change is done, cheapest first.
 
-use crate::{contracts, setup, shell};
+use crate::{contracts, mutants, setup, shell};
 use anyhow::{Result, bail};
 use std::time::Instant;
 
@@ -20,6 +20,11 @@ pub fn run(flags: &[String]) -> Result<()> {
     step("contracts");
     contracts::check_fresh(shell::root())?;
     contracts::test_profile(shell::root(), if deep { "deep" } else { "ci" })?;
+    contracts::test_profile(shell::root(), "gas")?;
+    if deep {
+        step("mutants");
+        mutants::run()?;
+    }
     step("clippy");
     let clippy = ["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"];
     shell::loudly("clippy", shell::cargo().args(clippy))?;

@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+pragma solidity ^0.8.24;
+
+import {ILeaseMarket} from "../src/interfaces/ILeaseMarket.sol";
+import {ITreasury} from "../src/interfaces/ITreasury.sol";
+import {IUsdc, World} from "./World.sol";
+
+/// Who can annoy whom, and what it costs: the rows of docs/concepts/lease-market.md that no other test holds. And the
+/// ways to muddle exact refunds.
+contract GriefTest is World {
+    function setUp() public override {
+        super.setUp();
+        live();
+    }
+
+    // ------------------------------------------------------------------ the captured operator
+
+    /// A thief with the operator key and two provider accounts of its own, and the day limit used up.
+    function captured() private {
+        standby(offerB); // the thief's first account
+        handTo(2);
+        standby(offerC); // and its second
+        ITreasury.State memory s = treasury.state();
+        uint256 left = treasury.birthOf().policy.dayLimit - s.spentInDay;
+        settle(left, "friend");
+        vm.prank(nodeKey(2));
+        treasury.refundExact(customer, "friend", left);
+        eq(treasury.state().spentInDay, 5e6, "nothing is left of the day");
+    }
+
+    function test_a_thief_cannot_come_back_by_its_other_accounts() public {
+        captured();
+        treasury.evict(0, approve("evict", 0));
+        yes(treasury.isBarred(providerB) && treasury.isBarred(providerC), "both are barred");
+        refuses(ILeaseMarket.WrongState.selector); // readying the old lease again
+        vm.prank(providerC);
+        market.ready(3, address(0x7E1EF), "", 0);
+        refuses(ITreasury.NotNodeKey.selector);
+        vm.prank(nodeKey(3));
+        treasury.takeover();
+        refuses(ITreasury.NotOperator.selector);
+        vm.prank(nodeKey(2));
+        treasury.heartbeat(0, 0, true);
+    }
+
+    function test_a_spent_day_does_not_keep_the_successor_out() public {
+        captured();
+        treasury.evict(0, approve("evict", 0));
+        treasury.clearBar(providerA, approve("clearBar", uint160(providerA))); // the honest host of before
+        ITreasury.Approval memory a = approveRescue(offerA, TERM, 1);
+        refuses(ITreasury.OverDayLimit.selector);
+        treasury.rescue(offerA, TERM, 1, a);
+        treasury.rescue(offerA, TERM, 0, approveRescue(offerA, TERM, 0)); // on credit: nothing is prepaid today
+        makeReady(4);
+        vm.prank(nodeKey(4));
+        treasury.takeover();
+        commitNext("restored");
+        beat();
+        skip(25 hours);
+        beat();
+        vm.prank(nodeKey(4));
+        treasury.topUp(4, 1e5);
+        eq(market.leaseOf(4).escrow, 1e5, "paid from the next day on");
+    }
+
+    function test_gas_bought_in_circles_ends_at_the_days_cap(uint256 tries) public {
+        tries = bound(tries, 1, 20);
+        uint256 before = address(treasury).balance;
+        for (uint256 i = 0; i < tries; ++i) {
+            vm.deal(operator(), 0);
+            treasury.refuel();
+        }
+        yes(before - address(treasury).balance <= 0.2 ether, "0.3 a day, 0.1 of it at activation");
+    }
+
+    // ------------------------------------------------------------------ stuck slots and spam
+
+    function test_a_host_that_never_comes_costs_nothing_but_time(uint256 late) public {
+        vm.prank(nodeKey(1));
+        treasury.rent(offerB, TERM, 2e5);
+        uint256 before = treasury.state().balance;
+        skip(READY_WITHIN + bound(late, 1, 1 hours));
+        vm.prank(nodeKey(1));
+        treasury.release(2);
+        eq(treasury.state().balance, before + 2e5, "all of it is back");
+        eq(market.recordOf(providerB).failed, 1, "and on its record");
+        standby(offerC); // the slot is free
+    }
+
+    function test_a_standby_that_only_takes_the_slot_earns_its_grace_and_no_more(uint256 silent) public {
+        uint256 lease = standby(offerB);
+        silent = bound(silent, GRACE, 3 hours + 8 hours);
+        // Never answers: heartbeats do not vouch for it.
+        for (uint256 t = 0; t + 1 hours <= silent; t += 1 hours) {
+            skip(1 hours);
+            vm.prank(nodeKey(1));
+            treasury.heartbeat("i", "r", false);
+        }
+        uint256 most = uint256(PRICE) * GRACE / 1e6;
+        yes(market.accrued(lease) <= most, "rent stops with the grace");
+        vm.prank(nodeKey(1));
+        treasury.release(lease);
+        eq(usdc.balanceOf(providerB), most, "what it cost");
+    }
+
+    function test_offers_cost_their_gas_and_need_a_stake(uint8 count) public {
+        count = uint8(bound(count, 1, 40));
+        refuses(ILeaseMarket.NotStaked.selector);
+        vm.prank(stranger);
+        market.postOffer(1, 1, 1, 1, 1, 1, 0, "", "");
+        uint256 lowest = market.offerCount();
+        for (uint256 i = 0; i < count; ++i) {
+            vm.prank(providerC);
+            market.postOffer(1, 1, 1 days, 30 days, 1, 1, 0, "", "");
+        }
+        // Reading is by number, newest last: nobody has to walk what a spammer wrote to rent what he knows.
+        eq(market.offerCount(), lowest + count, "counted");
+        standby(offerB);
+    }
+
+    function test_leaving_with_notice_is_no_failure(uint256 used) public {
+        uint256 lease = standby(offerB);
+        skip(bound(used, 0, GRACE));
+        beat();
+        vm.prank(nodeKey(1));
+        treasury.release(lease);
+        eq(market.recordOf(providerB).failed, 0, "no counter");
+        eq(market.recordOf(providerB).served, 1, "it served");
+    }
+
+    function test_nobody_gains_from_anothers_bad_record(uint256 late) public {
+        vm.prank(nodeKey(1));
+        treasury.rent(offerB, TERM, 2e5);
+        skip(READY_WITHIN + bound(late, 1, 1 hours));
+        uint256 stake = market.stakeOf(providerB);
+        market.reclaim(2);
+        eq(market.stakeOf(providerB), stake, "no stake moves");
+        eq(usdc.balanceOf(address(this)), 0, "and the reporter earns nothing");
+    }
+
+    // ------------------------------------------------------------------ exact refunds
+
+    function test_a_copied_nonce_is_another_payment(uint256 mine, uint256 theirs) public {
+        (mine, theirs) = (bound(mine, 1, 2e6), bound(theirs, 1, 2e6));
+        uint256 key = 0xC0B1;
+        usdc.mint(vm.addr(key), theirs);
+        settle(mine, "n");
+        bytes memory by = authorization(key, address(treasury), theirs, "n");
+        treasury.settleExact(vm.addr(key), theirs, 0, type(uint256).max, "n", by);
+        vm.prank(nodeKey(1));
+        treasury.refundExact(vm.addr(key), "n", theirs);
+        eq(usdc.balanceOf(vm.addr(key)), theirs, "the copier gets its own");
+        (uint256 amount, uint256 refunded) = treasury.recorded(customer, "n");
+        eq(amount, mine, "and the first is untouched");
+        eq(refunded, 0, "and not refunded");
+    }
+
+    function test_who_settles_first_changes_nothing(address runner) public {
+        bytes memory by = authorization(CUSTOMER_KEY, address(treasury), 1e6, "n");
+        vm.prank(runner);
+        treasury.settleExact(customer, 1e6, 0, type(uint256).max, "n", by);
+        refuses(IUsdc.AuthorizationUsedOrCanceled.selector);
+        vm.prank(relay);
+        treasury.settleExact(customer, 1e6, 0, type(uint256).max, "n", by);
+        uint256 before = usdc.balanceOf(customer);
+        vm.prank(nodeKey(1));
+        treasury.refundExact(customer, "n", 1e6);
+        eq(usdc.balanceOf(customer), before + 1e6, "the payer, whoever ran ahead");
+    }
+
+    function test_a_cancelled_authorisation_is_no_payment() public {
+        bytes memory by = authorization(CUSTOMER_KEY, address(treasury), 1e6, "n");
+        bytes32 kind = keccak256("CancelAuthorization(address authorizer,bytes32 nonce)");
+        bytes32 hash = keccak256(abi.encode(kind, customer, bytes32("n")));
+        usdc.cancelAuthorization(customer, "n", signed(CUSTOMER_KEY, usdc.DOMAIN_SEPARATOR(), hash));
+        refuses(IUsdc.AuthorizationUsedOrCanceled.selector);
+        treasury.settleExact(customer, 1e6, 0, type(uint256).max, "n", by);
+        refuses(abi.encodeWithSelector(ITreasury.OverRecorded.selector, uint256(0)));
+        vm.prank(nodeKey(1));
+        treasury.refundExact(customer, "n", 1);
+    }
+}

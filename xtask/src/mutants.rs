@@ -1,0 +1,132 @@
+//! Wrong contracts on purpose: `contracts/mutants.toml` lists them, each must make a test go red.
+//!
+//! A suite that lets a wrong contract pass says less than it seems to. The list is written by hand, one line of a rule
+//! each, because a tool's thousand mutants are mostly of arithmetic that nobody doubts.
+
+use crate::shell;
+use anyhow::{Context, Result, bail, ensure};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+/// One change to one source.
+#[derive(Debug)]
+struct Mutant {
+    why: String,
+    /// From `contracts/src`.
+    file: String,
+    find: String,
+    put: String,
+    /// The part of `test/<tests>.t.sol` that must go red; forge's braces are allowed.
+    tests: String,
+}
+
+/// Makes every mutant in a copy under the target directory and runs its tests. Takes about half a minute each.
+///
+/// # Errors
+/// A mutant survives, does not compile, or no longer fits its source: each is named.
+pub fn run() -> Result<()> {
+    let contracts = shell::root().join("contracts");
+    let mutants = listed(&contracts)?;
+    let copy = copy_of(&contracts)?;
+    let mut alive = Vec::new();
+    for (n, mutant) in mutants.iter().enumerate() {
+        let started = Instant::now();
+        let fate = kill(&copy, mutant)?;
+        println!("{:>3}/{} {fate:<9} {:>4} s  {}", n + 1, mutants.len(), started.elapsed().as_secs(), mutant.why);
+        if fate != "killed" {
+            alive.push(format!("{} ({}): {fate}", mutant.why, mutant.file));
+        }
+    }
+    ensure!(alive.is_empty(), "{} of {} mutants live: {}", alive.len(), mutants.len(), alive.join("; "));
+    println!("{} mutants, all killed", mutants.len());
+    Ok(())
+}
+
+fn listed(contracts: &Path) -> Result<Vec<Mutant>> {
+    let path = contracts.join("mutants.toml");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let table: toml::Table = text.parse().with_context(|| format!("{} is not TOML", path.display()))?;
+    let list = table.get("mutant").and_then(toml::Value::as_array).context("mutants.toml lists no [[mutant]]")?;
+    list.iter().map(parse).collect()
+}
+
+fn parse(entry: &toml::Value) -> Result<Mutant> {
+    let field = |name: &str| {
+        let text = entry.get(name).and_then(toml::Value::as_str);
+        text.map(str::to_owned).with_context(|| format!("a mutant without `{name}`: {entry}"))
+    };
+    Ok(Mutant {
+        why: field("why")?,
+        file: field("file")?,
+        find: field("find")?,
+        put: field("put")?,
+        tests: field("tests")?,
+    })
+}
+
+/// The source as the mutant has it. What it looks for must be there once, or nobody knows what was tested.
+fn changed(source: &str, mutant: &Mutant) -> Result<String> {
+    let found = source.matches(&mutant.find).count();
+    ensure!(found == 1, "{}: {:?} occurs {found} times in {}", mutant.why, mutant.find, mutant.file);
+    Ok(source.replacen(&mutant.find, &mutant.put, 1))
+}
+
+fn kill(copy: &Path, mutant: &Mutant) -> Result<&'static str> {
+    let path = copy.join("src").join(&mutant.file);
+    let source = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    fs::write(&path, changed(&source, mutant)?)?;
+    let tests = format!("test/{}.t.sol", mutant.tests);
+    let forge = copy.join("node_modules/.bin/forge");
+    let mut command = Command::new(forge);
+    let output = command.args(["test", "--fuzz-runs", "64", "--match-path", &tests]).current_dir(copy).output();
+    fs::write(&path, source)?;
+    let output = output.context("cannot start forge (cargo xtask setup)")?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    // Anything else that fails is no test that goes red: a mutant that does not compile proves nothing.
+    Ok(match (output.status.success(), said.contains("Failing tests")) {
+        (true, _) => "survives",
+        (false, true) => "killed",
+        (false, false) => "broken",
+    })
+}
+
+/// Sources, tests and what is compiled already, so that only what a mutant touches is compiled again.
+fn copy_of(contracts: &Path) -> Result<PathBuf> {
+    let copy = shell::target_dir().join("mutants");
+    if copy.exists() {
+        fs::remove_dir_all(&copy)?;
+    }
+    fs::create_dir_all(&copy)?;
+    let from = |name: &str| contracts.join(name);
+    for name in ["src", "test", "out", "cache", "foundry.toml", "solc.cjs", "package.json"] {
+        if from(name).exists() {
+            let status = Command::new("cp").arg("-r").arg(from(name)).arg(&copy).status().context("cp")?;
+            if !status.success() {
+                bail!("cannot copy {}", from(name).display());
+            }
+        }
+    }
+    std::os::unix::fs::symlink(from("node_modules"), copy.join("node_modules"))?;
+    Ok(copy)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_mutant_fits_its_source_and_names_tests_that_exist() {
+        let contracts = shell::root().join("contracts");
+        let mutants = listed(&contracts).unwrap();
+        assert!(mutants.len() >= 40, "{} mutants", mutants.len());
+        for mutant in &mutants {
+            let source = fs::read_to_string(contracts.join("src").join(&mutant.file)).unwrap();
+            assert_ne!(changed(&source, mutant).unwrap(), source, "{}", mutant.why);
+            for name in mutant.tests.trim_matches(['{', '}']).split(',') {
+                assert!(contracts.join(format!("test/{name}.t.sol")).exists(), "{}: test/{name}.t.sol", mutant.why);
+            }
+        }
+    }
+}
