@@ -104,8 +104,12 @@ impl Buyer {
         let cumulative = sum("/channelState/chargedCumulativeAmount").and_then(|text| wire::amount(text).ok());
         let charged = sum("/chargedAmount").and_then(|text| wire::amount(text).ok()).unwrap_or_default();
         let mut memory = self.memory();
+        // An answer that is read again tells of the same deposit: it counts once.
+        let is_it = |out: &&mut OnChannel| out.id == on.id && out.max == on.max;
+        let out = memory.unresolved.values_mut().filter_map(|signed| signed.on_channel.as_mut()).find(is_it);
+        let deposit = out.map(|out| std::mem::take(&mut out.deposit)).unwrap_or_default();
         let own: &mut OwnChannel = memory.channels.entry(on.id).or_default();
-        own.balance = own.balance.saturating_add(on.deposit);
+        own.balance = own.balance.saturating_add(deposit);
         if let Some(cumulative) = cumulative.filter(|sum| *sum <= on.max) {
             own.charged = own.charged.max(cumulative);
         }

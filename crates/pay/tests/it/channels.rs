@@ -115,6 +115,21 @@ async fn a_crash_pays_nothing_twice() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_is_read_twice_is_one_deposit() {
+    let market = open().await;
+    let buyer = buyer(market.token(), TREASURY);
+    let ask = async || buyer.post_stream(&endpoint(&market), Default::default(), &question("a", false)).await.unwrap();
+    let (first, second) = (ask().await, ask().await);
+    assert_eq!(market.with(|desk| desk.receipts.len()), 1);
+    drop((first, second));
+    // Past the first deposit: a buyer that counted it twice would sign more than there is.
+    for call in 0..120 {
+        buyer.post_json(&endpoint(&market), &question(&call.to_string(), false)).await.unwrap();
+    }
+    assert!(transactions(&market, "deposit") > 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn limits_hold_and_strangers_get_no_channel() {
     let market = open().await;
     let one = crate::market::TARIFF.price_up(11, 16);

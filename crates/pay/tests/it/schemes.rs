@@ -84,8 +84,7 @@ async fn ts_rs_rs_batch_settlement() {
     assert_eq!(locked, Usdc(0), "the rest went back");
 }
 
-/// The first issue of streaming: the head leaves before the charge is known, and the official client looks nowhere
-/// else. It stays in step for two round trips a call.
+/// The head leaves before the charge is known, and the official client looks nowhere else. It stays in step for two round trips a call.
 #[tokio::test(flavor = "multi_thread")]
 async fn ts_rs_rs_batch_settlement_streamed() {
     let calls = if std::env::var_os("VIVARIUM_DEEP").is_some() { 10_000 } else { 1_000 };
