@@ -32,11 +32,15 @@ function fresh() {
   pay = wrapFetchWithPayment(fetch, client);
 }
 fresh();
+// An agent names its model; the tests' stand-in sellers have none.
+const models = await fetch(new URL('/v1/models', seller)).catch(() => null);
+const model = models?.ok ? (await models.json()).data[0].id : undefined;
 let failed = false;
 for (let call = 0; call < Number(calls); call++) {
   if (flags.includes('--forget')) fresh();
   try {
     const body = JSON.stringify({
+      model,
       messages: [{ role: 'user', content: `question ${call}` }],
       max_tokens: 16,
       stream: mode === 'stream',

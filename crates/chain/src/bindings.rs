@@ -44,6 +44,24 @@ mod usdc {
     );
 }
 
+mod channel {
+    alloy::sol!(
+        #![sol(all_derives)]
+        BatchSettlement,
+        "../../contracts/abi/BatchSettlement.json"
+    );
+}
+
+mod collector {
+    alloy::sol!(
+        #![sol(all_derives)]
+        DepositCollector3009,
+        "../../contracts/abi/DepositCollector3009.json"
+    );
+}
+
+pub use channel::BatchSettlement;
+pub use collector::DepositCollector3009;
 pub use factory::TreasuryFactory;
 pub use market::{ILeaseMarket, LeaseMarket};
 pub use oversight::Oversight;

@@ -152,4 +152,6 @@ pub enum ChainEventKind {
     Withdrawn { amount: Usdc },
     /// A reorg took this event back.
     Reverted(Box<ChainEvent>),
+    /// The channel contract paid out what customers' vouchers had promised.
+    ChannelsSettled { amount: Usdc },
 }

@@ -121,6 +121,13 @@ impl Ledger {
         self.refunded
     }
 
+    /// What customers' payments brought so far, refunded or not: sales and refunds, less what is delivered and not
+    /// settled, plus what is settled and not delivered.
+    pub fn arrived(&self) -> Usdc {
+        let sales = i128::try_from(self.sales().saturating_add(self.refunds()).0).unwrap_or(i128::MAX);
+        Usdc(u128::try_from(sales - self.of(Account::Customers)).unwrap_or(0))
+    }
+
     /// Paid by customers and neither delivered nor refunded; 0 while more was delivered than settled.
     pub fn customers(&self) -> Usdc {
         self.credit(Account::Customers)
@@ -213,6 +220,7 @@ impl Ledger {
         match *kind {
             ChainEventKind::Activated { .. } => self.activated = !back,
             ChainEventKind::ExactSettled { amount, .. } => self.post_or_reverse(back, Treasury, Customers, amount),
+            ChainEventKind::ChannelsSettled { amount } => self.post_or_reverse(back, Treasury, Customers, amount),
             ChainEventKind::ExactRefunded { amount, .. } => {
                 self.post_or_reverse(back, Customers, Treasury, amount);
                 self.refunded = move_by(self.refunded, amount, back);

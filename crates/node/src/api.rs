@@ -36,11 +36,14 @@ pub struct Api {
     pub cx: Arc<Context>,
     pub shared: Arc<Shared>,
     pub seller: Arc<Seller>,
+    /// Of the channel contract; nothing is sold on channels where birth names none.
+    pub channels: Option<Arc<sale::call::Counter>>,
 }
 
 pub fn router(cx: Arc<Context>, shared: Arc<Shared>) -> Router {
     let seller = Arc::new(sale::seller(&cx));
-    let api = Api { cx, shared, seller };
+    let channels = sale::call::Counter::of(&cx).map(Arc::new);
+    let api = Api { cx, shared, seller, channels };
     Router::new()
         .route("/", get(dashboard::page))
         .route("/v1/chat/completions", post(chat::complete).get(chat::terms))

@@ -2,24 +2,37 @@
 //!
 //! A prompt never comes this far: handlers send digests and counts.
 
+use crate::channels::{CallAnswer, CallWant, Moved};
 use crate::conversation::ConversationInput;
 use crate::error::Result;
 use crate::main_loop::Node;
 use crate::settle::Settlement;
 use crate::state::Recorded;
-use economy::{Input, Owed};
+use economy::{Input, Owed, Usdc};
 use journal::crash_point;
+use pay::book::channels::RefundAsk;
 use pay::book::{AbortWhy, BookInput, Decision, Delivery, LimitReached, RequestId, Reservation, Timing};
-use pay::{SettleExact, book};
+use pay::scheme::channel::{ChannelConfig, ChannelId, ChannelState, Deposit};
+use pay::{Reason, SettleExact, book};
 use tokio::sync::oneshot;
 
 pub enum Ask {
     /// A verified payment wants to be served.
     Reserve { want: Box<Want>, reply: oneshot::Sender<Reserved> },
-    /// So many tokens were taken so far.
-    Mark { request: RequestId, tokens: u32 },
-    /// The answer was taken, or part of it.
-    Delivered { request: RequestId, delivery: Delivery },
+    /// A verified voucher wants to be served.
+    ReserveCall { want: Box<CallWant>, reply: oneshot::Sender<CallAnswer> },
+    /// A deposit that was simulated goes into its channel first.
+    PutIn { channel: ChannelId, deposit: Deposit, reply: oneshot::Sender<Moved> },
+    /// A payer wants back what is not charged.
+    GiveBack {
+        ask: RefundAsk,
+        seen: (ChannelConfig, ChannelState),
+        reply: oneshot::Sender<std::result::Result<Moved, Reason>>,
+    },
+    /// So many tokens were taken so far, worth so much on a channel.
+    Mark { request: RequestId, tokens: u32, amount: Usdc },
+    /// The answer was taken, or part of it, worth so much on a channel. Answered when the book has it.
+    Delivered { request: RequestId, delivery: Delivery, amount: Usdc, reply: Option<oneshot::Sender<()>> },
     /// Nothing was taken.
     Aborted { request: RequestId, why: AbortWhy },
     /// Answered once the outcome of the payment is known.
@@ -64,14 +77,21 @@ impl Node {
     pub(crate) fn on_ask(&mut self, ask: Ask) -> Result<()> {
         match ask {
             Ask::Reserve { want, reply } => self.reserve(*want, reply),
-            Ask::Mark { request, tokens } => self.book(BookInput::Mark { request, tokens }),
-            Ask::Delivered { request, delivery } => {
-                self.book(BookInput::Delivered { request, delivery })?;
+            Ask::ReserveCall { want, reply } => self.reserve_call(*want, reply),
+            Ask::PutIn { channel, deposit, reply } => self.put_in(channel, deposit, reply),
+            Ask::GiveBack { ask, seen, reply } => self.give_back(ask, seen, reply),
+            Ask::Mark { request, tokens, amount } => self.served(&request, BookInput::Mark { request, tokens }, amount),
+            Ask::Delivered { request, delivery, amount, reply } => {
+                self.served(&request, BookInput::Delivered { request, delivery }, amount)?;
                 crash_point!("pay.served");
+                if let Some(reply) = reply {
+                    // The customer may have hung up.
+                    let _ = reply.send(());
+                }
                 Ok(())
             }
             Ask::Aborted { request, why } => {
-                self.book(BookInput::Aborted { request, why })?;
+                self.served(&request, BookInput::Aborted { request, why }, Usdc::ZERO)?;
                 say_what_is_owed(self);
                 Ok(())
             }
@@ -85,6 +105,12 @@ impl Node {
             }
             Ask::Keep { input, reply } => self.keep(input, reply),
         }
+    }
+
+    /// What became of a call, in the words of how it is paid.
+    fn served(&mut self, request: &RequestId, input: BookInput, amount: Usdc) -> Result<()> {
+        let input = self.call_input(request, &input, amount).map_or(input, BookInput::Channel);
+        self.book(input)
     }
 
     /// One record of the book. A node whose journal is closed reports to its successor instead.

@@ -8,6 +8,7 @@ mod act;
 mod api;
 mod ask;
 mod authorization;
+mod channels;
 mod checkpoint;
 mod config;
 mod context;

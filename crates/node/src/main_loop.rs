@@ -4,6 +4,7 @@
 //! runs beside it and comes back as an event.
 
 use crate::ask::Ask;
+use crate::channels::Moved;
 use crate::checkpoint::Committed;
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -19,6 +20,8 @@ use crate::watch::News;
 use crate::{act, genesis, money_events};
 use economy::{Input, OutputId};
 use net::chain_of;
+use pay::book::ChannelInput;
+use pay::scheme::channel::{ChannelConfig, ChannelId, ChannelState};
 use pay::{BookInput, RequestId};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -65,6 +68,12 @@ pub enum Event {
         request: pay::RequestId,
         settlement: Settlement,
     },
+    /// What the chain says of channels after a deposit, a claim or a refund, and how that ended.
+    ChannelRead {
+        seen: Vec<(ChannelId, ChannelConfig, ChannelState)>,
+        end: ChannelInput,
+        moved: Moved,
+    },
     /// A journal segment left, or did not.
     Shipped(Result<Shipped>),
     /// Where the shipping of this epoch stood before a restart.
@@ -106,6 +115,7 @@ impl Event {
             Self::Acted { .. } => "acted",
             Self::Committed { .. } => "committed",
             Self::Settled { .. } => "settled",
+            Self::ChannelRead { .. } => "channel_read",
             Self::Shipped(_) => "shipped",
             Self::ShippingKnown { .. } => "shipping_known",
             Self::Standby { .. } => "standby",
@@ -144,6 +154,8 @@ pub struct Node {
     pub(crate) successor: Option<(String, store::seal::Recipient)>,
     pub(crate) tail_waiters: Vec<(u64, oneshot::Sender<Result<moving::TailPart>>)>,
     pub(crate) settled_waiters: BTreeMap<pay::RequestId, Vec<oneshot::Sender<Settlement>>>,
+    /// Who waits for a channel's deposit or refund.
+    pub(crate) channel_waiters: BTreeMap<ChannelId, Vec<oneshot::Sender<Moved>>>,
     pub(crate) waiting_for_replication: Vec<(u64, Box<dyn FnOnce() + Send>)>,
     pub(crate) relay_asked_ms: u64,
     pub(crate) posted_ms: u64,
@@ -174,6 +186,7 @@ impl Node {
             takeover_in_flight: Arc::default(),
             tail_waiters: Vec::new(),
             settled_waiters: BTreeMap::new(),
+            channel_waiters: BTreeMap::new(),
             waiting_for_replication: Vec::new(),
             relay_asked_ms: 0,
             posted_ms: 0,
@@ -207,6 +220,7 @@ impl Node {
                 Event::Acted { id, outcome } => self.life(Input::Done { id, outcome })?,
                 Event::Committed { id, block, committed, key } => self.on_committed(id, block, committed, key)?,
                 Event::Settled { request, settlement } => self.on_settled(request, settlement)?,
+                Event::ChannelRead { seen, end, moved } => self.on_channel_read(seen, end, moved)?,
                 Event::Shipped(shipped) => self.on_shipped(shipped),
                 Event::ShippingKnown { next_index, prev, replicated_lsn } => {
                     self.on_shipping_known(next_index, prev, replicated_lsn);
@@ -465,6 +479,7 @@ impl Node {
             crate::settle::close_interrupted(self)?;
         }
         crate::settle::resume(self)?;
+        self.resume_channels()?;
         act::learn_shipping(self);
         Ok(())
     }
@@ -632,6 +647,7 @@ impl Node {
         self.drain();
         if self.role == Role::Active {
             self.post_income()?;
+            self.claim_due()?;
             act::ship(self);
             act::ask_standby(self);
         }

@@ -80,7 +80,13 @@ fn life_event(
         Event::Transfer { from, to, amount } => {
             let known = explained.get(&(log.tx, *from)).copied().unwrap_or(0);
             let unexplained = *to == cx.config.treasury && known < *amount;
-            unexplained.then(|| ChainEventKind::TransferIn { from: from.into_array(), amount: Usdc(amount - known) })
+            let amount = Usdc(amount.saturating_sub(known));
+            // Whoever made the channel contract pay out: it is what vouchers had promised.
+            let from_channels = !from.is_zero() && *from == cx.birth.options.channels;
+            unexplained.then(|| match from_channels {
+                true => ChainEventKind::ChannelsSettled { amount },
+                false => ChainEventKind::TransferIn { from: from.into_array(), amount },
+            })
         }
     }
 }

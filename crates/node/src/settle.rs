@@ -13,6 +13,7 @@ use chain::Outcome as Sent;
 use chain::treasury::calls;
 use journal::crash_point;
 use net::chain_of;
+use pay::book::channels::CallService;
 use pay::book::{BookInput, BookOutput, Payment, RequestId, Service, UnpaidWhy};
 use pay::{Receipt, SettleExact};
 use std::sync::Arc;
@@ -49,7 +50,7 @@ impl Node {
             // Summed by the state's own fold; posted about once a second.
             BookOutput::Earned { .. } => Ok(()),
             // The node sells by `exact` alone so far: no channel input is ever recorded.
-            BookOutput::Channel(_) => Ok(()),
+            BookOutput::Channel(output) => self.on_channel_output(output),
             BookOutput::Refused { request, why } => {
                 tracing::warn!(%request, %why, "a reservation was refused after it was decided");
                 Ok(())
@@ -57,13 +58,16 @@ impl Node {
         }
     }
 
+    /// The relay cannot pay the gas of a settlement now, so the operator key sends it.
+    pub(crate) fn relay_is_poor(&self) -> bool {
+        let relay = self.cx.keys.relay.address();
+        self.news.as_ref().is_none_or(|n| n.state.relay != relay || n.relay_wei < U256::from(RELAY_WEI_MIN))
+    }
+
     fn settle(&mut self, request: RequestId) -> Result<()> {
         let acts = self.acts();
         let now = self.now();
-        let poor = self
-            .news
-            .as_ref()
-            .is_none_or(|n| n.state.relay != self.cx.keys.relay.address() || n.relay_wei < U256::from(RELAY_WEI_MIN));
+        let poor = self.relay_is_poor();
         let Some(live) = &mut self.live else { return Ok(()) };
         if !acts || live.sealed || !live.state.book.may_settle(&request) {
             return Ok(());
@@ -163,10 +167,7 @@ impl Node {
         let now = self.now();
         let epoch = self.news.as_ref().map_or(0, |n| n.state.epoch);
         let cx = self.cx.clone();
-        let Some(live) = &mut self.live else { return Ok(()) };
-        if live.sealed || live.state.receipts.contains_key(&request.to_string()) {
-            return Ok(());
-        }
+        let Some(live) = &self.live else { return Ok(()) };
         let Some(entry) = live.state.book.entry(&request) else { return Ok(()) };
         let (Service::Delivered(delivery), Payment::Settled { amount, tx, .. }) = (&entry.service, &entry.payment)
         else {
@@ -188,7 +189,45 @@ impl Node {
             transaction: *tx,
             issued_at: now,
         };
-        match receipt.sign(&cx.keys.node) {
+        self.sign(receipt)
+    }
+
+    /// Of a call on a channel: its nonce is the channel's id, and no transaction is its own.
+    pub(crate) fn sign_call_receipt(&mut self, request: RequestId) -> Result<()> {
+        let now = self.now();
+        let epoch = self.news.as_ref().map_or(0, |n| n.state.epoch);
+        let cx = self.cx.clone();
+        let Some(live) = &self.live else { return Ok(()) };
+        let channels = live.state.book.channels();
+        let Some(call) = channels.call(&request) else { return Ok(()) };
+        let CallService::Delivered(delivery) = &call.service else { return Ok(()) };
+        let Some(channel) = channels.channel(&call.reservation.channel) else { return Ok(()) };
+        let receipt = Receipt {
+            agent: cx.config.treasury,
+            chain_id: cx.config.chain_id,
+            epoch,
+            request,
+            payer: Address::from(channel.config.payer),
+            nonce: call.reservation.channel.0,
+            model: model_digest(&cx),
+            prompt: call.reservation.body_digest,
+            output: delivery.output_digest,
+            prompt_tokens: call.reservation.prompt_tokens,
+            completion_tokens: delivery.completion_tokens,
+            amount: call.charged(),
+            transaction: [0; 32],
+            issued_at: now,
+        };
+        self.sign(receipt)
+    }
+
+    fn sign(&mut self, receipt: Receipt) -> Result<()> {
+        let (request, now) = (receipt.request, receipt.issued_at);
+        let Some(live) = &mut self.live else { return Ok(()) };
+        if live.sealed || live.state.receipts.contains_key(&request.to_string()) {
+            return Ok(());
+        }
+        match receipt.sign(&self.cx.keys.node) {
             Ok(signed) => {
                 let json = signed.to_json();
                 live.record(now, &Recorded::Receipt { request: request.to_string(), json })?;
@@ -206,7 +245,9 @@ pub fn close_interrupted(node: &mut Node) -> Result<()> {
     if live.sealed {
         return Ok(());
     }
-    for input in live.state.book.interrupted(now) {
+    let channels = live.state.book.channels().interrupted(now).into_iter().map(BookInput::Channel);
+    let inputs: Vec<BookInput> = live.state.book.interrupted(now).into_iter().chain(channels).collect();
+    for input in inputs {
         live.record(now, &Recorded::Book(input))?;
     }
     crate::ask::say_what_is_owed(node);

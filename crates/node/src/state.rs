@@ -6,7 +6,8 @@ use crate::error::{Error, Result};
 use crate::history::{EventLog, History, Sample};
 use borsh::{BorshDeserialize, BorshSerialize};
 use economy::{Agent, ChainEvent, ChainEventKind, Input, Output, OutputId, Usdc};
-use pay::book::{BookInput, BookOutput, ChannelBook, Service};
+use pay::book::channels::CallService;
+use pay::book::{BookInput, BookOutput, ChannelBook, ChannelOutput, Service};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -253,22 +254,25 @@ impl State {
         match output {
             BookOutput::Earned { request, amount } => {
                 let Some(entry) = self.book.entry(request) else { return };
-                if self.unposted.count == 0 {
-                    self.unposted.first_lsn = lsn;
-                }
-                self.unposted.last_lsn = lsn;
-                self.unposted.count += 1;
-                self.unposted.sum = self.unposted.sum.saturating_add(*amount);
-                if let Service::Delivered(delivery) = &entry.service {
-                    self.unposted.tokens += u64::from(delivery.completion_tokens);
-                }
-                self.served += 1;
+                let tokens = match &entry.service {
+                    Service::Delivered(delivery) => delivery.completion_tokens,
+                    _ => 0,
+                };
                 if self.payers.len() < PAYERS_MAX {
                     self.payers.insert(entry.reservation.settlement.payer);
                 }
+                self.count_call(lsn, *amount, tokens);
             }
             BookOutput::Unearned { amount, .. } => {
                 self.unposted.sum = self.unposted.sum.saturating_sub(*amount);
+            }
+            BookOutput::Channel(ChannelOutput::Charged { request, amount, .. }) => {
+                let Some(call) = self.book.channels().call(request) else { return };
+                let tokens = match &call.service {
+                    CallService::Delivered(delivery) => delivery.completion_tokens,
+                    _ => 0,
+                };
+                self.count_call(lsn, *amount, tokens);
             }
             BookOutput::Settle { .. }
             | BookOutput::Receipt { .. }
@@ -277,6 +281,17 @@ impl State {
             // The node sells by `exact` alone so far: no channel input is ever recorded.
             | BookOutput::Channel(_) => {}
         }
+    }
+
+    fn count_call(&mut self, lsn: u64, amount: Usdc, tokens: u32) {
+        if self.unposted.count == 0 {
+            self.unposted.first_lsn = lsn;
+        }
+        self.unposted.last_lsn = lsn;
+        self.unposted.count += 1;
+        self.unposted.sum = self.unposted.sum.saturating_add(amount);
+        self.unposted.tokens += u64::from(tokens);
+        self.served += 1;
     }
 
     pub fn unposted(&self) -> Unposted {

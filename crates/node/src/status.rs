@@ -4,7 +4,7 @@ use crate::fence::boottime_ms;
 use crate::main_loop::Node;
 use crate::shared::Role;
 use alloy::primitives::Address;
-use economy::{LeaseView, Stage};
+use economy::{LeaseView, Ledger, Stage};
 use serde::Serialize;
 
 #[derive(Clone, Debug, Serialize)]
@@ -158,7 +158,7 @@ impl Node {
             balance_uusdc: view.balance.0.to_string(),
             escrow_uusdc: view.escrow.0.to_string(),
             seed_uusdc: money(ledger.map(|l| l.seed())),
-            settled_uusdc: money(ledger.map(|l| l.sales().saturating_add(l.customers()).saturating_add(l.refunds()))),
+            settled_uusdc: money(ledger.map(Ledger::arrived)),
             earned_uusdc: money(ledger.map(|l| l.sales())),
             rent_uusdc: money(ledger.map(|l| l.rent())),
             gifts_uusdc: money(ledger.map(|l| l.gifts())),

@@ -387,7 +387,7 @@ impl World {
             usdc: contracts.usdc,
             treasury,
             lease_market: contracts.lease_market,
-            channel: None,
+            channel: Some(pay::scheme::channel::BATCH_SETTLEMENT),
             agent: AgentEntry::default(),
             providers: Vec::new(),
             stewards: self.people.stewards.iter().map(steward).collect(),

@@ -2,7 +2,7 @@
 
 use super::Api;
 use super::problem::{Problem, fresh_id};
-use super::sale::{ENGINE_START, Form, Order, Whole};
+use super::sale::{ENGINE_START, Errand, Form, Order, Whole};
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::HeaderMap;
@@ -15,31 +15,28 @@ use sha2::{Digest, Sha256};
 pub const ROUTE: &str = "POST /v1/chat/completions";
 
 pub async fn complete(State(api): State<Api>, headers: HeaderMap, body: Bytes) -> Response {
-    match answer(&api, &headers, &body).await {
+    match answer(&api, &headers, &body, Errand::Buy).await {
         Ok(response) | Err(response) => response,
     }
 }
 
-/// `GET` of a paid route: the terms, for clients and indexers that probe before they post.
+/// `GET` of a paid route: the terms, for clients and indexers that probe before they post, and a channel's refund,
+/// which the official clients ask for by it. Nothing else is paid for here.
 pub async fn terms(State(api): State<Api>, headers: HeaderMap) -> Response {
     let body =
         format!(r#"{{"model":"{}","messages":[{{"role":"user","content":"hello"}}]}}"#, api.cx.manifest.model.name);
-    complete(State(api), headers_without_payment(&headers), Bytes::from(body)).await
+    match answer(&api, &headers, &Bytes::from(body), Errand::Probe).await {
+        Ok(response) | Err(response) => response,
+    }
 }
 
-/// A probe never pays.
-pub fn headers_without_payment(headers: &HeaderMap) -> HeaderMap {
-    let mut headers = headers.clone();
-    headers.remove(pay::wire::PAYMENT_SIGNATURE);
-    headers
-}
-
-async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes) -> Result<Response, Response> {
+async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) -> Result<Response, Response> {
     let refuse = |e: ApiError| Problem::from(e).into_response();
     let request = ChatCompletionRequest::parse(body).map_err(refuse)?;
     api.serves_model(&request.model).map_err(refuse)?;
     let prompt = api.render(&request.messages).await.map_err(IntoResponse::into_response)?;
     let order = Order {
+        errand,
         route: ROUTE,
         description: "one chat completion",
         body_digest: Sha256::digest(body).into(),

@@ -3,9 +3,8 @@
 //! A response's id is not guessable (96 bits of chance) and is the only key to the conversation.
 
 use super::Api;
-use super::chat::headers_without_payment;
 use super::problem::{Problem, fresh_id};
-use super::sale::{BeforeEnd, Form, Order, Whole};
+use super::sale::{BeforeEnd, Errand, Form, Order, Whole};
 use crate::ask::Ask;
 use crate::conversation::{ConversationInput, Stored, Transcript, Turn};
 use crate::main_loop::Event;
@@ -26,17 +25,19 @@ const ROUTE: &str = "POST /v1/responses";
 const TRANSCRIPT_BYTES_MAX: usize = 8 << 20;
 
 pub async fn respond(State(api): State<Api>, headers: HeaderMap, body: Bytes) -> Response {
-    match answer(&api, &headers, &body).await {
+    match answer(&api, &headers, &body, Errand::Buy).await {
         Ok(response) | Err(response) => response,
     }
 }
 
 pub async fn terms(State(api): State<Api>, headers: HeaderMap) -> Response {
     let body = json!({ "model": api.cx.manifest.model.name, "input": "hello" }).to_string();
-    respond(State(api), headers_without_payment(&headers), Bytes::from(body)).await
+    match answer(&api, &headers, &Bytes::from(body), Errand::Probe).await {
+        Ok(response) | Err(response) => response,
+    }
 }
 
-async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes) -> Result<Response, Response> {
+async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) -> Result<Response, Response> {
     let refuse = |e: ApiError| Problem::from(e).into_response();
     let request = ResponsesRequest::parse(body).map_err(refuse)?;
     api.serves_model(&request.model).map_err(refuse)?;
@@ -48,6 +49,7 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes) -> Result<Response
     let messages = conversation(&request, &before).map_err(refuse)?;
     let prompt = api.render(&messages).await.map_err(IntoResponse::into_response)?;
     let order = Order {
+        errand,
         route: ROUTE,
         description: "one response",
         body_digest: Sha256::digest(body).into(),

@@ -3,24 +3,29 @@
 //! Generation starts while the reservation becomes durable; no byte leaves before it is. A payer who has never
 //! paid is settled before its first byte, everybody else before its last.
 
+pub mod call;
+
 use super::Api;
 use super::problem::{Problem, fresh_id};
 use crate::ask::{Ask, Reserved, Want};
 use crate::context::Context;
 use crate::main_loop::Event;
 use crate::settle::Settlement;
-use crate::shared::{Answer, Engine, InFlight, Shared};
+use crate::shared::{Answer, Engine, InFlight};
 use alloy::primitives::Address;
 use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use economy::Usdc;
+use call::{Call, Counter};
+use economy::{Price, Usdc};
 use futures::{Stream, StreamExt};
 use infer::api::{ApiError, Usage};
 use infer::{EngineEvent, Finish, Generate, Generation};
 use pay::book::{AbortWhy, Delivery, Finish as Ended, LimitReached, RequestId};
-use pay::seller::{FRESH_ANSWER, Quote};
+use pay::scheme::channel::ChannelDomain;
+use pay::seller::FRESH_ANSWER;
+use pay::seller::offers::{Accepted, ChannelPrice, Prices, Terms as Offers, TransferMethod};
 use pay::wire::Resource;
 use pay::{Challenge, Reason, Refusal, Seller, book};
 use serde_json::{Map, Value, json};
@@ -50,8 +55,17 @@ pub fn seller(cx: &Context) -> Seller {
     Seller::new(cx.config.chain_id, cx.birth.token, TOKEN, cx.config.treasury)
 }
 
+/// Why somebody comes to a paid route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Errand {
+    Buy,
+    /// To see the terms, or to have a channel's money back: never to pay.
+    Probe,
+}
+
 /// What a customer wants, already checked, with the prompt rendered.
 pub struct Order {
+    pub errand: Errand,
     pub route: &'static str,
     pub description: &'static str,
     pub body_digest: [u8; 32],
@@ -69,6 +83,9 @@ pub struct Sale {
     amount: Usdc,
     generation: Generation,
     known_payer: bool,
+    /// Paid by a voucher: charged by what is delivered, and never waits for the chain.
+    call: Option<Call>,
+    price: Price,
     guard: Guard,
     api: Api,
 }
@@ -105,7 +122,9 @@ struct Terms {
     engine: Engine,
     prompt_tokens: u32,
     max_tokens: u32,
+    /// The most that this order costs.
     price: Usdc,
+    tariff: Price,
     resource: Resource,
     quote_key: [u8; 32],
 }
@@ -117,7 +136,17 @@ impl Api {
         let path = order.route.split_once(' ').map_or(order.route, |(_, path)| path);
         self.here(path).await?;
         let terms = self.terms(&order).await.map_err(IntoResponse::into_response)?;
-        let verified = self.verified(headers, &terms).map_err(|refusal| *refusal)?;
+        let fresh = headers.contains_key(&FRESH_ANSWER);
+        let verified = match (self.accepted(headers, &terms).map_err(|refusal| *refusal)?, order.errand) {
+            (Accepted::Channel(paid), errand) => {
+                return self.sell_call(paid, order, terms, (errand, fresh), entered).await;
+            }
+            (Accepted::Exact(verified), Errand::Buy) => verified,
+            (Accepted::Exact(_) | Accepted::Permit2(_), _) => {
+                let refusal = Refusal::new(Reason::PaymentRequired, "nothing is sold here: post your question");
+                return Err(self.refuse(&terms, refusal));
+            }
+        };
         self.has_the_money(&verified, &terms).await?;
 
         let seed = rand::random();
@@ -130,7 +159,7 @@ impl Api {
                 nonce: verified.nonce.0,
                 route: order.route.to_owned(),
                 body_digest: order.body_digest,
-                fresh: headers.contains_key(&FRESH_ANSWER),
+                fresh,
             },
             prompt_tokens: terms.prompt_tokens,
             max_tokens: terms.max_tokens,
@@ -147,6 +176,8 @@ impl Api {
                 amount: verified.value,
                 generation,
                 known_payer,
+                call: None,
+                price: terms.tariff,
                 guard: Guard { cx: self.cx.clone(), request: Some(request), _in_flight: entered },
                 api: self.clone(),
             }),
@@ -155,14 +186,12 @@ impl Api {
     }
 
     /// Takes the payment out of the headers and verifies it, or says what this costs.
-    fn verified(&self, headers: &HeaderMap, terms: &Terms) -> Result<pay::Verified, Box<Response>> {
-        let quote = Quote {
-            amount: terms.price,
-            resource: &terms.resource,
-            quoted_before: &|amount| self.shared.was_quoted(&terms.quote_key, amount.0),
-            known: &|payer, nonce| self.shared.answer(&RequestId::of_payment(payer, nonce).to_string()).is_some(),
-        };
-        self.seller.accept(headers, &quote, self.shared.now()).map_err(|challenge| {
+    fn accepted(&self, headers: &HeaderMap, terms: &Terms) -> Result<Accepted, Box<Response>> {
+        let nowhere = ChannelDomain::new(self.cx.config.chain_id);
+        let domain = self.channels.as_ref().map_or(&nowhere, |counter| &counter.domain);
+        let found =
+            self.with_offers(terms, |offers| self.seller.accept_any(headers, offers, domain, self.shared.now()));
+        found.map_err(|challenge| {
             if challenge.refusal.reason == Reason::PaymentRequired {
                 self.shared.quoted(terms.quote_key, terms.price.0);
             } else {
@@ -170,6 +199,26 @@ impl Api {
             }
             Box::new(refused(&challenge))
         })
+    }
+
+    /// What is offered for an order: channels first where there are any, and `exact`.
+    fn with_offers<T>(&self, terms: &Terms, then: impl FnOnce(&Offers<'_>) -> T) -> T {
+        let channel = self.channels.as_ref().map(|_| ChannelPrice { ceiling: terms.price, carry: terms.price });
+        let nowhere = Counter::nowhere(&self.cx);
+        then(&Offers {
+            prices: Prices { channel, upto: None, exact: Some(terms.price) },
+            resource: &terms.resource,
+            quoted_before: &|amount| self.shared.was_quoted(&terms.quote_key, amount.0),
+            known: &|payer, nonce| self.shared.answer(&RequestId::of_payment(payer, nonce).to_string()).is_some(),
+            facilitator: self.cx.relay.address(),
+            channels: self.channels.as_ref().map_or(&nowhere, |counter| &counter.terms),
+            transfer: TransferMethod::Eip3009,
+        })
+    }
+
+    fn refuse(&self, terms: &Terms, refusal: Refusal) -> Response {
+        self.shared.refuse();
+        self.with_offers(terms, |offers| refused(&self.seller.refuse(offers, refusal)))
     }
 
     async fn terms(&self, order: &Order) -> Result<Terms, Problem> {
@@ -208,6 +257,7 @@ impl Api {
             prompt_tokens,
             max_tokens,
             price: price.quote_up(u64::from(prompt_tokens), u64::from(max_tokens)),
+            tariff: price,
             resource: Resource {
                 url: format!("{}{path}", self.cx.config.public_url),
                 description: order.description.to_owned(),
@@ -226,9 +276,7 @@ impl Api {
                     "{} holds {balance} micro-USDC, the authorisation is for {}",
                     verified.payer, verified.value
                 );
-                let refusal = Refusal::new(Reason::InsufficientFunds, message);
-                self.shared.refuse();
-                Err(refused(&self.seller.challenge(terms.price, &terms.resource, refusal)))
+                Err(self.refuse(terms, Refusal::new(Reason::InsufficientFunds, message)))
             }
             Ok(_) => Ok(()),
             Err(e) => {
@@ -259,13 +307,11 @@ impl Api {
             Reserved::Aborted => {
                 let message =
                     "nothing was delivered for this authorisation and its money is on the way back: sign a new one";
-                let refusal = Refusal::new(Reason::PaymentAborted, message);
-                refused(&self.seller.challenge(terms.price, &terms.resource, refusal))
+                self.refuse(terms, Refusal::new(Reason::PaymentAborted, message))
             }
             Reserved::Spent => {
                 let message = "this authorisation has paid for an answer that is no longer kept: sign a new one";
-                let refusal = Refusal::new(Reason::NonceUsed, message);
-                refused(&self.seller.challenge(terms.price, &terms.resource, refusal))
+                self.refuse(terms, Refusal::new(Reason::NonceUsed, message))
             }
             Reserved::Refused(limit @ LimitReached::OpenPerPayer) => {
                 Problem::from(ApiError { status: 429, ..ApiError::for_unavail("too_many_open", limit.to_string(), 2) })
@@ -357,7 +403,8 @@ pub type BeforeEnd = Box<dyn FnOnce(String) -> Pin<Box<dyn Future<Output = Resul
 impl Sale {
     /// The answer: generation runs on in a task of its own, the body takes what it makes.
     pub async fn deliver(mut self, form: impl Form, before_end: Option<BeforeEnd>) -> Response {
-        let first_settled = if self.known_payer && form.streams() { None } else { Some(self.when_settled().await) };
+        let waits = self.call.is_none() && !(self.known_payer && form.streams());
+        let first_settled = if waits { Some(self.when_settled().await) } else { None };
         let streams = form.streams();
         let content_type = form.content_type();
         let request = self.request;
@@ -367,7 +414,11 @@ impl Sale {
         {
             return self.unsettled(settlement.clone());
         }
-        let header = first_settled.clone().flatten().and_then(|s| self.settled_header(&s));
+        let header = match &self.call {
+            // The head of a stream tells of the calls before it; a whole answer waits for its own charge.
+            Some(call) if streams => self.api.told(call).await,
+            _ => first_settled.clone().flatten().and_then(|s| self.settled_header(&s)),
+        };
         let (frames, taken) = mpsc::channel::<Bytes>(1);
         let run = Run { form, before_end, frames, text: String::new(), tokens: 0, bytes: 0, kept: Vec::new() };
         if streams {
@@ -420,10 +471,10 @@ impl Sale {
         settled: Option<Settlement>,
     ) -> Response {
         drop(taken);
-        if !matches!(settled, Some(Settlement::Paid { .. })) {
+        if self.call.is_none() && !matches!(settled, Some(Settlement::Paid { .. })) {
             return self.unsettled(settled);
         }
-        let header = settled.as_ref().and_then(|s| self.settled_header(s));
+        let mut header = settled.as_ref().and_then(|s| self.settled_header(s));
         let outcome = run.generate(&mut self).await;
         let (finish, usage) = match outcome {
             Ok(done) => done,
@@ -440,7 +491,13 @@ impl Sale {
             tell(&self.api.cx, Ask::Aborted { request: self.request, why: AbortWhy::Engine });
             return Problem::from(error).into_response();
         }
-        let extra = self.extra(settled.as_ref());
+        if let Some(call) = &self.call {
+            // Charged before it leaves, because the head says the charge. Nobody knows yet whether it arrives.
+            let delivery = delivery(&self, &run, usage, ended(finish), false);
+            self.charge(delivery).await;
+            header = self.api.told(call).await;
+        }
+        let extra = self.extra(settled.as_ref(), usage.completion_tokens);
         let body: Vec<u8> = run.form.close(&run.text, finish, usage, extra).concat();
         let body = Bytes::from(body);
         let answer =
@@ -448,24 +505,40 @@ impl Sale {
         self.api.shared.keep_answer(&self.request.to_string(), answer);
         self.guard.disarm();
         let delivery = delivery(&self, &run, usage, ended(finish), true);
-        let last = OnTaken {
-            frame: Some(body),
-            taken: false,
-            then: Some((self.api.cx.clone(), self.api.shared.clone(), self.request, delivery)),
-            _guard: self.guard,
-        };
+        let then = (self.api.cx.clone(), self.request, delivery);
+        let last =
+            OnTaken { frame: Some(body), taken: false, then: self.call.is_none().then_some(then), _guard: self.guard };
         let mut response = Body::from_stream(last).into_response();
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(run.form.content_type()));
         stamp(&mut response, &self.request, header.as_deref());
         response
     }
 
+    /// What so many tokens are worth on a channel, at the price that was quoted and never above its ceiling.
+    fn metered(&self, completion_tokens: u32) -> Usdc {
+        self.price.quote_up(u64::from(self.prompt_tokens), u64::from(completion_tokens)).min(self.amount)
+    }
+
+    /// Puts the delivery into the book and waits until it is there.
+    async fn charge(&self, delivery: Delivery) {
+        let amount = self.metered(delivery.completion_tokens);
+        let (reply, heard) = oneshot::channel();
+        let ask = Ask::Delivered { request: self.request, delivery, amount, reply: Some(reply) };
+        self.api.cx.tell(Event::Ask(Box::new(ask))).await;
+        // A node that stops says nothing; what it recorded is charged by whoever goes on.
+        drop(heard.await);
+    }
+
     /// What the last piece of an answer says about its payment.
-    fn extra(&self, settlement: Option<&Settlement>) -> Map<String, Value> {
+    fn extra(&self, settlement: Option<&Settlement>, completion_tokens: u32) -> Map<String, Value> {
         let mut x402 = Map::new();
         x402.insert("request".into(), json!(self.request.to_string()));
         x402.insert("receipt".into(), json!(format!("{}/receipts/{}", self.api.cx.config.public_url, self.request)));
-        x402.insert("amount".into(), json!(self.amount.0.to_string()));
+        let amount = if self.call.is_some() { self.metered(completion_tokens) } else { self.amount };
+        x402.insert("amount".into(), json!(amount.0.to_string()));
+        if self.call.is_some() {
+            x402.insert("charged".into(), json!(amount.0.to_string()));
+        }
         if let Some(Settlement::Paid { tx, .. }) = settlement {
             x402.insert("transaction".into(), json!(tx.to_string()));
         }
@@ -555,7 +628,8 @@ impl<F: Form> Run<F> {
                     }
                     if self.tokens >= marked + MARK_TOKENS {
                         marked = self.tokens;
-                        let ask = Ask::Mark { request: sale.request, tokens: marked };
+                        let amount = sale.metered(marked);
+                        let ask = Ask::Mark { request: sale.request, tokens: marked, amount };
                         sale.api.cx.tell(Event::Ask(Box::new(ask))).await;
                     }
                 }
@@ -569,7 +643,7 @@ impl<F: Form> Run<F> {
                 }
             }
         }
-        if connected && settled.is_none() {
+        if connected && settled.is_none() && sale.call.is_none() {
             settled = sale.when_settled().await;
         }
         if let (Ok(_), Some(before_end)) = (&end, self.before_end.take())
@@ -588,11 +662,18 @@ impl<F: Form> Run<F> {
         end: Result<(Finish, Usage), ApiError>,
     ) {
         sale.guard.disarm();
-        let paid = matches!(settled, Some(Settlement::Paid { .. }));
+        let mut charged = false;
+        let paid = sale.call.is_some() || matches!(settled, Some(Settlement::Paid { .. }));
         let usage = Usage { prompt_tokens: sale.prompt_tokens, completion_tokens: self.tokens };
         let (finish, usage, confirmed) = match end {
             Ok((finish, usage)) if paid => {
-                let extra = sale.extra(settled.as_ref());
+                if sale.call.is_some() && connected {
+                    // Before the last frame: whoever has read that can rely on the charge.
+                    let delivery = delivery(&sale, &self, usage, ended(finish), true);
+                    sale.charge(delivery).await;
+                    charged = true;
+                }
+                let extra = sale.extra(settled.as_ref(), usage.completion_tokens);
                 let closing = self.form.close(&self.text.clone(), finish, usage, extra);
                 connected = connected && self.push(closing).await;
                 if !connected {
@@ -618,15 +699,22 @@ impl<F: Form> Run<F> {
         };
         let request = sale.request;
         if paid && confirmed {
-            let payment_response = settled.as_ref().and_then(|s| sale.settled_header(s));
+            let payment_response = match &sale.call {
+                Some(call) => sale.api.told(call).await,
+                None => settled.as_ref().and_then(|s| sale.settled_header(s)),
+            };
             let body = Bytes::from(std::mem::take(&mut self.kept));
             let answer = Answer { body, content_type: self.form.content_type(), payment_response };
             sale.api.shared.keep_answer(&request.to_string(), answer);
         }
+        if charged {
+            return;
+        }
         let ask = if self.tokens == 0 && !confirmed {
             Ask::Aborted { request, why: if connected { AbortWhy::Engine } else { AbortWhy::HungUp } }
         } else {
-            Ask::Delivered { request, delivery: delivery(&sale, &self, usage, finish, confirmed) }
+            let delivery = delivery(&sale, &self, usage, finish, confirmed);
+            Ask::Delivered { request, amount: sale.metered(delivery.completion_tokens), delivery, reply: None }
         };
         // The sender goes last: the body ends when the book has heard.
         sale.api.cx.tell(Event::Ask(Box::new(ask))).await;
@@ -648,7 +736,7 @@ impl Stream for ReceiverBody {
 struct OnTaken {
     frame: Option<Bytes>,
     taken: bool,
-    then: Option<(Arc<Context>, Arc<Shared>, RequestId, Delivery)>,
+    then: Option<(Arc<Context>, RequestId, Delivery)>,
     _guard: Guard,
 }
 
@@ -668,12 +756,13 @@ impl Stream for OnTaken {
 
 impl Drop for OnTaken {
     fn drop(&mut self) {
-        let Some((cx, _shared, request, mut delivery)) = self.then.take() else { return };
+        let Some((cx, request, mut delivery)) = self.then.take() else { return };
         // Not taken: the answer is kept, and the same payment fetches it.
         delivery.confirmed = self.taken;
         if !self.taken {
             delivery.finish = Ended::HungUp;
         }
-        tell(&cx, Ask::Delivered { request, delivery });
+        // An authorisation pays its whole amount; only vouchers are metered.
+        tell(&cx, Ask::Delivered { request, delivery, amount: Usdc::ZERO, reply: None });
     }
 }

@@ -5,6 +5,7 @@
 
 use super::progress::Progress;
 use super::wallet::Wallet;
+use alloy::eips::BlockId;
 use alloy::primitives::{Address, B256, Bytes, U256};
 use anyhow::{Context, Result, bail, ensure};
 use chain::Tx;
@@ -13,6 +14,7 @@ use chain::orders::{self, Order};
 use chain::treasury::{calls, predict};
 use economy::{Timers as Clockwork, Usdc};
 use node::manifest::Manifest;
+use pay::scheme::channel::{BATCH_SETTLEMENT, WITHDRAW_DELAY_SECS_MIN};
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -328,8 +330,8 @@ async fn terms(plan: &Plan) -> Result<Birth> {
             activateWithin: clockwork.activate_within,
             refundWindow: clockwork.refund_window,
         },
-        // Channels, purse, payees, bought gas and delayed orders: none of it, until the manifest can ask for it.
-        options: Options::default(),
+        // Purse, payees, bought gas and delayed orders: none of it, until the manifest can ask for it.
+        options: channels(plan, &clockwork).await?,
     })
 }
 
@@ -376,6 +378,18 @@ pub async fn refusals(creator: &Wallet, treasury: Address) -> Result<Vec<Refusal
         refused.push(try_entry(creator, treasury, action, data).await?);
     }
     Ok(refused)
+}
+
+/// Payment channels, where the chain has the contract that clients know: long enough open for a takeover, a rescue and
+/// a pause before a payer can leave with what it owes.
+async fn channels(plan: &Plan, clockwork: &Clockwork) -> Result<Options> {
+    let code: Bytes = plan.creator.chain.request("eth_getCode", (BATCH_SETTLEMENT, BlockId::latest())).await?;
+    if code.is_empty() {
+        return Ok(Options::default());
+    }
+    let recovered = clockwork.answer_time + clockwork.restore_timeout + clockwork.silence + clockwork.day;
+    let delay = recovered.max(u32::try_from(WITHDRAW_DELAY_SECS_MIN).expect("a quarter of an hour"));
+    Ok(Options { channels: BATCH_SETTLEMENT, withdrawDelay: delay, ..Options::default() })
 }
 
 /// Every order of a quorum.

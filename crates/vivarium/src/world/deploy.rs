@@ -3,12 +3,14 @@
 use super::files::{Folder, KeyEntry};
 use super::genesis::{self, Choices};
 use super::wallet::Wallet;
-use alloy::primitives::Address;
+use alloy::eips::BlockId;
+use alloy::primitives::{Address, Bytes};
 use alloy::signers::local::PrivateKeySigner;
 use anyhow::{Context, Result};
-use chain::bindings::Addresses;
+use chain::bindings::{Addresses, BatchSettlement, DepositCollector3009};
 use chain::{Chain, Tx};
 use economy::{Timers, Usdc};
+use pay::scheme::channel::{BATCH_SETTLEMENT, COLLECTOR_3009};
 use std::path::PathBuf;
 
 /// The people of a world and their development keys.
@@ -57,7 +59,26 @@ pub async fn contracts(chain: &Chain, people: &People, choices: &Choices) -> Res
         grace: timers.grace,
         drop_after: timers.drop_after,
     };
-    chain::deploy::deploy(chain, &people.creator, terms).await.context("the contracts cannot be deployed")
+    let addresses = chain::deploy::deploy(chain, &people.creator, terms).await;
+    let addresses = addresses.context("the contracts cannot be deployed")?;
+    channels(chain, people).await.context("the development channel contract cannot be deployed")?;
+    Ok(addresses)
+}
+
+/// Puts the development channel contract and its collector at the addresses that x402 clients have built in.
+async fn channels(chain: &Chain, people: &People) -> Result<()> {
+    let deployer = Wallet::new(chain.clone(), people.creator.clone());
+    for (at, code) in
+        [(BATCH_SETTLEMENT, &BatchSettlement::BYTECODE), (COLLECTOR_3009, &DepositCollector3009::BYTECODE)]
+    {
+        let nonce = chain.nonce(deployer.address(), BlockId::latest()).await?;
+        let create = Tx { to: None, data: code.clone(), value: 0, gas: None, label: "a development contract" };
+        deployer.send(create).await?;
+        let made = deployer.address().create(nonce);
+        let runtime: Bytes = chain.request("eth_getCode", (made, BlockId::latest())).await?;
+        let () = chain.request("anvil_setCode", (at, runtime)).await?;
+    }
+    Ok(())
 }
 
 /// Mints what providers, customer and creator need.

@@ -1,0 +1,247 @@
+//! A sale that is paid by a voucher: put the deposit in if one came along, reserve, serve, charge what was delivered.
+//! Nothing of it waits for the chain but a deposit and a refund.
+
+use super::{Errand, Guard, Offers, Order, Sale, Terms, refused, start};
+use crate::api::Api;
+use crate::api::problem::Problem;
+use crate::ask::{Ask, Reserved};
+use crate::channels::{self, CallAnswer, CallWant, Moved};
+use crate::context::Context;
+use crate::main_loop::Event;
+use crate::shared::InFlight;
+use alloy::primitives::Address;
+use axum::Json;
+use axum::response::{IntoResponse, Response};
+use pay::book::ChannelLimits;
+use pay::book::channels::{AskedDeposit, Channel, ChannelAsk, RefundAsk};
+use pay::scheme::channel::server::{VerifiedVoucher, VoucherKind};
+use pay::scheme::channel::{BATCH_SETTLEMENT, ChannelDomain, Deposit};
+use pay::seller::offers::ChannelTerms;
+use pay::{Challenge, Reason, Refusal, Usdc};
+use serde_json::json;
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// Looks, deposits and second decisions that one request may need.
+const TURNS_MAX: u32 = 6;
+/// A deposit or refund that takes longer is answered with 503; it goes on, and the same request asked again finds it.
+const MOVED_WITHIN: Duration = Duration::from_secs(60);
+
+/// What is sold on channels with.
+#[derive(Debug)]
+pub struct Counter {
+    pub terms: ChannelTerms,
+    pub domain: ChannelDomain,
+}
+
+/// The voucher behind a sale.
+pub struct Call {
+    pub paid: VerifiedVoucher,
+    /// The deposit that came with it.
+    pub put_in: Moved,
+}
+
+impl Counter {
+    /// `None` where birth names no channel contract, or one that clients do not know.
+    pub fn of(cx: &Context) -> Option<Self> {
+        let is_known = cx.birth.options.channels == BATCH_SETTLEMENT;
+        is_known.then(|| Self { terms: Self::nowhere(cx), domain: ChannelDomain::new(cx.config.chain_id) })
+    }
+
+    /// The terms on which channels are, or would be, served.
+    pub fn nowhere(cx: &Context) -> ChannelTerms {
+        ChannelTerms {
+            receiver_authorizer: cx.config.treasury,
+            withdraw_delay_secs: u64::from(cx.birth.options.withdrawDelay),
+            deposit_min: ChannelLimits::default().deposit_min,
+        }
+    }
+}
+
+impl Api {
+    /// [`Api::sell`] for a voucher.
+    pub(super) async fn sell_call(
+        &self,
+        paid: VerifiedVoucher,
+        order: Order,
+        terms: Terms,
+        (errand, fresh): (Errand, bool),
+        entered: InFlight,
+    ) -> Result<Sale, Response> {
+        let deposit = match &paid.kind {
+            VoucherKind::Refund { amount } => return Err(self.refund_call(&paid, *amount, &terms).await),
+            VoucherKind::Deposit(deposit) => Some(deposit.clone()),
+            VoucherKind::Voucher => None,
+        };
+        if errand == Errand::Probe {
+            let refusal = Refusal::new(Reason::PaymentRequired, "nothing is sold here: post your question");
+            return Err(self.refuse(&terms, refusal));
+        }
+        let channel = paid.channel;
+        // The price may have risen since the offer that the customer accepted; it is never charged more than that.
+        let ceiling = terms.price.min(paid.accepted);
+        let ask = ChannelAsk {
+            channel,
+            max: paid.voucher.max,
+            ceiling,
+            deposit: deposit.as_ref().map(|d| AskedDeposit { key: d.key(&channel), amount: d.amount }),
+            route: order.route.to_owned(),
+            body_digest: order.body_digest,
+            fresh,
+        };
+        let generate = order.sampling.generate(order.prompt, terms.max_tokens, order.stop, rand::random());
+        let begin = || start(&terms.engine, generate.clone()).map_err(IntoResponse::into_response);
+        // Prefill runs while the record becomes durable; with a deposit to come it would only stand in the way.
+        let mut begun = match deposit {
+            None => Some(begin()?),
+            Some(_) => None,
+        };
+        let (mut seen, mut put_in) = (None, None);
+        for _ in 0..TURNS_MAX {
+            let want = CallWant {
+                ask: ask.clone(),
+                config: paid.config.clone(),
+                voucher: paid.voucher.clone(),
+                accepted: paid.accepted,
+                prompt_tokens: terms.prompt_tokens,
+                max_tokens: terms.max_tokens,
+                seen: seen.take(),
+            };
+            let answer = self.ask(|reply| Ask::ReserveCall { want: Box::new(want), reply }).await?;
+            match answer {
+                CallAnswer::Yes { request } => {
+                    let guard = Guard { cx: self.cx.clone(), request: Some(request), _in_flight: entered };
+                    let generation = match begun.take() {
+                        Some(generation) => generation,
+                        None => begin()?,
+                    };
+                    return Ok(Sale {
+                        request,
+                        prompt_tokens: terms.prompt_tokens,
+                        payer: Address::from(paid.config.payer),
+                        amount: ceiling,
+                        generation,
+                        known_payer: true,
+                        call: Some(Call { paid, put_in }),
+                        price: terms.tariff,
+                        guard,
+                        api: self.clone(),
+                    });
+                }
+                CallAnswer::Look => {
+                    let found = channels::try_read(&self.cx, &channel).await;
+                    seen = Some(found.map_err(|e| chain_is_away(&e))?);
+                }
+                CallAnswer::Deposit | CallAnswer::Depositing => {
+                    let Some(deposit) = deposit.clone() else {
+                        return Err(self.refuse(&terms, busy()));
+                    };
+                    put_in = self.deposit(&paid, deposit, &terms).await?;
+                }
+                CallAnswer::Corrective(reason, known) => {
+                    let refusal = Refusal::new(reason, "the voucher does not cover what was charged and this call");
+                    return Err(
+                        self.answer_with(&terms, |offers| self.seller.correct(offers, refusal, &channel, &known))
+                    );
+                }
+                CallAnswer::Refused(reason) => {
+                    return Err(self.refuse(&terms, Refusal::new(reason, reason.as_str().replace('_', " "))));
+                }
+                CallAnswer::Replay { request } => {
+                    return Err(self.not_reserved(Reserved::Replay { request }, &terms).await);
+                }
+                CallAnswer::InFlight { request } => {
+                    return Err(self.not_reserved(Reserved::InFlight { request }, &terms).await);
+                }
+                CallAnswer::Limited(limit) => return Err(self.not_reserved(Reserved::Refused(limit), &terms).await),
+                CallAnswer::Closed(why) => return Err(self.not_reserved(Reserved::Closed(why), &terms).await),
+            }
+        }
+        Err(self.refuse(&terms, busy()))
+    }
+
+    /// Simulated, sent, waited for.
+    async fn deposit(&self, paid: &VerifiedVoucher, deposit: Deposit, terms: &Terms) -> Result<Moved, Response> {
+        let channel = paid.channel;
+        if let Err(why) = channels::simulate(&self.cx, &paid.config, &deposit).await {
+            // The same deposit may just be going in by an earlier try: then it is waited for.
+            let state = channels::try_read(&self.cx, &channel).await.map_err(|e| chain_is_away(&e))?;
+            if state.balance < deposit.amount {
+                return Err(self.refuse(terms, Refusal::new(Reason::DepositSimulation, why)));
+            }
+        }
+        let (reply, moved) = oneshot::channel();
+        self.cx.tell(Event::Ask(Box::new(Ask::PutIn { channel, deposit, reply }))).await;
+        match tokio::time::timeout(MOVED_WITHIN, moved).await {
+            Ok(Ok(Some(moved))) => Ok(Some(moved)),
+            Ok(Ok(None)) => Err(self.refuse(terms, Refusal::new(Reason::DepositFailed, "the deposit reverted"))),
+            Ok(Err(_)) | Err(_) => {
+                let why = "the deposit's outcome is not known yet; ask the same again";
+                Err(Problem::for_unavail(why, 2).into_response())
+            }
+        }
+    }
+
+    /// Gives back what is not charged, for a payer that signed for it.
+    async fn refund_call(&self, paid: &VerifiedVoucher, amount: Option<Usdc>, terms: &Terms) -> Response {
+        let channel = paid.channel;
+        let state = match channels::try_read(&self.cx, &channel).await {
+            Ok(state) => state,
+            Err(e) => return chain_is_away(&e),
+        };
+        if state.balance == state.claimed {
+            return self.refuse(terms, Refusal::new(Reason::RefundNoBalance, "nothing is left in this channel"));
+        }
+        let ask = RefundAsk { channel, amount };
+        let seen = (paid.config.clone(), state);
+        let asked = self.ask(|reply| Ask::GiveBack { ask, seen, reply });
+        let outcome = match tokio::time::timeout(MOVED_WITHIN, asked).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(response)) => return response,
+            Err(_) => return Problem::for_unavail("the refund is on its way; ask again", 2).into_response(),
+        };
+        let (amount, tx) = match outcome {
+            Ok(Some(moved)) => moved,
+            Ok(None) => return self.refuse(terms, Refusal::new(Reason::RefundFailed, "the refund did not go through")),
+            Err(reason) => return self.refuse(terms, Refusal::new(reason, reason.as_str().replace('_', " "))),
+        };
+        let Some(known) = self.channel(paid).await else { return chain_is_away(&"the channel is not known here") };
+        let (name, value) = self.seller.refund_header(&channel, &known, amount, tx.0);
+        ([(name, value)], Json(json!({}))).into_response()
+    }
+
+    /// `PAYMENT-RESPONSE` of a call: what its customer is told was charged so far.
+    pub(super) async fn told(&self, call: &Call) -> Option<String> {
+        let channel = self.channel(&call.paid).await?;
+        let told = channel.told(call.paid.voucher.max, call.paid.accepted);
+        let deposit = call.put_in.map(|(amount, tx)| (amount, tx.0));
+        let (_, value) = self.seller.channel_header(&call.paid.channel, &channel, told, deposit);
+        value.to_str().ok().map(str::to_owned)
+    }
+
+    async fn channel(&self, paid: &VerifiedVoucher) -> Option<Channel> {
+        let id = paid.channel;
+        self.look(move |node| node.live.as_ref()?.state.book.channels().channel(&id).cloned()).await.ok().flatten()
+    }
+
+    fn answer_with(&self, terms: &Terms, make: impl FnOnce(&Offers<'_>) -> Challenge) -> Response {
+        self.shared.refuse();
+        self.with_offers(terms, |offers| refused(&make(offers)))
+    }
+
+    /// Asks the main loop something that it answers.
+    async fn ask<T>(&self, make: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Result<T, Response> {
+        let (reply, answer) = oneshot::channel();
+        self.cx.tell(Event::Ask(Box::new(make(reply)))).await;
+        answer.await.map_err(|_| Problem::for_unavail("the node is stopping", 5).into_response())
+    }
+}
+
+fn busy() -> Refusal {
+    Refusal::new(Reason::ChannelBusy, "the channel is busy: try again in a moment")
+}
+
+fn chain_is_away(error: &dyn std::fmt::Display) -> Response {
+    tracing::warn!(%error, "a channel cannot be read");
+    Problem::for_unavail("the chain does not answer; nothing was charged", 2).into_response()
+}

@@ -1,0 +1,484 @@
+//! Payment channels, from the main loop's side: vouchers are reserved here, deposits, claims and refunds leave from
+//! here once their record is durable, and what the chain says of a channel comes back as an event.
+//!
+//! Deposits are sent by the relay key, like all of strangers' money. Claims and refunds are typed calls of the operator
+//! to the treasury, which is receiver and receiverAuthorizer of every channel.
+
+use crate::context::Context;
+use crate::error::Result;
+use crate::main_loop::{Event, Node};
+use crate::state::Recorded;
+use alloy::eips::BlockId;
+use alloy::primitives::{Address, B256, Bytes};
+use alloy::rpc::types::TransactionRequest;
+use chain::Outcome as Sent;
+use chain::bindings::{ChannelConfig as OnChain, Voucher, VoucherClaim};
+use chain::treasury::calls;
+use net::chain_of;
+use pay::Reason;
+use pay::Usdc;
+use pay::book::channels::{
+    CallReservation, Channel, ChannelAsk, ChannelDecision, ChannelInput, ChannelOutput, ClaimPolicy, RefundAsk,
+};
+use pay::book::{BookInput, LimitReached, RequestId};
+use pay::scheme::channel::facilitator;
+use pay::scheme::channel::{BATCH_SETTLEMENT, ChannelConfig, ChannelId, ChannelState, ClaimRow, Deposit, HeldVoucher};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// Unclaimed on one channel, and on all together, before a claim is sent. What a thief of the operator key or a lost
+/// host can lose in vouchers. Guesses: thousands of small calls, a few transactions a day.
+const UNCLAIMED_CHANNEL_MAX: Usdc = Usdc(250_000);
+const UNCLAIMED_ALL_MAX: Usdc = Usdc(500_000);
+/// A claim's gas on a roll-up is about this much; smaller rows wait for the end.
+const ROW_MIN: Usdc = Usdc(1_000);
+/// Rows in one transaction; about 40,000 gas each.
+const ROWS_MAX: u32 = 50;
+/// Chain seconds before a payer can take its deposit out at which we claim at the latest.
+const WITHDRAW_MARGIN_SECS: u64 = 300;
+/// Between two reads of a chain that does not answer.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// A verified voucher that wants to be served.
+pub struct CallWant {
+    pub ask: ChannelAsk,
+    pub config: ChannelConfig,
+    pub voucher: HeldVoucher,
+    pub accepted: Usdc,
+    pub prompt_tokens: u32,
+    pub max_tokens: u32,
+    /// What the chain says of the channel, after [`CallAnswer::Look`].
+    pub seen: Option<ChannelState>,
+}
+
+/// The answer to a [`CallWant`].
+pub enum CallAnswer {
+    /// Reserved and durable.
+    Yes {
+        request: RequestId,
+    },
+    /// Read the chain, ask again with what it says.
+    Look,
+    /// Its deposit has to go in first: [`Node::put_in`].
+    Deposit,
+    /// It is on its way: the same.
+    Depositing,
+    Replay {
+        request: RequestId,
+    },
+    InFlight {
+        request: RequestId,
+    },
+    /// The customer is out of step with this.
+    Corrective(Reason, Box<Channel>),
+    Refused(Reason),
+    Limited(LimitReached),
+    /// This node does not sell at the moment.
+    Closed(String),
+}
+
+/// What became of a deposit or a refund: its transaction, if it did what it should.
+pub type Moved = Option<(Usdc, B256)>;
+
+/// What the chain says now; asked until it answers.
+pub async fn read(cx: &Context, id: &ChannelId) -> ChannelState {
+    loop {
+        match try_read(cx, id).await {
+            Ok(state) => return state,
+            Err(e) => {
+                tracing::warn!(error = %chain_of(&e), "a channel cannot be read: asking again");
+                tokio::time::sleep(ASK_AGAIN).await;
+            }
+        }
+    }
+}
+
+/// The same, once.
+///
+/// # Errors
+/// `Rpc` when the endpoint fails, `Missing` when there is no channel contract.
+pub async fn try_read(cx: &Context, id: &ChannelId) -> std::result::Result<ChannelState, chain::Error> {
+    let head = cx.chain.head().await?;
+    let at = BlockId::hash(head.hash);
+    let calls = facilitator::state_calls(id)
+        .map(|data| (TransactionRequest::default().to(BATCH_SETTLEMENT).input(Bytes::from(data).into()), at));
+    let answers: Vec<std::result::Result<Bytes, chain::Error>> =
+        cx.chain.request_many("eth_call", calls.to_vec()).await?;
+    let mut bytes = Vec::with_capacity(answers.len());
+    for answer in answers {
+        bytes.push(answer?.to_vec());
+    }
+    <[Vec<u8>; 3]>::try_from(bytes)
+        .ok()
+        .and_then(|answers| facilitator::read_state(&answers, head.number))
+        .ok_or_else(|| chain::Error::missing(format!("no channel contract at {BATCH_SETTLEMENT}")))
+}
+
+/// Whether this deposit would go in now, by a call that changes nothing.
+///
+/// # Errors
+/// The contract's words.
+pub async fn simulate(cx: &Context, config: &ChannelConfig, deposit: &Deposit) -> std::result::Result<(), String> {
+    let call = TransactionRequest::default()
+        .from(cx.relay.address())
+        .to(BATCH_SETTLEMENT)
+        .input(Bytes::from(facilitator::deposit_call(config, deposit)).into());
+    let answer: std::result::Result<Bytes, chain::Error> =
+        cx.chain.request("eth_call", (call, BlockId::latest())).await;
+    answer.map(drop).map_err(|e| chain_of(&e))
+}
+
+impl Node {
+    /// Decides on a voucher and reserves.
+    pub(crate) fn reserve_call(&mut self, want: CallWant, reply: oneshot::Sender<CallAnswer>) -> Result<()> {
+        let now = self.now();
+        if !self.acts() || self.shared.price().is_none() {
+            let why = self.shared.closed_because().unwrap_or_else(|| format!("this node is {}", self.role));
+            drop(reply.send(CallAnswer::Closed(why)));
+            return Ok(());
+        }
+        let Some(live) = &mut self.live else { return Ok(()) };
+        let channels = live.state.book.channels();
+        let decision = match &want.seen {
+            None => channels.decide(&want.ask, now),
+            Some(state) => channels.decide_seen(&want.ask, &want.config, state, now),
+        };
+        if let (Some(state), ChannelDecision::New { .. } | ChannelDecision::Deposit) = (want.seen, &decision) {
+            let seen = ChannelInput::Seen { channel: want.ask.channel, config: want.config, state, at: now };
+            live.record(now, &Recorded::Book(BookInput::Channel(seen)))?;
+        }
+        let request = match decision {
+            ChannelDecision::New { request } => request,
+            other => {
+                let known = live.state.book.channels().channel(&want.ask.channel).cloned();
+                drop(reply.send(answer_of(other, known)));
+                return Ok(());
+            }
+        };
+        let ceiling = want.ask.ceiling;
+        let reservation = CallReservation {
+            request,
+            channel: want.ask.channel,
+            voucher: want.voucher,
+            accepted: want.accepted,
+            ceiling,
+            route: want.ask.route,
+            body_digest: want.ask.body_digest,
+            prompt_tokens: want.prompt_tokens,
+            max_tokens: want.max_tokens,
+            at: now,
+        };
+        let lsn = live.record(now, &Recorded::Book(BookInput::Channel(ChannelInput::Reserved(reservation))))?;
+        let exposed = live.exposure() + ceiling.0 > self.cx.manifest.exposure_uusdc_max;
+        live.unreplicated.push_back((lsn, ceiling.0));
+        let answer = move || drop(reply.send(CallAnswer::Yes { request }));
+        if exposed {
+            self.waiting_for_replication.push((lsn, Box::new(answer)));
+        } else {
+            live.when_durable(lsn, answer);
+        }
+        Ok(())
+    }
+
+    /// A deposit that was simulated: sent once its record is durable. Answered when it is in, or can never be.
+    pub(crate) fn put_in(&mut self, channel: ChannelId, deposit: Deposit, reply: oneshot::Sender<Moved>) -> Result<()> {
+        let now = self.now();
+        self.channel_waiters.entry(channel).or_default().push(reply);
+        let Some(live) = self.live.as_mut().filter(|live| !live.sealed) else { return Ok(()) };
+        if live.state.book.channels().channel(&channel).is_none_or(|known| known.deposit.is_some()) {
+            return Ok(());
+        }
+        let asked = ChannelInput::DepositAsked { channel, deposit, at: now };
+        live.record(now, &Recorded::Book(BookInput::Channel(asked))).map(|_| ())
+    }
+
+    /// A payer wants what is not charged back. `seen` is what the chain says of its channel now.
+    pub(crate) fn give_back(
+        &mut self,
+        ask: RefundAsk,
+        seen: (ChannelConfig, ChannelState),
+        reply: oneshot::Sender<std::result::Result<Moved, Reason>>,
+    ) -> Result<()> {
+        let now = self.now();
+        let acts = self.acts();
+        let Some(live) = self.live.as_mut().filter(|live| acts && !live.sealed) else {
+            let _ = reply.send(Err(Reason::ChannelBusy));
+            return Ok(());
+        };
+        let channel = ask.channel;
+        let look = ChannelInput::Seen { channel, config: seen.0, state: seen.1, at: now };
+        live.record(now, &Recorded::Book(BookInput::Channel(look)))?;
+        match live.state.book.channels().decide_refund(&ask) {
+            Err(reason) => {
+                let _ = reply.send(Err(reason));
+            }
+            Ok(amount) => {
+                let asked = ChannelInput::RefundAsked { channel, amount, at: now };
+                live.record(now, &Recorded::Book(BookInput::Channel(asked)))?;
+                let (moved, ended) = oneshot::channel();
+                self.channel_waiters.entry(channel).or_default().push(moved);
+                tokio::spawn(async move {
+                    if let Ok(moved) = ended.await {
+                        let _ = reply.send(Ok(moved));
+                    }
+                });
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn on_channel_output(&mut self, output: ChannelOutput) -> Result<()> {
+        match output {
+            ChannelOutput::Deposit { channel } => self.send_deposit(channel),
+            ChannelOutput::Refund { channel } => self.send_refund(channel),
+            ChannelOutput::Receipt { request } => self.sign_call_receipt(request),
+            ChannelOutput::ClaimNow { .. } => self.claim_due(),
+            ChannelOutput::Refused { request, why } => {
+                tracing::warn!(%request, why = why.as_str(), "a call was refused after it was decided");
+                Ok(())
+            }
+            // Income is summed by the state's own fold; the ledger hears of claimed money from the token's events.
+            ChannelOutput::Charged { .. } | ChannelOutput::Claimed { .. } => Ok(()),
+        }
+    }
+
+    fn send_deposit(&mut self, channel: ChannelId) -> Result<()> {
+        let poor = self.relay_is_poor();
+        let Some(live) = &self.live else { return Ok(()) };
+        let Some(known) = live.state.book.channels().channel(&channel) else { return Ok(()) };
+        let Some(open) = &known.deposit else { return Ok(()) };
+        let (config, deposit) = (known.config.clone(), open.deposit.clone());
+        let before = known.chain.balance;
+        let cx = self.cx.clone();
+        tokio::spawn(async move {
+            let data = Bytes::from(facilitator::deposit_call(&config, &deposit));
+            let sender = if poor { &cx.operator } else { &cx.relay };
+            let sent = sender.submit(chain::Tx::call(BATCH_SETTLEMENT, data, "deposit")).await;
+            let tx = match &sent {
+                Sent::Done { tx_hash, .. } => *tx_hash,
+                refused => {
+                    tracing::info!(?refused, %channel, "a deposit did not go in by our transaction");
+                    B256::ZERO
+                }
+            };
+            // Whatever the sender says, the channel's balance decides: somebody else may have sent it, too.
+            let state = read(&cx, &channel).await;
+            let done = matches!(sent, Sent::Done { .. }) || state.balance >= before.saturating_add(deposit.amount);
+            let moved = done.then_some((deposit.amount, tx));
+            let key = deposit.key(&channel);
+            let end = if done {
+                ChannelInput::DepositDone { channel, key }
+            } else {
+                ChannelInput::DepositFailed { channel, key }
+            };
+            cx.tell(Event::ChannelRead { seen: vec![(channel, config, state)], end, moved }).await;
+        });
+        Ok(())
+    }
+
+    fn send_refund(&mut self, channel: ChannelId) -> Result<()> {
+        let Some(live) = &self.live else { return Ok(()) };
+        let channels = live.state.book.channels();
+        let Some(known) = channels.channel(&channel) else { return Ok(()) };
+        let Some(refund) = known.refund else { return Ok(()) };
+        let claim = channels.claim_before_refund(&channel);
+        let (config, nonce_before) = (known.config.clone(), known.chain.refund_nonce);
+        let cx = self.cx.clone();
+        tokio::spawn(async move {
+            // What was charged is claimed first: the published contract protects only what is claimed.
+            let claimed = match claim {
+                Some(row) => {
+                    let call = calls::claim_and_settle(vec![row_on_chain(&row)]);
+                    let tx = chain::Tx::call(cx.config.treasury, call, "claim before a refund");
+                    matches!(cx.operator.submit(tx).await, Sent::Done { .. })
+                }
+                None => true,
+            };
+            let mut moved = None;
+            if claimed {
+                let call = calls::refund_channel(config_on_chain(&config), refund.amount.micro());
+                let sent = cx.operator.submit(chain::Tx::call(cx.config.treasury, call, "channel refund")).await;
+                if let Sent::Done { tx_hash, .. } = sent {
+                    moved = Some((refund.amount, tx_hash));
+                } else {
+                    tracing::warn!(?sent, %channel, "a channel refund did not go through");
+                }
+            }
+            let state = read(&cx, &channel).await;
+            if moved.is_none() && state.refund_nonce > nonce_before {
+                moved = Some((refund.amount, B256::ZERO));
+            }
+            let end = ChannelInput::RefundEnded { channel };
+            cx.tell(Event::ChannelRead { seen: vec![(channel, config, state)], end, moved }).await;
+        });
+        Ok(())
+    }
+
+    /// What the chain says after a deposit, a claim or a refund.
+    pub(crate) fn on_channel_read(
+        &mut self,
+        seen: Vec<(ChannelId, ChannelConfig, ChannelState)>,
+        end: ChannelInput,
+        moved: Moved,
+    ) -> Result<()> {
+        let now = self.now();
+        let waited_for = match &end {
+            ChannelInput::DepositDone { channel, .. }
+            | ChannelInput::DepositFailed { channel, .. }
+            | ChannelInput::RefundEnded { channel } => Some(*channel),
+            _ => None,
+        };
+        if let Some(live) = self.live.as_mut().filter(|live| !live.sealed) {
+            for (channel, config, state) in seen {
+                let look = ChannelInput::Seen { channel, config, state, at: now };
+                live.record(now, &Recorded::Book(BookInput::Channel(look)))?;
+            }
+            live.record(now, &Recorded::Book(BookInput::Channel(end)))?;
+        }
+        for waiter in waited_for.and_then(|channel| self.channel_waiters.remove(&channel)).unwrap_or_default() {
+            // The customer may have hung up.
+            let _ = waiter.send(moved);
+        }
+        Ok(())
+    }
+
+    /// Claims what is due: sums above their bounds, payers that leave, and everything when the agent stops selling.
+    pub(crate) fn claim_due(&mut self) -> Result<()> {
+        let now = self.now();
+        let ends = self.shared.price().is_none();
+        if !self.acts() || self.cx.birth.options.channels.is_zero() {
+            return Ok(());
+        }
+        let Some(live) = self.live.as_mut().filter(|live| !live.sealed) else { return Ok(()) };
+        if live.state.book.channels().open_claims().next().is_some() {
+            return Ok(());
+        }
+        let bound = |sum| if ends { Usdc::ZERO } else { sum };
+        let policy = ClaimPolicy {
+            channel_max: bound(UNCLAIMED_CHANNEL_MAX),
+            all_max: bound(UNCLAIMED_ALL_MAX),
+            row_min: if ends { Usdc(1) } else { ROW_MIN },
+            rows_max: ROWS_MAX,
+            withdraw_margin_secs: WITHDRAW_MARGIN_SECS,
+        };
+        for batch in live.state.book.channels().due_claims(&policy, now) {
+            let rows = batch.iter().map(|row| (row.channel, row.total)).collect();
+            let lsn = live.record(now, &Recorded::Book(BookInput::Channel(ChannelInput::ClaimSent { rows })))?;
+            let cx = self.cx.clone();
+            live.when_durable(lsn, move || drop(tokio::spawn(claim(cx, batch))));
+        }
+        Ok(())
+    }
+
+    /// After a start: what was on its way is asked about or sent again.
+    pub(crate) fn resume_channels(&mut self) -> Result<()> {
+        let Some(live) = &self.live else { return Ok(()) };
+        let channels = live.state.book.channels();
+        let deposits: Vec<ChannelId> = channels.deposits().map(|(id, _, _)| *id).collect();
+        let refunds: Vec<ChannelId> = channels.refunds().map(|(id, _, _)| *id).collect();
+        let claims: Vec<(ChannelId, ChannelConfig, Usdc)> = channels
+            .open_claims()
+            .filter_map(|(id, open)| Some((*id, channels.channel(id)?.config.clone(), open.total)))
+            .collect();
+        for channel in deposits {
+            self.send_deposit(channel)?;
+        }
+        for channel in refunds {
+            self.send_refund(channel)?;
+        }
+        for (channel, config, total) in claims {
+            let cx = self.cx.clone();
+            tokio::spawn(async move {
+                let state = read(&cx, &channel).await;
+                let rows = vec![channel];
+                let end = if state.claimed >= total {
+                    ChannelInput::ClaimDone { rows }
+                } else {
+                    ChannelInput::ClaimFailed { rows }
+                };
+                cx.tell(Event::ChannelRead { seen: vec![(channel, config, state)], end, moved: None }).await;
+            });
+        }
+        Ok(())
+    }
+
+    /// One record of a call on a channel; what the handlers say in the book's general words is put into the channels'.
+    pub(crate) fn call_input(&self, request: &RequestId, input: &BookInput, amount: Usdc) -> Option<ChannelInput> {
+        let request = *request;
+        self.live.as_ref()?.state.book.channels().call(&request)?;
+        match input {
+            BookInput::Mark { tokens, .. } => Some(ChannelInput::Mark { request, tokens: *tokens, amount }),
+            BookInput::Delivered { delivery, .. } => {
+                Some(ChannelInput::Charged { request, amount, delivery: delivery.clone() })
+            }
+            BookInput::Aborted { why, .. } => Some(ChannelInput::Aborted { request, why: *why }),
+            _ => None,
+        }
+    }
+}
+
+async fn claim(cx: Arc<Context>, batch: Vec<ClaimRow>) {
+    let call = calls::claim_and_settle(batch.iter().map(row_on_chain).collect());
+    let sent = cx.operator.submit(chain::Tx::call(cx.config.treasury, call, "claim")).await;
+    if !matches!(sent, Sent::Done { .. }) {
+        tracing::info!(?sent, rows = batch.len(), "a claim did not go through");
+    }
+    let mut seen = Vec::new();
+    let mut done = Vec::new();
+    let mut failed = Vec::new();
+    for row in &batch {
+        let state = read(&cx, &row.channel).await;
+        if state.claimed >= row.total {
+            done.push(row.channel)
+        } else {
+            failed.push(row.channel)
+        }
+        seen.push((row.channel, row.config.clone(), state));
+    }
+    if !done.is_empty() {
+        let end = ChannelInput::ClaimDone { rows: done };
+        cx.tell(Event::ChannelRead { seen: seen.clone(), end, moved: None }).await;
+    }
+    if !failed.is_empty() {
+        let end = ChannelInput::ClaimFailed { rows: failed };
+        cx.tell(Event::ChannelRead { seen, end, moved: None }).await;
+    }
+}
+
+fn answer_of(decision: ChannelDecision, known: Option<Channel>) -> CallAnswer {
+    match decision {
+        ChannelDecision::Look => CallAnswer::Look,
+        ChannelDecision::Deposit => CallAnswer::Deposit,
+        ChannelDecision::Depositing => CallAnswer::Depositing,
+        ChannelDecision::New { request } => CallAnswer::Yes { request },
+        ChannelDecision::Replay { request } => CallAnswer::Replay { request },
+        ChannelDecision::InFlight { request } => CallAnswer::InFlight { request },
+        ChannelDecision::Corrective(reason) => match known {
+            Some(channel) => CallAnswer::Corrective(reason, Box::new(channel)),
+            None => CallAnswer::Refused(reason),
+        },
+        ChannelDecision::Refused(reason) => CallAnswer::Refused(reason),
+        ChannelDecision::Limited(limit) => CallAnswer::Limited(limit),
+    }
+}
+
+fn row_on_chain(row: &ClaimRow) -> VoucherClaim {
+    VoucherClaim {
+        voucher: Voucher { channel: config_on_chain(&row.config), maxClaimableAmount: row.voucher.max.micro() },
+        signature: Bytes::copy_from_slice(&row.voucher.signature),
+        totalClaimed: row.total.micro(),
+    }
+}
+
+fn config_on_chain(config: &ChannelConfig) -> OnChain {
+    OnChain {
+        payer: Address::from(config.payer),
+        payerAuthorizer: Address::from(config.payer_authorizer),
+        receiver: Address::from(config.receiver),
+        receiverAuthorizer: Address::from(config.receiver_authorizer),
+        token: Address::from(config.token),
+        withdrawDelay: alloy::primitives::aliases::U40::wrapping_from(config.withdraw_delay_secs),
+        salt: B256::from(config.salt),
+    }
+}
