@@ -81,6 +81,23 @@ contract DayLimitTest is World {
         treasury.rent(offerB, TERM, second);
     }
 
+    /// What was spent in the last second of a slot is less than a day old until the 25th slot after it begins.
+    function test_a_day_is_a_whole_day_at_the_edges_of_its_slots(uint256 offset) public {
+        begin(DAY);
+        vm.warp(block.timestamp / 1 hours * 1 hours + 1 hours - 1);
+        uint256 spentAt = block.timestamp;
+        settle(2e6, "n");
+        vm.prank(nodeKey(1));
+        treasury.refundExact(customer, "n", 1e6);
+        vm.warp(spentAt + 23 hours + 1 + bound(offset, 0, 1 hours - 1)); // the 24th slot
+        refuses(abi.encodeWithSelector(ITreasury.OverDayLimit.selector, uint256(0)));
+        vm.prank(nodeKey(1));
+        treasury.refundExact(customer, "n", 1);
+        vm.warp(spentAt + 24 hours + 1);
+        vm.prank(nodeKey(1));
+        treasury.refundExact(customer, "n", 1e6);
+    }
+
     function test_it_survives_a_change_of_operator() public {
         begin(DAY);
         vm.prank(operator());
