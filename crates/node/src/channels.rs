@@ -37,6 +37,8 @@ const ROW_MIN: Usdc = Usdc(1_000);
 const ROWS_MAX: u32 = 50;
 /// Chain seconds before a payer can take its deposit out at which we claim at the latest.
 const WITHDRAW_MARGIN_SECS: u64 = 300;
+/// Chain seconds between two looks at payers that owe: a fifteenth of the shortest `withdrawDelay`.
+const LOOK_SECS: u64 = 60;
 /// Between two reads of a chain that does not answer.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -272,7 +274,7 @@ impl Node {
             } else {
                 ChannelInput::DepositFailed { channel, key }
             };
-            cx.tell(Event::ChannelRead { seen: vec![(channel, config, state)], end, moved }).await;
+            cx.tell(Event::ChannelRead { seen: vec![(channel, config, state)], end: Some(end), moved }).await;
         });
         Ok(())
     }
@@ -310,7 +312,7 @@ impl Node {
                 moved = Some((refund.amount, B256::ZERO));
             }
             let end = ChannelInput::RefundEnded { channel };
-            cx.tell(Event::ChannelRead { seen: vec![(channel, config, state)], end, moved }).await;
+            cx.tell(Event::ChannelRead { seen: vec![(channel, config, state)], end: Some(end), moved }).await;
         });
         Ok(())
     }
@@ -319,14 +321,16 @@ impl Node {
     pub(crate) fn on_channel_read(
         &mut self,
         seen: Vec<(ChannelId, ChannelConfig, ChannelState)>,
-        end: ChannelInput,
+        end: Option<ChannelInput>,
         moved: Moved,
     ) -> Result<()> {
         let now = self.now();
         let waited_for = match &end {
-            ChannelInput::DepositDone { channel, .. }
-            | ChannelInput::DepositFailed { channel, .. }
-            | ChannelInput::RefundEnded { channel } => Some(*channel),
+            Some(
+                ChannelInput::DepositDone { channel, .. }
+                | ChannelInput::DepositFailed { channel, .. }
+                | ChannelInput::RefundEnded { channel },
+            ) => Some(*channel),
             _ => None,
         };
         if let Some(live) = self.live.as_mut().filter(|live| !live.sealed) {
@@ -334,7 +338,9 @@ impl Node {
                 let look = ChannelInput::Seen { channel, config, state, at: now };
                 live.record(now, &Recorded::Book(BookInput::Channel(look)))?;
             }
-            live.record(now, &Recorded::Book(BookInput::Channel(end)))?;
+            if let Some(end) = end {
+                live.record(now, &Recorded::Book(BookInput::Channel(end)))?;
+            }
         }
         for waiter in waited_for.and_then(|channel| self.channel_waiters.remove(&channel)).unwrap_or_default() {
             // The customer may have hung up.
@@ -371,6 +377,38 @@ impl Node {
         Ok(())
     }
 
+    /// A payer that begins to withdraw can be gone after `withdrawDelay`: whoever owes is looked at now and then, and
+    /// a withdrawal that is seen makes a claim due.
+    pub(crate) fn watch_payers(&mut self) {
+        let now = self.now();
+        if now < self.payers_seen_at.saturating_add(LOOK_SECS) {
+            return;
+        }
+        self.payers_seen_at = now;
+        let Some(live) = &self.live else { return };
+        let owing: Vec<(ChannelId, ChannelConfig)> = live
+            .state
+            .book
+            .channels()
+            .channels()
+            .filter(|(_, channel)| channel.charged > channel.chain.claimed)
+            .map(|(id, channel)| (*id, channel.config.clone()))
+            .collect();
+        if owing.is_empty() {
+            return;
+        }
+        let cx = self.cx.clone();
+        tokio::spawn(async move {
+            for (channel, config) in owing {
+                // One that cannot be read now is read in the next round.
+                let Ok(state) = try_read(&cx, &channel).await else { continue };
+                if state.withdrawal.is_some() {
+                    cx.tell(Event::ChannelRead { seen: vec![(channel, config, state)], end: None, moved: None }).await;
+                }
+            }
+        });
+    }
+
     /// After a start: what was on its way is asked about or sent again.
     pub(crate) fn resume_channels(&mut self) -> Result<()> {
         let Some(live) = &self.live else { return Ok(()) };
@@ -397,7 +435,7 @@ impl Node {
                 } else {
                     ChannelInput::ClaimFailed { rows }
                 };
-                cx.tell(Event::ChannelRead { seen: vec![(channel, config, state)], end, moved: None }).await;
+                cx.tell(Event::ChannelRead { seen: vec![(channel, config, state)], end: Some(end), moved: None }).await;
             });
         }
         Ok(())
@@ -438,11 +476,11 @@ async fn claim(cx: Arc<Context>, batch: Vec<ClaimRow>) {
     }
     if !done.is_empty() {
         let end = ChannelInput::ClaimDone { rows: done };
-        cx.tell(Event::ChannelRead { seen: seen.clone(), end, moved: None }).await;
+        cx.tell(Event::ChannelRead { seen: seen.clone(), end: Some(end), moved: None }).await;
     }
     if !failed.is_empty() {
         let end = ChannelInput::ClaimFailed { rows: failed };
-        cx.tell(Event::ChannelRead { seen, end, moved: None }).await;
+        cx.tell(Event::ChannelRead { seen, end: Some(end), moved: None }).await;
     }
 }
 

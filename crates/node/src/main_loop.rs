@@ -71,7 +71,7 @@ pub enum Event {
     /// What the chain says of channels after a deposit, a claim or a refund, and how that ended.
     ChannelRead {
         seen: Vec<(ChannelId, ChannelConfig, ChannelState)>,
-        end: ChannelInput,
+        end: Option<ChannelInput>,
         moved: Moved,
     },
     /// A journal segment left, or did not.
@@ -159,6 +159,8 @@ pub struct Node {
     pub(crate) waiting_for_replication: Vec<(u64, Box<dyn FnOnce() + Send>)>,
     pub(crate) relay_asked_ms: u64,
     pub(crate) posted_ms: u64,
+    /// Chain seconds when the channels were last looked at.
+    pub(crate) payers_seen_at: u64,
     pub(crate) standby_asked_ms: u64,
     pub(crate) takeover_in_flight: Arc<std::sync::atomic::AtomicBool>,
     counts: BTreeMap<&'static str, u64>,
@@ -190,6 +192,7 @@ impl Node {
             waiting_for_replication: Vec::new(),
             relay_asked_ms: 0,
             posted_ms: 0,
+            payers_seen_at: 0,
             counts: BTreeMap::new(),
         }
     }
@@ -648,6 +651,7 @@ impl Node {
         if self.role == Role::Active {
             self.post_income()?;
             self.claim_due()?;
+            self.watch_payers();
             act::ship(self);
             act::ask_standby(self);
         }

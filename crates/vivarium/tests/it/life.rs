@@ -50,6 +50,23 @@ fn official_client(world: &Value, mode: &str, count: u32) -> Vec<Value> {
     text.lines().map(|l| serde_json::from_str(l).unwrap_or_else(|e| panic!("{e} in {l}"))).collect()
 }
 
+/// The same client paying by vouchers on a channel; every run is a new client without memory of the one before.
+fn on_a_channel(world: &Value, mode: &str, count: u32) -> Vec<Value> {
+    let text = |value: &Value| value.as_str().expect("a word in world.json").to_owned();
+    let key = std::fs::read_to_string(text(&world["customer"]["key_file"])).expect("the key");
+    let key = key.lines().find(|l| l.starts_with("0x")).expect("a line with the key").trim().to_owned();
+    let out = Command::new("node")
+        .arg("schemes.mjs")
+        .args([&text(&world["agent"]["url"]), &key, &count.to_string(), mode, "batch-settlement"])
+        .args([&text(&world["rpc_url"]), &text(&world["usdc"])])
+        .current_dir(project().join("tests/clients"))
+        .output()
+        .expect("node runs");
+    let said = String::from_utf8_lossy(&out.stdout);
+    assert!(out.status.success(), "the official client failed: {said} {}", String::from_utf8_lossy(&out.stderr));
+    said.lines().map(|l| serde_json::from_str(l).unwrap_or_else(|e| panic!("{e} in {l}"))).collect()
+}
+
 #[test]
 fn a_whole_life() {
     let _turn = world::turn();
@@ -67,6 +84,10 @@ fn a_whole_life() {
             assert!(!answer["text"].as_str().unwrap_or_default().is_empty(), "the text comes from the model: {answer}");
         }
     }
+    // And by vouchers: one deposit, then no transaction a call.
+    let calls = on_a_channel(&file, "stream", 3);
+    let transactions = calls.iter().filter(|c| c["payment"]["transaction"].as_str().is_some_and(|tx| !tx.is_empty()));
+    assert_eq!((calls.len(), transactions.count()), (3, 1), "one deposit: {calls:?}");
     let begun = world.ask(&["--remember", "--max-tokens", "24", "My name is Ada. Say hello."]).expect("an answer");
     let conversation = begun["id"].as_str().expect("the id of the stored answer").to_owned();
     world.until("income in the ledger", |w| (micro(&w.agent()?, "earned_uusdc") > 0).then_some(()));
@@ -110,6 +131,14 @@ fn a_whole_life() {
     let after = world.until("balanced books after the takeover", |w| w.agent().filter(|s| s["ledger_ok"] == true));
     assert!(micro(&after, "earned_uusdc") >= earned, "income was lost in the takeover: {after}");
 
+    // The channel moved along: a client without memory is put right and pays on from what was charged before.
+    let charged = |calls: &[Value]| -> u128 {
+        let last = &calls.last().expect("a call")["payment"]["extra"]["channelState"]["chargedCumulativeAmount"];
+        last.as_str().and_then(|s| s.parse().ok()).unwrap_or_else(|| panic!("{calls:?}"))
+    };
+    let later = on_a_channel(&world.world(), "plain", 2);
+    assert!(charged(&later) > charged(&calls), "the same channel goes on: {calls:?} {later:?}");
+
     // The dead provider comes back, as its service manager would have it: the agent needs two owners to live on.
     let config = world.data_dir().join(format!("provider-{}/config.toml", index + 1));
     let log = std::fs::File::create(world.dir.path().join("provider.log")).expect("a log file");
@@ -145,6 +174,7 @@ fn a_whole_life() {
         (both["record"]["stage"] == "closed").then_some(())
     });
     let last = last.expect("a last status");
+    assert!(micro(&last, "earned_uusdc") <= micro(&last, "settled_uusdc"), "vouchers were left unclaimed: {last}");
     // Everything that ever came in is accounted for, to the micro-USDC.
     let came_in = SEED_UUSDC + micro(&last, "gifts_uusdc") + micro(&last, "settled_uusdc");
     let went_out = micro(&last, "rent_uusdc") + micro(&last, "refunds_uusdc");
