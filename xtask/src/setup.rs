@@ -62,6 +62,11 @@ fn packages() -> Result<()> {
     if !openssl.is_ok_and(|status| status.success()) {
         missing.push("libssl-dev");
     }
+    // Debian keeps the module that makes virtual environments in a package of its own.
+    let venv = std::process::Command::new("python3").args(["-c", "import ensurepip, venv"]).output();
+    if !venv.is_ok_and(|out| out.status.success()) {
+        missing.push("python3-venv");
+    }
     if missing.is_empty() {
         return Ok(());
     }
