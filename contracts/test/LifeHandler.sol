@@ -546,7 +546,8 @@ contract LifeHandler is World {
         ++happened[how];
         expect(!treasury.state().paused || isRescue() || !expectPauseHolds, "money left a paused treasury");
         gross.push(Gross(block.timestamp, amount));
-        expect(window() <= treasury.birthOf().policy.dayLimit, "over the day limit");
+        // A limit that was tightened below what was spent before lets nothing more out, which nothing at all fits.
+        expect(amount == 0 || window() <= treasury.birthOf().policy.dayLimit, "over the day limit");
         expect(treasury.state().spentInDay >= window(), "the contract counts less than was spent");
     }
 
