@@ -80,6 +80,20 @@ pub enum CallAnswer {
     Closed(String),
 }
 
+/// What the chain says of channels after something left for it.
+pub struct ReadBack {
+    pub seen: Vec<(ChannelId, ChannelConfig, ChannelState)>,
+    /// How that ended.
+    pub end: Option<ChannelInput>,
+    pub moved: Moved,
+}
+
+impl ReadBack {
+    fn event(self) -> Event {
+        Event::ChannelRead(Box::new(self))
+    }
+}
+
 /// What became of a deposit or a refund: its transaction, if it did what it should.
 pub type Moved = Option<(Usdc, B256)>;
 
@@ -274,7 +288,7 @@ impl Node {
             } else {
                 ChannelInput::DepositFailed { channel, key }
             };
-            cx.tell(Event::ChannelRead { seen: vec![(channel, config, state)], end: Some(end), moved }).await;
+            cx.tell(ReadBack { seen: vec![(channel, config, state)], end: Some(end), moved }.event()).await;
         });
         Ok(())
     }
@@ -312,18 +326,13 @@ impl Node {
                 moved = Some((refund.amount, B256::ZERO));
             }
             let end = ChannelInput::RefundEnded { channel };
-            cx.tell(Event::ChannelRead { seen: vec![(channel, config, state)], end: Some(end), moved }).await;
+            cx.tell(ReadBack { seen: vec![(channel, config, state)], end: Some(end), moved }.event()).await;
         });
         Ok(())
     }
 
     /// What the chain says after a deposit, a claim or a refund.
-    pub(crate) fn on_channel_read(
-        &mut self,
-        seen: Vec<(ChannelId, ChannelConfig, ChannelState)>,
-        end: Option<ChannelInput>,
-        moved: Moved,
-    ) -> Result<()> {
+    pub(crate) fn on_channel_read(&mut self, ReadBack { seen, end, moved }: ReadBack) -> Result<()> {
         let now = self.now();
         let waited_for = match &end {
             Some(
@@ -403,7 +412,7 @@ impl Node {
                 // One that cannot be read now is read in the next round.
                 let Ok(state) = try_read(&cx, &channel).await else { continue };
                 if state.withdrawal.is_some() {
-                    cx.tell(Event::ChannelRead { seen: vec![(channel, config, state)], end: None, moved: None }).await;
+                    cx.tell(ReadBack { seen: vec![(channel, config, state)], end: None, moved: None }.event()).await;
                 }
             }
         });
@@ -435,7 +444,7 @@ impl Node {
                 } else {
                     ChannelInput::ClaimFailed { rows }
                 };
-                cx.tell(Event::ChannelRead { seen: vec![(channel, config, state)], end: Some(end), moved: None }).await;
+                cx.tell(ReadBack { seen: vec![(channel, config, state)], end: Some(end), moved: None }.event()).await;
             });
         }
         Ok(())
@@ -476,11 +485,11 @@ async fn claim(cx: Arc<Context>, batch: Vec<ClaimRow>) {
     }
     if !done.is_empty() {
         let end = ChannelInput::ClaimDone { rows: done };
-        cx.tell(Event::ChannelRead { seen: seen.clone(), end: Some(end), moved: None }).await;
+        cx.tell(ReadBack { seen: seen.clone(), end: Some(end), moved: None }.event()).await;
     }
     if !failed.is_empty() {
         let end = ChannelInput::ClaimFailed { rows: failed };
-        cx.tell(Event::ChannelRead { seen, end: Some(end), moved: None }).await;
+        cx.tell(ReadBack { seen, end: Some(end), moved: None }.event()).await;
     }
 }
 

@@ -4,7 +4,7 @@
 //! runs beside it and comes back as an event.
 
 use crate::ask::Ask;
-use crate::channels::Moved;
+use crate::channels::{Moved, ReadBack};
 use crate::checkpoint::Committed;
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -20,8 +20,7 @@ use crate::watch::News;
 use crate::{act, genesis, money_events};
 use economy::{Input, OutputId};
 use net::chain_of;
-use pay::book::ChannelInput;
-use pay::scheme::channel::{ChannelConfig, ChannelId, ChannelState};
+use pay::scheme::channel::ChannelId;
 use pay::{BookInput, RequestId};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -69,11 +68,7 @@ pub enum Event {
         settlement: Settlement,
     },
     /// What the chain says of channels after a deposit, a claim or a refund, and how that ended.
-    ChannelRead {
-        seen: Vec<(ChannelId, ChannelConfig, ChannelState)>,
-        end: Option<ChannelInput>,
-        moved: Moved,
-    },
+    ChannelRead(Box<ReadBack>),
     /// A journal segment left, or did not.
     Shipped(Result<Shipped>),
     /// Where the shipping of this epoch stood before a restart.
@@ -115,7 +110,7 @@ impl Event {
             Self::Acted { .. } => "acted",
             Self::Committed { .. } => "committed",
             Self::Settled { .. } => "settled",
-            Self::ChannelRead { .. } => "channel_read",
+            Self::ChannelRead(_) => "channel_read",
             Self::Shipped(_) => "shipped",
             Self::ShippingKnown { .. } => "shipping_known",
             Self::Standby { .. } => "standby",
@@ -223,7 +218,7 @@ impl Node {
                 Event::Acted { id, outcome } => self.life(Input::Done { id, outcome })?,
                 Event::Committed { id, block, committed, key } => self.on_committed(id, block, committed, key)?,
                 Event::Settled { request, settlement } => self.on_settled(request, settlement)?,
-                Event::ChannelRead { seen, end, moved } => self.on_channel_read(seen, end, moved)?,
+                Event::ChannelRead(read) => self.on_channel_read(*read)?,
                 Event::Shipped(shipped) => self.on_shipped(shipped),
                 Event::ShippingKnown { next_index, prev, replicated_lsn } => {
                     self.on_shipping_known(next_index, prev, replicated_lsn);

@@ -90,10 +90,10 @@ impl Api {
             fresh,
         };
         let generate = order.sampling.generate(order.prompt, terms.max_tokens, order.stop, rand::random());
-        let begin = || start(&terms.engine, generate.clone()).map_err(IntoResponse::into_response);
+        let begin = || start(&terms.engine, generate.clone());
         // Prefill runs while the record becomes durable; with a deposit to come it would only stand in the way.
         let mut begun = match deposit {
-            None => Some(begin()?),
+            None => Some(begin().map_err(IntoResponse::into_response)?),
             Some(_) => None,
         };
         let (mut seen, mut put_in) = (None, None);
@@ -113,7 +113,7 @@ impl Api {
                     let guard = Guard { cx: self.cx.clone(), request: Some(request), _in_flight: entered };
                     let generation = match begun.take() {
                         Some(generation) => generation,
-                        None => begin()?,
+                        None => begin().map_err(IntoResponse::into_response)?,
                     };
                     return Ok(Sale {
                         request,
