@@ -126,7 +126,8 @@ async fn read(body: Body) -> Result<Bytes, Problem> {
     let (mut whole, mut drained) = (BytesMut::new(), 0);
     let mut pieces = body.into_data_stream();
     while let Some(piece) = pieces.next().await {
-        let piece = piece.map_err(|e| Problem::for_bad_request("broken_body", format!("the request broke off: {e}")))?;
+        let piece =
+            piece.map_err(|e| Problem::for_bad_request("broken_body", format!("the request broke off: {e}")))?;
         if drained > 0 || whole.len() + piece.len() > BODY_BYTES_MAX {
             drained += piece.len();
             if drained > DRAINED_BYTES_MAX {
@@ -199,9 +200,8 @@ fn may_try_elsewhere(error: &Error) -> bool {
 
 /// Asks one agent; once more where the record says it is now, if it was not there.
 async fn ask(agent: &Agent, target: &str, headers: &HeaderMap, body: &Bytes) -> Result<Answer, Failure> {
-    let post = async |url: String| {
-        agent.buyer().post_bytes(&format!("{url}{target}"), headers.clone(), body.clone()).await
-    };
+    let post =
+        async |url: String| agent.buyer().post_bytes(&format!("{url}{target}"), headers.clone(), body.clone()).await;
     let url = agent.url().await.map_err(|e| Failure::Nowhere(format!("{e:#}")))?;
     let error = match post(url).await {
         Ok(answer) => return Ok(answer),
@@ -254,14 +254,13 @@ async fn free(config: &Config, method: &Method, uri: &Uri, headers: &HeaderMap) 
 async fn get(client: &net::Client, method: &Method, url: &str, headers: &HeaderMap) -> Result<net::Response, String> {
     let mut url = url.to_owned();
     for _ in 0..=HOPS_MAX {
-        let response = client
-            .send(method.clone(), &url, headers.clone(), Bytes::new())
-            .await
-            .map_err(|e| e.to_string())?;
+        let response =
+            client.send(method.clone(), &url, headers.clone(), Bytes::new()).await.map_err(|e| e.to_string())?;
         if !matches!(response.status, StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT) {
             return Ok(response);
         }
-        let location = response.header(&header::LOCATION).ok_or_else(|| format!("{url} redirects without a location"))?;
+        let location =
+            response.header(&header::LOCATION).ok_or_else(|| format!("{url} redirects without a location"))?;
         let base = url.split('/').take(3).collect::<Vec<_>>().join("/");
         let is_path = location.starts_with('/') && !location.starts_with("//");
         url = if is_path { format!("{base}{location}") } else { location.to_owned() };

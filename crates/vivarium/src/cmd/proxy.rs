@@ -89,8 +89,12 @@ async fn serve(flags: Flags) -> Result<()> {
         let spent = agents[0].buyer().signed_today();
         eprintln!("{payer} pays at most {} a day (UTC), {spent} of it spent today; Ctrl-C ends", flags.budget);
     }
-    let config =
-        Config { agents, client: link.http.with_deadline(HEAD_DEADLINE), budget_per_day: flags.budget, now: real_time() };
+    let config = Config {
+        agents,
+        client: link.http.with_deadline(HEAD_DEADLINE),
+        budget_per_day: flags.budget,
+        now: real_time(),
+    };
     proxy::serve(listener, config, until).await
 }
 

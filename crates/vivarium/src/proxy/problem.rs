@@ -73,12 +73,8 @@ impl Problem {
                     left / 3_600,
                     left % 3_600 / 60
                 );
-                let problem = Self::new(
-                    StatusCode::TOO_MANY_REQUESTS,
-                    "insufficient_quota",
-                    "insufficient_quota",
-                    message,
-                );
+                let problem =
+                    Self::new(StatusCode::TOO_MANY_REQUESTS, "insufficient_quota", "insufficient_quota", message);
                 Self { retry_after_secs: Some(left), ..problem }
             }
             Kind::Refused => Self::new(
