@@ -72,6 +72,8 @@ pub struct Buyer {
     signer: PrivateKeySigner,
     policy: BuyerPolicy,
     clock: Clock,
+    /// What days are told by; `None`: by `clock`.
+    day_clock: Option<Clock>,
     limits: SpendLimits,
     channel_policy: Option<ChannelPolicy>,
     /// Shared by clones. A std Mutex: it is never held over an await.
@@ -82,7 +84,7 @@ pub struct Buyer {
 /// Limits beside the policy's, checked before anything is signed. `None`: no such limit.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct SpendLimits {
-    /// In a day of the buyer's clock, UTC.
+    /// In a day of the buyer's clock, UTC; see [`Buyer::with_day_clock`].
     pub per_day: Option<Usdc>,
     /// The same for one host (name and port).
     pub per_host_day: Option<Usdc>,
@@ -99,6 +101,7 @@ impl Buyer {
             signer,
             policy,
             clock: Arc::new(wall),
+            day_clock: None,
             limits: SpendLimits::default(),
             channel_policy: None,
             memory: Arc::default(),
@@ -133,6 +136,17 @@ impl Buyer {
         self
     }
 
+    /// Tells the days of [`SpendLimits`] by another clock than signatures: real days, on a chain with its own time.
+    pub fn with_day_clock(mut self, clock: Clock) -> Self {
+        self.day_clock = Some(clock);
+        self
+    }
+
+    /// A buyer of another seller's that shares this one's limits, sums and record: one budget for both.
+    pub fn for_seller(&self, policy: BuyerPolicy, clock: Clock) -> Self {
+        Self { policy, clock, ..self.clone() }
+    }
+
     pub fn address(&self) -> Address {
         self.signer.address()
     }
@@ -144,6 +158,28 @@ impl Buyer {
     /// Signed so far, whatever became of it.
     pub fn signed_total(&self) -> Usdc {
         self.memory().signed
+    }
+
+    /// Signed since midnight, whatever became of it: what [`SpendLimits::per_day`] bounds.
+    pub fn signed_today(&self) -> Usdc {
+        let mut memory = self.memory().clone();
+        memory.turn_to(self.day_now());
+        memory.day_signed
+    }
+
+    /// Whether a payment for this very call is out.
+    pub fn is_out(&self, url: &str, body: &[u8]) -> bool {
+        parse(url, url).is_ok_and(|uri| self.memory().unresolved.contains_key(&self.key(&uri, body)))
+    }
+
+    /// What makes two calls the same one: payee, path and body, wherever the payee is now.
+    fn key(&self, uri: &Uri, body: &[u8]) -> Hash {
+        let payee = Sha256::new().chain_update(self.policy.pay_to).chain_update(uri.path());
+        payee.chain_update([0]).chain_update(body).finalize().into()
+    }
+
+    fn day_now(&self) -> u64 {
+        self.day_clock.as_ref().unwrap_or(&self.clock)()
     }
 
     /// Calls whose payment may or may not have been taken; calling again resolves them.
@@ -174,7 +210,11 @@ impl Buyer {
     /// Posts JSON, pays if asked to, and returns at the answer's head. The payment counts as resolved when the body
     /// was read to its end; dropped before, the same call gets the same answer for the same payment.
     pub async fn post_stream(&self, url: &str, headers: HeaderMap, body: &Value) -> Result<Answer, Error> {
-        let body = Bytes::from(body.to_string());
+        self.post_bytes(url, headers, Bytes::from(body.to_string())).await
+    }
+
+    /// [`post_stream`](Self::post_stream) of JSON that is sent as it is written, byte by byte.
+    pub async fn post_bytes(&self, url: &str, headers: HeaderMap, body: Bytes) -> Result<Answer, Error> {
         let mut call = Call::new(self, url, &body)?;
         let mut resends = 0;
         loop {
@@ -246,7 +286,7 @@ impl Buyer {
         let mut memory = self.memory();
         // A copy is changed and made durable; only then is it what we know.
         let mut next = memory.clone();
-        next.turn_to(now);
+        next.turn_to(self.day_now());
         let (mut payment, on_channel, amount) = match &chosen {
             (chosen, Some(slot)) => {
                 let (payment, on_channel, more) = self.sign_on_channel(&mut next, chosen, slot, url)?;
@@ -269,7 +309,7 @@ impl Buyer {
             let Some(limit) = limit else { continue };
             if signed.checked_add(amount).is_none_or(|sum| sum > limit) {
                 let message = format!("asks {amount}; {signed} of at most {limit} are signed {what}");
-                return Err(Error::new(Kind::TooExpensive, url, message));
+                return Err(Error::new(Kind::BudgetUsed, url, message));
             }
         }
         if next.unresolved.len() >= UNRESOLVED_MAX {
@@ -311,7 +351,7 @@ struct Call<'b> {
 impl<'b> Call<'b> {
     fn new(buyer: &'b Buyer, url: &str, body: &Bytes) -> Result<Self, Error> {
         let uri = parse(url, url)?;
-        let key = Sha256::new().chain_update(uri.path()).chain_update([0]).chain_update(body).finalize().into();
+        let key = buyer.key(&uri, body);
         Ok(Self { buyer, key, url: url.to_owned(), hops: 0, vetted: BTreeSet::new(), replaced: false })
     }
 

@@ -10,6 +10,7 @@ pub mod link;
 pub mod log;
 pub mod node;
 pub mod provider;
+pub mod proxy;
 pub mod receipt;
 pub mod status;
 pub mod steward;

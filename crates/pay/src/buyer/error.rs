@@ -8,8 +8,10 @@ pub enum Kind {
     /// A signed payment is out and nobody knows whether it was taken: make the same call again, which sends the same
     /// payment. Do not make another one in its place.
     OutcomeUnknown,
-    /// Over a limit of the policy; nothing was signed. Raise the limit or go elsewhere.
+    /// Over the limit of one call or channel; nothing was signed. Raise the limit or go elsewhere.
     TooExpensive,
+    /// Over a sum of a day, a host, or in all; nothing was signed. Wait for the next day or raise the limit.
+    BudgetUsed,
     /// Wants another token, network or payee than the policy's; nothing was signed. Do not trust this address.
     WrongSeller,
     /// The seller did not take the payment, and says why. Fix it (fund the account, update the client).

@@ -24,7 +24,7 @@ pub(super) struct Memory {
     pub day: u64,
     pub day_signed: Usdc,
     pub by_host: BTreeMap<String, Usdc>,
-    /// By call (path and body), so that the same call finds it on whatever host the agent is now.
+    /// By call (payee, path and body), so that the same call finds it on whatever host the agent is now.
     pub unresolved: BTreeMap<Hash, Signed>,
     pub channels: BTreeMap<ChannelId, OwnChannel>,
 }

@@ -36,7 +36,7 @@ async fn pays_what_is_asked_and_no_more() {
     buyer.post_json(&shop.endpoint(), &question("b")).await.unwrap();
     // 2,000 of at most 2,500 are signed.
     let error = buyer.post_json(&shop.endpoint(), &question("c")).await.unwrap_err();
-    assert_eq!(error.kind, Kind::TooExpensive, "{error}");
+    assert_eq!(error.kind, Kind::BudgetUsed, "{error}");
     shop.with(|shelf| shelf.price = Usdc(1_001));
     let error = self::buyer().post_json(&shop.endpoint(), &question("c")).await.unwrap_err();
     assert_eq!(error.kind, Kind::TooExpensive, "{error}");

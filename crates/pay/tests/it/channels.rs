@@ -145,7 +145,7 @@ async fn limits_hold_and_strangers_get_no_channel() {
             match buyer.post_json(&endpoint(&market), &body).await {
                 Ok(_) => assert!(buyer.signed_total() <= one),
                 Err(error) => {
-                    assert_eq!(error.kind, Kind::TooExpensive, "{error}");
+                    assert_eq!(error.kind, Kind::BudgetUsed, "{error}");
                     refused += 1;
                 }
             }

@@ -188,7 +188,7 @@ fn report(flags: &Flags, answer: &Answer, told: Told) -> Result<()> {
 /// What the person does next, by the kind of failure.
 fn explain(error: pay::buyer::Error) -> anyhow::Error {
     let advice = match error.kind {
-        Kind::TooExpensive => "raise --max-usdc or ask for fewer --max-tokens",
+        Kind::TooExpensive | Kind::BudgetUsed => "raise --max-usdc or ask for fewer --max-tokens",
         Kind::WrongSeller => "do not trust this address",
         Kind::OutcomeUnknown => "ask the same again: the same payment is sent, not another",
         Kind::Unreachable => "the agent may be moving; try again in a moment",

@@ -25,6 +25,8 @@ fn wrong_words_are_refused_in_one_line_that_says_where_to_read_on() {
         (&["up", "--seed-usdc", "1abc"], &["1abc", "one dot"]),
         (&["up", "--customers", "-1"], &["-1"]),
         (&["fund", "0.0000001"], &["six decimals"]),
+        (&["proxy"], &["--budget", "vivarium proxy --help"]),
+        (&["proxy", "--budget", "1"], &["1/day or 0.25/day"]),
         (&["frobnicate"], &["frobnicate", "vivarium --help"]),
         (&["steward", "pause"], &["--key"]),
     ] {
@@ -43,6 +45,7 @@ fn commands_without_a_world_say_how_to_get_one() {
         assert!(refused(&[command, "--data-dir", dir]).contains("start one with `vivarium up`"));
     }
     assert!(refused(&["ask", "--data-dir", dir, "hello"]).contains("start one with `vivarium up`"));
+    assert!(refused(&["proxy", "--data-dir", dir, "--budget", "1/day"]).contains("start one with `vivarium up`"));
     assert!(refused(&["fund", "--data-dir", dir, "1"]).contains("start one with `vivarium up`"));
 }
 
@@ -66,7 +69,8 @@ fn a_manifest_with_an_unknown_key_is_refused_by_its_name() {
 
 #[test]
 fn every_command_teaches_itself() {
-    let commands = ["up", "birth", "status", "watch", "ask", "log", "fund", "receipt", "steward", "provider", "store"];
+    let commands =
+        ["up", "birth", "status", "watch", "ask", "proxy", "log", "fund", "receipt", "steward", "provider", "store"];
     for command in commands {
         let help = vivarium(&[command, "--help"]);
         let text = String::from_utf8(help.stdout).unwrap();

@@ -1,0 +1,155 @@
+//! `vivarium proxy`: an OpenAI base URL on this machine that pays.
+
+use super::link::{Link, Place, block_on, stopped};
+use alloy::primitives::Address;
+use alloy::signers::local::PrivateKeySigner;
+use anyhow::{Context, Result, ensure};
+use economy::Usdc;
+use pay::buyer::{Buyer, BuyerPolicy, Clock, SpendLimits};
+use serde_json::json;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::net::TcpListener;
+use vivarium::proxy::{self, Agent, Config, Whereabouts};
+use vivarium::world::crowd::{ChainClock, policy};
+use vivarium::world::files::read_key;
+use vivarium::world::record::Record;
+
+/// To an answer's head. An answer that is not streamed comes with its head, so this is how long one may be in the
+/// making before the same payment asks for it again. A guess, unmeasured.
+const HEAD_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Serves the OpenAI API on this machine and pays the agent for each call by x402, within a budget.
+///
+/// Ordinary SDKs work through it: set their base URL to the one printed, and any API key (it is never forwarded).
+/// The agent's address is taken from the chain and followed when it moves; only its treasury is paid.
+///
+/// A day of the budget is a day of real time, midnight to midnight UTC. What was signed counts, taken or not, and is
+/// kept in the world's folder, so that neither a restart nor a crash opens the budget again.
+#[derive(clap::Args)]
+#[command(after_help = "Example: vivarium proxy --budget 1/day\n  then, for an SDK: \
+                        OPENAI_BASE_URL=http://127.0.0.1:4021/v1 OPENAI_API_KEY=unused")]
+pub struct Flags {
+    /// The most that may be spent in a day of real time (UTC), in USDC, like 1/day or 0.25/day
+    #[arg(long, value_name = "USDC/day", value_parser = parse_budget)]
+    budget: Usdc,
+    /// The most that one call may cost, in USDC. Agents price the longest answer that a call allows: set `max_tokens`
+    #[arg(long, value_name = "USDC", value_parser = Usdc::parse, default_value = "1")]
+    max_usdc: Usdc,
+    #[command(flatten)]
+    place: Place,
+    /// Another agent for when the first cannot be reached: its treasury on the same chain, or another world's folder.
+    /// May be repeated
+    #[arg(long, value_name = "TREASURY|DIR")]
+    also: Vec<String>,
+    /// Who pays [default: the world's customer]
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
+    /// Where to listen; port 0 chooses a free one. Whoever reaches it spends the budget
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:4021")]
+    listen: SocketAddr,
+    /// One JSON object when it listens: {"base_url", "budget_uusdc", "payer"}
+    #[arg(long)]
+    json: bool,
+}
+
+/// `0.25/day`.
+fn parse_budget(text: &str) -> Result<Usdc, String> {
+    let amount = text.strip_suffix("/day").ok_or("a budget is USDC a day, like 1/day or 0.25/day")?;
+    let budget = Usdc::parse(amount).map_err(|e| format!("{e}; a budget is USDC a day, like 1/day or 0.25/day"))?;
+    if budget.is_zero() { Err("a budget of 0 buys nothing; name more, like 0.25/day".to_owned()) } else { Ok(budget) }
+}
+
+pub fn run(flags: Flags) -> Result<()> {
+    ensure!(!flags.max_usdc.is_zero(), "--max-usdc 0: no call costs nothing");
+    block_on(serve(flags))
+}
+
+async fn serve(flags: Flags) -> Result<()> {
+    let until = stopped()?;
+    let link = flags.place.link()?;
+    let key = read_key(flags.key.as_ref().unwrap_or(&link.world.customer.key_file))?;
+    let payer = key.address();
+    let agents = agents(&flags, &link, key)?;
+    let listener =
+        TcpListener::bind(flags.listen).await.with_context(|| format!("cannot listen on {}", flags.listen))?;
+    let bound = listener.local_addr().context("cannot tell the port")?;
+    let base_url = format!("http://{bound}/v1");
+    if !bound.ip().is_loopback() {
+        eprintln!("warning: {bound} is not a loopback address; whoever reaches it spends the budget");
+    }
+    if flags.json {
+        let budget = flags.budget.micro().to_string();
+        println!("{}", json!({ "base_url": base_url, "budget_uusdc": budget, "payer": payer }));
+    } else {
+        println!("OPENAI_BASE_URL={base_url}");
+        println!("OPENAI_API_KEY=unused");
+        let spent = agents[0].buyer().signed_today();
+        eprintln!("{payer} pays at most {} a day (UTC), {spent} of it spent today; Ctrl-C ends", flags.budget);
+    }
+    let config = Config {
+        agents,
+        client: link.http.with_deadline(HEAD_DEADLINE),
+        budget_per_day: flags.budget,
+        now: real_time(),
+    };
+    proxy::serve(listener, config, until).await
+}
+
+/// The agents to buy from, first the world's own. One budget and one record for all.
+fn agents(flags: &Flags, link: &Link, key: PrivateKeySigner) -> Result<Vec<Agent>> {
+    let world = &link.world;
+    let mut places = vec![(link.record.clone(), world.chain_id, world.usdc)];
+    for also in &flags.also {
+        places.push(match also.parse::<Address>() {
+            Ok(treasury) => {
+                let record = Record::new(&world.rpc_url, world.chain_id, treasury, world.lease_market)?;
+                (record, world.chain_id, world.usdc)
+            }
+            Err(_) => {
+                let other = Place { data_dir: Some(also.into()) };
+                let other = other.link().with_context(|| format!("--also {also} is no treasury's address"))?;
+                (other.record, other.world.chain_id, other.world.usdc)
+            }
+        });
+    }
+    // By payer: another key has a budget of its own, and two proxies with one key would each have the whole.
+    let file = flags.place.dir().join(format!("proxy-{}.record", key.address()));
+    let limits = SpendLimits { per_day: Some(flags.budget), per_host_day: None };
+    let mut places = places.into_iter().map(|(record, chain_id, usdc)| {
+        // The days are bounded, not the life.
+        (policy(chain_id, usdc, record.treasury, flags.max_usdc, Usdc::MAX), record, ChainClock::default())
+    });
+    let (first, record, clock): (BuyerPolicy, _, _) = places.next().context("there is no agent")?;
+    let buyer = Buyer::new(link.http.with_deadline(HEAD_DEADLINE), key, first)
+        .with_clock(clock.reader())
+        .with_day_clock(real_time())
+        .with_limits(limits)
+        .with_record(&file)?;
+    let mut agents = vec![Agent::new(buyer.clone(), Whereabouts::Chain { record, clock })];
+    for (policy, record, clock) in places {
+        let buyer = buyer.for_seller(policy, clock.reader());
+        agents.push(Agent::new(buyer, Whereabouts::Chain { record, clock }));
+    }
+    Ok(agents)
+}
+
+fn real_time() -> Clock {
+    Arc::new(|| SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_budget_is_usdc_a_day_and_nothing_else() {
+        assert_eq!(parse_budget("1/day"), Ok(Usdc(1_000_000)));
+        assert_eq!(parse_budget("0.25/day"), Ok(Usdc(250_000)));
+        for wrong in ["1", "1/days", "1 /day", "/day", "-1/day", "0/day", "0.0000001/day", "1abc/day", "1/hour"] {
+            assert!(parse_budget(wrong).is_err(), "{wrong}");
+        }
+    }
+}

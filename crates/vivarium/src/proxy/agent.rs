@@ -1,0 +1,71 @@
+//! An agent to buy from: where it is now, and the buyer that pays it and nobody else.
+
+use crate::world::crowd::ChainClock;
+use crate::world::record::Record;
+use alloy::primitives::Address;
+use anyhow::Result;
+use pay::buyer::Buyer;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long a place that was read from the record is believed without reading again. A move is announced by 308
+/// anyway; this bounds how old the chain's time may be that a signature goes by.
+const BELIEVED: Duration = Duration::from_secs(5);
+
+/// What tells where the agent is.
+pub enum Whereabouts {
+    /// The on-chain record; the clock is what the agent's buyer signs by.
+    Chain { record: Record, clock: ChainClock },
+    /// One address that never changes.
+    Fixed(String),
+}
+
+pub struct Agent {
+    buyer: Buyer,
+    whereabouts: Whereabouts,
+    /// A std Mutex: it is never held over an await.
+    known: Mutex<Option<(String, Instant)>>,
+}
+
+impl Agent {
+    /// `buyer` pays this agent's treasury.
+    pub fn new(buyer: Buyer, whereabouts: Whereabouts) -> Self {
+        Self { buyer, whereabouts, known: Mutex::default() }
+    }
+
+    pub fn buyer(&self) -> &Buyer {
+        &self.buyer
+    }
+
+    pub fn treasury(&self) -> Address {
+        self.buyer.policy().pay_to
+    }
+
+    /// Its base URL. While the chain does not answer, the last one known.
+    pub async fn url(&self) -> Result<String> {
+        let known = self.known();
+        match known {
+            Some((url, since)) if since.elapsed() < BELIEVED => Ok(url),
+            Some((url, _)) => Ok(self.read().await.unwrap_or(url)),
+            None => self.read().await,
+        }
+    }
+
+    /// Its base URL, read now.
+    pub async fn read(&self) -> Result<String> {
+        let url = match &self.whereabouts {
+            Whereabouts::Fixed(url) => url.clone(),
+            Whereabouts::Chain { record, clock } => {
+                let url = record.url().await?;
+                clock.set(record.chain.head().await?.timestamp);
+                url
+            }
+        };
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Some((url.clone(), Instant::now()));
+        Ok(url)
+    }
+
+    fn known(&self) -> Option<(String, Instant)> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
