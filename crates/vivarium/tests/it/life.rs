@@ -6,6 +6,7 @@
 
 use crate::world::{self, World, get_json, program, project, signal};
 use serde_json::Value;
+use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -67,6 +68,38 @@ fn on_a_channel(world: &Value, mode: &str, count: u32) -> Vec<Value> {
     said.lines().map(|l| serde_json::from_str(l).unwrap_or_else(|e| panic!("{e} in {l}"))).collect()
 }
 
+/// A program written for OpenAI, with nothing changed but its base URL. Then the budget is used up, and a new proxy
+/// still knows it.
+fn openai_sdk_through_the_proxy(world: &World) {
+    let run = |budget: &str| {
+        let mut proxy = Command::new(program())
+            .args(["proxy", "--listen", "127.0.0.1:0", "--json", "--max-usdc", "5", "--budget", budget, "--data-dir"])
+            .arg(world.data_dir())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the proxy starts");
+        let mut line = String::new();
+        BufReader::new(proxy.stdout.take().expect("its words")).read_line(&mut line).expect("one line");
+        let _ends = Daemon(proxy);
+        let hello: Value = serde_json::from_str(&line).expect("a JSON line");
+        let out = Command::new("node")
+            .args(["openai.mjs", hello["base_url"].as_str().expect("a base URL")])
+            .current_dir(project().join("tests/clients"))
+            .output()
+            .expect("node runs");
+        let said = [out.stdout, out.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+        (out.status.success(), said)
+    };
+    let (worked, said) = run("50/day");
+    assert!(worked, "the OpenAI SDK failed: {said}");
+    assert!(said.contains("model_not_found"), "an agent's own refusal comes through: {said}");
+    // What was signed before counts, so a smaller budget is used up from the start.
+    let (worked, said) = run("0.000001/day");
+    assert!(!worked && said.contains("insufficient_quota"), "nothing is paid over the budget: {said}");
+}
+
 #[test]
 fn a_whole_life() {
     let _turn = world::turn();
@@ -88,6 +121,7 @@ fn a_whole_life() {
     let calls = on_a_channel(&file, "stream", 3);
     let transactions = calls.iter().filter(|c| c["payment"]["transaction"].as_str().is_some_and(|tx| !tx.is_empty()));
     assert_eq!((calls.len(), transactions.count()), (3, 1), "one deposit: {calls:?}");
+    openai_sdk_through_the_proxy(&world);
     let begun = world.ask(&["--remember", "--max-tokens", "24", "My name is Ada. Say hello."]).expect("an answer");
     let conversation = begun["id"].as_str().expect("the id of the stored answer").to_owned();
     world.until("income in the ledger", |w| (micro(&w.agent()?, "earned_uusdc") > 0).then_some(()));

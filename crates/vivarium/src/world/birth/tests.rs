@@ -1,5 +1,4 @@
 use super::*;
-use alloy::sol_types::SolCall;
 use node::manifest::Model;
 
 fn manifest() -> Manifest {
