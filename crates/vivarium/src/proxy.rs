@@ -177,8 +177,13 @@ async fn paid(config: &Config, uri: &Uri, headers: &HeaderMap, body: Bytes) -> R
             }
             Err(Failure::Nowhere(why)) => last = Problem::for_unreachable(format!("{why}; nothing was paid")),
             Err(Failure::Call(error)) => {
+                // Whatever went wrong after a payment left, nobody knows what became of that.
+                let error = match is_out(agent) {
+                    true if may_try_elsewhere(&error) => Error { kind: Kind::OutcomeUnknown, ..error },
+                    _ => error,
+                };
                 last = Problem::for_call(&error, (config.now)());
-                if !may_try_elsewhere(&error) || is_out(agent) {
+                if !may_try_elsewhere(&error) {
                     return Err(last);
                 }
             }
