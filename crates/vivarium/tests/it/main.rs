@@ -2,5 +2,6 @@
 
 mod crashes;
 mod life;
+mod proxy;
 mod refusals;
 mod world;
