@@ -28,7 +28,7 @@ function fresh() {
   scheme = make();
   // The client refuses tokens it does not know until it is told: name ours, with a limit.
   const client = new x402Client().register('eip155:*', scheme);
-  client.setSpendControls({ allowedAssets: [{ network: 'eip155:*', asset, maxAmountPerPayment: '1000000' }] });
+  client.setSpendControls({ allowedAssets: [{ network: 'eip155:*', asset, maxAmountPerPayment: '100000000' }] });
   pay = wrapFetchWithPayment(fetch, client);
 }
 fresh();
