@@ -5,7 +5,7 @@ use alloy::{
     primitives::{Address, B256, Bytes, U256},
     sol_types::{SolCall, SolValue},
 };
-use futures::future::{OptionFuture, try_join, try_join4};
+use futures::future::{OptionFuture, try_join, try_join3, try_join4};
 use std::collections::BTreeSet;
 
 use crate::{
@@ -111,21 +111,24 @@ impl TreasuryClient {
         let at = BlockId::hash(head.hash);
         let market = MarketClient { chain: self.chain.clone(), address: market };
         let (state, mut offers) = try_join(self.state_at(at), market.offers_at(at)).await?;
-        let barred = self.barred_at(&offers, at).await?;
-        offers.retain(|o| !barred.contains(&o.offer.provider));
         let [active, standby, draining] = [state.activeLease, state.standbyLease, state.drainingLease];
-        let (active, standby, draining, (operator_wei, relay_wei)) = try_join4(
+        let leases = try_join3(
             self.lease_view(&market, active, at),
             self.lease_view(&market, standby, at),
             self.lease_view(&market, draining, at),
-            try_join(self.wei_of(state.operator, at), self.wei_of(state.relay, at)),
-        )
-        .await?;
+        );
+        let (operator_wei, relay_wei) = (self.wei_of(state.operator, at), self.wei_of(state.relay, at));
+        let ((active, standby, draining), operator_wei, relay_wei, barred) =
+            try_join4(leases, operator_wei, relay_wei, self.barred_at(&offers, at)).await?;
+        offers.retain(|o| !barred.contains(&o.offer.provider));
         Ok(Snapshot { head, state, active, standby, draining, offers, operator_wei, relay_wei })
     }
 
-    /// Which of the offers' providers an eviction barred.
-    async fn barred_at(&self, offers: &[OfferView], at: BlockId) -> Result<BTreeSet<Address>, Error> {
+    /// Which of the offers' providers an eviction barred, at a block.
+    ///
+    /// # Errors
+    /// `Rpc`.
+    pub async fn barred_at(&self, offers: &[OfferView], at: BlockId) -> Result<BTreeSet<Address>, Error> {
         let providers: BTreeSet<Address> = offers.iter().map(|o| o.offer.provider).collect();
         let calls = providers.iter().map(|provider| (self.address, Treasury::isBarredCall { provider: *provider }));
         let answers = self.chain.read_many(calls, at).await?;

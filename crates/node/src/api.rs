@@ -36,13 +36,13 @@ pub struct Api {
     pub cx: Arc<Context>,
     pub shared: Arc<Shared>,
     pub seller: Arc<Seller>,
-    /// Of the channel contract; nothing is sold on channels where birth names none.
-    pub channels: Option<Arc<sale::call::Counter>>,
+    /// How channels are sold on, where birth names their contract.
+    pub channels: Arc<sale::call::Counter>,
 }
 
 pub fn router(cx: Arc<Context>, shared: Arc<Shared>) -> Router {
     let seller = Arc::new(sale::seller(&cx));
-    let channels = sale::call::Counter::of(&cx).map(Arc::new);
+    let channels = Arc::new(sale::call::Counter::of(&cx));
     let api = Api { cx, shared, seller, channels };
     Router::new()
         .route("/", get(dashboard::page))

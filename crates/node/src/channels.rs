@@ -366,7 +366,9 @@ impl Node {
             return Ok(());
         }
         let Some(live) = self.live.as_mut().filter(|live| !live.sealed) else { return Ok(()) };
-        if live.state.book.channels().open_claims().next().is_some() {
+        let channels = live.state.book.channels();
+        // The tick comes often and the channels may be many.
+        if channels.totals().unclaimed.is_zero() || channels.open_claims().next().is_some() {
             return Ok(());
         }
         let bound = |sum| if ends { Usdc::ZERO } else { sum };

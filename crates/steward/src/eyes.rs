@@ -9,7 +9,7 @@ use alloy::eips::BlockId;
 use alloy::primitives::{Address, B256, U256};
 use alloy::rpc::types::{Filter, Log};
 use alloy::sol_types::SolEvent;
-use chain::bindings::{Birth, State, Treasury, TreasuryFactory};
+use chain::bindings::{Birth, State, TreasuryFactory};
 use chain::{Chain, Head, LeaseStatus, Stage};
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -150,17 +150,13 @@ impl Eyes {
     ) -> Result<(Vec<OfferView>, Vec<Address>), Refusal> {
         let at = BlockId::hash(head.hash);
         let offers = self.agreed("the offers", |c| async move { c.market(market).offers_at(at).await }).await?;
-        let mut providers: Vec<Address> = offers.iter().map(|o| o.offer.provider).collect();
-        providers.sort();
-        providers.dedup();
-        let calls: Vec<_> = providers.iter().map(|p| (treasury, Treasury::isBarredCall { provider: *p })).collect();
         let barred = self
             .agreed("barred providers", |c| {
-                let calls = calls.clone();
-                async move { c.read_many(calls, at).await?.into_iter().collect::<Result<Vec<bool>, _>>() }
+                let offers = &offers;
+                async move { c.treasury(treasury).barred_at(offers, at).await }
             })
             .await?;
-        let barred = providers.iter().zip(barred).filter(|(_, barred)| *barred).map(|(p, _)| *p).collect();
+        let barred = barred.into_iter().collect();
         let offers = offers.into_iter().map(|o| OfferView {
             id: o.id,
             provider: o.offer.provider,

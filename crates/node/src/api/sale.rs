@@ -17,13 +17,12 @@ use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use call::{Call, Counter};
+use call::Call;
 use economy::{Price, Usdc};
 use futures::{Stream, StreamExt};
 use infer::api::{ApiError, Usage};
 use infer::{EngineEvent, Finish, Generate, Generation};
 use pay::book::{AbortWhy, Delivery, Finish as Ended, LimitReached, RequestId};
-use pay::scheme::channel::ChannelDomain;
 use pay::seller::FRESH_ANSWER;
 use pay::seller::offers::{Accepted, ChannelPrice, Prices, Terms as Offers, TransferMethod};
 use pay::wire::Resource;
@@ -187,8 +186,7 @@ impl Api {
 
     /// Takes the payment out of the headers and verifies it, or says what this costs.
     fn accepted(&self, headers: &HeaderMap, terms: &Terms) -> Result<Accepted, Box<Response>> {
-        let nowhere = ChannelDomain::new(self.cx.config.chain_id);
-        let domain = self.channels.as_ref().map_or(&nowhere, |counter| &counter.domain);
+        let domain = &self.channels.domain;
         let found =
             self.with_offers(terms, |offers| self.seller.accept_any(headers, offers, domain, self.shared.now()));
         found.map_err(|challenge| {
@@ -203,15 +201,14 @@ impl Api {
 
     /// What is offered for an order: channels first where there are any, and `exact`.
     fn with_offers<T>(&self, terms: &Terms, then: impl FnOnce(&Offers<'_>) -> T) -> T {
-        let channel = self.channels.as_ref().map(|_| ChannelPrice { ceiling: terms.price, carry: terms.price });
-        let nowhere = Counter::nowhere(&self.cx);
+        let channel = self.channels.is_open.then_some(ChannelPrice { ceiling: terms.price, carry: terms.price });
         then(&Offers {
             prices: Prices { channel, upto: None, exact: Some(terms.price) },
             resource: &terms.resource,
             quoted_before: &|amount| self.shared.was_quoted(&terms.quote_key, amount.0),
             known: &|payer, nonce| self.shared.answer(&RequestId::of_payment(payer, nonce).to_string()).is_some(),
             facilitator: self.cx.relay.address(),
-            channels: self.channels.as_ref().map_or(&nowhere, |counter| &counter.terms),
+            channels: &self.channels.terms,
             transfer: TransferMethod::Eip3009,
         })
     }

@@ -30,6 +30,8 @@ const MOVED_WITHIN: Duration = Duration::from_secs(60);
 /// What is sold on channels with.
 #[derive(Debug)]
 pub struct Counter {
+    /// Birth names the contract that clients know; else nothing is sold on channels.
+    pub is_open: bool,
     pub terms: ChannelTerms,
     pub domain: ChannelDomain,
 }
@@ -42,18 +44,15 @@ pub struct Call {
 }
 
 impl Counter {
-    /// `None` where birth names no channel contract, or one that clients do not know.
-    pub fn of(cx: &Context) -> Option<Self> {
-        let is_known = cx.birth.options.channels == BATCH_SETTLEMENT;
-        is_known.then(|| Self { terms: Self::nowhere(cx), domain: ChannelDomain::new(cx.config.chain_id) })
-    }
-
-    /// The terms on which channels are, or would be, served.
-    pub fn nowhere(cx: &Context) -> ChannelTerms {
-        ChannelTerms {
-            receiver_authorizer: cx.config.treasury,
-            withdraw_delay_secs: u64::from(cx.birth.options.withdrawDelay),
-            deposit_min: ChannelLimits::default().deposit_min,
+    pub fn of(cx: &Context) -> Self {
+        Self {
+            is_open: cx.birth.options.channels == BATCH_SETTLEMENT,
+            terms: ChannelTerms {
+                receiver_authorizer: cx.config.treasury,
+                withdraw_delay_secs: u64::from(cx.birth.options.withdrawDelay),
+                deposit_min: ChannelLimits::default().deposit_min,
+            },
+            domain: ChannelDomain::new(cx.config.chain_id),
         }
     }
 }
