@@ -7,12 +7,15 @@
 
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
-    net::{Ipv4Addr, TcpListener},
+    net::{Ipv4Addr, SocketAddr, TcpListener},
     path::PathBuf,
     process::Stdio,
     time::{Duration, Instant},
 };
-use tokio::process::{Child, Command};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, BufReader},
+    process::{Child, Command},
+};
 
 use crate::{error::Error, rpc::Chain};
 
@@ -64,16 +67,16 @@ impl Anvil {
     /// the tool's last words.
     pub async fn spawn(options: &AnvilOptions) -> Result<Self, Error> {
         let resumes = options.state.as_ref().is_some_and(|path| path.exists());
-        let port = if options.port == 0 { free_port()? } else { options.port };
-        // Two anvils on one port do not notice each other in time, so look first.
-        TcpListener::bind((Ipv4Addr::LOCALHOST, port))
-            .map_err(|e| Error::usage(format!("port {port} is not free: {e}")).with_source(e))?;
+        // Two anvils on one port do not notice each other in time, so look first (port 0 is always free).
+        TcpListener::bind((Ipv4Addr::LOCALHOST, options.port))
+            .map_err(|e| Error::usage(format!("port {} is not free: {e}", options.port)).with_source(e))?;
         let mut command = Command::new(&options.bin);
         command
-            .args(["--host", "127.0.0.1", "--quiet", "--no-mining"])
-            .args(["--port", &port.to_string(), "--chain-id", &options.chain_id.to_string()])
+            .args(["--host", "127.0.0.1", "--no-mining"])
+            .args(["--port", &options.port.to_string(), "--chain-id", &options.chain_id.to_string()])
+            .env("RUST_LOG", "error")
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0)
             .kill_on_drop(true);
@@ -84,6 +87,7 @@ impl Anvil {
             .spawn()
             .map_err(|e| Error::usage(format!("cannot start {}: {e}", options.bin.display())).with_source(e))?;
         let pid = child.id().ok_or_else(|| Error::usage("anvil ended at once"))?;
+        let port = listening_port(&mut child).await?;
         let chain = Chain::connect(&format!("http://127.0.0.1:{port}"), options.chain_id)?;
         wait_until_up(&chain, &mut child).await?;
         let mut anvil = Self { child, pid, port, chain };
@@ -156,22 +160,46 @@ impl Anvil {
     }
 }
 
-fn free_port() -> Result<u16, Error> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-        .map_err(|e| Error::usage("no free port on loopback").with_source(e))?;
-    Ok(listener.local_addr().map_err(|e| Error::usage("no free port on loopback").with_source(e))?.port())
+/// The port that the tool took, from its own words. Only the kernel can give a port that nobody else is about to take:
+/// one that was found free and let go may be held again, by a child that another thread is just starting.
+async fn listening_port(child: &mut Child) -> Result<u16, Error> {
+    let stdout = child.stdout.take().ok_or_else(|| Error::usage("anvil has no output"))?;
+    let mut lines = BufReader::new(stdout).lines();
+    let said = async {
+        while let Ok(Some(line)) = lines.next_line().await {
+            let address = line.strip_prefix("Listening on ").and_then(|a| a.parse::<SocketAddr>().ok());
+            if let Some(address) = address {
+                return Some(address.port());
+            }
+        }
+        None
+    };
+    match tokio::time::timeout(START_TIMEOUT, said).await {
+        Ok(Some(port)) => {
+            // Keeps the pipe empty.
+            tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+            Ok(port)
+        }
+        Ok(None) => Err(last_words(child).await),
+        Err(_) => Err(Error::usage(format!("anvil did not say in {START_TIMEOUT:?} where it listens"))),
+    }
+}
+
+/// Of a tool whose output has ended.
+async fn last_words(child: &mut Child) -> Error {
+    let status = child.wait().await.map_or_else(|e| e.to_string(), |status| status.to_string());
+    let mut words = String::new();
+    if let Some(mut stderr) = child.stderr.take() {
+        stderr.read_to_string(&mut words).await.ok();
+    }
+    Error::usage(format!("anvil ended at start ({status}): {}", words.lines().last().unwrap_or("no words")))
 }
 
 async fn wait_until_up(chain: &Chain, child: &mut Child) -> Result<(), Error> {
     let started = Instant::now();
     loop {
-        if let Ok(Some(status)) = child.try_wait() {
-            let mut words = String::new();
-            if let Some(mut stderr) = child.stderr.take() {
-                tokio::io::AsyncReadExt::read_to_string(&mut stderr, &mut words).await.ok();
-            }
-            let last = words.lines().last().unwrap_or("no words");
-            return Err(Error::usage(format!("anvil ended at start ({status}): {last}")));
+        if matches!(child.try_wait(), Ok(Some(_))) {
+            return Err(last_words(child).await);
         }
         match chain.verify_chain().await {
             Err(e) if e.is_transient() && started.elapsed() < START_TIMEOUT => {

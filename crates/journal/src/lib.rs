@@ -53,8 +53,19 @@ pub struct Journal {
     dir: PathBuf,
     next_lsn: Lsn,
     writer: Writer,
-    /// Held as long as the journal is open.
-    _lock: File,
+    /// Held as long as the journal is open; declared last, so that the writer is done before it goes.
+    _lock: Lock,
+}
+
+/// The folder, taken for one process.
+struct Lock(File);
+
+impl Drop for Lock {
+    /// Closing the file would not do: a child that another thread is just starting has a copy of it until it runs its
+    /// own program, and the lock would live as long as the copy.
+    fn drop(&mut self) {
+        self.0.unlock().ok();
+    }
 }
 
 impl Journal {
@@ -139,7 +150,7 @@ impl Journal {
     fn start(
         dir: &Path,
         options: Options,
-        lock: File,
+        lock: Lock,
         segments: Vec<segment::Segment>,
         next_lsn: Lsn,
         on_durable: OnDurable,
@@ -280,8 +291,8 @@ pub fn read_export(bytes: &[u8]) -> Result<Vec<Record>> {
     Ok(records)
 }
 
-/// Takes the folder for this process until the file is dropped.
-fn lock(dir: &Path) -> Result<File> {
+/// Takes the folder for this process until the lock is dropped.
+fn lock(dir: &Path) -> Result<Lock> {
     fs::create_dir_all(dir).map_err(|e| Error::io("creating the folder", dir, &e))?;
     let path = dir.join("lock");
     let file = OpenOptions::new()
@@ -291,7 +302,7 @@ fn lock(dir: &Path) -> Result<File> {
         .open(&path)
         .map_err(|e| Error::io("opening", &path, &e))?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok(Lock(file)),
         Err(fs::TryLockError::WouldBlock) => Err(Error::new(
             Kind::Locked,
             format!("{} is in use by another process: stop that one first", dir.display()),
@@ -301,7 +312,7 @@ fn lock(dir: &Path) -> Result<File> {
 }
 
 /// Takes a folder that holds no journal yet.
-fn lock_empty(dir: &Path) -> Result<File> {
+fn lock_empty(dir: &Path) -> Result<Lock> {
     let lock = lock(dir)?;
     if !segment::list(dir)?.is_empty() || snapshot::latest(dir)?.is_some() {
         return Err(Error::new(Kind::Bug, format!("{} already holds a journal", dir.display())));

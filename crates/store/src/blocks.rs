@@ -126,15 +126,16 @@ impl Blocks {
 
     /// Keeps garbage collection away while the result lives: for whoever stores blocks first and pins them after.
     pub fn writing(&self) -> Result<Lock> {
-        let file = self.lock_file()?;
-        file.lock_shared().map_err(|e| Error::disk("cannot lock the store", e))?;
-        Ok(Lock { _file: file })
+        let lock = self.lock_file()?;
+        lock.file.lock_shared().map_err(|e| Error::disk("cannot lock the store", e))?;
+        Ok(lock)
     }
 
-    fn lock_file(&self) -> Result<File> {
+    fn lock_file(&self) -> Result<Lock> {
         let path = self.dir.join("lock");
         let opened = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
-        opened.map_err(|e| Error::disk(format!("cannot open {}", path.display()), e))
+        let file = opened.map_err(|e| Error::disk(format!("cannot open {}", path.display()), e))?;
+        Ok(Lock { file })
     }
 
     fn write(&self, cid: &Cid, bytes: &[u8], durable: bool) -> Result<()> {
@@ -196,7 +197,14 @@ impl Blocks {
 /// A hold on the store's lock, released when dropped (or when the process dies).
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for Lock {
+    /// Closing is not enough: a child that another thread is just starting has a copy until it runs its own program.
+    fn drop(&mut self) {
+        self.file.unlock().ok();
+    }
 }
 
 fn write_whole(path: &Path, bytes: &[u8], durable: bool) -> std::io::Result<()> {

@@ -91,7 +91,14 @@ impl Memory {
 pub(super) struct Record {
     path: PathBuf,
     /// Held locked for as long as the buyer lives: two processes that sign from one record would both pay.
-    _lock: File,
+    lock: File,
+}
+
+impl Drop for Record {
+    /// Closing is not enough: a child that another thread is just starting has a copy until it runs its own program.
+    fn drop(&mut self) {
+        self.lock.unlock().ok();
+    }
 }
 
 impl Record {
@@ -112,7 +119,7 @@ impl Record {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Memory::default(),
             Err(e) => return Err(fail("cannot read the record", &e)),
         };
-        Ok((Self { path: path.to_owned(), _lock: lock }, memory))
+        Ok((Self { path: path.to_owned(), lock }, memory))
     }
 
     /// Replaces the record; durable when it returns.

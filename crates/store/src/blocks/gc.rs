@@ -25,7 +25,7 @@ impl Blocks {
     /// writes in this or another process and holds [`Blocks::writing`] makes this fail with `Usage` at once.
     pub fn gc(&self, age_min: Duration) -> Result<Collected> {
         let lock = self.lock_file()?;
-        lock.try_lock().map_err(|e| match e {
+        lock.file.try_lock().map_err(|e| match e {
             TryLockError::WouldBlock => Error::usage("somebody is writing to this store; collect when that is done"),
             TryLockError::Error(e) => Error::disk("cannot lock the store", e),
         })?;

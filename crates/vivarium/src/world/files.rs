@@ -140,7 +140,7 @@ impl Folder {
             .open(&path)
             .with_context(|| format!("cannot open {}", path.display()))?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Lock { _file: file }),
+            Ok(()) => Ok(Lock { file }),
             Err(rustix::io::Errno::WOULDBLOCK) => bail!(
                 "a world already runs in {}; stop it with Ctrl-C, or start another with --data-dir DIR",
                 self.path.display()
@@ -234,7 +234,14 @@ fn is_numbered(entry: &fs::DirEntry, own: &str) -> bool {
 /// Held as long as the world belongs to this process.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for Lock {
+    /// Closing is not enough: a child that another thread is just starting has a copy until it runs its own program.
+    fn drop(&mut self) {
+        flock(&self.file, FlockOperation::Unlock).ok();
+    }
 }
 
 /// Reads a key file: `#` lines are comments, the first other line is the private key in hex.
