@@ -14,6 +14,9 @@ use std::time::{Duration, Instant};
 const SEED_USDC: &str = "16";
 const SEED_UUSDC: i128 = 16_000_000;
 
+/// How long the seed and what customers paid may last: providers quote by chance, and four minutes are the rule.
+const HUNGER: Duration = Duration::from_secs(600);
+
 /// A process that ends with the test.
 struct Daemon(Child);
 
@@ -199,7 +202,7 @@ fn a_whole_life() {
 
     // Nobody pays any more: it starves and ends in good order.
     let mut last: Option<Value> = None;
-    world.until("the end", |w| {
+    world.within(HUNGER, "the end", |w| {
         let both = w.status()?;
         if let Some(status) = both.get("agent").filter(|a| a.is_object()).cloned().filter(|s| s["role"] != "standby") {
             assert_eq!(status["ledger_ok"], true, "the books do not balance: {status}");

@@ -80,7 +80,12 @@ impl World {
     }
 
     /// Waits until `ready` gives something. An ended `up` or a passed patience fails with its log.
-    pub fn until<T>(&mut self, what: &str, mut ready: impl FnMut(&Self) -> Option<T>) -> T {
+    pub fn until<T>(&mut self, what: &str, ready: impl FnMut(&Self) -> Option<T>) -> T {
+        self.within(PATIENCE, what, ready)
+    }
+
+    /// The same for what takes longer by its nature.
+    pub fn within<T>(&mut self, patience: Duration, what: &str, mut ready: impl FnMut(&Self) -> Option<T>) -> T {
         let begun = Instant::now();
         loop {
             if let Some(found) = ready(self) {
@@ -89,7 +94,7 @@ impl World {
             }
             let ended = self.up.try_wait().expect("the world's process can be asked");
             assert!(ended.is_none(), "`vivarium up` ended ({ended:?}) while waiting for {what}:\n{}", self.log());
-            assert!(begun.elapsed() < PATIENCE, "no {what} after {PATIENCE:?}:\n{}\n{:?}", self.log(), self.status());
+            assert!(begun.elapsed() < patience, "no {what} after {patience:?}:\n{}\n{:?}", self.log(), self.status());
             std::thread::sleep(Duration::from_millis(300));
         }
     }
@@ -125,6 +130,15 @@ impl World {
     /// Did an armed crash point kill a node?
     pub fn fired_anywhere(&self) -> bool {
         !self.lease_data("crash-fired").is_empty()
+    }
+
+    /// How often the tenant of `lease` was killed, by whomever, as its provider's log tells.
+    pub fn deaths(&self, lease: u64) -> usize {
+        let (lease, killed) = (format!(" lease={lease} "), "exit status: 137");
+        (1..=2)
+            .filter_map(|i| std::fs::read_to_string(self.data_dir().join(format!("logs/provider-{i}.log"))).ok())
+            .map(|log| log.lines().filter(|l| l.contains(&lease) && l.contains(killed)).count())
+            .sum()
     }
 
     pub fn clear_fired(&self) {
