@@ -252,15 +252,7 @@ contract Oversight is TreasuryBase {
         (s.balance, s.escrow) = (_balance(), _escrow());
     }
 
-    function standing() external view returns (ITreasury.Standing memory s) {
-        (s.purse, s.hibernateUntil, s.starveNoticeAt) = (_purse, _hibernateUntil, _starveNoticeAt);
-        (s.refundsOpen, s.unsettled) = (_refundsOpen, _unsettled());
-        (s.isRegistered, s.agentId) = (_isRegistered, _agentId);
-    }
-
     function birthOf() external view returns (ITreasury.Birth memory) { return _birth; }
-
-    function domainSeparator() external view returns (bytes32) { return _domainSeparatorV4(); }
 
     // ------------------------------------------------------------------ inside: birth
 
@@ -348,11 +340,5 @@ contract Oversight is TreasuryBase {
             ILeaseMarket.Lease memory l = _market().leaseOf(leases[i]);
             if (_isOpen(l)) left += l.escrow - _market().accrued(leases[i]);
         }
-    }
-
-    function _unsettled() private view returns (uint256) {
-        if (address(_channels()) == address(0)) return 0;
-        (uint128 claimed, uint128 settled) = _channels().receivers(address(this), _birth.token);
-        return claimed - settled;
     }
 }

@@ -337,10 +337,6 @@ contract Treasury is TreasuryBase, Proxy {
         IERC20(_birth.token).safeTransfer(payee, amount);
     }
 
-    function purseSigner() external view returns (address) {
-        return _stage == ITreasury.Stage.Alive && !_paused && !_restoring ? _operator : address(0);
-    }
-
     function buyGas(uint128 max) external nonReentrant spending returns (uint256 boughtWei) {
         ITreasury.GasMarket storage m = _birth.options.gas;
         if (m.router == address(0)) revert ITreasury.Off();
@@ -368,8 +364,22 @@ contract Treasury is TreasuryBase, Proxy {
         _fuel(_relay, _gasLeft());
     }
 
+    // ------------------------------------------------------------------ views; the larger ones are in Oversight
+
+    function standing() external view returns (ITreasury.Standing memory s) {
+        (s.purse, s.hibernateUntil, s.starveNoticeAt) = (_purse, _hibernateUntil, _starveNoticeAt);
+        (s.refundsOpen, s.unsettled) = (_refundsOpen, _unsettled());
+        (s.isRegistered, s.agentId) = (_isRegistered, _agentId);
+    }
+
+    function domainSeparator() external view returns (bytes32) { return _domainSeparatorV4(); }
+
     function gasSpentInDay() external view returns (uint128) {
         return _bornAt == 0 ? 0 : _gasSpent.spent(_birth.timers.day);
+    }
+
+    function purseSigner() external view returns (address) {
+        return _stage == ITreasury.Stage.Alive && !_paused && !_restoring ? _operator : address(0);
     }
 
     // ------------------------------------------------------------------ inside

@@ -258,6 +258,12 @@ abstract contract TreasuryBase is EIP712, ReentrancyGuardTransient {
 
     function _balance() internal view returns (uint256) { return IERC20(_birth.token).balanceOf(address(this)); }
 
+    function _unsettled() internal view returns (uint256) {
+        if (address(_channels()) == address(0)) return 0;
+        (uint128 claimed, uint128 settled) = _channels().receivers(address(this), _birth.token);
+        return claimed - settled;
+    }
+
     function _market() internal view returns (ILeaseMarket) { return ILeaseMarket(_birth.market); }
 
     function _channels() internal view returns (IBatchSettlement) { return IBatchSettlement(_birth.options.channels); }
