@@ -17,6 +17,7 @@ const contracts = [
   "DepositCollector3009",
   "DepositCollectorPermit2",
   "ExactPermit2Proxy",
+  "IdentityRegistry",
   "LeaseMarket",
   "Multicall3",
   "Oversight",

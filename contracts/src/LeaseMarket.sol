@@ -164,13 +164,13 @@ contract LeaseMarket is ILeaseMarket, ReentrancyGuardTransient {
     }
 
     /// @inheritdoc ILeaseMarket
-    function vouch(uint256 lease) external {
+    function vouch(uint256 lease) external returns (bool counted) {
         Lease storage l = _leases[lease];
         if (msg.sender != l.tenant) revert NotTenant();
-        if (l.state != LeaseState.Ready) revert WrongState(l.state);
-        if (_now() > l.end) revert TooLate(l.end);
+        if (l.state != LeaseState.Ready || _now() > l.end) return false;
         l.vouchedAt = _now();
         emit LeaseVouched(lease, l.vouchedAt);
+        return true;
     }
 
     /// @inheritdoc ILeaseMarket

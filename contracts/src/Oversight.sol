@@ -28,20 +28,10 @@ contract Oversight is TreasuryBase {
     function initialize(ITreasury.Birth calldata birth, address purse) external payable {
         if (_bornAt != 0 || _stage != ITreasury.Stage.Unborn) revert ITreasury.AlreadyBorn();
         (_birth, _purse, _bornAt, _bornOf) = (birth, purse, _now(), birth.creator);
-        _setStewards(birth.stewards, birth.threshold);
+        _seat(_stewards, birth.stewards, birth.threshold);
+        ITreasury.Options calldata o = birth.options;
+        if (o.rescueThreshold != 0 || o.rescuers.length != 0) _seat(_rescuers, o.rescuers, o.rescueThreshold);
         emit ITreasury.Born(birth.creator, birth.manifest, birth.codeHash, birth.beneficiary, birth.mandateUntil);
-    }
-
-    function abortBirth() external nonReentrant only(ITreasury.Stage.Unborn) {
-        uint64 until = _bornAt + _birth.timers.activateWithin;
-        if (_now() <= until) revert ITreasury.TooEarly(until + 1);
-        (address creator, uint256 lease) = (_birth.creator, _active);
-        (_stage, _active, _birth.creator) = (ITreasury.Stage.Closed, 0, address(0));
-        _close(lease);
-        uint256 amount = _balance();
-        emit ITreasury.BirthAborted(creator, amount);
-        IERC20(_birth.token).safeTransfer(creator, amount);
-        _send(creator, address(this).balance, gasleft());
     }
 
     // ------------------------------------------------------------------ stewards, at once
@@ -74,18 +64,21 @@ contract Oversight is TreasuryBase {
         if (keep != 0) kept = _readyLease(keep);
         uint256[3] memory leases = _takeLeases();
         // The same host with the same key has its memory; anybody else must show that it restored it.
-        bool same = keep != 0 && kept.nodeKey == _operator;
+        bool same = kept.nodeKey == _operator;
+        bool restores = keep != 0 && (!same || _restoring);
         _active = keep;
-        bool wasRestoring = _restoring;
         if (same) _wasOperator[kept.nodeKey] = false;
         _succeed(kept.nodeKey);
-        if (keep != 0 && (!same || wasRestoring)) _startRestoring();
+        if (restores) _startRestoring();
         emit ITreasury.Evicted(_epoch, keep, kept.nodeKey);
-        _sweepPurse();
-        _fuel(kept.nodeKey, type(uint128).max);
+        _moveIn(kept.nodeKey, type(uint128).max);
         for (uint256 i = 0; i < 3; ++i) {
             if (leases[i] == 0 || leases[i] == keep) continue;
-            _bar(_market().leaseOf(leases[i]).provider, kept.provider);
+            address host = _market().leaseOf(leases[i]).provider;
+            if (host != kept.provider) {
+                isBarred[host] = true;
+                emit ITreasury.ProviderBarred(host);
+            }
             _close(leases[i]);
         }
     }
@@ -97,7 +90,10 @@ contract Oversight is TreasuryBase {
         if (_operator != address(0) && !stuck && !_silentFor(_birth.timers.silence)) {
             revert ITreasury.TooEarly(_lastHeartbeat + _birth.timers.silence + 1);
         }
-        _approved("rescue", uint256(uint64(offer)) | uint256(term) << 64 | uint256(prepay) << 96, a);
+        bytes32 order = _order("rescue", uint256(uint64(offer)) | uint256(term) << 64 | uint256(prepay) << 96, a);
+        // Birth may let the daemons do this alone, but never against a pause, which is the quorum's word.
+        bool alone = !_paused && _rescuers.signers(order, a.signatures).length != 0;
+        if (!alone && _stewards.signers(order, a.signatures).length == 0) revert ITreasury.BadQuorum();
         uint256 replaced = _standby;
         _clearStandby();
         (_hibernateUntil, _starveNoticeAt) = (0, 0);
@@ -182,7 +178,9 @@ contract Oversight is TreasuryBase {
             _stewards.isSteward[_birth.stewards[i]] = false;
         }
         (_birth.stewards, _birth.threshold) = (stewards, threshold);
-        _setStewards(stewards, threshold);
+        _seat(_stewards, stewards, threshold);
+        // Whom birth trusted to rescue alone may be among those who were sent away.
+        (_rescuers.threshold, _birth.options.rescueThreshold) = (0, 0);
         emit ITreasury.StewardsSet(stewards, threshold);
     }
 
@@ -254,36 +252,21 @@ contract Oversight is TreasuryBase {
         (s.balance, s.escrow) = (_balance(), _escrow());
     }
 
-    function standing() external view returns (ITreasury.Standing memory s) {
-        (s.purse, s.hibernateUntil, s.starveNoticeAt) = (_purse, _hibernateUntil, _starveNoticeAt);
-        (s.refundsOpen, s.unsettled) = (_refundsOpen, _unsettled());
-    }
-
     function birthOf() external view returns (ITreasury.Birth memory) { return _birth; }
-
-    function domainSeparator() external view returns (bytes32) { return _domainSeparatorV4(); }
-
-    function gasSpentInDay() external view returns (uint128) {
-        return _bornAt == 0 ? 0 : _gasSpent.spent(_birth.timers.day);
-    }
-
-    function purseSigner() external view returns (address) {
-        return _stage == ITreasury.Stage.Alive && !_paused && !_restoring ? _operator : address(0);
-    }
 
     // ------------------------------------------------------------------ inside: birth
 
     /// At least two people: k >= 2 of n, or one Safe with a threshold of two or more.
-    function _setStewards(address[] calldata stewards, uint8 threshold) private {
-        if (threshold == 0 || threshold > stewards.length) revert ITreasury.BadQuorum();
-        if (threshold == 1 && (stewards.length > 1 || !_isQuorum(stewards[0]))) revert ITreasury.BadQuorum();
+    function _seat(Quorum.Stewards storage set, address[] calldata who, uint8 threshold) private {
+        if (threshold == 0 || threshold > who.length) revert ITreasury.BadQuorum();
+        if (threshold == 1 && (who.length > 1 || !_isQuorum(who[0]))) revert ITreasury.BadQuorum();
         address last = address(0);
-        for (uint256 i = 0; i < stewards.length; ++i) {
-            if (stewards[i] <= last || stewards[i] == _bornOf) revert ITreasury.BadStewards();
-            last = stewards[i];
-            _stewards.isSteward[last] = true;
+        for (uint256 i = 0; i < who.length; ++i) {
+            if (who[i] <= last || who[i] == _bornOf) revert ITreasury.BadStewards();
+            last = who[i];
+            set.isSteward[last] = true;
         }
-        _stewards.threshold = threshold;
+        set.threshold = threshold;
     }
 
     function _isQuorum(address safe) private view returns (bool) {
@@ -295,13 +278,16 @@ contract Oversight is TreasuryBase {
 
     // ------------------------------------------------------------------ inside: orders
 
-    /// Uses up the order's nonce, or reverts.
     function _approved(string memory action, uint256 argument, ITreasury.Approval calldata a) private {
+        bytes32 order = _order(action, argument, a);
+        if (_stewards.signers(order, a.signatures).length == 0) revert ITreasury.BadQuorum();
+    }
+
+    /// What has to be signed for it. Uses up the order's nonce: a caller that finds no quorum reverts.
+    function _order(string memory action, uint256 argument, ITreasury.Approval calldata a) private returns (bytes32) {
         if (_now() > a.deadline) revert ITreasury.TooLate(a.deadline);
-        bytes32 order =
-            keccak256(abi.encode(ORDER_TYPEHASH, keccak256(bytes(action)), argument, _orderNonce, a.deadline));
-        _stewards.signers(_hashTypedDataV4(order), a.signatures);
-        ++_orderNonce;
+        bytes32 kind = keccak256(bytes(action));
+        return _hashTypedDataV4(keccak256(abi.encode(ORDER_TYPEHASH, kind, argument, _orderNonce++, a.deadline)));
     }
 
     /// Queues an approved order and says so; once its time has come, takes it out and lets it through.
@@ -319,12 +305,6 @@ contract Oversight is TreasuryBase {
         if (_now() < from) revert ITreasury.TooEarly(from);
         _queue[id] = 0;
         return false;
-    }
-
-    function _bar(address provider, address spared) private {
-        if (provider == spared || isBarred[provider]) return;
-        isBarred[provider] = true;
-        emit ITreasury.ProviderBarred(provider);
     }
 
     // ------------------------------------------------------------------ inside: the end
@@ -360,11 +340,5 @@ contract Oversight is TreasuryBase {
             ILeaseMarket.Lease memory l = _market().leaseOf(leases[i]);
             if (_isOpen(l)) left += l.escrow - _market().accrued(leases[i]);
         }
-    }
-
-    function _unsettled() private view returns (uint256) {
-        if (address(_channels()) == address(0)) return 0;
-        (uint128 claimed, uint128 settled) = _channels().receivers(address(this), _birth.token);
-        return claimed - settled;
     }
 }

@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity ^0.8.24;
 
+import {Proxy} from "@openzeppelin/contracts/proxy/Proxy.sol";
 import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
+import {IERC721Receiver} from "@openzeppelin/contracts/token/ERC721/IERC721Receiver.sol";
 import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol";
 import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
 import {Math} from "@openzeppelin/contracts/utils/math/Math.sol";
 import {SafeCast} from "@openzeppelin/contracts/utils/math/SafeCast.sol";
 import {IERC3009} from "./interfaces/IERC3009.sol";
+import {IIdentityRegistry} from "./interfaces/IIdentityRegistry.sol";
 import {ILeaseMarket} from "./interfaces/ILeaseMarket.sol";
 import {ISwapRouter02, IWETH} from "./interfaces/IPurchase.sol";
 import {ITreasury} from "./interfaces/ITreasury.sol";
@@ -21,7 +24,7 @@ import {TreasuryBase} from "./TreasuryBase.sol";
 /// @dev Behind minimal proxies of TreasuryFactory. There is no upgrade, no owner, no arbitrary call and no ERC-1271:
 /// a treasury that could sign could be signed away. Every entry has one rhythm: ids, checks, effects, event, transfer;
 /// where a lease has to be closed, that call stands last, and `nonReentrant` covers what stands after it.
-contract Treasury is TreasuryBase {
+contract Treasury is TreasuryBase, Proxy {
     using SafeERC20 for IERC20;
     using DayLimit for DayLimit.Ring;
     using Quorum for Quorum.Stewards;
@@ -41,7 +44,7 @@ contract Treasury is TreasuryBase {
     constructor(address oversight) { OVERSIGHT = oversight; }
 
     /// Every entry that is not here is in Oversight, or nowhere.
-    fallback() external payable { _oversee(); }
+    function _implementation() internal view override returns (address) { return OVERSIGHT; }
 
     receive() external payable {}
 
@@ -50,7 +53,7 @@ contract Treasury is TreasuryBase {
     /// See ITreasury for this and for every entry here and in Oversight.
     function initialize(ITreasury.Birth calldata, address) external payable {
         if (msg.sender != FACTORY) revert ITreasury.NotFactory();
-        _oversee();
+        _fallback();
     }
 
     function birthRent(uint256 offer, uint32 term, uint128 prepay)
@@ -72,7 +75,19 @@ contract Treasury is TreasuryBase {
         _stage = ITreasury.Stage.Alive;
         _succeed(nodeKey);
         emit ITreasury.Activated(lease, nodeKey);
-        _fuel(nodeKey, type(uint128).max);
+        _moveIn(nodeKey, type(uint128).max);
+    }
+
+    function abortBirth() external nonReentrant only(ITreasury.Stage.Unborn) {
+        uint64 until = _bornAt + _birth.timers.activateWithin;
+        if (_now() <= until) revert ITreasury.TooEarly(until + 1);
+        (address creator, uint256 lease) = (_birth.creator, _active);
+        (_stage, _active, _birth.creator) = (ITreasury.Stage.Closed, 0, address(0));
+        _close(lease);
+        uint256 amount = _balance();
+        emit ITreasury.BirthAborted(creator, amount);
+        IERC20(_birth.token).safeTransfer(creator, amount);
+        _send(creator, address(this).balance, gasleft());
     }
 
     // ------------------------------------------------------------------ rent
@@ -136,6 +151,7 @@ contract Treasury is TreasuryBase {
         if (prev != _checkpointDigest) revert ITreasury.BadPrevious();
         bytes32 ack = keccak256(abi.encode(ACK_TYPEHASH, _epoch, seq, digest, prev));
         address[] memory who = _stewards.signers(_hashTypedDataV4(ack), acks);
+        if (who.length == 0) revert ITreasury.BadQuorum();
         (_checkpointSeq, _checkpointDigest) = (seq, digest);
         emit ITreasury.Committed(seq, digest, prev);
         if (_restoring) {
@@ -166,9 +182,8 @@ contract Treasury is TreasuryBase {
         _clearStandby();
         _succeed(nodeKey);
         emit ITreasury.HandedOver(_epoch, lease, nodeKey, seq, cut);
-        _sweepPurse();
         // Planned, so within the day's gas: an operator that hands over to itself all day gets no more than that.
-        _fuel(nodeKey, _gasLeft());
+        _moveIn(nodeKey, _gasLeft());
         _close(drained);
     }
 
@@ -181,6 +196,21 @@ contract Treasury is TreasuryBase {
         emit ITreasury.Hibernated(_epoch, until);
         _sweepPurse();
         _closeAll(leases);
+    }
+
+    /// Also called by every succession, with little gas. It takes nothing from its caller, so anyone may repeat it, and
+    /// it isn't closed to reentry: it holds nothing half done.
+    function identify() external living {
+        if (_active == 0 || _birth.options.identity == address(0)) revert ITreasury.Off();
+        IIdentityRegistry registry = IIdentityRegistry(_birth.options.identity);
+        string memory uri = string.concat(_market().leaseOf(_active).endpoint, "/.well-known/agent-registration.json");
+        if (_isRegistered) registry.setAgentURI(_agentId, uri);
+        else (_agentId, _isRegistered) = (registry.register(uri), true);
+    }
+
+    /// The registry asks this before it gives us our identity. Tokens of others may lie here; nothing moves them.
+    function onERC721Received(address, address, uint256, bytes calldata) external pure returns (bytes4) {
+        return IERC721Receiver.onERC721Received.selector;
     }
 
     function setRelay(address relay) external onlyOperator living notRestoring {
@@ -226,7 +256,7 @@ contract Treasury is TreasuryBase {
         uint256 arrived = Math.saturatingSub(_balance(), before);
         if (arrived == 0) revert ITreasury.NothingArrived();
         // The token takes each (payer, nonce) once, so this record is written once.
-        _payments[_paymentId(payer, nonce)].amount = SafeCast.toUint128(arrived);
+        _payments[payer][nonce].amount = SafeCast.toUint128(arrived);
         emit ITreasury.ExactSettled(payer, nonce, arrived);
     }
 
@@ -236,7 +266,7 @@ contract Treasury is TreasuryBase {
             revert ITreasury.WrongStage(_stage);
         }
         if (amount == 0) revert ITreasury.ZeroAmount();
-        Payment storage payment = _payments[_paymentId(payer, nonce)];
+        Payment storage payment = _payments[payer][nonce];
         uint256 left = payment.amount - payment.refunded;
         if (amount > left) revert ITreasury.OverRecorded(left);
         if (_stage == ITreasury.Stage.Alive) _spend(uint128(amount));
@@ -246,7 +276,7 @@ contract Treasury is TreasuryBase {
     }
 
     function recorded(address payer, bytes32 nonce) external view returns (uint256 amount, uint256 refunded) {
-        Payment storage payment = _payments[_paymentId(payer, nonce)];
+        Payment storage payment = _payments[payer][nonce];
         return (payment.amount, payment.refunded);
     }
 
@@ -334,25 +364,27 @@ contract Treasury is TreasuryBase {
         _fuel(_relay, _gasLeft());
     }
 
+    // ------------------------------------------------------------------ views; the larger ones are in Oversight
+
+    function standing() external view returns (ITreasury.Standing memory s) {
+        (s.purse, s.hibernateUntil, s.starveNoticeAt) = (_purse, _hibernateUntil, _starveNoticeAt);
+        (s.refundsOpen, s.unsettled) = (_refundsOpen, _unsettled());
+        (s.isRegistered, s.agentId) = (_isRegistered, _agentId);
+    }
+
+    function domainSeparator() external view returns (bytes32) { return _domainSeparatorV4(); }
+
+    function gasSpentInDay() external view returns (uint128) {
+        return _bornAt == 0 ? 0 : _gasSpent.spent(_birth.timers.day);
+    }
+
+    function purseSigner() external view returns (address) {
+        return _stage == ITreasury.Stage.Alive && !_paused && !_restoring ? _operator : address(0);
+    }
+
     // ------------------------------------------------------------------ inside
 
-    function _oversee() private {
-        address oversight = OVERSIGHT;
-        assembly {
-            calldatacopy(0, 0, calldatasize())
-            let done := delegatecall(gas(), oversight, 0, calldatasize(), 0, 0)
-            returndatacopy(0, 0, returndatasize())
-            if iszero(done) { revert(0, returndatasize()) }
-            return(0, returndatasize())
-        }
-    }
-
-    /// A lease that ended must not stop a heartbeat.
-    function _vouch(uint256 lease) private {
-        if (lease == 0) return;
-        ILeaseMarket.Lease memory l = _market().leaseOf(lease);
-        if (l.state == ILeaseMarket.LeaseState.Ready && _now() <= l.end) _market().vouch(lease);
-    }
+    function _vouch(uint256 lease) private { if (lease != 0) _market().vouch(lease); }
 
     /// The ready standby's node key, if it signed this act. `lastChallengeAt` makes a signature good for one challenge.
     function _actor(string memory action, uint64 deadline, bytes calldata sig) private view returns (address key) {
@@ -389,8 +421,7 @@ contract Treasury is TreasuryBase {
         _succeed(nodeKey);
         _startRestoring();
         emit ITreasury.TakenOver(_epoch, lease, nodeKey, _checkpointDigest);
-        _sweepPurse();
-        _fuel(nodeKey, type(uint128).max);
+        _moveIn(nodeKey, type(uint128).max);
         _close(old);
         _close(drained);
     }
@@ -412,9 +443,5 @@ contract Treasury is TreasuryBase {
 
     function _isOurs(ITreasury.ChannelConfig calldata config) private view returns (bool) {
         return config.receiver == address(this) && config.token == _birth.token;
-    }
-
-    function _paymentId(address payer, bytes32 nonce) private pure returns (bytes32) {
-        return keccak256(abi.encode(payer, nonce));
     }
 }

@@ -25,6 +25,8 @@ abstract contract TreasuryBase is EIP712, ReentrancyGuardTransient {
     uint256 private constant SEND_GAS = 10_000;
     /// What a relayer pays that can't be measured inside the call: the transaction, its data, the repayment.
     uint256 private constant RELAY_GAS = 60_000;
+    /// What the identity registry may burn: about twice what registering costs, 190,000.
+    uint256 private constant IDENTITY_GAS = 400_000;
 
     struct Payment {
         uint128 amount;
@@ -33,6 +35,7 @@ abstract contract TreasuryBase is EIP712, ReentrancyGuardTransient {
 
     ITreasury.Birth internal _birth;
     Quorum.Stewards internal _stewards;
+    Quorum.Stewards internal _rescuers; // daemons' keys, for `rescue` alone
     address internal _bornOf; // the creator, remembered for one thing: that it never becomes a steward
     uint64 internal _bornAt;
 
@@ -41,6 +44,7 @@ abstract contract TreasuryBase is EIP712, ReentrancyGuardTransient {
     bool internal _restoring;
     bool internal _rescued; // the standby lease came by `rescue`: its node key needs no challenge
     bool internal _refundsOpen;
+    bool internal _isRegistered;
     uint64 internal _epoch;
     address internal _operator;
     address internal _relay;
@@ -62,6 +66,7 @@ abstract contract TreasuryBase is EIP712, ReentrancyGuardTransient {
     uint64 internal _starveNoticeAt;
     bytes32 internal _checkpointDigest;
     bytes32 internal _receiptsRoot;
+    uint256 internal _agentId; // in the identity registry; means nothing until `_isRegistered`
     uint256 internal _orderNonce;
     uint256 internal _round; // what was queued in an earlier one is void
 
@@ -69,7 +74,7 @@ abstract contract TreasuryBase is EIP712, ReentrancyGuardTransient {
     DayLimit.Ring internal _gasSpent; // wei
     DayLimit.Ring internal _duties; // micro-USDC, in `_spent` too
     mapping(uint256 payee => DayLimit.Ring) internal _spentOn; // by index in birth's list
-    mapping(bytes32 payerAndNonce => Payment) internal _payments;
+    mapping(address payer => mapping(bytes32 nonce => Payment)) internal _payments;
     mapping(bytes32 roundActionArgument => uint64 from) internal _queue;
     mapping(address provider => bool) public isBarred;
     mapping(address nodeKey => bool) internal _wasOperator;
@@ -140,14 +145,7 @@ abstract contract TreasuryBase is EIP712, ReentrancyGuardTransient {
 
     /// Closes a lease in whatever state it is and never fails for one that is closed already. Returns what came back.
     function _close(uint256 lease) internal returns (uint128 refund) {
-        if (lease == 0) return 0;
-        ILeaseMarket.Lease memory l = _market().leaseOf(lease);
-        if (!_isOpen(l)) return 0;
-        if (l.state == ILeaseMarket.LeaseState.Requested && _now() > l.readyBy) {
-            _market().reclaim(lease);
-            return l.escrow;
-        }
-        return _market().close(lease);
+        if (lease != 0 && _isOpen(_market().leaseOf(lease))) refund = _market().close(lease);
     }
 
     /// Clears the slots first: closing stands last.
@@ -202,6 +200,16 @@ abstract contract TreasuryBase is EIP712, ReentrancyGuardTransient {
 
     function _startRestoring() internal { (_restoring, _takenOverAt) = (true, _now()); }
 
+    /// What each succession to a live key ends with, before leases are closed: the purse is emptied, the key fuelled,
+    /// the registry told, if there is one. Whatever the registry does, the move goes on.
+    function _moveIn(address operator, uint256 gasMax) internal {
+        _sweepPurse();
+        _fuel(operator, gasMax);
+        try ITreasury(payable(address(this))).identify{gas: IDENTITY_GAS}() {} catch {}
+        // EIP-150: less is left only if the registry got less than its share, and that is the sender's doing.
+        if (gasleft() < IDENTITY_GAS / 63) revert ITreasury.LowGas();
+    }
+
     // ------------------------------------------------------------------ money
 
     /// Counts a gross commitment. What comes back later never makes room again.
@@ -249,6 +257,12 @@ abstract contract TreasuryBase is EIP712, ReentrancyGuardTransient {
     function _sweepPurse() internal { if (_purse != address(0)) IPurse(_purse).sweep(); }
 
     function _balance() internal view returns (uint256) { return IERC20(_birth.token).balanceOf(address(this)); }
+
+    function _unsettled() internal view returns (uint256) {
+        if (address(_channels()) == address(0)) return 0;
+        (uint128 claimed, uint128 settled) = _channels().receivers(address(this), _birth.token);
+        return claimed - settled;
+    }
 
     function _market() internal view returns (ILeaseMarket) { return ILeaseMarket(_birth.market); }
 

@@ -145,8 +145,8 @@ contract CreatorTest is World {
             }
         }
         // With close, sweep and withdraw (their own test below), and with what is open to all: settleExact, refuel,
-        // refundChannel, windDownReason.
-        eq(all.length + 3 + 4, 42, "the interface's writing entries");
+        // refundChannel, windDownReason, identify.
+        eq(all.length + 3 + 5, 43, "the interface's writing entries");
     }
 
     function refusedEverywhere(address who) private {

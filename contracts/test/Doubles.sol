@@ -245,12 +245,77 @@ contract TetherDouble {
     }
 }
 
-/// A contract that signs for whoever owns it.
+/// ERC-4337 as far as it goes: the account says whether an operation is its owner's, and then does it.
+contract EntryPointDouble {
+    function hashOf(address sender, address target, bytes memory data) public view returns (bytes32) {
+        return keccak256(abi.encode(address(this), block.chainid, sender, target, data));
+    }
+
+    function handle(address sender, address target, bytes calldata data, bytes calldata signature) external {
+        PackedUserOperation memory op;
+        (op.sender, op.callData, op.signature) = (sender, data, signature);
+        uint256 failed = IAccount(sender).validateUserOp(op, hashOf(sender, target, data), 0);
+        require(failed == 0, "AA24 signature error");
+        IAccount(sender).execute(target, 0, data);
+    }
+}
+
+struct PackedUserOperation {
+    address sender;
+    uint256 nonce;
+    bytes initCode;
+    bytes callData;
+    bytes32 accountGasLimits;
+    uint256 preVerificationGas;
+    bytes32 gasFees;
+    bytes paymasterAndData;
+    bytes signature;
+}
+
+interface IAccount {
+    function validateUserOp(PackedUserOperation calldata op, bytes32 hash, uint256 missing) external returns (uint256);
+    function execute(address target, uint256 value, bytes calldata data) external;
+    function isValidSignature(bytes32 hash, bytes calldata signature) external view returns (bytes4);
+}
+
+/// ERC-6492's validator as far as it goes: calls what the wrapper names, then asks the signer.
+contract UniversalDouble {
+    bytes32 private constant MAGIC = 0x6492649264926492649264926492649264926492649264926492649264926492;
+    bool public touched;
+
+    function touch() external {
+        touched = true;
+    }
+
+    function wrap(address target, bytes memory call_, bytes memory signature) external pure returns (bytes memory) {
+        return bytes.concat(abi.encode(target, call_, signature), MAGIC);
+    }
+
+    function isValid(address signer, bytes32 hash, bytes calldata wrapped) external returns (bool) {
+        (address target, bytes memory call_, bytes memory signature) =
+            abi.decode(wrapped[:wrapped.length - 32], (address, bytes, bytes));
+        (bool prepared,) = target.call(call_);
+        prepared; // whatever came of it
+        (bool done, bytes memory said) = signer.staticcall(abi.encodeCall(IAccount.isValidSignature, (hash, signature)));
+        return done && said.length == 32 && bytes32(said) == bytes32(bytes4(0x1626ba7e));
+    }
+}
+
+/// A contract that signs for whoever owns it, and does what its owner signed as a user operation.
 contract SignerDouble {
     address private immutable OWNER;
 
     constructor(address owner) {
         OWNER = owner;
+    }
+
+    function validateUserOp(PackedUserOperation calldata op, bytes32 hash, uint256) external view returns (uint256) {
+        return ECDSA.recoverCalldata(hash, op.signature) == OWNER ? 0 : 1;
+    }
+
+    function execute(address target, uint256, bytes calldata data) external {
+        (bool done,) = target.call(data);
+        require(done, "call");
     }
 
     function isValidSignature(bytes32 hash, bytes calldata signature) external view returns (bytes4) {

@@ -15,6 +15,7 @@ contract FeesTest is World {
     RouterDouble private router;
     FeedDouble private feed;
     ITreasury.Approval private none;
+    address private registry;
 
     function setUp() public override {
         super.setUp();
@@ -23,6 +24,7 @@ contract FeesTest is World {
         router.set(4e8, true);
         vm.deal(address(router), 100 ether);
         feed.set(2500e8, block.timestamp, block.timestamp);
+        registry = deploy("IdentityRegistry", "");
         none.deadline = type(uint64).max;
     }
 
@@ -31,7 +33,7 @@ contract FeesTest is World {
         o.payees[0] = ITreasury.Payee(ITreasury.Kind.Storage, stranger, 1e6);
         o.gas = ITreasury.GasMarket(address(router), address(weth), address(feed), address(0), 500, 100, 1 hours);
         (o.channels, o.withdrawDelay, o.delay, o.purseMax) = (address(channels), 2 days, DAY, 1e6);
-        (o.relayMax, o.dutyPay, o.dutyDayMax) = (0.001 ether, 1e4, 1e6);
+        (o.relayMax, o.dutyPay, o.dutyDayMax, o.identity) = (0.001 ether, 1e4, 1e6, registry);
         o.ceilings = ITreasury.Policy({
             dayLimit: 6e6, priceE6Max: 10e6, termMax: 30 days, prepayMax: 2 days, gasDayMax: 0.3 ether,
             gasTarget: 0.1 ether, starveFloor: 2e6

@@ -3,7 +3,7 @@ pragma solidity ^0.8.24;
 
 import {IPurse} from "../src/interfaces/IPurse.sol";
 import {ITreasury} from "../src/interfaces/ITreasury.sol";
-import {ChannelDouble, Permit2Double, SignerDouble} from "./Doubles.sol";
+import {ChannelDouble, EntryPointDouble, Permit2Double, SignerDouble, UniversalDouble} from "./Doubles.sol";
 import {IUsdc, World} from "./World.sol";
 
 /// The purse, and every way to make the treasury pay by signature.
@@ -271,8 +271,59 @@ contract PurseTest is World {
         }
     }
 
+    /// An entry point of ERC-4337 that anybody may feed: it pays nothing out of an account that validates nothing.
+    function test_a_user_operation_for_treasury_or_purse_is_refused(uint256 key, uint256 value) public {
+        key = key % 2 == 0 ? NODE_KEY : bound(key, 1, type(uint128).max);
+        EntryPointDouble entry = new EntryPointDouble();
+        bytes memory take = abi.encodeCall(IUsdc.transfer, (shop, bound(value, 1, 2e6)));
+        address[2] memory senders = [address(treasury), address(purse)];
+        for (uint256 i = 0; i < 2; ++i) {
+            bytes memory by = plain(key, entry.hashOf(senders[i], address(usdc), take));
+            vm.expectRevert();
+            entry.handle(senders[i], address(usdc), take, by);
+        }
+        eq(usdc.balanceOf(shop), 0, "nothing moved");
+    }
+
+    /// ERC-6492: whatever is called "to prepare" it, treasury and purse sign no more than they did before; and in the
+    /// bytes that a payer gives `settleExact`, nothing is called at all.
+    function test_an_erc6492_wrapper_neither_signs_nor_calls(bytes32 hash, uint256 key) public {
+        key = bound(key, 1, type(uint128).max);
+        UniversalDouble universal = new UniversalDouble();
+        bytes memory inner = plain(key % 2 == 0 ? NODE_KEY : key, hash);
+        bytes[2] memory prepare = [abi.encodeCall(ITreasury.refuel, ()), abi.encodeWithSignature("upgradeTo(address)", shop)];
+        for (uint256 i = 0; i < 2; ++i) {
+            bytes memory wrapped = universal.wrap(address(treasury), prepare[i], inner);
+            no(universal.isValid(address(treasury), hash, wrapped), "the treasury signs nothing");
+            no(universal.isValid(address(purse), hash, wrapped), "nor does the purse, so");
+        }
+        address payer = address(0xFACADE); // not deployed yet: its factory is in the signature
+        bytes memory paid = universal.wrap(address(universal), abi.encodeCall(UniversalDouble.touch, ()), inner);
+        usdc.mint(payer, 10);
+        vm.prank(vm.addr(NODE_KEY));
+        refuses(IUsdc.InvalidSignature.selector);
+        treasury.settleExact(payer, 10, 0, type(uint256).max, "n", paid);
+        no(universal.touched(), "no factory of a payer's choosing was called");
+    }
+
+    function test_the_account_doubles_do_take_good_signatures() public {
+        // Or the tests above could not fail.
+        UniversalDouble universal = new UniversalDouble();
+        EntryPointDouble entry = new EntryPointDouble();
+        address account = address(new SignerDouble(customer));
+        usdc.mint(account, 10);
+        bytes memory take = abi.encodeCall(IUsdc.transfer, (shop, 7));
+        bytes32 op = entry.hashOf(account, address(usdc), take);
+        entry.handle(account, address(usdc), take, plain(CUSTOMER_KEY, op));
+        eq(usdc.balanceOf(shop), 7, "a user operation");
+        vm.prank(shop);
+        usdc.transfer(account, 7);
+        bytes memory prepare = abi.encodeCall(UniversalDouble.touch, ());
+        yes(universal.isValid(account, op, universal.wrap(address(universal), prepare, plain(CUSTOMER_KEY, op))), "6492");
+        yes(universal.touched(), "prepared");
+    }
+
     function test_the_doubles_do_take_good_signatures() public {
-        // Or the test above could not fail.
         address payer = address(new SignerDouble(customer));
         usdc.mint(payer, 10);
         ChannelDouble channels = new ChannelDouble();
@@ -296,6 +347,11 @@ contract PurseTest is World {
         (uint8 v, bytes32 r, bytes32 s) = vm.sign(CUSTOMER_KEY, permit2.digest(p, address(this)));
         permit2.permitTransferFrom(p, shop, customer, abi.encodePacked(r, s, v));
         eq(usdc.balanceOf(shop), 10, "permitted");
+    }
+
+    function plain(uint256 key, bytes32 hash) private pure returns (bytes memory) {
+        (uint8 v, bytes32 r, bytes32 s) = vm.sign(key, hash);
+        return abi.encodePacked(r, s, v);
     }
 
     function test_there_is_no_purse_where_birth_has_none() public {

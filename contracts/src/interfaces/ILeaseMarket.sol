@@ -89,8 +89,10 @@ interface ILeaseMarket {
     // --- tenants ---
     function rent(uint256 offer, uint32 term, bytes32 codeHash, uint128 prepay) external returns (uint256 lease); // pulls prepay
     function topUp(uint256 lease, uint128 amount) external;     // anyone; pulls amount; never past the whole rent
-    function vouch(uint256 lease) external;
-    /// Pays what accrued, sends the rest of escrow back. A Requested lease refunds everything.
+    /// False, and no effect, for a lease that isn't running: one that ended must not stop a heartbeat.
+    function vouch(uint256 lease) external returns (bool counted);
+    /// Pays what accrued, sends the rest of escrow back. A Requested lease refunds everything; past readyBy its provider
+    /// is counted failed.
     function close(uint256 lease) external returns (uint128 refund);
 
     // --- anyone ---

@@ -67,6 +67,9 @@ interface ITreasury {
         uint128 relayMax;        // wei that come back at most to whoever relays an order or a takeover
         uint128 dutyPay;         // micro-USDC to each steward that acknowledged a checkpoint
         uint128 dutyDayMax;      // of that in any `Timers.day`, all stewards together
+        address identity;        // the ERC-8004 identity registry; 0: off
+        uint8 rescueThreshold;   // so many of `rescuers` may `rescue` without the quorum; 0: nobody may
+        address[] rescuers;      // keys of the stewards' daemons; the rules of `stewards` and `threshold` hold
     }
 
     struct Birth {
@@ -146,6 +149,8 @@ interface ITreasury {
         uint64 starveNoticeAt;   // 0: no notice
         bool refundsOpen;
         uint256 unsettled;       // micro-USDC claimed from channels and not fetched yet
+        bool isRegistered;       // in the identity registry
+        uint256 agentId;         // there, if so
     }
 
     event Born(address indexed creator, bytes32 manifest, bytes32 codeHash, address beneficiary, uint64 mandateUntil);
@@ -240,6 +245,7 @@ interface ITreasury {
     error NotOurChannel();                // another receiver or another token
     error BadPrice();                     // the feed is stale, the sequencer down or just back, or the price absurd
     error ShortSwap(uint256 got);         // wei: less than the oracle and slippageBps allow
+    error LowGas();                       // too little for the identity registry's share: send more gas
 
     // --- birth: the creator, once each ---
 
@@ -262,8 +268,7 @@ interface ITreasury {
     /// Active, standby or draining lease; at most prepayMax seconds of rent ahead of now; counts in the day limit.
     function topUp(uint256 lease, uint128 amount) external;
     /// Closes the standby or the draining lease (winding down: the active one too); escrow less rent comes back.
-    /// Requested past its time it is reclaimed, which goes on the provider's record; if others ended it, the slot is
-    /// cleared.
+    /// Requested past its time, that goes on the provider's record; if others ended it, the slot is cleared.
     function release(uint256 lease) external;
 
     // --- life: the operator ---
@@ -285,6 +290,13 @@ interface ITreasury {
     function handover(uint256 lease, uint64 seq, uint64 cut, uint64 validUntil) external;
     /// The key that sends strangers' settlements. It has no role; `refuel` keeps it in gas.
     function setRelay(address relay) external;
+    /// Who: anyone, from Alive to WindingDown, while somebody is operator. Registers this treasury in birth's ERC-8004
+    /// identity registry, or changes its URI there: the active lease's endpoint as its provider posted it, and
+    /// "/.well-known/agent-registration.json". Activation, handover, takeover and an eviction that keeps a lease do it too,
+    /// with a bounded amount of gas and whatever comes of it; so this is for mending.
+    function identify() external;
+    /// ERC-721's question whether a token may be given to this contract. It may; nothing ever moves one from here.
+    function onERC721Received(address, address, uint256, bytes calldata) external pure returns (bytes4);
     /// Like `rent`: alive, not paused, not restoring. Closes every lease; a new epoch with nobody as operator; until
     /// then (at most to the mandate's end) it is not starved. `rescue` wakes it. Storage is paid by `spend` before.
     function hibernate(uint64 until) external;
@@ -354,7 +366,8 @@ interface ITreasury {
     function evict(uint256 keep, Approval calldata a) external;
     /// Order("rescue", offer | term << 64 | prepay << 96, ..). Alive, also paused; in silence, without operator, or when
     /// a restore timed out. `rent`'s rules, day limit included, but that the silent lease's own provider may be chosen;
-    /// replaces any standby.
+    /// replaces any standby. While not paused, birth's `rescueThreshold` of `rescuers` may sign it instead of the quorum:
+    /// the same words, nonce and deadline.
     function rescue(uint256 offer, uint32 term, uint128 prepay, Approval calldata a) external;
     /// Order("extendMandate",until,..). Alive; only later.
     function extendMandate(uint64 until, Approval calldata a) external;
@@ -375,7 +388,7 @@ interface ITreasury {
     /// Order("loosen",uint256(keccak256(abi.encode(policy))),..). Within birth's ceilings.
     function loosen(Policy calldata policy, Approval calldata a) external;
     /// Order("setStewards",uint256(keccak256(abi.encode(stewards, threshold))),..). Birth's rules hold, the creator
-    /// stays excluded. Voids every other queued order.
+    /// stays excluded. Voids every other queued order, and nobody but the quorum may rescue any more.
     function setStewards(address[] calldata stewards, uint8 threshold, Approval calldata a) external;
 
     // --- the end: anyone ---
