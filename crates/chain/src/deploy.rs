@@ -69,6 +69,23 @@ pub async fn deploy(chain: &Chain, deployer: &PrivateKeySigner, market: MarketPa
     Ok(addresses)
 }
 
+/// Deploys one contract by its creation code (bytecode and encoded arguments), and says where it is.
+///
+/// # Errors
+/// As [`deploy`].
+pub async fn create(
+    chain: &Chain,
+    deployer: &PrivateKeySigner,
+    name: &'static str,
+    code: Bytes,
+) -> Result<Address, Error> {
+    let nonce = chain.nonce(deployer.address(), BlockId::pending()).await?;
+    let max_fee = chain.head().await?.base_fee * 4 + 1_000_000_000;
+    let tx = send_create(chain, deployer, (name, code), nonce, max_fee).await?;
+    wait_mined(chain, name, tx).await?;
+    Ok(deployer.address().create(nonce))
+}
+
 async fn send_create(
     chain: &Chain,
     deployer: &PrivateKeySigner,

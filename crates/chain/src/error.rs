@@ -33,6 +33,8 @@ pub enum Kind {
     WrongChain,
     /// No contract, or the wrong one, at an address. Fix the configuration, or deploy.
     Missing,
+    /// Quorum, timers or clocks are such that no agent could live: fix what the message names.
+    Unfit,
     /// The caller asked for something that cannot be: fix the call.
     Usage,
 }
@@ -120,6 +122,11 @@ impl Error {
     /// A contract is not where it should be.
     pub fn missing(message: impl Into<String>) -> Self {
         Self { kind: Kind::Missing, message: message.into(), source: None }
+    }
+
+    /// What was found could not work.
+    pub fn unfit(message: impl Into<String>) -> Self {
+        Self { kind: Kind::Unfit, message: message.into(), source: None }
     }
 
     /// The caller's mistake.

@@ -6,6 +6,7 @@
 //! made in this crate.
 
 pub mod anvil;
+pub mod audit;
 pub mod bindings;
 pub mod deploy;
 mod error;
@@ -13,7 +14,9 @@ pub mod logs;
 pub mod market;
 pub mod orders;
 pub mod outbox;
+pub mod preflight;
 mod rpc;
+pub mod safe;
 pub mod sender;
 pub mod treasury;
 pub mod usdc;
@@ -23,6 +26,7 @@ pub use bindings::{Addresses, LeaseStatus, Stage};
 pub use error::{Error, Kind, Revert};
 pub use market::{LeaseView, MarketClient, OfferView};
 pub use rpc::{Chain, Head};
+pub use safe::Safe;
 pub use sender::{Outcome, Sender, SenderHandle, Tx};
 pub use treasury::{Snapshot, TreasuryClient};
 pub use usdc::UsdcClient;

@@ -13,11 +13,7 @@ use alloy::{
 };
 use std::{fmt, future::Future, sync::Arc, time::Duration};
 
-use crate::{
-    bindings::{Addresses, LeaseMarket, TestUSDC, TreasuryFactory},
-    error::Error,
-    outbox::SendError,
-};
+use crate::{bindings::Addresses, error::Error, outbox::SendError};
 
 /// Longest time one request may take. A guess: a node on loopback answers in milliseconds, a public one in under
 /// a second, and the shortest fence of a scaled world is 8 s.
@@ -138,21 +134,9 @@ impl Chain {
     pub async fn verify_contracts(&self, addresses: &Addresses) -> Result<(), Error> {
         self.verify_chain().await?;
         let Addresses { usdc, market, factory } = *addresses;
-        for (name, address) in [("token", usdc), ("lease market", market), ("treasury factory", factory)] {
-            self.verify_code(name, address).await?;
-        }
-        let at = BlockId::latest();
-        let decimals = foreign("token", usdc, self.read(usdc, TestUSDC::decimalsCall {}, at).await)?;
-        if decimals != 6 {
-            return Err(Error::missing(format!("the token at {usdc} has {decimals} decimals and not 6: not USDC")));
-        }
-        let token = foreign("lease market", market, self.read(market, LeaseMarket::tokenCall {}, at).await)?;
-        if token != usdc {
-            return Err(Error::missing(format!("the lease market at {market} trades in {token}, not in {usdc}")));
-        }
-        let made = self.read(factory, TreasuryFactory::implementationCall {}, at).await;
-        foreign("treasury factory", factory, made)?;
-        Ok(())
+        self.verify_token(usdc).await?;
+        self.verify_market(market, usdc).await?;
+        self.verify_factory(factory).await
     }
 
     /// Refuses an address without code.
@@ -314,7 +298,7 @@ fn decode<C: SolCall>(to: Address, data: &Bytes) -> Result<C::Return, Error> {
 }
 
 /// A view that reverts or answers nonsense means that another contract lives there.
-fn foreign<T>(name: &str, address: Address, answer: Result<T, Error>) -> Result<T, Error> {
+pub(crate) fn foreign<T>(name: &str, address: Address, answer: Result<T, Error>) -> Result<T, Error> {
     answer.map_err(|e| if e.is_transient() { e } else { Error::missing(format!("no {name} at {address}: {e}")) })
 }
 
