@@ -9,6 +9,7 @@ pub mod anvil;
 pub mod bindings;
 pub mod deploy;
 mod error;
+pub mod history;
 pub mod logs;
 pub mod market;
 pub mod orders;

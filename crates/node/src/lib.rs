@@ -24,7 +24,6 @@ pub mod manifest;
 mod memory;
 mod money_events;
 mod moving;
-mod operators;
 mod replicate;
 mod restore;
 mod settle;
