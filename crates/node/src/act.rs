@@ -36,7 +36,9 @@ pub fn perform(node: &mut Node, id: OutputId, output: Output) {
         }
         Output::Release { lease } => send(&node.cx, id, "release", calls::release(lease), || ()),
         Output::Heartbeat { standby_answered } => {
-            let root = node.live.as_ref().map_or(B256::ZERO, receipts_root);
+            // As it stood when the heartbeat was decided: sent again after a crash, it says the same.
+            let root = node.live.as_ref().map(|live| live.state.receipt_trees.root_of((id.lsn, id.index)));
+            let root = root.map_or(B256::ZERO, B256::from);
             let instance = keccak256(node.cx.me());
             send(&node.cx, id, "heartbeat", calls::heartbeat(instance, root, standby_answered), || ());
         }
@@ -113,11 +115,6 @@ fn outcome_of(label: &str, sent: Sent) -> Outcome {
             Outcome::Unknown
         }
     }
-}
-
-/// Merkle-free digest of all receipts so far: a running commitment. The day's tree comes with payments.
-fn receipts_root(live: &crate::live::Live) -> B256 {
-    B256::from(live.state.receipts_digest())
 }
 
 // ---- checkpoints ----

@@ -59,6 +59,7 @@ pub fn router(cx: Arc<Context>, shared: Arc<Shared>, answers: Answers) -> Router
         .route("/v1/models/{id}", get(models::one))
         .route("/status", get(read::status))
         .route("/receipts/{id}", get(read::receipt))
+        .route("/receipts/{id}/proof", get(read::receipt_proof))
         .route("/log", get(read::log))
         .route("/history", get(read::history))
         .route("/metrics", get(read::metrics))

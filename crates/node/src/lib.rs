@@ -25,7 +25,6 @@ pub mod manifest;
 mod memory;
 mod money_events;
 mod moving;
-mod operators;
 mod permit2;
 mod replicate;
 mod restore;

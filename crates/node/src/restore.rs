@@ -4,7 +4,6 @@ use crate::checkpoint;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::memory::{KeyRing, MemoryKey};
-use crate::operators;
 use crate::replicate;
 use crate::state::State;
 use alloy::primitives::B256;
@@ -114,7 +113,10 @@ pub async fn open(cx: &Context, found: &Checkpoint, identity: &Identity, key: Me
 /// Segments after `lsn`, opened, in order, up to the first gap. What lies behind a gap was never acknowledged
 /// as replicated, so it is within the stated exposure.
 async fn later_segments(cx: &Context, lsn: u64, ring: &KeyRing) -> Result<Vec<Vec<u8>>> {
-    let operators = operators::by_epoch(cx).await?;
+    // Whose signature each header must carry, by the treasury's own events.
+    let operators = chain::history::operators(&cx.chain, cx.config.treasury)
+        .await
+        .map_err(|e| Error::retry("the treasury's events cannot be read").caused_by(e))?;
     let all = replicate::headers(cx, lsn).await?;
     let all = replicate::signed_by_operators(all, cx.config.treasury, cx.config.chain_id, |epoch| {
         operators.get(&epoch).copied()

@@ -5,10 +5,12 @@ use crate::conversation::{ConversationInput, Conversations};
 use crate::error::{Error, Result};
 use crate::history::{EventLog, History, Sample};
 use borsh::{BorshDeserialize, BorshSerialize};
-use economy::{Agent, ChainEvent, ChainEventKind, Input, Output, OutputId, Usdc};
+use economy::{Agent, ChainEvent, ChainEventKind, Input, Outcome, Output, OutputId, Usdc};
 use pay::TransferMethod;
 use pay::book::channels::CallService;
 use pay::book::{BookInput, BookOutput, ChannelBook, ChannelOutput, Payment, Service};
+use pay::receipt::SignedReceipt;
+use pay::receipt::tree::{Place, Trees};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -87,8 +89,11 @@ pub struct State {
     pub agent: Agent,
     pub book: ChannelBook,
     pub conversations: Conversations,
-    pub receipts: BTreeMap<String, String>,
-    receipt_order: Vec<String>,
+    /// By request.
+    pub receipts: BTreeMap<String, Kept>,
+    receipt_order: VecDeque<String>,
+    /// What heartbeats commit the agent to.
+    pub receipt_trees: Trees,
     pub history: History,
     pub log: EventLog,
     /// The last block the life heard of: the log's lines name it.
@@ -105,8 +110,13 @@ pub struct State {
     pub served: u64,
     /// Payers who have paid before: the next call of such a one may be settled while it is served.
     payers: BTreeSet<[u8; 20]>,
-    /// Running digest over all receipts.
-    receipts_digest: [u8; 32],
+}
+
+/// A receipt as it was signed, and where its leaf is.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Kept {
+    pub json: String,
+    pub place: Place,
 }
 
 /// Earned calls between two `Input::Earned`. Book = ledger + this tail.
@@ -126,7 +136,8 @@ impl State {
             book,
             conversations: Conversations::default(),
             receipts: BTreeMap::new(),
-            receipt_order: Vec::new(),
+            receipt_order: VecDeque::new(),
+            receipt_trees: Trees::default(),
             history: History::default(),
             log: EventLog::default(),
             block: 0,
@@ -136,7 +147,6 @@ impl State {
             leases: BTreeSet::new(),
             served: 0,
             payers: BTreeSet::new(),
-            receipts_digest: [0; 32],
         }
     }
 
@@ -156,8 +166,20 @@ impl State {
                 if let Input::Earned { .. } = input {
                     self.unposted = Unposted::default();
                 }
+                if let Input::Done { id, outcome } = input {
+                    let id = (id.lsn, id.index);
+                    match outcome {
+                        Outcome::Done { block } => self.receipt_trees.anchored(id, *block),
+                        Outcome::Failed { .. } => self.receipt_trees.lost(id),
+                        Outcome::Unknown => {}
+                    }
+                }
                 let outputs = self.agent.step(now, lsn, input.clone());
                 for (index, output) in (0u32..).zip(outputs) {
+                    if let Output::Heartbeat { .. } = output {
+                        let day = self.day(now);
+                        self.receipt_trees.cut((lsn, index), day);
+                    }
                     if let Output::Note(note) = &output {
                         self.log.add((lsn, index), now, self.block, note.kind(), note.to_string());
                     }
@@ -180,17 +202,7 @@ impl State {
             }
             Recorded::Conversation(input) => self.conversations.apply(input),
             Recorded::Receipt { request, json } => {
-                let mut hasher = Sha256::new();
-                hasher.update(self.receipts_digest);
-                hasher.update(json);
-                self.receipts_digest = hasher.finalize().into();
-                if self.receipts.insert(request.clone(), json.clone()).is_none() {
-                    self.receipt_order.push(request.clone());
-                }
-                if self.receipt_order.len() > RECEIPTS_MAX {
-                    let oldest = self.receipt_order.remove(0);
-                    self.receipts.remove(&oldest);
-                }
+                self.keep(now, request, json);
             }
             Recorded::Line { kind, text } => {
                 self.log.add((lsn, 0), now, self.block, kind, text.clone());
@@ -206,6 +218,31 @@ impl State {
             }
         }
         said
+    }
+
+    fn keep(&mut self, now: u64, request: &str, json: &str) {
+        // One receipt a request: a second one would be a second leaf for the same money.
+        let Ok(signed) = SignedReceipt::from_json(json) else { return };
+        if self.receipts.contains_key(request) {
+            return;
+        }
+        let place = self.receipt_trees.add(signed.receipt.leaf(), self.day(now));
+        self.receipts.insert(request.to_owned(), Kept { json: json.to_owned(), place });
+        self.receipt_order.push_back(request.to_owned());
+        if self.receipt_order.len() > RECEIPTS_MAX
+            && let Some(oldest) = self.receipt_order.pop_front()
+        {
+            self.receipts.remove(&oldest);
+            let kept = self.receipt_order.front().and_then(|request| self.receipts.get(request));
+            if let Some(first) = kept.map(|kept| kept.place.tree) {
+                self.receipt_trees.forget_before(first);
+            }
+        }
+    }
+
+    /// Days of this chain, scaled in a world in fast motion.
+    fn day(&self, now: u64) -> u64 {
+        now / u64::from(self.agent.genesis().timers.day.max(1))
     }
 
     fn remember(&mut self, event: &ChainEvent) {
@@ -308,10 +345,6 @@ impl State {
 
     pub fn knows_payer(&self, payer: &[u8; 20]) -> bool {
         self.payers.contains(payer)
-    }
-
-    pub fn receipts_digest(&self) -> [u8; 32] {
-        self.receipts_digest
     }
 
     pub fn leases(&self) -> &BTreeSet<u64> {

@@ -2,6 +2,9 @@
 //!
 //! EIP-712, so that a wallet can show and a contract can check it. The domain names the agent (its treasury) and the
 //! chain; `epoch` says whose key signed: look the operator of that epoch up on chain, or trust the one you know.
+//! [`tree`] puts receipts under the roots that heartbeats carry.
+
+pub mod tree;
 
 use crate::scheme::exact::Hash;
 use crate::{RequestId, Usdc, wire};
@@ -77,6 +80,11 @@ impl Receipt {
             issuedAt: self.issued_at,
         };
         message.eip712_signing_hash(&self.domain())
+    }
+
+    /// The receipt's leaf under the roots on chain.
+    pub fn leaf(&self) -> Hash {
+        tree::leaf(self.digest(), self.amount)
     }
 
     fn domain(&self) -> Eip712Domain {

@@ -3,6 +3,7 @@
 use super::Api;
 use super::problem::Problem;
 use crate::shared::Role;
+use crate::state::{Kept, State as Folded};
 use crate::status::Status;
 use axum::Json;
 use axum::extract::{Path, Query, State};
@@ -18,22 +19,42 @@ pub async fn status(State(api): State<Api>) -> Result<Json<Arc<Status>>, Problem
 }
 
 pub async fn receipt(State(api): State<Api>, Path(id): Path<String>) -> Result<Response, Response> {
-    let found = api
-        .look({
-            let id = id.clone();
-            move |node| node.live.as_ref().and_then(|l| l.state.receipts.get(&id).cloned())
-        })
-        .await
-        .map_err(IntoResponse::into_response)?;
-    match found {
-        Some(json) => Ok(([(header::CONTENT_TYPE, "application/json")], json).into_response()),
-        None if api.shared.role() == Role::Active => {
-            Err(Problem::for_not_found(format!("there is no receipt `{id}`")).into_response())
+    let kept = api.kept(&id, |_, kept| kept.json.clone()).await?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], kept).into_response())
+}
+
+/// That the receipt is under a root on chain: 404 until the first heartbeat after it.
+pub async fn receipt_proof(State(api): State<Api>, Path(id): Path<String>) -> Result<Response, Response> {
+    let proof = api.kept(&id, |state, kept| state.receipt_trees.proof(kept.place)).await?;
+    let (proof, root, block) = proof.ok_or_else(|| {
+        Problem::for_not_found(format!("receipt `{id}` is under no root on chain yet: ask again after a heartbeat"))
+            .into_response()
+    })?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], proof.to_json(&root, Some(block))).into_response())
+}
+
+impl Api {
+    /// Looks at one receipt, here or where the agent lives now.
+    async fn kept<T: Send + 'static>(
+        &self,
+        id: &str,
+        read: impl FnOnce(&Folded, &Kept) -> T + Send + 'static,
+    ) -> Result<T, Response> {
+        let request = id.to_owned();
+        let found = self
+            .look(move |node| {
+                let state = &node.live.as_ref()?.state;
+                Some(read(state, state.receipts.get(&request)?))
+            })
+            .await
+            .map_err(IntoResponse::into_response)?;
+        if let Some(found) = found {
+            return Ok(found);
         }
-        None => {
-            api.here(&format!("/receipts/{id}")).await?;
-            Err(Problem::for_not_found(format!("there is no receipt `{id}`")).into_response())
+        if self.shared.role() != Role::Active {
+            self.here(&format!("/receipts/{id}")).await?;
         }
+        Err(Problem::for_not_found(format!("there is no receipt `{id}`")).into_response())
     }
 }
 

@@ -1,55 +1,180 @@
-//! `vivarium receipt`: fetches a receipt and checks its signature against the chain's record.
+//! `vivarium receipt`: fetches a receipt, and checks receipts, off line or against the chain.
 
-use super::link::{Place, block_on};
-use anyhow::{Context, Result, ensure};
+use super::link::{Link, Place, block_on};
+use alloy::primitives::{Address, B256};
+use anyhow::{Context, Result, bail, ensure};
+use chain::Chain;
 use pay::receipt::SignedReceipt;
-use serde_json::json;
+use pay::receipt::tree::Proof;
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
 
 /// Fetches the signed receipt of a call and checks it.
 ///
-/// A good receipt is signed by the operator of this treasury and names this treasury and chain. One from an
-/// earlier epoch is signed by that epoch's operator: its address is then shown, not compared.
+/// A good receipt is signed by the operator of this treasury in the receipt's epoch, and names this treasury and chain.
+/// A heartbeat later it is also under a root on chain: `--out` keeps the proof of that beside it.
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Flags {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// The call's request id, as `vivarium ask` prints it
-    id: String,
+    #[arg(required = true)]
+    id: Option<String>,
     #[command(flatten)]
     place: Place,
-    /// One JSON object: {"receipt": …, "signer", "is_operator_now"}
+    /// Write the receipt to FILE, and its proof, once there is one, to FILE.proof
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// One JSON object: {"receipt": …, "signer", "is_operator_now", "proof"}
     #[arg(long)]
     json: bool,
 }
 
+#[derive(clap::Subcommand)]
+enum Command {
+    Verify(Verify),
+}
+
+/// Checks a receipt in a file.
+///
+/// Without --rpc nothing is asked of anybody: the signature holds, and the signer is shown (or compared with
+/// --operator). With --rpc the treasury's own events tell who was operator in the receipt's epoch and, with a proof,
+/// whether a heartbeat carried its root.
+#[derive(clap::Args)]
+struct Verify {
+    file: PathBuf,
+    /// The receipt's Merkle proof [default: FILE.proof, where there is one]
+    #[arg(long, value_name = "FILE")]
+    proof: Option<PathBuf>,
+    /// Who must have signed
+    #[arg(long, value_name = "ADDRESS")]
+    operator: Option<Address>,
+    /// An endpoint of the receipt's chain
+    #[arg(long, value_name = "URL")]
+    rpc: Option<String>,
+    /// The treasury it must be of
+    #[arg(long, value_name = "ADDRESS")]
+    agent: Option<Address>,
+}
+
 pub fn run(flags: Flags) -> Result<()> {
     block_on(async {
-        let link = flags.place.link()?;
-        let value = link.get(&format!("/receipts/{}", flags.id)).await?;
-        let signed = SignedReceipt::from_json(&value.to_string()).context("the agent's receipt is not a receipt")?;
-        let receipt = &signed.receipt;
-        ensure!(receipt.agent == link.world.treasury, "the receipt is for another agent ({})", receipt.agent);
-        ensure!(receipt.chain_id == link.world.chain_id, "the receipt is for another chain ({})", receipt.chain_id);
-        let signer = signed.signer().context("the receipt's signature is not valid")?;
-        let state = link.record.read().await?.state;
-        let now = state.epoch == receipt.epoch;
-        ensure!(
-            !now || signer == state.operator,
-            "the receipt is signed by {signer}, the operator is {}",
-            state.operator
-        );
-        if flags.json {
-            println!("{}", json!({ "receipt": value, "signer": signer, "is_operator_now": now }));
-        } else {
-            println!("receipt     {} (epoch {})", flags.id, receipt.epoch);
-            println!("paid        {} by {}", receipt.amount, receipt.payer);
-            println!(
-                "for         {} prompt and {} completion tokens",
-                receipt.prompt_tokens, receipt.completion_tokens
-            );
-            println!(
-                "signed by   {signer}{}",
-                if now { ", the operator now" } else { ", operator of an earlier epoch" }
-            );
+        match (flags.command, flags.id) {
+            (Some(Command::Verify(verify)), _) => verify.run().await,
+            (None, Some(id)) => fetch(&flags.place.link()?, &id, flags.out.as_deref(), flags.json).await,
+            (None, None) => bail!("name a request, or a file: see `vivarium receipt --help`"),
         }
-        Ok(())
     })
+}
+
+async fn fetch(link: &Link, id: &str, out: Option<&Path>, json: bool) -> Result<()> {
+    let value = link.get(&format!("/receipts/{id}")).await?;
+    let signed = SignedReceipt::from_json(&value.to_string()).context("the agent's receipt is not a receipt")?;
+    let receipt = &signed.receipt;
+    ensure!(receipt.agent == link.world.treasury, "the receipt is for another agent ({})", receipt.agent);
+    ensure!(receipt.chain_id == link.world.chain_id, "the receipt is for another chain ({})", receipt.chain_id);
+    let signer = signed.signer().context("the receipt's signature is not valid")?;
+    let state = link.record.read().await?.state;
+    let now = state.epoch == receipt.epoch;
+    ensure!(!now || signer == state.operator, "the receipt is signed by {signer}, the operator is {}", state.operator);
+    // Before the first heartbeat after it there is none.
+    let proof = link.get(&format!("/receipts/{id}/proof")).await.ok();
+    if let Some(out) = out {
+        write(out, &value)?;
+        if let Some(proof) = &proof {
+            write(&beside(out), proof)?;
+        }
+    }
+    if json {
+        println!("{}", json!({ "receipt": value, "signer": signer, "is_operator_now": now, "proof": proof }));
+        return Ok(());
+    }
+    show(&signed);
+    let whose = if now { ", the operator now" } else { ", operator of an earlier epoch" };
+    println!("signed by   {signer}{whose}");
+    match &proof {
+        Some(proof) => println!("on chain    under the root of the heartbeat in block {}", proof["block"]),
+        None => println!("on chain    with the next heartbeat"),
+    }
+    Ok(())
+}
+
+impl Verify {
+    async fn run(&self) -> Result<()> {
+        let signed = read(&self.file)?;
+        let receipt = &signed.receipt;
+        if let Some(agent) = self.agent {
+            ensure!(receipt.agent == agent, "the receipt is for another agent ({})", receipt.agent);
+        }
+        let signer = signed.signer().context("the receipt's signature is not valid")?;
+        if let Some(operator) = self.operator {
+            signed.verify(operator)?;
+        }
+        let proof = self.proof(&signed)?;
+        show(&signed);
+        let Some(rpc) = &self.rpc else {
+            let compared = if self.operator.is_some() { ", as it should" } else { " (compare it, or give --rpc)" };
+            println!("signed by   {signer}{compared}");
+            if proof.is_some() {
+                println!("proof       holds; whether its root is on chain, --rpc tells");
+            }
+            return Ok(());
+        };
+        let chain = Chain::connect(rpc, receipt.chain_id)?;
+        chain.verify_chain().await?;
+        let operators = chain::history::operators(&chain, receipt.agent).await?;
+        let operator = operators
+            .get(&receipt.epoch)
+            .with_context(|| format!("the treasury {} has no epoch {}", receipt.agent, receipt.epoch))?;
+        signed.verify(*operator)?;
+        println!("signed by   {signer}, operator of epoch {}", receipt.epoch);
+        let Some(root) = proof else {
+            println!("on chain    not looked at: there is no proof beside the receipt");
+            return Ok(());
+        };
+        let block = chain::history::block_of_root(&chain, receipt.agent, root)
+            .await?
+            .with_context(|| format!("no heartbeat of {} carried the proof's root {root}", receipt.agent))?;
+        println!("on chain    under the root of the heartbeat in block {block}");
+        Ok(())
+    }
+
+    /// The root that the proof leads to from this receipt, checked against the one it claims.
+    fn proof(&self, signed: &SignedReceipt) -> Result<Option<B256>> {
+        let file = match &self.proof {
+            Some(file) => file.clone(),
+            None => match beside(&self.file) {
+                file if file.is_file() => file,
+                _ => return Ok(None),
+            },
+        };
+        let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let (proof, root) = Proof::from_json(&text)?;
+        ensure!(proof.root(&signed.receipt.leaf()) == root, "the proof is not of this receipt, or was altered");
+        Ok(Some(B256::from(root)))
+    }
+}
+
+fn read(file: &Path) -> Result<SignedReceipt> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    Ok(SignedReceipt::from_json(text.trim())?)
+}
+
+fn show(signed: &SignedReceipt) {
+    let receipt = &signed.receipt;
+    println!("receipt     {} (epoch {})", receipt.request, receipt.epoch);
+    println!("paid        {} by {}", receipt.amount, receipt.payer);
+    println!("for         {} prompt and {} completion tokens", receipt.prompt_tokens, receipt.completion_tokens);
+}
+
+fn write(file: &Path, value: &Value) -> Result<()> {
+    std::fs::write(file, value.to_string()).with_context(|| format!("cannot write {}", file.display()))
+}
+
+/// Where a receipt's proof is kept.
+fn beside(file: &Path) -> PathBuf {
+    let mut name = file.as_os_str().to_owned();
+    name.push(".proof");
+    PathBuf::from(name)
 }
