@@ -19,6 +19,7 @@ use pay::scheme::channel::server::{VerifiedVoucher, VoucherKind};
 use pay::scheme::channel::{BATCH_SETTLEMENT, ChannelDomain, ChannelId, facilitator};
 use pay::scheme::exact::Hash;
 use pay::scheme::upto::{self, Permit2Payment, Proxy};
+use pay::seller::FRESH_ANSWER;
 use pay::seller::offers::TransferMethod;
 use pay::wire::{PAYMENT_RESPONSE, PAYMENT_SIGNATURE, Resource};
 use pay::{
@@ -38,6 +39,12 @@ const ROUTE: &str = "POST /v1/chat/completions";
 pub struct Market {
     pub url: String,
     pub inner: Arc<Inner>,
+}
+
+/// How a call wants its answer.
+struct Wants {
+    is_stream: bool,
+    fresh: bool,
 }
 
 pub struct Inner {
@@ -194,7 +201,10 @@ impl Inner {
         };
         let answer = match self.seller.accept_any(&headers, &terms, &self.domain, wall()) {
             Err(challenge) => Err(challenge),
-            Ok(Accepted::Channel(paid)) => self.clone().on_channel(paid, &terms, ceiling, &body, is_stream).await,
+            Ok(Accepted::Channel(paid)) => {
+                let wants = Wants { is_stream, fresh: headers.contains_key(&FRESH_ANSWER) };
+                self.clone().on_channel(paid, &terms, ceiling, &body, wants).await
+            }
             Ok(Accepted::Permit2(paid)) => self.on_permit2(&paid, &terms, &body, is_stream).await,
             Ok(Accepted::Exact(paid)) => self.on_exact(&paid, &terms, &body, is_stream).await,
         };
@@ -235,7 +245,7 @@ impl Inner {
         terms: &Terms<'_>,
         ceiling: Usdc,
         body: &Bytes,
-        is_stream: bool,
+        Wants { is_stream, fresh }: Wants,
     ) -> Result<Response, Box<pay::Challenge>> {
         let id = paid.channel;
         let deposit = match &paid.kind {
@@ -250,7 +260,7 @@ impl Inner {
             deposit: deposit.map(|deposit| AskedDeposit { key: deposit.key(&id), amount: deposit.amount }),
             route: ROUTE.into(),
             body_digest: Sha256::digest(body).into(),
-            fresh: false,
+            fresh,
         };
         let mut put_in = None;
         let request = loop {
