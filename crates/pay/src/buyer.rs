@@ -3,8 +3,9 @@
 //! A signed payment is money that may move until it expires. So: it is signed only for the payee, token, network
 //! and limit of the policy; it is sent only to a host that has just named that payee (a redirect changes nothing
 //! about that); and when its outcome is unknown the *same* one is sent again, now or by the next call with the same
-//! body. A second one is signed only after the seller said that the first was not taken. With a record on disk
-//! ([`Buyer::with_record`]) that holds over crashes: a payment is on disk before it leaves.
+//! body. A second one is signed only after the seller or the chain said that the first was not taken and never will
+//! be ([`Buyer::ask_about_unknown`]). With a record on disk ([`Buyer::with_record`]) that holds over crashes: a payment
+//! is on disk before it leaves.
 //!
 //! With a [`ChannelPolicy`] calls are paid from channels, opened and topped up as they are used.
 
@@ -12,10 +13,12 @@ mod answer;
 mod channels;
 mod error;
 mod record;
+mod unknown;
 
 pub use answer::{Answer, Paid};
 pub use channels::{ChannelPolicy, Schemes};
 pub use error::{Error, Kind};
+pub use unknown::{Fate, Fates};
 
 use crate::Usdc;
 use crate::reason::Reason;
@@ -37,7 +40,7 @@ use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Redirects followed for one call. A move of the agent is one; more than a few is a loop.
 const HOPS_MAX: usize = 4;
@@ -46,8 +49,14 @@ const RESENDS_MAX: u32 = 8;
 /// Pause before sending again; doubled each time up to [`PAUSE_MAX`].
 const PAUSE: Duration = Duration::from_millis(200);
 const PAUSE_MAX: Duration = Duration::from_secs(3);
+/// How long they are, in all. A guess, unmeasured.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// Calls with an unknown outcome that are remembered. Over it, nothing new is paid until some are resolved.
 const UNRESOLVED_MAX: usize = 1_000;
+/// So many more of them than the last look left, and the buyer looks what became of them.
+const LOOK_EVERY: usize = 100;
+/// With all of them unknown each call would look: not more often than this.
+const LOOK_PAUSE: Duration = Duration::from_secs(10);
 /// Longest answer that is read whole.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
@@ -82,6 +91,12 @@ pub struct Buyer {
     /// Shared by clones. A std Mutex: it is never held over an await.
     known: Arc<Mutex<Known>>,
     record: Option<Arc<Record>>,
+    /// To the head of the answer to an unpaid request; `None`: the client's own deadline.
+    quote_within: Option<Duration>,
+    /// How long a payment whose answer does not come is sent again.
+    patience: Duration,
+    /// Address of a JSON-RPC endpoint of the policy's chain.
+    chain: Option<Arc<str>>,
 }
 
 /// What this process knows.
@@ -91,9 +106,19 @@ struct Known {
     memory: Memory,
     /// Calls whose answer is being waited for or read now, each as often as it is.
     on_wire: BTreeMap<Hash, u32>,
+    /// Payments that the last look at them left unknown, and when that was.
+    looked: Option<(usize, Instant)>,
 }
 
 impl Known {
+    /// Whether it is time to find out what became of what is unknown.
+    fn is_look_due(&self) -> bool {
+        let unknown = self.memory.unknown();
+        let (left, since) = self.looked.map_or((0, None), |(left, at)| (left, Some(at)));
+        let is_long_ago = || since.is_none_or(|at| at.elapsed() >= LOOK_PAUSE);
+        unknown >= left + LOOK_EVERY || (unknown >= UNRESOLVED_MAX && is_long_ago())
+    }
+
     /// Whether a call that is on the wire is paid from this channel.
     fn is_in_use(&self, channel: &ChannelId) -> bool {
         let mut on_wire = self.on_wire.keys().filter_map(|key| self.memory.unresolved.get(key)?.on_channel);
@@ -151,6 +176,9 @@ impl Buyer {
             schemes: Schemes::Exact,
             known: Arc::default(),
             record: None,
+            quote_within: None,
+            patience: PATIENCE,
+            chain: None,
         }
     }
 
@@ -192,6 +220,19 @@ impl Buyer {
         Ok(self)
     }
 
+    /// Bounds how long a seller may take to name its price, which commits nobody to anything.
+    pub fn with_quote_within(mut self, quote_within: Duration) -> Self {
+        self.quote_within = Some(quote_within);
+        self
+    }
+
+    /// Bounds how long a payment whose answer does not come is sent again: after that its outcome is unknown. Together
+    /// with the client's deadline this is the longest that a call waits for an answer's head.
+    pub fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
     pub fn with_clock(mut self, clock: Clock) -> Self {
         self.clock = clock;
         self
@@ -205,7 +246,8 @@ impl Buyer {
 
     /// A buyer of another seller's that shares this one's limits, sums and record: one budget for both.
     pub fn for_seller(&self, policy: BuyerPolicy, clock: Clock) -> Self {
-        Self { policy, clock, ..self.clone() }
+        let chain = self.chain.clone().filter(|_| policy.network == self.policy.network);
+        Self { policy, clock, chain, ..self.clone() }
     }
 
     pub fn address(&self) -> Address {
@@ -277,7 +319,11 @@ impl Buyer {
     /// [`post_stream`](Self::post_stream) of JSON that is sent as it is written, byte by byte.
     pub async fn post_bytes(&self, url: &str, headers: HeaderMap, body: Bytes) -> Result<Answer, Error> {
         let mut call = Call::new(self, url, &body)?;
-        let mut resends = 0;
+        if self.known().is_look_due() {
+            let fates = self.ask_about_unknown().await;
+            self.known().looked = Some((fates.unknown, Instant::now()));
+        }
+        let (mut resends, mut first_sent) = (0, None);
         loop {
             let attached = call.attached();
             let mut headers = headers.clone();
@@ -289,9 +335,14 @@ impl Buyer {
                     headers.remove(&FRESH_ANSWER);
                 }
             }
-            let answer = match self.client.send(Method::POST, &call.url, headers, body.clone()).await {
+            let client = match self.quote_within.filter(|_| attached.is_none()) {
+                Some(quote_within) => self.client.with_deadline(quote_within),
+                None => self.client.clone(),
+            };
+            let sent = if attached.is_some() { *first_sent.get_or_insert_with(Instant::now) } else { Instant::now() };
+            let answer = match client.send(Method::POST, &call.url, headers, body.clone()).await {
                 Ok(answer) => answer,
-                Err(_) if attached.is_some() && resends < RESENDS_MAX => {
+                Err(_) if attached.is_some() && resends < RESENDS_MAX && sent.elapsed() < self.patience => {
                     pause(&mut resends).await;
                     continue;
                 }
@@ -407,7 +458,7 @@ impl Buyer {
             }
         }
         if next.unknown() >= UNRESOLVED_MAX {
-            let message = format!("{UNRESOLVED_MAX} payments have unknown outcomes; repeat those calls first");
+            let message = format!("{UNRESOLVED_MAX} payments have unknown outcomes, and neither seller nor chain tells them");
             return Err(Error::new(Kind::OutcomeUnknown, url, message));
         }
         next.count(&host, amount);

@@ -2,12 +2,12 @@
 //! call.
 
 use crate::chain::{CHAIN_ID, RELAY, TREASURY};
-use crate::market::Market;
+use crate::market::{Fails, Market};
 use crate::schemes::clients;
 use alloy::primitives::{Address, keccak256};
 use alloy::signers::local::PrivateKeySigner;
 use pay::Usdc;
-use pay::buyer::{Buyer, BuyerPolicy, ChannelPolicy, Kind, Schemes, SpendLimits};
+use pay::buyer::{Buyer, BuyerPolicy, ChannelPolicy, Fate, Fates, Kind, Schemes, SpendLimits};
 use pay::seller::FRESH_ANSWER;
 use pay::seller::offers::TransferMethod;
 use serde_json::{Value, json};
@@ -151,6 +151,40 @@ async fn what_is_out_does_not_block_its_channel() {
     market.claim_and_settle().await;
     let receipts: Usdc = market.with(|desk| desk.receipts.values().copied().sum());
     assert_eq!(market.chain().balance(market.token(), TREASURY).await, receipts);
+}
+
+/// The chain is asked about authorisations: used with their transfer, cancelled, expired unused, or neither yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_chain_tells_what_became_of_payments() {
+    let market = Market::open(&["exact"], TransferMethod::Eip3009).await;
+    let chain = market.chain();
+    chain.mint(market.token(), signer().address(), 1_000_000).await;
+    let buyer = buyer(market.token(), TREASURY).with_schemes(Schemes::Exact).with_chain(&chain.url);
+    let ask = async |text: &str| buyer.post_json(&endpoint(&market), &question(text, false)).await;
+    let fate = async |text: &str| {
+        let body = question(text, false).to_string();
+        buyer.ask_about(&endpoint(&market), body.as_bytes()).await
+    };
+    // The seller settles and fails to answer; and it fails before it settles.
+    for (text, fails) in [("paid", Fails::AfterSettlement), ("out", Fails::BeforeSettlement)] {
+        market.with(|desk| desk.fails = Some(fails));
+        assert_eq!(ask(text).await.unwrap().status, 500);
+    }
+    assert_eq!((fate("paid").await, fate("out").await), (Some(Fate::Paid), Some(Fate::Unknown)));
+    assert_eq!((buyer.unresolved(), transactions(&market, "exact")), (1, 1));
+    // Cancelled by its payer: it can never be taken.
+    market.with(|desk| desk.fails = Some(Fails::BeforeSettlement));
+    assert_eq!(ask("cancelled").await.unwrap().status, 500);
+    market.cancel_last(&signer()).await;
+    assert_eq!(fate("cancelled").await, Some(Fate::Unpaid));
+    // Its time passes.
+    chain.rpc("evm_increaseTime", json!([3_600])).await;
+    chain.rpc("evm_mine", json!([])).await;
+    assert_eq!(buyer.ask_about_unknown().await, Fates { unpaid: 1, ..Fates::default() });
+    assert_eq!((buyer.unresolved(), transactions(&market, "exact")), (0, 1));
+    assert_eq!(fate("out").await, None);
+    // What is known to be paid stays remembered: the same call is the same payment.
+    assert_eq!(fate("paid").await, Some(Fate::Paid));
 }
 
 /// A development chain that was killed has lost its last blocks, and a refund may have emptied the channel.

@@ -2,7 +2,10 @@
 //! outbox between, this does at once.
 
 use crate::chain::{CHAIN_ID, Chain, RELAY, TREASURY, call, word};
-use alloy::primitives::{Address, U256};
+use alloy::primitives::{Address, U256, keccak256};
+use alloy::signers::SignerSync;
+use alloy::signers::local::PrivateKeySigner;
+use alloy::sol_types::SolValue;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
@@ -17,7 +20,7 @@ use pay::book::{AbortWhy, Delivery, Finish, Limits};
 use pay::meter::Tariff;
 use pay::scheme::channel::server::{VerifiedVoucher, VoucherKind};
 use pay::scheme::channel::{BATCH_SETTLEMENT, ChannelDomain, ChannelId, facilitator};
-use pay::scheme::exact::Hash;
+use pay::scheme::exact::{Domain, Hash};
 use pay::scheme::upto::{self, Permit2Payment, Proxy};
 use pay::seller::FRESH_ANSWER;
 use pay::seller::offers::TransferMethod;
@@ -39,6 +42,13 @@ const ROUTE: &str = "POST /v1/chat/completions";
 pub struct Market {
     pub url: String,
     pub inner: Arc<Inner>,
+}
+
+/// Where a seller breaks down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fails {
+    BeforeSettlement,
+    AfterSettlement,
 }
 
 /// How a call wants its answer.
@@ -69,6 +79,10 @@ pub struct Desk {
     pub corrected: u32,
     /// Transactions sent, by what they are for.
     pub transactions: BTreeMap<&'static str, u32>,
+    /// The next payment by `exact` ends in a 500.
+    pub fails: Option<Fails>,
+    /// The last authorisation seen.
+    last: Option<Verified>,
     /// Room for a call that a stream's head does not know of yet.
     pub carry: bool,
     /// Permit2 nonces taken.
@@ -91,6 +105,8 @@ impl Market {
             paid: 0,
             corrected: 0,
             transactions: BTreeMap::new(),
+            fails: None,
+            last: None,
             carry: true,
             used: BTreeSet::new(),
         };
@@ -121,6 +137,19 @@ impl Market {
 
     pub fn token(&self) -> Address {
         self.inner.seller.asset
+    }
+
+    /// The payer of the last authorisation takes it back.
+    pub async fn cancel_last(&self, payer: &PrivateKeySigner) {
+        let nonce = self.with(|desk| desk.last.clone()).expect("there was one").nonce;
+        let domain = Domain::new("USD Coin", "2", CHAIN_ID, self.token());
+        let type_hash = keccak256("CancelAuthorization(address authorizer,bytes32 nonce)");
+        let digest = domain.digest_of(keccak256((type_hash, payer.address(), nonce).abi_encode()));
+        let signature = payer.sign_hash_sync(&digest).unwrap().as_bytes();
+        let at = |i: usize| U256::from_be_slice(&signature[i..i + 32]);
+        let words = [word(payer.address()), nonce.into(), U256::from(signature[64]), at(0), at(32)];
+        let data = call("cancelAuthorization(address,bytes32,uint8,bytes32,bytes32)", &words);
+        assert!(self.chain().send(RELAY, self.token(), &data).await.1);
     }
 
     /// Claims everything that is charged and has it paid out; transactions sent.
@@ -425,6 +454,14 @@ impl Inner {
         body: &Bytes,
         is_stream: bool,
     ) -> Result<Response, Box<pay::Challenge>> {
+        let fails = {
+            let mut desk = self.desk.lock().unwrap();
+            desk.last = Some(paid.clone());
+            desk.fails.take()
+        };
+        if fails == Some(Fails::BeforeSettlement) {
+            return Ok(StatusCode::INTERNAL_SERVER_ERROR.into_response());
+        }
         let (at, v) = (|i: usize| U256::from_be_slice(&paid.signature[i..i + 32]), paid.signature[64]);
         let data = call(
             "transferWithAuthorization(address,address,uint256,uint256,uint256,bytes32,uint8,bytes32,bytes32)",
@@ -443,6 +480,9 @@ impl Inner {
         let (tx, done) = self.send("exact", RELAY, self.seller.asset, &data).await;
         if !done {
             return Err(self.refuse(terms, Reason::InvalidTransactionState, "the transfer reverted"));
+        }
+        if fails == Some(Fails::AfterSettlement) {
+            return Ok(StatusCode::INTERNAL_SERVER_ERROR.into_response());
         }
         let request = RequestId::of_payment(&paid.payer.into_array(), &paid.nonce.0);
         self.desk.lock().unwrap().receipts.insert(request, paid.value);
