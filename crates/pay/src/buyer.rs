@@ -3,8 +3,9 @@
 //! A signed payment is money that may move until it expires. So: it is signed only for the payee, token, network
 //! and limit of the policy; it is sent only to a host that has just named that payee (a redirect changes nothing
 //! about that); and when its outcome is unknown the *same* one is sent again, now or by the next call with the same
-//! body. A second one is signed only after the seller said that the first was not taken. With a record on disk
-//! ([`Buyer::with_record`]) that holds over crashes: a payment is on disk before it leaves.
+//! body. A second one is signed only after the seller or the chain said that the first was not taken and never will
+//! be ([`Buyer::ask_about_unknown`]). With a record on disk ([`Buyer::with_record`]) that holds over crashes: a payment
+//! is on disk before it leaves.
 //!
 //! With a [`ChannelPolicy`] calls are paid from channels, opened and topped up as they are used.
 
@@ -12,14 +13,18 @@ mod answer;
 mod channels;
 mod error;
 mod record;
+mod unknown;
 
 pub use answer::{Answer, Paid};
-pub use channels::ChannelPolicy;
+pub use channels::{ChannelPolicy, Schemes};
 pub use error::{Error, Kind};
+pub use unknown::{Fate, Fates};
 
 use crate::Usdc;
 use crate::reason::Reason;
+use crate::scheme::channel::{CHANNEL, ChannelId};
 use crate::scheme::exact::{EXACT, Hash, client};
+use crate::seller::FRESH_ANSWER;
 use crate::wire::{
     PAYMENT_REQUIRED, PAYMENT_RESPONSE, PAYMENT_SIGNATURE, PaymentRequired, PaymentRequirements, SettlementResponse,
 };
@@ -27,14 +32,15 @@ use alloy::primitives::{Address, B256};
 use alloy::signers::local::PrivateKeySigner;
 use answer::Resolves;
 use bytes::Bytes;
+use channels::Slot;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
-use record::{Memory, Record, Signed};
+use record::{Memory, Record, Signed, Standing};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Redirects followed for one call. A move of the agent is one; more than a few is a loop.
 const HOPS_MAX: usize = 4;
@@ -43,8 +49,14 @@ const RESENDS_MAX: u32 = 8;
 /// Pause before sending again; doubled each time up to [`PAUSE_MAX`].
 const PAUSE: Duration = Duration::from_millis(200);
 const PAUSE_MAX: Duration = Duration::from_secs(3);
+/// How long they are, in all. A guess, unmeasured.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// Calls with an unknown outcome that are remembered. Over it, nothing new is paid until some are resolved.
 const UNRESOLVED_MAX: usize = 1_000;
+/// So many more of them than the last look left, and the buyer looks what became of them.
+const LOOK_EVERY: usize = 100;
+/// With all of them unknown each call would look: not more often than this.
+const LOOK_PAUSE: Duration = Duration::from_secs(10);
 /// Longest answer that is read whole.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
@@ -75,10 +87,68 @@ pub struct Buyer {
     /// What days are told by; `None`: by `clock`.
     day_clock: Option<Clock>,
     limits: SpendLimits,
-    channel_policy: Option<ChannelPolicy>,
+    schemes: Schemes,
     /// Shared by clones. A std Mutex: it is never held over an await.
-    memory: Arc<Mutex<Memory>>,
+    known: Arc<Mutex<Known>>,
     record: Option<Arc<Record>>,
+    /// To the head of the answer to an unpaid request; `None`: the client's own deadline.
+    quote_within: Option<Duration>,
+    /// How long a payment whose answer does not come is sent again.
+    patience: Duration,
+    /// Address of a JSON-RPC endpoint of the policy's chain.
+    chain: Option<Arc<str>>,
+}
+
+/// What this process knows.
+#[derive(Debug, Default)]
+struct Known {
+    /// What must not be forgotten.
+    memory: Memory,
+    /// Calls whose answer is being waited for or read now, each as often as it is.
+    on_wire: BTreeMap<Hash, u32>,
+    /// Payments that the last look at them left unknown, and when that was.
+    looked: Option<(usize, Instant)>,
+}
+
+impl Known {
+    /// Whether it is time to find out what became of what is unknown.
+    fn is_look_due(&self) -> bool {
+        let unknown = self.memory.unknown();
+        let (left, since) = self.looked.map_or((0, None), |(left, at)| (left, Some(at)));
+        let is_long_ago = || since.is_none_or(|at| at.elapsed() >= LOOK_PAUSE);
+        unknown >= left + LOOK_EVERY || (unknown >= UNRESOLVED_MAX && is_long_ago())
+    }
+
+    /// Whether a call that is on the wire is paid from this channel.
+    fn is_in_use(&self, channel: &ChannelId) -> bool {
+        let mut on_wire = self.on_wire.keys().filter_map(|key| self.memory.unresolved.get(key)?.on_channel);
+        on_wire.any(|on| on.id == *channel)
+    }
+}
+
+/// Keeps a call on the wire until it is dropped.
+struct OnWire {
+    known: Arc<Mutex<Known>>,
+    key: Hash,
+}
+
+impl OnWire {
+    fn new(buyer: &Buyer, key: Hash) -> Self {
+        *buyer.known().on_wire.entry(key).or_default() += 1;
+        Self { known: Arc::clone(&buyer.known), key }
+    }
+}
+
+impl Drop for OnWire {
+    fn drop(&mut self) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(times) = known.on_wire.get_mut(&self.key) {
+            *times -= 1;
+            if *times == 0 {
+                known.on_wire.remove(&self.key);
+            }
+        }
+    }
 }
 
 /// Limits beside the policy's, checked before anything is signed. `None`: no such limit.
@@ -103,9 +173,12 @@ impl Buyer {
             clock: Arc::new(wall),
             day_clock: None,
             limits: SpendLimits::default(),
-            channel_policy: None,
-            memory: Arc::default(),
+            schemes: Schemes::Exact,
+            known: Arc::default(),
             record: None,
+            quote_within: None,
+            patience: PATIENCE,
+            chain: None,
         }
     }
 
@@ -114,9 +187,13 @@ impl Buyer {
         self
     }
 
-    /// Pays from channels where the seller offers them.
-    pub fn with_channels(mut self, policy: ChannelPolicy) -> Self {
-        self.channel_policy = Some(policy);
+    /// Pays from channels where the seller offers them, else by `exact`.
+    pub fn with_channels(self, policy: ChannelPolicy) -> Self {
+        self.with_schemes(Schemes::ChannelElseExact(policy))
+    }
+
+    pub fn with_schemes(mut self, schemes: Schemes) -> Self {
+        self.schemes = schemes;
         self
     }
 
@@ -126,9 +203,34 @@ impl Buyer {
     /// `Usage`: another process uses it, it is damaged or cannot be read.
     pub fn with_record(mut self, path: &Path) -> Result<Self, Error> {
         let (record, memory) = Record::open(path)?;
-        self.memory = Arc::new(Mutex::new(memory));
+        self.known = Arc::new(Mutex::new(Known { memory, ..Known::default() }));
         self.record = Some(Arc::new(record));
         Ok(self)
+    }
+
+    /// [`with_record`](Self::with_record) that waits while another process uses it. `waits` is called if it must.
+    /// Blocks the thread.
+    ///
+    /// # Errors
+    /// `Usage`: it is damaged or cannot be read.
+    pub fn with_record_in_turn(mut self, path: &Path, waits: impl FnOnce()) -> Result<Self, Error> {
+        let (record, memory) = Record::open_in_turn(path, waits)?;
+        self.known = Arc::new(Mutex::new(Known { memory, ..Known::default() }));
+        self.record = Some(Arc::new(record));
+        Ok(self)
+    }
+
+    /// Bounds how long a seller may take to name its price, which commits nobody to anything.
+    pub fn with_quote_within(mut self, quote_within: Duration) -> Self {
+        self.quote_within = Some(quote_within);
+        self
+    }
+
+    /// Bounds how long a payment whose answer does not come is sent again: after that its outcome is unknown. Together
+    /// with the client's deadline this is the longest that a call waits for an answer's head.
+    pub fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
     }
 
     pub fn with_clock(mut self, clock: Clock) -> Self {
@@ -144,7 +246,8 @@ impl Buyer {
 
     /// A buyer of another seller's that shares this one's limits, sums and record: one budget for both.
     pub fn for_seller(&self, policy: BuyerPolicy, clock: Clock) -> Self {
-        Self { policy, clock, ..self.clone() }
+        let chain = self.chain.clone().filter(|_| policy.network == self.policy.network);
+        Self { policy, clock, chain, ..self.clone() }
     }
 
     pub fn address(&self) -> Address {
@@ -157,19 +260,19 @@ impl Buyer {
 
     /// Signed so far, whatever became of it.
     pub fn signed_total(&self) -> Usdc {
-        self.memory().signed
+        self.known().memory.signed
     }
 
     /// Signed since midnight, whatever became of it: what [`SpendLimits::per_day`] bounds.
     pub fn signed_today(&self) -> Usdc {
-        let mut memory = self.memory().clone();
+        let mut memory = self.known().memory.clone();
         memory.turn_to(self.day_now());
         memory.day_signed
     }
 
-    /// Whether a payment for this very call is out.
+    /// Whether a payment for this very call is out, or was taken and its answer never read to the end.
     pub fn is_out(&self, url: &str, body: &[u8]) -> bool {
-        parse(url, url).is_ok_and(|uri| self.memory().unresolved.contains_key(&self.key(&uri, body)))
+        parse(url, url).is_ok_and(|uri| self.known().memory.unresolved.contains_key(&self.key(&uri, body)))
     }
 
     /// What makes two calls the same one: payee, path and body, wherever the payee is now.
@@ -182,9 +285,9 @@ impl Buyer {
         self.day_clock.as_ref().unwrap_or(&self.clock)()
     }
 
-    /// Calls whose payment may or may not have been taken; calling again resolves them.
+    /// Payments of which nobody has said whether they were taken; the same call again, or asking, resolves them.
     pub fn unresolved(&self) -> usize {
-        self.memory().unresolved.len()
+        self.known().memory.unknown()
     }
 
     /// Posts JSON, pays if asked to, and reads the whole answer. If the answer breaks off after the payment was
@@ -216,17 +319,30 @@ impl Buyer {
     /// [`post_stream`](Self::post_stream) of JSON that is sent as it is written, byte by byte.
     pub async fn post_bytes(&self, url: &str, headers: HeaderMap, body: Bytes) -> Result<Answer, Error> {
         let mut call = Call::new(self, url, &body)?;
-        let mut resends = 0;
+        if self.known().is_look_due() {
+            let fates = self.ask_about_unknown().await;
+            self.known().looked = Some((fates.unknown, Instant::now()));
+        }
+        let (mut resends, mut first_sent) = (0, None);
         loop {
             let attached = call.attached();
             let mut headers = headers.clone();
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
             if let Some(signed) = &attached {
                 headers.insert(PAYMENT_SIGNATURE, header_value(&signed.header));
+                // Sent before: whatever was made for it then is what is asked for now.
+                if !std::mem::take(&mut call.is_new) {
+                    headers.remove(&FRESH_ANSWER);
+                }
             }
-            let answer = match self.client.send(Method::POST, &call.url, headers, body.clone()).await {
+            let client = match self.quote_within.filter(|_| attached.is_none()) {
+                Some(quote_within) => self.client.with_deadline(quote_within),
+                None => self.client.clone(),
+            };
+            let sent = if attached.is_some() { *first_sent.get_or_insert_with(Instant::now) } else { Instant::now() };
+            let answer = match client.send(Method::POST, &call.url, headers, body.clone()).await {
                 Ok(answer) => answer,
-                Err(_) if attached.is_some() && resends < RESENDS_MAX => {
+                Err(_) if attached.is_some() && resends < RESENDS_MAX && sent.elapsed() < self.patience => {
                     pause(&mut resends).await;
                     continue;
                 }
@@ -248,13 +364,44 @@ impl Buyer {
         }
     }
 
-    fn memory(&self) -> MutexGuard<'_, Memory> {
+    fn known(&self) -> MutexGuard<'_, Known> {
         // Its holders only move values; a poisoned one is still consistent.
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The offer that policy allows, or why none is.
-    fn choose<'o>(&self, offer: &'o PaymentRequired, url: &str) -> Result<&'o PaymentRequirements, Error> {
+    /// The offer that policy allows, with the channel to pay it from unless it is `exact`; or why none is.
+    fn choose<'o>(
+        &self,
+        known: &Known,
+        (key, offer): (&Hash, &'o PaymentRequired),
+        url: &str,
+    ) -> Result<(&'o PaymentRequirements, Option<Slot>), Error> {
+        let (policy, exact_too) = match &self.schemes {
+            Schemes::Exact => return Ok((self.choose_exact(offer, url)?, None)),
+            Schemes::ChannelElseExact(policy) => (policy, true),
+            Schemes::Channel(policy) => (policy, false),
+        };
+        match self.choose_channel(policy, known, (key, offer), url) {
+            Ok((chosen, slot)) => Ok((chosen, Some(slot))),
+            Err(_) if exact_too => Ok((self.choose_exact(offer, url)?, None)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Fails unless this is an offer to be paid for our payee, by any scheme that we know.
+    fn vet(&self, offer: &PaymentRequired, url: &str) -> Result<(), Error> {
+        let policy = &self.policy;
+        let is_ours = |o: &PaymentRequirements| {
+            let is_known = [EXACT, CHANNEL].contains(&o.scheme());
+            is_known && o.network() == policy.network && o.asset() == policy.asset && o.pay_to() == policy.pay_to
+        };
+        if offer.accepts.iter().any(is_ours) {
+            return Ok(());
+        }
+        self.choose_exact(offer, url).map(|_| ())
+    }
+
+    fn choose_exact<'o>(&self, offer: &'o PaymentRequired, url: &str) -> Result<&'o PaymentRequirements, Error> {
         let policy = &self.policy;
         let known = offer.accepts.iter().filter(|o| o.scheme() == EXACT && o.network() == policy.network);
         let payable = known.filter(|o| o.extra_text("assetTransferMethod").is_none_or(|m| m == "eip3009"));
@@ -278,21 +425,19 @@ impl Buyer {
 
     /// Signs within the limits and remembers it, on disk too, before it leaves.
     fn sign(&self, key: Hash, offer: &PaymentRequired, url: &str) -> Result<(), Error> {
-        let chosen = match self.choose_channel(offer) {
-            Some((chosen, slot)) => (chosen, Some(slot)),
-            None => (self.choose(offer, url)?, None),
-        };
         let now = (self.clock)();
-        let mut memory = self.memory();
+        let mut known = self.known();
+        let (chosen, slot) = self.choose(&known, (&key, offer), url)?;
         // A copy is changed and made durable; only then is it what we know.
-        let mut next = memory.clone();
+        let mut next = known.memory.clone();
         next.turn_to(self.day_now());
-        let (mut payment, on_channel, amount) = match &chosen {
-            (chosen, Some(slot)) => {
+        next.forget_settled(now);
+        let (mut payment, on_channel, amount) = match &slot {
+            Some(slot) => {
                 let (payment, on_channel, more) = self.sign_on_channel(&mut next, chosen, slot, url)?;
                 (payment, Some(on_channel), more)
             }
-            (chosen, None) => {
+            None => {
                 let payment = client::sign(&self.signer, chosen, now, B256::from(rand::random::<[u8; 32]>()))
                     .map_err(|refusal| Error::new(Kind::WrongSeller, url, refusal))?;
                 (payment, None, chosen.amount())
@@ -312,26 +457,50 @@ impl Buyer {
                 return Err(Error::new(Kind::BudgetUsed, url, message));
             }
         }
-        if next.unresolved.len() >= UNRESOLVED_MAX {
-            let message = format!("{UNRESOLVED_MAX} payments have unknown outcomes; repeat those calls first");
+        if next.unknown() >= UNRESOLVED_MAX {
+            let message =
+                format!("{UNRESOLVED_MAX} payments have unknown outcomes, and neither seller nor chain tells them");
             return Err(Error::new(Kind::OutcomeUnknown, url, message));
         }
         next.count(&host, amount);
-        let signed = Signed { header: payment.to_header(), amount: chosen.0.amount(), on_channel };
+        let signed = Signed {
+            header: payment.to_header(),
+            amount: chosen.amount(),
+            on_channel,
+            url: url.to_owned(),
+            at: now,
+            standing: Standing::Unknown,
+        };
         next.unresolved.insert(key, signed);
         if let Some(record) = &self.record {
             record.save(&next)?;
         }
-        *memory = next;
+        known.memory = next;
         Ok(())
     }
 
     fn resolve(&self, key: &Hash) {
-        let mut memory = self.memory();
-        memory.unresolved.remove(key);
-        // Not written is forgotten by a crash at worst: then the same payment is sent again, which charges nothing.
+        self.change(|memory| {
+            memory.unresolved.remove(key);
+        });
+    }
+
+    /// The payment for this call was taken, and its answer was left: nothing is unknown about it any more.
+    fn settle(&self, key: &Hash) {
+        self.change(|memory| {
+            if let Some(signed) = memory.unresolved.get_mut(key) {
+                signed.standing = Standing::Settled;
+            }
+        });
+    }
+
+    /// Changes what is remembered to something that is safe to forget. Not written is forgotten by a crash at worst:
+    /// then the same payment is sent again, which charges nothing.
+    fn change(&self, change: impl FnOnce(&mut Memory)) {
+        let mut known = self.known();
+        change(&mut known.memory);
         if let Some(record) = &self.record {
-            record.save(&memory).ok();
+            record.save(&known.memory).ok();
         }
     }
 }
@@ -344,6 +513,9 @@ struct Call<'b> {
     hops: usize,
     /// Hosts that have offered to be paid for our payee in this call.
     vetted: BTreeSet<String>,
+    /// Signed in this call and not sent yet.
+    is_new: bool,
+    on_wire: Option<OnWire>,
     /// A refused payment was replaced once; a second refusal is final.
     replaced: bool,
 }
@@ -352,16 +524,20 @@ impl<'b> Call<'b> {
     fn new(buyer: &'b Buyer, url: &str, body: &Bytes) -> Result<Self, Error> {
         let uri = parse(url, url)?;
         let key = buyer.key(&uri, body);
-        Ok(Self { buyer, key, url: url.to_owned(), hops: 0, vetted: BTreeSet::new(), replaced: false })
+        let on_wire = Some(OnWire::new(buyer, key));
+        let vetted = BTreeSet::new();
+        Ok(Self { buyer, key, url: url.to_owned(), hops: 0, vetted, is_new: false, on_wire, replaced: false })
     }
 
     /// The remembered payment, if the host at hand has named our payee.
     fn attached(&self) -> Option<Signed> {
-        self.vetted.contains(&authority(&self.url)).then(|| self.buyer.memory().unresolved.get(&self.key).cloned())?
+        self.vetted
+            .contains(&authority(&self.url))
+            .then(|| self.buyer.known().memory.unresolved.get(&self.key).cloned())?
     }
 
     fn failed(&self, error: net::Error) -> Error {
-        let out = self.buyer.memory().unresolved.contains_key(&self.key);
+        let out = self.buyer.known().memory.unresolved.contains_key(&self.key);
         let kind = match error.kind {
             _ if out => Kind::OutcomeUnknown,
             net::Kind::Usage => Kind::Usage,
@@ -403,24 +579,37 @@ impl<'b> Call<'b> {
             // The payee says that it did not take this one.
             let on_channel = attached.as_ref().and_then(|signed| signed.on_channel);
             let is_corrected = on_channel.is_some_and(|on| self.buyer.correct(&offer, &on));
+            // Its money is elsewhere: given back, or lost with the last blocks of a chain.
+            let is_empty = [Reason::ChannelNotFound, Reason::CumulativeExceedsBalance].iter().any(said);
+            if let Some(on) = on_channel.filter(|_| is_empty) {
+                self.buyer.change(|memory| memory.channels.entry(on.id).or_default().balance = Usdc::ZERO);
+            }
             self.buyer.resolve(&self.key);
             let worth_another = [Reason::PriceMoved, Reason::ValidBefore, Reason::PaymentAborted];
-            if self.replaced || !(is_corrected || worth_another.iter().any(said)) {
+            let is_worth_another = is_corrected || on_channel.is_some() && is_empty || worth_another.iter().any(said);
+            if self.replaced || !is_worth_another {
                 return Err(Error::new(Kind::Refused, &self.url, format!("refused the payment: {}", offer.error)));
             }
             self.replaced = true;
         }
-        if self.buyer.choose_channel(&offer).is_none() {
-            self.buyer.choose(&offer, &self.url)?;
+        let is_out = {
+            let known = self.buyer.known();
+            let is_out = known.memory.unresolved.contains_key(&self.key);
+            if is_out {
+                // Whoever does not ask for our payee is not shown what is out. Prices and channels may have moved.
+                self.buyer.vet(&offer, &self.url)?;
+            }
+            is_out
+        };
+        if !is_out {
+            self.buyer.sign(self.key, &offer, &self.url)?;
+            self.is_new = true;
         }
         self.vetted.insert(authority(&self.url));
-        if self.buyer.memory().unresolved.contains_key(&self.key) {
-            return Ok(());
-        }
-        self.buyer.sign(self.key, &offer, &self.url)
+        Ok(())
     }
 
-    fn finish(&self, answer: net::Response, attached: Option<Signed>) -> Result<Answer, Error> {
+    fn finish(mut self, answer: net::Response, attached: Option<Signed>) -> Result<Answer, Error> {
         let payment = match answer.header(&PAYMENT_RESPONSE) {
             None => None,
             Some(header) => Some(
@@ -439,8 +628,16 @@ impl<'b> Call<'b> {
             buyer: self.buyer.clone(),
             key: Some(self.key),
             is_on_channel: on_channel.is_some(),
+            is_said_taken: payment.as_ref().is_some_and(|p| p.success),
+            _on_wire: self.on_wire.take(),
         });
-        Ok(Answer::new(answer, payment, spent, resolves))
+        // "Bought, and no longer kept": there is nothing to come back for.
+        let is_final = answer.status == StatusCode::CONFLICT && !answer.headers.contains_key(header::RETRY_AFTER);
+        if attached.is_some() && is_final && !taken {
+            self.buyer.resolve(&self.key);
+        }
+        let scheme = attached.map(|signed| if signed.on_channel.is_some() { CHANNEL } else { EXACT });
+        Ok(Answer::new(answer, payment, (spent, scheme), resolves))
     }
 }
 

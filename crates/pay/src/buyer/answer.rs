@@ -1,4 +1,4 @@
-use super::{Buyer, Error, Kind};
+use super::{Buyer, Error, Kind, OnWire};
 use crate::Usdc;
 use crate::scheme::exact::Hash;
 use crate::wire::SettlementResponse;
@@ -26,6 +26,8 @@ pub struct Answer {
     /// What the head says about the payment. A stream may say it in its last event instead.
     pub payment: Option<SettlementResponse>,
     pub spent: Usdc,
+    /// What it was paid by; `None`: it was free, or not paid for.
+    pub scheme: Option<&'static str>,
     body: net::Body,
     resolves: Option<Resolves>,
 }
@@ -37,6 +39,9 @@ pub(super) struct Resolves {
     pub buyer: Buyer,
     pub key: Option<Hash>,
     pub is_on_channel: bool,
+    /// The head said that the payment was taken.
+    pub is_said_taken: bool,
+    pub _on_wire: Option<OnWire>,
 }
 
 impl Resolves {
@@ -49,8 +54,10 @@ impl Resolves {
 
 impl Drop for Resolves {
     fn drop(&mut self) {
-        if let Some(key) = self.key.take().filter(|_| self.is_on_channel) {
-            self.buyer.resolve(&key);
+        match self.key.take() {
+            Some(key) if self.is_on_channel => self.buyer.resolve(&key),
+            Some(key) if self.is_said_taken => self.buyer.settle(&key),
+            _ => {}
         }
     }
 }
@@ -59,11 +66,11 @@ impl Answer {
     pub(super) fn new(
         answer: net::Response,
         payment: Option<SettlementResponse>,
-        spent: Usdc,
+        (spent, scheme): (Usdc, Option<&'static str>),
         resolves: Option<Resolves>,
     ) -> Self {
         let net::Response { url, status, headers, body } = answer;
-        Self { url, status, headers, payment, spent, body, resolves }
+        Self { url, status, headers, payment, spent, scheme, body, resolves }
     }
 
     /// The next piece of the body, or `None` at its end.

@@ -13,8 +13,13 @@ use std::path::{Path, PathBuf};
 /// Hosts whose spending of a day is told apart; more than that in a day are one.
 const HOSTS_MAX: usize = 1_000;
 
-/// First bytes of the file: what it is, and the version of its form.
-const MAGIC: &[u8; 8] = b"vivbuy\0\x01";
+/// Settled payments that are remembered, so that the same call gets the same answer; the oldest go first.
+const SETTLED_MAX: usize = 1_000;
+/// How long a settled payment is remembered: as long as sellers keep answers (24 h).
+const SETTLED_SECS: u64 = 86_400;
+
+/// First bytes of the file: what it is, and in the last one the version of its form.
+const MAGIC: &[u8; 8] = b"vivbuy\0\x02";
 
 #[derive(Debug, Default, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub(super) struct Memory {
@@ -37,6 +42,19 @@ pub(super) struct Signed {
     /// The offer's amount.
     pub amount: Usdc,
     pub on_channel: Option<OnChannel>,
+    /// Where it was signed for: whom to ask about it.
+    pub url: String,
+    /// When it was signed, in seconds of the buyer's clock.
+    pub at: u64,
+    pub standing: Standing,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub(super) enum Standing {
+    /// Nobody has said what became of it.
+    Unknown,
+    /// It can take nothing more than it took. Its answer was not read to the end: the same call asks for it again.
+    Settled,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
@@ -80,6 +98,36 @@ impl Memory {
         *sum = sum.saturating_add(amount);
     }
 
+    /// Payments that nobody has said the outcome of.
+    pub fn unknown(&self) -> usize {
+        self.unresolved.values().filter(|signed| signed.standing == Standing::Unknown).count()
+    }
+
+    /// Forgets settled payments that are no longer worth remembering.
+    pub fn forget_settled(&mut self, now: u64) {
+        let is_settled = |signed: &Signed| signed.standing == Standing::Settled;
+        self.unresolved.retain(|_, signed| !is_settled(signed) || now <= signed.at.saturating_add(SETTLED_SECS));
+        let mut settled: Vec<(u64, Hash)> =
+            self.unresolved.iter().filter(|(_, s)| is_settled(s)).map(|(key, s)| (s.at, *key)).collect();
+        if settled.len() > SETTLED_MAX {
+            settled.sort_unstable();
+            for (_, key) in &settled[..settled.len() - SETTLED_MAX] {
+                self.unresolved.remove(key);
+            }
+        }
+    }
+
+    /// The most that vouchers of unknown outcome on this channel allow, other than the one of `key`.
+    pub fn unknown_on(&self, channel: &ChannelId, key: &Hash) -> Usdc {
+        let others = self.unresolved.iter().filter(|(k, s)| *k != key && s.standing == Standing::Unknown);
+        others
+            .filter_map(|(_, s)| s.on_channel)
+            .filter(|on| on.id == *channel)
+            .map(|on| on.max)
+            .max()
+            .unwrap_or_default()
+    }
+
     pub fn of_host(&self, host: &str) -> Usdc {
         let unknown = if self.by_host.len() < HOSTS_MAX { None } else { self.by_host.get("others") };
         self.by_host.get(host).or(unknown).copied().unwrap_or_default()
@@ -104,16 +152,29 @@ impl Drop for Record {
 impl Record {
     /// Opens or creates the record; it must belong to nobody else.
     pub fn open(path: &Path) -> Result<(Self, Memory), Error> {
-        let name = path.display().to_string();
-        let fail = |what: &str, e: &dyn std::fmt::Display| Error::new(Kind::Usage, &name, format!("{what}: {e}"));
-        let lock = path.with_extension("lock");
-        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&lock);
-        let lock = lock.map_err(|e| fail("cannot open the record's lock", &e))?;
-        lock.try_lock().map_err(|e| fail("the record is in use by another process", &e))?;
+        let lock = open_lock(path)?;
+        lock.try_lock().map_err(|e| fail(path, "the record is in use by another process", &e))?;
+        Self::read(path, lock)
+    }
+
+    /// Opens or creates the record, once it belongs to nobody else. Blocks.
+    pub fn open_in_turn(path: &Path, waits: impl FnOnce()) -> Result<(Self, Memory), Error> {
+        let lock = open_lock(path)?;
+        if lock.try_lock().is_err() {
+            waits();
+            lock.lock().map_err(|e| fail(path, "cannot wait for the record", &e))?;
+        }
+        Self::read(path, lock)
+    }
+
+    fn read(path: &Path, lock: File) -> Result<(Self, Memory), Error> {
+        let fail = |what: &str, e: &dyn std::fmt::Display| fail(path, what, e);
         let memory = match fs::read(path) {
             Ok(bytes) => {
-                let body =
-                    bytes.strip_prefix(MAGIC).ok_or_else(|| fail("not a buyer's record", &"wrong first bytes"))?;
+                let body = bytes.strip_prefix(MAGIC).ok_or_else(|| match bytes.strip_prefix(&MAGIC[..7]) {
+                    Some(_) => fail("a record of another version of this program", &"use that one, or move it away"),
+                    None => fail("not a buyer's record", &"wrong first bytes"),
+                })?;
                 borsh::from_slice(body).map_err(|e| fail("the record is damaged; nothing is paid by it", &e))?
             }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Memory::default(),
@@ -144,9 +205,23 @@ impl Record {
     }
 }
 
+fn open_lock(path: &Path) -> Result<File, Error> {
+    let lock = OpenOptions::new().create(true).truncate(false).write(true).open(path.with_extension("lock"));
+    lock.map_err(|e| fail(path, "cannot open the record's lock", &e))
+}
+
+fn fail(path: &Path, what: &str, e: &dyn std::fmt::Display) -> Error {
+    Error::new(Kind::Usage, &path.display().to_string(), format!("{what}: {e}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sha2::{Digest, Sha256};
+
+    fn signed(at: u64, standing: Standing) -> Signed {
+        Signed { header: "e30=".into(), amount: Usdc(5), on_channel: None, url: "http://a/".into(), at, standing }
+    }
 
     #[test]
     fn a_record_comes_back_whole_and_belongs_to_one() {
@@ -158,7 +233,7 @@ mod tests {
         memory.count("a:1", Usdc(5));
         memory.channels.insert(ChannelId([1; 32]), OwnChannel { charged: Usdc(1), ..OwnChannel::default() });
         let on_channel = Some(OnChannel { id: ChannelId([1; 32]), max: Usdc(9), deposit: Usdc(0) });
-        memory.unresolved.insert([2; 32], Signed { header: "e30=".into(), amount: Usdc(5), on_channel });
+        memory.unresolved.insert([2; 32], Signed { on_channel, ..signed(7, Standing::Unknown) });
         record.save(&memory).unwrap();
         assert_eq!(Record::open(&path).unwrap_err().kind, Kind::Usage, "in use");
         drop(record);
@@ -167,6 +242,27 @@ mod tests {
         assert_eq!(Record::open(&path).unwrap_err().kind, Kind::Usage);
         fs::write(&path, [&MAGIC[..], &[1, 2, 3]].concat()).unwrap();
         assert_eq!(Record::open(&path).unwrap_err().kind, Kind::Usage, "torn");
+    }
+
+    #[test]
+    fn a_record_in_use_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("buyer.record");
+        let (first, memory) = Record::open(&path).unwrap();
+        let (waits, waiting) = std::sync::mpsc::channel();
+        let second = std::thread::spawn({
+            let path = path.clone();
+            move || Record::open_in_turn(&path, || waits.send(()).unwrap()).unwrap().1
+        });
+        waiting.recv().unwrap();
+        let memory = Memory { signed: Usdc(3), ..memory };
+        first.save(&memory).unwrap();
+        drop(first);
+        assert_eq!(second.join().unwrap(), memory, "what the first one wrote");
+        Record::open_in_turn(&path, || panic!("nobody has it")).unwrap();
+        fs::write(&path, [&MAGIC[..7], &[1]].concat()).unwrap();
+        let error = Record::open(&path).unwrap_err();
+        assert!(error.message.contains("another version"), "{error}");
     }
 
     #[test]
@@ -180,5 +276,20 @@ mod tests {
         assert_eq!((memory.day_signed, memory.of_host("a"), memory.of_host("c")), (Usdc(3), Usdc(1), Usdc(0)));
         memory.turn_to(2 * 86_400);
         assert_eq!((memory.day_signed, memory.of_host("a"), memory.signed), (Usdc(0), Usdc(0), Usdc(3)));
+    }
+
+    #[test]
+    fn settled_payments_are_forgotten_after_a_day_or_when_they_are_many_and_unknown_ones_never() {
+        let mut memory = Memory::default();
+        let key = |n: usize| Sha256::digest(n.to_be_bytes()).into();
+        for n in 0..SETTLED_MAX + 5 {
+            memory.unresolved.insert(key(n), signed(u64::try_from(n).unwrap(), Standing::Settled));
+        }
+        memory.unresolved.insert([0; 32], signed(0, Standing::Unknown));
+        memory.forget_settled(10);
+        assert_eq!((memory.unresolved.len(), memory.unknown()), (SETTLED_MAX + 1, 1));
+        assert!(!memory.unresolved.contains_key(&key(4)) && memory.unresolved.contains_key(&key(5)));
+        memory.forget_settled(u64::MAX);
+        assert_eq!((memory.unresolved.len(), memory.unknown()), (1, 1));
     }
 }

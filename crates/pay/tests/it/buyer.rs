@@ -3,7 +3,7 @@
 use crate::shop::{CHAIN_ID, Shop, TOKEN, TREASURY, Trouble};
 use alloy::primitives::{Address, keccak256};
 use alloy::signers::local::PrivateKeySigner;
-use pay::buyer::{Buyer, BuyerPolicy, Kind};
+use pay::buyer::{Buyer, BuyerPolicy, Fate, Fates, Kind};
 use pay::seller::FRESH_ANSWER;
 use pay::{Reason, Usdc};
 use serde_json::{Value, json};
@@ -149,7 +149,8 @@ async fn a_stream_dropped_half_way_is_resumed_by_the_same_payment() {
     let answer = buyer.post_stream(&shop.endpoint(), Default::default(), &ask).await.unwrap();
     assert!(answer.payment.as_ref().unwrap().success);
     drop(answer);
-    assert_eq!(buyer.unresolved(), 1);
+    // The head said that it was paid: nothing is unknown, and its answer is still to be had.
+    assert_eq!((buyer.unresolved(), buyer.is_out(&shop.endpoint(), ask.to_string().as_bytes())), (0, true));
     let mut answer = buyer.post_stream(&shop.endpoint(), Default::default(), &ask).await.unwrap();
     let mut text = Vec::new();
     while let Some(piece) = answer.chunk().await.unwrap() {
@@ -157,6 +158,43 @@ async fn a_stream_dropped_half_way_is_resumed_by_the_same_payment() {
     }
     assert!(String::from_utf8(text).unwrap().ends_with("data: [DONE]\n\n"));
     assert_eq!((shop.earned(), shop.nonces().len(), buyer.unresolved()), (400, 1, 0));
+}
+
+/// A stream's head does not say that it was paid. More of them than may be unknown at once, each left: the seller's
+/// receipts tell what became of them, so the next one is paid all the same.
+#[tokio::test]
+async fn a_thousand_streams_that_were_left_do_not_stop_a_buyer() {
+    let shop = Shop::open(1).await;
+    shop.with(|shelf| shelf.tells = false);
+    let buyer = buyer();
+    let mut ask = question("");
+    ask["stream"] = json!(true);
+    for n in 0..1_020 {
+        ask["messages"][0]["content"] = json!(n.to_string());
+        let answer = buyer.post_stream(&shop.endpoint(), Default::default(), &ask).await.unwrap();
+        assert!(answer.payment.is_none() && answer.status.is_success());
+    }
+    assert!(buyer.unresolved() <= 100, "{} are unknown", buyer.unresolved());
+    assert_eq!((shop.earned(), shop.nonces().len()), (1_020, 1_020));
+    // Each is asked about once.
+    assert!(shop.with(|shelf| shelf.receipts_asked) <= 1_020);
+    // What is known to be paid is not paid again: the last question but one, asked again.
+    ask["messages"][0]["content"] = json!("900");
+    buyer.post_stream(&shop.endpoint(), Default::default(), &ask).await.unwrap();
+    assert_eq!(shop.earned(), 1_020);
+}
+
+/// Without a receipt and without a chain nobody knows: then nothing new is paid.
+#[tokio::test]
+async fn what_nobody_knows_stays_unknown() {
+    let shop = Shop::open(1).await;
+    let buyer = buyer();
+    shop.trouble([Trouble::Fail]);
+    buyer.post_json(&shop.endpoint(), &question("a")).await.unwrap();
+    assert_eq!(buyer.ask_about_unknown().await, Fates { unknown: 1, ..Fates::default() });
+    let body = question("a").to_string();
+    assert_eq!(buyer.ask_about(&shop.endpoint(), body.as_bytes()).await, Some(Fate::Unknown));
+    assert_eq!(buyer.ask_about(&shop.endpoint(), b"another").await, None);
 }
 
 #[tokio::test]

@@ -2,12 +2,13 @@
 //! call.
 
 use crate::chain::{CHAIN_ID, RELAY, TREASURY};
-use crate::market::Market;
+use crate::market::{Fails, Market};
 use crate::schemes::clients;
 use alloy::primitives::{Address, keccak256};
 use alloy::signers::local::PrivateKeySigner;
 use pay::Usdc;
-use pay::buyer::{Buyer, BuyerPolicy, ChannelPolicy, Kind, SpendLimits};
+use pay::buyer::{Buyer, BuyerPolicy, ChannelPolicy, Fate, Fates, Kind, Schemes, SpendLimits};
+use pay::seller::FRESH_ANSWER;
 use pay::seller::offers::TransferMethod;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -15,8 +16,14 @@ use std::process::Stdio;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::Command;
 
-const CHANNELS: ChannelPolicy =
-    ChannelPolicy { deposit: Usdc(10_000), deposit_max: Usdc(100_000), withdraw_delay_secs_max: 86_400, slots: 2 };
+const CHANNELS: ChannelPolicy = ChannelPolicy {
+    deposit: Usdc(10_000),
+    deposit_calls: 1,
+    deposit_max: Usdc(100_000),
+    withdraw_delay_secs_max: 86_400,
+    slots: 2,
+    lane: 0,
+};
 
 fn signer() -> PrivateKeySigner {
     PrivateKeySigner::from_bytes(&keccak256(b"our buyer")).unwrap()
@@ -114,6 +121,104 @@ async fn a_crash_pays_nothing_twice() {
     assert_eq!((error.kind, market.with(|desk| desk.receipts.len())), (Kind::Usage, 2));
 }
 
+/// The process ended while an answer was out: the only channel pays the next question all the same, and what is out is
+/// covered until its answer comes.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_out_does_not_block_its_channel() {
+    let market = open().await;
+    let dir = tempfile::tempdir().unwrap();
+    let (file, crashed) = (dir.path().join("buyer.record"), dir.path().join("crashed.record"));
+    let with_record = |path: &Path| {
+        let only = Schemes::Channel(ChannelPolicy { slots: 1, ..CHANNELS });
+        buyer(market.token(), TREASURY).with_schemes(only).with_record(path).unwrap()
+    };
+    let first = with_record(&file);
+    let answer = first.post_stream(&endpoint(&market), Default::default(), &question("a", false)).await.unwrap();
+    std::fs::copy(&file, &crashed).unwrap();
+    // In the process that lives, the channel is in use.
+    let error = first.post_json(&endpoint(&market), &question("b", false)).await.unwrap_err();
+    assert_eq!((error.kind, first.unresolved()), (Kind::Unreachable, 1), "{error}");
+    drop(answer);
+
+    let second = with_record(&crashed);
+    second.post_json(&endpoint(&market), &question("b", false)).await.unwrap();
+    assert_eq!((second.unresolved(), transactions(&market, "deposit")), (1, 1));
+    // The question that was out is not charged again, even by a caller that wants a fresh answer.
+    let fresh = http::HeaderMap::from_iter([(FRESH_ANSWER, http::HeaderValue::from_static("1"))]);
+    second.post_json_with(&endpoint(&market), fresh, &question("a", false)).await.unwrap();
+    assert_eq!((second.unresolved(), market.with(|desk| desk.receipts.len())), (0, 2));
+    second.post_json(&endpoint(&market), &question("c", false)).await.unwrap();
+    market.claim_and_settle().await;
+    let receipts: Usdc = market.with(|desk| desk.receipts.values().copied().sum());
+    assert_eq!(market.chain().balance(market.token(), TREASURY).await, receipts);
+}
+
+/// The chain is asked about authorisations: used with their transfer, cancelled, expired unused, or neither yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_chain_tells_what_became_of_payments() {
+    let market = Market::open(&["exact"], TransferMethod::Eip3009).await;
+    let chain = market.chain();
+    chain.mint(market.token(), signer().address(), 1_000_000).await;
+    let buyer = buyer(market.token(), TREASURY).with_schemes(Schemes::Exact).with_chain(&chain.url);
+    let ask = async |text: &str| buyer.post_json(&endpoint(&market), &question(text, false)).await;
+    let fate = async |text: &str| {
+        let body = question(text, false).to_string();
+        buyer.ask_about(&endpoint(&market), body.as_bytes()).await
+    };
+    // The seller settles and fails to answer; and it fails before it settles.
+    for (text, fails) in [("paid", Fails::AfterSettlement), ("out", Fails::BeforeSettlement)] {
+        market.with(|desk| desk.fails = Some(fails));
+        assert_eq!(ask(text).await.unwrap().status, 500);
+    }
+    assert_eq!((fate("paid").await, fate("out").await), (Some(Fate::Paid), Some(Fate::Unknown)));
+    assert_eq!((buyer.unresolved(), transactions(&market, "exact")), (1, 1));
+    // Cancelled by its payer: it can never be taken.
+    market.with(|desk| desk.fails = Some(Fails::BeforeSettlement));
+    assert_eq!(ask("cancelled").await.unwrap().status, 500);
+    market.cancel_last(&signer()).await;
+    assert_eq!(fate("cancelled").await, Some(Fate::Unpaid));
+    // Its time passes.
+    chain.rpc("evm_increaseTime", json!([3_600])).await;
+    chain.rpc("evm_mine", json!([])).await;
+    assert_eq!(buyer.ask_about_unknown().await, Fates { unpaid: 1, ..Fates::default() });
+    assert_eq!((buyer.unresolved(), transactions(&market, "exact")), (0, 1));
+    assert_eq!(fate("out").await, None);
+    // What is known to be paid stays remembered: the same call is the same payment.
+    assert_eq!(fate("paid").await, Some(Fate::Paid));
+}
+
+/// A development chain that was killed has lost its last blocks, and a refund may have emptied the channel.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_channel_whose_deposit_is_gone_is_filled_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (before, after) = (open().await, open().await);
+    assert_eq!(before.token(), after.token(), "the same contracts on another chain");
+    let only = Schemes::Channel(ChannelPolicy { slots: 1, ..CHANNELS });
+    let record = dir.path().join("buyer.record");
+    let buyer = buyer(before.token(), TREASURY).with_schemes(only).with_record(&record).unwrap();
+    for market in [&before, &after, &after] {
+        buyer.post_json(&endpoint(market), &question("a", false)).await.unwrap();
+    }
+    assert_eq!((transactions(&before, "deposit"), transactions(&after, "deposit")), (1, 1));
+    assert_eq!(buyer.unresolved(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn programs_with_one_key_have_channels_of_their_own() {
+    let market = open().await;
+    for lane in [0, 1] {
+        let only = Schemes::Channel(ChannelPolicy { lane, ..CHANNELS });
+        let buyer = buyer(market.token(), TREASURY).with_schemes(only);
+        buyer.post_json(&endpoint(&market), &question(&lane.to_string(), false)).await.unwrap();
+    }
+    assert_eq!((transactions(&market, "deposit"), market.with(|desk| desk.corrected)), (2, 0));
+    // Nothing but a channel means nothing else.
+    let exact = Market::open(&["exact"], TransferMethod::Eip3009).await;
+    let only = buyer(exact.token(), TREASURY).with_schemes(Schemes::Channel(CHANNELS));
+    let error = only.post_json(&endpoint(&exact), &question("x", false)).await.unwrap_err();
+    assert_eq!((error.kind, only.signed_total()), (Kind::WrongSeller, Usdc(0)), "{error}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_that_is_read_twice_is_one_deposit() {
     let market = open().await;
@@ -156,10 +261,14 @@ async fn limits_hold_and_strangers_get_no_channel() {
     let stranger = buyer(market.token(), Address::repeat_byte(0x66));
     let error = stranger.post_json(&endpoint(&market), &question("x", false)).await.unwrap_err();
     assert_eq!((error.kind, stranger.signed_total()), (Kind::WrongSeller, Usdc(0)));
-    let poor = buyer(market.token(), TREASURY).with_channels(ChannelPolicy { deposit_max: Usdc(9_999), ..CHANNELS });
-    let error = poor.post_json(&endpoint(&market), &question("y", false)).await;
     // Its earlier channel is found only by asking; a first deposit over the limit is not signed.
-    assert_eq!(error.unwrap_err().kind, Kind::TooExpensive);
+    let poor = ChannelPolicy { deposit_max: Usdc(9_999), ..CHANNELS };
+    let only = buyer(market.token(), TREASURY).with_schemes(Schemes::Channel(poor));
+    let error = only.post_json(&endpoint(&market), &question("y", false)).await;
+    assert_eq!((error.unwrap_err().kind, only.signed_total()), (Kind::TooExpensive, Usdc(0)));
+    let or_exact = buyer(market.token(), TREASURY).with_channels(poor);
+    or_exact.post_json(&endpoint(&market), &question("y", false)).await.unwrap();
+    assert_eq!(transactions(&market, "exact"), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,6 +4,7 @@ mod buyer;
 mod chain;
 mod channels;
 mod conformance;
+mod example;
 mod fuzz;
 mod golden;
 mod market;

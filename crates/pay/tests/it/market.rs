@@ -2,7 +2,10 @@
 //! outbox between, this does at once.
 
 use crate::chain::{CHAIN_ID, Chain, RELAY, TREASURY, call, word};
-use alloy::primitives::{Address, U256};
+use alloy::primitives::{Address, U256, keccak256};
+use alloy::signers::SignerSync;
+use alloy::signers::local::PrivateKeySigner;
+use alloy::sol_types::SolValue;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
@@ -17,8 +20,9 @@ use pay::book::{AbortWhy, Delivery, Finish, Limits};
 use pay::meter::Tariff;
 use pay::scheme::channel::server::{VerifiedVoucher, VoucherKind};
 use pay::scheme::channel::{BATCH_SETTLEMENT, ChannelDomain, ChannelId, facilitator};
-use pay::scheme::exact::Hash;
+use pay::scheme::exact::{Domain, Hash};
 use pay::scheme::upto::{self, Permit2Payment, Proxy};
+use pay::seller::FRESH_ANSWER;
 use pay::seller::offers::TransferMethod;
 use pay::wire::{PAYMENT_RESPONSE, PAYMENT_SIGNATURE, Resource};
 use pay::{
@@ -38,6 +42,19 @@ const ROUTE: &str = "POST /v1/chat/completions";
 pub struct Market {
     pub url: String,
     pub inner: Arc<Inner>,
+}
+
+/// Where a seller breaks down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fails {
+    BeforeSettlement,
+    AfterSettlement,
+}
+
+/// How a call wants its answer.
+struct Wants {
+    is_stream: bool,
+    fresh: bool,
 }
 
 pub struct Inner {
@@ -62,6 +79,10 @@ pub struct Desk {
     pub corrected: u32,
     /// Transactions sent, by what they are for.
     pub transactions: BTreeMap<&'static str, u32>,
+    /// The next payment by `exact` ends in a 500.
+    pub fails: Option<Fails>,
+    /// The last authorisation seen.
+    last: Option<Verified>,
     /// Room for a call that a stream's head does not know of yet.
     pub carry: bool,
     /// Permit2 nonces taken.
@@ -84,6 +105,8 @@ impl Market {
             paid: 0,
             corrected: 0,
             transactions: BTreeMap::new(),
+            fails: None,
+            last: None,
             carry: true,
             used: BTreeSet::new(),
         };
@@ -114,6 +137,19 @@ impl Market {
 
     pub fn token(&self) -> Address {
         self.inner.seller.asset
+    }
+
+    /// The payer of the last authorisation takes it back.
+    pub async fn cancel_last(&self, payer: &PrivateKeySigner) {
+        let nonce = self.with(|desk| desk.last.clone()).expect("there was one").nonce;
+        let domain = Domain::new("USD Coin", "2", CHAIN_ID, self.token());
+        let type_hash = keccak256("CancelAuthorization(address authorizer,bytes32 nonce)");
+        let digest = domain.digest_of(keccak256((type_hash, payer.address(), nonce).abi_encode()));
+        let signature = payer.sign_hash_sync(&digest).unwrap().as_bytes();
+        let at = |i: usize| U256::from_be_slice(&signature[i..i + 32]);
+        let words = [word(payer.address()), nonce.into(), U256::from(signature[64]), at(0), at(32)];
+        let data = call("cancelAuthorization(address,bytes32,uint8,bytes32,bytes32)", &words);
+        assert!(self.chain().send(RELAY, self.token(), &data).await.1);
     }
 
     /// Claims everything that is charged and has it paid out; transactions sent.
@@ -197,7 +233,10 @@ impl Inner {
         let taken = self.seller.accept_any(&headers, &terms, &self.domain, wall());
         let answer = match taken.map(|taken| taken.payment) {
             Err(challenge) => Err(challenge),
-            Ok(Accepted::Channel(paid)) => self.clone().on_channel(paid, &terms, ceiling, &body, is_stream).await,
+            Ok(Accepted::Channel(paid)) => {
+                let wants = Wants { is_stream, fresh: headers.contains_key(&FRESH_ANSWER) };
+                self.clone().on_channel(paid, &terms, ceiling, &body, wants).await
+            }
             Ok(Accepted::Permit2(paid)) => self.on_permit2(&paid, &terms, &body, is_stream).await,
             Ok(Accepted::Exact(paid)) => self.on_exact(&paid, &terms, &body, is_stream).await,
         };
@@ -238,7 +277,7 @@ impl Inner {
         terms: &Terms<'_>,
         ceiling: Usdc,
         body: &Bytes,
-        is_stream: bool,
+        Wants { is_stream, fresh }: Wants,
     ) -> Result<Response, Box<pay::Challenge>> {
         let id = paid.channel;
         let deposit = match &paid.kind {
@@ -253,7 +292,7 @@ impl Inner {
             deposit: deposit.map(|deposit| AskedDeposit { key: deposit.key(&id), amount: deposit.amount }),
             route: ROUTE.into(),
             body_digest: Sha256::digest(body).into(),
-            fresh: false,
+            fresh,
         };
         let mut put_in = None;
         let request = loop {
@@ -419,6 +458,14 @@ impl Inner {
         body: &Bytes,
         is_stream: bool,
     ) -> Result<Response, Box<pay::Challenge>> {
+        let fails = {
+            let mut desk = self.desk.lock().unwrap();
+            desk.last = Some(paid.clone());
+            desk.fails.take()
+        };
+        if fails == Some(Fails::BeforeSettlement) {
+            return Ok(StatusCode::INTERNAL_SERVER_ERROR.into_response());
+        }
         let (at, v) = (|i: usize| U256::from_be_slice(&paid.signature[i..i + 32]), paid.signature[64]);
         let data = call(
             "transferWithAuthorization(address,address,uint256,uint256,uint256,bytes32,uint8,bytes32,bytes32)",
@@ -437,6 +484,9 @@ impl Inner {
         let (tx, done) = self.send("exact", RELAY, self.seller.asset, &data).await;
         if !done {
             return Err(self.refuse(terms, Reason::InvalidTransactionState, "the transfer reverted"));
+        }
+        if fails == Some(Fails::AfterSettlement) {
+            return Ok(StatusCode::INTERNAL_SERVER_ERROR.into_response());
         }
         let request = RequestId::of_payment(TransferMethod::Eip3009, &paid.payer.into_array(), &paid.nonce.0);
         self.desk.lock().unwrap().receipts.insert(request, paid.value);

@@ -2,9 +2,10 @@
 //! at once. Troubles can be ordered for the next requests.
 
 use alloy::primitives::Address;
+use alloy::signers::local::PrivateKeySigner;
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -12,7 +13,8 @@ use pay::book::{Ask, Delivery, Finish, Limits, Reservation, Timing};
 use pay::seller::{FRESH_ANSWER, Quote};
 use pay::wire::{PAYMENT_SIGNATURE, PaymentPayload, Resource};
 use pay::{
-    BookInput, ChannelBook, Decision, Reason, Refusal, RequestId, Seller, Settle, TransferMethod, Usdc, Verified,
+    BookInput, ChannelBook, Decision, Reason, Receipt, Refusal, RequestId, Seller, Settle, TransferMethod, Usdc,
+    Verified,
 };
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -60,6 +62,11 @@ pub struct Shelf {
     /// Every PAYMENT-SIGNATURE seen, in order.
     pub seen: Vec<String>,
     pub asked: u32,
+    /// Whether the head says that a payment was taken; streams of a real seller may not.
+    pub tells: bool,
+    /// Signs receipts.
+    operator: PrivateKeySigner,
+    pub receipts_asked: u32,
     answers: BTreeMap<RequestId, (Bytes, HeaderValue)>,
 }
 
@@ -81,6 +88,9 @@ impl Shop {
             moved_to: None,
             seen: Vec::new(),
             asked: 0,
+            tells: true,
+            operator: PrivateKeySigner::random(),
+            receipts_asked: 0,
             answers: BTreeMap::new(),
         };
         let inner = Arc::new(Inner {
@@ -91,6 +101,7 @@ impl Shop {
         let app = Router::new()
             .route("/v1/models", get(|| async { axum::Json(json!({ "data": [{ "id": "stand-in" }] })) }))
             .route("/v1/chat/completions", post(complete))
+            .route("/receipts/{id}", get(receipt))
             .with_state(inner.clone());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -132,6 +143,33 @@ impl Shop {
             nonces
         })
     }
+}
+
+/// The receipt of a request that was settled.
+async fn receipt(State(shop): State<Arc<Inner>>, Path(id): Path<String>) -> Response {
+    let mut shelf = shop.state.lock().unwrap();
+    shelf.receipts_asked += 1;
+    let Some(entry) = id.parse().ok().and_then(|id| shelf.book.entry(&id)) else {
+        return StatusCode::NOT_FOUND.into_response();
+    };
+    let settlement = &entry.reservation.settlement;
+    let receipt = Receipt {
+        agent: shop.seller.pay_to,
+        chain_id: CHAIN_ID,
+        epoch: 1,
+        request: entry.reservation.request,
+        payer: settlement.payer.into(),
+        nonce: settlement.nonce,
+        model: [0; 32],
+        prompt: entry.reservation.body_digest,
+        output: [0; 32],
+        prompt_tokens: 1,
+        completion_tokens: 3,
+        amount: settlement.value,
+        transaction: [0; 32],
+        issued_at: 1,
+    };
+    receipt.sign(&shelf.operator).unwrap().to_json().into_response()
 }
 
 async fn complete(State(shop): State<Arc<Inner>>, headers: HeaderMap, body: Bytes) -> Response {
@@ -217,6 +255,9 @@ impl Inner {
             other => return (StatusCode::CONFLICT, format!("{other:?}")).into_response(),
         };
         let (answer, payment) = shelf.answers[&request].clone();
+        if !shelf.tells {
+            return ([(header::CONTENT_TYPE, "text/event-stream")], answer).into_response();
+        }
         let form = if answer.starts_with(b"data: ") { "text/event-stream" } else { "application/json" };
         ([(header::CONTENT_TYPE.as_str(), form), ("payment-response", payment.to_str().unwrap())], answer)
             .into_response()

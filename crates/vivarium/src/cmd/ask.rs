@@ -6,18 +6,28 @@ use super::link::{Link, Place, block_on};
 use anyhow::{Context, Result, bail, ensure};
 use economy::Usdc;
 use http::HeaderMap;
-use pay::buyer::{Answer, Buyer, Kind};
+use pay::buyer::{Answer, Buyer, Kind, Schemes};
+use pay::scheme::channel::CHANNEL;
 use pay::seller::FRESH_ANSWER;
 use serde_json::{Value, json};
 use std::io::Write;
 use std::path::PathBuf;
-use vivarium::world::crowd::{ChainClock, policy};
-use vivarium::world::files::read_key;
+use vivarium::world::crowd::{ChainClock, channels, policy};
+use vivarium::world::files::{customer_record, read_key};
+
+/// Deposits may lie unspent in the channel with the agent up to this many times what one answer may cost.
+const DEPOSIT_ANSWERS_MAX: u128 = 5;
+/// Channels of this command; the official clients and `vivarium proxy` have others with the same key.
+const LANE: u8 = 1;
 
 /// Asks the agent one question, pays for the answer by x402, and prints it as it comes.
 ///
 /// The question is paid with the world's customer key. The agent's address is taken from the chain
 /// (treasury, active lease, endpoint), and the payment is signed only if it goes to that treasury.
+///
+/// Where the agent offers it, the answer is paid from a channel: the first one puts a deposit in, for several answers
+/// like it; later ones are a voucher each and no transaction, charged by what was delivered. What is signed is on
+/// record in the world's folder before it leaves: the same question again after a crash is the same payment.
 #[derive(clap::Args)]
 pub struct Flags {
     /// The question
@@ -30,6 +40,9 @@ pub struct Flags {
     /// The longest answer, in tokens
     #[arg(long, value_name = "N", default_value_t = 200)]
     max_tokens: u32,
+    /// What to pay by [default: from a channel where the agent offers one, else exact]
+    #[arg(long, value_name = "SCHEME")]
+    scheme: Option<Scheme>,
     /// Let the agent remember this answer; the id that is printed goes on with it
     #[arg(long)]
     remember: bool,
@@ -39,9 +52,18 @@ pub struct Flags {
     /// Who pays [default: the world's customer]
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
-    /// One JSON object when the answer is complete: {"text", "id", "spent_uusdc", "transaction", "request_id", "url"}
+    /// One JSON object when the answer is complete: {"text", "id", "scheme", "spent_uusdc", "transaction",
+    /// "request_id", "url"}
     #[arg(long)]
     json: bool,
+}
+
+#[derive(clap::ValueEnum, Clone, Copy, Debug)]
+enum Scheme {
+    /// One authorisation, one transaction
+    Exact,
+    /// A voucher on a channel
+    BatchSettlement,
 }
 
 pub fn run(flags: Flags) -> Result<()> {
@@ -84,8 +106,19 @@ async fn buyer(link: &Link, flags: &Flags) -> Result<Buyer> {
     let key = read_key(flags.key.as_ref().unwrap_or(&world.customer.key_file))?;
     let clock = ChainClock::default();
     clock.set(link.record.chain.head().await?.timestamp);
-    let policy = policy(world.chain_id, world.usdc, world.treasury, flags.max_usdc, flags.max_usdc);
-    Ok(Buyer::new(link.http.clone(), key, policy).with_clock(clock.reader()))
+    // Each answer is bounded, not all of them.
+    let policy = policy(world.chain_id, world.usdc, world.treasury, flags.max_usdc, Usdc::MAX);
+    let deposit_max = Usdc(flags.max_usdc.micro().saturating_mul(DEPOSIT_ANSWERS_MAX));
+    let channels = channels(deposit_max, 1, LANE);
+    let schemes = match flags.scheme {
+        None => Schemes::ChannelElseExact(channels),
+        Some(Scheme::Exact) => Schemes::Exact,
+        Some(Scheme::BatchSettlement) => Schemes::Channel(channels),
+    };
+    let file = customer_record(&flags.place.dir(), "ask", key.address())?;
+    let buyer = Buyer::new(link.http.clone(), key, policy).with_clock(clock.reader()).with_schemes(schemes);
+    Ok(buyer
+        .with_record_in_turn(&file, || eprintln!("another `vivarium ask` is paying with this key; waiting for it"))?)
 }
 
 fn question(flags: &Flags, model: &str) -> (&'static str, Value) {
@@ -110,6 +143,8 @@ struct Told {
     id: Option<String>,
     /// The settlement, which a stream can only tell in its last event.
     transaction: Option<String>,
+    /// What a call on a channel was charged, micro-USDC; known at the end.
+    charged: Option<String>,
 }
 
 /// Reads the events of either API; prints text as it comes if `aloud`.
@@ -149,6 +184,9 @@ impl Told {
         if let Some(transaction) = x402.iter().find_map(|x402| x402["transaction"].as_str()) {
             self.transaction = Some(transaction.to_owned());
         }
+        if let Some(charged) = x402.iter().find_map(|x402| x402["charged"].as_str()) {
+            self.charged = Some(charged.to_owned());
+        }
         let delta = match event["type"].as_str() {
             Some("response.output_text.delta") => event["delta"].as_str(),
             Some("response.failed") => {
@@ -167,18 +205,26 @@ impl Told {
 fn report(flags: &Flags, answer: &Answer, told: Told) -> Result<()> {
     let in_head = answer.payment.as_ref().map(|payment| payment.transaction.clone());
     let transaction = told.transaction.or(in_head);
+    let spent = match (answer.scheme, &told.charged) {
+        // A stream's head knows only of the calls before it.
+        (Some(CHANNEL), Some(charged)) => {
+            Usdc(charged.parse().context("the agent charges something that is no number")?)
+        }
+        _ => answer.spent,
+    };
     let request = answer.headers.get("x-request-id").and_then(|v| v.to_str().ok());
     if flags.json {
-        let spent = answer.spent.micro().to_string();
+        let spent = spent.micro().to_string();
         let whole = json!({
-            "text": told.text, "id": told.id, "spent_uusdc": spent, "transaction": transaction,
+            "text": told.text, "id": told.id, "scheme": answer.scheme, "spent_uusdc": spent, "transaction": transaction,
             "request_id": request, "url": answer.url,
         });
         println!("{whole}");
         return Ok(());
     }
     println!();
-    eprintln!("-- paid at most {}; receipt: vivarium receipt {}", answer.spent, request.unwrap_or("?"));
+    let how = if answer.scheme == Some(CHANNEL) { "from a channel" } else { "by exact" };
+    eprintln!("-- paid {spent} {how}; receipt: vivarium receipt {}", request.unwrap_or("?"));
     if let (true, Some(id)) = (flags.remember || flags.conversation.is_some(), told.id) {
         eprintln!("-- go on: vivarium ask --conversation {id} \"…\"");
     }

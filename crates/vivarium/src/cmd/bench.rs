@@ -78,13 +78,14 @@ async fn measure(world: &mut World, programs: &Programs, started: Instant, patie
     println!("| --- | --- |");
     let keys = world.crowd_keys(1).await?;
     let start_crowd = |world: &World| {
-        Crowd::start(world.file()?, &world.model_name()?, world.internal().choices.day_secs, keys.clone())
+        let place = (world.file()?, world.folder().path());
+        Crowd::start(place, &world.model_name()?, world.internal().choices.day_secs, keys.clone())
     };
     let crowd = start_crowd(world)?;
     let first = until(world, patience, |_, answers| answers > 0, &crowd).await?;
     print_row("`up` to first paid answer", first.map(|at| at - started));
     let key = keys[0].clone();
-    drop(crowd);
+    crowd.stop().await;
     speeds(world, programs, key).await?;
 
     let crowd = start_crowd(world)?;
@@ -132,12 +133,7 @@ async fn speeds(world: &mut World, programs: &Programs, key: alloy::signers::loc
     let clock = ChainClock::default();
     let policy = crowd::policy(file.chain_id, file.usdc, file.treasury, Usdc(1_000_000_000), Usdc(1_000_000_000_000));
     let exact = Buyer::new(net::Client::new(), key.clone(), policy.clone()).with_clock(clock.reader());
-    let channels = ChannelPolicy {
-        deposit: Usdc(100_000_000),
-        deposit_max: Usdc(1_000_000_000),
-        withdraw_delay_secs_max: 30 * 86_400,
-        slots: 1,
-    };
+    let channels = ChannelPolicy { deposit: Usdc(100_000_000), ..crowd::channels(Usdc(1_000_000_000), 1, 0) };
     let voucher = Buyer::new(net::Client::new(), key, policy).with_clock(clock.reader()).with_channels(channels);
     let model_name = world.model_name()?;
     let (mut paid, mut vouched, mut unpaid) = (Vec::new(), Vec::new(), Vec::new());

@@ -115,7 +115,8 @@ async fn crowd(world: &mut World, customers: u16) -> Result<Option<Crowd>> {
     }
     ensure!(customers <= 200, "--customers {customers}: at most 200");
     let keys = world.crowd_keys(customers).await?;
-    let crowd = Crowd::start(world.file()?, &world.model_name()?, world.internal().choices.day_secs, keys)?;
+    let place = (world.file()?, world.folder().path());
+    let crowd = Crowd::start(place, &world.model_name()?, world.internal().choices.day_secs, keys)?;
     Ok(Some(crowd))
 }
 

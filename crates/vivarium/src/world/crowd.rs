@@ -1,16 +1,18 @@
 //! The built-in crowd: customers who pay for real prompts and think in between.
 //!
 //! Each is a client like any other: it finds the agent by the on-chain record, checks who gets the money, pays by
-//! x402 and follows the agent when it moves. Nothing of the world is told to the agent.
+//! x402 and follows the agent when it moves. Nothing of the world is told to the agent. Every second one pays by
+//! channel where the agent offers it, the others by `exact`, so that both ways are always in use.
 
 use super::record::Record;
-use crate::world::files::WorldFile;
+use crate::world::files::{WorldFile, customer_record};
 use alloy::primitives::Address;
 use alloy::signers::local::PrivateKeySigner;
 use anyhow::{Context, Result};
 use economy::Usdc;
-use pay::buyer::{Buyer, BuyerPolicy, Clock};
+use pay::buyer::{Buyer, BuyerPolicy, ChannelPolicy, Clock, Schemes};
 use serde_json::json;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -26,6 +28,9 @@ const AFTER_TROUBLE: Duration = Duration::from_secs(2);
 const ANSWER_TOKENS_MAX: u32 = 32;
 /// A customer's purse for life; test money.
 const PURSE: Usdc = Usdc(1_000_000_000_000);
+/// Calls that a deposit is for: the fewer, the more deposits; the more, the more money lies there. The official
+/// JavaScript client's default is 5.
+const DEPOSIT_CALLS: u32 = 5;
 
 /// Chain time for signing, kept current by [`chain_clock`].
 #[derive(Clone, Debug, Default)]
@@ -47,6 +52,19 @@ pub fn policy(chain_id: u64, usdc: Address, treasury: Address, max_per_call: Usd
     BuyerPolicy { network: format!("eip155:{chain_id}"), asset: usdc, pay_to: treasury, max_per_call, max_total }
 }
 
+/// How customers of a world use channels. `deposit_max`: what may lie unspent in one.
+pub fn channels(deposit_max: Usdc, slots: u8, lane: u8) -> ChannelPolicy {
+    ChannelPolicy {
+        deposit: Usdc::ZERO,
+        deposit_calls: DEPOSIT_CALLS,
+        deposit_max,
+        // Longer than any mandate's margin for a seller that is gone; more is refused by the protocol itself.
+        withdraw_delay_secs_max: 30 * 86_400,
+        slots,
+        lane,
+    }
+}
+
 /// Running sums of a crowd. Shared by its customers.
 #[derive(Debug, Default)]
 pub struct Sums {
@@ -62,8 +80,13 @@ pub struct Crowd {
 }
 
 impl Crowd {
-    /// `keys` are funded accounts, one for each customer.
-    pub fn start(world: &WorldFile, model: &str, day_secs: u32, keys: Vec<PrivateKeySigner>) -> Result<Self> {
+    /// `keys` are funded accounts, one for each customer; what each signs is on record in the world's folder `dir`.
+    pub fn start(
+        (world, dir): (&WorldFile, &Path),
+        model: &str,
+        day_secs: u32,
+        keys: Vec<PrivateKeySigner>,
+    ) -> Result<Self> {
         let sums = Arc::new(Sums::default());
         let mut customers = JoinSet::new();
         for (index, key) in keys.into_iter().enumerate() {
@@ -71,7 +94,13 @@ impl Crowd {
             let clock = ChainClock::default();
             // The agent's own price cap protects nobody here: the purse is test money.
             let policy = policy(world.chain_id, world.usdc, world.treasury, PURSE, PURSE);
-            let buyer = Buyer::new(net::Client::new(), key, policy).with_clock(clock.reader());
+            let file = customer_record(dir, "crowd", key.address())?;
+            let schemes =
+                if index % 2 == 0 { Schemes::ChannelElseExact(channels(PURSE, 1, 0)) } else { Schemes::Exact };
+            let buyer = Buyer::new(net::Client::new(), key, policy)
+                .with_clock(clock.reader())
+                .with_schemes(schemes)
+                .with_record(&file)?;
             let customer = Customer {
                 record,
                 clock,
@@ -95,6 +124,11 @@ impl Crowd {
             Usdc(u128::from(read(&self.sums.spent_uusdc))),
             read(&self.sums.failures)
         )
+    }
+
+    /// Sends everybody home and waits until they are gone: then their records are free.
+    pub async fn stop(mut self) {
+        self.customers.shutdown().await;
     }
 
     pub fn answers(&self) -> u64 {

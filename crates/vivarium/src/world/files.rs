@@ -213,7 +213,7 @@ Never send anything of value to their addresses, and never use them elsewhere.
 ";
 
 /// What a world puts into its folder; `…-` stands for a numbered one.
-const OWN_NAMES: [&str; 11] = [
+const OWN_NAMES: [&str; 13] = [
     "world.json",
     "internal.json",
     "world.lock",
@@ -223,6 +223,8 @@ const OWN_NAMES: [&str; 11] = [
     "chain",
     "store",
     "tmp",
+    "customers",
+    "proxy-",
     "steward-",
     "provider-",
 ];
@@ -242,6 +244,18 @@ impl Drop for Lock {
     fn drop(&mut self) {
         flock(&self.file, FlockOperation::Unlock).ok();
     }
+}
+
+/// Where a customer in the world `dir` keeps its buyer's record (0700). `who` tells programs apart; each payer of each
+/// has its own.
+pub fn customer_record(dir: &Path, who: &str, payer: Address) -> Result<PathBuf> {
+    let folder = dir.join("customers");
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&folder)
+        .with_context(|| format!("cannot create {}", folder.display()))?;
+    Ok(folder.join(format!("{who}-{payer}.record")))
 }
 
 /// Reads a key file: `#` lines are comments, the first other line is the private key in hex.
