@@ -437,7 +437,7 @@ impl Api {
             "this payment bought request {request}, whose answer is not kept here; \
              for a new answer send the header {FRESH_ANSWER} and pay again"
         );
-        let receipt = receipt.ok().flatten().and_then(|json| serde_json::from_str(&json).ok());
+        let receipt = receipt.ok().flatten().and_then(|kept| serde_json::from_str(&kept.json).ok());
         Problem::for_conflict("answer_not_kept", message).with("receipt", receipt).into_response()
     }
 }

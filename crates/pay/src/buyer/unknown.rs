@@ -94,7 +94,7 @@ impl Authorization {
     }
 
     fn request(&self) -> RequestId {
-        RequestId::of_payment(&self.payer.into_array(), &self.nonce.0)
+        RequestId::of_payment(crate::TransferMethod::Eip3009, &self.payer.into_array(), &self.nonce.0)
     }
 }
 
