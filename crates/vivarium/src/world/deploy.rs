@@ -7,7 +7,7 @@ use alloy::eips::BlockId;
 use alloy::primitives::{Address, Bytes};
 use alloy::signers::local::PrivateKeySigner;
 use anyhow::{Context, Result};
-use chain::bindings::{Addresses, BatchSettlement, DepositCollector3009};
+use chain::bindings::{Addresses, BatchSettlement, DepositCollector3009, IDENTITY_REGISTRY, IdentityRegistry};
 use chain::{Chain, Tx};
 use economy::{Timers, Usdc};
 use pay::scheme::channel::{BATCH_SETTLEMENT, COLLECTOR_3009};
@@ -61,16 +61,18 @@ pub async fn contracts(chain: &Chain, people: &People, choices: &Choices) -> Res
     };
     let addresses = chain::deploy::deploy(chain, &people.creator, terms).await;
     let addresses = addresses.context("the contracts cannot be deployed")?;
-    channels(chain, people).await.context("the development channel contract cannot be deployed")?;
+    published(chain, people).await.context("the development copies of public contracts cannot be deployed")?;
     Ok(addresses)
 }
 
-/// Puts the development channel contract and its collector at the addresses that x402 clients have built in.
-async fn channels(chain: &Chain, people: &People) -> Result<()> {
+/// Puts our channel contract, its collector and our identity registry at the addresses that clients know.
+async fn published(chain: &Chain, people: &People) -> Result<()> {
     let deployer = Wallet::new(chain.clone(), people.creator.clone());
-    for (at, code) in
-        [(BATCH_SETTLEMENT, &BatchSettlement::BYTECODE), (COLLECTOR_3009, &DepositCollector3009::BYTECODE)]
-    {
+    for (at, code) in [
+        (BATCH_SETTLEMENT, &BatchSettlement::BYTECODE),
+        (COLLECTOR_3009, &DepositCollector3009::BYTECODE),
+        (IDENTITY_REGISTRY, &IdentityRegistry::BYTECODE),
+    ] {
         let nonce = chain.nonce(deployer.address(), BlockId::latest()).await?;
         let create = Tx { to: None, data: code.clone(), value: 0, gas: None, label: "a development contract" };
         deployer.send(create).await?;
