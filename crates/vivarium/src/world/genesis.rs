@@ -149,6 +149,7 @@ pub fn manifest(choices: &Choices, names: Names) -> Manifest {
         min_call_uusdc: CALL_MIN * dearer.min(10),
         max_call_uusdc: CALL_MAX * dearer,
         finality_blocks: 2,
+        daemons_rescue: true,
         store_urls: vec![store_url],
         model: node::manifest::Model {
             name: model.name.clone(),
