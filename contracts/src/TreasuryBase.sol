@@ -205,9 +205,10 @@ abstract contract TreasuryBase is EIP712, ReentrancyGuardTransient {
     function _moveIn(address operator, uint256 gasMax) internal {
         _sweepPurse();
         _fuel(operator, gasMax);
+        if (_birth.options.identity == address(0)) return;
+        // A call gets 63 of 64 parts of what is left (EIP-150). Or whoever sends a move could starve the registry.
+        if (gasleft() < IDENTITY_GAS + IDENTITY_GAS / 32) revert ITreasury.LowGas();
         try ITreasury(payable(address(this))).identify{gas: IDENTITY_GAS}() {} catch {}
-        // EIP-150: less is left only if the registry got less than its share, and that is the sender's doing.
-        if (gasleft() < IDENTITY_GAS / 63) revert ITreasury.LowGas();
     }
 
     // ------------------------------------------------------------------ money

@@ -155,6 +155,29 @@ mod tests {
         }
     }
 
+    /// What docs/concepts/fees.md promises of a month with the heartbeat of a public chain: 1 % of a rent of $30 at Base's
+    /// floor of 0.005 gwei and $2,500 for an ETH is 24 M gas. An interval of an hour less passes it.
+    #[test]
+    fn a_months_fees_are_under_one_percent_of_the_rent() {
+        const GAS_MAX: u64 = 24_000_000;
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("in the root");
+        let text = fs::read_to_string(root.join("contracts/snapshots/treasury.json")).unwrap();
+        let snapshot: BTreeMap<String, String> = serde_json::from_str(&text).unwrap();
+        let gas = |entry: &str| -> u64 { snapshot[entry].parse().unwrap() };
+        let once = gas("rent") + gas("announce") + gas("handover") + gas("release");
+        let every_third_day =
+            gas("commit (two stewards, paid)") + gas("refuel (both)") + gas("claimAndSettle (3 rows)");
+        let month = |hours: u64| once + 15 * gas("topUp") + 10 * every_third_day + 720 / hours * gas("heartbeat");
+        let hours = u64::from(economy::Timers::real().heartbeat_every) / 3_600;
+        assert!(month(hours) <= GAS_MAX && month(hours - 1) > GAS_MAX, "{} and {}", month(hours), month(hours - 1));
+        let page = fs::read_to_string(root.join("docs/concepts/fees.md")).unwrap();
+        for hours in [1, 2, 3, 4, 6, 8, 12] {
+            let gas = month(hours);
+            let row = format!("| {hours} h | {}.{} M |", gas / 1_000_000, gas / 100_000 % 10);
+            assert!(page.contains(&row), "docs/concepts/fees.md lacks {row}");
+        }
+    }
+
     /// The second half runs in the first one's storage, so neither may have a variable of its own.
     #[test]
     fn only_the_base_declares_storage() {

@@ -84,10 +84,19 @@ mod upto_proxy {
     );
 }
 
+mod identity {
+    alloy::sol!(
+        #![sol(all_derives)]
+        IdentityRegistry,
+        "../../contracts/abi/IdentityRegistry.json"
+    );
+}
+
 pub use channel::BatchSettlement;
 pub use collector::DepositCollector3009;
 pub use exact_proxy::ExactPermit2Proxy;
 pub use factory::TreasuryFactory;
+pub use identity::IdentityRegistry;
 pub use market::{ILeaseMarket, LeaseMarket};
 pub use oversight::Oversight;
 pub use permit2::Permit2;
@@ -102,7 +111,11 @@ pub use ITreasury::{
 pub use LeaseMarket::LeaseMarketEvents as MarketEvent;
 pub use Treasury::TreasuryEvents as TreasuryEvent;
 
-use alloy::primitives::Address;
+use alloy::primitives::{Address, address};
+
+/// The ERC-8004 identity registry: one address on Ethereum, Base and the other main nets
+/// (<https://github.com/erc-8004/erc-8004-contracts>). Development chains have ours there.
+pub const IDENTITY_REGISTRY: Address = address!("8004A169FB4a3325136EB29fA0ceB6D2e539a432");
 
 /// Where the shared contracts of a world live. A treasury has an address of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

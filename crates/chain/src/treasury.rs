@@ -9,7 +9,9 @@ use futures::future::{OptionFuture, try_join, try_join3, try_join4};
 use std::collections::BTreeSet;
 
 use crate::{
-    bindings::{Addresses, Approval, Birth, ChannelConfig, Policy, State, Treasury, TreasuryFactory, VoucherClaim},
+    bindings::{
+        Addresses, Approval, Birth, ChannelConfig, Policy, Standing, State, Treasury, TreasuryFactory, VoucherClaim,
+    },
     error::{Error, Kind},
     market::{LeaseView, MarketClient, OfferView, id},
     rpc::{Chain, Head},
@@ -82,6 +84,14 @@ impl TreasuryClient {
     /// As [`TreasuryClient::state`].
     pub async fn birth(&self) -> Result<Birth, Error> {
         self.chain.read(self.address, Treasury::birthOfCall {}, BlockId::latest()).await
+    }
+
+    /// What `state` has no room for: purse, sleep, notice, identity.
+    ///
+    /// # Errors
+    /// As [`TreasuryClient::state`].
+    pub async fn standing(&self) -> Result<Standing, Error> {
+        self.chain.read(self.address, Treasury::standingCall {}, BlockId::latest()).await
     }
 
     /// What was settled under (payer, nonce) and how much of it went back: `(amount, refunded)`, micro-USDC.
@@ -199,6 +209,11 @@ pub mod calls {
     /// Anyone, when the birth was not activated in time: seed and gas go back to the creator.
     pub fn abort_birth() -> Bytes {
         Treasury::abortBirthCall {}.abi_encode().into()
+    }
+
+    /// Anyone: registers the treasury in the identity registry of its birth, or corrects what is written there.
+    pub fn identify() -> Bytes {
+        Treasury::identifyCall {}.abi_encode().into()
     }
 
     /// Operator: rents the standby.

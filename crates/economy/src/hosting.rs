@@ -15,9 +15,6 @@ use crate::{Agent, Turn};
 use borsh::{BorshDeserialize, BorshSerialize};
 use std::collections::BTreeMap;
 
-/// Heartbeats without an answer after which nothing is handed over to a standby, and after which it is given up.
-const RECENT_HEARTBEATS: u64 = 3;
-const SILENT_HEARTBEATS: u64 = 6;
 /// Calls served that a newcomer is credited with when records are compared. A guess.
 const TRUST: u128 = 4;
 /// Providers whose measured throughput is remembered.
@@ -82,9 +79,11 @@ impl Hosting {
         penalty.fails = penalty.fails.saturating_add(1);
     }
 
-    fn recent(&self, lease: u64, now: u64, heartbeat_every: u64) -> bool {
+    /// Whether the standby answered within the fence: one that has been silent for longer would have stopped itself.
+    /// Nothing is handed over to it then, and no rent vouched for.
+    fn recent(&self, lease: u64, now: u64, fence: u32) -> bool {
         let answered = self.standby.filter(|s| s.lease == lease).and_then(|s| s.answered_at);
-        answered.is_some_and(|at| now <= at.saturating_add(RECENT_HEARTBEATS * heartbeat_every))
+        answered.is_some_and(|at| now <= at.saturating_add(u64::from(fence)))
     }
 }
 
@@ -101,8 +100,8 @@ fn left_pct(lease: &LeaseView, at: u64) -> u64 {
 impl Agent {
     /// Whether the standby's node answered lately: a heartbeat then vouches for its rent.
     pub(crate) fn standby_answered(&self, view: &View, now: u64) -> bool {
-        let every = u64::from(self.genesis.timers.heartbeat_every);
-        view.standby.as_ref().is_some_and(|s| s.ready && self.hosting.recent(s.id, now, every))
+        let fence = self.genesis.timers.fence;
+        view.standby.as_ref().is_some_and(|s| s.ready && self.hosting.recent(s.id, now, fence))
     }
 
     /// Everything about hosts but their rent. `spend`: money may leave.
@@ -217,9 +216,9 @@ impl Agent {
         heard.max(self.hosting.listening_since)
     }
 
+    /// Seconds without an answer after which a standby is given up: as long as stewards wait for an operator.
     fn silence_max(&self) -> u64 {
-        let timers = &self.genesis.timers;
-        u64::from(timers.silence).max(SILENT_HEARTBEATS * u64::from(timers.heartbeat_every))
+        u64::from(self.genesis.timers.silence)
     }
 
     /// Seconds to rent a fresh standby, wait for it at most as long as it may take lately, and try to move thrice.
@@ -256,7 +255,7 @@ impl Agent {
         if !standby.ready {
             return self.wait(active, MoveWaits::NotReady, turn);
         }
-        if !self.hosting.recent(standby.id, turn.now, u64::from(timers.heartbeat_every)) {
+        if !self.hosting.recent(standby.id, turn.now, timers.fence) {
             return self.wait(active, MoveWaits::Silent, turn);
         }
         self.hosting.waits = None;

@@ -346,7 +346,8 @@ impl Agent {
         let (timers, block) = (&self.genesis.timers, u64::from(self.genesis.policy.limits.block_secs));
         Patience {
             first: 2 * block,
-            longest: (u64::from(timers.heartbeat_every) / 4).max(8 * block),
+            // Half of what a heartbeat may be late before its node stops itself.
+            longest: (u64::from(timers.fence.saturating_sub(timers.heartbeat_every)) / 2).max(8 * block),
             unknown: u64::from(timers.fence).max(30 * block),
         }
     }

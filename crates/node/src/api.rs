@@ -2,6 +2,7 @@
 
 mod chat;
 mod dashboard;
+mod discover;
 mod events;
 mod gate;
 mod models;
@@ -15,6 +16,7 @@ use crate::answers::Answers;
 use crate::context::Context;
 use crate::main_loop::{Event, Node};
 use crate::shared::{Role, Shared};
+use alloy::primitives::U256;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::{HeaderValue, Uri, header};
@@ -25,7 +27,7 @@ use pay::Seller;
 use problem::Problem;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::oneshot;
+use tokio::sync::{OnceCell, oneshot};
 
 /// Largest request body, bytes: a prompt that fills any context of today's small models.
 const BODY_BYTES_MAX: usize = 1 << 20;
@@ -41,12 +43,14 @@ pub struct Api {
     pub seller: Arc<Seller>,
     /// How channels are sold on, where birth names their contract.
     pub channels: Arc<sale::call::Counter>,
+    /// The agent's number in the identity registry, once the chain said it.
+    identity: Arc<OnceCell<U256>>,
 }
 
 pub fn router(cx: Arc<Context>, shared: Arc<Shared>, answers: Answers) -> Router {
     let seller = Arc::new(sale::seller(&cx));
     let channels = Arc::new(sale::call::Counter::of(&cx));
-    let api = Api { cx, shared, answers: Arc::new(answers), seller, channels };
+    let api = Api { cx, shared, answers: Arc::new(answers), seller, channels, identity: Arc::default() };
     let sold = Router::new()
         .route("/v1/chat/completions", post(chat::complete).get(chat::terms))
         .route("/v1/responses", post(responses::respond).get(responses::terms))
@@ -66,6 +70,10 @@ pub fn router(cx: Arc<Context>, shared: Arc<Shared>, answers: Answers) -> Router
         .route("/health/live", get(read::live))
         .route("/health/ready", get(read::ready))
         .route("/events", get(events::stream))
+        .route(discover::REGISTRATION, get(discover::registration))
+        .route(discover::CARD, get(discover::card))
+        .route(discover::X402, get(discover::x402))
+        .route(discover::LLMS, get(discover::llms))
         .route("/peer/able", get(peer::able))
         .route("/peer/key", post(peer::key))
         .route("/peer/tail", get(peer::tail))

@@ -49,6 +49,9 @@ pub struct Manifest {
     /// Blocks after which an event of the chain counts as final.
     #[serde(default = "finality_blocks")]
     pub finality_blocks: u64,
+    /// Whether the stewards' daemons may rescue the agent from silence without asking a person: fixed on chain at birth.
+    #[serde(default = "daemons_rescue")]
+    pub daemons_rescue: bool,
     pub store_urls: Vec<String>,
     pub model: Model,
     pub stewards: Vec<Steward>,
@@ -88,6 +91,9 @@ fn settlement_uusdc() -> u128 {
 }
 fn finality_blocks() -> u64 {
     2
+}
+fn daemons_rescue() -> bool {
+    true
 }
 
 impl Manifest {

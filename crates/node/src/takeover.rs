@@ -27,13 +27,15 @@ pub struct Silence {
     pub last_heartbeat: u64,
     /// 0: no open challenge.
     pub challenged_at: u64,
-    pub heartbeat_every: u64,
+    /// Longer than the time between two heartbeats.
+    pub fence: u64,
     pub answer_time: u64,
     /// The lease was rented by the stewards' `rescue`: its node key needs no challenge.
     pub rescued: bool,
 }
 
-/// Two missed heartbeats and one for inclusion before a challenge; the contract's own time before the takeover.
+/// The fence's time before a challenge: a heartbeat is overdue by then, an operator without a chain has stopped itself,
+/// and one that lives answers at once. Then the contract's own time before the takeover.
 pub fn due(silence: Silence) -> Due {
     if silence.rescued {
         return Due::Takeover;
@@ -41,7 +43,7 @@ pub fn due(silence: Silence) -> Due {
     if silence.challenged_at != 0 {
         return if silence.now > silence.challenged_at + silence.answer_time { Due::Takeover } else { Due::Nothing };
     }
-    if silence.now > silence.last_heartbeat + 3 * silence.heartbeat_every { Due::Challenge } else { Due::Nothing }
+    if silence.now > silence.last_heartbeat + silence.fence { Due::Challenge } else { Due::Nothing }
 }
 
 impl Node {
@@ -56,7 +58,7 @@ impl Node {
             now: news.head.timestamp,
             last_heartbeat: news.state.lastHeartbeat,
             challenged_at: news.state.challengedAt,
-            heartbeat_every: u64::from(timers.heartbeatEvery),
+            fence: u64::from(timers.fence),
             answer_time: u64::from(timers.answerTime),
             rescued: news.state.operator == Address::ZERO || self.rescued(news),
         };
@@ -108,13 +110,13 @@ mod tests {
     use super::{Due, Silence, due};
 
     const QUIET: Silence =
-        Silence { now: 100, last_heartbeat: 98, challenged_at: 0, heartbeat_every: 3, answer_time: 12, rescued: false };
+        Silence { now: 100, last_heartbeat: 98, challenged_at: 0, fence: 8, answer_time: 12, rescued: false };
 
     #[test]
     fn a_beating_node_is_left_alone_and_a_silent_one_challenged_once() {
         assert_eq!(due(QUIET), Due::Nothing);
-        assert_eq!(due(Silence { now: 107, ..QUIET }), Due::Nothing);
-        assert_eq!(due(Silence { now: 108, ..QUIET }), Due::Challenge);
+        assert_eq!(due(Silence { now: 106, ..QUIET }), Due::Nothing);
+        assert_eq!(due(Silence { now: 107, ..QUIET }), Due::Challenge);
         assert_eq!(due(Silence { now: 108, challenged_at: 108, ..QUIET }), Due::Nothing);
     }
 

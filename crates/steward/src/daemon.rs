@@ -6,7 +6,7 @@ use crate::desk::Desk;
 use crate::eyes::Eyes;
 use crate::refusal::Refusal;
 use crate::rescue::rescue;
-use crate::watch::{BlockView, Input, Output, Watch};
+use crate::watch::{BlockView, Input, Output, Rescue, Watch};
 use alloy::primitives::{Address, B256, Bytes};
 use alloy::signers::local::PrivateKeySigner;
 use anyhow::{Context, Result, anyhow};
@@ -200,6 +200,14 @@ impl Watcher {
             Output::Close { treasury } => {
                 tracing::warn!(%treasury, "closing what its agent left open");
                 self.call(treasury, calls::close(), "close");
+            }
+            Output::Prepared { treasury, order } => {
+                let Rescue { offer, term, prepay_uusdc, .. } = order;
+                tracing::warn!(
+                    %treasury, offer, term, prepay_uusdc,
+                    "a rescue is due and people must sign it: vivarium steward rescue --offer {offer} --term {term} \
+                     --prepay-uusdc {prepay_uusdc}"
+                );
             }
             Output::Rescue { treasury, order } => {
                 tracing::warn!(%treasury, offer = order.offer, "preparing a rescue");

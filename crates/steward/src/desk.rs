@@ -3,7 +3,7 @@
 use crate::ack::{self, OnChain};
 use crate::agent::Agent;
 use crate::config::StewardConfig;
-use crate::eyes::Eyes;
+use crate::eyes::{Eyes, may_rescue};
 use crate::refusal::Refusal;
 use crate::segments::{Kept, Place};
 use crate::watch::BlockView;
@@ -118,13 +118,13 @@ impl Desk {
         self.share_key.recipient().to_string()
     }
 
-    /// Begins to watch `treasury` if this steward is one of its own. False if it is not.
+    /// Begins to watch `treasury` if this steward is one of its own, or may rescue it. False if neither.
     pub async fn adopt(&self, treasury: Address) -> Result<bool, Refusal> {
         if self.agents().contains_key(&treasury) {
             return Ok(true);
         }
         let birth = self.eyes.birth(treasury).await?;
-        if !birth.stewards.contains(&self.address()) {
+        if !birth.stewards.contains(&self.address()) && !may_rescue(&birth, self.address()) {
             return Ok(false);
         }
         let agent = Agent::open(&self.agents_dir, treasury, birth)?;
@@ -294,6 +294,9 @@ impl Desk {
         let birth = self.with(treasury, |agent| Ok(agent.birth.clone()))?;
         let head = self.eyes.head().await?;
         let (_, mut view) = self.eyes.look(treasury, &birth, self.address(), &head).await?;
+        if !view.may_rescue {
+            return Err(Refusal::LeftToPeople);
+        }
         view.rescue_due(head.timestamp).map_err(Refusal::NotDue)?;
         if nonce != view.order_nonce {
             return Err(Refusal::WrongNonce { expected: view.order_nonce, got: nonce });

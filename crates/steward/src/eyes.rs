@@ -213,7 +213,8 @@ fn view_of(
 ) -> TreasuryView {
     let (t, p) = (&birth.timers, &birth.policy);
     let balance = u128::try_from(state.balance).unwrap_or(u128::MAX);
-    let place = birth.stewards.iter().position(|s| *s == me).and_then(|i| u64::try_from(i).ok());
+    let place_in = |list: &[Address]| list.iter().position(|s| *s == me).and_then(|i| u64::try_from(i).ok());
+    let place = place_in(&birth.stewards).or_else(|| place_in(&birth.options.rescuers));
     TreasuryView {
         treasury,
         alive: state.stage() == Stage::Alive,
@@ -237,10 +238,18 @@ fn view_of(
         spendable_uusdc: balance.min(p.dayLimit.saturating_sub(state.spentInDay)),
         barred: Vec::new(),
         my_place: place.unwrap_or(u64::MAX / 1_000),
+        may_challenge: birth.stewards.contains(&me),
+        may_rescue: !state.paused && may_rescue(birth, me),
         checkpoint_seq: state.checkpointSeq,
         endable_at: endable_at(birth, state),
         closable_at: (state.stage() == Stage::WindingDown).then(|| state.windDownAt + u64::from(t.refundWindow)),
     }
+}
+
+/// Whether `birth` lets the daemon with this key rescue without a person. The quorum can take that back, with new
+/// stewards; the contract then refuses what a daemon still signs.
+pub fn may_rescue(birth: &Birth, daemon: Address) -> bool {
+    birth.options.rescueThreshold != 0 && birth.options.rescuers.contains(&daemon)
 }
 
 /// As `ITreasury.windDown` allows it to anyone. An agent that beats is never starved, and while it beats a stopped one

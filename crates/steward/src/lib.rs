@@ -6,8 +6,8 @@
 //! or two endpoints that must agree), [`agent`] (what it remembers, on disk), [`desk`] (the answers, route by
 //! route), [`api`], [`rescue`], [`daemon`]; and [`orders`], which people use.
 //!
-//! **Invariant:** the daemon signs two things only, an acknowledgement and a `rescue`. What pauses, stops or
-//! evicts is signed by a person, through [`orders`].
+//! **Invariant:** the daemon signs two things only, an acknowledgement and, where birth allowed it, a `rescue`. What
+//! pauses, stops or evicts is signed by a person, through [`orders`].
 //! **Invariant:** nothing is signed before what it rests on is on the disk, and nothing on the word of a caller:
 //! the chain is read for each decision.
 

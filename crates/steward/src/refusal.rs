@@ -52,6 +52,8 @@ pub enum Refusal {
     NotForDaemons {
         action: String,
     },
+    /// Birth did not let this daemon rescue alone, or the agent is paused: the quorum's people sign, or nobody.
+    LeftToPeople,
     NotDue(NotDue),
     BadOffer {
         offer: u64,
@@ -94,6 +96,7 @@ impl Refusal {
             Self::Gap { .. } => "gap",
             Self::NotRestoring => "not_restoring",
             Self::NotForDaemons { .. } => "not_for_daemons",
+            Self::LeftToPeople => "left_to_people",
             Self::NotDue(why) => why.as_str(),
             Self::BadOffer { .. } => "bad_offer",
             Self::WrongNonce { .. } => "wrong_nonce",
@@ -114,6 +117,7 @@ impl Refusal {
             | Self::WrongAgent
             | Self::AlreadySigned { .. }
             | Self::NotForDaemons { .. }
+            | Self::LeftToPeople
             | Self::BadOffer { .. } => 403,
             Self::TooOften => 429,
             Self::NoView { .. } | Self::NotStored { .. } | Self::Disk { .. } => 503,
@@ -163,6 +167,9 @@ impl fmt::Display for Refusal {
             }
             Self::NotForDaemons { action } => {
                 write!(f, "the daemon signs `rescue` only; {action:?} is a person's order")
+            }
+            Self::LeftToPeople => {
+                write!(f, "birth left rescue to people, or the agent is paused: the quorum signs by hand")
             }
             Self::NotDue(NotDue::NotAlive) => write!(f, "the agent is not alive"),
             Self::NotDue(NotDue::NoSilence) => write!(f, "this steward sees no silence"),

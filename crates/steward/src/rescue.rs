@@ -1,4 +1,4 @@
-//! Collecting the quorum's signatures for a rescue from the peers' daemons, and submitting it.
+//! Collecting signatures for a rescue from the peers' daemons, as many as birth asks of them, and submitting it.
 
 use crate::desk::{Desk, OrderRequest, SignatureAnswer};
 use crate::watch::Rescue;
@@ -16,7 +16,8 @@ const PEER_DEADLINE: Duration = Duration::from_secs(3);
 pub async fn rescue(desk: &Desk, sender: &SenderHandle, treasury: Address, rescue: &Rescue) -> Result<()> {
     let birth = desk.births().remove(&treasury).context("the agent is not watched any more")?;
     let chain_id = desk.config.chain_id;
-    let (domain, needed) = (domain(chain_id, treasury), usize::from(birth.threshold));
+    let (domain, needed) = (domain(chain_id, treasury), usize::from(birth.options.rescueThreshold));
+    let rescuers = &birth.options.rescuers;
     // Within `termMax`, which is a uint32 on chain.
     let term = u32::try_from(rescue.term).context("a term beyond what the treasury knows")?;
     let argument = rescue_argument(rescue.offer, term, rescue.prepay_uusdc);
@@ -33,7 +34,7 @@ pub async fn rescue(desk: &Desk, sender: &SenderHandle, treasury: Address, rescu
     };
     let http = desk.http().with_deadline(PEER_DEADLINE);
     let mut refusals = Vec::new();
-    for peer in desk.config.peers.iter().filter(|p| birth.stewards.contains(&p.address)) {
+    for peer in desk.config.peers.iter().filter(|p| rescuers.contains(&p.address)) {
         if signatures.len() >= needed {
             break;
         }
@@ -47,8 +48,8 @@ pub async fn rescue(desk: &Desk, sender: &SenderHandle, treasury: Address, rescu
         }
     }
     let found = signatures.len();
-    ensure!(found >= needed, "{found} of {needed} stewards sign the rescue: {}", refusals.join("; "));
-    let approval = approval(&order, &domain, &signatures, &birth.stewards, needed)?;
+    ensure!(found >= needed, "{found} of {needed} daemons sign the rescue: {}", refusals.join("; "));
+    let approval = approval(&order, &domain, &signatures, rescuers, needed)?;
     let data = calls::rescue(rescue.offer, term, rescue.prepay_uusdc, approval);
     sender.send_and_wait(Tx::call(treasury, data, "rescue")).await.context("the rescue was not accepted")?;
     tracing::warn!(%treasury, offer = rescue.offer, term, prepay_uusdc = rescue.prepay_uusdc, "agent rescued");

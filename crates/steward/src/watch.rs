@@ -48,6 +48,10 @@ pub struct TreasuryView {
     pub barred: Vec<Address>,
     /// This steward's place in the treasury's list, from 0.
     pub my_place: u64,
+    /// This key is a steward's on chain, so it may challenge. Where a Safe is the steward, daemons' keys are not.
+    pub may_challenge: bool,
+    /// Birth lets the daemons rescue, this one among them, and no pause says otherwise. If not, people must.
+    pub may_rescue: bool,
     pub checkpoint_seq: u64,
     /// From when on anyone may wind it down, chain seconds: stopped, past its mandate, or starved and silent.
     pub endable_at: Option<u64>,
@@ -126,6 +130,11 @@ pub enum Output {
         treasury: Address,
         order: Rescue,
     },
+    /// A rescue is due and birth left it to people (or the agent is paused): tell them what they would sign.
+    Prepared {
+        treasury: Address,
+        order: Rescue,
+    },
     /// The agent did not begin its own end in time; anyone may.
     WindDown {
         treasury: Address,
@@ -147,7 +156,7 @@ pub enum Output {
 /// Why a steward is worried, the worst last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Alarm {
-    /// No heartbeat for two intervals and a fence.
+    /// No heartbeat for longer than the fence, with time to spare.
     Overdue,
     /// A successor has not shown in time that it restored the memory.
     Stuck,
@@ -207,7 +216,14 @@ impl TreasuryView {
         if self.restoring && now > self.taken_over_at + t.restore_timeout {
             return Some(Alarm::Stuck);
         }
-        (now > self.last_heartbeat + 2 * t.heartbeat_every + t.fence).then_some(Alarm::Overdue)
+        (now > self.overdue_at()).then_some(Alarm::Overdue)
+    }
+
+    /// From when on the operator's silence is not just a late heartbeat: past the fence, and once more the time between
+    /// heartbeat and fence.
+    fn overdue_at(&self) -> u64 {
+        let t = &self.timers;
+        self.last_heartbeat + t.fence + t.fence.saturating_sub(t.heartbeat_every)
     }
 
     /// The standby, if its node could take over now or after a challenge.
@@ -362,10 +378,10 @@ impl Watched {
     fn challenge(&mut self, view: &TreasuryView, now: u64, out: &mut Vec<Output>) {
         let Some(standby) = view.ready_standby(now) else { return };
         let t = &view.timers;
-        let late = (view.last_heartbeat + 2 * t.heartbeat_every + t.fence).max(standby.start + t.fence);
+        let late = view.overdue_at().max(standby.start + t.fence);
         // The standby's own node goes first, then the stewards one by one.
         let mine = late + (view.my_place + 1) * STEP_SECS;
-        if view.challenged_at != 0 || now <= mine || now < self.challenge_again_at {
+        if !view.may_challenge || view.challenged_at != 0 || now <= mine || now < self.challenge_again_at {
             return;
         }
         self.challenge_again_at = now + t.answer_time.max(RETRY_SECS);
@@ -389,8 +405,14 @@ impl Watched {
             return;
         }
         let Some(order) = self.choose(view, offers).and_then(|offer| view.order(offer, now)) else { return };
-        self.rescue_again_at = now + 4 * RETRY_SECS;
-        out.push(Output::Rescue { treasury: view.treasury, order });
+        let treasury = view.treasury;
+        let (again, output) = if view.may_rescue {
+            (4 * RETRY_SECS, Output::Rescue { treasury, order })
+        } else {
+            (ORDER_SECS, Output::Prepared { treasury, order })
+        };
+        self.rescue_again_at = now + again;
+        out.push(output);
     }
 
     /// The cheapest offer of the providers that disappointed least; the older one of equals.

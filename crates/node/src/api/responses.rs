@@ -20,7 +20,7 @@ use serde_json::{Map, Value, json};
 use store::seal;
 use tokio::sync::oneshot;
 
-const ROUTE: &str = "POST /v1/responses";
+pub const ROUTE: &str = "POST /v1/responses";
 /// Longest stored conversation, sealed, bytes.
 const TRANSCRIPT_BYTES_MAX: usize = 8 << 20;
 

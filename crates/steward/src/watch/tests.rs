@@ -33,6 +33,8 @@ fn healthy() -> TreasuryView {
         spendable_uusdc: 1_000_000,
         barred: vec![],
         my_place: 0,
+        may_challenge: true,
+        may_rescue: true,
         checkpoint_seq: 1,
         endable_at: None,
         closable_at: None,
@@ -114,10 +116,10 @@ fn a_starved_agent_without_a_host_is_wound_down_in_turn_and_then_closed() {
 
 #[test]
 fn an_overdue_operator_is_challenged_after_the_standbys_own_chance() {
-    // 2 x 3 + 8 = 14 s without a beat, 4 s for the standby's node, then the first steward; 4 s for each place.
-    assert_eq!(first_act(&healthy()), Some((19, Output::Challenge { treasury: agent() })));
+    // 8 + (8 - 3) = 13 s without a beat, 4 s for the standby's node, then the first steward; 4 s for each place.
+    assert_eq!(first_act(&healthy()), Some((18, Output::Challenge { treasury: agent() })));
     let (at, _) = first_act(&TreasuryView { my_place: 2, ..healthy() }).unwrap();
-    assert_eq!(at, 27);
+    assert_eq!(at, 26);
 }
 
 #[test]
@@ -148,6 +150,26 @@ fn silence_without_a_standby_is_rescued_on_the_cheapest_other_provider() {
     assert_eq!(order(&act), &expected);
     let (at, _) = first_act(&TreasuryView { my_place: 2, ..alone() }).unwrap();
     assert_eq!(at, 27 + 2 * STEP_SECS);
+}
+
+#[test]
+fn what_birth_left_to_people_is_prepared_and_not_signed() {
+    let view = TreasuryView { may_rescue: false, ..alone() };
+    let mut watch = Watch::new();
+    let said: Vec<Output> = (T0..T0 + 200).flat_map(|now| see(&mut watch, now, &view)).collect();
+    match &said[..] {
+        [Output::Prepared { order, .. }] => assert_eq!((order.offer, order.nonce), (3, 5)),
+        other => panic!("told once, and nothing else: {other:?}"),
+    }
+}
+
+#[test]
+fn a_daemon_that_is_no_steward_on_chain_does_not_challenge() {
+    let late = TreasuryView { may_challenge: false, ..healthy() };
+    let mut watch = Watch::new();
+    for now in T0..T0 + 200 {
+        assert_eq!(see(&mut watch, now, &late), [], "a ready standby, and nobody to call");
+    }
 }
 
 #[test]

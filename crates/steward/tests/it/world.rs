@@ -5,7 +5,7 @@ use base64::prelude::BASE64_STANDARD;
 use chain::alloy::primitives::{Address, B256, Bytes, U256};
 use chain::alloy::signers::local::PrivateKeySigner;
 use chain::anvil::{Anvil, AnvilOptions};
-use chain::bindings::{Addresses, Birth, Offer, Policy, Timers};
+use chain::bindings::{Addresses, Birth, Offer, Options, Policy, Timers};
 use chain::deploy::{MarketParams, deploy, fund_eth};
 use chain::sender::{Sender, SenderHandle, Tx};
 use chain::treasury::calls;
@@ -290,7 +290,7 @@ impl World {
                 activateWithin: 90,
                 refundWindow: 6,
             },
-            options: Default::default(),
+            options: Options { rescuers: self.addresses_of_stewards(), rescueThreshold: 2, ..Options::default() },
         }
     }
 

@@ -50,6 +50,14 @@ enum Command {
         #[arg(long, default_value_t = 0)]
         keep: u64,
     },
+    /// Rents a host for an agent that nobody acts for; its node then restores the last checkpoint. The daemons do this by
+    /// themselves where birth let them and the agent is not paused; their log says with which numbers
+    Rescue {
+        #[command(flatten)]
+        quorum: Quorum,
+        #[command(flatten)]
+        bargain: Bargain,
+    },
     /// Lets a provider that an eviction barred host the agent again
     ClearBar {
         #[command(flatten)]
@@ -60,7 +68,7 @@ enum Command {
     },
     /// Signs an order with one key and prints the signature, for a quorum on several machines
     Approve {
-        /// pause, resume, stop, evict or clear-bar
+        /// pause, resume, stop, evict, rescue or clear-bar
         action: String,
         /// The steward's order key
         #[arg(long, value_name = "FILE")]
@@ -71,12 +79,29 @@ enum Command {
         /// For clear-bar: the provider
         #[arg(long, value_name = "ADDRESS")]
         provider: Option<Address>,
+        /// For rescue: what is rented
+        #[command(flatten)]
+        bargain: Option<Bargain>,
         /// Chain time (seconds) until which the order is valid; all signers must name the same [default: an hour from now]
         #[arg(long, value_name = "SECS")]
         deadline: Option<u64>,
         #[command(flatten)]
         target: Target,
     },
+}
+
+/// What a rescue rents.
+#[derive(Clone, Copy, Debug, clap::Args)]
+struct Bargain {
+    /// The offer's number in the lease market
+    #[arg(long)]
+    offer: u64,
+    /// Seconds
+    #[arg(long)]
+    term: u32,
+    /// Micro-USDC that goes into escrow at once; counts in the day limit
+    #[arg(long)]
+    prepay_uusdc: u128,
 }
 
 /// Which treasury.
@@ -134,9 +159,10 @@ pub fn run(flags: Flags) -> Result<()> {
         Command::Resume(quorum) => block_on(order(Action::Resume, quorum)),
         Command::Stop(quorum) => block_on(order(Action::Stop, quorum)),
         Command::Evict { quorum, keep } => block_on(order(Action::Evict { keep }, quorum)),
+        Command::Rescue { quorum, bargain } => block_on(order(Action::Rescue(bargain), quorum)),
         Command::ClearBar { quorum, provider } => block_on(order(Action::ClearBar { provider }, quorum)),
-        Command::Approve { action, key, keep, provider, deadline, target } => {
-            let action = Action::parse(&action, keep, provider)?;
+        Command::Approve { action, key, keep, provider, bargain, deadline, target } => {
+            let action = Action::parse(&action, keep, provider, bargain)?;
             block_on(approve(action, &key, deadline, target))
         }
     }
@@ -149,18 +175,20 @@ enum Action {
     Resume,
     Stop,
     Evict { keep: u64 },
+    Rescue(Bargain),
     ClearBar { provider: Address },
 }
 
 impl Action {
-    fn parse(word: &str, keep: u64, provider: Option<Address>) -> Result<Self> {
+    fn parse(word: &str, keep: u64, provider: Option<Address>, bargain: Option<Bargain>) -> Result<Self> {
         Ok(match word {
             "pause" => Self::Pause,
             "resume" => Self::Resume,
             "stop" => Self::Stop,
             "evict" => Self::Evict { keep },
+            "rescue" => Self::Rescue(bargain.context("rescue needs --offer, --term and --prepay-uusdc")?),
             "clear-bar" => Self::ClearBar { provider: provider.context("clear-bar needs --provider ADDRESS")? },
-            other => bail!("no order is called {other:?}; pause, resume, stop, evict and clear-bar are"),
+            other => bail!("no order is called {other:?}; pause, resume, stop, evict, rescue and clear-bar are"),
         })
     }
 
@@ -171,6 +199,7 @@ impl Action {
             Self::Resume => "resume",
             Self::Stop => "stop",
             Self::Evict { .. } => "evict",
+            Self::Rescue(_) => "rescue",
             Self::ClearBar { .. } => "clearBar",
         }
     }
@@ -179,6 +208,7 @@ impl Action {
         match self {
             Self::Pause | Self::Resume | Self::Stop => U256::ZERO,
             Self::Evict { keep } => U256::from(keep),
+            Self::Rescue(b) => orders::rescue_argument(b.offer, b.term, b.prepay_uusdc),
             Self::ClearBar { provider } => U256::from_be_slice(provider.as_slice()),
         }
     }
@@ -189,6 +219,7 @@ impl Action {
             Self::Resume => calls::resume(approval),
             Self::Stop => calls::stop(approval),
             Self::Evict { keep } => calls::evict(keep, approval),
+            Self::Rescue(b) => calls::rescue(b.offer, b.term, b.prepay_uusdc, approval),
             Self::ClearBar { provider } => calls::clear_bar(provider, approval),
         }
     }

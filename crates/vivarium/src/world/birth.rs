@@ -9,7 +9,9 @@ use alloy::eips::BlockId;
 use alloy::primitives::{Address, B256, Bytes, U256};
 use anyhow::{Context, Result, bail, ensure};
 use chain::Tx;
-use chain::bindings::{Addresses, Approval, Birth, ChannelConfig, LeaseStatus, Options, Policy, Timers};
+use chain::bindings::{
+    Addresses, Approval, Birth, ChannelConfig, IDENTITY_REGISTRY, LeaseStatus, Options, Policy, Timers,
+};
 use chain::orders::{self, Order};
 use chain::treasury::{calls, predict};
 use economy::{Timers as Clockwork, Usdc};
@@ -330,8 +332,7 @@ async fn terms(plan: &Plan) -> Result<Birth> {
             activateWithin: clockwork.activate_within,
             refundWindow: clockwork.refund_window,
         },
-        // Purse, payees, bought gas and delayed orders: none of it, until the manifest can ask for it.
-        options: channels(plan, &clockwork).await?,
+        options: options(plan, &clockwork).await?,
     })
 }
 
@@ -380,16 +381,31 @@ pub async fn refusals(creator: &Wallet, treasury: Address) -> Result<Vec<Refusal
     Ok(refused)
 }
 
-/// Payment channels, where the chain has the contract that clients know: long enough open for a takeover, a rescue and
-/// a pause before a payer can leave with what it owes.
-async fn channels(plan: &Plan, clockwork: &Clockwork) -> Result<Options> {
-    let code: Bytes = plan.creator.chain.request("eth_getCode", (BATCH_SETTLEMENT, BlockId::latest())).await?;
-    if code.is_empty() {
-        return Ok(Options::default());
+/// What this birth adds. Purse, payees, bought gas and delayed orders: none of it, until the manifest can ask for it.
+async fn options(plan: &Plan, clockwork: &Clockwork) -> Result<Options> {
+    let mut options = Options::default();
+    if is_there(plan, BATCH_SETTLEMENT).await? {
+        // Long enough for a takeover, a rescue and a pause before a payer can leave with what it owes.
+        let recovered = clockwork.answer_time + clockwork.restore_timeout + clockwork.silence + clockwork.day;
+        let delay = recovered.max(u32::try_from(WITHDRAW_DELAY_SECS_MIN).expect("a quarter of an hour"));
+        (options.channels, options.withdrawDelay) = (BATCH_SETTLEMENT, delay);
     }
-    let recovered = clockwork.answer_time + clockwork.restore_timeout + clockwork.silence + clockwork.day;
-    let delay = recovered.max(u32::try_from(WITHDRAW_DELAY_SECS_MIN).expect("a quarter of an hour"));
-    Ok(Options { channels: BATCH_SETTLEMENT, withdrawDelay: delay, ..Options::default() })
+    if is_there(plan, IDENTITY_REGISTRY).await? {
+        options.identity = IDENTITY_REGISTRY;
+    }
+    let manifest = &plan.manifest;
+    if manifest.daemons_rescue {
+        // The daemons sign with their stewards' order keys, so it takes as many of them as any order.
+        options.rescuers = manifest.stewards.iter().map(|s| s.address).collect();
+        options.rescueThreshold = manifest.threshold;
+    }
+    Ok(options)
+}
+
+/// Whether the chain has the contract that clients know by this address.
+async fn is_there(plan: &Plan, at: Address) -> Result<bool> {
+    let code: Bytes = plan.creator.chain.request("eth_getCode", (at, BlockId::latest())).await?;
+    Ok(!code.is_empty())
 }
 
 /// Every order of a quorum.

@@ -7,7 +7,10 @@ use alloy::eips::BlockId;
 use alloy::primitives::{Address, Bytes};
 use alloy::signers::local::PrivateKeySigner;
 use anyhow::{Context, Result};
-use chain::bindings::{Addresses, BatchSettlement, DepositCollector3009, ExactPermit2Proxy, Permit2, UptoPermit2Proxy};
+use chain::bindings::{
+    Addresses, BatchSettlement, DepositCollector3009, ExactPermit2Proxy, IDENTITY_REGISTRY, IdentityRegistry, Permit2,
+    UptoPermit2Proxy,
+};
 use chain::{Chain, Tx};
 use economy::{Timers, Usdc};
 use pay::scheme::channel::{BATCH_SETTLEMENT, COLLECTOR_3009};
@@ -63,13 +66,13 @@ pub async fn contracts(chain: &Chain, people: &People, choices: &Choices) -> Res
     };
     let addresses = chain::deploy::deploy(chain, &people.creator, terms).await;
     let addresses = addresses.context("the contracts cannot be deployed")?;
-    payments(chain, people).await.context("the development payment contracts cannot be deployed")?;
+    published(chain, people).await.context("the development copies of public contracts cannot be deployed")?;
     Ok(addresses)
 }
 
-/// Puts the development channel contract with its collector, Permit2 and the x402 proxies at the addresses that clients
-/// have built in.
-async fn payments(chain: &Chain, people: &People) -> Result<()> {
+/// Puts our channel contract with its collector, Permit2, the x402 proxies and our identity registry at the addresses
+/// that clients know.
+async fn published(chain: &Chain, people: &People) -> Result<()> {
     let deployer = Wallet::new(chain.clone(), people.creator.clone());
     for (at, code) in [
         (BATCH_SETTLEMENT, &BatchSettlement::BYTECODE),
@@ -77,6 +80,7 @@ async fn payments(chain: &Chain, people: &People) -> Result<()> {
         (PERMIT2, &Permit2::BYTECODE),
         (EXACT_PROXY, &ExactPermit2Proxy::BYTECODE),
         (UPTO_PROXY, &UptoPermit2Proxy::BYTECODE),
+        (IDENTITY_REGISTRY, &IdentityRegistry::BYTECODE),
     ] {
         let nonce = chain.nonce(deployer.address(), BlockId::latest()).await?;
         let create = Tx { to: None, data: code.clone(), value: 0, gas: None, label: "a development contract" };

@@ -152,6 +152,7 @@ pub fn manifest(choices: &Choices, names: Names) -> Manifest {
         max_call_uusdc: CALL_MAX * dearer,
         settlement_uusdc: SETTLEMENT,
         finality_blocks: 2,
+        daemons_rescue: true,
         store_urls: vec![store_url],
         model: node::manifest::Model {
             name: model.name.clone(),

@@ -87,6 +87,29 @@ fn by_permit2(world: &World) {
     assert!(asked[0]["text"].as_str().is_some_and(|text| text.contains("transaction")), "{asked:?}");
 }
 
+/// Somebody who knows the registry, the agent's number in it and a chain endpoint: finds the agent, checks that it asks
+/// to be paid as the identity's owner, and buys an answer. Returns what it found.
+fn stranger(world: &Value) -> Value {
+    let text = |value: &Value| value.as_str().expect("a word in world.json").to_owned();
+    let key = std::fs::read_to_string(text(&world["customer"]["key_file"])).expect("the key");
+    let key = key.lines().find(|l| l.starts_with("0x")).expect("a line with the key").trim().to_owned();
+    let registry = chain::bindings::IDENTITY_REGISTRY.to_string();
+    // The first agent of this chain, and the published registry counts from 0.
+    let out = Command::new("node")
+        .arg("stranger.mjs")
+        .args([&text(&world["rpc_url"]), &registry, "0", &key])
+        .current_dir(project().join("tests/clients"))
+        .output()
+        .expect("node runs");
+    let said = String::from_utf8_lossy(&out.stdout);
+    assert!(out.status.success(), "the stranger failed: {said} {}", String::from_utf8_lossy(&out.stderr));
+    let found: Value = serde_json::from_str(&said).unwrap_or_else(|e| panic!("{e} in {said}"));
+    assert_eq!(found["owner"].as_str().map(str::to_lowercase), world["treasury"].as_str().map(str::to_lowercase));
+    assert_eq!(found["url"], world["agent"]["url"], "the record leads to where the agent lives now");
+    assert_eq!(found["status"], 200, "{found}");
+    found
+}
+
 /// A program written for OpenAI, with nothing changed but its base URL. Then the budget is used up, and a new proxy
 /// still knows it.
 fn openai_sdk_through_the_proxy(world: &World) {
@@ -143,6 +166,8 @@ fn a_whole_life() {
     let gifts = micro(&world.agent().expect("a status"), "gifts_uusdc");
     by_permit2(&world);
     openai_sdk_through_the_proxy(&world);
+    // And from somebody who was told nothing but a number.
+    stranger(&file);
     let begun = world.ask(&["--remember", "--max-tokens", "24", "My name is Ada. Say hello."]).expect("an answer");
     let conversation = begun["id"].as_str().expect("the id of the stored answer").to_owned();
     let booked = world.until("income in the ledger", |w| w.agent().filter(|s| micro(s, "earned_uusdc") > 0));
@@ -192,8 +217,11 @@ fn a_whole_life() {
         let last = &calls.last().expect("a call")["payment"]["extra"]["channelState"]["chargedCumulativeAmount"];
         last.as_str().and_then(|s| s.parse().ok()).unwrap_or_else(|| panic!("{calls:?}"))
     };
-    let later = on_a_channel(&world.world(), "plain", 2);
+    let now = world.world();
+    let later = on_a_channel(&now, "plain", 2);
     assert!(charged(&later) > charged(&calls), "the same channel goes on: {calls:?} {later:?}");
+    // So did the identity.
+    stranger(&now);
 
     // The dead provider comes back, as its service manager would have it: the agent needs two owners to live on.
     let config = world.data_dir().join(format!("provider-{}/config.toml", index + 1));
