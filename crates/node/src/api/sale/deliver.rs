@@ -217,6 +217,13 @@ impl Sale {
         drop(heard.await);
     }
 
+    /// Puts the delivery into the book.
+    async fn say(&self, delivery: Delivery) {
+        let amount = self.worth(delivery.completion_tokens);
+        let ask = Ask::Delivered { request: self.request, delivery, amount, reply: None };
+        self.api.cx.tell(Event::Ask(Box::new(ask))).await;
+    }
+
     async fn keep(&self, answer: &Answer) {
         let under = (self.request, self.question, self.signature);
         self.api.answers.keep(under, answer, self.api.shared.now()).await;
@@ -419,7 +426,8 @@ impl<F: Form> Run<F> {
         // Said before for a voucher, and again for what settled at its end: that it arrived.
         if !charged || (confirmed && matches!(sale.paying, Paying::AtEnd(_))) {
             let delivery = delivery(&sale, &self, usage, finish, confirmed);
-            self.say(&sale, delivery).await;
+            // The sender goes last: the body ends when the book has heard.
+            sale.say(delivery).await;
         }
     }
 
@@ -441,14 +449,8 @@ impl<F: Form> Run<F> {
         }
         let usage = Usage { prompt_tokens: sale.prompt_tokens, completion_tokens: self.tokens };
         let delivery = delivery(&sale, &self, usage, finish, false);
-        self.say(&sale, delivery).await;
-    }
-
-    /// The sender goes last: the body ends when the book has heard.
-    async fn say(&self, sale: &Sale, delivery: Delivery) {
-        let amount = sale.worth(delivery.completion_tokens);
-        let ask = Ask::Delivered { request: sale.request, delivery, amount, reply: None };
-        sale.api.cx.tell(Event::Ask(Box::new(ask))).await;
+        // The sender goes last: the body ends when the book has heard.
+        sale.say(delivery).await;
     }
 }
 

@@ -157,8 +157,8 @@ impl World {
             }
             let owed: Vec<_> = node.book.owed().map(|(_, e, _)| e.reservation.settlement.clone()).collect();
             for settlement in owed {
-                assert!(self.chain.refunded.insert((settlement.payer[0], settlement.nonce[0])), "refunded twice");
-                let SettleExact { payer, nonce, value: amount, .. } = settlement;
+                assert!(self.chain.refunded.insert((settlement.payer()[0], settlement.nonce()[0])), "refunded twice");
+                let (payer, nonce, amount) = (settlement.payer(), settlement.nonce(), settlement.value());
                 self.record(node, BookInput::Refunded { payer, nonce, amount });
             }
         }
