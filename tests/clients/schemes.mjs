@@ -1,10 +1,13 @@
 // A customer: the official @x402/fetch client, unmodified, paying by the scheme it is told to.
 //
-//   node schemes.mjs SELLER_URL PRIVATE_KEY CALLS stream|plain SCHEME RPC_URL ASSET [--forget] [--hang-up] [--refund]
+//   node schemes.mjs SELLER_URL PRIVATE_KEY CALLS stream|plain SCHEME RPC_URL ASSET
+//     [--forget] [--hang-up] [--refund] [--approve] [--named] [--at-once]
 //
-// SCHEME: exact, upto or batch-settlement. --forget: a new client, without memory, for each call. --hang-up: the
-// second answer is left after its first piece. --refund: takes back what is left in the channel at the end.
-// Prints one JSON line a call {call, status, charged, payment, error} and, with --refund, one {refund}.
+// SCHEME: exact, exact-permit2, upto or batch-settlement. --forget: a new client, without memory, for each call.
+// --hang-up: the second answer is left after its first piece. --refund: takes back what is left in the channel at the
+// end. --approve: lets Permit2 spend before, by a transaction, as for tokens without EIP-2612. --named: the same
+// question each time, under one payment identifier. --at-once: all calls together.
+// Prints one JSON line a call {call, status, charged, payment, text, error} and, with --refund, one {refund}.
 import { x402Client } from '@x402/core/client';
 import { decodePaymentResponseHeader } from '@x402/core/http';
 import { toClientEvmSigner } from '@x402/evm';
@@ -12,23 +15,45 @@ import { BatchSettlementEvmScheme } from '@x402/evm/batch-settlement/client';
 import { ExactEvmScheme } from '@x402/evm/exact/client';
 import { UptoEvmScheme } from '@x402/evm/upto/client';
 import { wrapFetchWithPayment } from '@x402/fetch';
-import { createPublicClient, http } from 'viem';
+import { appendPaymentIdentifierToExtensions } from '@x402/extensions/payment-identifier';
+import { createPublicClient, createWalletClient, erc20Abi, http, maxUint256 } from 'viem';
 import { privateKeyToAccount } from 'viem/accounts';
 
 const [seller, key, calls, mode, name, rpcUrl, asset, ...flags] = process.argv.slice(2);
 const url = new URL('/v1/chat/completions', seller);
-const signer = toClientEvmSigner(privateKeyToAccount(key), createPublicClient({ transport: http(rpcUrl) }));
+const account = privateKeyToAccount(key);
+const chain = createPublicClient({ transport: http(rpcUrl) });
+const signer = toClientEvmSigner(account, chain);
+const permit2 = '0x000000000022D473030F116dDEE9F6B43aC78BA3';
+if (flags.includes('--approve')) {
+  const wallet = createWalletClient({ account, transport: http(rpcUrl) });
+  const args = [permit2, maxUint256];
+  const hash = await wallet.writeContract({ chain: null, address: asset, abi: erc20Abi, functionName: 'approve', args });
+  await chain.waitForTransactionReceipt({ hash, pollingInterval: 100 });
+}
 const make = {
   exact: () => new ExactEvmScheme(signer, { rpcUrl }),
+  'exact-permit2': () => new ExactEvmScheme(signer, { rpcUrl }),
   upto: () => new UptoEvmScheme(signer, { rpcUrl }),
   'batch-settlement': () => new BatchSettlementEvmScheme(signer, { depositPolicy: { depositMultiplier: 5 }, rpcUrl }),
 }[name];
+const identifier = `pay_${crypto.randomUUID()}`;
 let scheme, pay;
+// Of several offers of one scheme the client takes the first, unless it is told which.
+function wanted(version, accepts) {
+  const byPermit2 = (offer) => offer.extra?.assetTransferMethod === 'permit2';
+  return name === 'exact-permit2' ? accepts.find(byPermit2) : accepts[0];
+}
 function fresh() {
   scheme = make();
   // The client refuses tokens it does not know until it is told: name ours, with a limit.
-  const client = new x402Client().register('eip155:*', scheme);
+  const client = new x402Client(wanted).register('eip155:*', scheme);
   client.setSpendControls({ allowedAssets: [{ network: 'eip155:*', asset, maxAmountPerPayment: '100000000' }] });
+  if (flags.includes('--named')) {
+    client.onAfterPaymentCreation(async ({ paymentPayload }) => {
+      appendPaymentIdentifierToExtensions(paymentPayload.extensions, identifier);
+    });
+  }
   pay = wrapFetchWithPayment(fetch, client);
 }
 fresh();
@@ -36,12 +61,12 @@ fresh();
 const models = await fetch(new URL('/v1/models', seller)).catch(() => null);
 const model = models?.ok ? (await models.json()).data[0].id : undefined;
 let failed = false;
-for (let call = 0; call < Number(calls); call++) {
+async function one(call) {
   if (flags.includes('--forget')) fresh();
   try {
     const body = JSON.stringify({
       model,
-      messages: [{ role: 'user', content: `question ${call}` }],
+      messages: [{ role: 'user', content: `question ${flags.includes('--named') ? 0 : call}` }],
       max_tokens: 16,
       stream: mode === 'stream',
     });
@@ -55,7 +80,8 @@ for (let call = 0; call < Number(calls); call++) {
       await reader.cancel();
     } else {
       const text = await answer.text();
-      if (!answer.ok) line.error = text;
+      if (answer.ok) line.text = text;
+      else line.error = text;
       const last = text.match(/"x402":\{[^}]*"charged":"(\d+)"/);
       if (last) line.charged = last[1];
     }
@@ -66,6 +92,9 @@ for (let call = 0; call < Number(calls); call++) {
     console.log(JSON.stringify({ call, error: String(error?.cause ?? error) }));
   }
 }
+const all = Array.from({ length: Number(calls) }, (_, call) => call);
+if (flags.includes('--at-once')) await Promise.all(all.map(one));
+else for (const call of all) await one(call);
 if (flags.includes('--refund')) {
   try {
     console.log(JSON.stringify({ refund: await scheme.refund(url.href) }));

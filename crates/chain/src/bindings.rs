@@ -60,12 +60,39 @@ mod collector {
     );
 }
 
+mod permit2 {
+    alloy::sol!(
+        #![sol(all_derives)]
+        Permit2,
+        "../../contracts/abi/Permit2.json"
+    );
+}
+
+mod exact_proxy {
+    alloy::sol!(
+        #![sol(all_derives)]
+        ExactPermit2Proxy,
+        "../../contracts/abi/ExactPermit2Proxy.json"
+    );
+}
+
+mod upto_proxy {
+    alloy::sol!(
+        #![sol(all_derives)]
+        UptoPermit2Proxy,
+        "../../contracts/abi/UptoPermit2Proxy.json"
+    );
+}
+
 pub use channel::BatchSettlement;
 pub use collector::DepositCollector3009;
+pub use exact_proxy::ExactPermit2Proxy;
 pub use factory::TreasuryFactory;
 pub use market::{ILeaseMarket, LeaseMarket};
 pub use oversight::Oversight;
+pub use permit2::Permit2;
 pub use treasury::{ITreasury, Treasury};
+pub use upto_proxy::UptoPermit2Proxy;
 pub use usdc::TestUSDC;
 
 pub use ILeaseMarket::{Lease, Offer, Record};

@@ -154,4 +154,7 @@ pub enum ChainEventKind {
     Reverted(Box<ChainEvent>),
     /// The channel contract paid out what customers' vouchers had promised.
     ChannelsSettled { amount: Usdc },
+    /// A transfer that a customer had signed (EIP-3009, or Permit2 through an x402 proxy), without a record in the
+    /// Treasury: a payment and no gift.
+    CustomerPaid { from: Address, amount: Usdc },
 }

@@ -220,7 +220,9 @@ impl Ledger {
         match *kind {
             ChainEventKind::Activated { .. } => self.activated = !back,
             ChainEventKind::ExactSettled { amount, .. } => self.post_or_reverse(back, Treasury, Customers, amount),
-            ChainEventKind::ChannelsSettled { amount } => self.post_or_reverse(back, Treasury, Customers, amount),
+            ChainEventKind::ChannelsSettled { amount } | ChainEventKind::CustomerPaid { amount, .. } => {
+                self.post_or_reverse(back, Treasury, Customers, amount)
+            }
             ChainEventKind::ExactRefunded { amount, .. } => {
                 self.post_or_reverse(back, Customers, Treasury, amount);
                 self.refunded = move_by(self.refunded, amount, back);

@@ -3,6 +3,7 @@
 mod chat;
 mod dashboard;
 mod events;
+mod gate;
 mod models;
 mod peer;
 mod problem;
@@ -10,6 +11,7 @@ mod read;
 mod responses;
 mod sale;
 
+use crate::answers::Answers;
 use crate::context::Context;
 use crate::main_loop::{Event, Node};
 use crate::shared::{Role, Shared};
@@ -35,19 +37,23 @@ const BECOMING_ACTIVE: Duration = Duration::from_secs(5);
 pub struct Api {
     pub cx: Arc<Context>,
     pub shared: Arc<Shared>,
+    pub answers: Arc<Answers>,
     pub seller: Arc<Seller>,
     /// How channels are sold on, where birth names their contract.
     pub channels: Arc<sale::call::Counter>,
 }
 
-pub fn router(cx: Arc<Context>, shared: Arc<Shared>) -> Router {
+pub fn router(cx: Arc<Context>, shared: Arc<Shared>, answers: Answers) -> Router {
     let seller = Arc::new(sale::seller(&cx));
     let channels = Arc::new(sale::call::Counter::of(&cx));
-    let api = Api { cx, shared, seller, channels };
-    Router::new()
-        .route("/", get(dashboard::page))
+    let api = Api { cx, shared, answers: Arc::new(answers), seller, channels };
+    let sold = Router::new()
         .route("/v1/chat/completions", post(chat::complete).get(chat::terms))
         .route("/v1/responses", post(responses::respond).get(responses::terms))
+        .route_layer(middleware::from_fn_with_state(gate::Gate::default(), gate::keep));
+    Router::new()
+        .merge(sold)
+        .route("/", get(dashboard::page))
         .route("/v1/responses/{id}", get(responses::read).delete(responses::delete))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{id}", get(models::one))

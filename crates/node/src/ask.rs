@@ -13,8 +13,12 @@ use journal::crash_point;
 use pay::book::channels::RefundAsk;
 use pay::book::{AbortWhy, BookInput, Decision, Delivery, LimitReached, RequestId, Reservation, Timing};
 use pay::scheme::channel::{ChannelConfig, ChannelId, ChannelState, Deposit};
-use pay::{Reason, SettleExact, book};
+use pay::{Reason, Settle, TransferMethod, book};
 use tokio::sync::oneshot;
+
+/// Closed payments and calls are remembered this long, chain seconds: as long as their answers are kept.
+const KEPT_SECS: u64 = 86_400;
+const PRUNE_EVERY_SECS: u64 = 3_600;
 
 pub enum Ask {
     /// A verified payment wants to be served.
@@ -29,9 +33,11 @@ pub enum Ask {
         seen: (ChannelConfig, ChannelState),
         reply: oneshot::Sender<std::result::Result<Moved, Reason>>,
     },
-    /// So many tokens were taken so far, worth so much on a channel.
+    /// A payment by Permit2 came with money that is in the treasury already: somebody else settled it.
+    Found { payer: [u8; 20], nonce: [u8; 32], paid: Settlement },
+    /// So many tokens were taken so far, worth so much by the meter.
     Mark { request: RequestId, tokens: u32, amount: Usdc },
-    /// The answer was taken, or part of it, worth so much on a channel. Answered when the book has it.
+    /// The answer was taken, or part of it, worth so much by the meter. Answered when the book has it.
     Delivered { request: RequestId, delivery: Delivery, amount: Usdc, reply: Option<oneshot::Sender<()>> },
     /// Nothing was taken.
     Aborted { request: RequestId, why: AbortWhy },
@@ -43,7 +49,7 @@ pub enum Ask {
 
 /// Everything that a reservation records.
 pub struct Want {
-    pub settlement: SettleExact,
+    pub settlement: Settle,
     pub ask: book::Ask,
     pub prompt_tokens: u32,
     pub max_tokens: u32,
@@ -80,9 +86,21 @@ impl Node {
             Ask::ReserveCall { want, reply } => self.reserve_call(*want, reply),
             Ask::PutIn { channel, deposit, reply } => self.put_in(channel, deposit, reply),
             Ask::GiveBack { ask, seen, reply } => self.give_back(ask, seen, reply),
-            Ask::Mark { request, tokens, amount } => self.served(&request, BookInput::Mark { request, tokens }, amount),
+            Ask::Found { payer, nonce, paid } => match paid {
+                Settlement::Paid { amount, tx, block, recorded } => self.book(BookInput::Settled {
+                    method: TransferMethod::Permit2,
+                    payer,
+                    nonce,
+                    amount: Usdc(amount),
+                    tx: tx.0,
+                    block,
+                    recorded,
+                }),
+                Settlement::Unpaid(_) | Settlement::Unknown => Ok(()),
+            },
+            Ask::Mark { request, tokens, amount } => self.served(BookInput::Mark { request, tokens, amount }),
             Ask::Delivered { request, delivery, amount, reply } => {
-                self.served(&request, BookInput::Delivered { request, delivery }, amount)?;
+                self.served(BookInput::Delivered { request, delivery, amount })?;
                 crash_point!("pay.served");
                 if let Some(reply) = reply {
                     // The customer may have hung up.
@@ -91,7 +109,7 @@ impl Node {
                 Ok(())
             }
             Ask::Aborted { request, why } => {
-                self.served(&request, BookInput::Aborted { request, why }, Usdc::ZERO)?;
+                self.served(BookInput::Aborted { request, why })?;
                 say_what_is_owed(self);
                 Ok(())
             }
@@ -108,9 +126,25 @@ impl Node {
     }
 
     /// What became of a call, in the words of how it is paid.
-    fn served(&mut self, request: &RequestId, input: BookInput, amount: Usdc) -> Result<()> {
-        let input = self.call_input(request, &input, amount).map_or(input, BookInput::Channel);
+    fn served(&mut self, input: BookInput) -> Result<()> {
+        let input = self.call_input(&input).map_or(input, BookInput::Channel);
         self.book(input)
+    }
+
+    /// What the book says of this payment before anything is asked of the chain. `None`: it is new, or this node does
+    /// not sell.
+    pub(crate) fn known(&self, ask: &book::Ask) -> Option<Reserved> {
+        refusal(self.live.as_ref()?.state.book.decide(ask, self.now()))
+    }
+
+    /// The signature that the answer of `request` is kept under, and whether it is still being made or settled.
+    pub(crate) fn kept_under(&self, request: &RequestId) -> Option<([u8; 65], bool)> {
+        let book = &self.live.as_ref()?.state.book;
+        if let Some(entry) = book.entry(request) {
+            return Some((*entry.reservation.settlement.signature(), !entry.is_closed()));
+        }
+        let call = book.channels().call(request)?;
+        Some((call.reservation.voucher.signature, !call.is_closed()))
     }
 
     /// One record of the book. A node whose journal is closed reports to its successor instead.
@@ -119,6 +153,7 @@ impl Node {
         match &mut self.live {
             Some(live) if !live.sealed => live.record(now, &Recorded::Book(input)).map(|_| ()),
             Some(_) => {
+                self.settle_late(&input);
                 crate::moving::report_late(self, Recorded::Book(input));
                 Ok(())
             }
@@ -134,28 +169,25 @@ impl Node {
             return Ok(());
         }
         let Some(live) = &mut self.live else { return Ok(()) };
-        let refusal = match live.state.book.decide(&want.ask, now) {
-            Decision::New => None,
-            Decision::Replay { request } => Some(Reserved::Replay { request }),
-            Decision::InFlight { request } => Some(Reserved::InFlight { request }),
-            Decision::Conflict { .. } => Some(Reserved::Conflict),
-            Decision::Aborted { .. } => Some(Reserved::Aborted),
-            Decision::Spent => Some(Reserved::Spent),
-            Decision::Refused(limit) => Some(Reserved::Refused(limit)),
-        };
-        if let Some(refusal) = refusal {
+        if let Some(refusal) = refusal(live.state.book.decide(&want.ask, now)) {
             drop(reply.send(refusal));
             return Ok(());
         }
-        let request = RequestId::of_payment(&want.ask.payer, &want.ask.nonce);
+        let request = RequestId::of_payment(want.ask.method, &want.ask.payer, &want.ask.nonce);
         let known_payer = live.state.knows_payer(&want.ask.payer);
-        let amount = want.settlement.value.0;
+        let amount = want.settlement.value().0;
+        // What the treasury cannot give back is settled only when something was delivered for it.
+        let timing = match want.ask.method {
+            TransferMethod::Eip3009 => Timing::AtOnce,
+            TransferMethod::Permit2 => Timing::OnDelivery,
+        };
         let reservation = Reservation {
             request,
             settlement: want.settlement,
-            timing: Timing::AtOnce,
+            timing,
             route: want.ask.route,
             body_digest: want.ask.body_digest,
+            identifier: want.ask.identifier,
             prompt_tokens: want.prompt_tokens,
             max_tokens: want.max_tokens,
             at: now,
@@ -191,6 +223,18 @@ impl Node {
         Ok(())
     }
 
+    /// About once an hour of the chain what was closed more than a day ago is forgotten; its sums stay.
+    pub(crate) fn prune(&mut self) -> Result<()> {
+        let now = self.now();
+        let Some(live) = self.live.as_mut().filter(|live| !live.sealed) else { return Ok(()) };
+        if now < self.pruned_at.saturating_add(PRUNE_EVERY_SECS) {
+            return Ok(());
+        }
+        self.pruned_at = now;
+        let before = now.saturating_sub(KEPT_SECS);
+        live.record(now, &Recorded::Book(BookInput::Pruned { before })).map(|_| ())
+    }
+
     /// About once a second the life hears what was earned since.
     pub(crate) fn post_income(&mut self) -> Result<()> {
         let Some(live) = &self.live else { return Ok(()) };
@@ -210,6 +254,19 @@ impl Node {
     }
 }
 
+/// What the book's decision means for a customer; `None` for a request that is new.
+fn refusal(decision: Decision) -> Option<Reserved> {
+    match decision {
+        Decision::New => None,
+        Decision::Replay { request } => Some(Reserved::Replay { request }),
+        Decision::InFlight { request } => Some(Reserved::InFlight { request }),
+        Decision::Conflict { .. } => Some(Reserved::Conflict),
+        Decision::Aborted { .. } => Some(Reserved::Aborted),
+        Decision::Spent => Some(Reserved::Spent),
+        Decision::Refused(limit) => Some(Reserved::Refused(limit)),
+    }
+}
+
 /// The whole list each time: the life compares it with what it has refunded.
 pub fn say_what_is_owed(node: &mut Node) {
     let Some(live) = &node.live else { return };
@@ -218,8 +275,8 @@ pub fn say_what_is_owed(node: &mut Node) {
         .book
         .owed()
         .map(|(_, entry, amount)| Owed {
-            payer: entry.reservation.settlement.payer,
-            nonce: entry.reservation.settlement.nonce,
+            payer: entry.reservation.settlement.payer(),
+            nonce: entry.reservation.settlement.nonce(),
             amount,
         })
         .collect();

@@ -2,11 +2,12 @@
 
 use crate::context::Context;
 use alloy::primitives::{Address, B256, U256};
-use alloy::rpc::types::{Filter, Log};
+use alloy::rpc::types::{Filter, Log, TransactionReceipt};
 use alloy::sol;
 use alloy::sol_types::SolEvent;
 
 sol! {
+    /// Of EIP-3009.
     event AuthorizationUsed(address indexed authorizer, bytes32 indexed nonce);
     event AuthorizationCanceled(address indexed authorizer, bytes32 indexed nonce);
     event Transfer(address indexed from, address indexed to, uint256 value);
@@ -40,12 +41,16 @@ pub async fn fate(cx: &Context, payer: Address, nonce: B256) -> Result<Fate, cha
     let Some(used) = used.first() else { return Ok(Fate::Cancelled) };
     let (Some(tx), Some(block)) = (used.transaction_hash, used.block_number) else { return Ok(Fate::PaidElsewhere) };
     let Some(receipt) = cx.chain.receipt(tx).await? else { return Ok(Fate::PaidElsewhere) };
-    let paid = receipt.inner.logs().iter().filter(|log| log.address() == cx.birth.token).find_map(|log| {
-        let transfer = Transfer::decode_log(&log.inner).ok()?;
-        (transfer.from == payer && transfer.to == cx.config.treasury).then_some(transfer.value)
-    });
-    Ok(match paid {
+    Ok(match transfer_here(cx, &receipt, payer) {
         Some(amount) => Fate::PaidHere { amount, tx, block },
         None => Fate::PaidElsewhere,
+    })
+}
+
+/// What `payer` moved to the treasury in this transaction, by its first such transfer.
+pub fn transfer_here(cx: &Context, receipt: &TransactionReceipt, payer: Address) -> Option<U256> {
+    receipt.inner.logs().iter().filter(|log| log.address() == cx.birth.token).find_map(|log| {
+        let transfer = Transfer::decode_log(&log.inner).ok()?;
+        (transfer.from == payer && transfer.to == cx.config.treasury).then_some(transfer.value)
     })
 }

@@ -14,13 +14,14 @@ use alloy::rpc::types::TransactionRequest;
 use chain::Outcome as Sent;
 use chain::bindings::{ChannelConfig as OnChain, Voucher, VoucherClaim};
 use chain::treasury::calls;
+use journal::crash_point;
 use net::chain_of;
 use pay::Reason;
 use pay::Usdc;
 use pay::book::channels::{
     CallReservation, Channel, ChannelAsk, ChannelDecision, ChannelInput, ChannelOutput, ClaimPolicy, RefundAsk,
 };
-use pay::book::{BookInput, LimitReached, RequestId};
+use pay::book::{BookInput, Decision, LimitReached, RequestId};
 use pay::scheme::channel::facilitator;
 use pay::scheme::channel::{BATCH_SETTLEMENT, ChannelConfig, ChannelId, ChannelState, ClaimRow, Deposit, HeldVoucher};
 use std::sync::Arc;
@@ -48,6 +49,8 @@ pub struct CallWant {
     pub config: ChannelConfig,
     pub voucher: HeldVoucher,
     pub accepted: Usdc,
+    /// Digest of the name that the customer gave its request.
+    pub identifier: Option<[u8; 32]>,
     pub prompt_tokens: u32,
     pub max_tokens: u32,
     /// What the chain says of the channel, after [`CallAnswer::Look`].
@@ -72,6 +75,8 @@ pub enum CallAnswer {
     InFlight {
         request: RequestId,
     },
+    /// The name of this request belongs to another one.
+    Conflict,
     /// The customer is out of step with this.
     Corrective(Reason, Box<Channel>),
     Refused(Reason),
@@ -155,6 +160,20 @@ impl Node {
             return Ok(());
         }
         let Some(live) = &mut self.live else { return Ok(()) };
+        let named = |name: &[u8; 32]| {
+            let ask = &want.ask;
+            live.state.book.named(&want.config.payer, name, &ask.route, &ask.body_digest)
+        };
+        let known = match want.identifier.as_ref().and_then(named) {
+            Some(Decision::Replay { request }) => Some(CallAnswer::Replay { request }),
+            Some(Decision::InFlight { request }) => Some(CallAnswer::InFlight { request }),
+            Some(Decision::Conflict { .. }) => Some(CallAnswer::Conflict),
+            _ => None,
+        };
+        if let Some(known) = known {
+            drop(reply.send(known));
+            return Ok(());
+        }
         let channels = live.state.book.channels();
         let decision = match &want.seen {
             None => channels.decide(&want.ask, now),
@@ -181,6 +200,7 @@ impl Node {
             ceiling,
             route: want.ask.route,
             body_digest: want.ask.body_digest,
+            identifier: want.identifier,
             prompt_tokens: want.prompt_tokens,
             max_tokens: want.max_tokens,
             at: now,
@@ -188,7 +208,11 @@ impl Node {
         let lsn = live.record(now, &Recorded::Book(BookInput::Channel(ChannelInput::Reserved(reservation))))?;
         let exposed = live.exposure() + ceiling.0 > self.cx.manifest.exposure_uusdc_max;
         live.unreplicated.push_back((lsn, ceiling.0));
-        let answer = move || drop(reply.send(CallAnswer::Yes { request }));
+        let answer = move || {
+            crash_point!("pay.call_reserved");
+            // The customer may have hung up; the handler's absence is noticed by its own guard.
+            drop(reply.send(CallAnswer::Yes { request }));
+        };
         if exposed {
             self.waiting_for_replication.push((lsn, Box::new(answer)));
         } else {
@@ -270,7 +294,9 @@ impl Node {
         tokio::spawn(async move {
             let data = Bytes::from(facilitator::deposit_call(&config, &deposit));
             let sender = if poor { &cx.operator } else { &cx.relay };
-            let sent = sender.submit(chain::Tx::call(BATCH_SETTLEMENT, data, "deposit")).await;
+            let waiting = sender.submit(chain::Tx::call(BATCH_SETTLEMENT, data, "deposit"));
+            crash_point!("pay.deposit_sent");
+            let sent = waiting.await;
             let tx = match &sent {
                 Sent::Done { tx_hash, .. } => *tx_hash,
                 refused => {
@@ -302,19 +328,29 @@ impl Node {
         let (config, nonce_before) = (known.config.clone(), known.chain.refund_nonce);
         let cx = self.cx.clone();
         tokio::spawn(async move {
+            // A run before this one may have sent it, and a second one would take out more than was asked for.
+            let state = read(&cx, &channel).await;
+            if state.refund_nonce > nonce_before {
+                let (end, moved) = (Some(ChannelInput::RefundEnded { channel }), Some((refund.amount, B256::ZERO)));
+                return cx.tell(ReadBack { seen: vec![(channel, config, state)], end, moved }.event()).await;
+            }
             // What was charged is claimed first: the published contract protects only what is claimed.
             let claimed = match claim {
                 Some(row) => {
                     let call = calls::claim_and_settle(vec![row_on_chain(&row)]);
                     let tx = chain::Tx::call(cx.config.treasury, call, "claim before a refund");
-                    matches!(cx.operator.submit(tx).await, Sent::Done { .. })
+                    let waiting = cx.operator.submit(tx);
+                    crash_point!("pay.claim_sent");
+                    matches!(waiting.await, Sent::Done { .. })
                 }
                 None => true,
             };
             let mut moved = None;
             if claimed {
                 let call = calls::refund_channel(config_on_chain(&config), refund.amount.micro());
-                let sent = cx.operator.submit(chain::Tx::call(cx.config.treasury, call, "channel refund")).await;
+                let waiting = cx.operator.submit(chain::Tx::call(cx.config.treasury, call, "channel refund"));
+                crash_point!("pay.refund_sent");
+                let sent = waiting.await;
                 if let Sent::Done { tx_hash, .. } = sent {
                     moved = Some((refund.amount, tx_hash));
                 } else {
@@ -453,23 +489,26 @@ impl Node {
     }
 
     /// One record of a call on a channel; what the handlers say in the book's general words is put into the channels'.
-    pub(crate) fn call_input(&self, request: &RequestId, input: &BookInput, amount: Usdc) -> Option<ChannelInput> {
-        let request = *request;
-        self.live.as_ref()?.state.book.channels().call(&request)?;
-        match input {
-            BookInput::Mark { tokens, .. } => Some(ChannelInput::Mark { request, tokens: *tokens, amount }),
-            BookInput::Delivered { delivery, .. } => {
-                Some(ChannelInput::Charged { request, amount, delivery: delivery.clone() })
+    pub(crate) fn call_input(&self, input: &BookInput) -> Option<ChannelInput> {
+        let (request, on_channel) = match input {
+            BookInput::Mark { request, tokens, amount } => {
+                (request, ChannelInput::Mark { request: *request, tokens: *tokens, amount: *amount })
             }
-            BookInput::Aborted { why, .. } => Some(ChannelInput::Aborted { request, why: *why }),
-            _ => None,
-        }
+            BookInput::Delivered { request, delivery, amount } => {
+                (request, ChannelInput::Charged { request: *request, amount: *amount, delivery: delivery.clone() })
+            }
+            BookInput::Aborted { request, why } => (request, ChannelInput::Aborted { request: *request, why: *why }),
+            _ => return None,
+        };
+        self.live.as_ref()?.state.book.channels().call(request).map(|_| on_channel)
     }
 }
 
 async fn claim(cx: Arc<Context>, batch: Vec<ClaimRow>) {
     let call = calls::claim_and_settle(batch.iter().map(row_on_chain).collect());
-    let sent = cx.operator.submit(chain::Tx::call(cx.config.treasury, call, "claim")).await;
+    let waiting = cx.operator.submit(chain::Tx::call(cx.config.treasury, call, "claim"));
+    crash_point!("pay.claim_sent");
+    let sent = waiting.await;
     if !matches!(sent, Sent::Done { .. }) {
         tracing::info!(?sent, rows = batch.len(), "a claim did not go through");
     }

@@ -5,6 +5,7 @@ use crate::keys::Keys;
 use crate::main_loop::Event;
 use crate::manifest::Manifest;
 use crate::memory::RingFile;
+use crate::permit2;
 use chain::bindings::ITreasury::Birth;
 use chain::{Chain, SenderHandle, TreasuryClient};
 use tokio::sync::mpsc;
@@ -24,11 +25,13 @@ pub struct Context {
     pub market_timers: MarketTimers,
     pub keys: Keys,
     pub ring_file: RingFile,
+    /// What the chain has for payments by Permit2.
+    pub permit2: permit2::Support,
     pub chain: Chain,
     pub treasury: TreasuryClient,
     /// Sends typed calls to the treasury, and nothing else.
     pub operator: SenderHandle,
-    /// Sends settlements of strangers' authorisations.
+    /// Sends settlements of strangers' payments.
     pub relay: SenderHandle,
     pub store: store::client::StoreClient,
     pub http: net::Client,

@@ -5,6 +5,7 @@
 //! `takeover` (how it survives its host).
 
 mod act;
+mod answers;
 mod api;
 mod ask;
 mod authorization;
@@ -25,6 +26,7 @@ mod memory;
 mod money_events;
 mod moving;
 mod operators;
+mod permit2;
 mod replicate;
 mod restore;
 mod settle;
@@ -50,6 +52,7 @@ use net::chain_of;
 use serde_json::json;
 use std::future::Future;
 use std::io::Write;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch as channel};
@@ -84,6 +87,9 @@ pub async fn run(config: NodeConfig, stop: impl Future<Output = ()> + Send + 'st
     let store = store::StoreClient::new(http.clone(), config.store_urls.clone());
     let manifest = fetch_manifest(&store, &birth).await?;
 
+    let permit2 = patiently("the chain", || permit2::support(&chain, birth.token)).await?;
+    let answers = answers::Answers::open(&config.data_dir.join("answers"))?;
+
     let (events, received) = mpsc::channel(EVENTS_MAX);
     let confirmations = 1;
     let operator = Sender::spawn(chain.clone(), keys.node.clone(), confirmations);
@@ -101,6 +107,7 @@ pub async fn run(config: NodeConfig, stop: impl Future<Output = ()> + Send + 'st
         },
         keys,
         ring_file,
+        permit2,
         chain,
         treasury,
         operator,
@@ -116,7 +123,7 @@ pub async fn run(config: NodeConfig, stop: impl Future<Output = ()> + Send + 'st
     say_hello(&cx)?;
     tokio::spawn(prepare_engine(cx.clone(), shared.clone()));
     tokio::spawn(watch::watch(cx.clone(), HEAD_EVERY, logs_wanted));
-    let router = api::router(cx.clone(), shared.clone());
+    let router = api::router(cx.clone(), shared.clone(), answers).into_make_service_with_connect_info::<SocketAddr>();
     tokio::spawn(async move {
         if let Err(e) = axum::serve(listener, router).await {
             tracing::error!(error = %e, "the HTTP server ended");

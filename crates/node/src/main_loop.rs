@@ -156,6 +156,8 @@ pub struct Node {
     pub(crate) posted_ms: u64,
     /// Chain seconds when the channels were last looked at.
     pub(crate) payers_seen_at: u64,
+    /// Chain seconds when the book last forgot what is closed.
+    pub(crate) pruned_at: u64,
     pub(crate) standby_asked_ms: u64,
     pub(crate) takeover_in_flight: Arc<std::sync::atomic::AtomicBool>,
     counts: BTreeMap<&'static str, u64>,
@@ -188,6 +190,7 @@ impl Node {
             relay_asked_ms: 0,
             posted_ms: 0,
             payers_seen_at: 0,
+            pruned_at: 0,
             counts: BTreeMap::new(),
         }
     }
@@ -299,6 +302,7 @@ impl Node {
         }
         let announced_to_me = news.state.announcedLease == alloy::primitives::U256::from(self.cx.config.lease);
         self.news = Some(news);
+        self.shared.set_relay_has_gas(!self.relay_is_poor());
         match (self.role, mine) {
             (Role::Active, true) => self.feed_chain()?,
             (Role::Active, false) => self.superseded(),
@@ -328,13 +332,19 @@ impl Node {
         // Without the events of the same block the books cannot be compared with the balance.
         let Some(logs) = &news.logs else { return Ok(()) };
         let now = news.head.timestamp;
-        let money = money_events::translate(logs, &self.cx, live.state.leases());
+        let money = money_events::translate(logs, &news.signed, &self.cx, live.state.leases(), &live.state.book);
         let view = news.view(self.cx.me());
         let changed = live.fed.as_ref().is_none_or(|fed| crate::watch::differs(fed, &view));
-        let mut settled = Vec::new();
+        let (mut settled, mut taken_back) = (Vec::new(), Vec::new());
         for input in money.book {
-            if let BookInput::Settled { payer, nonce, .. } = &input {
-                settled.push(RequestId::of_payment(payer, nonce));
+            match &input {
+                BookInput::Settled { method, payer, nonce, .. } => {
+                    settled.push(RequestId::of_payment(*method, payer, nonce));
+                }
+                BookInput::Reversed { method, payer, nonce } => {
+                    taken_back.push(RequestId::of_payment(*method, payer, nonce));
+                }
+                _ => {}
             }
             live.record(now, &Recorded::Book(input))?;
         }
@@ -354,6 +364,10 @@ impl Node {
         for request in settled {
             self.tell_waiters(&request);
         }
+        // Its transaction is most probably mined again, but nothing may have to say so.
+        for request in taken_back {
+            self.ask_again(request);
+        }
         act::housekeeping(self);
         Ok(())
     }
@@ -370,6 +384,11 @@ impl Node {
         }
         for record in &gone {
             live.record(now, record)?;
+        }
+        for record in &gone {
+            if let Recorded::Book(BookInput::Reversed { method, payer, nonce }) = record {
+                self.ask_again(RequestId::of_payment(*method, payer, nonce));
+            }
         }
         // A receiver that is gone means that the loop ends, too.
         let _ = self.logs_from.send(Some(height + 1));
@@ -645,6 +664,7 @@ impl Node {
         self.drain();
         if self.role == Role::Active {
             self.post_income()?;
+            self.prune()?;
             self.claim_due()?;
             self.watch_payers();
             act::ship(self);

@@ -43,6 +43,9 @@ pub struct Manifest {
     pub min_call_uusdc: u128,
     #[serde(with = "decimal")]
     pub max_call_uusdc: u128,
+    /// What a transaction of its own adds to a call's price (`exact`, `upto`), micro-USDC: its gas.
+    #[serde(with = "decimal", default = "settlement_uusdc")]
+    pub settlement_uusdc: u128,
     /// Blocks after which an event of the chain counts as final.
     #[serde(default = "finality_blocks")]
     pub finality_blocks: u64,
@@ -78,6 +81,10 @@ fn prepay_days() -> u32 {
 }
 fn day_secs() -> u32 {
     86_400
+}
+/// 111,034 gas (`settleExact`) at Base's 0.005 gwei and $2,500 an ETH, rounded up: docs/concepts/fees.md, November 2026.
+fn settlement_uusdc() -> u128 {
+    1_400
 }
 fn finality_blocks() -> u64 {
     2

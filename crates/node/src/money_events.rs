@@ -5,7 +5,8 @@ use alloy::primitives::{Address, B256};
 use chain::bindings::{MarketEvent, TreasuryEvent};
 use chain::logs::{ChainLog, Event, LogItem};
 use economy::{ChainEvent, ChainEventKind, Usdc};
-use pay::BookInput;
+use pay::book::{Entry, Payment};
+use pay::{BookInput, ChannelBook, TransferMethod};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What one batch of events means for the life and for the book of payments.
@@ -16,8 +17,15 @@ pub struct Money {
 }
 
 /// Translates in chain order. `leases` are those this agent rented before; market events about others are
-/// somebody else's. A token transfer counts as unexplained only if no event of its own transaction explains it.
-pub fn translate(items: &[LogItem], cx: &Context, leases: &BTreeSet<u64>) -> Money {
+/// somebody else's. A token transfer counts as unexplained only if no event of its own transaction explains it; one
+/// that its payer had signed (`signed`: the transactions) is a customer's all the same.
+pub fn translate(
+    items: &[LogItem],
+    signed: &BTreeSet<B256>,
+    cx: &Context,
+    leases: &BTreeSet<u64>,
+    book: &ChannelBook,
+) -> Money {
     let mut leases = leases.clone();
     let mut money = Money::default();
     let explained = explained(items, cx);
@@ -29,7 +37,10 @@ pub fn translate(items: &[LogItem], cx: &Context, leases: &BTreeSet<u64>) -> Mon
         if let Some(input) = book_input(log, reverted) {
             money.book.push(input);
         }
-        let Some(kind) = life_event(log, cx, &mut leases, &explained) else { continue };
+        if reverted && matches!(log.event, Event::Transfer { .. }) {
+            money.book.extend(unrecorded_in(log.tx, book));
+        }
+        let Some(kind) = life_event(log, signed, cx, &mut leases, &explained) else { continue };
         // The index within a block is far below 2^32.
         let event = ChainEvent { block: log.block, index: u32::try_from(log.index).unwrap_or(u32::MAX), kind };
         money.life.push(if reverted {
@@ -59,8 +70,24 @@ fn explained(items: &[LogItem], cx: &Context) -> BTreeMap<(B256, Address), u128>
     sums
 }
 
+/// Payments without a record in the treasury, which no event of its own takes back, that this transaction had made.
+fn unrecorded_in(tx: B256, book: &ChannelBook) -> Vec<BookInput> {
+    let entries = book.entries().filter(|(_, entry)| match entry.payment {
+        Payment::Settled { tx: settled_in, recorded: false, .. } => settled_in == tx.0,
+        _ => false,
+    });
+    entries.map(|(_, entry)| reversed(entry)).collect()
+}
+
+/// What takes a settlement back.
+pub fn reversed(entry: &Entry) -> BookInput {
+    let terms = &entry.reservation.settlement;
+    BookInput::Reversed { method: terms.method(), payer: terms.payer(), nonce: terms.nonce() }
+}
+
 fn life_event(
     log: &ChainLog,
+    signed: &BTreeSet<B256>,
     cx: &Context,
     leases: &mut BTreeSet<u64>,
     explained: &BTreeMap<(B256, Address), u128>,
@@ -83,9 +110,11 @@ fn life_event(
             let amount = Usdc(amount.saturating_sub(known));
             // Whoever made the channel contract pay out: it is what vouchers had promised.
             let from_channels = !from.is_zero() && *from == cx.birth.options.channels;
-            unexplained.then(|| match from_channels {
-                true => ChainEventKind::ChannelsSettled { amount },
-                false => ChainEventKind::TransferIn { from: from.into_array(), amount },
+            let from = from.into_array();
+            unexplained.then(|| match (from_channels, signed.contains(&log.tx)) {
+                (true, _) => ChainEventKind::ChannelsSettled { amount },
+                (false, true) => ChainEventKind::CustomerPaid { from, amount },
+                (false, false) => ChainEventKind::TransferIn { from, amount },
             })
         }
     }
@@ -121,6 +150,7 @@ fn treasury_event(event: &TreasuryEvent, leases: &mut BTreeSet<u64>) -> Option<C
 fn book_input(log: &ChainLog, reverted: bool) -> Option<BookInput> {
     Some(match (&log.event, reverted) {
         (Event::Treasury(TreasuryEvent::ExactSettled(e)), false) => BookInput::Settled {
+            method: TransferMethod::Eip3009,
             payer: e.payer.into_array(),
             nonce: e.nonce.0,
             amount: Usdc(e.amount.saturating_to()),
@@ -129,7 +159,7 @@ fn book_input(log: &ChainLog, reverted: bool) -> Option<BookInput> {
             recorded: true,
         },
         (Event::Treasury(TreasuryEvent::ExactSettled(e)), true) => {
-            BookInput::Reversed { payer: e.payer.into_array(), nonce: e.nonce.0 }
+            BookInput::Reversed { method: TransferMethod::Eip3009, payer: e.payer.into_array(), nonce: e.nonce.0 }
         }
         (Event::Treasury(TreasuryEvent::ExactRefunded(e)), false) => BookInput::Refunded {
             payer: e.payer.into_array(),

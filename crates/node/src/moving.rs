@@ -289,8 +289,13 @@ impl Node {
         let recorded = Recorded::decode(record)?;
         let late = matches!(
             &recorded,
-            Recorded::Book(pay::BookInput::Delivered { .. } | pay::BookInput::Aborted { .. })
-                | Recorded::Conversation(crate::conversation::ConversationInput::Store(_))
+            Recorded::Book(
+                pay::BookInput::Delivered { .. }
+                    | pay::BookInput::Aborted { .. }
+                    | pay::BookInput::Channel(
+                        pay::book::ChannelInput::Charged { .. } | pay::book::ChannelInput::Aborted { .. }
+                    )
+            ) | Recorded::Conversation(crate::conversation::ConversationInput::Store(_))
         );
         if !late {
             return Err(Error::superseded("only deliveries can be reported after the cut"));

@@ -1,21 +1,27 @@
 //! Settling payments with the relay key, and finding out what became of each: paid, unpaid, or unknown.
 //!
-//! The relay sends strangers' authorisations to the treasury's `settleExact`, which anyone may call; it has no role.
-//! "Reverted" and "timed out" are questions for the chain, not answers.
+//! The relay sends strangers' authorisations to the treasury's `settleExact`, and their Permit2 payments to the x402
+//! proxies, which anyone or the named facilitator may call; it has no role. The operator key stands in for it at the
+//! treasury, never at a proxy. "Reverted" and "timed out" are questions for the chain, not answers.
 
 use crate::authorization::{self, Fate};
 use crate::context::Context;
 use crate::error::Result;
+use crate::live::Live;
 use crate::main_loop::{Event, Node};
+use crate::permit2;
+use crate::shared::Role;
 use crate::state::Recorded;
-use alloy::primitives::{Address, B256, U256};
+use alloy::primitives::{Address, B256, Bytes, U256};
 use chain::Outcome as Sent;
 use chain::treasury::calls;
 use journal::crash_point;
 use net::chain_of;
 use pay::book::channels::CallService;
 use pay::book::{BookInput, BookOutput, Payment, RequestId, Service, UnpaidWhy};
-use pay::{Receipt, SettleExact};
+use pay::scheme::upto::{Permit2Payment, Proxy, facilitator};
+use pay::{Receipt, Settle, SettleExact, TransferMethod, Usdc};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -49,7 +55,6 @@ impl Node {
             }
             // Summed by the state's own fold; posted about once a second.
             BookOutput::Earned { .. } => Ok(()),
-            // The node sells by `exact` alone so far: no channel input is ever recorded.
             BookOutput::Channel(output) => self.on_channel_output(output),
             BookOutput::Refused { request, why } => {
                 tracing::warn!(%request, %why, "a reservation was refused after it was decided");
@@ -68,31 +73,56 @@ impl Node {
         let acts = self.acts();
         let now = self.now();
         let poor = self.relay_is_poor();
+        let draining = self.role == Role::Draining;
         let Some(live) = &mut self.live else { return Ok(()) };
-        if !acts || live.sealed || !live.state.book.may_settle(&request) {
+        if live.sealed || !live.state.book.may_settle(&request) {
             return Ok(());
         }
         let Some(entry) = live.state.book.entry(&request) else { return Ok(()) };
-        let settlement = entry.reservation.settlement.clone();
+        // The relay has no role that a move could end, and of `upto` nobody else can collect what it is named for.
+        let may = acts || (draining && matches!(entry.reservation.settlement, Settle::Permit2(_)));
+        if !may {
+            return Ok(());
+        }
+        let task = Task::of(live, &request);
         let lsn = live.record(now, &Recorded::Book(BookInput::SettleSent { request }))?;
         let cx = self.cx.clone();
+        let Some(task) = task else { return Ok(()) };
         live.when_durable(lsn, move || {
             tokio::spawn(async move {
-                let outcome = send(&cx, &settlement, poor).await;
+                let outcome = task.send(&cx, poor).await;
                 cx.tell(Event::Settled { request, settlement: outcome }).await;
             });
         });
         Ok(())
     }
 
+    /// A stream that ended after this node's journal was closed: its successor has the record, but only this relay can
+    /// collect an `upto` payment that names it.
+    pub(crate) fn settle_late(&self, input: &BookInput) {
+        let BookInput::Delivered { request, amount, .. } = input else { return };
+        let Some(task) = self.live.as_ref().and_then(|live| Task::of(live, request)) else { return };
+        let mine = matches!(&task.settlement, Settle::Permit2(payment) if is_facilitator(&self.cx, payment));
+        if !mine || self.known_settlement(request).is_some() {
+            return;
+        }
+        let task = Task { charge: task.settlement.charge(*amount), ..task };
+        let (cx, request) = (self.cx.clone(), *request);
+        tokio::spawn(async move {
+            let outcome = task.send(&cx, false).await;
+            cx.tell(Event::Settled { request, settlement: outcome }).await;
+        });
+    }
+
     pub(crate) fn on_settled(&mut self, request: RequestId, settlement: Settlement) -> Result<()> {
         let Some(live) = &self.live else { return Ok(()) };
         let Some(entry) = live.state.book.entry(&request) else { return Ok(()) };
-        let (payer, nonce) = (entry.reservation.settlement.payer, entry.reservation.settlement.nonce);
+        let terms = &entry.reservation.settlement;
         let input = match &settlement {
             Settlement::Paid { amount, tx, block, recorded } => BookInput::Settled {
-                payer,
-                nonce,
+                method: terms.method(),
+                payer: terms.payer(),
+                nonce: terms.nonce(),
                 amount: economy::Usdc(*amount),
                 tx: tx.0,
                 block: *block,
@@ -100,13 +130,7 @@ impl Node {
             },
             Settlement::Unpaid(why) => BookInput::Unpaid { request, why: *why },
             Settlement::Unknown => {
-                let terms = entry.reservation.settlement.clone();
-                let cx = self.cx.clone();
-                tokio::spawn(async move {
-                    tokio::time::sleep(ASK_AGAIN).await;
-                    let found = reconcile(&cx, &terms).await;
-                    cx.tell(Event::Settled { request, settlement: found }).await;
-                });
+                self.ask_again(request);
                 if matches!(entry.payment, Payment::Unknown) {
                     return Ok(());
                 }
@@ -128,15 +152,27 @@ impl Node {
     /// After the chain named a successor no events are read here any more: ask for each payment somebody waits for.
     pub(crate) fn ask_for_open_payments(&self) {
         let Some(live) = &self.live else { return };
-        for request in self.settled_waiters.keys() {
-            let Some(entry) = live.state.book.entry(request) else { continue };
-            let (cx, terms, request) = (self.cx.clone(), entry.reservation.settlement.clone(), *request);
-            tokio::spawn(async move {
-                tokio::time::sleep(ASK_AGAIN).await;
-                let found = reconcile(&cx, &terms).await;
-                cx.tell(Event::Settled { request, settlement: found }).await;
-            });
+        // A payment by Permit2 that was not sent has no outcome to ask for: its delivery sends it, from here.
+        let is_out = |request: &&RequestId| {
+            live.state.book.entry(request).is_some_and(|entry| {
+                let waits = matches!(entry.payment, Payment::Waiting | Payment::Due);
+                !waits || entry.reservation.settlement.method() == TransferMethod::Eip3009
+            })
+        };
+        for request in self.settled_waiters.keys().filter(is_out) {
+            self.ask_again(*request);
         }
+    }
+
+    /// Asks the chain, after a moment, what became of a payment. Until that is known it is asked again.
+    pub(crate) fn ask_again(&self, request: RequestId) {
+        let Some(task) = self.live.as_ref().and_then(|live| Task::of(live, &request)) else { return };
+        let cx = self.cx.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(ASK_AGAIN).await;
+            let found = task.reconcile(&cx).await;
+            cx.tell(Event::Settled { request, settlement: found }).await;
+        });
     }
 
     /// Customers that wait for the outcome of their payment.
@@ -178,8 +214,8 @@ impl Node {
             chain_id: cx.config.chain_id,
             epoch,
             request,
-            payer: Address::from(entry.reservation.settlement.payer),
-            nonce: entry.reservation.settlement.nonce,
+            payer: Address::from(entry.reservation.settlement.payer()),
+            nonce: entry.reservation.settlement.nonce(),
             model: model_digest(&cx),
             prompt: entry.reservation.body_digest,
             output: delivery.output_digest,
@@ -257,22 +293,19 @@ pub fn close_interrupted(node: &mut Node) -> Result<()> {
 /// After a start: payments that were on their way are asked about.
 pub fn resume(node: &mut Node) -> Result<()> {
     let Some(live) = &mut node.live else { return Ok(()) };
-    let unsettled: Vec<(RequestId, SettleExact, bool)> = live
-        .state
-        .book
-        .unsettled()
-        .map(|(request, terms, payment)| (*request, terms.clone(), matches!(payment, Payment::Due)))
-        .collect();
-    for (request, terms, due) in unsettled {
+    let unsettled: Vec<(RequestId, bool)> =
+        live.state.book.unsettled().map(|(request, entry)| (*request, matches!(entry.payment, Payment::Due))).collect();
+    for (request, due) in unsettled {
         if due {
             node.settle(request)?;
             continue;
         }
+        let Some(task) = node.live.as_ref().and_then(|live| Task::of(live, &request)) else { continue };
         let cx = node.cx.clone();
         tokio::spawn(async move {
-            let found = match reconcile(&cx, &terms).await {
-                // It may never have left the process: sending it again is safe, the token takes a nonce once.
-                Settlement::Unknown => send(&cx, &terms, true).await,
+            let found = match task.reconcile(&cx).await {
+                // It may never have left the process: sending it again is safe, a nonce is taken once.
+                Settlement::Unknown => task.send(&cx, true).await,
                 known => known,
             };
             cx.tell(Event::Settled { request, settlement: found }).await;
@@ -280,6 +313,94 @@ pub fn resume(node: &mut Node) -> Result<()> {
     }
     crate::ask::say_what_is_owed(node);
     Ok(())
+}
+
+/// One payment on its way: what is sent, and asked about.
+struct Task {
+    settlement: Settle,
+    /// What it moves.
+    charge: Usdc,
+    /// Transactions that are known to have paid for other requests of this payer.
+    taken: BTreeSet<B256>,
+}
+
+impl Task {
+    fn of(live: &Live, request: &RequestId) -> Option<Self> {
+        let book = &live.state.book;
+        let entry = book.entry(request)?;
+        let settlement = entry.reservation.settlement.clone();
+        // Only a payment by Permit2 could be taken for another one.
+        let others = book.of_payer(TransferMethod::Permit2, settlement.payer());
+        let taken = others
+            .filter_map(|(other, entry)| match entry.payment {
+                Payment::Settled { tx, .. } if other != request => Some(B256::from(tx)),
+                _ => None,
+            })
+            .collect();
+        Some(Self { settlement, charge: entry.charge, taken })
+    }
+
+    async fn send(&self, cx: &Arc<Context>, relay_is_poor: bool) -> Settlement {
+        match &self.settlement {
+            Settle::Exact(terms) => send(cx, terms, relay_is_poor).await,
+            Settle::Permit2(payment) if is_facilitator(cx, payment) => self.send_permit2(cx, payment).await,
+            // A node before this one was named: what its relay sent shows on the chain, or nothing will.
+            Settle::Permit2(_) => self.reconcile(cx).await,
+        }
+    }
+
+    /// Through its proxy, by the relay and by no other key.
+    async fn send_permit2(&self, cx: &Arc<Context>, payment: &Permit2Payment) -> Settlement {
+        loop {
+            let data = Bytes::from(facilitator::settle_call(payment, self.charge));
+            let waiting = cx.relay.submit(chain::Tx::call(payment.proxy.address(), data, "permit2 settlement"));
+            crash_point!("pay.permit2_sent");
+            match waiting.await {
+                Sent::Done { tx_hash, .. } => match permit2::paid_in(cx, payment, tx_hash).await {
+                    Ok(Some(paid)) => return paid,
+                    // Mined, and what it moved is not read yet.
+                    Ok(None) | Err(_) => return Settlement::Unknown,
+                },
+                Sent::Unknown { txs } => {
+                    tracing::warn!(?txs, "a settlement's outcome is unknown: asking the chain");
+                    return Settlement::Unknown;
+                }
+                refused @ Sent::Reverted { .. } => {
+                    // Not spent, not over: the payer has moved its money or its allowance away. No event would tell
+                    // that it pays after all, so it is asked about until its deadline.
+                    tracing::info!(?refused, "a settlement was refused: asking the chain why");
+                    return self.reconcile(cx).await;
+                }
+                Sent::NeverSent { reason } => {
+                    tracing::warn!(reason, "a settlement cannot be sent yet");
+                    match self.reconcile(cx).await {
+                        Settlement::Unknown => tokio::time::sleep(ASK_AGAIN).await,
+                        known => return known,
+                    }
+                }
+            }
+        }
+    }
+
+    /// What the chain says. `Unknown` while the payment is unused and still valid, or nobody answers.
+    async fn reconcile(&self, cx: &Arc<Context>) -> Settlement {
+        let found = match &self.settlement {
+            Settle::Exact(terms) => look(cx, terms).await,
+            Settle::Permit2(payment) => permit2::fate(cx, payment, &self.taken).await,
+        };
+        found.unwrap_or_else(|e| {
+            tracing::warn!(error = %chain_of(&e), "the chain does not say what became of a payment");
+            Settlement::Unknown
+        })
+    }
+}
+
+/// Whether this node's relay may settle it.
+fn is_facilitator(cx: &Context, payment: &Permit2Payment) -> bool {
+    match payment.proxy {
+        Proxy::Exact => true,
+        Proxy::Upto { facilitator } => cx.relay.address() == facilitator,
+    }
 }
 
 async fn send(cx: &Arc<Context>, terms: &SettleExact, relay_is_poor: bool) -> Settlement {
@@ -303,26 +424,17 @@ async fn send(cx: &Arc<Context>, terms: &SettleExact, relay_is_poor: bool) -> Se
         }
         refused @ (Sent::Reverted { .. } | Sent::NeverSent { .. }) => {
             tracing::info!(?refused, "a settlement was refused: asking the chain why");
-            match reconcile(cx, terms).await {
+            match look(cx, terms).await {
                 // Not used, not expired: the token refuses it (no balance, frozen), now.
-                Settlement::Unknown => Settlement::Unpaid(UnpaidWhy::Refused),
-                known => known,
+                Ok(Settlement::Unknown) => Settlement::Unpaid(UnpaidWhy::Refused),
+                Ok(known) => known,
+                Err(_) => Settlement::Unknown,
             }
         }
     }
 }
 
-/// What the chain says of an authorisation. `Unknown` while it is unused and still valid, or nobody answers.
-async fn reconcile(cx: &Arc<Context>, terms: &SettleExact) -> Settlement {
-    match look(cx, terms).await {
-        Ok(found) => found,
-        Err(e) => {
-            tracing::warn!(error = %chain_of(&e), "the chain does not say what became of a payment");
-            Settlement::Unknown
-        }
-    }
-}
-
+/// What the chain says of an authorisation. `Unknown` while it is unused and still valid.
 async fn look(cx: &Arc<Context>, terms: &SettleExact) -> std::result::Result<Settlement, chain::Error> {
     let (payer, nonce) = (Address::from(terms.payer), B256::from(terms.nonce));
     let (recorded, _) = cx.treasury.recorded(payer, nonce).await?;

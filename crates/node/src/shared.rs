@@ -4,16 +4,13 @@ use crate::history::LogLine;
 use crate::status::Status;
 use economy::Price;
 use infer::{ChatTemplate, EngineClient, Hello};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::{broadcast, watch};
 
-/// Stored answers for repeated requests, at most this many and this many bytes. A guess, unmeasured.
-const ANSWERS_MAX: usize = 4_096;
-const ANSWER_BYTES_MAX: usize = 64 << 20;
 /// Remembered quotes, and for how long they bind, chain seconds.
 const QUOTES_MAX: usize = 10_000;
 const QUOTE_SECS: u64 = 60;
@@ -51,14 +48,6 @@ pub struct Engine {
     pub template: Arc<ChatTemplate>,
 }
 
-/// A finished answer, kept for the same request asked again.
-#[derive(Clone, Debug)]
-pub struct Answer {
-    pub body: bytes::Bytes,
-    pub content_type: &'static str,
-    pub payment_response: Option<String>,
-}
-
 /// News for readers of `/events`.
 #[derive(Clone, Debug)]
 pub enum Bulletin {
@@ -79,19 +68,11 @@ pub struct Shared {
     in_flight: AtomicU64,
     refused: AtomicU64,
     trouble: Mutex<Option<String>>,
-    answers: Mutex<Answers>,
     /// What was asked for a request lately: digest of route and body → (micro-USDC, chain seconds).
     quotes: Mutex<BTreeMap<[u8; 32], (u128, u64)>>,
-    answered: watch::Sender<u64>,
+    relay_has_gas: AtomicBool,
     /// Chain seconds of the last block.
     now: AtomicU64,
-}
-
-#[derive(Default)]
-struct Answers {
-    by_request: BTreeMap<String, Answer>,
-    order: VecDeque<String>,
-    bytes: usize,
 }
 
 impl Default for Shared {
@@ -107,9 +88,8 @@ impl Default for Shared {
             in_flight: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             trouble: Mutex::new(None),
-            answers: Mutex::default(),
             quotes: Mutex::default(),
-            answered: watch::channel(0).0,
+            relay_has_gas: AtomicBool::new(false),
             now: AtomicU64::new(0),
         }
     }
@@ -220,45 +200,12 @@ impl Shared {
         *lock(&self.trouble) = trouble;
     }
 
-    /// Keeps the body of `request` for a repetition of it. The oldest give way.
-    pub fn keep_answer(&self, request: &str, answer: Answer) {
-        let mut answers = lock(&self.answers);
-        let bytes = answer.body.len();
-        if bytes > ANSWER_BYTES_MAX {
-            return;
-        }
-        if answers.by_request.insert(request.to_owned(), answer).is_none() {
-            answers.order.push_back(request.to_owned());
-            answers.bytes += bytes;
-        }
-        while answers.order.len() > ANSWERS_MAX || answers.bytes > ANSWER_BYTES_MAX {
-            let Some(oldest) = answers.order.pop_front() else { break };
-            if let Some(gone) = answers.by_request.remove(&oldest) {
-                answers.bytes = answers.bytes.saturating_sub(gone.body.len());
-            }
-        }
-        drop(answers);
-        self.answered.send_modify(|n| *n = n.wrapping_add(1));
+    /// Whether the relay can pay for settlements, as of the last block.
+    pub fn relay_has_gas(&self) -> bool {
+        self.relay_has_gas.load(Ordering::SeqCst)
     }
-
-    pub fn answer(&self, request: &str) -> Option<Answer> {
-        lock(&self.answers).by_request.get(request).cloned()
-    }
-
-    /// Waits until `request` has an answer, at most `patience`.
-    pub async fn wait_for_answer(&self, request: &str, patience: Duration) -> Option<Answer> {
-        let mut answered = self.answered.subscribe();
-        let wait = async {
-            loop {
-                if let Some(answer) = self.answer(request) {
-                    return answer;
-                }
-                if answered.changed().await.is_err() {
-                    std::future::pending::<()>().await;
-                }
-            }
-        };
-        tokio::time::timeout(patience, wait).await.ok()
+    pub(crate) fn set_relay_has_gas(&self, has_gas: bool) {
+        self.relay_has_gas.store(has_gas, Ordering::SeqCst);
     }
 
     /// Remembers what was asked for a request, since prices move between a 402 and its payment.

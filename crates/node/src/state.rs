@@ -6,8 +6,9 @@ use crate::error::{Error, Result};
 use crate::history::{EventLog, History, Sample};
 use borsh::{BorshDeserialize, BorshSerialize};
 use economy::{Agent, ChainEvent, ChainEventKind, Input, Output, OutputId, Usdc};
+use pay::TransferMethod;
 use pay::book::channels::CallService;
-use pay::book::{BookInput, BookOutput, ChannelBook, ChannelOutput, Service};
+use pay::book::{BookInput, BookOutput, ChannelBook, ChannelOutput, Payment, Service};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -234,17 +235,24 @@ impl State {
         let gone = || self.recent.iter().rev().filter(|event| event.block > height);
         let book = gone().filter_map(|event| match &event.kind {
             ChainEventKind::ExactSettled { payer, nonce, .. } => {
-                Some(Recorded::Book(BookInput::Reversed { payer: *payer, nonce: *nonce }))
+                let method = TransferMethod::Eip3009;
+                Some(Recorded::Book(BookInput::Reversed { method, payer: *payer, nonce: *nonce }))
             }
             _ => None,
         });
+        // No event of the treasury tells of these.
+        let unrecorded = self.book.entries().filter(|(_, entry)| match entry.payment {
+            Payment::Settled { block, recorded: false, .. } => block > height,
+            _ => false,
+        });
+        let unrecorded = unrecorded.map(|(_, entry)| Recorded::Book(crate::money_events::reversed(entry)));
         let reverted = |event: &ChainEvent| ChainEvent {
             block: event.block,
             index: event.index,
             kind: ChainEventKind::Reverted(Box::new(event.clone())),
         };
         let life: Vec<ChainEvent> = gone().map(reverted).collect();
-        let mut all: Vec<Recorded> = book.collect();
+        let mut all: Vec<Recorded> = book.chain(unrecorded).collect();
         if !life.is_empty() {
             all.push(Recorded::Life(Input::Chain(life)));
         }
@@ -260,7 +268,7 @@ impl State {
                     _ => 0,
                 };
                 if self.payers.len() < PAYERS_MAX {
-                    self.payers.insert(entry.reservation.settlement.payer);
+                    self.payers.insert(entry.reservation.settlement.payer());
                 }
                 self.count_call(lsn, *amount, tokens);
             }
@@ -279,7 +287,6 @@ impl State {
             | BookOutput::Receipt { .. }
             | BookOutput::Owe { .. }
             | BookOutput::Refused { .. }
-            // The node sells by `exact` alone so far: no channel input is ever recorded.
             | BookOutput::Channel(_) => {}
         }
     }

@@ -2,12 +2,13 @@
 
 use crate::context::Context;
 use crate::main_loop::Event;
-use alloy::primitives::{Address, U256};
-use chain::bindings::{Stage, State};
-use chain::logs::{LogCore, LogItem, LogReader, Sources};
+use alloy::primitives::{Address, B256, U256};
+use chain::bindings::{Stage, State, TreasuryEvent};
+use chain::logs::{Event as ChainEvent, LogCore, LogItem, LogReader, Sources};
 use chain::{Head, LeaseView, OfferView, Snapshot};
 use economy::View;
 use net::chain_of;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch as channel;
@@ -27,12 +28,61 @@ pub struct News {
     pub relay_wei: U256,
     /// Events up to and including this block, if they were asked for.
     pub logs: Option<Vec<LogItem>>,
+    /// Of their transactions those whose transfer to the treasury its payer had signed.
+    pub signed: BTreeSet<B256>,
+}
+
+/// The log reader, and what it takes beside its logs to tell payments from gifts.
+struct Reader {
+    logs: LogReader,
+    /// Read, and not told yet: a question about them failed.
+    waiting: Vec<LogItem>,
+    /// What was found out of the last blocks' transactions, so that a reorg takes back what was told: height, and
+    /// whether the payer had signed.
+    known: BTreeMap<B256, (u64, bool)>,
+}
+
+/// Longer than the log reader takes anything back.
+const KNOWN_BLOCKS: u64 = 2 * chain::logs::WINDOW;
+
+impl Reader {
+    fn new(logs: LogReader) -> Self {
+        Self { logs, waiting: Vec::new(), known: BTreeMap::new() }
+    }
+
+    /// As [`LogReader::poll`], with the transactions whose transfers were signed.
+    async fn poll(&mut self, cx: &Context, head: Head) -> Result<(Vec<LogItem>, BTreeSet<B256>), chain::Error> {
+        self.waiting.extend(self.logs.poll(head).await?);
+        let incoming = |item: &LogItem| {
+            let (LogItem::Emitted(log) | LogItem::Reverted(log)) = item;
+            let ChainEvent::Transfer { from, to, .. } = log.event else { return None };
+            // The market's and the channels' payments explain themselves.
+            let strange = ![Address::ZERO, cx.config.lease_market, cx.birth.options.channels].contains(&from);
+            (to == cx.config.treasury && strange).then_some((log.tx, log.block))
+        };
+        let mut incoming: BTreeMap<B256, u64> = self.waiting.iter().filter_map(incoming).collect();
+        for item in &self.waiting {
+            let (LogItem::Emitted(log) | LogItem::Reverted(log)) = item;
+            if matches!(log.event, ChainEvent::Treasury(TreasuryEvent::ExactSettled(_))) {
+                incoming.remove(&log.tx);
+            }
+        }
+        let strange: Vec<B256> = incoming.keys().filter(|tx| !self.known.contains_key(*tx)).copied().collect();
+        let found = crate::permit2::signed_transfers(&cx.chain, cx.birth.token, &strange).await?;
+        for tx in strange {
+            self.known.insert(tx, (incoming[&tx], found.contains(&tx)));
+        }
+        let signed = incoming.keys().filter(|tx| self.known.get(*tx).is_some_and(|(_, is_signed)| *is_signed));
+        let signed = signed.copied().collect();
+        self.known.retain(|_, (block, _)| *block + KNOWN_BLOCKS > head.number);
+        Ok((std::mem::take(&mut self.waiting), signed))
+    }
 }
 
 /// Follows the head and tells the main loop of each new block. Ends with the main loop.
 pub async fn watch(cx: Arc<Context>, every: Duration, mut logs_from: channel::Receiver<Option<u64>>) {
     let mut last = None;
-    let mut reader: Option<LogReader> = None;
+    let mut reader: Option<Reader> = None;
     let mut interval = tokio::time::interval(every);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -44,7 +94,7 @@ pub async fn watch(cx: Arc<Context>, every: Duration, mut logs_from: channel::Re
                 }
                 reader = logs_from
                     .borrow_and_update()
-                    .map(|from| LogReader::new(cx.chain.clone(), LogCore::new(sources(&cx), from)));
+                    .map(|from| Reader::new(LogReader::new(cx.chain.clone(), LogCore::new(sources(&cx), from))));
                 last = None;
             }
         }
@@ -86,16 +136,19 @@ fn sources(cx: &Context) -> Sources {
 async fn look(
     cx: &Context,
     last: Option<alloy::primitives::B256>,
-    reader: Option<&mut LogReader>,
+    reader: Option<&mut Reader>,
 ) -> Result<Option<News>, chain::Error> {
     let head = cx.chain.head().await?;
     if last == Some(head.hash) {
         return Ok(None);
     }
     let snapshot: Snapshot = cx.treasury.snapshot_at(cx.config.lease_market, head).await?;
-    let logs = match reader {
-        Some(reader) => Some(reader.poll(snapshot.head).await?),
-        None => None,
+    let (logs, signed) = match reader {
+        Some(reader) => {
+            let (logs, signed) = reader.poll(cx, snapshot.head).await?;
+            (Some(logs), signed)
+        }
+        None => (None, BTreeSet::new()),
     };
     Ok(Some(News {
         head: snapshot.head,
@@ -107,6 +160,7 @@ async fn look(
         operator_wei: snapshot.operator_wei,
         relay_wei: snapshot.relay_wei,
         logs,
+        signed,
     }))
 }
 

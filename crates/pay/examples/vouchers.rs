@@ -161,6 +161,7 @@ fn reserve(book: &ChannelBook, channel: ChannelId, voucher: HeldVoucher) -> Call
         ceiling: CEILING,
         route: ask.route,
         body_digest: ask.body_digest,
+        identifier: None,
         prompt_tokens: 100,
         max_tokens: 256,
         at: NOW,

@@ -25,13 +25,15 @@ pub use input::{
 pub use totals::Totals;
 
 use crate::Usdc;
-use crate::scheme::exact::{Hash, SettleExact};
+use crate::scheme::TransferMethod;
+use crate::scheme::exact::Hash;
 use borsh::{BorshDeserialize, BorshSerialize};
+use channels::CallService;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 
-/// Payer and EIP-3009 nonce: what the token makes unique.
-type PaymentKey = ([u8; 20], Hash);
+/// What is spent once: a payer's nonce, which the token (EIP-3009) or Permit2 keeps.
+type PaymentKey = (TransferMethod, [u8; 20], Hash);
 
 /// Bounds of the book. Part of its state, so that a replay decides as the first run did.
 #[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
@@ -78,7 +80,9 @@ pub struct ChannelBook {
     open_by_payer: BTreeMap<[u8; 20], u32>,
     open: u32,
     orphans: BTreeMap<PaymentKey, Orphan>,
-    /// Payments whose entries were pruned while the authorisation would still verify, with its `valid_before`.
+    /// Latest request of a payer with the name that it gave it; channels' calls are among them.
+    by_name: BTreeMap<([u8; 20], Hash), RequestId>,
+    /// Payments whose entries were pruned while they would still verify, with the time when they stop to.
     spent: BTreeMap<PaymentKey, u64>,
     totals: Totals,
     /// Latest time seen in an input.
@@ -97,6 +101,7 @@ impl ChannelBook {
             entries: BTreeMap::new(),
             by_payment: BTreeMap::new(),
             by_body: BTreeMap::new(),
+            by_name: BTreeMap::new(),
             open_by_payer: BTreeMap::new(),
             open: 0,
             orphans: BTreeMap::new(),
@@ -114,7 +119,11 @@ impl ChannelBook {
 
     /// What to do with a verified payment, before anything is reserved. Changes nothing.
     pub fn decide(&self, ask: &Ask, now: u64) -> Decision {
-        let key = (ask.payer, ask.nonce);
+        let key = ask.key();
+        let named = ask.identifier.and_then(|name| self.named(&ask.payer, &name, &ask.route, &ask.body_digest));
+        if let Some(decision) = named {
+            return decision;
+        }
         if let Some(request) = self.by_payment.get(&key) {
             let entry = &self.entries[request];
             if entry.reservation.body_key() != ask.body_key() {
@@ -143,6 +152,37 @@ impl ChannelBook {
         }
     }
 
+    /// What a request gets that its payer has named before, by whatever scheme it is paid now. `None`: it is new, or
+    /// came to nothing.
+    pub fn named(&self, payer: &[u8; 20], name: &Hash, route: &str, body_digest: &Hash) -> Option<Decision> {
+        let request = *self.by_name.get(&(*payer, *name))?;
+        let asked = input::body_key(route, body_digest);
+        let (first, answered) = match self.entries.get(&request) {
+            Some(entry) => {
+                let answered = match (&entry.service, &entry.payment) {
+                    (Service::Serving { .. }, _) => false,
+                    (Service::Delivered(_), Payment::Unpaid { .. }) | (Service::Aborted { .. }, _) => return None,
+                    (Service::Delivered(_), _) => true,
+                };
+                (entry.reservation.body_key(), answered)
+            }
+            None => {
+                let call = self.channels.call(&request)?;
+                let answered = match call.service {
+                    CallService::Serving { .. } => false,
+                    CallService::Delivered(_) => true,
+                    CallService::Aborted { .. } => return None,
+                };
+                (call.reservation.body_key(), answered)
+            }
+        };
+        Some(match (first == asked, answered) {
+            (false, _) => Decision::Conflict { request },
+            (true, true) => Decision::Replay { request },
+            (true, false) => Decision::InFlight { request },
+        })
+    }
+
     /// A client that lost the answer signs a fresh nonce for the same request. Its first payment is good for it.
     fn unconfirmed_twin(&self, ask: &Ask, now: u64) -> Option<Decision> {
         let request = *self.by_body.get(&(ask.payer, ask.body_key()))?;
@@ -150,7 +190,7 @@ impl ChannelBook {
         let collectable = match entry.payment {
             Payment::Settled { .. } => true,
             Payment::Unpaid { .. } => false,
-            _ => entry.reservation.settlement.valid_before > now,
+            _ => entry.reservation.settlement.expires_at() > now,
         };
         match &entry.service {
             Service::Serving { .. } if collectable => Some(Decision::InFlight { request }),
@@ -179,8 +219,14 @@ impl ChannelBook {
         self.entries.get(request)
     }
 
-    pub fn request_of(&self, payer: &[u8; 20], nonce: &Hash) -> Option<RequestId> {
-        self.by_payment.get(&(*payer, *nonce)).copied()
+    pub fn request_of(&self, method: TransferMethod, payer: &[u8; 20], nonce: &Hash) -> Option<RequestId> {
+        self.by_payment.get(&(method, *payer, *nonce)).copied()
+    }
+
+    /// Entries of one payer's payments by one method.
+    pub fn of_payer(&self, method: TransferMethod, payer: [u8; 20]) -> impl Iterator<Item = (&RequestId, &Entry)> {
+        let all = (method, payer, [0; 32])..=(method, payer, [0xFF; 32]);
+        self.by_payment.range(all).filter_map(|(_, request)| Some((request, self.entries.get(request)?)))
     }
 
     pub fn entries(&self) -> impl Iterator<Item = (&RequestId, &Entry)> {
@@ -194,11 +240,8 @@ impl ChannelBook {
     }
 
     /// Payments that are due, sent or unknown: what is sent, asked about or sent again after a restart.
-    pub fn unsettled(&self) -> impl Iterator<Item = (&RequestId, &SettleExact, &Payment)> {
-        self.entries
-            .iter()
-            .filter(|(_, entry)| entry.wants_settling() || entry.is_under_way())
-            .map(|(request, entry)| (request, &entry.reservation.settlement, &entry.payment))
+    pub fn unsettled(&self) -> impl Iterator<Item = (&RequestId, &Entry)> {
+        self.entries.iter().filter(|(_, entry)| entry.wants_settling() || entry.is_under_way())
     }
 
     /// Refunds to send (again): paid, nothing delivered, recorded by the treasury.
@@ -219,8 +262,8 @@ impl ChannelBook {
     pub fn interrupted(&self, at: u64) -> Vec<BookInput> {
         self.in_flight()
             .map(|(request, entry)| match entry.service {
-                Service::Serving { tokens: 1.., .. } => {
-                    BookInput::Delivered { request: *request, delivery: entry.crashed_delivery(at) }
+                Service::Serving { tokens: 1.., amount } => {
+                    BookInput::Delivered { request: *request, delivery: entry.crashed_delivery(at), amount }
                 }
                 _ => BookInput::Aborted { request: *request, why: AbortWhy::Crashed },
             })

@@ -4,7 +4,7 @@
 //! knows who owes what), [`seller`] and [`buyer`] (what an HTTP handler and an HTTP client call), [`receipt`].
 //!
 //! **Invariant:** no price is decided and no transaction is sent here. Prices come in as values, settlements leave
-//! as intents ([`SettleExact`]), outcomes come back as inputs of the book.
+//! as intents ([`Settle`]), outcomes come back as inputs of the book.
 //! **Invariant:** only [`buyer`] does I/O, and only it reads a clock or rolls dice.
 
 pub mod book;
@@ -22,5 +22,6 @@ pub use economy::Usdc;
 pub use reason::{Reason, Refusal};
 pub use receipt::Receipt;
 pub use scheme::exact::{SettleExact, Verified};
-pub use seller::offers::{Accepted, ChannelPrice, ChannelTerms, Prices, Terms};
+pub use scheme::{Settle, TransferMethod};
+pub use seller::offers::{Accepted, ChannelPrice, ChannelTerms, Prices, Taken, Terms};
 pub use seller::{Challenge, Seller};

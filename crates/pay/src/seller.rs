@@ -4,6 +4,7 @@
 //! [`Seller::accept`], then [`crate::ChannelBook::decide`]; after settlement the answer carries
 //! [`Seller::settled_header`]. Several schemes at once are [`offers`]'s.
 
+pub mod identifier;
 pub mod offers;
 
 use crate::reason::{Reason, Refusal};

@@ -3,6 +3,7 @@
 use super::Api;
 use super::problem::{Problem, fresh_id};
 use super::sale::{ENGINE_START, Errand, Form, Order, Whole};
+use crate::answers::Question;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::HeaderMap;
@@ -10,7 +11,6 @@ use axum::response::{IntoResponse, Response};
 use infer::api::{ApiError, ChatCompletionRequest, ChatReply, Message, SSE_DONE, Usage};
 use infer::{Finish, TemplateError};
 use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
 
 pub const ROUTE: &str = "POST /v1/chat/completions";
 
@@ -39,7 +39,7 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) ->
         errand,
         route: ROUTE,
         description: "one chat completion",
-        body_digest: Sha256::digest(body).into(),
+        question: Question::of(body),
         prompt,
         max_tokens: request.max_tokens,
         stop: request.stop.clone(),

@@ -8,38 +8,47 @@ use serde_json::Value;
 
 /// A refusal that tells the caller what to do; the inner story goes to the log.
 #[derive(Debug)]
-pub struct Problem(ApiError);
+pub struct Problem {
+    error: ApiError,
+    /// Stands in the body beside the error.
+    beside: Option<(&'static str, Value)>,
+}
 
 impl Problem {
     pub fn for_not_found(message: impl Into<String>) -> Self {
-        Self(ApiError { status: 404, code: "not_found", message: message.into(), param: None, retry_after_secs: None })
+        ApiError { status: 404, code: "not_found", message: message.into(), param: None, retry_after_secs: None }.into()
     }
 
     pub fn for_forbidden(message: impl Into<String>) -> Self {
-        Self(ApiError { status: 403, code: "forbidden", message: message.into(), param: None, retry_after_secs: None })
+        ApiError { status: 403, code: "forbidden", message: message.into(), param: None, retry_after_secs: None }.into()
     }
 
     pub fn for_conflict(code: &'static str, message: impl Into<String>) -> Self {
-        Self(ApiError { status: 409, code, message: message.into(), param: None, retry_after_secs: None })
+        ApiError { status: 409, code, message: message.into(), param: None, retry_after_secs: None }.into()
     }
 
     pub fn for_unavail(message: impl Into<String>, retry_after_secs: u32) -> Self {
-        Self(ApiError::for_unavail("unavailable", message, retry_after_secs))
+        ApiError::for_unavail("unavailable", message, retry_after_secs).into()
     }
 
     pub fn for_internal(inner: impl std::fmt::Display) -> Self {
         tracing::error!(%inner, "internal error");
-        Self(ApiError::for_internal())
+        ApiError::for_internal().into()
+    }
+
+    /// Puts `value` beside the error in the body, if there is one.
+    pub fn with(self, name: &'static str, value: Option<Value>) -> Self {
+        Self { beside: value.map(|value| (name, value)), ..self }
     }
 
     pub fn api(&self) -> &ApiError {
-        &self.0
+        &self.error
     }
 }
 
 impl From<ApiError> for Problem {
     fn from(error: ApiError) -> Self {
-        Self(error)
+        Self { error, beside: None }
     }
 }
 
@@ -51,10 +60,13 @@ pub fn fresh_id(prefix: &str) -> String {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let request_id = fresh_id("req_");
-        let status = StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let body: Value = self.0.to_json(&request_id);
+        let status = StatusCode::from_u16(self.error.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut body: Value = self.error.to_json(&request_id);
+        if let Some((name, value)) = self.beside {
+            body[name] = value;
+        }
         let mut response = (status, Json(body)).into_response();
-        if let Some(secs) = self.0.retry_after_secs {
+        if let Some(secs) = self.error.retry_after_secs {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(secs));
         }
         if let Ok(id) = HeaderValue::from_str(&request_id) {

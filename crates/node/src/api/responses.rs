@@ -5,6 +5,7 @@
 use super::Api;
 use super::problem::{Problem, fresh_id};
 use super::sale::{BeforeEnd, Errand, Form, Order, Whole};
+use crate::answers::Question;
 use crate::ask::Ask;
 use crate::conversation::{ConversationInput, Stored, Transcript, Turn};
 use crate::main_loop::Event;
@@ -16,7 +17,6 @@ use axum::response::{IntoResponse, Response};
 use infer::Finish;
 use infer::api::{ApiError, Message, ResponseReply, ResponseStream, ResponsesRequest, Role, StreamEvent, Usage};
 use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
 use store::seal;
 use tokio::sync::oneshot;
 
@@ -52,7 +52,7 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) ->
         errand,
         route: ROUTE,
         description: "one response",
-        body_digest: Sha256::digest(body).into(),
+        question: Question::of(body),
         prompt,
         max_tokens: request.max_output_tokens,
         stop: Vec::new(),

@@ -3,6 +3,7 @@ use super::input::{BookInput, BookOutput, LimitReached, RequestId, Reservation, 
 use super::totals::Totals;
 use super::{ChannelBook, ChannelInput, ORPHANS_MAX, Orphan, PaymentKey};
 use crate::Usdc;
+use crate::scheme::TransferMethod;
 
 impl ChannelBook {
     /// Folds one input. Total: an input that does not fit (doubled, late, about a request nobody knows) changes
@@ -10,20 +11,23 @@ impl ChannelBook {
     pub fn apply(&mut self, input: BookInput) -> Vec<BookOutput> {
         match input {
             BookInput::Reserved(reservation) => self.reserve(reservation),
-            BookInput::Mark { request, tokens: mark } => self.change(request, |entry| {
-                if let Service::Serving { tokens } = &mut entry.service {
-                    *tokens = mark.max(*tokens);
+            BookInput::Mark { request, tokens: mark, amount: worth } => self.change(request, |entry| {
+                if let Service::Serving { tokens, amount } = &mut entry.service {
+                    (*tokens, *amount) = (mark.max(*tokens), worth.max(*amount));
                 }
             }),
-            BookInput::Delivered { request, delivery } => {
+            BookInput::Delivered { request, delivery, amount } => {
                 self.clock = self.clock.max(delivery.at);
-                self.change(request, |entry| {
-                    if matches!(entry.service, Service::Serving { .. }) {
+                self.change(request, |entry| match &mut entry.service {
+                    Service::Serving { .. } => {
+                        entry.charge = entry.reservation.settlement.charge(amount);
                         entry.service = Service::Delivered(delivery);
                         if entry.payment == Payment::Waiting {
                             entry.payment = Payment::Due;
                         }
                     }
+                    Service::Delivered(known) => known.confirmed |= delivery.confirmed,
+                    Service::Aborted { .. } => {}
                 })
             }
             BookInput::Aborted { request, why } => self.change(request, |entry| {
@@ -46,22 +50,37 @@ impl ChannelBook {
                     entry.payment = Payment::Unpaid { why };
                 }
             }),
-            BookInput::Settled { payer, nonce, amount, tx, block, recorded } => {
+            BookInput::Settled { method, payer, nonce, amount, tx, block, recorded } => {
                 let orphan = Orphan { amount, tx, block, recorded, seen_at: self.clock };
-                self.settle((payer, nonce), orphan)
+                self.settle((method, payer, nonce), orphan)
             }
-            BookInput::Reversed { payer, nonce } => self.reverse((payer, nonce)),
-            BookInput::Refunded { payer, nonce, amount } => match self.by_payment.get(&(payer, nonce)) {
-                Some(request) => {
-                    self.change(*request, |entry| entry.refunded = entry.refunded.max(amount.min(entry.owed())))
+            BookInput::Reversed { method, payer, nonce } => self.reverse((method, payer, nonce)),
+            BookInput::Refunded { payer, nonce, amount } => {
+                match self.by_payment.get(&(TransferMethod::Eip3009, payer, nonce)) {
+                    Some(request) => {
+                        self.change(*request, |entry| entry.refunded = entry.refunded.max(amount.min(entry.owed())))
+                    }
+                    None => Vec::new(),
                 }
-                None => Vec::new(),
-            },
+            }
             BookInput::Pruned { before } => {
                 self.channels.apply(ChannelInput::Pruned { before });
                 self.prune(before)
             }
-            BookInput::Channel(input) => self.channels.apply(input).into_iter().map(BookOutput::Channel).collect(),
+            BookInput::Channel(input) => {
+                let named = match &input {
+                    ChannelInput::Reserved(call) => call.identifier.map(|name| (call.request, call.channel, name)),
+                    _ => None,
+                };
+                let outputs = self.channels.apply(input);
+                if let Some((request, channel, name)) = named
+                    && self.channels.call(&request).is_some()
+                    && let Some(channel) = self.channels.channel(&channel)
+                {
+                    self.by_name.insert((channel.config.payer, name), request);
+                }
+                outputs.into_iter().map(BookOutput::Channel).collect()
+            }
         }
     }
 
@@ -79,11 +98,15 @@ impl ChannelBook {
         } else if self.by_payment.contains_key(&key) || self.spent.contains_key(&key) {
             return refused(LimitReached::NonceTaken);
         }
-        if let Some(limit) = self.limit_reached(&reservation.settlement.payer, &key) {
+        let (_, payer, _) = key;
+        if let Some(limit) = self.limit_reached(&payer, &key) {
             return refused(limit);
         }
         self.by_payment.insert(key, request);
-        self.by_body.insert((key.0, reservation.body_key()), request);
+        self.by_body.insert((payer, reservation.body_key()), request);
+        if let Some(name) = reservation.identifier {
+            self.by_name.insert((payer, name), request);
+        }
         let payment = match (self.take_orphan(&key), reservation.timing) {
             (Some(orphan), _) => orphan.payment(),
             (None, Timing::AtOnce) => Payment::Due,
@@ -95,7 +118,13 @@ impl ChannelBook {
             Some(Entry { payment: settled @ Payment::Settled { .. }, .. }) => settled.clone(),
             _ => payment,
         };
-        let entry = Entry { reservation, service: Service::Serving { tokens: 0 }, payment, refunded: Usdc::ZERO };
+        let entry = Entry {
+            charge: reservation.settlement.value(),
+            reservation,
+            service: Service::Serving { tokens: 0, amount: Usdc::ZERO },
+            payment,
+            refunded: Usdc::ZERO,
+        };
         self.entries.insert(request, entry);
         self.changed(request, before.as_ref())
     }
@@ -151,16 +180,18 @@ impl ChannelBook {
             let Some(entry) = self.entries.remove(&request) else { continue };
             let key = entry.reservation.payment_key();
             self.by_payment.remove(&key);
-            let body = (key.0, entry.reservation.body_key());
+            let body = (key.1, entry.reservation.body_key());
             if self.by_body.get(&body) == Some(&request) {
                 self.by_body.remove(&body);
             }
             // Not the unused ones: those may still pay for something, once.
             if matches!(entry.payment, Payment::Settled { .. } | Payment::Unpaid { .. }) {
-                self.spent.insert(key, entry.reservation.settlement.valid_before);
+                self.spent.insert(key, entry.reservation.settlement.expires_at());
             }
         }
-        self.spent.retain(|_, valid_before| *valid_before > before);
+        self.spent.retain(|_, expires_at| *expires_at > before);
+        let (entries, channels) = (&self.entries, &self.channels);
+        self.by_name.retain(|_, request| entries.contains_key(request) || channels.call(request).is_some());
         let old: Vec<PaymentKey> =
             self.orphans.iter().filter(|(_, orphan)| orphan.seen_at < before).map(|(key, _)| *key).collect();
         for key in old {
@@ -182,8 +213,7 @@ impl ChannelBook {
     /// Keeps the sums and counts, and derives the outputs: each is a predicate of the entry that became true.
     fn changed(&mut self, request: RequestId, before: Option<&Entry>) -> Vec<BookOutput> {
         let Some(after) = self.entries.get(&request) else { return Vec::new() };
-        let payer = after.reservation.settlement.payer;
-        let nonce = after.reservation.settlement.nonce;
+        let (payer, nonce) = (after.reservation.settlement.payer(), after.reservation.settlement.nonce());
         let was_open = before.is_some_and(|entry| !entry.is_closed());
         match (was_open, !after.is_closed()) {
             (false, true) => {

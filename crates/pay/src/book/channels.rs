@@ -31,8 +31,11 @@ pub struct ChannelLimits {
     pub channels_max: u32,
     /// Least first deposit: makes dust channels cost more than a claim's gas share.
     pub deposit_min: Usdc,
-    /// Requests being served on one channel.
+    /// Requests being served on one channel, on all channels of one payer (opening more of them buys no more room),
+    /// and on all together.
     pub open_per_channel_max: u32,
+    pub open_per_payer_max: u32,
+    pub open_max: u32,
     /// Requests kept, all channels together.
     pub calls_max: u32,
     /// How long an answer can be replayed, in chain seconds.
@@ -46,6 +49,8 @@ impl Default for ChannelLimits {
             channels_max: 100_000,
             deposit_min: Usdc(10_000),
             open_per_channel_max: 64,
+            open_per_payer_max: 256,
+            open_max: 4_096,
             calls_max: 100_000,
             replay_secs: 86_400,
         }
@@ -75,6 +80,9 @@ pub struct Channels {
     calls: BTreeMap<RequestId, Call>,
     /// Latest request of a channel with this route and body.
     by_body: BTreeMap<(ChannelId, Hash), RequestId>,
+    /// Calls being served, by payer and in all.
+    open_by_payer: BTreeMap<[u8; 20], u32>,
+    open: u32,
     totals: ChannelTotals,
     /// Latest time seen in an input.
     clock: u64,
@@ -87,6 +95,8 @@ impl Channels {
             channels: BTreeMap::new(),
             calls: BTreeMap::new(),
             by_body: BTreeMap::new(),
+            open_by_payer: BTreeMap::new(),
+            open: 0,
             totals: ChannelTotals::default(),
             clock: 0,
         }
@@ -225,7 +235,10 @@ impl Channels {
     }
 
     fn limit_reached(&self, channel: &Channel) -> Option<LimitReached> {
-        if channel.open >= self.limits.open_per_channel_max {
+        let of_payer = self.open_by_payer.get(&channel.config.payer).copied().unwrap_or(0);
+        if self.open >= self.limits.open_max {
+            Some(LimitReached::Open)
+        } else if channel.open >= self.limits.open_per_channel_max || of_payer >= self.limits.open_per_payer_max {
             Some(LimitReached::OpenPerPayer)
         } else if self.calls.len() >= usize::try_from(self.limits.calls_max).unwrap_or(usize::MAX) {
             Some(LimitReached::Kept)
@@ -420,6 +433,8 @@ impl Channels {
             return refused(Reason::ChannelBusy);
         }
         self.by_body.insert((id, reservation.body_key()), request);
+        self.open += 1;
+        *self.open_by_payer.entry(channel.config.payer).or_default() += 1;
         let outputs = self.change(id, |channel| {
             channel.reserved = channel.reserved.saturating_add(reservation.ceiling);
             channel.open += 1;
@@ -442,6 +457,15 @@ impl Channels {
         let before = ChannelTotals::of(channel);
         change(call, channel);
         self.totals.replace(&before, &ChannelTotals::of(channel));
+        if call.is_closed() {
+            self.open -= 1;
+            if let Some(open) = self.open_by_payer.get_mut(&channel.config.payer) {
+                *open -= 1;
+                if *open == 0 {
+                    self.open_by_payer.remove(&channel.config.payer);
+                }
+            }
+        }
         match call.service {
             CallService::Delivered(_) => vec![
                 ChannelOutput::Receipt { request },
@@ -522,6 +546,11 @@ impl Channels {
                 return Err(format!("{id}: reserved {:?}, calls say {open:?}", (channel.reserved, channel.open)));
             }
             sums.replace(&ChannelTotals::default(), &ChannelTotals::of(channel));
+        }
+        let open = self.calls.values().filter(|call| !call.is_closed()).count();
+        let by_payer: u32 = self.open_by_payer.values().sum();
+        if usize::try_from(self.open) != Ok(open) || by_payer != self.open {
+            return Err(format!("{} calls open, {by_payer} by payer, calls say {open}", self.open));
         }
         if !reserved.is_empty() || !self.totals.is_sum_of(&sums) {
             return Err(format!("totals {:?}, channels say {sums:?}", self.totals));

@@ -9,6 +9,8 @@ pub struct Entry {
     pub reservation: Reservation,
     pub service: Service,
     pub payment: Payment,
+    /// What its settlement moves: the price, or of an `upto` payment what was delivered (its ceiling until then).
+    pub charge: Usdc,
     /// Given back so far. One refund per payment.
     pub refunded: Usdc,
 }
@@ -16,9 +18,10 @@ pub struct Entry {
 /// What the customer got.
 #[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub enum Service {
-    /// `tokens` is the last mark.
+    /// The last mark, and what it is worth by the meter.
     Serving {
         tokens: u32,
+        amount: Usdc,
     },
     Delivered(Delivery),
     Aborted {
@@ -66,8 +69,9 @@ pub enum Payment {
 }
 
 impl Entry {
+    /// The most that its payment can move.
     pub fn value(&self) -> Usdc {
-        self.reservation.settlement.value
+        self.reservation.settlement.value()
     }
 
     /// What came in, if it did.
@@ -112,8 +116,8 @@ impl Entry {
     /// Served but never (fully) paid.
     pub fn lost(&self) -> Usdc {
         match (&self.service, &self.payment) {
-            (Service::Delivered(_), Payment::Unpaid { .. }) => self.value(),
-            (Service::Delivered(_), Payment::Settled { amount, .. }) => self.value().saturating_sub(*amount),
+            (Service::Delivered(_), Payment::Unpaid { .. }) => self.charge,
+            (Service::Delivered(_), Payment::Settled { amount, .. }) => self.charge.saturating_sub(*amount),
             _ => Usdc::ZERO,
         }
     }
@@ -155,7 +159,7 @@ impl Entry {
     /// What is charged after a crash: the last durable mark.
     pub(super) fn crashed_delivery(&self, at: u64) -> Delivery {
         let completion_tokens = match self.service {
-            Service::Serving { tokens } => tokens,
+            Service::Serving { tokens, .. } => tokens,
             _ => 0,
         };
         Delivery { completion_tokens, bytes: 0, output_digest: [0; 32], finish: Finish::Broken, at, confirmed: false }

@@ -1,5 +1,6 @@
 use crate::Usdc;
-use crate::scheme::exact::{Hash, SettleExact};
+use crate::scheme::exact::Hash;
+use crate::scheme::{Settle, TransferMethod};
 use borsh::{BorshDeserialize, BorshSerialize};
 use sha2::{Digest, Sha256};
 use std::{fmt, str::FromStr};
@@ -9,10 +10,15 @@ use std::{fmt, str::FromStr};
 pub struct RequestId(pub [u8; 16]);
 
 impl RequestId {
-    /// The id of the request that an authorisation pays for. Derived, not drawn: the same payment names the same
+    /// The id of the request that a signed payment pays for. Derived, not drawn: the same payment names the same
     /// request on every host and after every crash.
-    pub fn of_payment(payer: &[u8; 20], nonce: &Hash) -> Self {
-        let digest = Sha256::new().chain_update(b"vivarium request").chain_update(payer).chain_update(nonce).finalize();
+    pub fn of_payment(method: TransferMethod, payer: &[u8; 20], nonce: &Hash) -> Self {
+        // Each method has nonces of its own.
+        let kind: &[u8] = match method {
+            TransferMethod::Eip3009 => b"vivarium request",
+            TransferMethod::Permit2 => b"vivarium permit2 request",
+        };
+        let digest = Sha256::new().chain_update(kind).chain_update(payer).chain_update(nonce).finalize();
         let mut id = [0; 16];
         id.copy_from_slice(&digest[..16]);
         Self(id)
@@ -44,17 +50,25 @@ impl FromStr for RequestId {
 /// A verified payment that asks to be served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ask {
+    pub method: TransferMethod,
     pub payer: [u8; 20],
     pub nonce: Hash,
     /// Method and path, like `POST /v1/chat/completions`.
     pub route: String,
     /// sha2-256 of the request's body.
     pub body_digest: Hash,
-    /// The customer opted out of replays: it wants (and pays for) a new answer to the same question.
+    /// Digest of the name that the customer gave its request, within all that this payer ever asked.
+    pub identifier: Option<Hash>,
+    /// The customer opted out of replays: it wants (and pays for) a new answer to the same question. A name that is
+    /// known is answered all the same: a new question has a new one.
     pub fresh: bool,
 }
 
 impl Ask {
+    pub(super) fn key(&self) -> super::PaymentKey {
+        (self.method, self.payer, self.nonce)
+    }
+
     pub(super) fn body_key(&self) -> Hash {
         body_key(&self.route, &self.body_digest)
     }
@@ -70,7 +84,8 @@ pub(super) fn body_key(route: &str, body_digest: &Hash) -> Hash {
 pub enum Timing {
     /// At once, while the answer is made: the default of `exact`.
     AtOnce,
-    /// When something was delivered.
+    /// When something was delivered, for what was delivered: `upto`, and `exact` by Permit2, which nobody can give
+    /// back.
     OnDelivery,
 }
 
@@ -78,11 +93,13 @@ pub enum Timing {
 #[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct Reservation {
     pub request: RequestId,
-    /// Payer, nonce, amount (`value`), times and signature: enough to settle it after a crash.
-    pub settlement: SettleExact,
+    /// Payer, nonce, amount, times and signature: enough to settle it after a crash.
+    pub settlement: Settle,
     pub timing: Timing,
     pub route: String,
     pub body_digest: Hash,
+    /// [`Ask::identifier`].
+    pub identifier: Option<Hash>,
     pub prompt_tokens: u32,
     /// Completion tokens that the price covers.
     pub max_tokens: u32,
@@ -96,7 +113,7 @@ impl Reservation {
     }
 
     pub(super) fn payment_key(&self) -> super::PaymentKey {
-        (self.settlement.payer, self.settlement.nonce)
+        (self.settlement.method(), self.settlement.payer(), self.settlement.nonce())
     }
 }
 
@@ -106,10 +123,11 @@ pub enum BookInput {
     /// `decide` said `New` and the request is served. Repeating it for a request that was aborted before its
     /// payment left serves it again.
     Reserved(Reservation),
-    /// So many completion tokens were taken by the client so far; written every 64 tokens.
-    Mark { request: RequestId, tokens: u32 },
-    /// The answer (or the part of it that counts as delivered) was taken. The payment is earned once settled.
-    Delivered { request: RequestId, delivery: super::Delivery },
+    /// So many completion tokens, worth so much by the meter, were taken by the client so far; written every 64 tokens.
+    Mark { request: RequestId, tokens: u32, amount: Usdc },
+    /// The answer (or the part of it that counts as delivered) was taken, worth `amount` by the meter: what `upto` is
+    /// charged. The payment is earned once settled. Said again, it can only confirm that the answer arrived.
+    Delivered { request: RequestId, delivery: super::Delivery, amount: Usdc },
     /// Nothing was delivered. A payment that was not sent stays unused; one that was comes back.
     Aborted { request: RequestId, why: AbortWhy },
     /// The settlement is about to leave the process.
@@ -117,13 +135,13 @@ pub enum BookInput {
     /// The authorisation was used and paid the treasury, at the wanted finality. `recorded`: through `settleExact`,
     /// so that `refundExact` can give it back; a third party that submits the authorisation to the token directly
     /// leaves no record. `tx` zero: not known yet, a later `Settled` brings it.
-    Settled { payer: [u8; 20], nonce: Hash, amount: Usdc, tx: Hash, block: u64, recorded: bool },
+    Settled { method: TransferMethod, payer: [u8; 20], nonce: Hash, amount: Usdc, tx: Hash, block: u64, recorded: bool },
     /// The authorisation can never pay any more.
     Unpaid { request: RequestId, why: UnpaidWhy },
     /// Nobody knows whether the settlement will be mined: reconcile against the chain before anything else.
     SettleUnknown { request: RequestId },
     /// A reorganisation took a settlement (and any refund of it) back.
-    Reversed { payer: [u8; 20], nonce: Hash },
+    Reversed { method: TransferMethod, payer: [u8; 20], nonce: Hash },
     /// `refundExact` is final.
     Refunded { payer: [u8; 20], nonce: Hash, amount: Usdc },
     /// Closed entries from before this time (chain seconds) are forgotten; their sums stay.

@@ -1,4 +1,7 @@
 use super::*;
+use crate::scheme::Settle;
+use crate::scheme::exact::SettleExact;
+use crate::scheme::upto::{Permit2Payment, Proxy};
 use expect_test::{Expect, expect};
 
 mod world;
@@ -14,12 +17,34 @@ fn reservation(payer: u8, nonce: u8, body: u8, timing: Timing) -> Reservation {
         nonce: [nonce; 32],
         signature: [0; 65],
     };
+    reserved_by(Settle::Exact(settlement), body, timing)
+}
+
+/// The same by Permit2: `exact`, or `upto` a ceiling of 100.
+fn permitted(payer: u8, nonce: u8, body: u8, proxy: Proxy) -> Reservation {
+    let payment = Permit2Payment {
+        proxy,
+        payer: [payer; 20],
+        token: [0xDD; 20],
+        pay_to: [0xEE; 20],
+        amount: Usdc(100),
+        nonce: [nonce; 32],
+        valid_after: 0,
+        deadline: NOW + 299,
+        signature: [0; 65],
+        permit: None,
+    };
+    reserved_by(Settle::Permit2(payment), body, Timing::OnDelivery)
+}
+
+fn reserved_by(settlement: Settle, body: u8, timing: Timing) -> Reservation {
     Reservation {
-        request: RequestId::of_payment(&settlement.payer, &settlement.nonce),
+        request: RequestId::of_payment(settlement.method(), &settlement.payer(), &settlement.nonce()),
         settlement,
         timing,
         route: "POST /v1/chat/completions".into(),
         body_digest: [body; 32],
+        identifier: None,
         prompt_tokens: 10,
         max_tokens: 64,
         at: NOW,
@@ -27,7 +52,7 @@ fn reservation(payer: u8, nonce: u8, body: u8, timing: Timing) -> Reservation {
 }
 
 fn id(payer: u8, nonce: u8) -> RequestId {
-    RequestId::of_payment(&[payer; 20], &[nonce; 32])
+    RequestId::of_payment(TransferMethod::Eip3009, &[payer; 20], &[nonce; 32])
 }
 
 fn reserved(payer: u8, nonce: u8) -> BookInput {
@@ -43,7 +68,7 @@ fn delivered(payer: u8, nonce: u8, confirmed: bool) -> BookInput {
         at: NOW + 1,
         confirmed,
     };
-    BookInput::Delivered { request: id(payer, nonce), delivery }
+    BookInput::Delivered { request: id(payer, nonce), delivery, amount: Usdc(40) }
 }
 
 fn aborted(payer: u8, nonce: u8) -> BookInput {
@@ -55,7 +80,15 @@ fn sent(payer: u8, nonce: u8) -> BookInput {
 }
 
 fn settled(payer: u8, nonce: u8, amount: u128, recorded: bool) -> BookInput {
-    BookInput::Settled { payer: [payer; 20], nonce: [nonce; 32], amount: Usdc(amount), tx: [8; 32], block: 5, recorded }
+    BookInput::Settled {
+        method: TransferMethod::Eip3009,
+        payer: [payer; 20],
+        nonce: [nonce; 32],
+        amount: Usdc(amount),
+        tx: [8; 32],
+        block: 5,
+        recorded,
+    }
 }
 
 fn unpaid(payer: u8, nonce: u8) -> BookInput {
@@ -64,7 +97,15 @@ fn unpaid(payer: u8, nonce: u8) -> BookInput {
 
 fn ask(payer: u8, nonce: u8, body: u8) -> Ask {
     let r = reservation(payer, nonce, body, Timing::AtOnce);
-    Ask { payer: [payer; 20], nonce: [nonce; 32], route: r.route, body_digest: r.body_digest, fresh: false }
+    Ask {
+        method: TransferMethod::Eip3009,
+        payer: [payer; 20],
+        nonce: [nonce; 32],
+        route: r.route,
+        body_digest: r.body_digest,
+        identifier: None,
+        fresh: false,
+    }
 }
 
 /// Applies each input twice: the second time nothing may change and nothing may be said.
@@ -193,7 +234,7 @@ fn unpaid_is_lost_only_if_something_was_delivered() {
 
 #[test]
 fn a_reorganisation_takes_income_back_and_gives_it_again() {
-    let reversed = BookInput::Reversed { payer: [1; 20], nonce: [1; 32] };
+    let reversed = BookInput::Reversed { method: TransferMethod::Eip3009, payer: [1; 20], nonce: [1; 32] };
     check(
         vec![reserved(1, 1), sent(1, 1), delivered(1, 1, true), settled(1, 1, 100, true), reversed.clone()],
         expect!["settle receipt earned unearned | served_unsettled 100 | open 1"],
@@ -201,8 +242,8 @@ fn a_reorganisation_takes_income_back_and_gives_it_again() {
     let mut book = ChannelBook::new(Limits::default());
     let inputs = [reserved(1, 1), delivered(1, 1, true), settled(1, 1, 100, true), reversed.clone()];
     run(&mut book, inputs);
-    let (_, _, payment) = book.unsettled().next().unwrap();
-    assert_eq!(payment, &Payment::Unknown);
+    let (_, entry) = book.unsettled().next().unwrap();
+    assert_eq!(entry.payment, Payment::Unknown);
     assert_eq!(run(&mut book, [sent(1, 1), settled(1, 1, 100, true)]), ["receipt", "earned"]);
     check(vec![settled(1, 1, 100, true), reversed], expect![" |  | open 0"]);
 }
@@ -294,8 +335,11 @@ fn an_aborted_request_is_served_again_while_that_charges_nobody_twice() {
 #[test]
 fn a_crash_charges_the_last_mark_and_aborts_the_rest() {
     let mut book = ChannelBook::new(Limits::default());
-    run(&mut book, [reserved(1, 1), reserved(1, 2), BookInput::Mark { request: id(1, 1), tokens: 64 }]);
-    run(&mut book, [BookInput::Mark { request: id(1, 1), tokens: 12 }]);
+    run(
+        &mut book,
+        [reserved(1, 1), reserved(1, 2), BookInput::Mark { request: id(1, 1), tokens: 64, amount: Usdc(30) }],
+    );
+    run(&mut book, [BookInput::Mark { request: id(1, 1), tokens: 12, amount: Usdc(5) }]);
     let inputs = book.interrupted(NOW + 9);
     run(&mut book, inputs);
     let Service::Delivered(delivery) = &book.entry(&id(1, 1)).unwrap().service else { panic!() };
@@ -334,6 +378,7 @@ fn money_nobody_asks_for_is_kept_a_while_then_called_unclaimed() {
 #[test]
 fn the_first_word_about_a_settlement_counts_and_a_later_one_may_name_its_transaction() {
     let said = |amount, tx: u8| BookInput::Settled {
+        method: TransferMethod::Eip3009,
         payer: [1; 20],
         nonce: [1; 32],
         amount: Usdc(amount),
@@ -347,6 +392,112 @@ fn the_first_word_about_a_settlement_counts_and_a_later_one_may_name_its_transac
     assert_eq!(run(&mut book, [said(1, 7), said(1, 8)]), Vec::<&str>::new());
     let settled = Payment::Settled { amount: Usdc(100), tx: [7; 32], block: 7, recorded: true };
     assert_eq!(book.entry(&id(1, 1)).unwrap().payment, settled);
+}
+
+const UPTO: Proxy = Proxy::Upto { facilitator: [0xFA; 20] };
+
+/// Inputs about a payment by Permit2.
+fn by_permit2(nonce: u8) -> RequestId {
+    RequestId::of_payment(TransferMethod::Permit2, &[1; 20], &[nonce; 32])
+}
+
+fn delivered_worth(nonce: u8, amount: u128) -> BookInput {
+    let BookInput::Delivered { delivery, .. } = delivered(1, nonce, false) else { unreachable!() };
+    BookInput::Delivered { request: by_permit2(nonce), delivery, amount: Usdc(amount) }
+}
+
+fn moved(nonce: u8, amount: u128) -> BookInput {
+    let (method, payer, nonce) = (TransferMethod::Permit2, [1; 20], [nonce; 32]);
+    BookInput::Settled { method, payer, nonce, amount: Usdc(amount), tx: [8; 32], block: 5, recorded: false }
+}
+
+#[test]
+fn upto_is_charged_by_what_was_delivered_and_exact_is_not() {
+    let asked = |proxy| BookInput::Reserved(permitted(1, 1, 1, proxy));
+    check(vec![asked(UPTO)], expect![" | reserved 100 | open 1"]);
+    check(vec![asked(UPTO), delivered_worth(1, 40)], expect!["settle | served_unsettled 40 | open 1"]);
+    check(vec![asked(UPTO), delivered_worth(1, 5_000)], expect!["settle | served_unsettled 100 | open 1"]);
+    check(vec![asked(Proxy::Exact), delivered_worth(1, 40)], expect!["settle | served_unsettled 100 | open 1"]);
+    check(
+        vec![asked(UPTO), delivered_worth(1, 40), moved(1, 40)],
+        expect!["settle receipt earned | settled 40, earned 40 | open 0"],
+    );
+    // After a crash the last durable mark is charged; without one the permission is left alone.
+    let mut book = ChannelBook::new(Limits::default());
+    let mark = BookInput::Mark { request: by_permit2(1), tokens: 64, amount: Usdc(30) };
+    run(&mut book, [asked(UPTO), BookInput::Reserved(permitted(1, 2, 2, UPTO)), mark]);
+    let inputs = book.interrupted(NOW + 9);
+    assert_eq!(run(&mut book, inputs), ["settle"]);
+    assert_eq!(book.entry(&by_permit2(1)).unwrap().charge, Usdc(30));
+    assert!(!book.may_settle(&by_permit2(2)));
+}
+
+#[test]
+fn nothing_delivered_leaves_the_permission_alone() {
+    let aborted = BookInput::Aborted { request: by_permit2(1), why: AbortWhy::Engine };
+    let asked = BookInput::Reserved(permitted(1, 1, 1, UPTO));
+    check(vec![asked.clone(), aborted.clone()], expect![" |  | open 0"]);
+    let mut book = ChannelBook::new(Limits::default());
+    run(&mut book, [asked, aborted.clone()]);
+    // Its nonce pays for nothing else, and for the same question still.
+    let same = Ask { method: TransferMethod::Permit2, ..ask(1, 1, 1) };
+    let other = Ask { body_digest: [9; 32], ..same.clone() };
+    assert_eq!(book.decide(&other, NOW), Decision::Conflict { request: by_permit2(1) });
+    assert_eq!(book.decide(&same, NOW), Decision::New);
+    // A third party settled the `exact` one all the same: no record, so it buys an answer instead of going back.
+    let asked = BookInput::Reserved(permitted(1, 1, 1, Proxy::Exact));
+    check(vec![asked.clone(), aborted.clone(), moved(1, 100)], expect![" | settled 100, stranded 100 | open 0"]);
+    check(
+        vec![asked.clone(), aborted, moved(1, 100), asked, delivered_worth(1, 40)],
+        expect!["receipt earned | settled 100, earned 100 | open 0"],
+    );
+}
+
+#[test]
+fn nonces_of_the_two_methods_are_two() {
+    let mut book = ChannelBook::new(Limits::default());
+    run(&mut book, [reserved(1, 1), BookInput::Reserved(permitted(1, 1, 1, UPTO))]);
+    assert_eq!(book.entries().count(), 2);
+    run(&mut book, [moved(1, 40)]);
+    assert_eq!(book.entry(&id(1, 1)).unwrap().settled(), None);
+    assert_eq!(book.entry(&by_permit2(1)).unwrap().settled(), Some(Usdc(40)));
+}
+
+#[test]
+fn an_answer_is_confirmed_after_it_was_charged() {
+    let mut book = ChannelBook::new(Limits::default());
+    let request = by_permit2(1);
+    run(&mut book, [BookInput::Reserved(permitted(1, 1, 7, UPTO)), delivered_worth(1, 40), moved(1, 40)]);
+    assert_eq!(book.decide(&ask(1, 2, 7), NOW), Decision::Replay { request }, "it may be lost");
+    let BookInput::Delivered { delivery, .. } = delivered(1, 1, true) else { unreachable!() };
+    run(&mut book, [BookInput::Delivered { request, delivery, amount: Usdc(99) }]);
+    assert_eq!(book.decide(&ask(1, 2, 7), NOW), Decision::New);
+    assert_eq!(book.entry(&request).unwrap().charge, Usdc(40), "said again, it charges nothing");
+}
+
+#[test]
+fn a_named_request_is_one_whatever_pays_for_it() {
+    let name = Some([0x1D; 32]);
+    let asked = |nonce, body| Ask { identifier: name, ..ask(1, nonce, body) };
+    let mut book = ChannelBook::new(Limits::default());
+    let first = Reservation { identifier: name, ..reservation(1, 1, 1, Timing::AtOnce) };
+    run(&mut book, [BookInput::Reserved(first)]);
+    let request = id(1, 1);
+    assert_eq!(book.decide(&asked(2, 1), NOW), Decision::InFlight { request });
+    run(&mut book, [delivered(1, 1, true), settled(1, 1, 100, true)]);
+    // It has its answer, and asks under the same name: a repetition, even with another nonce or another scheme.
+    assert_eq!(book.decide(&asked(2, 1), NOW), Decision::Replay { request });
+    assert_eq!(book.decide(&Ask { fresh: true, ..asked(2, 1) }, NOW), Decision::Replay { request });
+    assert_eq!(book.decide(&Ask { method: TransferMethod::Permit2, ..asked(3, 1) }, NOW), Decision::Replay { request });
+    assert_eq!(book.decide(&asked(2, 9), NOW), Decision::Conflict { request }, "one name, two questions");
+    assert_eq!(book.decide(&Ask { payer: [2; 20], ..asked(2, 1) }, NOW), Decision::New, "another payer's name");
+    assert_eq!(book.decide(&ask(1, 2, 1), NOW), Decision::New, "no name");
+    // What came to nothing gives its name back, and so does what is forgotten.
+    let lost = Reservation { identifier: name, ..reservation(3, 1, 1, Timing::AtOnce) };
+    run(&mut book, [BookInput::Reserved(lost), aborted(3, 1)]);
+    assert_eq!(book.decide(&Ask { payer: [3; 20], ..asked(2, 1) }, NOW), Decision::New);
+    run(&mut book, [BookInput::Pruned { before: NOW + 1 }]);
+    assert_eq!(book.decide(&asked(2, 1), NOW), Decision::New);
 }
 
 #[test]

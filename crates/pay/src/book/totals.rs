@@ -46,7 +46,7 @@ impl Totals {
             (Service::Serving { .. }, Payment::Settled { amount, .. }) => totals.held = *amount,
             (_, Payment::Settled { .. } | Payment::Unpaid { .. }) => {}
             (Service::Serving { .. }, _) => totals.reserved = entry.value(),
-            (Service::Delivered(_), _) => totals.served_unsettled = entry.value(),
+            (Service::Delivered(_), _) => totals.served_unsettled = entry.charge,
             (Service::Aborted { .. }, _) => {}
         }
         totals

@@ -1,5 +1,6 @@
 //! Several schemes at once: what is offered, which of them a payment took, and what its answer says.
 
+use super::identifier::{self, IDENTIFIER};
 use super::{Challenge, MAX_TIMEOUT_SECS, Seller, base64_value, payment_header};
 use crate::book::channels::{Channel, Told};
 use crate::reason::{Reason, Refusal};
@@ -17,6 +18,8 @@ use alloy::primitives::{Address, B256};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::{Map, Value, json};
 
+pub use crate::scheme::TransferMethod;
+
 /// How channels are offered; all of it is part of each channel's name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChannelTerms {
@@ -28,20 +31,16 @@ pub struct ChannelTerms {
     pub deposit_min: Usdc,
 }
 
-/// What a token without EIP-3009 is paid with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TransferMethod {
-    Eip3009,
-    Permit2,
-}
-
 /// The schemes offered for one request, each with its price in the asset's units: the same work at the scheme's own
 /// gas. `None`: not offered.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Prices {
     pub channel: Option<ChannelPrice>,
     pub upto: Option<Usdc>,
+    /// By the token's own method, [`Terms::transfer`].
     pub exact: Option<Usdc>,
+    /// By Permit2, beside the token's own method.
+    pub exact_permit2: Option<Usdc>,
 }
 
 /// Price of a call on a channel.
@@ -71,66 +70,69 @@ pub enum Accepted {
     Channel(VerifiedVoucher),
 }
 
+/// A payment that came with a request, verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Taken {
+    pub payment: Accepted,
+    /// Digest of the name that the customer gave its request ([`identifier::of`]).
+    pub identifier: Option<Hash>,
+}
+
 /// Terms of one request that a payment of any scheme is held against.
 pub struct Terms<'a> {
     pub prices: Prices,
     pub resource: &'a Resource,
-    /// See [`super::Quote`].
-    pub quoted_before: &'a (dyn Fn(Usdc) -> bool + Sync),
-    /// See [`super::Quote`]; for EIP-3009.
-    pub known: &'a (dyn Fn(&[u8; 20], &Hash) -> bool + Sync),
+    /// See [`super::Quote`]; by scheme, because each has a price of its own.
+    pub quoted_before: &'a (dyn Fn(&str, Usdc) -> bool + Sync),
+    /// See [`super::Quote`]; payer and nonce, which each method has of its own.
+    pub known: &'a (dyn Fn(TransferMethod, &[u8; 20], &Hash) -> bool + Sync),
     /// The relay's address: who settles `upto`.
     pub facilitator: Address,
     pub channels: &'a ChannelTerms,
+    /// The token's own method: what `exact` and deposits are paid with.
     pub transfer: TransferMethod,
+    /// The token takes EIP-2612 permissions, and whoever settles hands them in: a customer needs no transaction to let
+    /// Permit2 spend.
+    pub takes_permits: bool,
 }
 
+/// One way to pay: scheme and transfer method.
+type Way = (&'static str, TransferMethod);
+
 impl Seller {
-    /// The offer of this scheme for this amount, if it is one of ours.
-    pub fn requirements_of(&self, scheme: &str, amount: Usdc, terms: &Terms<'_>) -> Option<PaymentRequirements> {
+    /// The offer of this way to pay, for this amount.
+    fn requirements_of(&self, (scheme, method): Way, amount: Usdc, terms: &Terms<'_>) -> PaymentRequirements {
         let mut extra = json!({ "name": self.token_name, "version": self.token_version });
+        if method == TransferMethod::Permit2 {
+            extra["assetTransferMethod"] = "permit2".into();
+        }
         match scheme {
-            EXACT if terms.transfer == TransferMethod::Permit2 => extra["assetTransferMethod"] = "permit2".into(),
-            EXACT => {}
-            UPTO => {
-                extra["assetTransferMethod"] = "permit2".into();
-                extra["facilitatorAddress"] = terms.facilitator.to_checksum(None).into();
-            }
+            UPTO => extra["facilitatorAddress"] = terms.facilitator.to_checksum(None).into(),
             CHANNEL => {
                 extra["receiverAuthorizer"] = terms.channels.receiver_authorizer.to_checksum(None).into();
                 extra["withdrawDelay"] = terms.channels.withdraw_delay_secs.into();
                 extra["minDeposit"] = terms.channels.deposit_min.micro().to_string().into();
-                if terms.transfer == TransferMethod::Permit2 {
-                    extra["assetTransferMethod"] = "permit2".into();
-                }
             }
-            _ => return None,
+            _ => {}
         }
         let (kind, parties) = ((scheme, self.network.as_str()), (self.asset, self.pay_to));
-        Some(PaymentRequirements::new(kind, amount, parties, MAX_TIMEOUT_SECS, extra))
+        PaymentRequirements::new(kind, amount, parties, MAX_TIMEOUT_SECS, extra)
     }
 
     /// All offers, cheapest for the payer first; at the same price the one that costs it least gas and trust.
     pub fn offers(&self, terms: &Terms<'_>, reason: Reason) -> PaymentRequired {
-        let Prices { channel, upto, exact } = terms.prices;
-        let mut priced: Vec<(Usdc, &str, Usdc)> = [
-            channel.map(|price| (price.ceiling, CHANNEL, price.amount())),
-            upto.map(|price| (price, UPTO, price)),
-            exact.map(|price| (price, EXACT, price)),
-        ]
-        .into_iter()
-        .flatten()
-        .collect();
+        let mut priced = terms.ways();
         priced.sort_by_key(|(price, _, _)| *price);
-        let accepts = priced.iter().filter_map(|(_, scheme, amount)| self.requirements_of(scheme, *amount, terms));
+        let accepts = priced.iter().map(|(_, way, amount)| self.requirements_of(*way, *amount, terms));
         let mut offer = PaymentRequired::new(reason.as_str(), terms.resource, accepts.collect());
-        if terms.transfer == TransferMethod::Permit2 {
-            // The extension by which a customer without gas lets Permit2 spend.
-            offer.extensions = Some(json!({ "eip2612GasSponsoring": { "info": {
+        let mut extensions = json!({ IDENTIFIER: identifier::declaration() });
+        if terms.takes_permits && priced.iter().any(|(_, (_, method), _)| *method == TransferMethod::Permit2) {
+            extensions["eip2612GasSponsoring"] = json!({ "info": {
                 "description": "The facilitator accepts EIP-2612 gasless Permit to `Permit2` canonical contract.",
                 "version": "1",
-            } } }));
+            } });
         }
+        offer.extensions = Some(extensions);
         offer
     }
 
@@ -174,9 +176,13 @@ impl Seller {
         terms: &Terms<'_>,
         channel_domain: &ChannelDomain,
         chain_now: u64,
-    ) -> Result<Accepted, Box<Challenge>> {
+    ) -> Result<Taken, Box<Challenge>> {
         let found = match payment_header(headers) {
-            Ok(Some(header)) => self.verify_any(header, terms, channel_domain, chain_now),
+            Ok(Some(header)) => PaymentPayload::from_header(header).and_then(|payment| {
+                let identifier = identifier::of(headers, &payment)?;
+                let payment = self.verify_any(&payment, terms, channel_domain, chain_now)?;
+                Ok(Taken { payment, identifier })
+            }),
             Ok(None) => Err(Refusal::new(
                 Reason::PaymentRequired,
                 "this costs money: pay with an x402 client (PAYMENT-REQUIRED has the offers)",
@@ -188,49 +194,48 @@ impl Seller {
 
     fn verify_any(
         &self,
-        header: &str,
+        payment: &PaymentPayload,
         terms: &Terms<'_>,
         channel_domain: &ChannelDomain,
         chain_now: u64,
     ) -> Result<Accepted, Refusal> {
-        let payment = PaymentPayload::from_header(header)?;
         let text = |name: &str| payment.accepted.get(name).and_then(Value::as_str).unwrap_or_default();
         let accepted = wire::amount(text("amount"))?;
-        let scheme = text("scheme").to_owned();
-        let Prices { channel, upto, exact } = terms.prices;
-        let price = match scheme.as_str() {
-            CHANNEL => channel.map(|price| price.amount()),
-            UPTO => upto,
-            EXACT => exact,
-            _ => None,
+        let by_permit2 = payment.accepted["extra"]["assetTransferMethod"] == "permit2";
+        let method = if by_permit2 { TransferMethod::Permit2 } else { TransferMethod::Eip3009 };
+        // Of one scheme by another method than is offered: what is wrong with it is said by its verification.
+        let ways = terms.ways().into_iter().filter(|(_, (scheme, _), _)| *scheme == text("scheme"));
+        let Some((_, way, price)) = ways.min_by_key(|(_, (_, offered), _)| *offered != method) else {
+            let message = format!("scheme {:.40?} is not offered here", text("scheme"));
+            return Err(Refusal::new(Reason::InvalidScheme, message));
         };
-        let offered = price.and_then(|price| Some((price, self.requirements_of(&scheme, accepted, terms)?)));
-        let Some((price, offered)) = offered else {
-            return Err(Refusal::new(Reason::InvalidScheme, format!("scheme {scheme:.40?} is not offered here")));
-        };
-        let is_enough = accepted >= price || (terms.quoted_before)(accepted);
+        let offered = self.requirements_of(way, accepted, terms);
+        let is_enough = accepted >= price || (terms.quoted_before)(way.0, accepted);
         let moved = || {
             let message = format!("the price is {price} now, {accepted} was accepted");
             Refusal::new(Reason::PriceMoved, message)
         };
-        match scheme.as_str() {
-            CHANNEL => {
-                let found = verify_voucher(channel_domain, &self.domain, &payment, &offered, chain_now)?;
+        match way {
+            (CHANNEL, _) => {
+                let found = verify_voucher(channel_domain, &self.domain, payment, &offered, chain_now)?;
                 // A refund costs nothing, whatever the price.
                 let is_refund = matches!(found.kind, crate::scheme::channel::server::VoucherKind::Refund { .. });
                 if is_enough || is_refund { Ok(Accepted::Channel(found)) } else { Err(moved()) }
             }
-            EXACT if terms.transfer == TransferMethod::Eip3009 => {
-                let known = |payer: &Address, nonce: &B256| (terms.known)(&payer.0.0, &nonce.0);
+            (EXACT, method @ TransferMethod::Eip3009) => {
+                let known = |payer: &Address, nonce: &B256| (terms.known)(method, &payer.0.0, &nonce.0);
                 let now_for = |payer: &Address, nonce: &B256| (!known(payer, nonce)).then_some(chain_now);
-                let found = verify_in(&self.domain, &payment, &offered, now_for)?;
+                let found = verify_in(&self.domain, payment, &offered, now_for)?;
                 let is_taken = is_enough || known(&found.payer, &found.nonce);
                 if is_taken { Ok(Accepted::Exact(found)) } else { Err(moved()) }
             }
             _ => {
                 let domain = Permit2Domain { chain_id: self.chain_id };
-                let found = verify_permit2(domain, &payment, &offered, chain_now)?;
-                if is_enough { Ok(Accepted::Permit2(found)) } else { Err(moved()) }
+                let known = |payer: &[u8; 20], nonce: &Hash| (terms.known)(TransferMethod::Permit2, payer, nonce);
+                let now_for = |payer: &[u8; 20], nonce: &Hash| (!known(payer, nonce)).then_some(chain_now);
+                let found = verify_permit2(domain, payment, &offered, now_for)?;
+                let is_taken = is_enough || known(&found.payer, &found.nonce);
+                if is_taken { Ok(Accepted::Permit2(found)) } else { Err(moved()) }
             }
         }
     }
@@ -279,6 +284,22 @@ impl Seller {
             rest: Map::from_iter([("extra".to_owned(), extra)]),
         };
         (PAYMENT_RESPONSE, base64_value(response.to_header()))
+    }
+}
+
+impl Terms<'_> {
+    /// What is offered: (what the call costs at most, the way to pay, the offer's amount).
+    fn ways(&self) -> Vec<(Usdc, Way, Usdc)> {
+        let Prices { channel, upto, exact, exact_permit2 } = self.prices;
+        [
+            channel.map(|price| (price.ceiling, (CHANNEL, self.transfer), price.amount())),
+            upto.map(|price| (price, (UPTO, TransferMethod::Permit2), price)),
+            exact.map(|price| (price, (EXACT, self.transfer), price)),
+            exact_permit2.map(|price| (price, (EXACT, TransferMethod::Permit2), price)),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
     }
 }
 

@@ -184,15 +184,18 @@ impl Inner {
                 channel: is_offered("batch-settlement").then_some(ChannelPrice { ceiling, carry }),
                 upto: is_offered("upto").then_some(ceiling),
                 exact: is_offered("exact").then_some(ceiling),
+                exact_permit2: None,
             },
             resource: &resource,
-            quoted_before: &|_| false,
-            known: &|_, _| false,
+            quoted_before: &|_, _| false,
+            known: &|_, _, _| false,
             facilitator: RELAY,
             channels: &self.terms,
             transfer: self.transfer,
+            takes_permits: self.transfer == TransferMethod::Permit2,
         };
-        let answer = match self.seller.accept_any(&headers, &terms, &self.domain, wall()) {
+        let taken = self.seller.accept_any(&headers, &terms, &self.domain, wall());
+        let answer = match taken.map(|taken| taken.payment) {
             Err(challenge) => Err(challenge),
             Ok(Accepted::Channel(paid)) => self.clone().on_channel(paid, &terms, ceiling, &body, is_stream).await,
             Ok(Accepted::Permit2(paid)) => self.on_permit2(&paid, &terms, &body, is_stream).await,
@@ -312,6 +315,7 @@ impl Inner {
             ceiling,
             route: ask.route,
             body_digest: ask.body_digest,
+            identifier: None,
             prompt_tokens: 11,
             max_tokens: 16,
             at: wall(),
@@ -403,7 +407,7 @@ impl Inner {
         };
         let (tx, done) = self.send("permit2", RELAY, to, &upto::facilitator::settle_call(paid, amount)).await;
         assert!(done, "it was simulated");
-        let request = RequestId::of_payment(&paid.payer, &paid.nonce);
+        let request = RequestId::of_payment(TransferMethod::Permit2, &paid.payer, &paid.nonce);
         self.desk.lock().unwrap().receipts.insert(request, amount);
         Ok(self.settled(paid.payer.into(), amount, &tx, tokens, is_stream))
     }
@@ -434,7 +438,7 @@ impl Inner {
         if !done {
             return Err(self.refuse(terms, Reason::InvalidTransactionState, "the transfer reverted"));
         }
-        let request = RequestId::of_payment(&paid.payer.into_array(), &paid.nonce.0);
+        let request = RequestId::of_payment(TransferMethod::Eip3009, &paid.payer.into_array(), &paid.nonce.0);
         self.desk.lock().unwrap().receipts.insert(request, paid.value);
         Ok(self.settled(paid.payer, paid.value, &tx, tokens_of(body), is_stream))
     }

@@ -11,7 +11,9 @@ use axum::routing::{get, post};
 use pay::book::{Ask, Delivery, Finish, Limits, Reservation, Timing};
 use pay::seller::{FRESH_ANSWER, Quote};
 use pay::wire::{PAYMENT_SIGNATURE, PaymentPayload, Resource};
-use pay::{BookInput, ChannelBook, Decision, Reason, Refusal, RequestId, Seller, Usdc, Verified};
+use pay::{
+    BookInput, ChannelBook, Decision, Reason, Refusal, RequestId, Seller, Settle, TransferMethod, Usdc, Verified,
+};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, VecDeque};
@@ -184,7 +186,7 @@ impl Inner {
             amount: shelf.price,
             resource: &resource,
             quoted_before: &|_| false,
-            known: &|payer, nonce| book.request_of(payer, nonce).is_some(),
+            known: &|payer, nonce| book.request_of(TransferMethod::Eip3009, payer, nonce).is_some(),
         };
         let refused = match trouble {
             Some(Trouble::Refuse(reason)) => {
@@ -201,10 +203,12 @@ impl Inner {
             }
         };
         let ask = Ask {
+            method: TransferMethod::Eip3009,
             payer: verified.payer.into_array(),
             nonce: verified.nonce.0,
             route: "POST /v1/chat/completions".into(),
             body_digest: Sha256::digest(body).into(),
+            identifier: None,
             fresh: headers.contains_key(&FRESH_ANSWER),
         };
         let request = match shelf.book.decide(&ask, now) {
@@ -219,7 +223,7 @@ impl Inner {
     }
 
     fn serve(&self, shelf: &mut Shelf, verified: &Verified, ask: &Ask, body: &Bytes, now: u64) -> RequestId {
-        let request = RequestId::of_payment(&ask.payer, &ask.nonce);
+        let request = RequestId::of_payment(ask.method, &ask.payer, &ask.nonce);
         let asked: Value = serde_json::from_slice(body).unwrap();
         let text = format!("You said: {}", asked["messages"][0]["content"].as_str().unwrap());
         let tx = Sha256::digest(ask.nonce).into();
@@ -240,20 +244,21 @@ impl Inner {
         };
         let reservation = Reservation {
             request,
-            settlement: verified.settlement(),
+            settlement: Settle::Exact(verified.settlement()),
             timing: Timing::AtOnce,
             route: ask.route.clone(),
             body_digest: ask.body_digest,
+            identifier: ask.identifier,
             prompt_tokens: 1,
             max_tokens: 16,
             at: now,
         };
-        let (payer, nonce, amount) = (ask.payer, ask.nonce, verified.value);
+        let (method, payer, nonce, amount) = (ask.method, ask.payer, ask.nonce, verified.value);
         for input in [
             BookInput::Reserved(reservation),
             BookInput::SettleSent { request },
-            BookInput::Settled { payer, nonce, amount, tx, block: 1, recorded: true },
-            BookInput::Delivered { request, delivery },
+            BookInput::Settled { method, payer, nonce, amount, tx, block: 1, recorded: true },
+            BookInput::Delivered { request, delivery, amount },
         ] {
             shelf.book.apply(input);
         }

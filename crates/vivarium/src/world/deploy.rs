@@ -7,10 +7,12 @@ use alloy::eips::BlockId;
 use alloy::primitives::{Address, Bytes};
 use alloy::signers::local::PrivateKeySigner;
 use anyhow::{Context, Result};
-use chain::bindings::{Addresses, BatchSettlement, DepositCollector3009};
+use chain::bindings::{Addresses, BatchSettlement, DepositCollector3009, ExactPermit2Proxy, Permit2, UptoPermit2Proxy};
 use chain::{Chain, Tx};
 use economy::{Timers, Usdc};
 use pay::scheme::channel::{BATCH_SETTLEMENT, COLLECTOR_3009};
+use pay::scheme::permit2::PERMIT2;
+use pay::scheme::upto::{EXACT_PROXY, UPTO_PROXY};
 use std::path::PathBuf;
 
 /// The people of a world and their development keys.
@@ -61,16 +63,21 @@ pub async fn contracts(chain: &Chain, people: &People, choices: &Choices) -> Res
     };
     let addresses = chain::deploy::deploy(chain, &people.creator, terms).await;
     let addresses = addresses.context("the contracts cannot be deployed")?;
-    channels(chain, people).await.context("the development channel contract cannot be deployed")?;
+    payments(chain, people).await.context("the development payment contracts cannot be deployed")?;
     Ok(addresses)
 }
 
-/// Puts the development channel contract and its collector at the addresses that x402 clients have built in.
-async fn channels(chain: &Chain, people: &People) -> Result<()> {
+/// Puts the development channel contract with its collector, Permit2 and the x402 proxies at the addresses that clients
+/// have built in.
+async fn payments(chain: &Chain, people: &People) -> Result<()> {
     let deployer = Wallet::new(chain.clone(), people.creator.clone());
-    for (at, code) in
-        [(BATCH_SETTLEMENT, &BatchSettlement::BYTECODE), (COLLECTOR_3009, &DepositCollector3009::BYTECODE)]
-    {
+    for (at, code) in [
+        (BATCH_SETTLEMENT, &BatchSettlement::BYTECODE),
+        (COLLECTOR_3009, &DepositCollector3009::BYTECODE),
+        (PERMIT2, &Permit2::BYTECODE),
+        (EXACT_PROXY, &ExactPermit2Proxy::BYTECODE),
+        (UPTO_PROXY, &UptoPermit2Proxy::BYTECODE),
+    ] {
         let nonce = chain.nonce(deployer.address(), BlockId::latest()).await?;
         let create = Tx { to: None, data: code.clone(), value: 0, gas: None, label: "a development contract" };
         deployer.send(create).await?;

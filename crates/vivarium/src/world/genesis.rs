@@ -34,6 +34,8 @@ const GAS_DAY_MAX_WEI: u128 = ETHER / 2;
 /// Least and most that one call may cost in real days, micro-USDC.
 const CALL_MIN: u128 = 1_000;
 const CALL_MAX: u128 = 50_000;
+/// What a transaction of its own adds to it: a settlement's gas on a public roll-up (docs/concepts/fees.md).
+const SETTLEMENT: u128 = 1_400;
 const MANDATE_DAYS: u32 = 365;
 /// The agent's own memory and its engine's, with room for the model's pages.
 const TENANT_MEMORY_MIB: u32 = 2_048;
@@ -148,6 +150,7 @@ pub fn manifest(choices: &Choices, names: Names) -> Manifest {
         margin_pct: 20,
         min_call_uusdc: CALL_MIN * dearer.min(10),
         max_call_uusdc: CALL_MAX * dearer,
+        settlement_uusdc: SETTLEMENT,
         finality_blocks: 2,
         store_urls: vec![store_url],
         model: node::manifest::Model {

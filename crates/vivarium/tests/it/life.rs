@@ -53,19 +53,35 @@ fn official_client(world: &Value, mode: &str, count: u32) -> Vec<Value> {
 
 /// The same client paying by vouchers on a channel; every run is a new client without memory of the one before.
 fn on_a_channel(world: &Value, mode: &str, count: u32) -> Vec<Value> {
-    let text = |value: &Value| value.as_str().expect("a word in world.json").to_owned();
-    let key = std::fs::read_to_string(text(&world["customer"]["key_file"])).expect("the key");
-    let key = key.lines().find(|l| l.starts_with("0x")).expect("a line with the key").trim().to_owned();
-    let out = Command::new("node")
-        .arg("schemes.mjs")
-        .args([&text(&world["agent"]["url"]), &key, &count.to_string(), mode, "batch-settlement"])
-        .args([&text(&world["rpc_url"]), &text(&world["usdc"])])
-        .current_dir(project().join("tests/clients"))
-        .output()
-        .expect("node runs");
+    by_scheme(world, mode, count, "batch-settlement", &[])
+}
+
+/// The same client paying by the scheme it is told to.
+fn by_scheme(world: &Value, mode: &str, count: u32, scheme: &str, flags: &[&str]) -> Vec<Value> {
+    let out = world::client(world, mode, count, scheme, flags);
     let said = String::from_utf8_lossy(&out.stdout);
     assert!(out.status.success(), "the official client failed: {said} {}", String::from_utf8_lossy(&out.stderr));
     said.lines().map(|l| serde_json::from_str(l).unwrap_or_else(|e| panic!("{e} in {l}"))).collect()
+}
+
+/// By Permit2: a ceiling of which only what was delivered moves, and an exact price; each in one transaction that the
+/// agent sends. The same question asked a hundred times at once under one name is answered once and paid once.
+fn by_permit2(world: &World) {
+    let file = world.world();
+    let asked = by_scheme(&file, "plain", 100, "upto", &["--approve", "--named", "--at-once"]);
+    let first = &asked[0];
+    assert!(first["charged"].as_str().is_some_and(|charged| charged == first["payment"]["amount"]), "{first}");
+    for answer in &asked {
+        assert_eq!(
+            (&answer["text"], &answer["payment"]),
+            (&first["text"], &first["payment"]),
+            "one answer, one charge"
+        );
+    }
+    // By now it is a payer with a record: the text streams, and its end waits for the settlement.
+    let asked = by_scheme(&file, "stream", 1, "exact-permit2", &[]);
+    assert_eq!(asked[0]["status"], 200, "{asked:?}");
+    assert!(asked[0]["text"].as_str().is_some_and(|text| text.contains("transaction")), "{asked:?}");
 }
 
 /// A program written for OpenAI, with nothing changed but its base URL. Then the budget is used up, and a new proxy
@@ -121,10 +137,13 @@ fn a_whole_life() {
     let calls = on_a_channel(&file, "stream", 3);
     let transactions = calls.iter().filter(|c| c["payment"]["transaction"].as_str().is_some_and(|tx| !tx.is_empty()));
     assert_eq!((calls.len(), transactions.count()), (3, 1), "one deposit: {calls:?}");
+    let gifts = micro(&world.agent().expect("a status"), "gifts_uusdc");
+    by_permit2(&world);
     openai_sdk_through_the_proxy(&world);
     let begun = world.ask(&["--remember", "--max-tokens", "24", "My name is Ada. Say hello."]).expect("an answer");
     let conversation = begun["id"].as_str().expect("the id of the stored answer").to_owned();
-    world.until("income in the ledger", |w| (micro(&w.agent()?, "earned_uusdc") > 0).then_some(()));
+    let booked = world.until("income in the ledger", |w| w.agent().filter(|s| micro(s, "earned_uusdc") > 0));
+    assert_eq!(micro(&booked, "gifts_uusdc"), gifts, "what customers paid by Permit2 is no gift: {booked}");
 
     // A planned move.
     let first = world.epoch().expect("an epoch");

@@ -164,6 +164,21 @@ impl Drop for World {
     }
 }
 
+/// The official JavaScript client in a world, paying by the scheme it is told to.
+pub fn client(world: &Value, mode: &str, count: u32, scheme: &str, flags: &[&str]) -> std::process::Output {
+    let text = |value: &Value| value.as_str().expect("a word in world.json").to_owned();
+    let key = std::fs::read_to_string(text(&world["customer"]["key_file"])).expect("the key");
+    let key = key.lines().find(|l| l.starts_with("0x")).expect("a line with the key").trim().to_owned();
+    Command::new("node")
+        .arg("schemes.mjs")
+        .args([&text(&world["agent"]["url"]), &key, &count.to_string(), mode, scheme])
+        .args([&text(&world["rpc_url"]), &text(&world["usdc"])])
+        .args(flags)
+        .current_dir(project().join("tests/clients"))
+        .output()
+        .expect("node runs")
+}
+
 pub fn program() -> &'static str {
     env!("CARGO_BIN_EXE_vivarium")
 }

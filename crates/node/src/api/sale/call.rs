@@ -1,7 +1,7 @@
 //! A sale that is paid by a voucher: put the deposit in if one came along, reserve, serve, charge what was delivered.
 //! Nothing of it waits for the chain but a deposit and a refund.
 
-use super::{Errand, Guard, Offers, Order, Sale, Terms, refused, start};
+use super::{Errand, Guard, Offers, Order, Paying, Sale, Tariff, Terms, Wishes, refused, start};
 use crate::api::Api;
 use crate::api::problem::Problem;
 use crate::ask::{Ask, Reserved};
@@ -64,7 +64,7 @@ impl Api {
         paid: VerifiedVoucher,
         order: Order,
         terms: Terms,
-        (errand, fresh): (Errand, bool),
+        wishes: Wishes,
         entered: InFlight,
     ) -> Result<Sale, Response> {
         let deposit = match &paid.kind {
@@ -72,7 +72,7 @@ impl Api {
             VoucherKind::Deposit(deposit) => Some(deposit.clone()),
             VoucherKind::Voucher => None,
         };
-        if errand == Errand::Probe {
+        if order.errand == Errand::Probe {
             let refusal = Refusal::new(Reason::PaymentRequired, "nothing is sold here: post your question");
             return Err(self.refuse(&terms, refusal));
         }
@@ -85,8 +85,8 @@ impl Api {
             ceiling,
             deposit: deposit.as_ref().map(|d| AskedDeposit { key: d.key(&channel), amount: d.amount }),
             route: order.route.to_owned(),
-            body_digest: order.body_digest,
-            fresh,
+            body_digest: order.question.digest,
+            fresh: wishes.fresh,
         };
         let generate = order.sampling.generate(order.prompt, terms.max_tokens, order.stop, rand::random());
         let begin = || start(&terms.engine, generate.clone());
@@ -96,12 +96,18 @@ impl Api {
             Some(_) => None,
         };
         let (mut seen, mut put_in) = (None, None);
-        for _ in 0..TURNS_MAX {
+        let mut turns = 0;
+        let not_reserved = loop {
+            turns += 1;
+            if turns > TURNS_MAX {
+                return Err(self.refuse(&terms, busy()));
+            }
             let want = CallWant {
                 ask: ask.clone(),
                 config: paid.config.clone(),
                 voucher: paid.voucher.clone(),
                 accepted: paid.accepted,
+                identifier: wishes.identifier,
                 prompt_tokens: terms.prompt_tokens,
                 max_tokens: terms.max_tokens,
                 seen: seen.take(),
@@ -121,8 +127,10 @@ impl Api {
                         amount: ceiling,
                         generation,
                         known_payer: true,
-                        call: Some(Call { paid, put_in }),
-                        price: terms.tariff,
+                        tariff: Tariff { price: terms.tariff, gas: Usdc::ZERO },
+                        question: order.question,
+                        signature: paid.voucher.signature,
+                        paying: Paying::Voucher(Call { paid, put_in }),
                         guard,
                         api: self.clone(),
                     });
@@ -146,17 +154,14 @@ impl Api {
                 CallAnswer::Refused(reason) => {
                     return Err(self.refuse(&terms, Refusal::new(reason, reason.as_str().replace('_', " "))));
                 }
-                CallAnswer::Replay { request } => {
-                    return Err(self.not_reserved(Reserved::Replay { request }, &terms).await);
-                }
-                CallAnswer::InFlight { request } => {
-                    return Err(self.not_reserved(Reserved::InFlight { request }, &terms).await);
-                }
-                CallAnswer::Limited(limit) => return Err(self.not_reserved(Reserved::Refused(limit), &terms).await),
-                CallAnswer::Closed(why) => return Err(self.not_reserved(Reserved::Closed(why), &terms).await),
+                CallAnswer::Replay { request } => break Reserved::Replay { request },
+                CallAnswer::InFlight { request } => break Reserved::InFlight { request },
+                CallAnswer::Conflict => break Reserved::Conflict,
+                CallAnswer::Limited(limit) => break Reserved::Refused(limit),
+                CallAnswer::Closed(why) => break Reserved::Closed(why),
             }
-        }
-        Err(self.refuse(&terms, busy()))
+        };
+        Err(self.not_reserved(not_reserved, order.question, &terms).await)
     }
 
     /// Simulated, sent, waited for.

@@ -74,6 +74,9 @@ pub struct CallReservation {
     pub ceiling: Usdc,
     pub route: String,
     pub body_digest: Hash,
+    /// Digest of the name that the customer gave its request: kept and looked up by the book, see
+    /// [`super::super::ChannelBook::named`].
+    pub identifier: Option<Hash>,
     pub prompt_tokens: u32,
     /// Completion tokens that the ceiling covers.
     pub max_tokens: u32,
@@ -82,7 +85,7 @@ pub struct CallReservation {
 }
 
 impl CallReservation {
-    pub(super) fn body_key(&self) -> Hash {
+    pub(in super::super) fn body_key(&self) -> Hash {
         body_key(&self.route, &self.body_digest)
     }
 }

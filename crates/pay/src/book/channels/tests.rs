@@ -57,6 +57,7 @@ fn reserve(channels: &Channels, ask: &ChannelAsk) -> CallReservation {
         ceiling: ask.ceiling,
         route: ask.route.clone(),
         body_digest: ask.body_digest,
+        identifier: None,
         prompt_tokens: 1,
         max_tokens: 64,
         at: NOW,
@@ -198,6 +199,37 @@ fn calls_at_once_share_what_the_voucher_covers() {
     // What came to nothing is served again under a name of its own.
     let again = reserve(&channels, &ask(1, 250, 100, 2));
     assert_ne!(again.request, second.request);
+}
+
+/// Opening more channels buys no more room: the limits count payers and all.
+#[test]
+fn open_calls_are_bounded_by_channel_by_payer_and_in_all() {
+    let limits =
+        ChannelLimits { open_per_channel_max: 2, open_per_payer_max: 3, open_max: 4, ..ChannelLimits::default() };
+    let mut channels = Channels::new(limits);
+    let limited = |channels: &Channels, n| channels.decide(&ask(n, 900, 10, 99), NOW);
+    for n in 1..=3 {
+        // Channels 1 and 2 are one payer's.
+        let config = ChannelConfig { payer: [n.max(2); 20], ..config(n) };
+        let opened = ChannelInput::Seen { channel: id(n), config, state: state(1_000, 0, 1), at: NOW };
+        run(&mut channels, [opened]);
+    }
+    let mut requests = Vec::new();
+    let mut open = |channels: &mut Channels, n, body| {
+        let reservation = reserve(channels, &ask(n, 900, 10, body));
+        requests.push(reservation.request);
+        run(channels, [ChannelInput::Reserved(reservation)]);
+    };
+    open(&mut channels, 1, 1);
+    open(&mut channels, 1, 2);
+    assert_eq!(limited(&channels, 1), ChannelDecision::Limited(LimitReached::OpenPerPayer), "of one channel");
+    open(&mut channels, 2, 3);
+    assert_eq!(limited(&channels, 2), ChannelDecision::Limited(LimitReached::OpenPerPayer), "of one payer");
+    open(&mut channels, 3, 4);
+    assert_eq!(limited(&channels, 3), ChannelDecision::Limited(LimitReached::Open), "in all");
+    // Ending calls makes room again.
+    run(&mut channels, [charged(requests[0], 1, true)]);
+    let ChannelDecision::New { .. } = limited(&channels, 3) else { panic!() };
 }
 
 #[test]

@@ -93,7 +93,7 @@ impl World {
                 }
             }
             2 if in_flight => {
-                self.record(node, BookInput::Mark { request, tokens: 64 });
+                self.record(node, BookInput::Mark { request, tokens: 64, amount: Usdc(30) });
                 self.served.insert((payer, nonce));
             }
             3 if in_flight => {
@@ -142,7 +142,11 @@ impl World {
     fn quiesce(&mut self, node: &mut Node) {
         self.restart(node);
         for _ in 0..2 {
-            let due: Vec<_> = node.book.unsettled().map(|(_, s, _)| (s.payer[0], s.nonce[0])).collect();
+            let due: Vec<_> = node
+                .book
+                .unsettled()
+                .map(|(_, e)| (e.reservation.settlement.payer()[0], e.reservation.settlement.nonce()[0]))
+                .collect();
             for (payer, nonce) in due {
                 self.record(node, sent(payer, nonce));
                 self.chain.paid.insert((payer, nonce));
@@ -153,8 +157,8 @@ impl World {
             }
             let owed: Vec<_> = node.book.owed().map(|(_, e, _)| e.reservation.settlement.clone()).collect();
             for settlement in owed {
-                assert!(self.chain.refunded.insert((settlement.payer[0], settlement.nonce[0])), "refunded twice");
-                let SettleExact { payer, nonce, value: amount, .. } = settlement;
+                assert!(self.chain.refunded.insert((settlement.payer()[0], settlement.nonce()[0])), "refunded twice");
+                let (payer, nonce, amount) = (settlement.payer(), settlement.nonce(), settlement.value());
                 self.record(node, BookInput::Refunded { payer, nonce, amount });
             }
         }
@@ -215,7 +219,7 @@ proptest! {
             let input = match op {
                 0 => reserved(payer, nonce),
                 1 => BookInput::Reserved(reservation(payer, nonce, nonce, Timing::OnDelivery)),
-                2 => BookInput::Mark { request, tokens: 64 },
+                2 => BookInput::Mark { request, tokens: 64, amount: Usdc(30) },
                 3 => delivered(payer, nonce, true),
                 4 => aborted(payer, nonce),
                 5 => sent(payer, nonce),
@@ -223,7 +227,7 @@ proptest! {
                 7 => unpaid(payer, nonce),
                 8 => BookInput::SettleUnknown { request },
                 9 => BookInput::Refunded { payer: [payer; 20], nonce: [nonce; 32], amount: Usdc(100) },
-                _ => BookInput::Reversed { payer: [payer; 20], nonce: [nonce; 32] },
+                _ => BookInput::Reversed { method: TransferMethod::Eip3009, payer: [payer; 20], nonce: [nonce; 32] },
             };
             let outputs = once.apply(input.clone());
             prop_assert_eq!(&twice.apply(input.clone()), &outputs);

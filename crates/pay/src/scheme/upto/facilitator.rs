@@ -83,3 +83,40 @@ fn upto_call(payment: &Permit2Payment, facilitator: [u8; 20], amount: Usdc) -> V
         }
     }
 }
+
+mod nonces {
+    alloy::sol! {
+        function nonceBitmap(address owner, uint256 word) external view returns (uint256);
+    }
+}
+
+/// Asks Permit2, to [`PERMIT2`](crate::scheme::permit2::PERMIT2), for the nonces of the payment's payer around its own.
+pub fn nonce_call(payment: &Permit2Payment) -> Vec<u8> {
+    let word = U256::from_be_bytes(payment.nonce) >> 8;
+    nonces::nonceBitmapCall { owner: payment.payer.into(), word }.abi_encode()
+}
+
+/// Whether the payment's nonce is spent, by the answer to [`nonce_call`]: it paid, somebody or something else was paid
+/// with it, or the payer withdrew it. `None` for what is no answer.
+pub fn nonce_is_spent(payment: &Permit2Payment, answer: &[u8]) -> Option<bool> {
+    let bitmap = nonces::nonceBitmapCall::abi_decode_returns(answer).ok()?;
+    Some(bitmap.bit(usize::from(payment.nonce[31])))
+}
+
+/// Whether these bytes, sent to the payment's proxy, settle this payment: its payer's and its nonce's, by whichever of
+/// the proxy's entries.
+pub fn settles(payment: &Permit2Payment, data: &[u8]) -> bool {
+    let ours = |owner: alloy::primitives::Address, nonce: U256| {
+        owner == payment.payer && nonce == U256::from_be_bytes(payment.nonce)
+    };
+    match payment.proxy {
+        Proxy::Exact => {
+            exact::settleCall::abi_decode(data).is_ok_and(|call| ours(call.owner, call.permit.nonce))
+                || exact::settleWithPermitCall::abi_decode(data).is_ok_and(|call| ours(call.owner, call.permit.nonce))
+        }
+        Proxy::Upto { .. } => {
+            upto::settleCall::abi_decode(data).is_ok_and(|call| ours(call.owner, call.permit.nonce))
+                || upto::settleWithPermitCall::abi_decode(data).is_ok_and(|call| ours(call.owner, call.permit.nonce))
+        }
+    }
+}

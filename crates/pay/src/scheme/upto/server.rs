@@ -1,8 +1,8 @@
-use super::types::{Permit2Domain, Permit2Payment, Proxy};
-use super::{UPTO, types};
+use super::UPTO;
+use super::types::{self, Permit2Domain, Permit2Payment, Proxy};
 use crate::scheme::channel::server::recover;
 use crate::scheme::check_terms;
-use crate::scheme::exact::EXACT;
+use crate::scheme::exact::{EXACT, Hash};
 use crate::scheme::permit2;
 use crate::wire::{self, PaymentPayload, PaymentRequirements, bytes, invalid, seconds};
 use crate::{Reason, Refusal};
@@ -14,7 +14,8 @@ use serde_json::Value;
 pub const DEADLINE_MARGIN_SECS: u64 = 6;
 
 /// Checks a Permit2 payment against an offer of `upto`, or of `exact` with `assetTransferMethod` `permit2`: one
-/// recovery, no I/O. `chain_now` is the timestamp of the newest block.
+/// recovery, no I/O. `now_for(payer, nonce)` gives the timestamp of the newest block, or `None` for a payment that was
+/// taken before: a client that asks again for its answer may do so after the deadline.
 ///
 /// Refusals carry the official packages' name of the first thing that is wrong, in this order: terms, shape, spender,
 /// payee, facilitator, token, amount, times, signature.
@@ -22,7 +23,7 @@ pub fn verify(
     domain: Permit2Domain,
     payment: &PaymentPayload,
     offered: &PaymentRequirements,
-    chain_now: u64,
+    now_for: impl Fn(&[u8; 20], &Hash) -> Option<u64>,
 ) -> Result<Permit2Payment, Refusal> {
     check_terms(payment, offered)?;
     let mut found = read(payment, offered)?;
@@ -44,13 +45,8 @@ pub fn verify(
         let message = format!("permitted {}, the offer is {}", found.amount, offered.amount());
         return Err(Refusal::new(Reason::Permit2Amount, message));
     }
-    if found.deadline < chain_now.saturating_add(DEADLINE_MARGIN_SECS) {
-        let message = format!("the deadline is {}, chain time is {chain_now}", found.deadline);
-        return Err(Refusal::new(Reason::Permit2Deadline, message));
-    }
-    if found.valid_after > chain_now {
-        let message = format!("valid after {}, chain time is {chain_now}", found.valid_after);
-        return Err(Refusal::new(Reason::Permit2NotYetValid, message));
+    if let Some(chain_now) = now_for(&found.payer, &found.nonce) {
+        check_times(&found, chain_now)?;
     }
     let signer = recover(&found.signature, domain.digest(&found));
     let signer = signer.map_err(|message| Refusal::new(Reason::Permit2Signature, message))?;
@@ -60,6 +56,18 @@ pub fn verify(
     }
     found.permit = permit_of(payment, &found)?;
     Ok(found)
+}
+
+fn check_times(found: &Permit2Payment, chain_now: u64) -> Result<(), Refusal> {
+    if found.deadline < chain_now.saturating_add(DEADLINE_MARGIN_SECS) {
+        let message = format!("the deadline is {}, chain time is {chain_now}", found.deadline);
+        return Err(Refusal::new(Reason::Permit2Deadline, message));
+    }
+    if found.valid_after > chain_now {
+        let message = format!("valid after {}, chain time is {chain_now}", found.valid_after);
+        return Err(Refusal::new(Reason::Permit2NotYetValid, message));
+    }
+    Ok(())
 }
 
 fn read(payment: &PaymentPayload, offered: &PaymentRequirements) -> Result<Permit2Payment, Refusal> {

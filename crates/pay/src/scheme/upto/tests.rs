@@ -31,7 +31,7 @@ fn the_official_clients_messages_hold_and_ours_are_the_same() {
     let payments = payments();
     assert_eq!(payments.len(), 3);
     for (payment, offer) in payments {
-        let verified = verify(DOMAIN, &payment, &offer, NOW).unwrap();
+        let verified = verify(DOMAIN, &payment, &offer, |_, _| Some(NOW)).unwrap();
         assert_eq!((verified.payer, verified.amount), (signer.address().into_array(), offer.amount()));
         let signed_at = verified.deadline - offer.max_timeout_secs();
         let ours = client::sign(&signer, &offer, signed_at, verified.nonce).unwrap();
@@ -58,6 +58,31 @@ fn what_is_wrong_is_named() {
     ] {
         let mut wrong = payment.clone();
         *wrong.payload.pointer_mut(path).unwrap() = value.clone();
-        assert_eq!(verify(DOMAIN, &wrong, &offer, NOW).unwrap_err().reason, expected, "{path} {value}");
+        assert_eq!(verify(DOMAIN, &wrong, &offer, |_, _| Some(NOW)).unwrap_err().reason, expected, "{path} {value}");
+    }
+}
+
+#[test]
+fn a_settlement_is_recognised_by_its_bytes_and_a_nonce_by_its_bit() {
+    use super::facilitator::{nonce_is_spent, settle_call, settles};
+    use crate::Usdc;
+    use crate::scheme::permit2::Permit2612;
+    use alloy::primitives::U256;
+    let (payment, offer) = payments().remove(0);
+    let upto = verify(DOMAIN, &payment, &offer, |_, _| Some(NOW)).unwrap();
+    let exact = Permit2Payment { proxy: Proxy::Exact, ..upto.clone() };
+    for payment in [upto, exact] {
+        let other = Permit2Payment { nonce: [1; 32], ..payment.clone() };
+        let signed = Permit2612 { amount: payment.amount, deadline: 1, signature: [27; 65] };
+        for way in [payment.clone(), Permit2Payment { permit: Some(signed), ..payment.clone() }] {
+            let data = settle_call(&way, Usdc(1));
+            assert!(settles(&payment, &data) && !settles(&other, &data));
+            assert!(!settles(&payment, &data[..data.len() - 33]) && !settles(&payment, b""));
+        }
+        let bit = usize::from(payment.nonce[31]);
+        let word = |bitmap: U256| bitmap.to_be_bytes::<32>();
+        assert_eq!(nonce_is_spent(&payment, &word(U256::ONE << bit)), Some(true));
+        assert_eq!(nonce_is_spent(&payment, &word(!(U256::ONE << bit))), Some(false));
+        assert_eq!(nonce_is_spent(&payment, b"x"), None);
     }
 }

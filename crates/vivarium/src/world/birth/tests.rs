@@ -20,6 +20,7 @@ fn manifest() -> Manifest {
         margin_pct: 20,
         min_call_uusdc: 10_000,
         max_call_uusdc: 20_000,
+        settlement_uusdc: 1_400,
         finality_blocks: 2,
         store_urls: Vec::new(),
         model: Model {

@@ -1,0 +1,500 @@
+//! The way of a sale from its first token: generate → deliver → charge → settle → keep → the last byte → receipt.
+
+use super::{Guard, Paying, Sale, refused, stamp, tell};
+use crate::answers::Answer;
+use crate::api::problem::Problem;
+use crate::ask::Ask;
+use crate::context::Context;
+use crate::main_loop::Event;
+use crate::settle::Settlement;
+use axum::body::{Body, Bytes};
+use axum::http::{HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use economy::Usdc;
+use futures::{Stream, StreamExt};
+use infer::api::{ApiError, Usage};
+use infer::{EngineEvent, Finish};
+use pay::book::{AbortWhy, Delivery, Finish as Ended, RequestId};
+use pay::scheme::upto::Proxy;
+use pay::wire::Resource;
+use pay::{Reason, Refusal};
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll};
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+
+/// Tokens between two durable marks of what was delivered.
+const MARK_TOKENS: u32 = 64;
+/// A settlement that takes longer leaves the answer unsent; the customer may ask again with the same payment.
+const SETTLE_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How the tokens become a body.
+pub trait Form: Send + 'static {
+    fn open(&mut self) -> Vec<Bytes>;
+    fn delta(&mut self, text: &str) -> Vec<Bytes>;
+    /// The end, after the payment is settled. `extra` says where the receipt is.
+    fn close(&mut self, text: &str, finish: Finish, usage: Usage, extra: Map<String, Value>) -> Vec<Bytes>;
+    fn fail(&mut self, error: &ApiError) -> Vec<Bytes>;
+    fn content_type(&self) -> &'static str;
+    /// Whether bytes may leave before the end.
+    fn streams(&self) -> bool;
+}
+
+/// One JSON object when the answer is complete.
+pub struct Whole<J> {
+    /// Of the answer, for an error in its place.
+    pub id: String,
+    pub json: J,
+}
+
+impl<J> Form for Whole<J>
+where
+    J: FnMut(&str, Finish, Usage, Map<String, Value>) -> Value + Send + 'static,
+{
+    fn open(&mut self) -> Vec<Bytes> {
+        Vec::new()
+    }
+    fn delta(&mut self, _: &str) -> Vec<Bytes> {
+        Vec::new()
+    }
+    fn close(&mut self, text: &str, finish: Finish, usage: Usage, extra: Map<String, Value>) -> Vec<Bytes> {
+        vec![(self.json)(text, finish, usage, extra).to_string().into()]
+    }
+    fn fail(&mut self, error: &ApiError) -> Vec<Bytes> {
+        vec![error.to_json(&self.id).to_string().into()]
+    }
+    fn content_type(&self) -> &'static str {
+        "application/json"
+    }
+    fn streams(&self) -> bool {
+        false
+    }
+}
+
+/// What runs once, when the whole text is there and before the last bytes leave.
+pub type BeforeEnd = Box<dyn FnOnce(String) -> Pin<Box<dyn Future<Output = Result<(), ApiError>> + Send>> + Send>;
+
+impl Sale {
+    /// The answer: generation runs on in a task of its own, the body takes what it makes.
+    pub async fn deliver(mut self, form: impl Form, before_end: Option<BeforeEnd>) -> Response {
+        let (frames, taken) = mpsc::channel::<Bytes>(1);
+        let run = Run { form, before_end, frames, text: String::new(), tokens: 0, bytes: 0, kept: Vec::new() };
+        // A payer without a record gets nothing before its money is here.
+        let streams = run.form.streams();
+        let settled = match self.paying {
+            Paying::Beside if !(self.known_payer && streams) => match self.when_settled().await {
+                Some(paid @ Settlement::Paid { .. }) => Some(paid),
+                other => return self.unsettled(other),
+            },
+            _ => None,
+        };
+        let in_one_piece = !streams || (matches!(self.paying, Paying::AtEnd(_)) && !self.known_payer);
+        if in_one_piece {
+            drop(taken);
+            return self.whole(run, settled).await;
+        }
+        let header = match &self.paying {
+            // The head of a stream tells of the calls before it; a whole answer waits for its own charge.
+            Paying::Voucher(call) => self.api.told(call).await,
+            _ => settled.as_ref().and_then(|s| self.settled_header(s)),
+        };
+        let (request, content_type) = (self.request, run.form.content_type());
+        tokio::spawn(run.all(self, settled));
+        let mut response =
+            Body::from_stream(ReceiverBody(taken).map(Ok::<_, std::convert::Infallible>)).into_response();
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+        response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        stamp(&mut response, &request, header.as_deref());
+        response
+    }
+
+    /// What became of the payment; `None` when nobody knows after a while.
+    async fn when_settled(&self) -> Option<Settlement> {
+        tokio::time::timeout(SETTLE_PATIENCE, self.settlement()).await.ok()?
+    }
+
+    async fn settlement(&self) -> Option<Settlement> {
+        let (reply, answer) = oneshot::channel();
+        let ask = Ask::WhenSettled { request: self.request, reply };
+        self.api.cx.tell(Event::Ask(Box::new(ask))).await;
+        answer.await.ok()
+    }
+
+    fn settled_header(&self, settlement: &Settlement) -> Option<String> {
+        let Settlement::Paid { tx, amount, .. } = settlement else { return None };
+        Some(self.api.seller.settled(self.payer, Usdc(*amount), &tx.0).to_header())
+    }
+
+    /// Nothing is delivered without money. The guard tells the book.
+    fn unsettled(&mut self, settlement: Option<Settlement>) -> Response {
+        let message = match (settlement, &self.paying) {
+            (Some(Settlement::Unpaid(why)), _) => format!("the payment cannot be settled: {why:?}"),
+            (_, Paying::AtEnd(_)) => {
+                "the payment's outcome is not known yet: ask again with the same payment, the answer is kept".to_owned()
+            }
+            _ => "the payment's outcome is not known yet; nothing was delivered, and what arrives goes back".to_owned(),
+        };
+        self.guard.disarm();
+        let ask = Ask::Aborted { request: self.request, why: AbortWhy::NotSettled };
+        tell(&self.api.cx, ask);
+        let resource = Resource {
+            url: self.api.cx.config.public_url.clone(),
+            description: "an answer of the agent".to_owned(),
+            mime_type: "application/json".to_owned(),
+        };
+        let refusal = Refusal::new(Reason::UnexpectedSettleError, message);
+        refused(&self.api.seller.not_settled(self.amount, &resource, refusal, self.payer))
+    }
+
+    /// A body that leaves in one piece, after everything is known.
+    async fn whole(mut self, mut run: Run<impl Form>, mut settled: Option<Settlement>) -> Response {
+        let made = match run.generate(&mut self).await {
+            Ok(made) => match run.before_end.take() {
+                Some(before_end) => before_end(run.text.clone()).await.map(|()| made),
+                None => Ok(made),
+            },
+            Err(error) => Err(error),
+        };
+        let (finish, usage) = match made {
+            Ok(made) => made,
+            Err(error) => {
+                self.guard.disarm();
+                tell(&self.api.cx, Ask::Aborted { request: self.request, why: AbortWhy::Engine });
+                return Problem::from(error).into_response();
+            }
+        };
+        if !matches!(self.paying, Paying::Beside) {
+            // Charged before it leaves, because the head says the charge. Nobody knows yet whether it arrives.
+            let delivery = delivery(&self, &run, usage, ended(finish), false);
+            self.charge(delivery).await;
+        }
+        if matches!(self.paying, Paying::AtEnd(_)) {
+            settled = self.when_settled().await;
+            if !matches!(settled, Some(Settlement::Paid { .. })) {
+                self.guard.disarm();
+                let refusal = self.unsettled(settled.clone());
+                if settled.is_none() {
+                    tokio::spawn(run.keep_when_paid(self, finish, usage));
+                }
+                return refusal;
+            }
+        }
+        let (answer, request) = (run.close(&self, settled.as_ref(), finish, usage).await, self.request);
+        self.keep(&answer).await;
+        self.guard.disarm();
+        let delivery = delivery(&self, &run, usage, ended(finish), true);
+        // A call on a channel is told apart from its repetition by its voucher.
+        let amount = self.worth(usage.completion_tokens);
+        let then =
+            (!matches!(self.paying, Paying::Voucher(_))).then(|| (self.api.cx.clone(), request, delivery, amount));
+        let last = OnTaken { frame: Some(answer.body), taken: false, then, _guard: self.guard };
+        let mut response = Body::from_stream(last).into_response();
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(run.form.content_type()));
+        stamp(&mut response, &request, answer.payment_response.as_deref());
+        response
+    }
+
+    /// What so many tokens are worth in this way to pay, at the price that was quoted and never above it.
+    fn worth(&self, completion_tokens: u32) -> Usdc {
+        self.tariff.quote_up(self.prompt_tokens, completion_tokens).min(self.amount)
+    }
+
+    /// Whether it is charged by what is delivered.
+    fn is_metered(&self) -> bool {
+        matches!(self.paying, Paying::Voucher(_) | Paying::AtEnd(Proxy::Upto { .. }))
+    }
+
+    /// Puts the delivery into the book and waits until it is there.
+    async fn charge(&self, delivery: Delivery) {
+        let amount = self.worth(delivery.completion_tokens);
+        let (reply, heard) = oneshot::channel();
+        let ask = Ask::Delivered { request: self.request, delivery, amount, reply: Some(reply) };
+        self.api.cx.tell(Event::Ask(Box::new(ask))).await;
+        // A node that stops says nothing; what it recorded is charged by whoever goes on.
+        drop(heard.await);
+    }
+
+    /// Puts the delivery into the book.
+    async fn say(&self, delivery: Delivery) {
+        let amount = self.worth(delivery.completion_tokens);
+        let ask = Ask::Delivered { request: self.request, delivery, amount, reply: None };
+        self.api.cx.tell(Event::Ask(Box::new(ask))).await;
+    }
+
+    async fn keep(&self, answer: &Answer) {
+        let under = (self.request, self.question, self.signature);
+        self.api.answers.keep(under, answer, self.api.shared.now()).await;
+    }
+
+    /// What the last piece of an answer says about its payment.
+    fn extra(&self, settlement: Option<&Settlement>, completion_tokens: u32) -> Map<String, Value> {
+        let mut x402 = Map::new();
+        x402.insert("request".into(), json!(self.request.to_string()));
+        x402.insert("receipt".into(), json!(format!("{}/receipts/{}", self.api.cx.config.public_url, self.request)));
+        let amount = if self.is_metered() { self.worth(completion_tokens) } else { self.amount };
+        x402.insert("amount".into(), json!(amount.0.to_string()));
+        if self.is_metered() {
+            x402.insert("charged".into(), json!(amount.0.to_string()));
+        }
+        if let Some(Settlement::Paid { tx, .. }) = settlement {
+            x402.insert("transaction".into(), json!(tx.to_string()));
+        }
+        Map::from_iter([("x402".to_owned(), Value::Object(x402))])
+    }
+}
+
+fn ended(finish: Finish) -> Ended {
+    match finish {
+        Finish::Stop => Ended::Stop,
+        Finish::Length => Ended::Length,
+        Finish::Cancelled => Ended::HungUp,
+    }
+}
+
+fn delivery(sale: &Sale, run: &Run<impl Form>, usage: Usage, finish: Ended, confirmed: bool) -> Delivery {
+    Delivery {
+        completion_tokens: usage.completion_tokens,
+        bytes: run.bytes,
+        output_digest: Sha256::digest(run.text.as_bytes()).into(),
+        finish,
+        at: sale.api.shared.now(),
+        confirmed,
+    }
+}
+
+/// Generation on its way into a body.
+struct Run<F> {
+    form: F,
+    before_end: Option<BeforeEnd>,
+    frames: mpsc::Sender<Bytes>,
+    text: String,
+    tokens: u32,
+    bytes: u64,
+    /// A copy of all frames, for a repetition of the request.
+    kept: Vec<u8>,
+}
+
+impl<F: Form> Run<F> {
+    /// Sends frames; false when the customer is gone.
+    async fn push(&mut self, frames: Vec<Bytes>) -> bool {
+        for frame in frames {
+            self.kept.extend_from_slice(&frame);
+            let length = u64::try_from(frame.len()).unwrap_or(u64::MAX);
+            if self.frames.send(frame).await.is_err() {
+                return false;
+            }
+            self.bytes = self.bytes.saturating_add(length);
+        }
+        true
+    }
+
+    /// Takes the whole generation without sending anything.
+    async fn generate(&mut self, sale: &mut Sale) -> Result<(Finish, Usage), ApiError> {
+        while let Some(event) = sale.generation.recv().await {
+            match event {
+                EngineEvent::Accepted { .. } => {}
+                EngineEvent::Tokens { text, count } => {
+                    self.text.push_str(&text);
+                    self.tokens += count;
+                }
+                EngineEvent::Done { finish, prompt_tokens, completion_tokens } => {
+                    return Ok((finish, Usage { prompt_tokens, completion_tokens }));
+                }
+                EngineEvent::Failed { kind, message } => return Err(ApiError::for_engine(kind, &message)),
+            }
+        }
+        Err(ApiError::for_internal())
+    }
+
+    /// The whole body, of which nothing has left, with its header.
+    async fn close(&mut self, sale: &Sale, settled: Option<&Settlement>, finish: Finish, usage: Usage) -> Answer {
+        let text = self.text.clone();
+        let extra = sale.extra(settled, usage.completion_tokens);
+        let mut frames = self.form.open();
+        frames.extend(self.form.delta(&text));
+        frames.extend(self.form.close(&text, finish, usage, extra));
+        let payment_response = match &sale.paying {
+            Paying::Voucher(call) => sale.api.told(call).await,
+            _ => settled.and_then(|s| sale.settled_header(s)),
+        };
+        self.bytes = frames.iter().map(|frame| u64::try_from(frame.len()).unwrap_or(u64::MAX)).sum();
+        Answer { body: frames.concat().into(), content_type: self.form.content_type().to_owned(), payment_response }
+    }
+
+    /// The customer has waited long enough. When the payment is settled after all, its answer can be fetched with it.
+    async fn keep_when_paid(mut self, sale: Sale, finish: Finish, usage: Usage) {
+        if let Some(paid @ Settlement::Paid { .. }) = sale.settlement().await {
+            let answer = self.close(&sale, Some(&paid), finish, usage).await;
+            sale.keep(&answer).await;
+        }
+    }
+
+    /// The whole way of a streamed answer.
+    async fn all(mut self, mut sale: Sale, settled: Option<Settlement>) {
+        let opening = self.form.open();
+        let mut connected = self.push(opening).await;
+        let mut marked = 0;
+        let mut end = Err(ApiError::for_internal());
+        while connected {
+            let Some(event) = sale.generation.recv().await else { break };
+            match event {
+                EngineEvent::Accepted { .. } => {}
+                EngineEvent::Tokens { text, count } => {
+                    self.text.push_str(&text);
+                    let frames = self.form.delta(&text);
+                    connected = self.push(frames).await;
+                    if connected {
+                        self.tokens += count;
+                    }
+                    if self.tokens >= marked + MARK_TOKENS {
+                        marked = self.tokens;
+                        let amount = sale.worth(marked);
+                        let ask = Ask::Mark { request: sale.request, tokens: marked, amount };
+                        sale.api.cx.tell(Event::Ask(Box::new(ask))).await;
+                    }
+                }
+                EngineEvent::Done { finish, prompt_tokens, completion_tokens } => {
+                    end = Ok((finish, Usage { prompt_tokens, completion_tokens }));
+                    break;
+                }
+                EngineEvent::Failed { kind, message } => {
+                    end = Err(ApiError::for_engine(kind, &message));
+                    break;
+                }
+            }
+        }
+        if let (Ok(_), Some(before_end)) = (&end, self.before_end.take())
+            && let Err(error) = before_end(self.text.clone()).await
+        {
+            end = Err(error);
+        }
+        sale.guard.disarm();
+        match end {
+            Ok((finish, usage)) if connected => self.end_well(sale, settled, finish, usage).await,
+            Ok(_) => self.end_badly(sale, None).await,
+            Err(error) => self.end_badly(sale, connected.then_some(error)).await,
+        }
+    }
+
+    /// Everything was generated and all but the end was taken: charge, settle, keep, and let the end go.
+    async fn end_well(mut self, sale: Sale, mut settled: Option<Settlement>, finish: Finish, usage: Usage) {
+        let charged = !matches!(sale.paying, Paying::Beside);
+        if charged {
+            // Before the last frame: whoever has read that can rely on the charge.
+            let arrives = matches!(sale.paying, Paying::Voucher(_));
+            let delivery = delivery(&sale, &self, usage, ended(finish), arrives);
+            sale.charge(delivery).await;
+        }
+        if !matches!(sale.paying, Paying::Voucher(_)) && settled.is_none() {
+            settled = sale.when_settled().await;
+        }
+        let is_paid = matches!(sale.paying, Paying::Voucher(_)) || matches!(settled, Some(Settlement::Paid { .. }));
+        let confirmed = if is_paid {
+            let extra = sale.extra(settled.as_ref(), usage.completion_tokens);
+            let closing = self.form.close(&self.text.clone(), finish, usage, extra);
+            let payment_response = match &sale.paying {
+                Paying::Voucher(call) => sale.api.told(call).await,
+                _ => settled.as_ref().and_then(|s| sale.settled_header(s)),
+            };
+            let body = Bytes::from([self.kept.as_slice(), &closing.concat()].concat());
+            let content_type = self.form.content_type().to_owned();
+            sale.keep(&Answer { body, content_type, payment_response }).await;
+            self.push(closing).await
+        } else {
+            let error = ApiError::for_unavail("payment_not_settled", "the payment could not be settled", 1);
+            let frames = self.form.fail(&error);
+            self.push(frames).await;
+            if settled.is_none() && charged {
+                // The body ends now, and the answer waits for its money.
+                self.frames = mpsc::channel(1).0;
+                return self.keep_when_paid(sale, finish, usage).await;
+            }
+            false
+        };
+        if !charged && !confirmed && self.tokens == 0 {
+            let why = AbortWhy::HungUp;
+            return sale.api.cx.tell(Event::Ask(Box::new(Ask::Aborted { request: sale.request, why }))).await;
+        }
+        let finish = match (is_paid, confirmed) {
+            (true, true) => ended(finish),
+            (true, false) => Ended::HungUp,
+            (false, _) => Ended::Broken,
+        };
+        // Said before for a voucher, and again for what settled at its end: that it arrived.
+        if !charged || (confirmed && matches!(sale.paying, Paying::AtEnd(_))) {
+            let delivery = delivery(&sale, &self, usage, finish, confirmed);
+            // The sender goes last: the body ends when the book has heard.
+            sale.say(delivery).await;
+        }
+    }
+
+    /// It broke off: what was taken is charged, and nothing for nothing. `error` is told a customer who still listens.
+    async fn end_badly(mut self, sale: Sale, error: Option<ApiError>) {
+        sale.generation.cancel();
+        let finish = match &error {
+            Some(error) => {
+                let frames = self.form.fail(error);
+                self.push(frames).await;
+                Ended::Broken
+            }
+            None => Ended::HungUp,
+        };
+        if self.tokens == 0 {
+            let why = if error.is_some() { AbortWhy::Engine } else { AbortWhy::HungUp };
+            sale.api.cx.tell(Event::Ask(Box::new(Ask::Aborted { request: sale.request, why }))).await;
+            return;
+        }
+        let usage = Usage { prompt_tokens: sale.prompt_tokens, completion_tokens: self.tokens };
+        let delivery = delivery(&sale, &self, usage, finish, false);
+        // The sender goes last: the body ends when the book has heard.
+        sale.say(delivery).await;
+    }
+}
+
+/// The receiving end as a body.
+struct ReceiverBody(mpsc::Receiver<Bytes>);
+
+impl Stream for ReceiverBody {
+    type Item = Bytes;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Option<Bytes>> {
+        self.0.poll_recv(cx)
+    }
+}
+
+/// A body of one frame that tells the book when the transport has taken it: it asks for the next one then.
+struct OnTaken {
+    frame: Option<Bytes>,
+    taken: bool,
+    then: Option<(Arc<Context>, RequestId, Delivery, Usdc)>,
+    _guard: Guard,
+}
+
+impl Stream for OnTaken {
+    type Item = Result<Bytes, std::convert::Infallible>;
+
+    fn poll_next(mut self: Pin<&mut Self>, _: &mut TaskContext<'_>) -> Poll<Option<Self::Item>> {
+        match self.frame.take() {
+            Some(frame) => Poll::Ready(Some(Ok(frame))),
+            None => {
+                self.taken = true;
+                Poll::Ready(None)
+            }
+        }
+    }
+}
+
+impl Drop for OnTaken {
+    fn drop(&mut self) {
+        let Some((cx, request, mut delivery, amount)) = self.then.take() else { return };
+        // Not taken: the answer is kept, and the same payment fetches it.
+        delivery.confirmed = self.taken;
+        if !self.taken {
+            delivery.finish = Ended::HungUp;
+        }
+        tell(&cx, Ask::Delivered { request, delivery, amount, reply: None });
+    }
+}

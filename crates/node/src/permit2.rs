@@ -1,0 +1,159 @@
+//! Payments by Permit2, as the chain sees them: what it has for them, whether one would go through, what became of it.
+
+use crate::authorization::{AuthorizationUsed, transfer_here};
+use crate::context::Context;
+use crate::settle::Settlement;
+use alloy::consensus::Transaction as _;
+use alloy::eips::BlockId;
+use alloy::primitives::{Address, B256, Bytes, U256};
+use alloy::rpc::types::{Filter, Log, Transaction, TransactionRequest};
+use alloy::sol;
+use alloy::sol_types::SolEvent;
+use chain::{Chain, Error, Kind};
+use pay::Usdc;
+use pay::book::UnpaidWhy;
+use pay::scheme::permit2::PERMIT2;
+use pay::scheme::upto::{EXACT_PROXY, Permit2Payment, Proxy, UPTO_PROXY, facilitator};
+use std::collections::BTreeSet;
+
+/// Blocks back in which a settlement is looked for: a day of the fastest public roll-up. Permissions live minutes.
+const BLOCKS_BACK: u64 = 100_000;
+
+sol! {
+    function nonces(address owner) external view returns (uint256);
+    event Transfer(address indexed from, address indexed to, uint256 value);
+}
+
+/// What the chain has for payments by Permit2.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Support {
+    /// Permit2 and both x402 proxies are where clients expect them.
+    pub proxies: bool,
+    /// The token takes EIP-2612 permissions.
+    pub takes_permits: bool,
+}
+
+/// Read once: contracts at these addresses never change.
+pub async fn support(chain: &Chain, token: Address) -> Result<Support, Error> {
+    let mut proxies = true;
+    for at in [PERMIT2, EXACT_PROXY, UPTO_PROXY] {
+        let code: Bytes = chain.request("eth_getCode", (at, BlockId::latest())).await?;
+        proxies &= !code.is_empty();
+    }
+    let takes_permits = match chain.read(token, noncesCall { owner: Address::ZERO }, BlockId::latest()).await {
+        Ok(_) => true,
+        Err(e) if matches!(e.kind, Kind::Reverted(_) | Kind::Missing) => false,
+        Err(e) => return Err(e),
+    };
+    Ok(Support { proxies, takes_permits })
+}
+
+/// Whether this payment would go through now, all of it, by a call that changes nothing.
+///
+/// # Errors
+/// `Reverted` with the reason, or `Rpc`.
+pub async fn simulate(cx: &Context, payment: &Permit2Payment) -> Result<(), Error> {
+    let call = TransactionRequest::default()
+        .from(cx.relay.address())
+        .to(payment.proxy.address())
+        .input(Bytes::from(facilitator::settle_call(payment, payment.amount)).into());
+    let _: Bytes = cx.chain.request("eth_call", (call, BlockId::latest())).await?;
+    Ok(())
+}
+
+/// Whether the nonce is spent, at the newest block.
+pub async fn is_spent(cx: &Context, payment: &Permit2Payment) -> Result<bool, Error> {
+    let call = TransactionRequest::default().to(PERMIT2).input(Bytes::from(facilitator::nonce_call(payment)).into());
+    let answer: Bytes = cx.chain.request("eth_call", (call, BlockId::latest())).await?;
+    facilitator::nonce_is_spent(payment, &answer).ok_or_else(|| Error::rpc("Permit2 does not say which nonces it has"))
+}
+
+/// What the chain says of a payment. `Unknown` while its nonce is unspent and its deadline not over.
+///
+/// Paid means: the nonce is spent *and* a transfer to the treasury stands in a receipt of the payment's proxy. Permit2
+/// names no nonce in its events, so the transaction is recognised by its bytes; where somebody called the proxy from a
+/// contract of his own, by payer, amount and proxy, in a transaction that paid nothing else (`taken`).
+pub async fn fate(cx: &Context, payment: &Permit2Payment, taken: &BTreeSet<B256>) -> Result<Settlement, Error> {
+    let head = cx.chain.head().await?;
+    if !is_spent(cx, payment).await? {
+        let expired = head.timestamp > payment.deadline;
+        return Ok(if expired { Settlement::Unpaid(UnpaidWhy::Expired) } else { Settlement::Unknown });
+    }
+    let filter = Filter::new()
+        .address(cx.birth.token)
+        .from_block(head.number.saturating_sub(BLOCKS_BACK))
+        .event_signature(Transfer::SIGNATURE_HASH)
+        .topic1(Address::from(payment.payer).into_word())
+        .topic2(cx.config.treasury.into_word());
+    let transfers: Vec<Log> = cx.chain.request("eth_getLogs", (filter,)).await?;
+    let txs: BTreeSet<B256> = transfers.iter().filter_map(|log| log.transaction_hash).collect();
+    let mut like_it = None;
+    for tx in txs {
+        let sent: Option<Transaction> = cx.chain.request("eth_getTransactionByHash", (tx,)).await?;
+        let Some(sent) = sent else { continue };
+        let is_direct = sent.to() == Some(payment.proxy.address());
+        if is_direct && facilitator::settles(payment, sent.input()) {
+            return Ok(paid_in(cx, payment, tx).await?.unwrap_or(Settlement::Unknown));
+        }
+        // `upto` is settled by its facilitator alone, an account that calls the proxy directly.
+        if !is_direct && payment.proxy == Proxy::Exact && like_it.is_none() && !taken.contains(&tx) {
+            let found = paid_in(cx, payment, tx).await?;
+            like_it =
+                found.filter(|paid| matches!(paid, Settlement::Paid { amount, .. } if *amount == payment.amount.0));
+        }
+    }
+    Ok(like_it.unwrap_or(Settlement::Unpaid(UnpaidWhy::UsedElsewhere)))
+}
+
+/// What this transaction moved here for the payment, if its receipt shows the proxy and the transfer.
+pub async fn paid_in(cx: &Context, payment: &Permit2Payment, tx: B256) -> Result<Option<Settlement>, Error> {
+    let Some(receipt) = cx.chain.receipt(tx).await? else { return Ok(None) };
+    let by_proxy = receipt.inner.logs().iter().any(|log| log.address() == payment.proxy.address());
+    let amount = transfer_here(cx, &receipt, Address::from(payment.payer));
+    Ok(match (by_proxy, amount, receipt.block_number) {
+        (true, Some(amount), Some(block)) => {
+            Some(Settlement::Paid { amount: amount.saturating_to(), tx, block, recorded: false })
+        }
+        _ => None,
+    })
+}
+
+/// Which of these transactions moved tokens because their owner had signed for it (EIP-3009, or Permit2 through an x402
+/// proxy): what they brought is customers' money and no gift.
+pub async fn signed_transfers(chain: &Chain, token: Address, txs: &[B256]) -> Result<BTreeSet<B256>, Error> {
+    let asked = txs.iter().map(|tx| (*tx,)).collect();
+    let receipts: Vec<Result<Option<alloy::rpc::types::TransactionReceipt>, Error>> =
+        chain.request_many("eth_getTransactionReceipt", asked).await?;
+    let mut found = BTreeSet::new();
+    for (tx, receipt) in txs.iter().zip(receipts) {
+        // A block that was read and is gone again: its events are taken back, whatever they were called.
+        let Some(receipt) = receipt? else { continue };
+        let is_signed = |log: &Log| {
+            let authorised = log.address() == token && log.topic0() == Some(&AuthorizationUsed::SIGNATURE_HASH);
+            authorised || [EXACT_PROXY, UPTO_PROXY].contains(&log.address())
+        };
+        if receipt.inner.logs().iter().any(is_signed) {
+            found.insert(*tx);
+        }
+    }
+    Ok(found)
+}
+
+/// Why the chain refuses a payment, in x402's words. The order is the official facilitator's.
+pub async fn what_is_missing(cx: &Context, payment: &Permit2Payment) -> Result<pay::Refusal, Error> {
+    use pay::{Reason, Refusal};
+    let usdc = cx.chain.usdc(cx.birth.token);
+    let (payer, wanted) = (Address::from(payment.payer), U256::from(payment.amount.0));
+    let balance = usdc.balance(payer).await?;
+    if balance < wanted {
+        let message = format!("{payer} holds {balance} micro-USDC, the permission is for {}", payment.amount);
+        return Ok(Refusal::new(Reason::InsufficientFunds, message));
+    }
+    if payment.permit.is_none() && usdc.allowance(payer, PERMIT2).await? < wanted {
+        return Ok(Refusal::new(Reason::Permit2Allowance, format!("{payer} has not allowed Permit2 to spend this")));
+    }
+    Ok(Refusal::new(
+        Reason::InvalidTransactionState,
+        format!("the settlement of {} would fail", Usdc(payment.amount.0)),
+    ))
+}
