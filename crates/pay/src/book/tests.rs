@@ -4,6 +4,7 @@ use crate::scheme::exact::SettleExact;
 use crate::scheme::upto::{Permit2Payment, Proxy};
 use expect_test::{Expect, expect};
 
+mod seeds;
 mod world;
 
 const NOW: u64 = 1_000_000;
