@@ -20,10 +20,12 @@ use tries::Try;
 const DAY: u64 = 86_400;
 /// How long a theft goes unnoticed here. A guess, and a long one: stewards' daemons look every few minutes.
 const WEEK: u64 = 7 * DAY;
-/// The thief tries everything so often. The day limit's slots are an hour, and 25 of them make room again.
+/// The day limit's slots are an hour, and 25 of them make room again: a thief that gets something tries everything five
+/// times until then, and one that gets nothing once.
 const EVERY_HOURS: u64 = 5;
-/// Of these times, every so many also in forks.
-const FORK_EVERY: u64 = 7;
+const SELDOM_HOURS: u64 = 25;
+/// Between two times in forks, too.
+const FORKS_HOURS: u64 = 50;
 /// Entries that would end what the thief lives on. They are tried in a fork, where it then goes on for some days.
 const DRASTIC: [&str; 10] = [
     "treasury.close",
@@ -188,6 +190,7 @@ pub struct Thief {
     friend: PrivateKeySigner,
     pub offers: Vec<u64>,
     way: Way,
+    every_hours: u64,
     bound: fn(&Scene, u64) -> (u128, u128),
     tried: u64,
     /// What was carried out, and how often.
@@ -207,6 +210,7 @@ impl Thief {
             friend: key("friend"),
             offers: Vec::new(),
             way,
+            every_hours: if row.takes == (false, false) { SELDOM_HOURS } else { EVERY_HOURS },
             bound: row.bound,
             tried: 0,
             through: BTreeMap::new(),
@@ -284,11 +288,11 @@ impl Thief {
     fn steal_for_a_week(&mut self, scene: &mut Scene) {
         for hour in 0..=WEEK / 3_600 {
             scene.live_an_hour();
-            if hour % EVERY_HOURS == 0 {
+            if hour % self.every_hours == 0 {
                 if self.way == Way::Takes {
                     self.take_money(scene);
                 }
-                self.try_everything(scene, hour % (EVERY_HOURS * FORK_EVERY) == 0);
+                self.try_everything(scene, hour % FORKS_HOURS == 0);
                 self.note(scene);
             }
             if hour < WEEK / 3_600 {
@@ -336,7 +340,7 @@ impl Thief {
 
     /// Everything once; in `forks` the drastic things, too.
     fn try_everything(&mut self, scene: &mut Scene, forks: bool) {
-        let mut entries = tries::entries();
+        let mut entries: Vec<_> = tries::ENTRIES.iter().collect();
         if self.way != Way::Takes {
             let place = |name: &str| HOSTS.iter().position(|host| *host == name).unwrap_or(HOSTS.len());
             entries.sort_by_key(|(contract, entry)| place(&format!("{contract}.{entry}")));
@@ -355,9 +359,9 @@ impl Thief {
                 continue;
             }
             match DRASTIC.contains(&name.as_str()) {
-                false => self.try_entry(scene, contract, &entry),
+                false => self.try_entry(scene, contract, entry),
                 true if forks => {
-                    for attempt in tries::tries(scene, self, contract, &entry) {
+                    for attempt in tries::tries(scene, self, contract, entry) {
                         self.try_in_a_fork(scene, &attempt);
                     }
                 }

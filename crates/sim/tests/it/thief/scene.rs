@@ -259,7 +259,9 @@ impl Scene {
         let unsettled: u128 = world.standing().unsettled.saturating_to();
         let mine = world.usdc(treasury) + world.usdc(self.purse) + owed + unsettled + self.receivable();
         let escrow: u128 = self.leases_read().map(|lease| lease.left).sum();
-        let alone = |account: Address| if self.stolen.contains(&account) { 0 } else { world.evm.wei(account) };
+        // Nobody's account is not the agent's.
+        let lost = |account: &Address| account.is_zero() || self.stolen.contains(account);
+        let alone = |account: Address| if lost(&account) { 0 } else { world.evm.wei(account) };
         let wei = world.evm.wei(treasury) + [state.operator, state.relay].map(alone).iter().sum::<u128>();
         Assets { uusdc: signed(mine + escrow), wei: signed(wei) }
     }

@@ -13,6 +13,7 @@ use chain::treasury::calls;
 use pay::scheme::channel::{BATCH_SETTLEMENT, facilitator};
 use sim::bindings::Purse;
 use sim::world::{STAKE, sign};
+use std::sync::LazyLock;
 
 const DAY: u64 = 86_400;
 /// Wei a unit of gas at which relayed orders are repaid as much as birth allows.
@@ -29,7 +30,7 @@ pub struct Try {
 }
 
 /// The entries that write, of every contract that holds the agent's money.
-pub fn entries() -> Vec<(&'static str, String)> {
+pub static ENTRIES: LazyLock<Vec<(&'static str, String)>> = LazyLock::new(|| {
     let abis = [
         ("treasury", include_str!("../../../../../contracts/abi/Treasury.json")),
         ("market", include_str!("../../../../../contracts/abi/LeaseMarket.json")),
@@ -44,7 +45,7 @@ pub fn entries() -> Vec<(&'static str, String)> {
         entries.extend(abi.functions().filter(|f| writes(f.state_mutability)).map(|f| (contract, f.name.clone())));
     }
     entries
-}
+});
 
 /// Orders of a quorum; whoever relays one is repaid.
 const ORDERS: [&str; 13] = [
