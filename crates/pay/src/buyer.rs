@@ -458,7 +458,8 @@ impl Buyer {
             }
         }
         if next.unknown() >= UNRESOLVED_MAX {
-            let message = format!("{UNRESOLVED_MAX} payments have unknown outcomes, and neither seller nor chain tells them");
+            let message =
+                format!("{UNRESOLVED_MAX} payments have unknown outcomes, and neither seller nor chain tells them");
             return Err(Error::new(Kind::OutcomeUnknown, url, message));
         }
         next.count(&host, amount);
@@ -530,7 +531,9 @@ impl<'b> Call<'b> {
 
     /// The remembered payment, if the host at hand has named our payee.
     fn attached(&self) -> Option<Signed> {
-        self.vetted.contains(&authority(&self.url)).then(|| self.buyer.known().memory.unresolved.get(&self.key).cloned())?
+        self.vetted
+            .contains(&authority(&self.url))
+            .then(|| self.buyer.known().memory.unresolved.get(&self.key).cloned())?
     }
 
     fn failed(&self, error: net::Error) -> Error {

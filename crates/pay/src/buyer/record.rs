@@ -120,7 +120,12 @@ impl Memory {
     /// The most that vouchers of unknown outcome on this channel allow, other than the one of `key`.
     pub fn unknown_on(&self, channel: &ChannelId, key: &Hash) -> Usdc {
         let others = self.unresolved.iter().filter(|(k, s)| *k != key && s.standing == Standing::Unknown);
-        others.filter_map(|(_, s)| s.on_channel).filter(|on| on.id == *channel).map(|on| on.max).max().unwrap_or_default()
+        others
+            .filter_map(|(_, s)| s.on_channel)
+            .filter(|on| on.id == *channel)
+            .map(|on| on.max)
+            .max()
+            .unwrap_or_default()
     }
 
     pub fn of_host(&self, host: &str) -> Usdc {

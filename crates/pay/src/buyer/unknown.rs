@@ -109,9 +109,11 @@ impl Buyer {
     pub async fn ask_about_unknown(&self) -> Fates {
         let asked: Vec<(Hash, Signed)> = {
             let known = self.known();
-            let out = known.memory.unresolved.iter().filter(|(key, signed)| {
-                signed.standing == Standing::Unknown && !known.on_wire.contains_key(*key)
-            });
+            let out = known
+                .memory
+                .unresolved
+                .iter()
+                .filter(|(key, signed)| signed.standing == Standing::Unknown && !known.on_wire.contains_key(*key));
             out.map(|(key, signed)| (*key, signed.clone())).collect()
         };
         let found = self.fates(&asked).await;
@@ -272,10 +274,12 @@ impl Buyer {
         for _ in 0..=HOPS_MAX {
             let answer = client.send(Method::GET, &url, HeaderMap::new(), bytes::Bytes::new()).await?;
             match answer.status {
-                StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT => match answer.header(&header::LOCATION) {
-                    Some(location) => url = location.to_owned(),
-                    None => return Ok(None),
-                },
+                StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT => {
+                    match answer.header(&header::LOCATION) {
+                        Some(location) => url = location.to_owned(),
+                        None => return Ok(None),
+                    }
+                }
                 StatusCode::OK => {
                     let text = answer.bytes(64 << 10).await?;
                     return Ok(SignedReceipt::from_json(&String::from_utf8_lossy(&text)).ok());

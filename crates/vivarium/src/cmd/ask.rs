@@ -117,7 +117,9 @@ async fn buyer(link: &Link, flags: &Flags) -> Result<Buyer> {
     };
     let file = customer_record(&flags.place.dir(), "ask", key.address())?;
     let buyer = Buyer::new(link.http.clone(), key, policy).with_clock(clock.reader()).with_schemes(schemes);
-    Ok(buyer.with_record_in_turn(&file, || eprintln!("another `vivarium ask` is paying with this key; waiting for it"))?)
+    let buyer = buyer.with_chain(link.record.chain.url());
+    Ok(buyer
+        .with_record_in_turn(&file, || eprintln!("another `vivarium ask` is paying with this key; waiting for it"))?)
 }
 
 fn question(flags: &Flags, model: &str) -> (&'static str, Value) {
@@ -206,7 +208,9 @@ fn report(flags: &Flags, answer: &Answer, told: Told) -> Result<()> {
     let transaction = told.transaction.or(in_head);
     let spent = match (answer.scheme, &told.charged) {
         // A stream's head knows only of the calls before it.
-        (Some(CHANNEL), Some(charged)) => Usdc(charged.parse().context("the agent charges something that is no number")?),
+        (Some(CHANNEL), Some(charged)) => {
+            Usdc(charged.parse().context("the agent charges something that is no number")?)
+        }
         _ => answer.spent,
     };
     let request = answer.headers.get("x-request-id").and_then(|v| v.to_str().ok());

@@ -95,10 +95,12 @@ impl Crowd {
             // The agent's own price cap protects nobody here: the purse is test money.
             let policy = policy(world.chain_id, world.usdc, world.treasury, PURSE, PURSE);
             let file = customer_record(dir, "crowd", key.address())?;
-            let schemes = if index % 2 == 0 { Schemes::ChannelElseExact(channels(PURSE, 1, 0)) } else { Schemes::Exact };
+            let schemes =
+                if index % 2 == 0 { Schemes::ChannelElseExact(channels(PURSE, 1, 0)) } else { Schemes::Exact };
             let buyer = Buyer::new(net::Client::new(), key, policy)
                 .with_clock(clock.reader())
                 .with_schemes(schemes)
+                .with_chain(record.chain.url())
                 .with_record(&file)?;
             let customer = Customer {
                 record,
