@@ -40,6 +40,13 @@ pub fn for_up() -> Result<()> {
     model()
 }
 
+/// What `bench pay` needs: the development chain's binaries and the peer.
+pub fn for_bench_pay() -> Result<()> {
+    packages()?;
+    npm("contracts")?;
+    npm("tests/clients")
+}
+
 /// Debian packages, found by what they bring and not by asking dpkg, so that other systems pass too.
 fn packages() -> Result<()> {
     let mut missing = Vec::new();
@@ -132,7 +139,7 @@ pub fn npm(project: &str) -> Result<()> {
     fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))
 }
 
-/// The official Python x402 client of the tests, in an environment of its own: `tests/clients/requirements.txt` names
+/// The official Python clients of the tests (x402 and OpenAI), in an environment of their own: `tests/clients/requirements.txt` names
 /// every file by its hash, and the stamp that content.
 fn python() -> Result<()> {
     let lock = root().join("tests/clients/requirements.txt");
@@ -147,7 +154,7 @@ fn python() -> Result<()> {
     quietly("python: a virtual environment", venv.args(["-m", "venv", "--clear"]).arg(&dir))?;
     let mut pip = std::process::Command::new(dir.join("bin/python"));
     pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--require-hashes", "-r"]).arg(&lock);
-    quietly("python: pip install of the x402 client", &mut pip)?;
+    quietly("python: pip install of the official clients", &mut pip)?;
     fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))
 }
 

@@ -18,7 +18,7 @@ use axum::serve::ListenerExt;
 use bytes::{Bytes, BytesMut};
 use economy::Usdc;
 use futures::StreamExt;
-use pay::buyer::{Answer, Clock, Error, Kind};
+use pay::buyer::{Answer, Clock, Error, Fate, Kind};
 use pay::seller::FRESH_ANSWER;
 use pay::wire::{PAYMENT_REQUIRED, PAYMENT_RESPONSE};
 use problem::Problem;
@@ -32,6 +32,9 @@ const BODY_BYTES_MAX: usize = 1 << 20;
 const DRAINED_BYTES_MAX: usize = 16 << 20;
 /// Redirects followed for a free request.
 const HOPS_MAX: usize = 4;
+/// Longest silence inside a stream. Tokens come several a second; a host that is busy may take seconds for one. A guess,
+/// unmeasured.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
 /// How long open answers may take after Ctrl-C.
 const CLOSING: Duration = Duration::from_secs(3);
 /// What comes back from an agent's head beside the status.
@@ -52,8 +55,18 @@ pub struct Config {
     /// For what is not paid.
     pub client: net::Client,
     pub budget_per_day: Usdc,
+    pub when_unknown: WhenUnknown,
     /// Real time; the same that the buyers tell days by.
     pub now: Clock,
+}
+
+/// What is done when an agent was paid for a call, does not answer, and nobody knows whether it took the payment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhenUnknown {
+    /// The call fails. The same call asks the same agent with the same payment.
+    Wait,
+    /// The next agent is paid for it, too.
+    PayAnother,
 }
 
 /// Serves on `listener` until `until` completes. `config.agents` must not be empty.
@@ -156,34 +169,39 @@ async fn paid(config: &Config, uri: &Uri, headers: &HeaderMap, body: Bytes) -> R
     let mut headers = forwarded(headers);
     // The same question tomorrow is a new question. A retry of one whose payment is out gets its answer all the same.
     headers.insert(FRESH_ANSWER, HeaderValue::from_static("1"));
-    // Where a payment for this call is out already, only that agent is asked.
+    // Where a payment for this call is out already, that agent is asked first; then those that answered of late.
     let is_out = |agent: &Agent| agent.buyer().is_out(&format!("http://agent{target}"), &body);
-    let owed = config.agents.iter().position(is_out);
-    let agents = owed.map_or(&config.agents[..], |index| &config.agents[index..=index]);
+    let mut agents: Vec<&Agent> = config.agents.iter().collect();
+    agents.sort_by_key(|agent| (!is_out(agent), agent.is_in_trouble()));
     let mut last = Problem::for_unreachable("there is no agent");
     for (index, agent) in agents.iter().enumerate() {
-        match ask(agent, &target, &headers, &body).await {
+        let is_last = index + 1 == agents.len();
+        let error = match ask(agent, &target, &headers, &body).await {
             Ok(answer) => {
-                let is_away = answer.status == StatusCode::SERVICE_UNAVAILABLE && !is_out(agent);
-                if is_away && index + 1 < agents.len() {
+                agent.heard(answer.status != StatusCode::SERVICE_UNAVAILABLE);
+                if answer.status == StatusCode::SERVICE_UNAVAILABLE && !is_last && !is_out(agent) {
                     continue;
                 }
                 let (status, headers) = (answer.status, answer.headers.clone());
                 return Ok(pass_back(status, &headers, pieces(answer)));
             }
-            Err(Failure::Nowhere(why)) if is_out(agent) => {
-                let error = Error { kind: Kind::OutcomeUnknown, url: target, message: why };
-                return Err(Problem::for_call(&error, (config.now)()));
-            }
-            Err(Failure::Nowhere(why)) => last = Problem::for_unreachable(format!("{why}; nothing was paid")),
-            Err(Failure::Call(error)) => {
-                // Whatever went wrong after a payment left, nobody knows what became of that.
-                let error = match is_out(agent) {
-                    true if may_try_elsewhere(&error) => Error { kind: Kind::OutcomeUnknown, ..error },
-                    _ => error,
-                };
+            Err(error) => error,
+        };
+        if error.kind == Kind::Unreachable {
+            agent.heard(false);
+        }
+        // Whatever went wrong after a payment left, that is asked about before anybody else is paid.
+        match agent.buyer().ask_about(&format!("http://agent{target}"), &body).await {
+            None | Some(Fate::Unpaid) => {
                 last = Problem::for_call(&error, (config.now)());
                 if !may_try_elsewhere(&error) {
+                    return Err(last);
+                }
+            }
+            Some(Fate::Paid | Fate::Unknown) => {
+                agent.heard(false);
+                last = Problem::for_call(&Error { kind: Kind::OutcomeUnknown, ..error }, (config.now)());
+                if config.when_unknown == WhenUnknown::Wait {
                     return Err(last);
                 }
             }
@@ -192,32 +210,27 @@ async fn paid(config: &Config, uri: &Uri, headers: &HeaderMap, body: Bytes) -> R
     Err(last)
 }
 
-enum Failure {
-    /// The record names no place.
-    Nowhere(String),
-    Call(Error),
-}
-
-/// Whether the call left nothing behind that could be money.
+/// Whether the call left nothing behind that could be money, or what it left is known to be dead.
 fn may_try_elsewhere(error: &Error) -> bool {
-    matches!(error.kind, Kind::Unreachable | Kind::WrongSeller | Kind::BadAnswer)
+    matches!(error.kind, Kind::Unreachable | Kind::WrongSeller | Kind::BadAnswer | Kind::OutcomeUnknown)
 }
 
-/// Asks one agent; once more where the record says it is now, if it was not there.
-async fn ask(agent: &Agent, target: &str, headers: &HeaderMap, body: &Bytes) -> Result<Answer, Failure> {
+/// Asks one agent; once more if the record says that it is elsewhere now.
+async fn ask(agent: &Agent, target: &str, headers: &HeaderMap, body: &Bytes) -> Result<Answer, Error> {
     let post =
-        async |url: String| agent.buyer().post_bytes(&format!("{url}{target}"), headers.clone(), body.clone()).await;
-    let url = agent.url().await.map_err(|e| Failure::Nowhere(format!("{e:#}")))?;
-    let error = match post(url).await {
+        async |url: &str| agent.buyer().post_bytes(&format!("{url}{target}"), headers.clone(), body.clone()).await;
+    let nowhere = |why| Error { kind: Kind::Unreachable, url: target.to_owned(), message: format!("{why:#}") };
+    let url = agent.url().await.map_err(nowhere)?;
+    let error = match post(&url).await {
         Ok(answer) => return Ok(answer),
         Err(error) => error,
     };
     if !may_try_elsewhere(&error) {
-        return Err(Failure::Call(error));
+        return Err(error);
     }
     match agent.read().await {
-        Ok(url) => post(url).await.map_err(Failure::Call),
-        Err(_) => Err(Failure::Call(error)),
+        Ok(now) if now != url => post(&now).await,
+        _ => Err(error),
     }
 }
 
@@ -280,7 +293,10 @@ fn target(uri: &Uri) -> String {
 /// The answer's body, piece by piece as it comes. Dropped with the client's connection, and then the agent's is too.
 fn pieces(answer: Answer) -> Body {
     Body::from_stream(futures::stream::unfold(answer, |mut answer| async {
-        let piece = answer.chunk().await.transpose()?;
+        let piece = match tokio::time::timeout(SILENCE_MAX, answer.chunk()).await {
+            Ok(piece) => piece.transpose()?.map_err(|e| e.to_string()),
+            Err(_) => Err(format!("nothing came for {} s", SILENCE_MAX.as_secs())),
+        };
         if let Err(error) = &piece {
             eprintln!("an answer broke off: {error}");
         }

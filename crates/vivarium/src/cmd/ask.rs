@@ -117,6 +117,7 @@ async fn buyer(link: &Link, flags: &Flags) -> Result<Buyer> {
     };
     let file = customer_record(&flags.place.dir(), "ask", key.address())?;
     let buyer = Buyer::new(link.http.clone(), key, policy).with_clock(clock.reader()).with_schemes(schemes);
+    let buyer = buyer.with_chain(link.record.chain.url());
     Ok(buyer
         .with_record_in_turn(&file, || eprintln!("another `vivarium ask` is paying with this key; waiting for it"))?)
 }

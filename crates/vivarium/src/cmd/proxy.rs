@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::net::TcpListener;
-use vivarium::proxy::{self, Agent, Config, Whereabouts};
+use vivarium::proxy::{self, Agent, Config, WhenUnknown, Whereabouts};
 use vivarium::world::crowd::{ChainClock, policy};
 use vivarium::world::files::read_key;
 use vivarium::world::record::Record;
@@ -20,6 +20,13 @@ use vivarium::world::record::Record;
 /// To an answer's head. An answer that is not streamed comes with its head, so this is how long one may be in the
 /// making before the same payment asks for it again. A guess, unmeasured.
 const HEAD_DEADLINE: Duration = Duration::from_secs(60);
+/// How long a payment whose answer does not come is sent again. One deadline that has passed is enough.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long the only agent may take to name its price: a host that starts its engine takes seconds.
+const QUOTE_WITHIN: Duration = Duration::from_secs(30);
+/// The same where another agent can be asked: just longer than an agent waits for its own first price in the middle of a
+/// move. Nothing is paid until then.
+const QUOTE_WITHIN_OF_MANY: Duration = Duration::from_secs(9);
 
 /// Serves the OpenAI API on this machine and pays the agent for each call by x402, within a budget.
 ///
@@ -44,6 +51,10 @@ pub struct Flags {
     /// May be repeated
     #[arg(long, value_name = "TREASURY|DIR")]
     also: Vec<String>,
+    /// When an agent was paid and does not answer, and neither it nor the chain says whether it took the payment: `wait`
+    /// fails the call, and the same call again is the same payment; `pay-another` pays the next agent, too
+    #[arg(long, value_name = "WHAT", default_value = "wait")]
+    when_unknown: Unknown,
     /// Who pays [default: the world's customer]
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
@@ -53,6 +64,12 @@ pub struct Flags {
     /// One JSON object when it listens: {"base_url", "budget_uusdc", "payer"}
     #[arg(long)]
     json: bool,
+}
+
+#[derive(clap::ValueEnum, Clone, Copy, Debug)]
+enum Unknown {
+    Wait,
+    PayAnother,
 }
 
 /// `0.25/day`.
@@ -93,6 +110,10 @@ async fn serve(flags: Flags) -> Result<()> {
         agents,
         client: link.http.with_deadline(HEAD_DEADLINE),
         budget_per_day: flags.budget,
+        when_unknown: match flags.when_unknown {
+            Unknown::Wait => WhenUnknown::Wait,
+            Unknown::PayAnother => WhenUnknown::PayAnother,
+        },
         now: real_time(),
     };
     proxy::serve(listener, config, until).await
@@ -101,6 +122,7 @@ async fn serve(flags: Flags) -> Result<()> {
 /// The agents to buy from, first the world's own. One budget and one record for all.
 fn agents(flags: &Flags, link: &Link, key: PrivateKeySigner) -> Result<Vec<Agent>> {
     let world = &link.world;
+    let rpc_url = |record: &Record| record.chain.url().to_owned();
     let mut places = vec![(link.record.clone(), world.chain_id, world.usdc)];
     for also in &flags.also {
         places.push(match also.parse::<Address>() {
@@ -117,6 +139,7 @@ fn agents(flags: &Flags, link: &Link, key: PrivateKeySigner) -> Result<Vec<Agent
     }
     // By payer: another key has a budget of its own, and two proxies with one key would each have the whole.
     let file = flags.place.dir().join(format!("proxy-{}.record", key.address()));
+    let quote_within = if places.len() > 1 { QUOTE_WITHIN_OF_MANY } else { QUOTE_WITHIN };
     let limits = SpendLimits { per_day: Some(flags.budget), per_host_day: None };
     let mut places = places.into_iter().map(|(record, chain_id, usdc)| {
         // The days are bounded, not the life.
@@ -127,10 +150,13 @@ fn agents(flags: &Flags, link: &Link, key: PrivateKeySigner) -> Result<Vec<Agent
         .with_clock(clock.reader())
         .with_day_clock(real_time())
         .with_limits(limits)
+        .with_quote_within(quote_within)
+        .with_patience(PATIENCE)
+        .with_chain(&rpc_url(&record))
         .with_record(&file)?;
     let mut agents = vec![Agent::new(buyer.clone(), Whereabouts::Chain { record, clock })];
     for (policy, record, clock) in places {
-        let buyer = buyer.for_seller(policy, clock.reader());
+        let buyer = buyer.for_seller(policy, clock.reader()).with_chain(&rpc_url(&record));
         agents.push(Agent::new(buyer, Whereabouts::Chain { record, clock }));
     }
     Ok(agents)

@@ -3,7 +3,7 @@
 use crate::world::crowd::ChainClock;
 use crate::world::record::Record;
 use alloy::primitives::Address;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use pay::buyer::Buyer;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,6 +11,11 @@ use std::time::{Duration, Instant};
 /// How long a place that was read from the record is believed without reading again. A move is announced by 308
 /// anyway; this bounds how old the chain's time may be that a signature goes by.
 const BELIEVED: Duration = Duration::from_secs(5);
+/// How long the record is waited for. Its reads take milliseconds.
+const READ_WITHIN: Duration = Duration::from_secs(5);
+/// How long an agent that did not answer comes after the others: long enough that not each call waits for it, short enough
+/// that it is not left for good.
+const TROUBLE: Duration = Duration::from_secs(30);
 
 /// What tells where the agent is.
 pub enum Whereabouts {
@@ -25,12 +30,14 @@ pub struct Agent {
     whereabouts: Whereabouts,
     /// A std Mutex: it is never held over an await.
     known: Mutex<Option<(String, Instant)>>,
+    /// When it last did not answer.
+    trouble: Mutex<Option<Instant>>,
 }
 
 impl Agent {
     /// `buyer` pays this agent's treasury.
     pub fn new(buyer: Buyer, whereabouts: Whereabouts) -> Self {
-        Self { buyer, whereabouts, known: Mutex::default() }
+        Self { buyer, whereabouts, known: Mutex::default(), trouble: Mutex::default() }
     }
 
     pub fn buyer(&self) -> &Buyer {
@@ -39,6 +46,18 @@ impl Agent {
 
     pub fn treasury(&self) -> Address {
         self.buyer.policy().pay_to
+    }
+
+    /// Whether it did not answer of late.
+    pub fn is_in_trouble(&self) -> bool {
+        let trouble = *self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        trouble.is_some_and(|since| since.elapsed() < TROUBLE)
+    }
+
+    /// Notes that it answered, or did not.
+    pub fn heard(&self, answered: bool) {
+        let since = (!answered).then(Instant::now);
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = since;
     }
 
     /// Its base URL. While the chain does not answer, the last one known.
@@ -56,8 +75,13 @@ impl Agent {
         let url = match &self.whereabouts {
             Whereabouts::Fixed(url) => url.clone(),
             Whereabouts::Chain { record, clock } => {
-                let url = record.url().await?;
-                clock.set(record.chain.head().await?.timestamp);
+                let read = async {
+                    let url = record.url().await?;
+                    anyhow::Ok((url, record.chain.head().await?.timestamp))
+                };
+                let (url, now) =
+                    tokio::time::timeout(READ_WITHIN, read).await.context("the chain does not answer")??;
+                clock.set(now);
                 url
             }
         };

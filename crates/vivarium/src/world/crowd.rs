@@ -100,6 +100,7 @@ impl Crowd {
             let buyer = Buyer::new(net::Client::new(), key, policy)
                 .with_clock(clock.reader())
                 .with_schemes(schemes)
+                .with_chain(record.chain.url())
                 .with_record(&file)?;
             let customer = Customer {
                 record,

@@ -113,7 +113,7 @@ fn stranger(world: &Value) -> Value {
 /// A program written for OpenAI, with nothing changed but its base URL. Then the budget is used up, and a new proxy
 /// still knows it.
 fn openai_sdk_through_the_proxy(world: &World) {
-    let run = |budget: &str| {
+    let run = |budget: &str, [language, script]: [&str; 2]| {
         let mut proxy = Command::new(program())
             .args(["proxy", "--listen", "127.0.0.1:0", "--json", "--max-usdc", "5", "--budget", budget, "--data-dir"])
             .arg(world.data_dir())
@@ -126,19 +126,25 @@ fn openai_sdk_through_the_proxy(world: &World) {
         BufReader::new(proxy.stdout.take().expect("its words")).read_line(&mut line).expect("one line");
         let _ends = Daemon(proxy);
         let hello: Value = serde_json::from_str(&line).expect("a JSON line");
-        let out = Command::new("node")
-            .args(["openai.mjs", hello["base_url"].as_str().expect("a base URL")])
+        let out = Command::new(language)
+            .args([script, hello["base_url"].as_str().expect("a base URL")])
             .current_dir(project().join("tests/clients"))
             .output()
-            .expect("node runs");
+            .expect("it runs");
         let said = [out.stdout, out.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
         (out.status.success(), said)
     };
-    let (worked, said) = run("50/day");
-    assert!(worked, "the OpenAI SDK failed: {said}");
-    assert!(said.contains("model_not_found"), "an agent's own refusal comes through: {said}");
+    let python = project().join(".vivarium/python/bin/python");
+    assert!(python.is_file(), ".vivarium/python is missing: `cargo xtask setup` makes it");
+    for (language, program) in
+        [("JavaScript", ["node", "openai.mjs"]), ("Python", [&*python.to_string_lossy(), "openai_sdk.py"])]
+    {
+        let (worked, said) = run("50/day", program);
+        assert!(worked, "the OpenAI SDK for {language} failed: {said}");
+        assert!(said.contains("model_not_found"), "an agent's own refusal comes through: {said}");
+    }
     // What was signed before counts, so a smaller budget is used up from the start.
-    let (worked, said) = run("0.000001/day");
+    let (worked, said) = run("0.000001/day", ["node", "openai.mjs"]);
     assert!(!worked && said.contains("insufficient_quota"), "nothing is paid over the budget: {said}");
 }
 
@@ -169,6 +175,9 @@ fn a_whole_life() {
     // And from somebody who was told nothing but a number.
     stranger(&file);
     let begun = world.ask(&["--remember", "--max-tokens", "24", "My name is Ada. Say hello."]).expect("an answer");
+    assert_eq!(begun["scheme"], "batch-settlement", "{begun}");
+    let by_exact = world.ask(&["--scheme", "exact", "--max-tokens", "8", "Say hello."]).expect("an answer");
+    assert_eq!(by_exact["scheme"], "exact", "{by_exact}");
     let conversation = begun["id"].as_str().expect("the id of the stored answer").to_owned();
     let booked = world.until("income in the ledger", |w| w.agent().filter(|s| micro(s, "earned_uusdc") > 0));
     assert_eq!(micro(&booked, "gifts_uusdc"), gifts, "what customers paid by Permit2 is no gift: {booked}");

@@ -14,16 +14,20 @@ use pay::seller::Quote;
 use pay::wire::Resource;
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
-use vivarium::proxy::{self, Agent, Config, Whereabouts};
+use vivarium::proxy::{self, Agent, Config, WhenUnknown, Whereabouts};
 use vivarium::world::crowd::policy;
 
 const CHAIN_ID: u64 = 31337;
 const TOKEN: Address = Address::repeat_byte(0x70);
 const TREASURY: Address = Address::repeat_byte(0x77);
 const PRICE: Usdc = Usdc(1_000);
+/// Of another agent.
+const OTHER: Address = Address::repeat_byte(0x78);
+/// To the head of an answer that comes at all: long for a loopback on a busy machine, short for whoever waits in vain.
+const SOON: Duration = Duration::from_secs(2);
 
 fn real_time() -> Clock {
     Arc::new(|| SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()))
@@ -34,25 +38,88 @@ struct StandInSeller {
     seller: Seller,
     heard: Mutex<Vec<HeaderMap>>,
     go_on: Notify,
+    /// Somebody left before the end of an answer.
+    left: Notify,
+    /// Names its price, takes payments and says nothing more.
+    hangs_when_paid: bool,
+}
+
+/// Told when it is dropped, unless the answer came to its end.
+struct Leaving {
+    shop: Arc<StandInSeller>,
+    piece: u32,
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        if self.piece < 2 {
+            self.shop.left.notify_one();
+        }
+    }
 }
 
 impl StandInSeller {
     async fn open() -> (Arc<Self>, String) {
-        let seller = Seller::new(CHAIN_ID, TOKEN, ("USD Coin", "2"), TREASURY);
-        let shop = Arc::new(Self { seller, heard: Mutex::default(), go_on: Notify::new() });
+        Self::open_for(TREASURY, false).await
+    }
+
+    async fn open_for(treasury: Address, hangs_when_paid: bool) -> (Arc<Self>, String) {
+        let seller = Seller::new(CHAIN_ID, TOKEN, ("USD Coin", "2"), treasury);
+        let (go_on, left) = (Notify::new(), Notify::new());
+        let shop = Arc::new(Self { seller, heard: Mutex::default(), go_on, left, hangs_when_paid });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let app = Router::new().fallback(answer).with_state(shop.clone());
         tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
         (shop, url)
     }
+
+    /// The payments that it was sent, in order.
+    fn payments(&self) -> Vec<HeaderValue> {
+        self.heard.lock().unwrap().iter().filter_map(|headers| headers.get("payment-signature").cloned()).collect()
+    }
+}
+
+/// Takes connections and never says a word; how many there were.
+async fn hung() -> (Arc<Mutex<Vec<tokio::net::TcpStream>>>, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let taken: Arc<Mutex<Vec<_>>> = Arc::default();
+    let keep = Arc::clone(&taken);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            keep.lock().unwrap().push(stream);
+        }
+    });
+    (taken, url)
+}
+
+/// A STAND-IN for a chain: its time is `now`, and no authorisation was ever used.
+async fn idle_chain(now: u64) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let answer = move |axum::Json(calls): axum::Json<Value>| async move {
+        let one = |call: &Value| {
+            let block = json!({ "number": "0x10", "timestamp": format!("{now:#x}") });
+            let unused = json!(format!("0x{}", "0".repeat(64)));
+            let result = if call["method"] == "eth_getBlockByNumber" { block } else { unused };
+            json!({ "jsonrpc": "2.0", "id": call["id"], "result": result })
+        };
+        axum::Json(calls.as_array().unwrap().iter().map(one).collect::<Vec<_>>())
+    };
+    let app = Router::new().route("/", axum::routing::post(answer));
+    tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+    url
 }
 
 async fn answer(State(shop): State<Arc<StandInSeller>>, headers: HeaderMap) -> Response {
     shop.heard.lock().unwrap().push(headers.clone());
     let resource = Resource { url: "/".into(), description: "an answer".into(), mime_type: "text/plain".into() };
-    let quote = Quote { amount: PRICE, resource: &resource, quoted_before: &|_| false, known: &|_, _| false };
-    let paid = match shop.seller.accept(&headers, &quote, real_time()()) {
+    let accepted = {
+        let quote = Quote { amount: PRICE, resource: &resource, quoted_before: &|_| false, known: &|_, _| false };
+        shop.seller.accept(&headers, &quote, real_time()())
+    };
+    let paid = match accepted {
         Ok(paid) => paid,
         Err(challenge) => {
             let status = StatusCode::from_u16(challenge.status()).unwrap();
@@ -60,11 +127,16 @@ async fn answer(State(shop): State<Arc<StandInSeller>>, headers: HeaderMap) -> R
                 .into_response();
         }
     };
-    let pieces = futures::stream::unfold((shop.clone(), 0), |(shop, n)| async move {
-        if n == 1 {
-            shop.go_on.notified().await;
+    if shop.hangs_when_paid {
+        std::future::pending::<()>().await;
+    }
+    let pieces = futures::stream::unfold(Leaving { shop: shop.clone(), piece: 0 }, |mut answer| async move {
+        if answer.piece == 1 {
+            answer.shop.go_on.notified().await;
         }
-        (n < 2).then(|| (Ok::<_, std::convert::Infallible>(Bytes::from(format!("data: {n}\n\n"))), (shop, n + 1)))
+        let piece = Bytes::from(format!("data: {}\n\n", answer.piece));
+        answer.piece += 1;
+        (answer.piece <= 2).then_some((Ok::<_, std::convert::Infallible>(piece), answer))
     });
     let form = [(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"))];
     let (name, value) = shop.seller.settled_header(paid.payer, paid.value, &[7; 32]);
@@ -73,16 +145,31 @@ async fn answer(State(shop): State<Arc<StandInSeller>>, headers: HeaderMap) -> R
 
 /// A proxy before the sellers at these addresses, in this order.
 async fn proxy_before(places: &[&str], budget: Usdc) -> String {
+    let places: Vec<(&str, Address)> = places.iter().map(|url| (*url, TREASURY)).collect();
+    serve(&places, budget, (WhenUnknown::Wait, Duration::from_secs(30)), |buyer| buyer).await
+}
+
+/// A proxy before agents of different treasuries, with what `make` makes of its buyer.
+async fn serve(
+    places: &[(&str, Address)],
+    budget: Usdc,
+    (when_unknown, deadline): (WhenUnknown, Duration),
+    make: impl FnOnce(Buyer) -> Buyer,
+) -> String {
     let client = net::Client::new();
-    let terms = |max: Usdc| policy(CHAIN_ID, TOKEN, TREASURY, max, Usdc::MAX);
-    let buyer = Buyer::new(client.clone(), PrivateKeySigner::random(), terms(Usdc(5_000)))
-        .with_clock(real_time())
+    let terms = |treasury: Address| policy(CHAIN_ID, TOKEN, treasury, Usdc(5_000), Usdc::MAX);
+    let buyer = Buyer::new(client.with_deadline(deadline), PrivateKeySigner::random(), terms(TREASURY))
         .with_day_clock(real_time())
         .with_limits(SpendLimits { per_day: Some(budget), per_host_day: None });
-    let agents = places.iter().map(|url| Agent::new(buyer.clone(), Whereabouts::Fixed((*url).to_owned()))).collect();
+    let buyer = make(buyer);
+    let agents = places.iter().map(|(url, treasury)| {
+        let buyer = buyer.for_seller(terms(*treasury), real_time());
+        Agent::new(buyer, Whereabouts::Fixed((*url).to_owned()))
+    });
+    let agents = agents.collect();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let base_url = format!("http://{}/v1", listener.local_addr().unwrap());
-    let config = Config { agents, client, budget_per_day: budget, now: real_time() };
+    let config = Config { agents, client, budget_per_day: budget, when_unknown, now: real_time() };
     tokio::spawn(proxy::serve(listener, config, std::future::pending()));
     base_url
 }
@@ -160,6 +247,84 @@ async fn a_dead_agent_gives_way_to_a_living_one() {
     assert!(nowhere.headers.contains_key(header::RETRY_AFTER));
     let (status, said) = problem(nowhere).await;
     assert_eq!(status, 503, "{said}");
+}
+
+/// Not dead, which is noticed at once: it takes the connection and never answers.
+#[tokio::test]
+async fn a_hung_agent_gives_way_and_is_then_asked_last() {
+    let (shop, url) = StandInSeller::open().await;
+    let (taken, nowhere) = hung().await;
+    let short = |buyer: Buyer| buyer.with_quote_within(Duration::from_millis(300));
+    let places = [(nowhere.as_str(), TREASURY), (url.as_str(), TREASURY)];
+    let base = serve(&places, Usdc(10_000), (WhenUnknown::Wait, Duration::from_secs(30)), short).await;
+    for text in ["one", "two"] {
+        shop.go_on.notify_one();
+        assert_eq!(post(&format!("{base}/chat/completions"), HeaderMap::new(), question(text)).await.status, 200);
+    }
+    assert_eq!((taken.lock().unwrap().len(), shop.payments().len()), (1, 2));
+}
+
+/// It took the payment and hangs: nobody else is paid for the same question until that payment is known to be dead.
+#[tokio::test]
+async fn two_agents_are_not_paid_for_one_question() {
+    let (first, first_url) = StandInSeller::open_for(TREASURY, true).await;
+    let (second, second_url) = StandInSeller::open_for(OTHER, false).await;
+    let places = [(first_url.as_str(), TREASURY), (second_url.as_str(), OTHER)];
+    let impatient = |buyer: Buyer| buyer.with_patience(Duration::ZERO);
+    let base = serve(&places, Usdc(10_000), (WhenUnknown::Wait, SOON), impatient).await;
+    for _ in 0..2 {
+        let asked = post(&format!("{base}/chat/completions"), HeaderMap::new(), question("hi")).await;
+        let (status, said) = problem(asked).await;
+        assert_eq!((status, said["error"]["code"].as_str()), (504, Some("outcome_unknown")), "{said}");
+    }
+    let payments = first.payments();
+    assert_eq!((payments.len(), payments[0] == payments[1]), (2, true), "the same payment again");
+    assert!(second.payments().is_empty());
+    // Another question is nobody's yet.
+    second.go_on.notify_one();
+    assert_eq!(post(&format!("{base}/chat/completions"), HeaderMap::new(), question("else")).await.status, 200);
+    assert_eq!(second.payments().len(), 1);
+}
+
+#[tokio::test]
+async fn a_payment_that_is_known_to_be_dead_frees_its_question() {
+    let (first, first_url) = StandInSeller::open_for(TREASURY, true).await;
+    let (second, second_url) = StandInSeller::open_for(OTHER, false).await;
+    let places = [(first_url.as_str(), TREASURY), (second_url.as_str(), OTHER)];
+    // Past the expiry of whatever is signed now.
+    let chain = idle_chain(real_time()() + 10_000).await;
+    let make = |buyer: Buyer| buyer.with_patience(Duration::ZERO).with_chain(&chain);
+    let base = serve(&places, Usdc(10_000), (WhenUnknown::Wait, SOON), make).await;
+    second.go_on.notify_one();
+    assert_eq!(post(&format!("{base}/chat/completions"), HeaderMap::new(), question("hi")).await.status, 200);
+    assert_eq!((first.payments().len(), second.payments().len()), (1, 1));
+}
+
+#[tokio::test]
+async fn who_wants_to_may_pay_another() {
+    let (first, first_url) = StandInSeller::open_for(TREASURY, true).await;
+    let (second, second_url) = StandInSeller::open_for(OTHER, false).await;
+    let places = [(first_url.as_str(), TREASURY), (second_url.as_str(), OTHER)];
+    let impatient = |buyer: Buyer| buyer.with_patience(Duration::ZERO);
+    let base = serve(&places, Usdc(10_000), (WhenUnknown::PayAnother, SOON), impatient).await;
+    second.go_on.notify_one();
+    assert_eq!(post(&format!("{base}/chat/completions"), HeaderMap::new(), question("hi")).await.status, 200);
+    assert_eq!((first.payments().len(), second.payments().len()), (1, 1));
+}
+
+#[tokio::test]
+async fn who_hangs_up_stops_the_agent_and_gets_the_same_answer_later() {
+    let (shop, url) = StandInSeller::open().await;
+    let base = proxy_before(&[&url], Usdc(10_000)).await;
+    let mut answer = post(&format!("{base}/chat/completions"), HeaderMap::new(), question("hi")).await;
+    assert_eq!(answer.body.chunk(&url).await.unwrap().unwrap(), "data: 0\n\n");
+    drop(answer);
+    // The agent hears of it, though it has not made the second half.
+    shop.left.notified().await;
+    shop.go_on.notify_one();
+    assert_eq!(post(&format!("{base}/chat/completions"), HeaderMap::new(), question("hi")).await.status, 200);
+    let payments = shop.payments();
+    assert_eq!((payments.len(), payments[0] == payments[1]), (2, true), "the same payment: nothing more is spent");
 }
 
 #[tokio::test]
