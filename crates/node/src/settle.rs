@@ -227,8 +227,9 @@ impl Node {
         if live.sealed || live.state.receipts.contains_key(&request.to_string()) {
             return Ok(());
         }
-        match receipt.sign(&self.cx.keys.node) {
-            Ok(signed) => {
+        let key = &self.cx.keys.node;
+        match receipt.sign_cose(key).and_then(|cose| Ok((receipt.sign(key)?, cose))) {
+            Ok((signed, cose)) => {
                 let json = signed.to_json();
                 live.record(now, &Recorded::Receipt { request: request.to_string(), json })?;
             }
