@@ -24,6 +24,8 @@ const contracts = [
   "Purse",
   "TestPermitToken",
   "TestUSDC",
+  "TestWallet",
+  "TestWalletFactory",
   "Treasury",
   "TreasuryFactory",
   "UptoPermit2Proxy",

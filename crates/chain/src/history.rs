@@ -39,8 +39,7 @@ pub async fn operators(chain: &Chain, treasury: Address) -> Result<BTreeMap<u64,
 /// # Errors
 /// As [`operators`].
 pub async fn block_of_root(chain: &Chain, treasury: Address, root: B256) -> Result<Option<u64>, Error> {
-    let filter =
-        Filter::new().address(treasury).from_block(0).event_signature(Treasury::Heartbeat::SIGNATURE_HASH);
+    let filter = Filter::new().address(treasury).from_block(0).event_signature(Treasury::Heartbeat::SIGNATURE_HASH);
     let logs = read(chain, filter).await?;
     Ok(logs.iter().find_map(|log| {
         let heartbeat = Treasury::Heartbeat::decode_log(&log.inner).ok()?;

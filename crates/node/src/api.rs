@@ -8,7 +8,7 @@ mod peer;
 mod problem;
 mod read;
 mod responses;
-mod sale;
+pub(crate) mod sale;
 
 use crate::context::Context;
 use crate::main_loop::{Event, Node};

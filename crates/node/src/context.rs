@@ -7,6 +7,7 @@ use crate::manifest::Manifest;
 use crate::memory::RingFile;
 use chain::bindings::ITreasury::Birth;
 use chain::{Chain, SenderHandle, TreasuryClient};
+use pay::facilitator::remote::Remote;
 use tokio::sync::mpsc;
 
 /// The market's own clockwork, seconds.
@@ -30,6 +31,8 @@ pub struct Context {
     pub operator: SenderHandle,
     /// Sends settlements of strangers' authorisations.
     pub relay: SenderHandle,
+    /// Another's facilitator, where the manifest names one.
+    pub facilitator: Option<Remote>,
     pub store: store::client::StoreClient,
     pub http: net::Client,
     /// Chain seconds when this process started.

@@ -5,12 +5,13 @@
 
 use crate::authorization::{self, Fate};
 use crate::context::Context;
+use crate::contract_payers::{self, NotMade};
 use crate::error::Result;
+use crate::external;
 use crate::main_loop::{Event, Node};
 use crate::state::Recorded;
 use alloy::primitives::{Address, B256, U256};
 use chain::Outcome as Sent;
-use chain::treasury::calls;
 use journal::crash_point;
 use net::chain_of;
 use pay::book::channels::CallService;
@@ -74,11 +75,20 @@ impl Node {
         }
         let Some(entry) = live.state.book.entry(&request) else { return Ok(()) };
         let settlement = entry.reservation.settlement.clone();
+        let is_delivered = matches!(entry.service, Service::Delivered(_));
         let lsn = live.record(now, &Recorded::Book(BookInput::SettleSent { request }))?;
         let cx = self.cx.clone();
         live.when_durable(lsn, move || {
             tokio::spawn(async move {
-                let outcome = send(&cx, &settlement, poor).await;
+                // Without a record of its own nothing could be given back: only after the delivery.
+                let by_another = match &cx.facilitator {
+                    Some(remote) if is_delivered => external::settle(&cx, remote, &settlement).await,
+                    _ => None,
+                };
+                let outcome = match by_another {
+                    Some(outcome) => outcome,
+                    None => send(&cx, &settlement, poor).await,
+                };
                 cx.tell(Event::Settled { request, settlement: outcome }).await;
             });
         });
@@ -231,7 +241,7 @@ impl Node {
         match receipt.sign_cose(key).and_then(|cose| Ok((receipt.sign(key)?, cose))) {
             Ok((signed, cose)) => {
                 let json = signed.to_json();
-                live.record(now, &Recorded::Receipt { request: request.to_string(), json })?;
+                live.record(now, &Recorded::Receipt { request: request.to_string(), json, cose })?;
             }
             Err(e) => tracing::error!(%request, error = %e, "a receipt cannot be signed"),
         }
@@ -284,17 +294,19 @@ pub fn resume(node: &mut Node) -> Result<()> {
 }
 
 async fn send(cx: &Arc<Context>, terms: &SettleExact, relay_is_poor: bool) -> Settlement {
-    let call = calls::settle_exact(&calls::ExactAuthorization {
-        payer: Address::from(terms.payer),
-        value: U256::from(terms.value.0),
-        valid_after: U256::from(terms.valid_after),
-        valid_before: U256::from(terms.valid_before),
-        nonce: B256::from(terms.nonce),
-        signature: terms.signature.to_vec().into(),
-    });
-    let tx = chain::Tx::call(cx.config.treasury, call, "settle");
-    let sender = if relay_is_poor { &cx.operator } else { &cx.relay };
-    let waiting = sender.submit(tx);
+    let settlement = match contract_payers::settlement(cx, terms).await {
+        Ok(settlement) => settlement,
+        Err(NotMade::NotTaken(why)) => {
+            tracing::info!(?why, "a settlement is not sent");
+            return Settlement::Unpaid(UnpaidWhy::Refused);
+        }
+        Err(NotMade::Unknown(e)) => {
+            tracing::warn!(error = %chain_of(&e), "a payer cannot be looked at: its settlement is not sent");
+            return Settlement::Unknown;
+        }
+    };
+    let sender = settlement.sender(cx, relay_is_poor);
+    let waiting = sender.submit(settlement.tx());
     crash_point!("pay.settle_sent");
     match waiting.await {
         Sent::Done { tx_hash, block } => Settlement::Paid { amount: terms.value.0, tx: tx_hash, block, recorded: true },
@@ -314,7 +326,7 @@ async fn send(cx: &Arc<Context>, terms: &SettleExact, relay_is_poor: bool) -> Se
 }
 
 /// What the chain says of an authorisation. `Unknown` while it is unused and still valid, or nobody answers.
-async fn reconcile(cx: &Arc<Context>, terms: &SettleExact) -> Settlement {
+pub(crate) async fn reconcile(cx: &Context, terms: &SettleExact) -> Settlement {
     match look(cx, terms).await {
         Ok(found) => found,
         Err(e) => {
@@ -324,7 +336,7 @@ async fn reconcile(cx: &Arc<Context>, terms: &SettleExact) -> Settlement {
     }
 }
 
-async fn look(cx: &Arc<Context>, terms: &SettleExact) -> std::result::Result<Settlement, chain::Error> {
+async fn look(cx: &Context, terms: &SettleExact) -> std::result::Result<Settlement, chain::Error> {
     let (payer, nonce) = (Address::from(terms.payer), B256::from(terms.nonce));
     let (recorded, _) = cx.treasury.recorded(payer, nonce).await?;
     if recorded > U256::ZERO {

@@ -21,16 +21,12 @@ pub async fn status(State(api): State<Api>) -> Result<Json<Arc<Status>>, Problem
 }
 
 /// JSON, or COSE for whoever asks for `application/cose`.
-pub async fn receipt(
-    State(api): State<Api>,
-    Path(id): Path<String>,
-    headers: HeaderMap,
-) -> Result<Response, Response> {
+pub async fn receipt(State(api): State<Api>, Path(id): Path<String>, headers: HeaderMap) -> Result<Response, Response> {
     let kept = api.kept(&id, |_, kept| kept.clone()).await?;
     let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
-    let wants_cose = accepted.flat_map(|value| value.split(',')).any(|kind| {
-        kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/cose"))
-    });
+    let wants_cose = accepted
+        .flat_map(|value| value.split(','))
+        .any(|kind| kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/cose")));
     if !wants_cose {
         let kind = [(header::CONTENT_TYPE, "application/json"), (header::VARY, "accept")];
         return Ok((kind, kept.json).into_response());

@@ -4,6 +4,7 @@
 //! paid is settled before its first byte, everybody else before its last.
 
 pub mod call;
+mod contract;
 
 use super::Api;
 use super::problem::{Problem, fresh_id};
@@ -141,7 +142,8 @@ impl Api {
                 return self.sell_call(paid, order, terms, (errand, fresh), entered).await;
             }
             (Accepted::Exact(verified), Errand::Buy) => verified,
-            (Accepted::Exact(_) | Accepted::Permit2(_), _) => {
+            (Accepted::Unproven(payer), Errand::Buy) => self.contract_payer(*payer, &terms).await?,
+            (Accepted::Exact(_) | Accepted::Permit2(_) | Accepted::Unproven(_), _) => {
                 let refusal = Refusal::new(Reason::PaymentRequired, "nothing is sold here: post your question");
                 return Err(self.refuse(&terms, refusal));
             }
@@ -174,7 +176,8 @@ impl Api {
                 payer: verified.payer,
                 amount: verified.value,
                 generation,
-                known_payer,
+                // A contract may change its mind as long as it has not paid.
+                known_payer: known_payer && verified.is_signed_by_key,
                 call: None,
                 price: terms.tariff,
                 guard: Guard { cx: self.cx.clone(), request: Some(request), _in_flight: entered },

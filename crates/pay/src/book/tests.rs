@@ -12,7 +12,8 @@ fn reservation(payer: u8, nonce: u8, body: u8, timing: Timing) -> Reservation {
         valid_after: 0,
         valid_before: NOW + 300,
         nonce: [nonce; 32],
-        signature: [0; 65],
+        signature: vec![0; 65],
+        is_signed_by_key: true,
     };
     Reservation {
         request: RequestId::of_payment(&settlement.payer, &settlement.nonce),

@@ -88,9 +88,8 @@ impl CoseReceipt {
     fn check(&self) -> Result<(), Error> {
         let message = message(&self.receipt, self.operator, Vec::new());
         let digest = B256::from_slice(&Sha256::digest(message.tbs_data(&[])));
-        let signers = [false, true].map(|parity| {
-            recover_signer(&Signature::from_bytes_and_parity(&self.signature, parity), digest).ok()
-        });
+        let signers = [false, true]
+            .map(|parity| recover_signer(&Signature::from_bytes_and_parity(&self.signature, parity), digest).ok());
         if signers.contains(&Some(self.operator)) {
             return Ok(());
         }

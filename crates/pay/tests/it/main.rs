@@ -1,12 +1,15 @@
 //! The crate from outside: our seller and our buyer against each other and against the official packages.
 
+mod batches;
 mod buyer;
 mod chain;
 mod channels;
 mod conformance;
+mod external;
 mod fuzz;
 mod golden;
 mod market;
 mod schemes;
 mod shop;
 mod table;
+mod wallets;

@@ -71,7 +71,7 @@ pub fn run(flags: Flags) -> Result<()> {
             (None, Some(id)) => {
                 let out = flags.out.as_deref().map(|file| (file, if flags.cose { Form::Cose } else { Form::Json }));
                 fetch(&flags.place.link()?, &id, out, flags.json).await
-            },
+            }
             (None, None) => bail!("name a request, or a file: see `vivarium receipt --help`"),
         }
     })
@@ -126,7 +126,10 @@ impl Verify {
             ensure!(receipt.agent == agent, "the receipt is for another agent ({})", receipt.agent);
         }
         let must_be = |operator: Address| {
-            ensure!(*signer == operator, "signed by {signer}, not by the operator {operator}, or altered after signing");
+            ensure!(
+                *signer == operator,
+                "signed by {signer}, not by the operator {operator}, or altered after signing"
+            );
             Ok(())
         };
         if let Some(operator) = self.operator {

@@ -150,6 +150,7 @@ pub fn manifest(choices: &Choices, names: Names) -> Manifest {
         max_call_uusdc: CALL_MAX * dearer,
         finality_blocks: 2,
         store_urls: vec![store_url],
+        payments: node::manifest::Payments::default(),
         model: node::manifest::Model {
             name: model.name.clone(),
             cid: model_cid,

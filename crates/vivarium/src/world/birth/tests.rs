@@ -22,6 +22,7 @@ fn manifest() -> Manifest {
         max_call_uusdc: 20_000,
         finality_blocks: 2,
         store_urls: Vec::new(),
+        payments: node::manifest::Payments::default(),
         model: Model {
             name: "m".into(),
             cid: String::new(),
