@@ -25,6 +25,8 @@ const contracts = [
   "Purse",
   "TestPermitToken",
   "TestUSDC",
+  "TestWallet",
+  "TestWalletFactory",
   "Treasury",
   "TreasuryFactory",
   "UptoPermit2Proxy",

@@ -1,17 +1,18 @@
-// A seller: the official Express middleware, unmodified, selling one route by scheme `exact`.
+// A seller: the official Express middleware, unmodified, selling one thing by scheme `exact` (or `upto`: half of it).
 //
-//   node server.mjs PAY_TO ASSET CHAIN_ID AMOUNT
+//   node server.mjs PAY_TO ASSET CHAIN_ID AMOUNT [FACILITATOR_URL [exact|upto]]
 //
-// Its facilitator is a STAND-IN: it checks the signature with viem but has no chain, so it "settles" by making up a
-// transaction hash. Prints {"url"} once it listens and one JSON line for each settlement; ends with its stdin.
+// Without a URL its facilitator is a STAND-IN: it checks the signature with viem but has no chain, so it "settles" by
+// making up a transaction hash. Prints {"url"} once it listens and one JSON line for each settlement; ends with its stdin.
 import { createHash } from 'node:crypto';
-import { x402ResourceServer } from '@x402/core/server';
+import { HTTPFacilitatorClient, x402ResourceServer } from '@x402/core/server';
 import { ExactEvmScheme } from '@x402/evm/exact/server';
-import { paymentMiddleware } from '@x402/express';
+import { UptoEvmScheme } from '@x402/evm/upto/server';
+import { paymentMiddleware, setSettlementOverrides } from '@x402/express';
 import express from 'express';
 import { verifyTypedData } from 'viem';
 
-const [payTo, asset, chainId, amount] = process.argv.slice(2);
+const [payTo, asset, chainId, amount, facilitatorUrl, scheme = 'exact'] = process.argv.slice(2);
 const network = `eip155:${chainId}`;
 const types = {
   TransferWithAuthorization: [
@@ -45,18 +46,24 @@ const standIn = {
   },
 };
 
+const facilitator = facilitatorUrl ? new HTTPFacilitatorClient({ url: facilitatorUrl }) : standIn;
 const app = express();
 app.use(express.json());
 const accepts = {
-  scheme: 'exact',
+  scheme,
   network,
   payTo,
   price: { amount, asset, extra: { name: 'USD Coin', version: '2' } },
   maxTimeoutSeconds: 60,
 };
-const resources = new x402ResourceServer(standIn).register(network, new ExactEvmScheme());
-app.use(paymentMiddleware({ 'POST /v1/infer': { accepts, description: 'one inference', mimeType: 'application/json' } }, resources));
-app.post('/v1/infer', (request, response) => response.json({ ok: true, echo: request.body }));
+const resources = new x402ResourceServer(facilitator).register(network, scheme === 'upto' ? new UptoEvmScheme() : new ExactEvmScheme());
+const route = { accepts, description: 'one inference', mimeType: 'application/json' };
+app.use(paymentMiddleware({ 'POST /v1/infer': route, 'POST /v1/chat/completions': route }, resources));
+app.post(['/v1/infer', '/v1/chat/completions'], (request, response) => {
+  // `upto`: half of what was permitted.
+  if (scheme === 'upto') setSettlementOverrides(response, { amount: String(BigInt(amount) / 2n) });
+  response.json({ ok: true, echo: request.body });
+});
 const listener = app.listen(0, '127.0.0.1', () => {
   console.log(JSON.stringify({ url: `http://127.0.0.1:${listener.address().port}` }));
 });

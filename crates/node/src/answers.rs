@@ -45,9 +45,9 @@ impl Question {
         Self { digest: Sha256::digest(body).into(), secret: secret.into() }
     }
 
-    /// The key of the answer that was paid with this signature. All parts have one length, and together far more
-    /// chance in them than a key needs.
-    fn key(&self, request: &RequestId, signature: &[u8; 65]) -> Key {
+    /// The key of the answer that was paid with this signature. All parts but the
+    /// last have one length, and together far more chance in them than a key needs.
+    fn key(&self, request: &RequestId, signature: &[u8]) -> Key {
         let key = Sha256::new().chain_update(self.secret).chain_update(request.0).chain_update(signature).finalize();
         <[u8; 32]>::from(key).into()
     }
@@ -119,12 +119,7 @@ impl Answers {
 
     /// Keeps the answer of `request`, which was paid with this signature. An answer that cannot be kept is only told
     /// to the log: nobody has paid for its repetition.
-    pub async fn keep(
-        &self,
-        (request, question, signature): (RequestId, Question, [u8; 65]),
-        answer: &Answer,
-        now: u64,
-    ) {
+    pub async fn keep(&self, (request, question, signature): (RequestId, Question, &[u8]), answer: &Answer, now: u64) {
         if answer.body.len() > ANSWER_BYTES_MAX {
             return;
         }
@@ -175,7 +170,7 @@ impl Answers {
     /// was kept under.
     pub async fn read(
         &self,
-        (request, question, signature): (RequestId, Question, [u8; 65]),
+        (request, question, signature): (RequestId, Question, &[u8]),
         patience: Duration,
     ) -> Option<Answer> {
         let mut changed = self.changed.subscribe();
@@ -240,7 +235,7 @@ impl Index {
 mod tests {
     use super::*;
 
-    const SIGNATURE: [u8; 65] = [7; 65];
+    const SIGNATURE: &[u8] = &[7; 65];
 
     fn request(n: u8) -> RequestId {
         RequestId([n; 16])

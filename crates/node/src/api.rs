@@ -10,7 +10,7 @@ mod peer;
 mod problem;
 mod read;
 mod responses;
-mod sale;
+pub(crate) mod sale;
 
 use crate::answers::Answers;
 use crate::context::Context;

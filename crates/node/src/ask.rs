@@ -138,13 +138,13 @@ impl Node {
     }
 
     /// The signature that the answer of `request` is kept under, and whether it is still being made or settled.
-    pub(crate) fn kept_under(&self, request: &RequestId) -> Option<([u8; 65], bool)> {
+    pub(crate) fn kept_under(&self, request: &RequestId) -> Option<(Vec<u8>, bool)> {
         let book = &self.live.as_ref()?.state.book;
         if let Some(entry) = book.entry(request) {
-            return Some((*entry.reservation.settlement.signature(), !entry.is_closed()));
+            return Some((entry.reservation.settlement.signature().to_vec(), !entry.is_closed()));
         }
         let call = book.channels().call(request)?;
-        Some((call.reservation.voucher.signature, !call.is_closed()))
+        Some((call.reservation.voucher.signature.to_vec(), !call.is_closed()))
     }
 
     /// One record of the book. A node whose journal is closed reports to its successor instead.

@@ -5,6 +5,7 @@
 //! to the treasury, which is receiver and receiverAuthorizer of every channel.
 
 use crate::context::Context;
+use crate::contract_payers;
 use crate::error::Result;
 use crate::main_loop::{Event, Node};
 use crate::state::Recorded;
@@ -134,20 +135,6 @@ pub async fn try_read(cx: &Context, id: &ChannelId) -> std::result::Result<Chann
         .ok()
         .and_then(|answers| facilitator::read_state(&answers, head.number))
         .ok_or_else(|| chain::Error::missing(format!("no channel contract at {BATCH_SETTLEMENT}")))
-}
-
-/// Whether this deposit would go in now, by a call that changes nothing.
-///
-/// # Errors
-/// The contract's words.
-pub async fn simulate(cx: &Context, config: &ChannelConfig, deposit: &Deposit) -> std::result::Result<(), String> {
-    let call = TransactionRequest::default()
-        .from(cx.relay.address())
-        .to(BATCH_SETTLEMENT)
-        .input(Bytes::from(facilitator::deposit_call(config, deposit)).into());
-    let answer: std::result::Result<Bytes, chain::Error> =
-        cx.chain.request("eth_call", (call, BlockId::latest())).await;
-    answer.map(drop).map_err(|e| chain_of(&e))
 }
 
 impl Node {
@@ -292,13 +279,19 @@ impl Node {
         let before = known.chain.balance;
         let cx = self.cx.clone();
         tokio::spawn(async move {
-            let data = Bytes::from(facilitator::deposit_call(&config, &deposit));
-            let sender = if poor { &cx.operator } else { &cx.relay };
-            let waiting = sender.submit(chain::Tx::call(BATCH_SETTLEMENT, data, "deposit"));
-            crash_point!("pay.deposit_sent");
-            let sent = waiting.await;
+            let sent = match contract_payers::deposit(&cx, &config, &deposit).await {
+                Ok(made) => {
+                    let waiting = made.sender(&cx, poor).submit(made.tx());
+                    crash_point!("pay.deposit_sent");
+                    Some(waiting.await)
+                }
+                Err(why) => {
+                    tracing::info!(?why, %channel, "a deposit is not sent");
+                    None
+                }
+            };
             let tx = match &sent {
-                Sent::Done { tx_hash, .. } => *tx_hash,
+                Some(Sent::Done { tx_hash, .. }) => *tx_hash,
                 refused => {
                     tracing::info!(?refused, %channel, "a deposit did not go in by our transaction");
                     B256::ZERO
@@ -306,7 +299,8 @@ impl Node {
             };
             // Whatever the sender says, the channel's balance decides: somebody else may have sent it, too.
             let state = read(&cx, &channel).await;
-            let done = matches!(sent, Sent::Done { .. }) || state.balance >= before.saturating_add(deposit.amount);
+            let done =
+                matches!(sent, Some(Sent::Done { .. })) || state.balance >= before.saturating_add(deposit.amount);
             let moved = done.then_some((deposit.amount, tx));
             let key = deposit.key(&channel);
             let end = if done {

@@ -8,6 +8,7 @@ use crate::memory::RingFile;
 use crate::permit2;
 use chain::bindings::ITreasury::Birth;
 use chain::{Chain, SenderHandle, TreasuryClient};
+use pay::facilitator::remote::Remote;
 use tokio::sync::mpsc;
 
 /// The market's own clockwork, seconds.
@@ -33,6 +34,8 @@ pub struct Context {
     pub operator: SenderHandle,
     /// Sends settlements of strangers' payments.
     pub relay: SenderHandle,
+    /// Another's facilitator, where the manifest names one.
+    pub facilitator: Option<Remote>,
     pub store: store::client::StoreClient,
     pub http: net::Client,
     /// Chain seconds when this process started.

@@ -13,8 +13,10 @@ mod channels;
 mod checkpoint;
 mod config;
 mod context;
+mod contract_payers;
 mod conversation;
 mod error;
+mod external;
 mod fence;
 mod genesis;
 mod history;
@@ -48,6 +50,7 @@ use crate::shared::{Engine, Shared};
 use chain::{Chain, Sender};
 use infer::{ChatTemplate, EngineClient, EngineConfig};
 use net::chain_of;
+use pay::facilitator::remote::Remote;
 use serde_json::json;
 use std::future::Future;
 use std::io::Write;
@@ -95,6 +98,7 @@ pub async fn run(config: NodeConfig, stop: impl Future<Output = ()> + Send + 'st
     let relay = Sender::spawn(chain.clone(), keys.relay.clone(), confirmations);
     let ring_file = RingFile::new(&config.data_dir, seal_key);
     let born_at = patiently("the chain", || chain.head()).await?.timestamp;
+    let facilitator = manifest.payments.facilitator_url.as_deref().map(|url| Remote::new(url, &http));
     let cx = Arc::new(Context {
         config,
         manifest,
@@ -111,6 +115,7 @@ pub async fn run(config: NodeConfig, stop: impl Future<Output = ()> + Send + 'st
         treasury,
         operator,
         relay,
+        facilitator,
         store,
         http,
         born_at,

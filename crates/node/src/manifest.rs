@@ -53,8 +53,29 @@ pub struct Manifest {
     #[serde(default = "daemons_rescue")]
     pub daemons_rescue: bool,
     pub store_urls: Vec<String>,
+    #[serde(default, skip_serializing_if = "Payments::is_default")]
+    pub payments: Payments,
     pub model: Model,
     pub stewards: Vec<Steward>,
+}
+
+/// How customers may pay, beyond what every agent takes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Payments {
+    /// Factories whose calls the relay sends for payers that do not exist yet (ERC-6492). Empty: none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub factories: Vec<Address>,
+    /// Another's facilitator (x402 `/settle`) for `exact`, once the answer was delivered. Whatever it says, the chain
+    /// is asked; when it fails the relay settles. None: the relay settles everything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub facilitator_url: Option<String>,
+}
+
+impl Payments {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,7 +6,9 @@
 
 use crate::authorization::{self, Fate};
 use crate::context::Context;
+use crate::contract_payers::{self, NotMade};
 use crate::error::Result;
+use crate::external;
 use crate::live::Live;
 use crate::main_loop::{Event, Node};
 use crate::permit2;
@@ -14,7 +16,6 @@ use crate::shared::Role;
 use crate::state::Recorded;
 use alloy::primitives::{Address, B256, Bytes, U256};
 use chain::Outcome as Sent;
-use chain::treasury::calls;
 use journal::crash_point;
 use net::chain_of;
 use pay::book::channels::CallService;
@@ -84,13 +85,22 @@ impl Node {
         if !may {
             return Ok(());
         }
+        let is_delivered = matches!(entry.service, Service::Delivered(_));
         let task = Task::of(live, &request);
         let lsn = live.record(now, &Recorded::Book(BookInput::SettleSent { request }))?;
         let cx = self.cx.clone();
         let Some(task) = task else { return Ok(()) };
         live.when_durable(lsn, move || {
             tokio::spawn(async move {
-                let outcome = task.send(&cx, poor).await;
+                // Without a record of its own nothing could be given back: only after the delivery.
+                let by_another = match (&cx.facilitator, &task.settlement) {
+                    (Some(remote), Settle::Exact(terms)) if is_delivered => external::settle(&cx, remote, terms).await,
+                    _ => None,
+                };
+                let outcome = match by_another {
+                    Some(outcome) => outcome,
+                    None => task.send(&cx, poor).await,
+                };
                 cx.tell(Event::Settled { request, settlement: outcome }).await;
             });
         });
@@ -263,10 +273,11 @@ impl Node {
         if live.sealed || live.state.receipts.contains_key(&request.to_string()) {
             return Ok(());
         }
-        match receipt.sign(&self.cx.keys.node) {
-            Ok(signed) => {
+        let key = &self.cx.keys.node;
+        match receipt.sign_cose(key).and_then(|cose| Ok((receipt.sign(key)?, cose))) {
+            Ok((signed, cose)) => {
                 let json = signed.to_json();
-                live.record(now, &Recorded::Receipt { request: request.to_string(), json })?;
+                live.record(now, &Recorded::Receipt { request: request.to_string(), json, cose })?;
             }
             Err(e) => tracing::error!(%request, error = %e, "a receipt cannot be signed"),
         }
@@ -384,14 +395,10 @@ impl Task {
 
     /// What the chain says. `Unknown` while the payment is unused and still valid, or nobody answers.
     async fn reconcile(&self, cx: &Arc<Context>) -> Settlement {
-        let found = match &self.settlement {
-            Settle::Exact(terms) => look(cx, terms).await,
-            Settle::Permit2(payment) => permit2::fate(cx, payment, &self.taken).await,
-        };
-        found.unwrap_or_else(|e| {
-            tracing::warn!(error = %chain_of(&e), "the chain does not say what became of a payment");
-            Settlement::Unknown
-        })
+        match &self.settlement {
+            Settle::Exact(terms) => reconcile(cx, terms).await,
+            Settle::Permit2(payment) => or_unknown(permit2::fate(cx, payment, &self.taken).await),
+        }
     }
 }
 
@@ -404,17 +411,19 @@ fn is_facilitator(cx: &Context, payment: &Permit2Payment) -> bool {
 }
 
 async fn send(cx: &Arc<Context>, terms: &SettleExact, relay_is_poor: bool) -> Settlement {
-    let call = calls::settle_exact(&calls::ExactAuthorization {
-        payer: Address::from(terms.payer),
-        value: U256::from(terms.value.0),
-        valid_after: U256::from(terms.valid_after),
-        valid_before: U256::from(terms.valid_before),
-        nonce: B256::from(terms.nonce),
-        signature: terms.signature.to_vec().into(),
-    });
-    let tx = chain::Tx::call(cx.config.treasury, call, "settle");
-    let sender = if relay_is_poor { &cx.operator } else { &cx.relay };
-    let waiting = sender.submit(tx);
+    let settlement = match contract_payers::settlement(cx, terms).await {
+        Ok(settlement) => settlement,
+        Err(NotMade::NotTaken(why)) => {
+            tracing::info!(?why, "a settlement is not sent");
+            return Settlement::Unpaid(UnpaidWhy::Refused);
+        }
+        Err(NotMade::Unknown(e)) => {
+            tracing::warn!(error = %chain_of(&e), "a payer cannot be looked at: its settlement is not sent");
+            return Settlement::Unknown;
+        }
+    };
+    let sender = settlement.sender(cx, relay_is_poor);
+    let waiting = sender.submit(settlement.tx());
     crash_point!("pay.settle_sent");
     match waiting.await {
         Sent::Done { tx_hash, block } => Settlement::Paid { amount: terms.value.0, tx: tx_hash, block, recorded: true },
@@ -434,8 +443,19 @@ async fn send(cx: &Arc<Context>, terms: &SettleExact, relay_is_poor: bool) -> Se
     }
 }
 
-/// What the chain says of an authorisation. `Unknown` while it is unused and still valid.
-async fn look(cx: &Arc<Context>, terms: &SettleExact) -> std::result::Result<Settlement, chain::Error> {
+/// What the chain says of an authorisation. `Unknown` while it is unused and still valid, or nobody answers.
+pub(crate) async fn reconcile(cx: &Context, terms: &SettleExact) -> Settlement {
+    or_unknown(look(cx, terms).await)
+}
+
+fn or_unknown(found: std::result::Result<Settlement, chain::Error>) -> Settlement {
+    found.unwrap_or_else(|e| {
+        tracing::warn!(error = %chain_of(&e), "the chain does not say what became of a payment");
+        Settlement::Unknown
+    })
+}
+
+async fn look(cx: &Context, terms: &SettleExact) -> std::result::Result<Settlement, chain::Error> {
     let (payer, nonce) = (Address::from(terms.payer), B256::from(terms.nonce));
     let (recorded, _) = cx.treasury.recorded(payer, nonce).await?;
     if recorded > U256::ZERO {

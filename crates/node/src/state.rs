@@ -28,10 +28,12 @@ pub enum Recorded {
     Life(Input),
     Book(BookInput),
     Conversation(ConversationInput),
-    /// A signed receipt in its JSON form. Holds digests of the exchange, never its text.
+    /// A signed receipt in its JSON form, and the signature of its COSE form. Holds digests of the exchange, never its
+    /// text.
     Receipt {
         request: String,
         json: String,
+        cose: [u8; 64],
     },
     /// A line of the log that no machine speaks: restarts, moves, takeovers.
     Line {
@@ -116,6 +118,8 @@ pub struct State {
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct Kept {
     pub json: String,
+    /// Signature of the COSE form.
+    pub cose: [u8; 64],
     pub place: Place,
 }
 
@@ -201,8 +205,8 @@ impl State {
                 }
             }
             Recorded::Conversation(input) => self.conversations.apply(input),
-            Recorded::Receipt { request, json } => {
-                self.keep(now, request, json);
+            Recorded::Receipt { request, json, cose } => {
+                self.keep(now, request, json, *cose);
             }
             Recorded::Line { kind, text } => {
                 self.log.add((lsn, 0), now, self.block, kind, text.clone());
@@ -220,14 +224,14 @@ impl State {
         said
     }
 
-    fn keep(&mut self, now: u64, request: &str, json: &str) {
+    fn keep(&mut self, now: u64, request: &str, json: &str, cose: [u8; 64]) {
         // One receipt a request: a second one would be a second leaf for the same money.
         let Ok(signed) = SignedReceipt::from_json(json) else { return };
         if self.receipts.contains_key(request) {
             return;
         }
         let place = self.receipt_trees.add(signed.receipt.leaf(), self.day(now));
-        self.receipts.insert(request.to_owned(), Kept { json: json.to_owned(), place });
+        self.receipts.insert(request.to_owned(), Kept { json: json.to_owned(), cose, place });
         self.receipt_order.push_back(request.to_owned());
         if self.receipt_order.len() > RECEIPTS_MAX
             && let Some(oldest) = self.receipt_order.pop_front()

@@ -1,14 +1,16 @@
 //! x402 payments: the seller's side, the buyer's side and the book between them.
 //!
 //! Read in this order: [`wire`] (what goes over HTTP), [`scheme`] (what is signed), [`book`] (the pure fold that
-//! knows who owes what), [`seller`] and [`buyer`] (what an HTTP handler and an HTTP client call), [`receipt`].
+//! knows who owes what), [`seller`] and [`buyer`] (what an HTTP handler and an HTTP client call), [`facilitator`]
+//! (settling for others, and having others settle), [`receipt`].
 //!
 //! **Invariant:** no price is decided and no transaction is sent here. Prices come in as values, settlements leave
 //! as intents ([`Settle`]), outcomes come back as inputs of the book.
-//! **Invariant:** only [`buyer`] does I/O, and only it reads a clock or rolls dice.
+//! **Invariant:** only [`buyer`] and [`facilitator::remote`] do I/O and read a clock, and only the first rolls dice.
 
 pub mod book;
 pub mod buyer;
+pub mod facilitator;
 pub mod meter;
 mod reason;
 pub mod receipt;

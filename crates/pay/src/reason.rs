@@ -40,6 +40,10 @@ reasons! {
     /// The authorisation was used or cancelled before.
     NonceUsed = "invalid_exact_evm_nonce_already_used",
     InsufficientFunds = "insufficient_funds",
+    /// The settlement, simulated, does not go through.
+    Simulation = "invalid_exact_evm_transaction_simulation_failed",
+    /// The payer is a contract that does not exist yet, and nobody here trusts the factory that would make it.
+    FactoryNotAllowed = "eip6492_factory_not_allowed",
     InvalidTransactionState = "invalid_transaction_state",
     UnexpectedVerifyError = "unexpected_verify_error",
     UnexpectedSettleError = "unexpected_settle_error",
@@ -52,6 +56,11 @@ reasons! {
     /// Too many payments of this payer, or of all payers, are open. Ours.
     TooManyOpen = "too_many_open_payments",
 
+    /// It was sent and its end is not known: ask again.
+    SettlementPending = "settlement_pending",
+    /// The payee has no credit with this facilitator for the gas. Ours.
+    FacilitatorCredit = "facilitator_credit_required",
+
     // Permit2: `exact` for tokens without EIP-3009, and `upto`.
     Permit2Signature = "invalid_permit2_signature",
     Permit2Spender = "invalid_permit2_spender",
@@ -62,6 +71,7 @@ reasons! {
     Permit2NotYetValid = "permit2_not_yet_valid",
     Permit2Nonce = "permit2_invalid_nonce",
     Permit2Allowance = "permit2_allowance_required",
+    Permit2Simulation = "permit2_simulation_failed",
     /// The witness names another facilitator than the one that would settle.
     UptoFacilitator = "upto_facilitator_mismatch",
 
@@ -92,6 +102,7 @@ reasons! {
     DepositPermit2Spender = "invalid_batch_settlement_evm_permit2_invalid_spender",
     DepositPermit2Amount = "invalid_batch_settlement_evm_permit2_amount_mismatch",
     Eip2612AmountMismatch = "invalid_batch_settlement_evm_eip2612_amount_mismatch",
+    DepositFactoryNotAllowed = "invalid_batch_settlement_evm_eip6492_factory_not_allowed",
     DepositSimulation = "invalid_batch_settlement_evm_deposit_simulation_failed",
     DepositFailed = "invalid_batch_settlement_evm_deposit_transaction_failed",
     RefundNoBalance = "invalid_batch_settlement_evm_refund_no_balance",
@@ -111,6 +122,8 @@ impl Reason {
                 | Self::PaymentAborted
                 | Self::UnexpectedVerifyError
                 | Self::UnexpectedSettleError
+                | Self::SettlementPending
+                | Self::FacilitatorCredit
                 | Self::CumulativeMismatch
                 | Self::CumulativeBelowClaimed
                 | Self::ChannelBusy

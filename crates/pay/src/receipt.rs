@@ -2,8 +2,9 @@
 //!
 //! EIP-712, so that a wallet can show and a contract can check it. The domain names the agent (its treasury) and the
 //! chain; `epoch` says whose key signed: look the operator of that epoch up on chain, or trust the one you know.
-//! [`tree`] puts receipts under the roots that heartbeats carry.
+//! [`cose`] is the same document for readers of CBOR; [`tree`] puts receipts under the roots that heartbeats carry.
 
+pub mod cose;
 pub mod tree;
 
 use crate::scheme::exact::Hash;
@@ -225,7 +226,7 @@ mod tests {
     use super::*;
     use alloy::primitives::keccak256;
 
-    fn receipt() -> Receipt {
+    pub(super) fn receipt() -> Receipt {
         Receipt {
             agent: Address::repeat_byte(0xaa),
             chain_id: 31337,

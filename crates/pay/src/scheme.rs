@@ -1,9 +1,11 @@
 //! Payment schemes, a folder each with the same rooms: `types` (what is signed), `client` (signing),
 //! `server` (verifying, no I/O) and `facilitator` (what the chain says about a settlement, and what is sent to it).
+//! [`signature`] is of payers that are contracts.
 
 pub mod channel;
 pub mod exact;
 pub mod permit2;
+pub mod signature;
 pub mod upto;
 
 use crate::wire::{PaymentPayload, PaymentRequirements, same_terms};
@@ -70,7 +72,7 @@ impl Settle {
         }
     }
 
-    pub fn signature(&self) -> &[u8; 65] {
+    pub fn signature(&self) -> &[u8] {
         match self {
             Self::Exact(settlement) => &settlement.signature,
             Self::Permit2(payment) => &payment.signature,

@@ -4,6 +4,7 @@ pub mod ask;
 pub mod bench;
 pub mod birth;
 pub mod engine;
+pub mod facilitator;
 pub mod fund;
 pub mod launch;
 pub mod link;

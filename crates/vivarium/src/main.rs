@@ -29,6 +29,7 @@ enum Command {
     Fund(cmd::fund::Flags),
     Receipt(cmd::receipt::Flags),
     Steward(cmd::steward::Flags),
+    Facilitator(cmd::facilitator::Flags),
     Provider(cmd::provider::Flags),
     Store(cmd::store::Flags),
     /// Runs the inference engine (llama.cpp) that lies beside this program.
@@ -70,6 +71,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Log(flags) => cmd::log::run(flags).map(done),
         Command::Fund(flags) => cmd::fund::run(flags).map(done),
         Command::Receipt(flags) => cmd::receipt::run(flags).map(done),
+        Command::Facilitator(flags) => cmd::facilitator::run(flags).map(done),
         Command::Steward(flags) => cmd::steward::run(flags).map(done),
         Command::Provider(flags) => cmd::provider::run(flags).map(done),
         Command::Store(flags) => cmd::store::run(flags).map(done),

@@ -7,8 +7,10 @@ use crate::state::{Kept, State as Folded};
 use crate::status::Status;
 use axum::Json;
 use axum::extract::{Path, Query, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use pay::receipt::SignedReceipt;
+use pay::receipt::cose::{self, CoseReceipt};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::fmt::Write;
@@ -18,9 +20,24 @@ pub async fn status(State(api): State<Api>) -> Result<Json<Arc<Status>>, Problem
     api.shared.status().map(Json).ok_or_else(|| Problem::for_unavail("no block of the chain has been read yet", 1))
 }
 
-pub async fn receipt(State(api): State<Api>, Path(id): Path<String>) -> Result<Response, Response> {
-    let kept = api.kept(&id, |_, kept| kept.json.clone()).await?;
-    Ok(([(header::CONTENT_TYPE, "application/json")], kept).into_response())
+/// JSON, or COSE for whoever asks for `application/cose`.
+pub async fn receipt(State(api): State<Api>, Path(id): Path<String>, headers: HeaderMap) -> Result<Response, Response> {
+    let kept = api.kept(&id, |_, kept| kept.clone()).await?;
+    let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let wants_cose = accepted
+        .flat_map(|value| value.split(','))
+        .any(|kind| kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/cose")));
+    if !wants_cose {
+        let kind = [(header::CONTENT_TYPE, "application/json"), (header::VARY, "accept")];
+        return Ok((kind, kept.json).into_response());
+    }
+    let bytes = SignedReceipt::from_json(&kept.json)
+        .and_then(|signed| {
+            let operator = signed.signer()?;
+            Ok(CoseReceipt { receipt: signed.receipt, operator, signature: kept.cose }.to_bytes())
+        })
+        .map_err(|e| Problem::for_internal(format!("a receipt that was kept does not read: {e}")).into_response())?;
+    Ok(([(header::CONTENT_TYPE, cose::MEDIA_TYPE), (header::VARY, "accept")], bytes).into_response())
 }
 
 /// That the receipt is under a root on chain: 404 until the first heartbeat after it.

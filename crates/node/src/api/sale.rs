@@ -5,6 +5,7 @@
 //! depends on what can be taken back: see [`Paying`].
 
 pub mod call;
+mod contract;
 mod deliver;
 
 pub use deliver::{BeforeEnd, Form, Whole};
@@ -99,7 +100,7 @@ pub struct Sale {
     tariff: Tariff,
     question: Question,
     /// Of the payment: the other half of the key that the answer is kept under.
-    signature: [u8; 65],
+    signature: Vec<u8>,
     guard: Guard,
     api: Api,
 }
@@ -186,7 +187,10 @@ impl Api {
             (Accepted::Channel(paid), _) => return self.sell_call(paid, order, terms, wishes, entered).await,
             (Accepted::Exact(verified), Errand::Buy) => Settle::Exact(verified.settlement()),
             (Accepted::Permit2(payment), Errand::Buy) => Settle::Permit2(payment),
-            (Accepted::Exact(_) | Accepted::Permit2(_), Errand::Probe) => {
+            (Accepted::Unproven(payer), Errand::Buy) => {
+                Settle::Exact(self.contract_payer(*payer, &terms).await?.settlement())
+            }
+            (Accepted::Exact(_) | Accepted::Permit2(_) | Accepted::Unproven(_), Errand::Probe) => {
                 let refusal = Refusal::new(Reason::PaymentRequired, "nothing is sold here: post your question");
                 return Err(self.refuse(&terms, refusal));
             }
@@ -225,8 +229,10 @@ impl Api {
             Settle::Exact(_) => Paying::Beside,
             Settle::Permit2(payment) => Paying::AtEnd(payment.proxy),
         };
+        // By Permit2 only keys' signatures are taken.
+        let is_signed_by_key = !matches!(&settlement, Settle::Exact(terms) if !terms.is_signed_by_key);
         let (payer, amount, signature) =
-            (Address::from(settlement.payer()), settlement.value(), *settlement.signature());
+            (Address::from(settlement.payer()), settlement.value(), settlement.signature().to_vec());
         let request = order.sampling.generate(order.prompt, terms.max_tokens, order.stop, rand::random());
         let (reply, answer) = oneshot::channel();
         let want = Want { settlement, ask, prompt_tokens: terms.prompt_tokens, max_tokens: terms.max_tokens };
@@ -241,7 +247,8 @@ impl Api {
                 payer,
                 amount,
                 generation,
-                known_payer,
+                // A contract may change its mind as long as it has not paid.
+                known_payer: known_payer && is_signed_by_key,
                 paying,
                 tariff,
                 question: order.question,

@@ -16,7 +16,8 @@ fn reservation(payer: u8, nonce: u8, body: u8, timing: Timing) -> Reservation {
         valid_after: 0,
         valid_before: NOW + 300,
         nonce: [nonce; 32],
-        signature: [0; 65],
+        signature: vec![0; 65],
+        is_signed_by_key: true,
     };
     reserved_by(Settle::Exact(settlement), body, timing)
 }

@@ -269,7 +269,7 @@ impl Trees {
         self.cuts.remove(&heartbeat);
     }
 
-    /// Forgets the closed trees before `tree`.
+    /// Forgets the closed trees before `tree`, and whoever was placed in them.
     pub fn forget_before(&mut self, tree: u64) {
         while self.first < tree && self.days.len() > 1 {
             self.days.pop_front();

@@ -6,9 +6,9 @@ use crate::book::channels::{Channel, Told};
 use crate::reason::{Reason, Refusal};
 use crate::scheme::channel::server::{VerifiedVoucher, verify as verify_voucher};
 use crate::scheme::channel::{CHANNEL, ChannelDomain, ChannelId};
-use crate::scheme::exact::server::verify_in;
+use crate::scheme::exact::server::verify_any_in;
 use crate::scheme::exact::{EXACT, Hash, Verified};
-use crate::scheme::upto::server::verify as verify_permit2;
+use crate::scheme::upto::server::verify_any as verify_permit2;
 use crate::scheme::upto::{Permit2Domain, Permit2Payment, UPTO};
 use crate::wire::{
     PAYMENT_RESPONSE, PaymentPayload, PaymentRequired, PaymentRequirements, Resource, SettlementResponse,
@@ -68,6 +68,30 @@ pub enum Accepted {
     Permit2(Permit2Payment),
     /// A voucher, a deposit or a refund on a channel.
     Channel(VerifiedVoucher),
+    /// Everything holds but the signature, which is not the payer's key's.
+    Unproven(Box<Unproven>),
+}
+
+/// A payment whose payer is a contract, or nobody who signed it. Nothing is proved: simulate its settlement before
+/// anything else is done, and settle it before the first byte, because a contract can change its mind. A seller that
+/// takes no contracts answers with `refusal`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unproven {
+    pub payment: UnprovenPayment,
+    /// Why the signature is not a key's.
+    pub refusal: Refusal,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UnprovenPayment {
+    Exact(Verified),
+    Permit2(Permit2Payment),
+}
+
+impl Unproven {
+    fn accepted(payment: UnprovenPayment, refusal: Refusal) -> Accepted {
+        Accepted::Unproven(Box::new(Self { payment, refusal }))
+    }
 }
 
 /// A payment that came with a request, verified.
@@ -225,17 +249,25 @@ impl Seller {
             (EXACT, method @ TransferMethod::Eip3009) => {
                 let known = |payer: &Address, nonce: &B256| (terms.known)(method, &payer.0.0, &nonce.0);
                 let now_for = |payer: &Address, nonce: &B256| (!known(payer, nonce)).then_some(chain_now);
-                let found = verify_in(&self.domain, payment, &offered, now_for)?;
+                let (found, by_key) = verify_any_in(&self.domain, payment, &offered, now_for)?;
                 let is_taken = is_enough || known(&found.payer, &found.nonce);
-                if is_taken { Ok(Accepted::Exact(found)) } else { Err(moved()) }
+                match by_key {
+                    _ if !is_taken => Err(moved()),
+                    Ok(()) => Ok(Accepted::Exact(found)),
+                    Err(refusal) => Ok(Unproven::accepted(UnprovenPayment::Exact(found), refusal)),
+                }
             }
             _ => {
                 let domain = Permit2Domain { chain_id: self.chain_id };
                 let known = |payer: &[u8; 20], nonce: &Hash| (terms.known)(TransferMethod::Permit2, payer, nonce);
                 let now_for = |payer: &[u8; 20], nonce: &Hash| (!known(payer, nonce)).then_some(chain_now);
-                let found = verify_permit2(domain, payment, &offered, now_for)?;
+                let (found, by_key) = verify_permit2(domain, payment, &offered, now_for)?;
                 let is_taken = is_enough || known(&found.payer, &found.nonce);
-                if is_taken { Ok(Accepted::Permit2(found)) } else { Err(moved()) }
+                match by_key {
+                    _ if !is_taken => Err(moved()),
+                    Ok(()) => Ok(Accepted::Permit2(found)),
+                    Err(refusal) => Ok(Unproven::accepted(UnprovenPayment::Permit2(found), refusal)),
+                }
             }
         }
     }

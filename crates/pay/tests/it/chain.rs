@@ -105,7 +105,7 @@ impl Chain {
         }
     }
 
-    async fn deploy(&self, name: &str) -> Address {
+    pub async fn deploy(&self, name: &str) -> Address {
         let file = contracts().join(format!("abi/{name}.json"));
         let artifact: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
         let tx = json!([{ "from": RELAY, "data": artifact["bytecode"], "gas": "0x989680" }]);

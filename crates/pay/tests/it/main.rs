@@ -1,13 +1,16 @@
 //! The crate from outside: our seller and our buyer against each other and against the official packages.
 
+mod batches;
 mod buyer;
 mod chain;
 mod channels;
 mod conformance;
 mod example;
+mod external;
 mod fuzz;
 mod golden;
 mod market;
 mod schemes;
 mod shop;
 mod table;
+mod wallets;

@@ -17,14 +17,20 @@ use pay::book::channels::{
     ClaimPolicy, RefundAsk,
 };
 use pay::book::{AbortWhy, Delivery, Finish, Limits};
+use pay::facilitator::api::Asked;
+use pay::facilitator::multicall::{self, Call, MULTICALL3};
+use pay::facilitator::remote::{Remote, Said};
 use pay::meter::Tariff;
+use pay::scheme::channel::client::deposit_of;
 use pay::scheme::channel::server::{VerifiedVoucher, VoucherKind};
-use pay::scheme::channel::{BATCH_SETTLEMENT, ChannelDomain, ChannelId, facilitator};
-use pay::scheme::exact::{Domain, Hash};
+use pay::scheme::channel::{BATCH_SETTLEMENT, ChannelDomain, ChannelId, Deposit, facilitator};
+use pay::scheme::exact::client::payment_of;
+use pay::scheme::exact::{self, Domain, Hash, SettleExact};
+use pay::scheme::signature;
 use pay::scheme::upto::{self, Permit2Payment, Proxy};
 use pay::seller::FRESH_ANSWER;
-use pay::seller::offers::TransferMethod;
-use pay::wire::{PAYMENT_RESPONSE, PAYMENT_SIGNATURE, Resource};
+use pay::seller::offers::{TransferMethod, Unproven, UnprovenPayment};
+use pay::wire::{PAYMENT_RESPONSE, PAYMENT_SIGNATURE, PaymentPayload, PaymentRequirements, Resource};
 use pay::{
     Accepted, BookInput, BookOutput, ChannelBook, ChannelPrice, ChannelTerms, Prices, Reason, Refusal, RequestId,
     Seller, Terms, Usdc, Verified,
@@ -64,6 +70,8 @@ pub struct Inner {
     pub terms: ChannelTerms,
     pub transfer: TransferMethod,
     pub schemes: Vec<&'static str>,
+    /// Somebody else's facilitator.
+    pub another: Mutex<Option<Arc<Remote>>>,
     pub desk: Mutex<Desk>,
 }
 
@@ -85,6 +93,8 @@ pub struct Desk {
     last: Option<Verified>,
     /// Room for a call that a stream's head does not know of yet.
     pub carry: bool,
+    /// ERC-6492 factories that are called.
+    pub factories: Vec<Address>,
     /// Permit2 nonces taken.
     used: BTreeSet<Hash>,
 }
@@ -108,6 +118,7 @@ impl Market {
             fails: None,
             last: None,
             carry: true,
+            factories: Vec::new(),
             used: BTreeSet::new(),
         };
         let inner = Arc::new(Inner {
@@ -117,6 +128,7 @@ impl Market {
             terms: ChannelTerms { receiver_authorizer: TREASURY, withdraw_delay_secs: 900, deposit_min: Usdc(10_000) },
             transfer,
             schemes: schemes.to_vec(),
+            another: Mutex::default(),
             desk: Mutex::new(desk),
         });
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -239,6 +251,7 @@ impl Inner {
             }
             Ok(Accepted::Permit2(paid)) => self.on_permit2(&paid, &terms, &body, is_stream).await,
             Ok(Accepted::Exact(paid)) => self.on_exact(&paid, &terms, &body, is_stream).await,
+            Ok(Accepted::Unproven(payer)) => self.on_contract(*payer, &terms, &body, is_stream).await,
         };
         answer.unwrap_or_else(|challenge| {
             let status = StatusCode::from_u16(challenge.status()).unwrap();
@@ -310,13 +323,25 @@ impl Inner {
                 ChannelDecision::New { request } => break request,
                 ChannelDecision::Deposit => {
                     let deposit = deposit.unwrap();
-                    let data = facilitator::deposit_call(&paid.config, deposit);
-                    if let Err(why) = self.chain.simulate(RELAY, BATCH_SETTLEMENT, &data).await {
-                        return Err(self.refuse(terms, Reason::DepositSimulation, &why));
-                    }
+                    let (to, data) = self
+                        .deposit(&paid, deposit)
+                        .await
+                        .map_err(|refusal| Box::new(self.seller.refuse(terms, refusal)))?;
                     let (key, amount) = (deposit.key(&id), deposit.amount);
                     self.apply(ChannelInput::DepositAsked { channel: id, deposit: deposit.clone(), at: wall() });
-                    let (tx, done) = self.send("deposit", RELAY, BATCH_SETTLEMENT, &data).await;
+                    let before = self.chain.channel(&id).await.balance;
+                    let offer = self.seller.requirements_of("batch-settlement", paid.accepted, terms).unwrap();
+                    let payment = deposit_of(&paid.config, &id, deposit, &paid.voucher, &offer);
+                    let said = self.ask_another(payment, offer).await;
+                    let is_in = self.chain.channel(&id).await.balance > before;
+                    let (tx, done) = match said {
+                        Some(Said::Settled(tx)) if is_in => {
+                            *self.desk.lock().unwrap().transactions.entry("deposit by another").or_default() += 1;
+                            (tx, true)
+                        }
+                        _ if is_in => ([0; 32], true),
+                        _ => self.send("deposit", RELAY, to, &data).await,
+                    };
                     self.apply(ChannelInput::DepositSent { channel: id, tx });
                     self.see(&id, &paid.config).await;
                     if !done {
@@ -375,6 +400,19 @@ impl Inner {
         let mut desk = self.desk.lock().unwrap();
         desk.answers.insert(request, (Bytes::from(text.clone()), payment.clone()));
         Ok(([(PAYMENT_RESPONSE, payment)], text).into_response())
+    }
+
+    /// What to send for a deposit, once its simulation goes through.
+    async fn deposit(&self, paid: &VerifiedVoucher, deposit: &Deposit) -> Result<(Address, Vec<u8>), Refusal> {
+        let data = facilitator::deposit_call(&paid.config, deposit);
+        if deposit.is_signed_by_key {
+            let simulated = self.chain.simulate(RELAY, BATCH_SETTLEMENT, &data).await;
+            let refusal = |why| Refusal::new(Reason::DepositSimulation, why);
+            return simulated.map(|_| (BATCH_SETTLEMENT, data)).map_err(refusal);
+        }
+        let names = [Reason::DepositSignature, Reason::DepositFactoryNotAllowed, Reason::DepositSimulation];
+        let call = Call { to: BATCH_SETTLEMENT, data: data.into() };
+        self.for_payer(paid.config.payer.into(), call, deposit.signature(), names).await
     }
 
     fn told(&self, paid: &VerifiedVoucher, deposit: Option<(Usdc, Hash)>) -> (header::HeaderName, HeaderValue) {
@@ -466,31 +504,101 @@ impl Inner {
         if fails == Some(Fails::BeforeSettlement) {
             return Ok(StatusCode::INTERNAL_SERVER_ERROR.into_response());
         }
-        let (at, v) = (|i: usize| U256::from_be_slice(&paid.signature[i..i + 32]), paid.signature[64]);
-        let data = call(
-            "transferWithAuthorization(address,address,uint256,uint256,uint256,bytes32,uint8,bytes32,bytes32)",
-            &[
-                word(paid.payer),
-                word(TREASURY),
-                U256::from(paid.value.micro()),
-                U256::from(paid.valid_after),
-                U256::from(paid.valid_before),
-                U256::from_be_bytes(paid.nonce.0),
-                U256::from(v),
-                at(0),
-                at(32),
-            ],
-        );
-        let (tx, done) = self.send("exact", RELAY, self.seller.asset, &data).await;
-        if !done {
-            return Err(self.refuse(terms, Reason::InvalidTransactionState, "the transfer reverted"));
-        }
+        let settlement = paid.settlement();
+        let offer = self.seller.requirements(paid.value);
+        let said = self.ask_another(payment_of(&settlement, &offer), offer).await;
+        // Whatever it said, the chain is asked: settled once, whoever sends it.
+        let tx = if self.is_used(&settlement).await {
+            *self.desk.lock().unwrap().transactions.entry("exact by another").or_default() += 1;
+            match said {
+                Some(Said::Settled(tx)) => tx,
+                _ => [0; 32],
+            }
+        } else {
+            let data = exact::facilitator::transfer_call(&settlement, TREASURY);
+            let (tx, done) = self.send("exact", RELAY, self.seller.asset, &data).await;
+            if !done {
+                return Err(self.refuse(terms, Reason::InvalidTransactionState, "the transfer reverted"));
+            }
+            tx
+        };
         if fails == Some(Fails::AfterSettlement) {
             return Ok(StatusCode::INTERNAL_SERVER_ERROR.into_response());
         }
         let request = RequestId::of_payment(TransferMethod::Eip3009, &paid.payer.into_array(), &paid.nonce.0);
         self.desk.lock().unwrap().receipts.insert(request, paid.value);
         Ok(self.settled(paid.payer, paid.value, &tx, tokens_of(body), is_stream))
+    }
+
+    /// A payer that is a contract, or will be: the settlement is simulated, then settled, then served.
+    async fn on_contract(
+        &self,
+        payer: Unproven,
+        terms: &Terms<'_>,
+        body: &Bytes,
+        is_stream: bool,
+    ) -> Result<Response, Box<pay::Challenge>> {
+        let (owner, call, signature, amount, names) = match &payer.payment {
+            UnprovenPayment::Exact(paid) => {
+                let data = exact::facilitator::transfer_call(&paid.settlement(), TREASURY);
+                let names = [Reason::Signature, Reason::FactoryNotAllowed, Reason::Simulation];
+                (paid.payer, Call { to: self.seller.asset, data: data.into() }, &paid.signature, paid.value, names)
+            }
+            UnprovenPayment::Permit2(paid) => {
+                let data = upto::facilitator::settle_call(paid, paid.amount);
+                let names = [Reason::Permit2Signature, Reason::FactoryNotAllowed, Reason::Permit2Simulation];
+                let call = Call { to: paid.proxy.address(), data: data.into() };
+                (Address::from(paid.payer), call, &paid.signature, paid.amount, names)
+            }
+        };
+        let sent = self.for_payer(owner, call, signature, names).await;
+        let (to, data) = sent.map_err(|refusal| Box::new(self.seller.refuse(terms, refusal)))?;
+        let (tx, done) = self.send("contract", RELAY, to, &data).await;
+        if !done {
+            return Err(self.refuse(terms, Reason::InvalidTransactionState, "it changed its mind"));
+        }
+        self.desk
+            .lock()
+            .unwrap()
+            .receipts
+            .insert(RequestId::of_payment(TransferMethod::Eip3009, &owner.into_array(), &tx), amount);
+        Ok(self.settled(owner, amount, &tx, tokens_of(body), is_stream))
+    }
+
+    /// What to send for a payer whose key did not sign, once its simulation goes through.
+    async fn for_payer(
+        &self,
+        payer: Address,
+        call: Call,
+        signature: &[u8],
+        [wrong, factory, fails]: [Reason; 3],
+    ) -> Result<(Address, Vec<u8>), Refusal> {
+        let code = self.chain.rpc("eth_getCode", json!([payer, "latest"])).await;
+        let factories = self.desk.lock().unwrap().factories.clone();
+        let first = signature::first(signature, code != "0x", &factories);
+        let (to, data) = match first.map_err(|why| why.refusal(wrong, factory))? {
+            None => (call.to, call.data),
+            Some(made) => {
+                let making = Call { to: made.factory, data: made.calldata };
+                (MULTICALL3, multicall::all(vec![making, call]))
+            }
+        };
+        match self.chain.simulate(RELAY, to, &data).await {
+            Ok(_) => Ok((to, data.to_vec())),
+            Err(why) => Err(Refusal::new(fails, why)),
+        }
+    }
+
+    /// Asks the external facilitator, if there is one in good health, to settle.
+    async fn ask_another(&self, payment: PaymentPayload, requirements: PaymentRequirements) -> Option<Said> {
+        let another = self.another.lock().unwrap().clone().filter(|another| another.is_healthy())?;
+        Some(another.settle(&Asked { payment, requirements }).await)
+    }
+
+    async fn is_used(&self, settlement: &SettleExact) -> bool {
+        let nonce = U256::from_be_bytes(settlement.nonce);
+        let state = call("authorizationState(address,bytes32)", &[word(settlement.payer.into()), nonce]);
+        self.chain.number(self.seller.asset, &state).await == 1
     }
 
     fn settled(&self, payer: Address, amount: Usdc, tx: &Hash, tokens: u64, is_stream: bool) -> Response {

@@ -22,12 +22,12 @@ fn payer() -> PrivateKeySigner {
     PrivateKeySigner::from_bytes(&alloy::primitives::keccak256(b"a customer")).unwrap()
 }
 
-async fn fund(market: &Market, amount: u128) {
+pub async fn fund(market: &Market, amount: u128) {
     market.chain().mint(market.token(), payer().address(), amount).await;
 }
 
 /// Runs the official client; the lines it printed.
-async fn ts(market: &Market, calls: u32, mode: &str, scheme: &str, flags: &[&str]) -> Vec<Value> {
+pub async fn ts(market: &Market, calls: u32, mode: &str, scheme: &str, flags: &[&str]) -> Vec<Value> {
     let key = format!("0x{}", hex::encode(payer().to_bytes()));
     let out = Command::new("node")
         .current_dir(clients())
@@ -49,7 +49,7 @@ async fn ts(market: &Market, calls: u32, mode: &str, scheme: &str, flags: &[&str
 }
 
 /// Ledger, receipts and chain say the same sum, and the payer paid it and no more.
-async fn agree(market: &Market, funded: u128) -> Usdc {
+pub async fn agree(market: &Market, funded: u128) -> Usdc {
     let receipts: Usdc = market.with(|desk| desk.receipts.values().copied().sum());
     let treasury = market.chain().balance(market.token(), TREASURY).await;
     assert_eq!(treasury, receipts, "chain = receipts");
@@ -59,7 +59,7 @@ async fn agree(market: &Market, funded: u128) -> Usdc {
     treasury
 }
 
-async fn agree_with_ledger(market: &Market, funded: u128) -> Usdc {
+pub async fn agree_with_ledger(market: &Market, funded: u128) -> Usdc {
     let treasury = agree(market, funded).await;
     let totals = market.with(|desk| desk.book.channels().totals());
     assert_eq!((totals.charged, totals.claimed), (treasury, treasury), "ledger = chain");

@@ -4,9 +4,12 @@ use super::link::{Link, Place, block_on};
 use alloy::primitives::{Address, B256};
 use anyhow::{Context, Result, bail, ensure};
 use chain::Chain;
-use pay::receipt::SignedReceipt;
+use http::header::ACCEPT;
+use http::{HeaderMap, HeaderValue, Method};
+use pay::receipt::cose::CoseReceipt;
 use pay::receipt::tree::Proof;
-use serde_json::{Value, json};
+use pay::receipt::{Receipt, SignedReceipt};
+use serde_json::json;
 use std::path::{Path, PathBuf};
 
 /// Fetches the signed receipt of a call and checks it.
@@ -26,6 +29,9 @@ pub struct Flags {
     /// Write the receipt to FILE, and its proof, once there is one, to FILE.proof
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// Write it as COSE_Sign1 (CBOR) and not as JSON
+    #[arg(long, requires = "out")]
+    cose: bool,
     /// One JSON object: {"receipt": …, "signer", "is_operator_now", "proof"}
     #[arg(long)]
     json: bool,
@@ -62,13 +68,23 @@ pub fn run(flags: Flags) -> Result<()> {
     block_on(async {
         match (flags.command, flags.id) {
             (Some(Command::Verify(verify)), _) => verify.run().await,
-            (None, Some(id)) => fetch(&flags.place.link()?, &id, flags.out.as_deref(), flags.json).await,
+            (None, Some(id)) => {
+                let out = flags.out.as_deref().map(|file| (file, if flags.cose { Form::Cose } else { Form::Json }));
+                fetch(&flags.place.link()?, &id, out, flags.json).await
+            }
             (None, None) => bail!("name a request, or a file: see `vivarium receipt --help`"),
         }
     })
 }
 
-async fn fetch(link: &Link, id: &str, out: Option<&Path>, json: bool) -> Result<()> {
+/// How a receipt is written.
+#[derive(Clone, Copy)]
+enum Form {
+    Json,
+    Cose,
+}
+
+async fn fetch(link: &Link, id: &str, out: Option<(&Path, Form)>, json: bool) -> Result<()> {
     let value = link.get(&format!("/receipts/{id}")).await?;
     let signed = SignedReceipt::from_json(&value.to_string()).context("the agent's receipt is not a receipt")?;
     let receipt = &signed.receipt;
@@ -80,17 +96,20 @@ async fn fetch(link: &Link, id: &str, out: Option<&Path>, json: bool) -> Result<
     ensure!(!now || signer == state.operator, "the receipt is signed by {signer}, the operator is {}", state.operator);
     // Before the first heartbeat after it there is none.
     let proof = link.get(&format!("/receipts/{id}/proof")).await.ok();
-    if let Some(out) = out {
-        write(out, &value)?;
+    if let Some((file, form)) = out {
+        match form {
+            Form::Json => write(file, value.to_string().as_bytes())?,
+            Form::Cose => write(file, &cose(link, id).await?)?,
+        }
         if let Some(proof) = &proof {
-            write(&beside(out), proof)?;
+            write(&beside(file), proof.to_string().as_bytes())?;
         }
     }
     if json {
         println!("{}", json!({ "receipt": value, "signer": signer, "is_operator_now": now, "proof": proof }));
         return Ok(());
     }
-    show(&signed);
+    show(receipt);
     let whose = if now { ", the operator now" } else { ", operator of an earlier epoch" };
     println!("signed by   {signer}{whose}");
     match &proof {
@@ -102,17 +121,22 @@ async fn fetch(link: &Link, id: &str, out: Option<&Path>, json: bool) -> Result<
 
 impl Verify {
     async fn run(&self) -> Result<()> {
-        let signed = read(&self.file)?;
-        let receipt = &signed.receipt;
+        let Found { receipt, signer } = &read(&self.file)?;
         if let Some(agent) = self.agent {
             ensure!(receipt.agent == agent, "the receipt is for another agent ({})", receipt.agent);
         }
-        let signer = signed.signer().context("the receipt's signature is not valid")?;
+        let must_be = |operator: Address| {
+            ensure!(
+                *signer == operator,
+                "signed by {signer}, not by the operator {operator}, or altered after signing"
+            );
+            Ok(())
+        };
         if let Some(operator) = self.operator {
-            signed.verify(operator)?;
+            must_be(operator)?;
         }
-        let proof = self.proof(&signed)?;
-        show(&signed);
+        let proof = self.proof(receipt)?;
+        show(receipt);
         let Some(rpc) = &self.rpc else {
             let compared = if self.operator.is_some() { ", as it should" } else { " (compare it, or give --rpc)" };
             println!("signed by   {signer}{compared}");
@@ -127,7 +151,7 @@ impl Verify {
         let operator = operators
             .get(&receipt.epoch)
             .with_context(|| format!("the treasury {} has no epoch {}", receipt.agent, receipt.epoch))?;
-        signed.verify(*operator)?;
+        must_be(*operator)?;
         println!("signed by   {signer}, operator of epoch {}", receipt.epoch);
         let Some(root) = proof else {
             println!("on chain    not looked at: there is no proof beside the receipt");
@@ -141,7 +165,7 @@ impl Verify {
     }
 
     /// The root that the proof leads to from this receipt, checked against the one it claims.
-    fn proof(&self, signed: &SignedReceipt) -> Result<Option<B256>> {
+    fn proof(&self, receipt: &Receipt) -> Result<Option<B256>> {
         let file = match &self.proof {
             Some(file) => file.clone(),
             None => match beside(&self.file) {
@@ -151,25 +175,47 @@ impl Verify {
         };
         let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
         let (proof, root) = Proof::from_json(&text)?;
-        ensure!(proof.root(&signed.receipt.leaf()) == root, "the proof is not of this receipt, or was altered");
+        ensure!(proof.root(&receipt.leaf()) == root, "the proof is not of this receipt, or was altered");
         Ok(Some(B256::from(root)))
     }
 }
 
-fn read(file: &Path) -> Result<SignedReceipt> {
-    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-    Ok(SignedReceipt::from_json(text.trim())?)
+/// A receipt and the key that signed it.
+struct Found {
+    receipt: Receipt,
+    signer: Address,
 }
 
-fn show(signed: &SignedReceipt) {
-    let receipt = &signed.receipt;
+/// Either form: JSON begins with a brace, COSE never does.
+fn read(file: &Path) -> Result<Found> {
+    let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    if bytes.trim_ascii_start().starts_with(b"{") {
+        let signed = SignedReceipt::from_json(std::str::from_utf8(&bytes)?.trim())?;
+        let signer = signed.signer().context("the receipt's signature is not valid")?;
+        return Ok(Found { receipt: signed.receipt, signer });
+    }
+    let signed = CoseReceipt::from_bytes(&bytes)?;
+    Ok(Found { signer: signed.operator, receipt: signed.receipt })
+}
+
+/// The same receipt as the node gives it to readers of CBOR.
+async fn cose(link: &Link, id: &str) -> Result<Vec<u8>> {
+    let url = format!("{}/receipts/{id}", link.record.url().await?);
+    let headers = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static("application/cose"))]);
+    let answer = link.http.send(Method::GET, &url, headers, Default::default()).await?.success()?;
+    let bytes = answer.bytes(4_096).await?.to_vec();
+    CoseReceipt::from_bytes(&bytes).context("the agent's receipt is not a receipt")?;
+    Ok(bytes)
+}
+
+fn show(receipt: &Receipt) {
     println!("receipt     {} (epoch {})", receipt.request, receipt.epoch);
     println!("paid        {} by {}", receipt.amount, receipt.payer);
     println!("for         {} prompt and {} completion tokens", receipt.prompt_tokens, receipt.completion_tokens);
 }
 
-fn write(file: &Path, value: &Value) -> Result<()> {
-    std::fs::write(file, value.to_string()).with_context(|| format!("cannot write {}", file.display()))
+fn write(file: &Path, bytes: &[u8]) -> Result<()> {
+    std::fs::write(file, bytes).with_context(|| format!("cannot write {}", file.display()))
 }
 
 /// Where a receipt's proof is kept.

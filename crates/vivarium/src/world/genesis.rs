@@ -154,6 +154,7 @@ pub fn manifest(choices: &Choices, names: Names) -> Manifest {
         finality_blocks: 2,
         daemons_rescue: true,
         store_urls: vec![store_url],
+        payments: node::manifest::Payments::default(),
         model: node::manifest::Model {
             name: model.name.clone(),
             cid: model_cid,

@@ -7,6 +7,7 @@
 use crate::world::{self, World, get_json, program, project, signal};
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -148,6 +149,56 @@ fn openai_sdk_through_the_proxy(world: &World) {
     assert!(!worked && said.contains("insufficient_quota"), "nothing is paid over the budget: {said}");
 }
 
+/// The official client pays from a smart wallet, is served, and is refused once the wallet takes its word back.
+fn from_a_smart_wallet(world: &Value) {
+    let text = |value: &Value| value.as_str().expect("a word in world.json").to_owned();
+    // Anybody's: it owns a wallet of its own.
+    let owner = format!("0x{}", "5a".repeat(32));
+    for mode in ["plain", "stream"] {
+        let out = Command::new("node")
+            .args(["wallet.mjs", &text(&world["agent"]["url"]), &owner, "2", mode])
+            .args([&text(&world["rpc_url"]), &text(&world["usdc"])])
+            .current_dir(project().join("tests/clients"))
+            .output()
+            .expect("node runs");
+        let said = String::from_utf8_lossy(&out.stdout);
+        let lines: Vec<Value> = said.lines().map(|l| serde_json::from_str(l).expect("JSON")).collect();
+        let statuses: Vec<&Value> = lines.iter().map(|line| &line["status"]).collect();
+        assert_eq!(statuses, [200, 402], "{said}{}", String::from_utf8_lossy(&out.stderr));
+        assert_eq!(lines[0]["payment"]["success"], true, "settled before its first byte: {said}");
+        assert_eq!(lines[1]["error"], "invalid_exact_evm_transaction_simulation_failed", "{said}");
+    }
+}
+
+/// A receipt in either form, off line and against the chain; an altered one in neither.
+fn a_receipt_is_proved_on_chain(world: &mut World, request: &str) {
+    let rpc = world.world()["rpc_url"].as_str().expect("an endpoint").to_owned();
+    let verify = |file: &Path, more: &[&str]| {
+        let out = Command::new(program()).args(["receipt", "verify"]).arg(file).args(more).output().expect("it runs");
+        (out.status.success(), String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned())
+    };
+    for form in ["json", "cose"] {
+        let file = world.dir.path().join(format!("receipt.{form}"));
+        let proof = world.dir.path().join(format!("receipt.{form}.proof"));
+        let mut fetch = vec!["receipt", request, "--out", file.to_str().expect("a path")];
+        fetch.extend((form == "cose").then_some("--cose"));
+        world.until("a heartbeat after the receipt", |w| {
+            let (done, text) = w.run(&fetch);
+            assert!(done, "{text}");
+            proof.is_file().then_some(())
+        });
+        let (holds, text) = verify(&file, &[]);
+        assert!(holds && text.contains("signed by"), "{text}");
+        let (holds, text) = verify(&file, &["--rpc", &rpc]);
+        assert!(holds && text.contains("operator of epoch") && text.contains("root of the heartbeat"), "{text}");
+        let mut altered = std::fs::read(&file).expect("the receipt");
+        let middle = altered.len() / 2;
+        altered[middle] ^= 1;
+        std::fs::write(&file, altered).expect("written");
+        assert!(!verify(&file, &["--rpc", &rpc]).0, "an altered receipt");
+    }
+}
+
 #[test]
 fn a_whole_life() {
     let _turn = world::turn();
@@ -164,7 +215,11 @@ fn a_whole_life() {
             assert_eq!(answer["status"], 200, "{answer}");
             assert!(!answer["text"].as_str().unwrap_or_default().is_empty(), "the text comes from the model: {answer}");
         }
+        if mode == "plain" {
+            a_receipt_is_proved_on_chain(&mut world, answers[0]["x402"]["request"].as_str().expect("a request id"));
+        }
     }
+    from_a_smart_wallet(&file);
     // And by vouchers: one deposit, then no transaction a call.
     let calls = on_a_channel(&file, "stream", 3);
     let transactions = calls.iter().filter(|c| c["payment"]["transaction"].as_str().is_some_and(|tx| !tx.is_empty()));

@@ -3,6 +3,7 @@
 mod bench;
 mod crashes;
 mod drain;
+mod facilitator;
 mod life;
 mod proxy;
 mod refusals;

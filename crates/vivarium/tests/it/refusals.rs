@@ -69,8 +69,21 @@ fn a_manifest_with_an_unknown_key_is_refused_by_its_name() {
 
 #[test]
 fn every_command_teaches_itself() {
-    let commands =
-        ["up", "birth", "status", "watch", "ask", "proxy", "log", "fund", "receipt", "steward", "provider", "store"];
+    let commands = [
+        "up",
+        "birth",
+        "status",
+        "watch",
+        "ask",
+        "proxy",
+        "log",
+        "fund",
+        "receipt",
+        "facilitator",
+        "steward",
+        "provider",
+        "store",
+    ];
     for command in commands {
         let help = vivarium(&[command, "--help"]);
         let text = String::from_utf8(help.stdout).unwrap();

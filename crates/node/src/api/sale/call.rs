@@ -7,6 +7,7 @@ use crate::api::problem::Problem;
 use crate::ask::{Ask, Reserved};
 use crate::channels::{self, CallAnswer, CallWant, Moved};
 use crate::context::Context;
+use crate::contract_payers;
 use crate::main_loop::Event;
 use crate::shared::InFlight;
 use alloy::primitives::Address;
@@ -129,7 +130,7 @@ impl Api {
                         known_payer: true,
                         tariff: Tariff { price: terms.tariff, gas: Usdc::ZERO },
                         question: order.question,
-                        signature: paid.voucher.signature,
+                        signature: paid.voucher.signature.to_vec(),
                         paying: Paying::Voucher(Call { paid, put_in }),
                         guard,
                         api: self.clone(),
@@ -167,11 +168,11 @@ impl Api {
     /// Simulated, sent, waited for.
     async fn deposit(&self, paid: &VerifiedVoucher, deposit: Deposit, terms: &Terms) -> Result<Moved, Response> {
         let channel = paid.channel;
-        if let Err(why) = channels::simulate(&self.cx, &paid.config, &deposit).await {
+        if let Err(refusal) = contract_payers::simulate_deposit(&self.cx, &paid.config, &deposit).await {
             // The same deposit may just be going in by an earlier try: then it is waited for.
             let state = channels::try_read(&self.cx, &channel).await.map_err(|e| chain_is_away(&e))?;
             if state.balance < deposit.amount {
-                return Err(self.refuse(terms, Refusal::new(Reason::DepositSimulation, why)));
+                return Err(self.refuse(terms, refusal));
             }
         }
         let (reply, moved) = oneshot::channel();

@@ -225,7 +225,7 @@ impl Sale {
     }
 
     async fn keep(&self, answer: &Answer) {
-        let under = (self.request, self.question, self.signature);
+        let under = (self.request, self.question, self.signature.as_slice());
         self.api.answers.keep(under, answer, self.api.shared.now()).await;
     }
 

@@ -1,11 +1,11 @@
 //! The customer's side of a channel: its config, vouchers, deposits and refunds, signed.
 
-use super::types::{ChannelConfig, ChannelDomain, ChannelId, HeldVoucher};
+use super::types::{ChannelConfig, ChannelDomain, ChannelId, Deposit, DepositMethod, HeldVoucher};
 use super::{CHANNEL, WITHDRAW_DELAY_SECS_MIN};
 use crate::scheme::exact::{Domain, Hash};
 use crate::wire::{self, PaymentPayload, PaymentRequirements};
 use crate::{Reason, Refusal, Usdc};
-use alloy::primitives::{Address, B256};
+use alloy::primitives::{Address, B256, U256};
 use alloy::signers::SignerSync;
 use alloy::signers::local::PrivateKeySigner;
 use serde_json::{Value, json};
@@ -94,6 +94,44 @@ pub fn pay(
         });
     }
     Ok(PaymentPayload { payload, resource: None, accepted: offer.json().clone(), extensions: None })
+}
+
+/// A deposit that a customer signed, with the voucher that came along: to be handed on to another facilitator.
+pub fn deposit_of(
+    config: &ChannelConfig,
+    channel: &ChannelId,
+    deposit: &Deposit,
+    voucher: &HeldVoucher,
+    offer: &PaymentRequirements,
+) -> PaymentPayload {
+    let signature = hex_text(deposit.signature());
+    let authorization = match &deposit.method {
+        DepositMethod::Eip3009 { valid_after, valid_before, salt, .. } => json!({ "erc3009Authorization": {
+            "validAfter": valid_after.to_string(),
+            "validBefore": valid_before.to_string(),
+            "salt": hex_text(salt),
+            "signature": signature,
+        } }),
+        DepositMethod::Permit2 { nonce, deadline, .. } => json!({ "permit2Authorization": {
+            "from": Address::from(config.payer).to_checksum(None),
+            "permitted": {
+                "token": Address::from(config.token).to_checksum(None),
+                "amount": deposit.amount.micro().to_string(),
+            },
+            "spender": deposit.collector().to_checksum(None),
+            "nonce": U256::from_be_bytes(*nonce).to_string(),
+            "deadline": deadline.to_string(),
+            "witness": { "channelId": channel.to_string() },
+            "signature": signature,
+        } }),
+    };
+    let payload = json!({
+        "type": "deposit",
+        "channelConfig": config_json(config),
+        "voucher": voucher_json(channel, voucher),
+        "deposit": { "amount": deposit.amount.micro().to_string(), "authorization": authorization },
+    });
+    PaymentPayload { payload, resource: None, accepted: offer.json().clone(), extensions: None }
 }
 
 /// A request to give back what is left in the channel, or `amount` of it.

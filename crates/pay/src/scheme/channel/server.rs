@@ -6,6 +6,7 @@ use super::{COLLECTOR_PERMIT2, WITHDRAW_DELAY_SECS_MAX, WITHDRAW_DELAY_SECS_MIN}
 use crate::scheme::check_terms;
 use crate::scheme::exact::{Domain, Hash};
 use crate::scheme::permit2::{self, Permit2612};
+use crate::scheme::signature;
 use crate::wire::{self, PaymentPayload, PaymentRequirements, bytes, invalid, seconds};
 use crate::{Reason, Refusal, Usdc};
 use alloy::consensus::crypto::secp256k1::recover_signer;
@@ -14,8 +15,6 @@ use serde_json::Value;
 
 /// A deposit must stay executable this much longer than now; the official facilitator asks for the same 6 s.
 pub const DEPOSIT_MARGIN_SECS: u64 = 6;
-/// Longest signature of a contract payer that is carried to the chain, in bytes.
-const SIGNATURE_BYTES_MAX: usize = 4_096;
 
 /// A payment on a channel whose terms and voucher signature hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -282,8 +281,7 @@ fn read_method(authorization: &Value, payload: &Value, amount: Usdc) -> Result<D
 /// A contract's signature may be of any length within reason.
 fn long_signature(text: &str) -> Result<Vec<u8>, Refusal> {
     let refuse = || Refusal::new(Reason::DepositSignature, "a signature is 0x and hexadecimal digits, at most 4 KiB");
-    let digits = text.strip_prefix("0x").filter(|d| d.len() <= 2 * SIGNATURE_BYTES_MAX).ok_or_else(refuse)?;
-    hex::decode(digits).map_err(|_| refuse())
+    signature::parse(text).ok_or_else(refuse)
 }
 
 fn member<'v>(value: &'v Value, name: &str) -> Result<&'v Value, Refusal> {

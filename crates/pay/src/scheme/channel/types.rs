@@ -2,6 +2,7 @@ use super::{BATCH_SETTLEMENT, COLLECTOR_3009, COLLECTOR_PERMIT2};
 use crate::Usdc;
 use crate::scheme::exact::{Domain, Hash};
 use crate::scheme::permit2::{self, Permit2612};
+use crate::scheme::signature::of_deployed;
 use alloy::primitives::{Address, B256, U256, aliases::U40, keccak256};
 use alloy::sol_types::{SolStruct, SolValue, eip712_domain};
 use borsh::{BorshDeserialize, BorshSerialize};
@@ -169,17 +170,26 @@ impl Deposit {
         }
     }
 
-    /// The collector's argument.
+    /// As it came.
+    pub fn signature(&self) -> &[u8] {
+        match &self.method {
+            DepositMethod::Eip3009 { signature, .. } | DepositMethod::Permit2 { signature, .. } => signature,
+        }
+    }
+
+    /// The collector's argument. A payer that does not exist yet is made before ([`signature::first`]).
+    ///
+    /// [`signature::first`]: crate::scheme::signature::first
     pub fn collector_data(&self) -> Vec<u8> {
         match &self.method {
             DepositMethod::Eip3009 { valid_after, valid_before, salt, signature } => {
                 let salt = U256::from_be_bytes(*salt);
-                let signature = alloy::primitives::Bytes::copy_from_slice(signature);
+                let signature = of_deployed(signature);
                 (U256::from(*valid_after), U256::from(*valid_before), salt, signature).abi_encode_params()
             }
             DepositMethod::Permit2 { nonce, deadline, signature, permit } => {
                 let permit = permit.as_ref().map(permit_data).unwrap_or_default();
-                let signature = alloy::primitives::Bytes::copy_from_slice(signature);
+                let signature = of_deployed(signature);
                 let permit = alloy::primitives::Bytes::from(permit);
                 (U256::from_be_bytes(*nonce), U256::from(*deadline), signature, permit).abi_encode_params()
             }

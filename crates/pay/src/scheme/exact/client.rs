@@ -1,4 +1,4 @@
-use super::types::{Domain, message};
+use super::types::{Domain, SettleExact, message};
 use crate::wire::{PaymentPayload, PaymentRequirements};
 use crate::{Reason, Refusal};
 use alloy::primitives::{Address, B256};
@@ -30,19 +30,33 @@ pub fn sign(
     let signature = signer
         .sign_hash_sync(&domain.digest(&message))
         .map_err(|e| Refusal::new(Reason::Signature, format!("cannot sign: {e}")))?;
+    let terms = SettleExact {
+        payer: signer.address().into_array(),
+        value: offer.amount(),
+        valid_after: 0,
+        valid_before,
+        nonce: nonce.0,
+        signature: signature.as_bytes().to_vec(),
+        is_signed_by_key: true,
+    };
+    Ok(payment_of(&terms, offer))
+}
+
+/// The payment that a signed authorisation was, for `offer`: to be handed on to another facilitator.
+pub fn payment_of(terms: &SettleExact, offer: &PaymentRequirements) -> PaymentPayload {
     let authorization = json!({
-        "from": checksummed(signer.address()),
+        "from": checksummed(terms.payer.into()),
         "to": checksummed(offer.pay_to()),
-        "value": offer.amount().micro().to_string(),
-        "validAfter": "0",
-        "validBefore": valid_before.to_string(),
-        "nonce": format!("0x{}", hex::encode(nonce)),
+        "value": terms.value.micro().to_string(),
+        "validAfter": terms.valid_after.to_string(),
+        "validBefore": terms.valid_before.to_string(),
+        "nonce": format!("0x{}", hex::encode(terms.nonce)),
     });
     let payload = json!({
         "authorization": authorization,
-        "signature": format!("0x{}", hex::encode(signature.as_bytes())),
+        "signature": format!("0x{}", hex::encode(&terms.signature)),
     });
-    Ok(PaymentPayload { payload, resource: None, accepted: offer.json().clone(), extensions: None })
+    PaymentPayload { payload, resource: None, accepted: offer.json().clone(), extensions: None }
 }
 
 fn checksummed(address: Address) -> Value {

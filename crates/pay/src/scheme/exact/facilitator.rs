@@ -1,7 +1,60 @@
-//! What the chain says about a settlement. Pure: the caller reads receipts, this classifies them.
+//! What goes to the token, and what the chain says about a settlement. Pure: the caller sends and reads receipts.
 
-use super::types::Hash;
+use super::types::{Hash, SettleExact};
 use crate::Usdc;
+use crate::scheme::signature::of_deployed;
+use alloy::primitives::{Address, B256, U256};
+use alloy::sol_types::SolCall;
+
+mod abi {
+    alloy::sol! {
+        /// EIP-3009: every token that has it.
+        function transferWithAuthorization(
+            address from, address to, uint256 value, uint256 validAfter, uint256 validBefore, bytes32 nonce,
+            uint8 v, bytes32 r, bytes32 s
+        ) external;
+    }
+    pub mod of_contracts {
+        alloy::sol! {
+            /// USDC from version 2.2 on: signatures of contracts too.
+            function transferWithAuthorization(
+                address from, address to, uint256 value, uint256 validAfter, uint256 validBefore, bytes32 nonce,
+                bytes signature
+            ) external;
+        }
+    }
+}
+
+/// The transfer itself, by anyone, for a payee that keeps no record of its own. (A treasury has `settleExact`.)
+pub fn transfer_call(terms: &SettleExact, pay_to: Address) -> Vec<u8> {
+    let (from, to, value) = (terms.payer.into(), pay_to, U256::from(terms.value.micro()));
+    let (valid_after, valid_before) = (U256::from(terms.valid_after), U256::from(terms.valid_before));
+    let nonce = B256::from(terms.nonce);
+    match <[u8; 65]>::try_from(terms.signature.as_slice()) {
+        Ok(key) if terms.is_signed_by_key => abi::transferWithAuthorizationCall {
+            from,
+            to,
+            value,
+            validAfter: valid_after,
+            validBefore: valid_before,
+            nonce,
+            v: key[64],
+            r: B256::from_slice(&key[..32]),
+            s: B256::from_slice(&key[32..64]),
+        }
+        .abi_encode(),
+        _ => abi::of_contracts::transferWithAuthorizationCall {
+            from,
+            to,
+            value,
+            validAfter: valid_after,
+            validBefore: valid_before,
+            nonce,
+            signature: of_deployed(&terms.signature),
+        }
+        .abi_encode(),
+    }
+}
 
 /// The payment looked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,5 +1,6 @@
 use super::types::{Domain, Verified, message};
 use crate::scheme::check_terms;
+use crate::scheme::signature;
 use crate::wire::{self, PaymentPayload, PaymentRequirements, bytes, seconds};
 use crate::{Reason, Refusal, Usdc};
 use alloy::consensus::crypto::secp256k1::recover_signer;
@@ -29,6 +30,20 @@ pub fn verify_in(
     offered: &PaymentRequirements,
     now_for: impl Fn(&Address, &B256) -> Option<u64>,
 ) -> Result<Verified, Refusal> {
+    match verify_any_in(domain, payment, offered, now_for)? {
+        (verified, Ok(())) => Ok(verified),
+        (_, Err(not_by_key)) => Err(not_by_key),
+    }
+}
+
+/// [`verify_in`] for a caller that takes contracts as payers too: all but the signature was checked. Beside it: that
+/// the payer's key signed, or why it did not; then the caller simulates the settlement before it believes anything.
+pub fn verify_any_in(
+    domain: &Domain,
+    payment: &PaymentPayload,
+    offered: &PaymentRequirements,
+    now_for: impl Fn(&Address, &B256) -> Option<u64>,
+) -> Result<(Verified, Result<(), Refusal>), Refusal> {
     check_terms(payment, offered)?;
     let fields = Fields::read(&payment.payload)?;
     if fields.to != offered.pay_to() {
@@ -44,23 +59,43 @@ pub fn verify_in(
     }
     let window = (fields.valid_after, fields.valid_before);
     let digest = domain.digest(&message(fields.from, fields.to, fields.value, window, fields.nonce));
-    let signer = recover_signer(&fields.parsed_signature()?, digest)
-        .map_err(|e| Refusal::new(Reason::Signature, format!("no key made this signature: {e}")))?;
-    if signer != fields.from {
-        let message = format!(
-            "the signature is {signer}'s, not {}'s; check the token's EIP-712 name and version, the chain id and each field",
-            fields.from
-        );
-        return Err(Refusal::new(Reason::Signature, message));
-    }
-    Ok(Verified {
+    let by_key = signed_by_key(&fields, digest);
+    let verified = Verified {
         payer: fields.from,
         nonce: fields.nonce,
         value: fields.value,
         valid_after: fields.valid_after,
         valid_before: fields.valid_before,
         signature: fields.signature,
-    })
+        is_signed_by_key: by_key.is_ok(),
+    };
+    Ok((verified, by_key))
+}
+
+/// The token itself takes only v 27 and 28 and only low s (refused by `recover_signer`, EIP-2): anything else would
+/// verify here and revert there.
+fn signed_by_key(fields: &Fields, digest: B256) -> Result<(), Refusal> {
+    let refuse = |message: String| Err(Refusal::new(Reason::Signature, message));
+    let Ok(signature) = <[u8; 65]>::try_from(fields.signature.as_slice()) else {
+        return refuse(format!(
+            "a key's signature is 0x and 130 digits (r, s, v), this one has {} bytes",
+            fields.signature.len()
+        ));
+    };
+    let parity = match signature[64] {
+        27 => false,
+        28 => true,
+        v => return refuse(format!("v is {v}; the token takes 27 or 28")),
+    };
+    let signature = Signature::from_bytes_and_parity(&signature[..64], parity);
+    match recover_signer(&signature, digest) {
+        Ok(signer) if signer == fields.from => Ok(()),
+        Ok(signer) => refuse(format!(
+            "the signature is {signer}'s, not {}'s; check the token's EIP-712 name and version, the chain id and each field",
+            fields.from
+        )),
+        Err(e) => refuse(format!("no key made this signature: {e}")),
+    }
 }
 
 /// The token wants validAfter < block time < validBefore, and the block comes after now.
@@ -87,7 +122,7 @@ struct Fields {
     valid_after: u64,
     valid_before: u64,
     nonce: B256,
-    signature: [u8; 65],
+    signature: Vec<u8>,
 }
 
 impl Fields {
@@ -113,21 +148,9 @@ impl Fields {
             valid_after: seconds(text("validAfter")?)?,
             valid_before: seconds(text("validBefore")?)?,
             nonce: B256::from(bytes(text("nonce")?).ok_or_else(|| wire::invalid("`nonce` is not 0x and 64 digits"))?),
-            signature: bytes(signature).ok_or_else(|| {
-                let message = "a signature is 0x and 130 digits (r, s, v); contract wallets cannot pay here yet";
-                Refusal::new(Reason::Signature, message)
+            signature: signature::parse(signature).ok_or_else(|| {
+                Refusal::new(Reason::Signature, "a signature is 0x and hexadecimal digits, at most 4 KiB")
             })?,
         })
-    }
-
-    /// The token itself takes only v 27 and 28 and only low s (refused by `recover_signer`, EIP-2): anything else
-    /// would verify here and revert there.
-    fn parsed_signature(&self) -> Result<Signature, Refusal> {
-        let parity = match self.signature[64] {
-            27 => false,
-            28 => true,
-            v => return Err(Refusal::new(Reason::Signature, format!("v is {v}; the token takes 27 or 28"))),
-        };
-        Ok(Signature::from_bytes_and_parity(&self.signature[..64], parity))
     }
 }

@@ -95,17 +95,32 @@ fn the_offer_binds_chain_and_token() {
 fn only_low_s_and_v_27_or_28() {
     let verified = verify(&signed(), &offer(1234), NOW).unwrap();
     let order = U256::from_str_radix("fffffffffffffffffffffffffffffffebaaedce6af48a03bbfd25e8cd0364141", 16).unwrap();
-    let mut twin = verified.signature;
+    let mut twin: [u8; 65] = verified.signature.try_into().unwrap();
+    let mut bare = twin;
     let s = order - U256::from_be_slice(&twin[32..64]);
     twin[32..64].copy_from_slice(&s.to_be_bytes::<32>());
     twin[64] = 55 - twin[64];
-    let mut bare = verified.signature;
     bare[64] -= 27;
     for signature in [twin, bare, [0; 65], [0xff; 65]] {
         let mut payment = signed();
         payment.payload["signature"] = json!(format!("0x{}", hex::encode(signature)));
         assert_eq!(verify(&payment, &offer(1234), NOW).unwrap_err().reason, Reason::Signature);
     }
+}
+
+/// A payer that is not a key: everything else is checked, and nobody takes it for proved.
+#[test]
+fn signatures_that_are_no_keys_are_handed_on_as_unproven() {
+    let mut payment = signed();
+    payment.payload["signature"] = json!(format!("0x{}", "01".repeat(66)));
+    assert_eq!(verify(&payment, &offer(1234), NOW).unwrap_err().reason, Reason::Signature);
+    let domain = Domain::of(&offer(1234)).unwrap();
+    let (found, by_key) = server::verify_any_in(&domain, &payment, &offer(1234), |_, _| Some(NOW)).unwrap();
+    assert_eq!((found.signature.len(), found.is_signed_by_key), (66, false));
+    assert_eq!(by_key.unwrap_err().reason, Reason::Signature);
+    payment.payload["authorization"]["value"] = json!("1233");
+    let refused = server::verify_any_in(&domain, &payment, &offer(1234), |_, _| Some(NOW)).unwrap_err();
+    assert_eq!(refused.reason, Reason::ValueMismatch);
 }
 
 #[test]

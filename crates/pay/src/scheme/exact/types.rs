@@ -30,12 +30,14 @@ pub struct SettleExact {
     pub valid_after: u64,
     pub valid_before: u64,
     pub nonce: Hash,
-    /// r, s, v with low s and v 27 or 28.
-    pub signature: [u8; 65],
+    /// Of a key: r, s, v with low s and v 27 or 28. Of a contract: as it came ([`crate::scheme::signature`]).
+    pub signature: Vec<u8>,
+    /// The payer's own key signed this. Otherwise only the chain can tell.
+    pub is_signed_by_key: bool,
 }
 
-/// An authorisation whose signature, terms and times were checked. Whether the payer has the money, only the chain
-/// knows.
+/// An authorisation whose terms and times were checked, and whose signature its payer's key made, unless it comes as
+/// an [`crate::seller::offers::Unproven`]. Whether the payer has the money, only the chain knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verified {
     pub payer: Address,
@@ -43,7 +45,8 @@ pub struct Verified {
     pub value: Usdc,
     pub valid_after: u64,
     pub valid_before: u64,
-    pub signature: [u8; 65],
+    pub signature: Vec<u8>,
+    pub is_signed_by_key: bool,
 }
 
 impl Verified {
@@ -54,7 +57,8 @@ impl Verified {
             valid_after: self.valid_after,
             valid_before: self.valid_before,
             nonce: self.nonce.0,
-            signature: self.signature,
+            signature: self.signature.clone(),
+            is_signed_by_key: self.is_signed_by_key,
         }
     }
 }

@@ -41,21 +41,22 @@ pub fn sign(
         nonce,
         valid_after: 0,
         deadline: chain_now.saturating_add(offer.max_timeout_secs()),
-        signature: [0; 65],
+        signature: Vec::new(),
         permit: None,
     };
     let digest = Permit2Domain { chain_id }.digest(&payment);
     payment.signature = signer
         .sign_hash_sync(&digest)
         .map_err(|e| Refusal::new(Reason::Permit2Signature, format!("cannot sign: {e}")))?
-        .as_bytes();
+        .as_bytes()
+        .to_vec();
     let text = |bytes: [u8; 20]| Address::from(bytes).to_checksum(None);
     let mut witness = json!({ "to": text(payment.pay_to), "validAfter": "0" });
     if let Proxy::Upto { facilitator } = proxy {
         witness["facilitator"] = text(facilitator).into();
     }
     let payload = json!({
-        "signature": format!("0x{}", hex::encode(payment.signature)),
+        "signature": format!("0x{}", hex::encode(&payment.signature)),
         "permit2Authorization": {
             "from": text(payment.payer),
             "permitted": { "token": text(payment.token), "amount": payment.amount.micro().to_string() },

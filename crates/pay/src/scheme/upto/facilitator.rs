@@ -2,7 +2,8 @@
 
 use super::types::{Permit2Payment, Proxy};
 use crate::Usdc;
-use alloy::primitives::{Bytes, U256};
+use crate::scheme::signature::of_deployed;
+use alloy::primitives::U256;
 use alloy::sol_types::SolCall;
 
 mod exact {
@@ -50,7 +51,7 @@ fn exact_call(payment: &Permit2Payment) -> Vec<u8> {
         deadline: U256::from(payment.deadline),
     };
     let witness = exact::Witness { to: payment.pay_to.into(), validAfter: U256::from(payment.valid_after) };
-    let (owner, signature) = (payment.payer.into(), Bytes::copy_from_slice(&payment.signature));
+    let (owner, signature) = (payment.payer.into(), of_deployed(&payment.signature));
     match &payment.permit {
         None => exact::settleCall { permit, owner, witness, signature }.abi_encode(),
         Some(p) => {
@@ -72,7 +73,7 @@ fn upto_call(payment: &Permit2Payment, facilitator: [u8; 20], amount: Usdc) -> V
         facilitator: facilitator.into(),
         validAfter: U256::from(payment.valid_after),
     };
-    let (owner, signature) = (payment.payer.into(), Bytes::copy_from_slice(&payment.signature));
+    let (owner, signature) = (payment.payer.into(), of_deployed(&payment.signature));
     let amount = U256::from(amount.micro());
     match &payment.permit {
         None => upto::settleCall { permit, amount, owner, witness, signature }.abi_encode(),

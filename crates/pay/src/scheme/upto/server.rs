@@ -4,7 +4,8 @@ use crate::scheme::channel::server::recover;
 use crate::scheme::check_terms;
 use crate::scheme::exact::{EXACT, Hash};
 use crate::scheme::permit2;
-use crate::wire::{self, PaymentPayload, PaymentRequirements, bytes, invalid, seconds};
+use crate::scheme::signature;
+use crate::wire::{self, PaymentPayload, PaymentRequirements, invalid, seconds};
 use crate::{Reason, Refusal};
 use alloy::primitives::Address;
 use serde_json::Value;
@@ -25,6 +26,20 @@ pub fn verify(
     offered: &PaymentRequirements,
     now_for: impl Fn(&[u8; 20], &Hash) -> Option<u64>,
 ) -> Result<Permit2Payment, Refusal> {
+    match verify_any(domain, payment, offered, now_for)? {
+        (found, Ok(())) => Ok(found),
+        (_, Err(not_by_key)) => Err(not_by_key),
+    }
+}
+
+/// [`verify`] for a caller that takes contracts as payers too: all but the signature was checked. Beside it: that the
+/// payer's key signed, or why it did not; then the caller simulates the settlement before it believes anything.
+pub fn verify_any(
+    domain: Permit2Domain,
+    payment: &PaymentPayload,
+    offered: &PaymentRequirements,
+    now_for: impl Fn(&[u8; 20], &Hash) -> Option<u64>,
+) -> Result<(Permit2Payment, Result<(), Refusal>), Refusal> {
     check_terms(payment, offered)?;
     let mut found = read(payment, offered)?;
     if found.pay_to != offered.pay_to() {
@@ -48,14 +63,22 @@ pub fn verify(
     if let Some(chain_now) = now_for(&found.payer, &found.nonce) {
         check_times(&found, chain_now)?;
     }
-    let signer = recover(&found.signature, domain.digest(&found));
-    let signer = signer.map_err(|message| Refusal::new(Reason::Permit2Signature, message))?;
-    if signer != found.payer {
-        let message = format!("the signature is {signer}'s, not {}'s", Address::from(found.payer));
-        return Err(Refusal::new(Reason::Permit2Signature, message));
-    }
     found.permit = permit_of(payment, &found)?;
-    Ok(found)
+    let by_key = signed_by_key(domain, &found);
+    Ok((found, by_key))
+}
+
+fn signed_by_key(domain: Permit2Domain, found: &Permit2Payment) -> Result<(), Refusal> {
+    let refuse = |message: String| Err(Refusal::new(Reason::Permit2Signature, message));
+    let Ok(signature) = <[u8; 65]>::try_from(found.signature.as_slice()) else {
+        let bytes = found.signature.len();
+        return refuse(format!("a key's signature is 0x and 130 digits (r, s, v), this one has {bytes} bytes"));
+    };
+    match recover(&signature, domain.digest(found)) {
+        Ok(signer) if signer == found.payer => Ok(()),
+        Ok(signer) => refuse(format!("the signature is {signer}'s, not {}'s", Address::from(found.payer))),
+        Err(message) => refuse(message),
+    }
 }
 
 fn check_times(found: &Permit2Payment, chain_now: u64) -> Result<(), Refusal> {
@@ -93,8 +116,10 @@ fn read(payment: &PaymentPayload, offered: &PaymentRequirements) -> Result<Permi
         nonce: permit2::nonce(text(fields, "nonce")?)?,
         valid_after: seconds(text(witness, "validAfter")?)?,
         deadline: seconds(text(fields, "deadline")?)?,
-        signature: bytes(text(payload, "signature")?)
-            .ok_or_else(|| Refusal::new(Reason::Permit2Signature, "a signature is 0x and 130 digits (r, s, v)"))?,
+        signature: signature::parse(text(payload, "signature")?).ok_or_else(|| {
+            let message = "a signature is 0x and hexadecimal digits, at most 4 KiB";
+            Refusal::new(Reason::Permit2Signature, message)
+        })?,
         permit: None,
     })
 }

@@ -43,8 +43,8 @@ pub struct Permit2Payment {
     /// Chain seconds, both inclusive.
     pub valid_after: u64,
     pub deadline: u64,
-    /// r, s, v with low s and v 27 or 28.
-    pub signature: [u8; 65],
+    /// Of a key: r, s, v with low s and v 27 or 28. Of a contract: as it came ([`crate::scheme::signature`]).
+    pub signature: Vec<u8>,
     /// Lets Permit2 spend, where the payer never allowed it.
     pub permit: Option<Permit2612>,
 }

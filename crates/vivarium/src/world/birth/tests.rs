@@ -24,6 +24,7 @@ fn manifest() -> Manifest {
         finality_blocks: 2,
         daemons_rescue: true,
         store_urls: Vec::new(),
+        payments: node::manifest::Payments::default(),
         model: Model {
             name: "m".into(),
             cid: String::new(),

@@ -1,0 +1,151 @@
+//! Payers that are contracts (ERC-1271), and those that do not exist yet (ERC-6492).
+//!
+//! Whether their signature holds, only the settlement tells: it is simulated before anything is served, and mined
+//! before the first byte. It runs code that strangers chose, so only the relay sends it, which owns nothing, with
+//! bounded gas; the operator key never does, not even when the relay is out of gas. A factory is called only if the
+//! manifest lists it.
+
+use crate::context::Context;
+use alloy::eips::BlockId;
+use alloy::primitives::{Address, B256, Bytes, U256};
+use alloy::rpc::types::TransactionRequest;
+use chain::treasury::calls;
+use chain::{SenderHandle, Tx};
+use net::chain_of;
+use pay::facilitator::multicall::{self, Call, MULTICALL3};
+use pay::scheme::channel::facilitator::deposit_call;
+use pay::scheme::channel::{BATCH_SETTLEMENT, ChannelConfig, Deposit};
+use pay::scheme::signature::{self, NotTaken};
+use pay::{Reason, Refusal, SettleExact};
+use tokio::sync::Semaphore;
+
+/// Gas of a settlement for a contract, its making included. A passkey wallet's signature costs up to 400,000, a Safe
+/// of three owners to make 400,000. A guess above both; it bounds what one payer can burn of the relay's gas.
+const GAS_MAX: u64 = 1_200_000;
+/// Simulations at once, of all who claim to be contracts: a flood of wrong signatures costs the endpoint no more.
+static SIMULATIONS: Semaphore = Semaphore::const_new(4);
+
+/// A transaction for a payer, and who may send it.
+pub struct ForPayer {
+    call: Call,
+    label: &'static str,
+    /// Only the relay: somebody else's code decides what it does.
+    runs_strangers_code: bool,
+}
+
+impl ForPayer {
+    pub fn tx(&self) -> Tx {
+        let tx = Tx::call(self.call.to, self.call.data.clone(), self.label);
+        if self.runs_strangers_code { tx.with_gas(GAS_MAX) } else { tx }
+    }
+
+    /// The relay, or the operator when the relay cannot pay the gas and nothing but the token's code and ours runs.
+    pub fn sender<'cx>(&self, cx: &'cx Context, relay_is_poor: bool) -> &'cx SenderHandle {
+        if relay_is_poor && !self.runs_strangers_code { &cx.operator } else { &cx.relay }
+    }
+}
+
+/// Why a payer's transaction is not made.
+#[derive(Debug)]
+pub enum NotMade {
+    /// Its signature is nobody's, or its factory is not on the list. For good.
+    NotTaken(NotTaken),
+    /// The endpoint does not answer.
+    Unknown(chain::Error),
+}
+
+/// The settlement of an authorisation.
+pub async fn settlement(cx: &Context, terms: &SettleExact) -> Result<ForPayer, NotMade> {
+    let call = calls::settle_exact(&calls::ExactAuthorization {
+        payer: Address::from(terms.payer),
+        value: U256::from(terms.value.0),
+        valid_after: U256::from(terms.valid_after),
+        valid_before: U256::from(terms.valid_before),
+        nonce: B256::from(terms.nonce),
+        signature: signature::of_deployed(&terms.signature),
+    });
+    let call = Call { to: cx.config.treasury, data: call };
+    let by_key = terms.is_signed_by_key;
+    make(cx, terms.payer.into(), &terms.signature, by_key, call, "settle").await
+}
+
+/// A deposit into a channel.
+pub async fn deposit(cx: &Context, config: &ChannelConfig, deposit: &Deposit) -> Result<ForPayer, NotMade> {
+    let call = Call { to: BATCH_SETTLEMENT, data: deposit_call(config, deposit).into() };
+    make(cx, config.payer.into(), deposit.signature(), deposit.is_signed_by_key, call, "deposit").await
+}
+
+async fn make(
+    cx: &Context,
+    payer: Address,
+    signature: &[u8],
+    is_signed_by_key: bool,
+    call: Call,
+    label: &'static str,
+) -> Result<ForPayer, NotMade> {
+    if is_signed_by_key {
+        return Ok(ForPayer { call, label, runs_strangers_code: false });
+    }
+    let code: Bytes = cx.chain.request("eth_getCode", (payer, BlockId::latest())).await.map_err(NotMade::Unknown)?;
+    let first = signature::first(signature, !code.is_empty(), &cx.manifest.payments.factories);
+    let call = match first.map_err(NotMade::NotTaken)? {
+        None => call,
+        Some(made) => {
+            let making = Call { to: made.factory, data: made.calldata };
+            Call { to: MULTICALL3, data: multicall::all(vec![making, call]) }
+        }
+    };
+    Ok(ForPayer { call, label, runs_strangers_code: true })
+}
+
+/// Whether the settlement of a payer that is not a key would go through now. The names are the scheme's, for a
+/// signature that holds nowhere, a factory nobody trusts, and a settlement that fails.
+///
+/// # Errors
+/// The refusal to send.
+async fn simulate(cx: &Context, made: Result<ForPayer, NotMade>, names: [Reason; 3]) -> Result<(), Refusal> {
+    let [wrong, factory, fails] = names;
+    let made = made.map_err(|why| match why {
+        NotMade::NotTaken(why) => why.refusal(wrong, factory),
+        NotMade::Unknown(e) => away(&e),
+    })?;
+    let call = TransactionRequest::default()
+        .from(cx.relay.address())
+        .to(made.call.to)
+        .gas_limit(GAS_MAX)
+        .input(made.call.data.into());
+    let answer: Result<Bytes, chain::Error> = cx.chain.request("eth_call", (call, BlockId::latest())).await;
+    answer.map(drop).map_err(|e| Refusal::new(fails, chain_of(&e)))
+}
+
+/// [`settlement`], simulated.
+///
+/// # Errors
+/// The refusal to send.
+pub async fn simulate_settlement(cx: &Context, terms: &SettleExact) -> Result<(), Refusal> {
+    let _turn = turn()?;
+    let names = [Reason::Signature, Reason::FactoryNotAllowed, Reason::Simulation];
+    simulate(cx, settlement(cx, terms).await, names).await
+}
+
+/// [`deposit`], simulated: a key's too, whose balance and allowance only the chain knows.
+///
+/// # Errors
+/// The refusal to send.
+pub async fn simulate_deposit(cx: &Context, config: &ChannelConfig, asked: &Deposit) -> Result<(), Refusal> {
+    let _turn = if asked.is_signed_by_key { None } else { Some(turn()?) };
+    let names = [Reason::DepositSignature, Reason::DepositFactoryNotAllowed, Reason::DepositSimulation];
+    simulate(cx, deposit(cx, config, asked).await, names).await
+}
+
+fn turn() -> Result<tokio::sync::SemaphorePermit<'static>, Refusal> {
+    SIMULATIONS.try_acquire().map_err(|_| {
+        let message = "too many signatures of contracts are being checked: try again in a moment, or pay with a key";
+        Refusal::new(Reason::TooManyOpen, message)
+    })
+}
+
+fn away(error: &chain::Error) -> Refusal {
+    tracing::warn!(error = %chain_of(error), "a payer cannot be looked at");
+    Refusal::new(Reason::UnexpectedVerifyError, "the chain does not answer; nothing was charged")
+}

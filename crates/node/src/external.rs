@@ -1,0 +1,36 @@
+//! Settling by somebody else's facilitator, where the manifest names one.
+//!
+//! It leaves no record in the treasury, so that nothing could be given back: only what was delivered is settled so.
+//! Whatever it says, the chain is asked; the authorisation is taken once, whoever sends it.
+
+use crate::api::sale;
+use crate::context::Context;
+use crate::settle::{Settlement, reconcile};
+use pay::SettleExact;
+use pay::facilitator::api::Asked;
+use pay::facilitator::remote::{Remote, Said};
+use pay::scheme::exact::client::payment_of;
+use std::time::Duration;
+
+/// Looks for a transaction that it says it sent, and between two of them: its node may be ahead of ours.
+const LOOKS: u32 = 5;
+const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
+
+/// What the chain says after it was asked. `None`: not paid by it, so that the relay may settle.
+pub async fn settle(cx: &Context, remote: &Remote, terms: &SettleExact) -> Option<Settlement> {
+    if !remote.is_healthy() || !terms.is_signed_by_key {
+        return None;
+    }
+    let offer = sale::seller(cx).requirements(terms.value);
+    let said = remote.settle(&Asked { payment: payment_of(terms, &offer), requirements: offer }).await;
+    tracing::info!(url = remote.url(), ?said, "an external facilitator was asked to settle");
+    let looks = if matches!(said, Said::Settled(_)) { LOOKS } else { 1 };
+    for look in 1..=looks {
+        match reconcile(cx, terms).await {
+            Settlement::Unknown if look < looks => tokio::time::sleep(BETWEEN_LOOKS).await,
+            Settlement::Unknown => {}
+            known => return Some(known),
+        }
+    }
+    None
+}

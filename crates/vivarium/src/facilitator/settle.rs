@@ -1,0 +1,290 @@
+//! From a checked payment to its end on chain: simulate, put together, send, and ask what became of it.
+
+use alloy::eips::BlockId;
+use alloy::primitives::{Address, B256, Bytes, U256};
+use alloy::rpc::types::{Filter, Log, TransactionRequest};
+use alloy::sol_types::{SolCall, SolEvent};
+use chain::{Chain, Outcome, SenderHandle, Tx};
+use net::chain_of;
+use pay::facilitator::account::Settlement;
+use pay::facilitator::api::Job;
+use pay::facilitator::batch::{BatchPolicy, Due, GasPrice, due};
+use pay::facilitator::multicall::{self, Call, MULTICALL3};
+use pay::scheme::exact::Hash;
+use pay::scheme::exact::facilitator::{self as exact, Expected};
+use pay::scheme::permit2::PERMIT2;
+use pay::scheme::signature;
+use pay::{Reason, Refusal, Usdc};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot};
+
+/// Gas that one settlement may take, a contract's signature and its making included.
+const GAS_MAX: u64 = 1_200_000;
+/// Settlements that wait to be sent. Beyond it askers wait.
+const QUEUE_MAX: usize = 1_024;
+
+mod abi {
+    alloy::sol! {
+        event AuthorizationUsed(address indexed authorizer, bytes32 indexed nonce);
+        event AuthorizationCanceled(address indexed authorizer, bytes32 indexed nonce);
+        event Transfer(address indexed from, address indexed to, uint256 value);
+        function nonceBitmap(address owner, uint256 word) external view returns (uint256);
+    }
+}
+
+/// How a settlement ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    Paid(Hash),
+    Unpaid(Refusal),
+    /// Nobody knows yet; it was sent as this, if at all.
+    Unknown(Option<Hash>),
+}
+
+/// What will be sent for a job, and what it costs.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub call: Call,
+    pub gas: u64,
+}
+
+/// Where settlements go.
+#[derive(Clone)]
+pub struct Settler {
+    chain: Chain,
+    sender: SenderHandle,
+    factories: Arc<[Address]>,
+    ether: Usdc,
+    queue: mpsc::Sender<Row>,
+}
+
+struct Row {
+    job: Job,
+    since: Instant,
+    reply: oneshot::Sender<End>,
+}
+
+impl Settler {
+    pub fn start(
+        chain: Chain,
+        sender: SenderHandle,
+        factories: Vec<Address>,
+        ether: Usdc,
+        policy: BatchPolicy,
+    ) -> Self {
+        let (queue, waiting) = mpsc::channel(QUEUE_MAX);
+        let settler = Self { chain, sender, factories: factories.into(), ether, queue };
+        tokio::spawn(gather(settler.clone(), policy, waiting));
+        settler
+    }
+
+    /// Wei a unit of gas now, with the price of an ether beside it.
+    ///
+    /// # Errors
+    /// `Rpc`.
+    pub async fn gas_price(&self) -> Result<GasPrice, chain::Error> {
+        let wei: U256 = self.chain.request("eth_gasPrice", ()).await?;
+        Ok(GasPrice { wei: wei.saturating_to(), ether: self.ether })
+    }
+
+    /// Simulates the real transaction: whether it would go through now, and its gas.
+    ///
+    /// # Errors
+    /// The refusal by the scheme's own name.
+    pub async fn plan(&self, job: &Job) -> Result<Plan, Refusal> {
+        let call = if job.is_signed_by_key { job.call.clone() } else { self.for_contract(job).await? };
+        let tx = TransactionRequest::default()
+            .from(self.sender.address())
+            .to(call.to)
+            .gas_limit(GAS_MAX)
+            .input(call.data.clone().into());
+        let gas: Result<U256, chain::Error> = self.chain.request("eth_estimateGas", (tx,)).await;
+        match gas {
+            Ok(gas) => Ok(Plan { call, gas: gas.saturating_to() }),
+            Err(e) if matches!(e.kind, chain::Kind::Reverted(_)) => Err(Refusal::new(job.fails, chain_of(&e))),
+            Err(e) => Err(away(&e)),
+        }
+    }
+
+    async fn for_contract(&self, job: &Job) -> Result<Call, Refusal> {
+        let code: Bytes = self
+            .chain
+            .request("eth_getCode", (job.payer(), BlockId::latest()))
+            .await
+            .map_err(|e: chain::Error| away(&e))?;
+        let first = signature::first(&job.signature, !code.is_empty(), &self.factories);
+        Ok(match first.map_err(|why| why.refusal(job.wrong, Reason::FactoryNotAllowed))? {
+            None => job.call.clone(),
+            Some(made) => {
+                let making = Call { to: made.factory, data: made.calldata };
+                Call { to: MULTICALL3, data: multicall::all(vec![making, job.call.clone()]) }
+            }
+        })
+    }
+
+    /// Sends it, alone or with others, and waits for its end.
+    pub async fn settle(&self, job: &Job, plan: Plan) -> End {
+        if !job.may_be_batched() {
+            let gas = plan.gas + plan.gas / 3;
+            let sent = self.sender.submit(Tx::call(plan.call.to, plan.call.data, "settle").with_gas(gas)).await;
+            return self.ended(job, &sent).await;
+        }
+        let (reply, end) = oneshot::channel();
+        let row = Row { job: job.clone(), since: Instant::now(), reply };
+        if self.queue.send(row).await.is_err() {
+            return End::Unknown(None);
+        }
+        end.await.unwrap_or(End::Unknown(None))
+    }
+
+    async fn send(&self, rows: Vec<Row>) {
+        let tx = match rows.as_slice() {
+            [row] => Tx::call(row.job.call.to, row.job.call.data.clone(), "settle"),
+            rows => {
+                let calls = rows.iter().map(|row| row.job.call.clone()).collect();
+                Tx::call(MULTICALL3, multicall::each(calls), "settle a batch")
+            }
+        };
+        let sent = self.sender.submit(tx).await;
+        for row in rows {
+            let end = self.ended(&row.job, &sent).await;
+            // Whoever asked may have gone; the books hear of it from the same task.
+            drop(row.reply.send(end));
+        }
+    }
+
+    /// What became of a job whose transaction ended so.
+    async fn ended(&self, job: &Job, sent: &Outcome) -> End {
+        match sent {
+            Outcome::Done { tx_hash, .. } if !job.settlement.is_eip3009 => End::Paid(tx_hash.0),
+            Outcome::Unknown { txs } => End::Unknown(txs.last().map(|tx| tx.0)),
+            // A batch goes through although a row of it failed: the token's events tell.
+            Outcome::Done { .. } | Outcome::Reverted { .. } | Outcome::NeverSent { .. } => {
+                match self.look(&job.settlement).await {
+                    Ok(End::Unknown(_)) => {
+                        let message = format!("the settlement did not go through: {sent:?}");
+                        End::Unpaid(Refusal::new(Reason::InvalidTransactionState, message))
+                    }
+                    Ok(end) => end,
+                    Err(e) => {
+                        tracing::warn!(error = %chain_of(&e), "the chain does not say what became of a settlement");
+                        End::Unknown(None)
+                    }
+                }
+            }
+        }
+    }
+
+    /// What the chain says of a settlement. `Unknown`: it can still happen.
+    ///
+    /// # Errors
+    /// `Rpc`.
+    pub async fn look(&self, settlement: &Settlement) -> Result<End, chain::Error> {
+        let (payer, nonce) = (Address::from(settlement.payer), B256::from(settlement.nonce));
+        let token = Address::from(settlement.token);
+        if !settlement.is_eip3009 {
+            return self.look_at_permit2(payer, U256::from_be_bytes(settlement.nonce), settlement.valid_before).await;
+        }
+        let usdc = self.chain.usdc(token);
+        if !usdc.authorization_state(payer, nonce).await? {
+            return self.unless_expired(settlement.valid_before).await;
+        }
+        let filter = Filter::new()
+            .address(token)
+            .from_block(0)
+            .event_signature(abi::AuthorizationUsed::SIGNATURE_HASH)
+            .topic1(payer.into_word())
+            .topic2(nonce);
+        let used: Vec<Log> = self.chain.request("eth_getLogs", (filter,)).await?;
+        let Some(tx) = used.first().and_then(|log| log.transaction_hash) else {
+            return Ok(unpaid("the payer cancelled it"));
+        };
+        let Some(receipt) = self.chain.receipt(tx).await? else { return Ok(End::Unknown(Some(tx.0))) };
+        let logs: Vec<exact::Log> = receipt.inner.logs().iter().filter_map(of_token).collect();
+        let expected = Expected {
+            token: settlement.token,
+            payer: settlement.payer,
+            pay_to: settlement.pay_to,
+            nonce: settlement.nonce,
+            value: settlement.amount,
+        };
+        Ok(match exact::classify(&expected, &logs) {
+            exact::Outcome::Paid => End::Paid(tx.0),
+            exact::Outcome::Unpaid => unpaid("its nonce was used for something else"),
+            exact::Outcome::Unknown => End::Unknown(Some(tx.0)),
+        })
+    }
+
+    /// Permit2 tells no transaction: one that is used is counted as paid.
+    async fn look_at_permit2(&self, payer: Address, nonce: U256, valid_before: u64) -> Result<End, chain::Error> {
+        let call = abi::nonceBitmapCall { owner: payer, word: nonce >> 8 };
+        let bitmap = self.chain.read(PERMIT2, call, BlockId::latest()).await?;
+        if bitmap.bit((nonce & U256::from(0xff)).to()) {
+            return Ok(End::Paid([0; 32]));
+        }
+        self.unless_expired(valid_before).await
+    }
+
+    async fn unless_expired(&self, valid_before: u64) -> Result<End, chain::Error> {
+        let head = self.chain.head().await?;
+        Ok(if head.timestamp >= valid_before { unpaid("it expired") } else { End::Unknown(None) })
+    }
+}
+
+fn unpaid(why: &str) -> End {
+    End::Unpaid(Refusal::new(Reason::InvalidTransactionState, why))
+}
+
+fn of_token(log: &Log) -> Option<exact::Log> {
+    let token = log.address().into_array();
+    if let Ok(used) = abi::AuthorizationUsed::decode_log(&log.inner) {
+        return Some(exact::Log::Used { token, authorizer: used.authorizer.into_array(), nonce: used.nonce.0 });
+    }
+    if let Ok(gone) = abi::AuthorizationCanceled::decode_log(&log.inner) {
+        return Some(exact::Log::Canceled { token, authorizer: gone.authorizer.into_array(), nonce: gone.nonce.0 });
+    }
+    let moved = abi::Transfer::decode_log(&log.inner).ok()?;
+    let value = Usdc(moved.value.saturating_to());
+    Some(exact::Log::Transfer { token, from: moved.from.into_array(), to: moved.to.into_array(), value })
+}
+
+fn away(error: &chain::Error) -> Refusal {
+    tracing::warn!(error = %chain_of(error), "a payment cannot be looked at");
+    Refusal::new(Reason::UnexpectedVerifyError, "the chain does not answer")
+}
+
+/// Puts settlements together while they wait for a good moment.
+async fn gather(settler: Settler, policy: BatchPolicy, mut waiting: mpsc::Receiver<Row>) {
+    let mut rows: Vec<Row> = Vec::new();
+    loop {
+        let Some(oldest) = rows.first().map(|row| row.since) else {
+            match waiting.recv().await {
+                Some(row) => rows.push(row),
+                None => return,
+            }
+            continue;
+        };
+        while rows.len() < policy.rows_max
+            && let Ok(row) = waiting.try_recv()
+        {
+            rows.push(row);
+        }
+        let amounts: Vec<Usdc> = rows.iter().map(|row| row.job.settlement.amount).collect();
+        let oldest_ms = u64::try_from(oldest.elapsed().as_millis()).unwrap_or(u64::MAX);
+        // An endpoint that does not tell the price keeps nobody waiting.
+        let due = settler.gas_price().await.map_or(Due::Now, |price| due(&policy, &price, &amounts, oldest_ms));
+        match due {
+            Due::Now => {
+                let (settler, batch) = (settler.clone(), std::mem::take(&mut rows));
+                tokio::spawn(async move { settler.send(batch).await });
+            }
+            Due::WithinMs(ms) => {
+                // The timeout is the answer, too: the policy says "now" then.
+                if let Ok(Some(row)) = tokio::time::timeout(Duration::from_millis(ms), waiting.recv()).await {
+                    rows.push(row);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! `vivarium facilitator`, named by its URL in the official server. Named by triple; `rs` settles.
+
+#[path = "../../../pay/tests/it/chain.rs"]
+#[allow(dead_code, reason = "the whole of it serves the tests of `pay`")]
+mod chain;
+
+use self::chain::{CHAIN_ID, Chain, TREASURY};
+use super::world::program;
+use alloy::primitives::{Address, keccak256};
+use alloy::signers::local::PrivateKeySigner;
+use pay::Usdc;
+use pay::buyer::{Buyer, BuyerPolicy};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+
+/// anvil's development account 2.
+const KEY: &str = "0x5de4111afa1a4b94908f83103eb1f1706367c2e68ca870fc3fb9a804cdab365a";
+/// Of a call.
+const PRICE: u128 = 1_234;
+
+fn customer() -> PrivateKeySigner {
+    PrivateKeySigner::from_bytes(&keccak256(b"a customer")).unwrap()
+}
+
+fn clients() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/clients")
+}
+
+/// A process and what its first line says; ends with the test.
+async fn started(command: &mut Command) -> (Child, Value) {
+    let mut process =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true).spawn().expect("it starts");
+    let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+    let line = lines.next_line().await.unwrap().expect("a first line");
+    tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+    (process, serde_json::from_str(&line).unwrap())
+}
+
+async fn facilitator(chain: &Chain, dir: &Path) -> (Child, String) {
+    let key = dir.join("facilitator.key");
+    std::fs::write(&key, format!("# a development key\n{KEY}\n")).unwrap();
+    let mut command = Command::new(program());
+    command
+        .args(["facilitator", "--json", "--listen", "127.0.0.1:0", "--ether", "3", "--wait", "100"])
+        .args(["--rpc", &chain.url, "--chain-id", &CHAIN_ID.to_string(), "--token", &chain.usdc.to_string()])
+        .arg("--key")
+        .arg(key)
+        .arg("--journal")
+        .arg(dir.join("journal"));
+    let (process, line) = started(&mut command).await;
+    (process, line["url"].as_str().unwrap().to_owned())
+}
+
+/// The official Express middleware with the official facilitator client, pointed at `url`.
+async fn shop(chain: &Chain, url: &str, scheme: &str) -> (Child, String) {
+    let mut command = Command::new("node");
+    command
+        .current_dir(clients())
+        .args(["server.mjs", &TREASURY.to_string(), &chain.usdc.to_string(), &CHAIN_ID.to_string()])
+        .args([&PRICE.to_string(), url, scheme]);
+    let (process, line) = started(&mut command).await;
+    (process, line["url"].as_str().unwrap().to_owned())
+}
+
+/// The official client; the lines it printed.
+async fn ts(chain: &Chain, shop: &str, calls: usize, scheme: &str) -> Vec<Value> {
+    let key = format!("0x{}", hex::encode(customer().to_bytes()));
+    let out = Command::new("node")
+        .current_dir(clients())
+        .args(["schemes.mjs", shop, &key, &calls.to_string(), "plain", scheme, &chain.url])
+        .arg(chain.usdc.to_string())
+        .kill_on_drop(true)
+        .output()
+        .await
+        .expect("node starts");
+    let text = String::from_utf8(out.stdout).unwrap();
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), calls, "{text}{}", String::from_utf8_lossy(&out.stderr));
+    lines
+}
+
+async fn credit(url: &str, account: Address) -> u128 {
+    let told: Value = net::Client::new().get_json(&format!("{url}/credit/{account}")).await.unwrap();
+    told["credit_uusdc"].as_str().unwrap().parse().unwrap()
+}
+
+/// Buys one lot for the shop's payee, as anybody may.
+async fn buy_credit(chain: &Chain, url: &str) {
+    let owner: PrivateKeySigner = KEY.parse().unwrap();
+    let policy = BuyerPolicy {
+        network: format!("eip155:{CHAIN_ID}"),
+        asset: chain.usdc,
+        pay_to: owner.address(),
+        max_per_call: Usdc(1_000_000),
+        max_total: Usdc(1_000_000),
+    };
+    let buyer = Buyer::new(net::Client::new(), customer(), policy);
+    let bought = buyer.post_json(&format!("{url}/credit/{TREASURY}"), &json!({})).await.unwrap();
+    assert_eq!((bought.status.as_u16(), bought.spent), (200, Usdc(1_000_000)));
+    assert_eq!(credit(url, TREASURY).await, 1_000_000);
+}
+
+/// The official server by our facilitator's URL: refused without credit, settled with it, for a fee not below the gas; the same after kill -9.
+#[tokio::test(flavor = "multi_thread")]
+async fn ts_ts_rs_exact() {
+    let (chain, dir) = (Chain::start().await, tempfile::tempdir().unwrap());
+    chain.mint(chain.usdc, customer().address(), 5_000_000).await;
+    let (mut process, url) = facilitator(&chain, dir.path()).await;
+    let (server, at) = shop(&chain, &url, "exact").await;
+    let refused = ts(&chain, &at, 1, "exact").await;
+    assert_eq!(refused[0]["status"], 402, "no credit, no gas: {}", refused[0]);
+    assert_eq!(chain.balance(chain.usdc, TREASURY).await, Usdc(0));
+
+    buy_credit(&chain, &url).await;
+    let owner = KEY.parse::<PrivateKeySigner>().unwrap().address();
+    let ether = async || {
+        u128::from_str_radix(
+            chain.rpc("eth_getBalance", json!([owner, "latest"])).await.as_str().unwrap().trim_start_matches("0x"),
+            16,
+        )
+        .unwrap()
+    };
+    let before = ether().await;
+    for line in ts(&chain, &at, 3, "exact").await {
+        assert_eq!((&line["status"], &line["payment"]["success"]), (&json!(200), &json!(true)), "{line}");
+    }
+    assert_eq!(chain.balance(chain.usdc, TREASURY).await, Usdc(3 * PRICE));
+    // 3 USDC an ether.
+    let (gas, fees) = ((before - ether().await) * 3 / 1_000_000_000_000, 1_000_000 - credit(&url, TREASURY).await);
+    assert!(fees >= gas && fees > 0, "fees of {fees} for gas of {gas} micro-USDC");
+
+    // Credit is on disk.
+    let left = credit(&url, TREASURY).await;
+    process.kill().await.unwrap();
+    let (_process, url) = facilitator(&chain, dir.path()).await;
+    assert_eq!(credit(&url, TREASURY).await, left);
+    drop(server);
+    let (_server, at) = shop(&chain, &url, "exact").await;
+    assert_eq!(ts(&chain, &at, 1, "exact").await[0]["status"], 200);
+    assert_eq!(chain.balance(chain.usdc, TREASURY).await, Usdc(4 * PRICE));
+}
+
+/// The facilitator that the witness names settles half of what was permitted.
+#[tokio::test(flavor = "multi_thread")]
+async fn ts_ts_rs_upto() {
+    let (chain, dir) = (Chain::start().await, tempfile::tempdir().unwrap());
+    chain.mint(chain.usdc, customer().address(), 5_000_000).await;
+    // This token has no EIP-2612: Permit2 is allowed once, as a customer with gas does it.
+    let approve = chain::call(
+        "approve(address,uint256)",
+        &[chain::word(pay::scheme::permit2::PERMIT2), alloy::primitives::U256::MAX],
+    );
+    chain.rpc("anvil_setBalance", json!([customer().address(), "0xde0b6b3a7640000"])).await;
+    assert!(chain.send(customer().address(), chain.usdc, &approve).await.1);
+    let (_process, url) = facilitator(&chain, dir.path()).await;
+    buy_credit(&chain, &url).await;
+    let (_server, at) = shop(&chain, &url, "upto").await;
+    for line in ts(&chain, &at, 2, "upto").await {
+        assert_eq!((&line["status"], &line["payment"]["success"]), (&json!(200), &json!(true)), "{line}");
+    }
+    assert_eq!(chain.balance(chain.usdc, TREASURY).await, Usdc(2 * (PRICE / 2)));
+}
+
+/// One authorisation, asked for by many at once and again after kill -9: one transfer, one fee, one answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_authorisation_is_settled_once_and_batches_are_settled_together() {
+    use pay::facilitator::api::Asked;
+    use pay::scheme::exact::client::sign;
+    use pay::wire::PaymentRequirements;
+    let (chain, dir) = (Chain::start().await, tempfile::tempdir().unwrap());
+    chain.mint(chain.usdc, customer().address(), 5_000_000).await;
+    let (mut process, url) = facilitator(&chain, dir.path()).await;
+    buy_credit(&chain, &url).await;
+    let extra = json!({ "name": "USD Coin", "version": "2" });
+    let network = format!("eip155:{CHAIN_ID}");
+    let requirements = PaymentRequirements::new(("exact", &network), Usdc(PRICE), (chain.usdc, TREASURY), 300, extra);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let bodies: Vec<Value> = (1..=5)
+        .map(|nonce| {
+            let payment = sign(&customer(), &requirements, now, [nonce; 32].into()).unwrap();
+            Asked { payment, requirements: requirements.clone() }.to_body()
+        })
+        .collect();
+    let http = net::Client::new();
+    let settle =
+        async |url: &str, body: &Value| -> Value { http.call_json(&format!("{url}/settle"), body).await.unwrap() };
+    // Five authorisations, each asked for twice, all at once.
+    let asked = bodies.iter().chain(&bodies).map(|body| settle(&url, body));
+    let answers = futures::future::join_all(asked).await;
+    for (first, second) in answers.iter().zip(&answers[5..]) {
+        assert_eq!(first["success"], true, "{first}");
+        assert_eq!(first, second);
+    }
+    let transactions: std::collections::BTreeSet<&str> =
+        answers.iter().map(|answer| answer["transaction"].as_str().unwrap()).collect();
+    assert!(transactions.len() < 5, "some shared a transaction: {transactions:?}");
+    assert_eq!(chain.balance(chain.usdc, TREASURY).await, Usdc(5 * PRICE));
+    let left = credit(&url, TREASURY).await;
+    process.kill().await.unwrap();
+    let (_process, url) = facilitator(&chain, dir.path()).await;
+    let again = settle(&url, &bodies[0]).await;
+    assert_eq!(again, answers[0], "the same answer");
+    assert_eq!((credit(&url, TREASURY).await, chain.balance(chain.usdc, TREASURY).await), (left, Usdc(5 * PRICE)));
+    // What is not asked for in words that it knows.
+    let wrong = settle(&url, &json!({ "x402Version": 2 })).await;
+    assert_eq!((&wrong["success"], &wrong["errorReason"]), (&json!(false), &json!("invalid_payload")));
+}
