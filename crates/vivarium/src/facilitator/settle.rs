@@ -3,7 +3,7 @@
 use alloy::eips::BlockId;
 use alloy::primitives::{Address, B256, Bytes, U256};
 use alloy::rpc::types::{Filter, Log, TransactionRequest};
-use alloy::sol_types::{SolCall, SolEvent};
+use alloy::sol_types::SolEvent;
 use chain::{Chain, Outcome, SenderHandle, Tx};
 use net::chain_of;
 use pay::facilitator::account::Settlement;
