@@ -37,7 +37,8 @@ const make = {
   upto: () => new UptoEvmScheme(signer, { rpcUrl }),
   'batch-settlement': () => new BatchSettlementEvmScheme(signer, { depositPolicy: { depositMultiplier: 5 }, rpcUrl }),
 }[name];
-const identifier = `pay_${crypto.randomUUID()}`;
+const run = crypto.randomUUID();
+const identifier = `pay_${run}`;
 let scheme, pay;
 // Of several offers of one scheme the client takes the first, unless it is told which.
 function wanted(version, accepts) {
@@ -66,7 +67,8 @@ async function one(call) {
   try {
     const body = JSON.stringify({
       model,
-      messages: [{ role: 'user', content: `question ${flags.includes('--named') ? 0 : call}` }],
+      // Of its own in each run: the same question again may be answered from what is kept.
+      messages: [{ role: 'user', content: `question ${flags.includes('--named') ? 0 : call} of ${run.slice(0, 8)}` }],
       max_tokens: 16,
       stream: mode === 'stream',
     });

@@ -376,6 +376,10 @@ impl Channels {
             }),
             ChannelInput::Charged { request, amount, delivery } => {
                 self.clock = self.clock.max(delivery.at);
+                if let Some(Call { service: CallService::Delivered(known), .. }) = self.calls.get_mut(&request) {
+                    known.delivery.confirmed |= delivery.confirmed;
+                    return Vec::new();
+                }
                 self.serve(request, |call, channel| call.charge(channel, amount, delivery))
             }
             ChannelInput::Aborted { request, why } => self.serve(request, |call, channel| call.abort(channel, why)),

@@ -186,10 +186,8 @@ impl Sale {
         self.keep(&answer).await;
         self.guard.disarm();
         let delivery = delivery(&self, &run, usage, ended(finish), true);
-        // A call on a channel is told apart from its repetition by its voucher.
         let amount = self.worth(usage.completion_tokens);
-        let then =
-            (!matches!(self.paying, Paying::Voucher(_))).then(|| (self.api.cx.clone(), request, delivery, amount));
+        let then = Some((self.api.cx.clone(), request, delivery, amount));
         let last = OnTaken { frame: Some(answer.body), taken: false, then, _guard: self.guard };
         let mut response = Body::from_stream(last).into_response();
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(run.form.content_type()));

@@ -107,7 +107,8 @@ pub enum ChannelInput {
     Reserved(CallReservation),
     /// So many tokens, worth so much, were taken by the client so far; written every 64 tokens.
     Mark { request: RequestId, tokens: u32, amount: Usdc },
-    /// The answer (or the part of it that counts as delivered) was taken. The charge is capped by the reservation.
+    /// The answer (or the part of it that counts as delivered) was taken. The charge is capped by the reservation. Said
+    /// again, it can only confirm that the answer arrived.
     Charged { request: RequestId, amount: Usdc, delivery: Delivery },
     /// Nothing was delivered and nothing is charged.
     Aborted { request: RequestId, why: AbortWhy },

@@ -247,6 +247,14 @@ fn the_same_question() {
     assert_eq!(channels.decide(&ask(1, 200, 50, 2), NOW), ChannelDecision::Replay { request }, "room or not");
     assert_eq!(channels.decide(&ask(1, 400, 100, 2), NOW), ChannelDecision::Replay { request });
     let ChannelDecision::New { .. } = channels.decide(&ask(1, 400, 100, 2), NOW + 86_402) else { panic!("too old") };
+    // It had left before anybody knew whether it arrives: charged once, confirmed later, and then asked anew.
+    let whole = reserve(&channels, &ask(1, 400, 100, 7));
+    let request = whole.request;
+    run(&mut channels, [ChannelInput::Reserved(whole), charged(request, 50, false)]);
+    assert_eq!(channels.decide(&ask(1, 500, 100, 7), NOW), ChannelDecision::Replay { request });
+    run(&mut channels, [charged(request, 99, true)]);
+    assert_eq!(channels.call(&request).unwrap().charged(), Usdc(50));
+    let ChannelDecision::New { .. } = channels.decide(&ask(1, 500, 100, 7), NOW) else { panic!("it has its answer") };
     run(&mut channels, [ChannelInput::Pruned { before: NOW + 1 }]);
     assert_eq!(channels.calls().count(), 0);
     assert_eq!(channels.decide(&ask(1, 100, 100, 1), NOW), ChannelDecision::Corrective(Reason::CumulativeMismatch));
