@@ -364,7 +364,7 @@ contract Treasury is TreasuryBase, Proxy {
         _fuel(_relay, _gasLeft());
     }
 
-    // ------------------------------------------------------------------ views; the larger ones are in Oversight
+    // ------------------------------------------------------------------ small views (the large ones are in Oversight)
 
     function standing() external view returns (ITreasury.Standing memory s) {
         (s.purse, s.hibernateUntil, s.starveNoticeAt) = (_purse, _hibernateUntil, _starveNoticeAt);
