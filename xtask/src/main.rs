@@ -21,7 +21,8 @@ cargo xtask <command>
   test [--deep]   everything: formatting, clippy, licences, contracts, all tests, one whole life with real processes
                   --deep: more fuzz runs and longer worlds
   bench           start worlds and print the figures of docs/benchmarks.md
-  bench pay       vouchers verified and made durable a second (--vouchers N, --channels N, --threads N)
+  bench pay       what a payment costs, without worlds, beside the official Express server (--write: into the docs;
+                  `target/debug/vivarium bench pay --help` names the counts)
   contracts       build the contracts and write their ABI and bytecode (contracts/abi)
   mutants         make each wrong contract of contracts/mutants.toml and see that a test goes red (test --deep does it too)
   setup           only install what is missing

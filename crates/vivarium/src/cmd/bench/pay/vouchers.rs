@@ -1,13 +1,13 @@
-//! `cargo xtask bench pay`: vouchers verified and made durable a second, from the decoded voucher to the durable journal
-//! record; without HTTP and JSON.
-//!
-//!   vouchers [--vouchers N] [--channels N] [--threads N] [--dir DIR]
+//! Vouchers verified and made durable a second, from the decoded voucher to the durable journal record; without HTTP and
+//! JSON.
 //!
 //! Threads verify; one folds the book and appends; the journal commits in groups. The clock stops when the last record
-//! is durable. For comparison it prints what one thread recovers when it does nothing else.
+//! is durable. For comparison: what one thread recovers when it does nothing else.
 
+use super::super::report::Report;
 use alloy::primitives::keccak256;
 use alloy::signers::local::PrivateKeySigner;
+use anyhow::Result;
 use journal::{Journal, Options};
 use pay::book::channels::{CallReservation, ChannelAsk, ChannelDecision, ChannelInput, ChannelLimits};
 use pay::book::{BookInput, ChannelBook, Limits};
@@ -17,45 +17,40 @@ use pay::scheme::channel::{ChannelConfig, ChannelDomain, ChannelId, ChannelState
 use pay::{BookOutput, Usdc};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::mpsc;
 use std::time::Instant;
 
 const CEILING: Usdc = Usdc(100);
 const NOW: u64 = 1_800_000_000;
+/// Channels that take turns.
+const CHANNELS: usize = 100;
 /// Vouchers that go from a verifying thread to the fold at a time.
 const BATCH: usize = 64;
+/// Recoveries of the comparison.
+const ALONE_MAX: usize = 20_000;
 
-fn main() {
-    let flags: Vec<String> = std::env::args().skip(1).collect();
-    let number = |name: &str, default: usize| match flags.iter().position(|flag| flag == name) {
-        Some(at) => flags.get(at + 1).and_then(|n| n.parse().ok()).unwrap_or_else(|| usage(name)),
-        None => default,
-    };
-    let (count, channels) = (number("--vouchers", 100_000), number("--channels", 100).max(1));
-    let threads = number("--threads", 2).max(1);
-    let dir = flags.iter().position(|flag| flag == "--dir").and_then(|at| flags.get(at + 1)).map(PathBuf::from);
-    let held = if dir.is_none() { Some(tempfile::tempdir().expect("a temporary folder")) } else { None };
-    let dir = dir.or_else(|| held.as_ref().map(|dir| dir.path().to_owned())).expect("one of them");
-
+/// The journal is made in the empty folder `dir`.
+pub fn measure(report: &mut Report, (count, threads): (u32, u32), dir: &Path) -> Result<()> {
+    let (count, threads) = (usize::try_from(count)?, usize::try_from(threads)?);
     let domain = ChannelDomain::new(31337);
-    let (configs, vouchers) = prepare(&domain, count, channels);
+    let (configs, vouchers) = prepare(&domain, count);
     let started = Instant::now();
-    let alone = vouchers.len().min(20_000);
+    let alone = vouchers.len().min(ALONE_MAX);
     for (id, voucher) in &vouchers[..alone] {
         verify_voucher(&domain, id, &configs[id], voucher).expect("it was signed so");
     }
     let alone_rate = rate(alone, started);
 
     let mut book = open(&configs, count);
-    let mut log = Journal::create(&dir, Options::default(), Box::new(|_| {})).expect("a journal in an empty folder");
+    let mut log = Journal::create(dir, Options::default(), Box::new(|_| {}))?;
     let started = Instant::now();
     let (send, receive) = mpsc::sync_channel::<Vec<(ChannelId, HeldVoucher)>>(threads * 4);
     std::thread::scope(|scope| {
         // Round robin by channel, so that each channel's vouchers stay in order.
         let mut lanes: Vec<Vec<(ChannelId, HeldVoucher)>> = vec![Vec::new(); threads];
         for (at, voucher) in vouchers.into_iter().enumerate() {
-            lanes[at % channels % threads].push(voucher);
+            lanes[at % CHANNELS % threads].push(voucher);
         }
         for lane in lanes {
             let (send, domain, configs) = (send.clone(), &domain, &configs);
@@ -79,19 +74,18 @@ fn main() {
             }
         }
     });
-    log.sync().expect("the disk takes it");
+    log.sync()?;
     let all_rate = rate(count, started);
     book.channels().check().expect("the book balances");
-    println!(
-        "vouchers verified and made durable: {all_rate:.0}/s ({count} on {channels} channels, {threads} verifying threads)"
+    report.row(
+        "vouchers verified and made durable",
+        format!("{all_rate:.0}/s"),
+        format!(
+            "recoveries alone, one thread: {alone_rate:.0}/s; ratio {:.2} with {threads} verifying threads",
+            all_rate / alone_rate
+        ),
     );
-    println!("recoveries alone, one thread: {alone_rate:.0}/s; ratio {:.2}", all_rate / alone_rate);
-    println!("build: {}", if cfg!(debug_assertions) { "development profile" } else { "release profile" });
-}
-
-fn usage<T>(name: &str) -> T {
-    eprintln!("{name} wants a number");
-    std::process::exit(2)
+    Ok(())
 }
 
 fn rate(count: usize, started: Instant) -> f64 {
@@ -101,8 +95,8 @@ fn rate(count: usize, started: Instant) -> f64 {
 type Prepared = (BTreeMap<ChannelId, ChannelConfig>, Vec<(ChannelId, HeldVoucher)>);
 
 /// Vouchers in the order in which they come: one of each channel in turn.
-fn prepare(domain: &ChannelDomain, count: usize, channels: usize) -> Prepared {
-    let signers: Vec<(PrivateKeySigner, ChannelId, ChannelConfig)> = (0..channels)
+fn prepare(domain: &ChannelDomain, count: usize) -> Prepared {
+    let signers: Vec<(PrivateKeySigner, ChannelId, ChannelConfig)> = (0..CHANNELS)
         .map(|n| {
             let signer = PrivateKeySigner::from_bytes(&keccak256(n.to_be_bytes())).expect("a key");
             let address = signer.address().into_array();
@@ -120,8 +114,8 @@ fn prepare(domain: &ChannelDomain, count: usize, channels: usize) -> Prepared {
         .collect();
     let vouchers = (0..count)
         .map(|at| {
-            let (signer, id, _) = &signers[at % channels];
-            let turn = u128::try_from(at / channels + 1).expect("small");
+            let (signer, id, _) = &signers[at % CHANNELS];
+            let turn = u128::try_from(at / CHANNELS + 1).expect("small");
             (*id, sign_voucher(signer, domain, id, Usdc(CEILING.micro() * turn)).expect("a key signs"))
         })
         .collect();

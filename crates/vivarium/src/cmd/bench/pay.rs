@@ -1,0 +1,376 @@
+//! `vivarium bench pay`: what a payment costs, in time, transactions and gas.
+//!
+//! No model and no host is in it: a shop that does what a node does for a paid request ([`shop`]), its journal on this
+//! machine's disk, a development chain, and the official Express server as peer, all on loopback, in one run.
+
+mod client;
+mod devchain;
+mod peer;
+mod shop;
+mod vouchers;
+
+use super::report::{Report, millis, millis_between, percentile};
+use alloy::primitives::Address;
+use alloy::signers::local::PrivateKeySigner;
+use anyhow::{Context, Result, ensure};
+use client::Customer;
+use devchain::{CHAIN_ID, DevChain, RECEIVER, Used};
+use pay::Usdc;
+use pay::buyer::{Buyer, BuyerPolicy, ChannelPolicy, Schemes};
+use peer::Express;
+use serde_json::{Value, json};
+use shop::{FREE, PAID, PRICE, Shop};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use vivarium::world::{Programs, anvil};
+
+/// Figures of the payment layer, with the official Express server beside them
+#[derive(clap::Args)]
+pub struct Flags {
+    /// Vouchers to verify and make durable
+    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..))]
+    vouchers: u32,
+    /// Threads that verify them
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=256))]
+    threads: u32,
+    /// Streams of each kind for the time to the first byte
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..))]
+    streams: u32,
+    /// Calls on one channel
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
+    calls: u32,
+    /// Payments by `exact`
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..))]
+    exact: u32,
+    /// Channels that are opened, used once and claimed from
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..))]
+    channels: u32,
+    /// Calls of one client, first with ours, then with the Express server
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..))]
+    peer_calls: u32,
+    /// Seconds of each rate of the unpaid flood
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=60))]
+    flood_secs: u32,
+    /// Highest rate of the unpaid flood, requests a second
+    #[arg(long, default_value_t = 16_000, value_parser = clap::value_parser!(u32).range(1..=64_000))]
+    flood_max: u32,
+    /// Writes the figures into docs/benchmarks.md
+    #[arg(long)]
+    write: bool,
+}
+
+/// Requests on their way at once.
+const AT_ONCE: u32 = 16;
+/// First rate of the flood; doubled until paid calls suffer.
+const FLOOD_FIRST: u32 = 250;
+/// Unpaid requests on their way at once: over it the flood waits, and its real rate is printed.
+const FLOOD_AT_ONCE: usize = 256;
+/// How much longer a paid call's p99 may take before the flood counts as felt.
+const FELT: f64 = 1.2;
+
+pub async fn run(flags: Flags) -> Result<()> {
+    let project = Programs::project()?;
+    let scratch = Scratch::create()?;
+    let mut report = Report::new("pay");
+    vouchers::measure(&mut report, (flags.vouchers, flags.threads), &scratch.folder("vouchers")?)?;
+    let chain = Arc::new(DevChain::start(&project, anvil::binary(&project)?).await?);
+    let shop = Shop::open(Arc::clone(&chain), &scratch.folder("shop")?).await?;
+    let customer = Customer::with_money(&chain).await?;
+    first_byte(&mut report, &flags, &shop, &customer).await?;
+    one_channel(&mut report, &flags, (&shop, &chain), &customer).await?;
+    exact(&mut report, &flags, (&shop, &chain), &customer).await?;
+    many_channels(&mut report, &flags, (&shop, &chain), &customer).await?;
+    beside_express(&mut report, &flags, (&shop, &chain), &project).await?;
+    flood(&mut report, &flags, &shop, &customer).await?;
+    shop.claim_and_settle().await?;
+    shop.close();
+    if let Some(chain) = Arc::into_inner(chain) {
+        chain.stop().await?;
+    }
+    if flags.write {
+        report.write(&project.join("docs/benchmarks.md"))?;
+    }
+    Ok(())
+}
+
+/// A folder that is gone at the end, however that comes.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn create() -> Result<Self> {
+        let dir = std::env::temp_dir().join(format!("vivarium-bench-pay-{}", std::process::id()));
+        std::fs::create_dir(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        Ok(Self(dir))
+    }
+
+    fn folder(&self, name: &str) -> Result<PathBuf> {
+        let dir = self.0.join(name);
+        std::fs::create_dir(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        Ok(dir)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        std::fs::remove_dir_all(&self.0).ok();
+    }
+}
+
+/// Time to the first byte of a stream: free, by voucher and by `exact` in turn, the payments signed before.
+async fn first_byte(report: &mut Report, flags: &Flags, shop: &Shop, customer: &Customer) -> Result<()> {
+    let mut channel = customer.channel(shop, 0).await?;
+    channel.open(flags.streams + 1).await?;
+    shop.take_commits();
+    let url = |path: &str| format!("{}{path}", shop.url);
+    let mut times: [Vec<Duration>; 4] = Default::default();
+    for turn in 0..flags.streams {
+        let voucher = channel.payment(0)?;
+        let exact = customer.exact(shop).await?;
+        let requests = [(FREE, None), (PAID, Some(&voucher)), (PAID, Some(&exact)), (PAID, None)];
+        for (times, (path, payment)) in times.iter_mut().zip(requests) {
+            let body = format!("{{\"turn\":{turn}}}");
+            times.push(customer.first_byte(&url(path), payment.map(String::as_str), body).await?);
+        }
+    }
+    let commits = shop.take_commits();
+    let [free, voucher, exact, quote] = &times;
+    let both = |of: &[Duration]| format!("{} / {}", millis(percentile(of, 50)), millis(percentile(of, 99)));
+    let minus = |of: &[Duration]| {
+        let at = |percent| millis_between(percentile(of, percent), percentile(free, percent));
+        format!("{} / {}", at(50), at(99))
+    };
+    let streams = flags.streams;
+    report.row("time to first byte, unpaid, p50 / p99", both(free), format!("{streams} streams of each kind in turn"));
+    let commit = format!("a journal commit took {} in the same run", both(&commits));
+    report.row("paid minus unpaid, a voucher, p50 / p99", minus(voucher), commit);
+    report.row("paid minus unpaid, `exact` of a known payer, p50 / p99", minus(exact), "settled before the last byte");
+    report.row("the 402 before it, for clients that ask first, p50 / p99", both(quote), "one round trip more");
+    // So that the next claim is the next channel's alone.
+    shop.claim_and_settle().await
+}
+
+/// Calls a second on one channel, and what they cost on chain.
+async fn one_channel(
+    report: &mut Report,
+    flags: &Flags,
+    (shop, chain): (&Shop, &DevChain),
+    customer: &Customer,
+) -> Result<()> {
+    let height = chain.height().await?;
+    let mut channel = customer.channel(shop, 1).await?;
+    channel.open(flags.calls + AT_ONCE + 1).await?;
+    let payments: Vec<String> = (0..flags.calls).map(|_| channel.payment(AT_ONCE)).collect::<Result<_>>()?;
+    let paid = rate(customer, &format!("{}{PAID}", shop.url), payments.into_iter().map(Some).collect()).await?;
+    let none = (0..flags.calls).map(|_| None).collect();
+    let free = rate(customer, &format!("{}{FREE}", shop.url), none).await?;
+    let beside = format!("unpaid, same route and client: {free:.0}/s; ratio {:.2}", paid / free);
+    report.row("paid calls over HTTP on one channel", format!("{paid:.0}/s"), beside);
+    shop.claim_and_settle().await?;
+    let Used { transactions, gas } = chain.used_since(height).await?;
+    let what = format!("transactions and gas of {} calls on one channel", flags.calls + 1);
+    report.row(&what, format!("{transactions}, {gas}"), "deposit, claim, settlement; goal: at most 3 for 10,000 calls");
+    Ok(())
+}
+
+/// Answers a second with [`AT_ONCE`] on their way, each read to its end.
+async fn rate(customer: &Customer, url: &str, payments: Vec<Option<String>>) -> Result<f64> {
+    let count = payments.len();
+    let queue = Arc::new(tokio::sync::Mutex::new(payments.into_iter().enumerate()));
+    let started = Instant::now();
+    let mut workers = tokio::task::JoinSet::new();
+    for _ in 0..AT_ONCE {
+        let (queue, customer, url) = (Arc::clone(&queue), customer.clone(), url.to_owned());
+        workers.spawn(async move {
+            loop {
+                let Some((turn, payment)) = queue.lock().await.next() else { return anyhow::Ok(()) };
+                customer.whole(&url, payment.as_deref(), format!("{{\"call\":{turn}}}")).await?;
+            }
+        });
+    }
+    while let Some(worker) = workers.join_next().await {
+        worker.context("a worker ended")??;
+    }
+    Ok(count as f64 / started.elapsed().as_secs_f64())
+}
+
+async fn exact(
+    report: &mut Report,
+    flags: &Flags,
+    (shop, chain): (&Shop, &DevChain),
+    customer: &Customer,
+) -> Result<()> {
+    let mut payments = Vec::new();
+    for _ in 0..flags.exact {
+        payments.push(Some(customer.exact(shop).await?));
+    }
+    let height = chain.height().await?;
+    let rate = rate(customer, &format!("{}{PAID}", shop.url), payments).await?;
+    let Used { transactions, gas } = chain.used_since(height).await?;
+    let each = gas / transactions.max(1);
+    let beside = format!("{transactions} transactions of {each} gas, each mined at once by a development chain");
+    report.row("`exact` payments, settled before the last byte", format!("{rate:.0}/s"), beside);
+    Ok(())
+}
+
+async fn many_channels(
+    report: &mut Report,
+    flags: &Flags,
+    (shop, chain): (&Shop, &DevChain),
+    customer: &Customer,
+) -> Result<()> {
+    let height = chain.height().await?;
+    for slot in 0..flags.channels {
+        customer.channel(shop, 2 + slot).await?.open(1).await?;
+    }
+    let opened = chain.used_since(height).await?;
+    let height = chain.height().await?;
+    shop.claim_and_settle().await?;
+    let closed = chain.used_since(height).await?;
+    let count = u64::from(flags.channels);
+    let figure = format!("{}, {}", opened.transactions + closed.transactions, opened.gas + closed.gas);
+    let beside = format!(
+        "{} a channel to open; {} a channel to claim, {} in a transaction",
+        opened.gas / count,
+        closed.gas / count,
+        shop::CLAIM_ROWS
+    );
+    report.row(&format!("transactions and gas of {count} channels with a call each"), figure, beside);
+    Ok(())
+}
+
+fn buyer(chain: &DevChain, key: PrivateKeySigner, pay_to: Address) -> Buyer {
+    let policy = BuyerPolicy {
+        network: format!("eip155:{CHAIN_ID}"),
+        asset: chain.usdc,
+        pay_to,
+        max_per_call: Usdc(10 * PRICE.micro()),
+        max_total: Usdc::MAX,
+    };
+    let channels = ChannelPolicy {
+        deposit: Usdc(1_000_000_000),
+        deposit_calls: 1,
+        deposit_max: Usdc(10_000_000_000),
+        withdraw_delay_secs_max: 30 * 86_400,
+        slots: 1,
+        lane: 0,
+    };
+    Buyer::new(net::Client::new(), key, policy).with_schemes(Schemes::Channel(channels))
+}
+
+/// The same client, one call after the other, with ours and with the official server.
+async fn beside_express(
+    report: &mut Report,
+    flags: &Flags,
+    (shop, chain): (&Shop, &DevChain),
+    project: &Path,
+) -> Result<()> {
+    let key = PrivateKeySigner::random();
+    chain.mint(key.address(), Usdc(1_000_000_000_000)).await?;
+    let mut express = Express::start(project, chain, PRICE.micro()).await?;
+    let height = chain.height().await?;
+    let ours = calls(&buyer(chain, key.clone(), RECEIVER), &format!("{}{PAID}", shop.url), flags.peer_calls).await?;
+    shop.claim_and_settle().await?;
+    let our_gas = chain.used_since(height).await?;
+    let height = chain.height().await?;
+    let theirs = calls(&buyer(chain, key, peer::RECEIVER), &express.url, flags.peer_calls).await?;
+    express.claim().await?;
+    let their_gas = chain.used_since(height).await?;
+    express.stop().await?;
+    let sum = |times: &[Duration]| times.iter().sum::<Duration>().as_secs_f64();
+    let rate = |times: &[Duration]| times.len() as f64 / sum(times);
+    let ratio = sum(&theirs) / sum(&ours);
+    report.row(
+        &format!("{} calls on one channel, one after the other, 402 and payment each", flags.peer_calls),
+        format!("{:.0}/s, p99 {}", rate(&ours), millis(percentile(&ours, 99))),
+        format!(
+            "official Express server: {:.0}/s, p99 {}; ours is {ratio:.1} times as fast (and durable before the first byte)",
+            rate(&theirs),
+            millis(percentile(&theirs, 99))
+        ),
+    );
+    report.row(
+        "their transactions and gas",
+        format!("{}, {}", our_gas.transactions, our_gas.gas),
+        format!("official Express server: {}, {}", their_gas.transactions, their_gas.gas),
+    );
+    Ok(())
+}
+
+/// One call after the other; the first one, which opens the channel, is not counted.
+async fn calls(buyer: &Buyer, url: &str, count: u32) -> Result<Vec<Duration>> {
+    let mut times = Vec::new();
+    for turn in 0..=count {
+        let body: Value = json!({ "turn": turn, "cost": PRICE.micro().to_string() });
+        let started = Instant::now();
+        let paid = buyer.post_json(url, &body).await?;
+        ensure!(paid.status.is_success(), "answered {}: {}", paid.status, String::from_utf8_lossy(&paid.body));
+        if turn > 0 {
+            times.push(started.elapsed());
+        }
+    }
+    Ok(times)
+}
+
+/// Unpaid requests at doubling rates beside paid calls, until those feel it.
+async fn flood(report: &mut Report, flags: &Flags, shop: &Shop, customer: &Customer) -> Result<()> {
+    let mut channel = customer.channel(shop, u32::MAX).await?;
+    channel.open(4_000_000).await?;
+    let for_secs = Duration::from_secs(u64::from(flags.flood_secs));
+    let quiet = percentile(&paid_for(customer, shop, &mut channel, for_secs).await?, 99);
+    let mut asked = FLOOD_FIRST.min(flags.flood_max);
+    let (is_felt, rate, p99) = loop {
+        let unpaid = tokio::spawn(flood_at(customer.clone(), format!("{}{PAID}", shop.url), asked, for_secs));
+        let p99 = percentile(&paid_for(customer, shop, &mut channel, for_secs).await?, 99);
+        let rate = unpaid.await.context("the flood ended")??;
+        let is_felt = p99.as_secs_f64() >= FELT * quiet.as_secs_f64();
+        if is_felt || asked >= flags.flood_max {
+            break (is_felt, rate, p99);
+        }
+        asked = (asked * 2).min(flags.flood_max);
+    };
+    let beside = format!("paid p99 {} quiet, {} then; client and server on the same cores", millis(quiet), millis(p99));
+    let figure = if is_felt { format!("{rate:.0}/s") } else { format!("not reached at {rate:.0}/s") };
+    report.row(&format!("unpaid flood at which paid p99 reaches {FELT}×"), figure, beside);
+    Ok(())
+}
+
+async fn paid_for(
+    customer: &Customer,
+    shop: &Shop,
+    channel: &mut client::Channel,
+    long: Duration,
+) -> Result<Vec<Duration>> {
+    let (url, started) = (format!("{}{PAID}", shop.url), Instant::now());
+    let mut times = Vec::new();
+    while started.elapsed() < long {
+        let payment = channel.payment(0)?;
+        let body = format!("{{\"beside\":{}}}", times.len());
+        times.push(customer.first_byte(&url, Some(&payment), body).await?);
+    }
+    Ok(times)
+}
+
+/// Requests a second that were really answered.
+async fn flood_at(customer: Customer, url: String, rate: u32, long: Duration) -> Result<f64> {
+    let room = Arc::new(tokio::sync::Semaphore::new(FLOOD_AT_ONCE));
+    let mut ticks = tokio::time::interval(Duration::from_millis(5));
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    let (started, mut sent) = (Instant::now(), 0_u32);
+    while started.elapsed() < long {
+        ticks.tick().await;
+        let due = (started.elapsed().as_secs_f64() * f64::from(rate)) as u32;
+        while sent < due && started.elapsed() < long {
+            let permit = Arc::clone(&room).acquire_owned().await?;
+            let (customer, url) = (customer.clone(), url.clone());
+            tokio::spawn(async move {
+                let asked = customer.whole(&url, None, "{}".to_owned()).await;
+                drop(permit);
+                asked.ok();
+            });
+            sent += 1;
+        }
+    }
+    drop(room.acquire_many(FLOOD_AT_ONCE as u32).await?);
+    Ok(f64::from(sent) / started.elapsed().as_secs_f64())
+}
