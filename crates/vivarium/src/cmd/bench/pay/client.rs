@@ -4,7 +4,7 @@ use super::devchain::{CHAIN_ID, DevChain};
 use super::shop::{PAID, PRICE, Shop, now};
 use alloy::primitives::B256;
 use alloy::signers::local::PrivateKeySigner;
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use pay::Usdc;
 use pay::scheme::channel::client::{TopUp, config, pay};
@@ -79,8 +79,7 @@ impl Customer {
         if answer.status != wanted {
             let status = answer.status;
             let text = answer.bytes(1 << 16).await?;
-            ensure!(false, "{url} answered {status} in place of {wanted}: {}", String::from_utf8_lossy(&text));
-            unreachable!("just refused");
+            bail!("{url} answered {status} in place of {wanted}: {}", String::from_utf8_lossy(&text));
         }
         Ok(answer)
     }
