@@ -41,7 +41,7 @@ fn wrong_words_are_refused_in_one_line_that_says_where_to_read_on() {
 fn commands_without_a_world_say_how_to_get_one() {
     let empty = tempfile::tempdir().unwrap();
     let dir = empty.path().to_str().unwrap();
-    for command in ["status", "watch", "log"] {
+    for command in ["status", "watch", "log", "audit"] {
         assert!(refused(&[command, "--data-dir", dir]).contains("start one with `vivarium up`"));
     }
     assert!(refused(&["ask", "--data-dir", dir, "hello"]).contains("start one with `vivarium up`"));
@@ -69,8 +69,10 @@ fn a_manifest_with_an_unknown_key_is_refused_by_its_name() {
 
 #[test]
 fn every_command_teaches_itself() {
-    let commands =
-        ["up", "birth", "status", "watch", "ask", "proxy", "log", "fund", "receipt", "steward", "provider", "store"];
+    let commands = [
+        "up", "birth", "status", "watch", "ask", "proxy", "log", "audit", "fund", "receipt", "steward", "provider",
+        "store",
+    ];
     for command in commands {
         let help = vivarium(&[command, "--help"]);
         let text = String::from_utf8(help.stdout).unwrap();
