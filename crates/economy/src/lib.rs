@@ -420,7 +420,7 @@ impl Agent {
         let wanted = if view.restoring {
             true
         } else if self.life.is_ending() {
-            self.end_needs_checkpoint()
+            self.end_needs_checkpoint(view, turn.now)
         } else {
             routine || self.move_needs_checkpoint(view)
         };

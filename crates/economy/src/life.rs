@@ -198,10 +198,18 @@ impl Agent {
         }
     }
 
-    /// Whether a last checkpoint is still wanted.
-    pub(crate) fn end_needs_checkpoint(&self) -> bool {
+    /// Whether a last checkpoint is still wanted: one before the wind-down, and one in it, once nothing is owed any more
+    /// or half the window is over. The log that it names is what is left to read when the agent is closed.
+    pub(crate) fn end_needs_checkpoint(&self, view: &View, now: u64) -> bool {
         let Some(ending) = self.life.ending else { return false };
-        !ending.sealed && ending.owed_at.is_some_and(|owed_at| self.checkpoint.at <= owed_at)
+        if !ending.sealed {
+            return ending.owed_at.is_some_and(|owed_at| self.checkpoint.at <= owed_at);
+        }
+        let half = view.wind_down_at + u64::from(self.genesis.timers.refund_window / 2);
+        view.stage == Stage::WindingDown
+            && self.checkpoint.at <= view.wind_down_at
+            && (self.life.owed().is_zero() || now >= half)
+            && self.flights.fails(Task::Checkpoint) < TRIES
     }
 
     /// The last checkpoint is acknowledged, or was tried often enough.
@@ -237,7 +245,10 @@ impl Agent {
             Stage::Alive if turn.now > view.mandate_until => self.wind_down(turn),
             // The contract takes it from the operator only below the floor, and not while paused.
             Stage::Alive if self.is_starved(view) && !view.paused => self.wind_down(turn),
-            Stage::WindingDown if turn.now >= view.wind_down_at + u64::from(self.genesis.timers.refund_window) => {
+            Stage::WindingDown
+                if turn.now >= view.wind_down_at + u64::from(self.genesis.timers.refund_window)
+                    && !self.end_needs_checkpoint(view, turn.now) =>
+            {
                 self.ask(Output::Close, turn);
             }
             Stage::Unborn | Stage::Alive | Stage::WindingDown | Stage::Closed => {}

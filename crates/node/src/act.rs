@@ -130,6 +130,7 @@ fn start_checkpoint(node: &mut Node, id: OutputId) {
         state: live.state.encode(),
         ring: live.ring.clone(),
         conversations: live.state.conversations.cids().map(str::to_owned).collect(),
+        log: live.state.log.after(0).cloned().collect(),
     };
     let cx = node.cx.clone();
     tokio::spawn(async move {

@@ -5,19 +5,25 @@
 
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::history::LogLine;
 use crate::memory::{KeyRing, MemoryKey};
 use alloy::primitives::{Address, B256, Bytes};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use borsh::{BorshDeserialize, BorshSerialize};
+use chain::Safe;
+use chain::orders::{self, Ack};
 use futures::future::join_all;
 use journal::crash_point;
 use serde::Deserialize;
 use std::sync::Arc;
-use store::checkpoint::{Checkpoint, Share};
+use store::checkpoint::{Checkpoint, LifeLog, Share};
+use store::cid::Cid;
 use store::seal::{self, Identity, Recipient};
 
 /// Longest snapshot a successor will read. A guess; a day of a busy small agent is under 10 MiB.
 pub const SNAPSHOT_BYTES_MAX: usize = 256 << 20;
+/// A checkpoint object is one block.
+const OBJECT_BYTES_MAX: usize = 1 << 20;
 
 /// What is inside the sealed snapshot.
 #[derive(BorshSerialize, BorshDeserialize)]
@@ -40,6 +46,8 @@ pub struct Draft {
     pub state: Vec<u8>,
     pub ring: KeyRing,
     pub conversations: Vec<String>,
+    /// Every line of the log that is still kept.
+    pub log: Vec<LogLine>,
 }
 
 /// A checkpoint the chain has accepted.
@@ -77,10 +85,11 @@ pub async fn prepare(cx: Arc<Context>, draft: Draft) -> Result<Prepared> {
     crash_point!("checkpoint.sealed");
     let stored = |e| Error::retry("the store did not take the checkpoint").caused_by(e);
     let snapshot_cid = cx.store.put_bytes(&sealed).await.map_err(stored)?;
+    let (log, log_seq) = archive_log(&cx, draft.prev, &draft.log).await?;
 
     let shares = share_out(&cx, secret.as_str())?;
     let mut checkpoint = Checkpoint {
-        version: 1,
+        version: store::checkpoint::VERSION,
         agent: cx.config.treasury,
         chain_id: cx.config.chain_id,
         epoch: draft.epoch,
@@ -100,6 +109,8 @@ pub async fn prepare(cx: Arc<Context>, draft: Draft) -> Result<Prepared> {
                 store::cid::parse(c).map_err(|e| Error::corrupt("a conversation's CID does not parse").caused_by(e))
             })
             .collect::<Result<_>>()?,
+        log,
+        log_seq,
         created_at: draft.at,
         signature: String::new(),
     };
@@ -114,9 +125,44 @@ pub async fn prepare(cx: Arc<Context>, draft: Draft) -> Result<Prepared> {
     ring.add(key.clone());
     cx.ring_file.save(&ring)?;
 
-    let acks = acknowledge(&cx, draft.seq, digest).await?;
+    let ack = Ack { epoch: draft.epoch, seq: draft.seq, digest, prev: draft.prev };
+    let acks = acknowledge(&cx, &ack).await?;
     crash_point!("checkpoint.acked");
     Ok(Prepared { seq: draft.seq, digest, prev: draft.prev, lsn: draft.lsn, acks, key })
+}
+
+/// Stores what the log says since the checkpoint before, and names the stretch: (CID, last line). A checkpoint that no
+/// store has any more begins the chain of stretches anew, with every line that is still kept.
+async fn archive_log(cx: &Context, prev: B256, lines: &[LogLine]) -> Result<(Cid, u64)> {
+    let before = if prev.is_zero() { None } else { log_before(cx, prev).await? };
+    let (prev, seq) = before.map_or((None, 0), |(cid, seq)| (Some(cid), seq));
+    let new = lines.iter().filter(|line| line.seq > seq).map(|line| store::checkpoint::LogLine {
+        seq: line.seq,
+        at: line.at,
+        block: line.block,
+        kind: line.kind.clone(),
+        text: line.text.clone(),
+    });
+    let stretch = LifeLog { agent: cx.config.treasury, chain_id: cx.config.chain_id, prev, lines: new.collect() };
+    let last = stretch.lines.last().map_or(seq, |line| line.seq);
+    let cid = cx
+        .store
+        .put_bytes(&stretch.to_bytes())
+        .await
+        .map_err(|e| Error::retry("the store did not take the log").caused_by(e))?;
+    Ok((cid, last))
+}
+
+/// What the checkpoint `prev` names as the log's newest stretch, and the last line in it.
+async fn log_before(cx: &Context, prev: B256) -> Result<Option<(Cid, u64)>> {
+    match cx.store.get_bytes(&store::cid::raw(prev.0), OBJECT_BYTES_MAX).await {
+        Ok(bytes) => Ok(Checkpoint::from_bytes(&bytes).ok().map(|before| (before.log, before.log_seq))),
+        Err(e) if e.kind == store::Kind::Missing => {
+            tracing::warn!(%prev, "no store has the checkpoint before: the earlier part of the log is lost");
+            Ok(None)
+        }
+        Err(e) => Err(Error::retry("the checkpoint before cannot be fetched").caused_by(e)),
+    }
 }
 
 /// One share per steward, sealed to its share key.
@@ -141,9 +187,10 @@ fn share_out(cx: &Context, secret: &str) -> Result<Vec<Share>> {
         .collect()
 }
 
-/// k acknowledgements, ascending by signer as the contract wants them.
-async fn acknowledge(cx: &Context, seq: u64, digest: B256) -> Result<Vec<Bytes>> {
-    let body = serde_json::json!({ "treasury": cx.config.treasury, "seq": seq, "digest": digest });
+/// k acknowledgements, ascending by signer as the contract wants them; or one of the Safe's, made of its owners'.
+async fn acknowledge(cx: &Context, ack: &Ack) -> Result<Vec<Bytes>> {
+    let (seq, treasury) = (ack.seq, cx.config.treasury);
+    let body = serde_json::json!({ "treasury": treasury, "seq": seq, "digest": ack.digest });
     let answers = join_all(cx.manifest.stewards.iter().map(|s| {
         let (url, http, body) = (format!("{}/ack", s.url), cx.http.clone(), body.clone());
         async move { http.call_json::<AckAnswer>(&url, &body).await }
@@ -167,8 +214,15 @@ async fn acknowledge(cx: &Context, seq: u64, digest: B256) -> Result<Vec<Bytes>>
         )));
     }
     acks.sort_by_key(|a| a.signer);
-    acks.truncate(needed);
-    Ok(acks.into_iter().map(|a| a.signature).collect())
+    let Some(address) = cx.manifest.safe else {
+        acks.truncate(needed);
+        return Ok(acks.into_iter().map(|a| a.signature).collect());
+    };
+    let owners = cx.manifest.stewards.iter().map(|s| s.address).collect();
+    let parts: Vec<Bytes> = acks.into_iter().map(|a| a.signature).collect();
+    let digest = orders::digest(ack, &orders::domain(cx.config.chain_id, treasury));
+    let whole = Safe { address, owners, threshold: needed }.signature(cx.config.chain_id, digest, &parts);
+    whole.map(|signature| vec![signature]).map_err(|e| Error::retry(format!("checkpoint {seq}")).caused_by(e))
 }
 
 /// Fetches the checkpoint the chain names and checks that it is this agent's.
@@ -176,7 +230,7 @@ pub async fn fetch(cx: &Context, digest: B256) -> Result<Checkpoint> {
     let cid = store::cid::raw(digest.0);
     let bytes = cx
         .store
-        .get_bytes(&cid, 1 << 20)
+        .get_bytes(&cid, OBJECT_BYTES_MAX)
         .await
         .map_err(|e| Error::retry(format!("checkpoint {cid} cannot be fetched")).caused_by(e))?;
     let checkpoint = Checkpoint::from_bytes(&bytes)

@@ -135,6 +135,8 @@ mod tests {
             threshold: 1,
             shares: vec![Share { steward: Address::repeat_byte(5), share_recipient: recipient, sealed: "AAAA".into() }],
             conversations: vec![],
+            log: store::cid::of_raw(b"log"),
+            log_seq: 1,
             created_at: 1,
             signature: String::new(),
         };

@@ -4,9 +4,11 @@
 //! sealed run of the journal after it. A [`ShareRequest`] is how a successor asks stewards and the active node
 //! for key material. All are canonical JSON, and each refusal has a name ([`Mismatch`]).
 
+mod log;
 mod request;
 mod segment;
 
+pub use log::{LifeLog, LogLine};
 pub use request::ShareRequest;
 pub use segment::SegmentHeader;
 
@@ -19,9 +21,9 @@ use alloy::signers::local::PrivateKeySigner;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-const KIND: &str = "checkpoint v1";
+const KIND: &str = "checkpoint v2";
 /// The one version this program writes and reads.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Everything a successor needs to become the agent, sealed but for the names.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,6 +54,12 @@ pub struct Checkpoint {
     /// Stored conversations, sealed under keys in the snapshot.
     #[serde(with = "crate::cid::text::many")]
     pub conversations: Vec<Cid>,
+    /// The newest stretch of the agent's public log, a [`LifeLog`]: through it and those before it the whole log is
+    /// found from the chain alone, also when nobody runs the agent any more.
+    #[serde(with = "crate::cid::text")]
+    pub log: Cid,
+    /// The last line in it.
+    pub log_seq: u64,
     /// Chain seconds.
     pub created_at: u64,
     /// `0x` and 65 bytes in hex; empty while unsigned.
@@ -124,7 +132,7 @@ impl Checkpoint {
 
     /// All objects it names: what keeping it means keeping.
     pub fn objects(&self) -> Vec<Cid> {
-        std::iter::once(self.snapshot).chain(self.conversations.iter().copied()).collect()
+        [self.snapshot, self.log].into_iter().chain(self.conversations.iter().copied()).collect()
     }
 
     /// The share sealed to `steward`.

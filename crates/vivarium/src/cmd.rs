@@ -1,6 +1,7 @@
 //! One file a command.
 
 pub mod ask;
+pub mod audit;
 pub mod bench;
 pub mod birth;
 pub mod engine;

@@ -21,7 +21,7 @@ fn draft(snapshot: Cid, conversations: Vec<Cid>) -> Checkpoint {
         sealed: format!("c2VhbGVk{byte}"),
     };
     Checkpoint {
-        version: 1,
+        version: store::checkpoint::VERSION,
         agent: AGENT,
         chain_id: CHAIN,
         epoch: 3,
@@ -35,6 +35,8 @@ fn draft(snapshot: Cid, conversations: Vec<Cid>) -> Checkpoint {
         threshold: 2,
         shares: vec![share(1), share(2), share(3)],
         conversations,
+        log: cid::of_raw(b"log"),
+        log_seq: 12,
         created_at: 1_700_000_000,
         signature: String::new(),
     }

@@ -1,6 +1,7 @@
 //! How a command finds its world and its agent.
 
 use anyhow::{Context, Result};
+use node::manifest::Manifest;
 use serde_json::Value;
 use std::path::PathBuf;
 use tokio::signal::unix::{SignalKind, signal};
@@ -25,6 +26,12 @@ pub struct Link {
 impl Place {
     pub fn dir(&self) -> PathBuf {
         chosen_dir(self.data_dir.as_deref())
+    }
+
+    /// The content stores that the world's manifest names; none where there is no world.
+    pub fn stores(&self) -> Vec<String> {
+        let text = std::fs::read_to_string(self.dir().join("manifest.toml")).ok();
+        text.and_then(|text| Manifest::parse(&text).ok()).map(|manifest| manifest.store_urls).unwrap_or_default()
     }
 
     pub fn link(&self) -> Result<Link> {

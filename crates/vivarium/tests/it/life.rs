@@ -339,6 +339,56 @@ fn a_whole_life() {
     let went_out = micro(&last, "rent_uusdc") + micro(&last, "refunds_uusdc");
     let left = micro(&last, "balance_uusdc") + micro(&last, "escrow_uusdc");
     assert_eq!(came_in - went_out, left, "the ledger and the chain differ: {last}");
+    audited(&world, &last);
+    remembered(&world);
+}
+
+/// Somebody who asks only chain and store comes to the agent's own sums, and finds nothing unexplained.
+fn audited(world: &World, last: &Value) {
+    let audit = |flags: &[&str]| -> Value {
+        let (ok, text) = world.run(&[&["audit", "--json"], flags].concat());
+        let line = text.lines().find(|line| line.starts_with('{')).unwrap_or_else(|| panic!("no report: {text}"));
+        let report: Value = serde_json::from_str(line).expect("a JSON line");
+        assert!(ok && report["balances"] == true, "the books do not balance: {text}");
+        report
+    };
+    // At the block of the last status every sum is the agent's own, to the micro-USDC.
+    let then = audit(&["--block", &last["block"]["number"].to_string()]);
+    for sum in ["seed", "settled", "rent", "gifts", "refunds", "balance", "escrow"] {
+        let sum = format!("{sum}_uusdc");
+        assert_eq!(then["money"][&sum], last[&sum], "{sum} differs: {then}\n{last}");
+    }
+    let now = audit(&[]);
+    assert_eq!(now["stage"], "closed");
+    assert_eq!((&now["unexplained"], &now["strange_events"]), (&serde_json::json!([]), &serde_json::json!(0)), "{now}");
+    let words = |list: &str, field: &str| -> Vec<String> {
+        let rows = now[list].as_array().unwrap_or_else(|| panic!("{list} in {now}"));
+        rows.iter().map(|row| row[field].as_str().unwrap_or_default().to_owned()).collect()
+    };
+    let began = words("epochs", "began_by");
+    assert!(["activate", "handover", "takeover"].iter().all(|how| began.iter().any(|b| b == how)), "{began:?}");
+    assert_eq!(words("epochs", "ended_by").last().map(String::as_str), Some("close"));
+    let pause = now["interventions"].as_array().and_then(|all| all.iter().find(|i| i["what"] == "pause"));
+    let signers = pause.and_then(|p| p["by"]["signers"].as_array()).map(Vec::len);
+    assert_eq!(signers, Some(2), "the pause names its two stewards: {now}");
+    assert!(
+        now["checkpoints"].as_array().is_some_and(|c| !c.is_empty() && c.iter().all(|c| c["fetched"] == true)),
+        "{now}"
+    );
+}
+
+/// Nobody runs the agent any more, and its log is still there: whole, up to its wind-down, and without anybody's words.
+fn remembered(world: &World) {
+    let (ok, text) = world.run(&["log", "--json"]);
+    assert!(ok, "{text}");
+    let lines: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    assert!(lines.iter().zip(1..).all(|(line, seq)| line["seq"] == seq), "lines are missing: {text}");
+    for fact in ["epoch 1 begins", "paused by the stewards", "winds down"] {
+        assert!(text.contains(fact), "no {fact:?} in the log: {text}");
+    }
+    for word in ["Ada", "Say hello"] {
+        assert!(!text.contains(word), "the log holds what a customer said: {text}");
+    }
 }
 
 /// Index and process of the provider whose tenant serves at the agent's address.

@@ -41,7 +41,7 @@ fn wrong_words_are_refused_in_one_line_that_says_where_to_read_on() {
 fn commands_without_a_world_say_how_to_get_one() {
     let empty = tempfile::tempdir().unwrap();
     let dir = empty.path().to_str().unwrap();
-    for command in ["status", "watch", "log"] {
+    for command in ["status", "watch", "log", "audit"] {
         assert!(refused(&[command, "--data-dir", dir]).contains("start one with `vivarium up`"));
     }
     assert!(refused(&["ask", "--data-dir", dir, "hello"]).contains("start one with `vivarium up`"));
@@ -77,6 +77,7 @@ fn every_command_teaches_itself() {
         "ask",
         "proxy",
         "log",
+        "audit",
         "fund",
         "receipt",
         "facilitator",
