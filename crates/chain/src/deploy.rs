@@ -32,16 +32,19 @@ pub struct MarketParams {
 /// How long the deployment may wait for its block.
 const MINED_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Deploys token, market, the treasury's second half and the factory (which brings the first) in one block. The deployer pays
-/// the gas and has no rights afterwards.
-///
-/// # Errors
-/// `Usage` when a contract refuses its arguments or the deployer cannot pay, `Unknown` when no block comes, `Rpc`.
-pub async fn deploy(chain: &Chain, deployer: &PrivateKeySigner, market: MarketParams) -> Result<Addresses, Error> {
-    let from = deployer.address();
-    let first = chain.nonce(from, BlockId::pending()).await?;
-    // The addresses follow from account and nonce, so nothing waits for anything.
-    let [usdc, market_at, oversight, factory] = [0, 1, 2, 3].map(|n| from.create(first + n));
+/// What puts the contracts there: the code of each creation, in the order that it is sent in, and where the result is.
+#[derive(Clone, Debug)]
+pub struct Creations {
+    /// Name and creation code with its arguments. The deployer sends them with consecutive nonces.
+    pub codes: [(&'static str, Bytes); 4],
+    /// Where they lie then.
+    pub addresses: Addresses,
+}
+
+/// Token, market, the treasury's second half and the factory (which brings the first), when the deployer's next nonce is
+/// `nonce`: the addresses follow from account and nonce, so nothing waits for anything.
+pub fn creations(deployer: Address, nonce: u64, market: MarketParams) -> Creations {
+    let [usdc, market_at, oversight, factory] = [0, 1, 2, 3].map(|n| deployer.create(nonce + n));
     let constructor = LeaseMarket::constructorCall {
         token_: usdc,
         minStake_: U256::from(market.stake_min),
@@ -50,12 +53,23 @@ pub async fn deploy(chain: &Chain, deployer: &PrivateKeySigner, market: MarketPa
         dropAfter_: market.drop_after,
     };
     let half = TreasuryFactory::constructorCall { oversight };
-    let codes: [(&str, Bytes); 4] = [
+    let codes = [
         ("TestUSDC", TestUSDC::BYTECODE.clone()),
         ("LeaseMarket", [&LeaseMarket::BYTECODE[..], &constructor.abi_encode()].concat().into()),
         ("Oversight", Oversight::BYTECODE.clone()),
         ("TreasuryFactory", [&TreasuryFactory::BYTECODE[..], &half.abi_encode()].concat().into()),
     ];
+    Creations { codes, addresses: Addresses { usdc, market: market_at, factory } }
+}
+
+/// Deploys the contracts of [`creations`] in one block. The deployer pays the gas and has no rights afterwards.
+///
+/// # Errors
+/// `Usage` when a contract refuses its arguments or the deployer cannot pay, `Unknown` when no block comes, `Rpc`.
+pub async fn deploy(chain: &Chain, deployer: &PrivateKeySigner, market: MarketParams) -> Result<Addresses, Error> {
+    let from = deployer.address();
+    let first = chain.nonce(from, BlockId::pending()).await?;
+    let Creations { codes, addresses } = creations(from, first, market);
     let max_fee = chain.head().await?.base_fee * 4 + 1_000_000_000;
     let mut txs = Vec::new();
     for ((name, code), nonce) in codes.into_iter().zip(first..) {
@@ -64,7 +78,6 @@ pub async fn deploy(chain: &Chain, deployer: &PrivateKeySigner, market: MarketPa
     for (name, tx) in txs {
         wait_mined(chain, name, tx).await?;
     }
-    let addresses = Addresses { usdc, market: market_at, factory };
     chain.verify_contracts(&addresses).await?;
     Ok(addresses)
 }

@@ -1,5 +1,5 @@
 //! What stewards sign: EIP-712 `Order` (pause, resume, stop, evict, rescue, …) and `Ack` of a checkpoint, in the
-//! treasury's domain. Signatures are collected off line and put in the order that the contract wants.
+//! treasury's domain; and the `Act` of a standby's node. Signatures are collected off line and put in the order that the contract wants.
 
 use alloy::{
     dyn_abi::Eip712Domain,
@@ -28,6 +28,17 @@ alloy::sol! {
         uint64 seq;
         bytes32 digest;
         bytes32 prev;
+    }
+
+    /// The standby's node key asks whoever relays it to "challenge" or "takeover" in its name. `lease` is the standby,
+    /// `nonce` the treasury's `lastChallengeAt`.
+    #[derive(Debug, PartialEq, Eq)]
+    struct Act {
+        string action;
+        uint256 lease;
+        uint64 epoch;
+        uint64 nonce;
+        uint64 deadline;
     }
 }
 
@@ -152,7 +163,9 @@ mod tests {
     fn the_type_strings_are_the_contracts() {
         let order = "Order(string action,uint256 argument,uint256 nonce,uint64 deadline)";
         let ack = "Ack(uint64 epoch,uint64 seq,bytes32 digest,bytes32 prev)";
+        let act = "Act(string action,uint256 lease,uint64 epoch,uint64 nonce,uint64 deadline)";
         assert_eq!((Order::eip712_encode_type().as_ref(), Ack::eip712_encode_type().as_ref()), (order, ack));
+        assert_eq!(Act::eip712_encode_type(), act);
         assert_eq!(self::order().0.eip712_type_hash(), keccak256(order));
     }
 

@@ -5,7 +5,8 @@
 //! the difference, and remembers what it asked for until the chain shows it. So a lost answer, a crash or a reorg
 //! needs no case of its own.
 //!
-//! Read in this order: `input`, `output`, this file, `life`, `hosting`, `ledger`, `price`, `runway`, `flight`.
+//! Read in this order: `input`, `output`, this file, `life`, `hosting`, `ledger`, `price`, `runway`, `flight`; [`rules`] is what the contracts
+//! allow, as a model to be held against them.
 
 #![deny(clippy::float_arithmetic)]
 
@@ -24,6 +25,7 @@ mod flight;
 mod money;
 mod note;
 mod policy;
+pub mod rules;
 mod timers;
 
 pub use input::{ChainEvent, ChainEventKind, Input, LeaseView, OfferView, Outcome, Owed, Stage, View};

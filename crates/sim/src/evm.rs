@@ -1,0 +1,191 @@
+//! A small chain in this process: accounts, contracts' bytecode in `revm`, a clock that only [`Evm::warp`] moves.
+//!
+//! **Invariant:** the same calls give the same state: nothing here asks what time it is or rolls dice.
+//! **Invariant:** a refused call changes nothing but the sender's nonce.
+//!
+//! A clone is a fork: both go on from here, and neither knows of the other. Gas costs nothing unless
+//! [`Evm::gas_price`] says so; no transaction signature is checked, for a sender is whoever the caller says it is.
+
+mod deploy;
+
+use alloy::primitives::{Address, Bytes, Log, U256};
+use alloy::sol_types::SolCall;
+use chain::{Revert, anvil::DEV_CHAIN_ID};
+use revm::context::{BlockEnv, CfgEnv, Context, TxEnv, result::ExecutionResult};
+use revm::database::InMemoryDB;
+use revm::database_interface::WrapDatabaseRef;
+use revm::primitives::TxKind;
+use revm::state::{AccountInfo, Bytecode};
+use revm::{DatabaseRef, ExecuteCommitEvm, ExecuteEvm, MainBuilder, MainContext};
+
+/// Seconds between two blocks: Base's.
+pub const BLOCK_SECS: u64 = 2;
+
+/// Gas that a transaction may use: below the 2^24 that Ethereum allows since Osaka, far above what any entry needs.
+const GAS_LIMIT: u64 = 16_000_000;
+
+/// A transaction that was carried out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Done {
+    /// What the call returned.
+    pub output: Bytes,
+    /// What it logged, in order.
+    pub logs: Vec<Log>,
+    /// Gas it used.
+    pub gas_used: u64,
+}
+
+/// A transaction was carried out, or refused with the contract's error by name. `Halted` is ours: it ran out of gas or
+/// broke the machine's rules; so is `Unsent`: no chain would have taken it.
+pub type Outcome = Result<Done, Revert>;
+
+/// The chain.
+#[derive(Clone, Debug)]
+pub struct Evm {
+    db: InMemoryDB,
+    number: u64,
+    timestamp: u64,
+    /// Wei that senders pay for a unit of gas; it goes to nobody.
+    pub gas_price: u128,
+    logs: Vec<(u64, Log)>,
+}
+
+impl Evm {
+    /// An empty chain, whose present block is the first, at `timestamp` (chain seconds).
+    pub fn new(timestamp: u64) -> Self {
+        Self { db: InMemoryDB::default(), number: 1, timestamp, gas_price: 0, logs: Vec::new() }
+    }
+
+    /// The present block's number.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// The present block's time, chain seconds.
+    pub fn now(&self) -> u64 {
+        self.timestamp
+    }
+
+    /// Lets `secs` pass: a block every [`BLOCK_SECS`], at least one.
+    pub fn warp(&mut self, secs: u64) {
+        self.timestamp += secs;
+        self.number += (secs / BLOCK_SECS).max(1);
+    }
+
+    /// Sends a transaction into the present block.
+    pub fn call(&mut self, from: Address, to: Address, data: impl Into<Bytes>, value: u128) -> Outcome {
+        self.commit(from, TxKind::Call(to), data.into(), value)
+    }
+
+    /// Puts a contract there, by its creation code; where it lies then.
+    pub fn create(&mut self, from: Address, code: Bytes) -> Result<Address, Revert> {
+        let at = from.create(self.nonce(from));
+        self.commit(from, TxKind::Create, code, 0)?;
+        Ok(at)
+    }
+
+    /// What a view answers. Nothing changes.
+    ///
+    /// # Panics
+    /// The answer is not of this type: another contract lies at `to`.
+    pub fn ask<C: SolCall>(&self, to: Address, call: &C) -> Result<C::Return, Revert> {
+        let output = self.what_if(Address::ZERO, to, call.abi_encode())?.output;
+        Ok(C::abi_decode_returns(&output).unwrap_or_else(|e| panic!("{} at {to}: {e}", C::SIGNATURE)))
+    }
+
+    /// What would become of a transaction. Nothing changes.
+    pub fn what_if(&self, from: Address, to: Address, data: impl Into<Bytes>) -> Outcome {
+        let tx = self.tx(from, TxKind::Call(to), data.into(), 0);
+        let context = Context::mainnet().with_db(WrapDatabaseRef(&self.db)).with_block(self.block()).with_cfg(cfg());
+        outcome(context.build_mainnet().transact(tx).map(|done| done.result))
+    }
+
+    /// All that was ever logged, each with its block's number.
+    pub fn logs(&self) -> &[(u64, Log)] {
+        &self.logs
+    }
+
+    /// Wei of an account.
+    pub fn wei(&self, account: Address) -> u128 {
+        self.account(account).map_or(0, |info| info.balance.saturating_to())
+    }
+
+    /// Sets an account's wei.
+    pub fn set_wei(&mut self, account: Address, wei: u128) {
+        let info = self.account(account).unwrap_or_default();
+        self.db.insert_account_info(account, AccountInfo { balance: U256::from(wei), ..info });
+    }
+
+    /// What lies at an address; empty for a person's account.
+    pub fn code(&self, at: Address) -> Bytes {
+        let info = self.account(at).unwrap_or_default();
+        info.code.map_or_else(Bytes::new, |code| code.original_bytes())
+    }
+
+    /// Puts runtime code at an address.
+    pub fn set_code(&mut self, at: Address, code: Bytes) {
+        let info = self.account(at).unwrap_or_default();
+        self.db.insert_account_info(at, info.with_code(Bytecode::new_raw(code)));
+    }
+
+    fn nonce(&self, account: Address) -> u64 {
+        self.account(account).map_or(0, |info| info.nonce)
+    }
+
+    fn account(&self, at: Address) -> Option<AccountInfo> {
+        let mut info = self.db.basic_ref(at).expect("memory does not fail")?;
+        info.code = info.code.or_else(|| self.db.cache.contracts.get(&info.code_hash).cloned());
+        Some(info)
+    }
+
+    fn commit(&mut self, from: Address, kind: TxKind, data: Bytes, value: u128) -> Outcome {
+        let (tx, block) = (self.tx(from, kind, data, value), self.block());
+        let context = Context::mainnet().with_db(&mut self.db).with_block(block).with_cfg(cfg());
+        let outcome = outcome(context.build_mainnet().transact_commit(tx));
+        if let Ok(done) = &outcome {
+            self.logs.extend(done.logs.iter().map(|log| (self.number, log.clone())));
+        }
+        outcome
+    }
+
+    fn tx(&self, caller: Address, kind: TxKind, data: Bytes, value: u128) -> TxEnv {
+        TxEnv {
+            caller,
+            kind,
+            data,
+            value: U256::from(value),
+            gas_limit: GAS_LIMIT,
+            gas_price: self.gas_price,
+            chain_id: Some(DEV_CHAIN_ID),
+            ..TxEnv::default()
+        }
+    }
+
+    fn block(&self) -> BlockEnv {
+        BlockEnv { number: U256::from(self.number), timestamp: U256::from(self.timestamp), ..BlockEnv::default() }
+    }
+}
+
+fn cfg() -> CfgEnv {
+    let mut cfg = CfgEnv::new().with_chain_id(DEV_CHAIN_ID);
+    cfg.disable_nonce_check = true;
+    cfg
+}
+
+fn outcome<E: std::fmt::Display>(result: Result<ExecutionResult, E>) -> Outcome {
+    match result {
+        Ok(ExecutionResult::Success { output, logs, gas, .. }) => {
+            Ok(Done { output: output.into_data(), logs, gas_used: gas.tx_gas_used() })
+        }
+        Ok(ExecutionResult::Revert { output, .. }) => Err(Revert::decode(&output)),
+        Ok(ExecutionResult::Halt { reason, .. }) => Err(named("Halted", format!("{reason:?}"))),
+        Err(error) => Err(named("Unsent", error.to_string())),
+    }
+}
+
+fn named(name: &str, text: String) -> Revert {
+    Revert { name: name.to_owned(), text, data: Bytes::new() }
+}
+
+#[cfg(test)]
+mod tests;

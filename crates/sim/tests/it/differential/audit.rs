@@ -1,0 +1,111 @@
+//! What must hold after every call, kept apart from the model: it reads only what the contracts show and log.
+
+use alloy::primitives::{Address, Log};
+use alloy::sol_types::SolEventInterface;
+use chain::bindings::{Stage, State, TreasuryEvent};
+use std::collections::BTreeSet;
+
+/// Entries that only the operator of the present epoch may call.
+const OPERATORS: [&str; 9] =
+    ["announce", "commit", "handover", "heartbeat", "hibernate", "refundExact", "release", "rent", "topUp"];
+
+pub struct Audit {
+    treasury: Address,
+    /// Seconds.
+    day: u64,
+    /// Micro-USDC.
+    day_limit: u128,
+    /// (time, micro-USDC) of every gross commitment.
+    gross: Vec<(u64, u128)>,
+    operator: Address,
+    former: BTreeSet<Address>,
+    refunds_open: bool,
+}
+
+/// A call that was carried out.
+pub struct Call<'a> {
+    pub name: &'static str,
+    pub from: Address,
+    pub now: u64,
+    pub logs: &'a [Log],
+    pub before: &'a State,
+    pub after: &'a State,
+}
+
+impl Audit {
+    pub fn new(treasury: Address, day: u64, day_limit: u128) -> Self {
+        Self {
+            treasury,
+            day,
+            day_limit,
+            gross: Vec::new(),
+            operator: Address::ZERO,
+            former: BTreeSet::new(),
+            refunds_open: false,
+        }
+    }
+
+    /// Says which invariant does not hold any more.
+    pub fn hear(&mut self, call: &Call<'_>) -> Result<(), String> {
+        let (operator, treasury) = (self.operator, self.treasury);
+        for log in call.logs.iter().filter(|log| log.address == treasury) {
+            if let Ok(event) = TreasuryEvent::decode_log(log) {
+                self.event(call, event.data);
+            }
+        }
+        let holds = [
+            ("I2: only the operator of this epoch acts", !OPERATORS.contains(&call.name) || call.from == operator),
+            ("I2: the operator is who became it last", call.after.operator == self.operator),
+            ("I2: no key comes back", !self.former.contains(&call.after.operator)),
+            ("I4: a day's gross commitments are within the limit", self.within_the_day(call.now) <= self.day_limit),
+            ("I5: checkpoints never go back", call.after.checkpointSeq >= call.before.checkpointSeq),
+            ("I7: in a pause no money leaves", self.stays_in_a_pause(call)),
+        ];
+        match holds.into_iter().find(|(_, holds)| !holds) {
+            Some((what, _)) => Err(format!("{what}; broken by {}", call.name)),
+            None => Ok(()),
+        }
+    }
+
+    fn event(&mut self, call: &Call<'_>, event: TreasuryEvent) {
+        match event {
+            // The first lease is paid before there is a limit.
+            TreasuryEvent::Rented(e) if call.before.stage() != Stage::Unborn => self.gross.push((call.now, e.prepay)),
+            TreasuryEvent::ToppedUp(e) => self.gross.push((call.now, e.amount)),
+            TreasuryEvent::ExactRefunded(e) if call.before.stage() == Stage::Alive => {
+                self.gross.push((call.now, e.amount.saturating_to()));
+            }
+            TreasuryEvent::Activated(e) => self.succeed(e.operator),
+            TreasuryEvent::HandedOver(e) => self.succeed(e.operator),
+            TreasuryEvent::TakenOver(e) => self.succeed(e.operator),
+            TreasuryEvent::Evicted(e) => self.succeed(e.operator),
+            TreasuryEvent::Hibernated(_) | TreasuryEvent::Closed(_) => self.succeed(Address::ZERO),
+            TreasuryEvent::RefundsOpened(_) => self.refunds_open = true,
+            TreasuryEvent::Resumed(_) => self.refunds_open = false,
+            _ => {}
+        }
+    }
+
+    /// An eviction may keep the operator that there is.
+    fn succeed(&mut self, operator: Address) {
+        if operator != self.operator && !self.operator.is_zero() {
+            self.former.insert(self.operator);
+        }
+        self.operator = operator;
+    }
+
+    fn within_the_day(&self, now: u64) -> u128 {
+        self.gross.iter().filter(|(at, _)| at + self.day > now).map(|(_, amount)| amount).sum()
+    }
+
+    /// A rescue is the quorum's own order, and so are the refunds that it opened.
+    fn stays_in_a_pause(&self, call: &Call<'_>) -> bool {
+        let ordered = match call.name {
+            "rescue" => true,
+            "refundExact" => self.refunds_open,
+            "withdrawal" => call.before.stage() == Stage::Closed,
+            _ => false,
+        };
+        !call.before.paused || ordered || call.after.balance >= call.before.balance
+    }
+}

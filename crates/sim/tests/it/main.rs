@@ -1,0 +1,3 @@
+//! What the contracts' bytecode does, in simulated time.
+
+mod differential;
