@@ -1,3 +1,4 @@
 //! What the contracts' bytecode does, in simulated time.
 
 mod differential;
+mod thief;
