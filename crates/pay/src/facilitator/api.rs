@@ -148,7 +148,8 @@ impl Desk {
                     return Err(Refusal::new(Reason::InvalidPaymentRequirements, message));
                 }
                 let domain = Permit2Domain { chain_id: self.chain_id };
-                let (found, by_key) = verify_any(domain, &asked.payment, &permitted, |_: &[u8; 20], _: &[u8; 32]| Some(chain_now))?;
+                let (found, by_key) =
+                    verify_any(domain, &asked.payment, &permitted, |_: &[u8; 20], _: &[u8; 32]| Some(chain_now))?;
                 if let Proxy::Upto { facilitator } = found.proxy
                     && self.facilitator != facilitator
                 {

@@ -105,8 +105,9 @@ fn signed(
 ) -> Vec<(&'static str, Address, Vec<u8>)> {
     let (usdc, domain) = (scene.world.at.usdc, scene.world.token_domain());
     let (value, zero, ever) = (U256::from(all), U256::ZERO, U256::MAX);
-    // Each hour another nonce, or the second theft would be refused as the first one's copy.
-    let nonce = keccak256((payer, signer.address(), scene.world.evm.now(), all).abi_encode());
+    // Never the same nonce twice, or a second theft would be refused as the first one's copy.
+    let (now, loot) = (scene.world.evm.now(), scene.world.usdc(me));
+    let nonce = keccak256((payer, signer.address(), now, loot).abi_encode());
     let transfer = pay::scheme::exact::TransferWithAuthorization {
         from: payer,
         to: me,
