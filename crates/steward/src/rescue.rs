@@ -1,10 +1,10 @@
 //! Collecting the quorum's signatures for a rescue from the peers' daemons, and submitting it.
 
 use crate::desk::{Desk, OrderRequest, SignatureAnswer};
+use crate::orders::{Action, OrderFile};
 use crate::watch::Rescue;
-use alloy::primitives::{Address, Bytes, U256};
-use anyhow::{Context, Result, ensure};
-use chain::orders::{Order, approval, domain, recover, rescue_argument, sign};
+use alloy::primitives::Address;
+use anyhow::{Context, Result, bail};
 use chain::sender::{SenderHandle, Tx};
 use chain::treasury::calls;
 use std::time::Duration;
@@ -14,14 +14,11 @@ const PEER_DEADLINE: Duration = Duration::from_secs(3);
 
 /// Asks the peers one after the other until there are enough signatures, then sends `rescue`.
 pub async fn rescue(desk: &Desk, sender: &SenderHandle, treasury: Address, rescue: &Rescue) -> Result<()> {
-    let birth = desk.births().remove(&treasury).context("the agent is not watched any more")?;
-    let chain_id = desk.config.chain_id;
-    let (domain, needed) = (domain(chain_id, treasury), usize::from(birth.threshold));
     // Within `termMax`, which is a uint32 on chain.
     let term = u32::try_from(rescue.term).context("a term beyond what the treasury knows")?;
-    let argument = rescue_argument(rescue.offer, term, rescue.prepay_uusdc);
-    let order = Order::new("rescue", argument, U256::from(rescue.nonce), rescue.deadline);
-    let mut signatures: Vec<Bytes> = vec![sign(&order, &domain, &desk.order_key)?];
+    let action = Action::Rescue { offer: rescue.offer, term, prepay_uusdc: rescue.prepay_uusdc };
+    let mut order = OrderFile::new(desk.eyes.first(), treasury, action, rescue.nonce, rescue.deadline).await?;
+    order.sign(&desk.order_key)?;
     let request = OrderRequest {
         treasury,
         action: "rescue".into(),
@@ -33,22 +30,21 @@ pub async fn rescue(desk: &Desk, sender: &SenderHandle, treasury: Address, rescu
     };
     let http = desk.http().with_deadline(PEER_DEADLINE);
     let mut refusals = Vec::new();
-    for peer in desk.config.peers.iter().filter(|p| birth.stewards.contains(&p.address)) {
-        if signatures.len() >= needed {
+    for peer in &desk.config.peers {
+        if order.approval().is_ok() {
             break;
         }
         let url = format!("{}/sign-order", peer.url.trim_end_matches('/'));
         match http.call_json::<SignatureAnswer>(&url, &request).await {
-            Ok(answer) if recover(&order, &domain, &answer.signature).ok() == Some(peer.address) => {
-                signatures.push(answer.signature);
-            }
+            Ok(answer) if order.accept(peer.address, &answer.signature) => {}
             Ok(_) => refusals.push(format!("{} did not sign this order", peer.url)),
             Err(e) => refusals.push(e.to_string()),
         }
     }
-    let found = signatures.len();
-    ensure!(found >= needed, "{found} of {needed} stewards sign the rescue: {}", refusals.join("; "));
-    let approval = approval(&order, &domain, &signatures, &birth.stewards, needed)?;
+    let approval = match order.approval() {
+        Ok(approval) => approval,
+        Err(missing) => bail!("no rescue: {missing}: {}", refusals.join("; ")),
+    };
     let data = calls::rescue(rescue.offer, term, rescue.prepay_uusdc, approval);
     sender.send_and_wait(Tx::call(treasury, data, "rescue")).await.context("the rescue was not accepted")?;
     tracing::warn!(%treasury, offer = rescue.offer, term, prepay_uusdc = rescue.prepay_uusdc, "agent rescued");

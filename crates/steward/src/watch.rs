@@ -46,7 +46,7 @@ pub struct TreasuryView {
     pub spendable_uusdc: u128,
     /// Providers that an eviction barred.
     pub barred: Vec<Address>,
-    /// This steward's place in the treasury's list, from 0.
+    /// This steward's place in the treasury's list, or among the owners of the Safe that is one, from 0.
     pub my_place: u64,
     pub checkpoint_seq: u64,
     /// From when on anyone may wind it down, chain seconds: stopped, past its mandate, or starved and silent.
