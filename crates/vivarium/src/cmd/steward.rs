@@ -220,11 +220,12 @@ async fn submit(flags: Submit) -> Result<()> {
         order.merge(other)?;
     }
     let http = net::Client::new();
+    let digest = order.digest();
     for daemon in &flags.daemon {
         let url = format!("{}/orders/{}", daemon.trim_end_matches('/'), order.treasury);
         let held: Vec<OrderFile> =
             http.get_json(&url).await.with_context(|| format!("the steward daemon at {daemon} does not answer"))?;
-        for other in held.into_iter().filter(|other| other.digest() == order.digest()) {
+        for other in held.into_iter().filter(|other| other.digest() == digest) {
             order.merge(other)?;
         }
     }
