@@ -190,8 +190,11 @@ impl Market {
             Error::setup(format!("the lease market {} or the token {} does not answer", self.address, config.usdc))
                 .caused_by(e)
         };
-        chain.verify_chain().await.map_err(|e| Error::setup(e.to_string()).caused_by(e))?;
-        chain.verify_code("lease market", self.address).await.map_err(|e| Error::setup(e.to_string()).caused_by(e))?;
+        let refused = |e: chain::Error| Error::setup(e.to_string()).caused_by(e);
+        chain.verify_chain().await.map_err(refused)?;
+        chain.verify_token(config.usdc).await.map_err(refused)?;
+        chain.verify_market(self.address, config.usdc).await.map_err(refused)?;
+        chain.verify_clock().await.map_err(refused)?;
         let stake = chain.market(self.address).stake(self.me).await.map_err(setup)?;
         let stake_min = chain.market(self.address).terms().await.map_err(setup)?.stake_min;
         let wanted = U256::from(config.stake_uusdc);

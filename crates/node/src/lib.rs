@@ -80,9 +80,13 @@ pub async fn run(config: NodeConfig, stop: impl Future<Output = ()> + Send + 'st
 
     let chain = Chain::connect(&config.rpc_urls[0], config.chain_id)
         .map_err(|e| Error::usage("the chain's address does not parse").caused_by(e))?;
-    patiently("the chain", || chain.verify_chain()).await?;
+    let birth = at_start("the treasury", || chain.verify_agent(config.treasury)).await?;
+    at_start("the chain", || chain.verify_clock()).await?;
+    if birth.market != config.lease_market {
+        let (ours, theirs) = (config.lease_market, birth.market);
+        return Err(Error::usage(format!("the treasury rents on the market {theirs}, but this host's is {ours}")));
+    }
     let treasury = chain.treasury(config.treasury);
-    let birth = patiently("the treasury", || treasury.birth()).await?;
     let market = chain.market(config.lease_market);
     let market_timers = patiently("the lease market", || market.terms()).await?;
     let http = net::Client::new();
@@ -167,6 +171,23 @@ fn say_hello(cx: &Context) -> Result<()> {
     writeln!(out, "{hello}")
         .and_then(|()| out.flush())
         .map_err(|e| Error::retry("cannot speak to the provider").caused_by(e))
+}
+
+/// Asks the chain until it answers, and takes a refusal for one: what is wrong does not pass by waiting.
+async fn at_start<T, F>(what: &str, mut ask: impl FnMut() -> F) -> Result<T>
+where
+    F: Future<Output = std::result::Result<T, chain::Error>>,
+{
+    let answer = patiently(what, || {
+        let asked = ask();
+        async move {
+            match asked.await {
+                Err(e) if e.is_transient() => Err(e),
+                said => Ok(said),
+            }
+        }
+    });
+    answer.await?.map_err(|e| Error::usage(format!("{what} is not as it must be")).caused_by(e))
 }
 
 /// Tries until it works: at a start the world around may still be starting.

@@ -18,6 +18,10 @@ pub struct Manifest {
     pub beneficiary: Address,
     /// Signatures a quorum needs.
     pub threshold: u8,
+    /// The Safe that is the one steward on chain: `stewards` are its owners, `threshold` is its own. Without it they are
+    /// stewards themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub safe: Option<Address>,
     pub mandate_days: u32,
     pub lease_days: u32,
     #[serde(default = "prepay_days")]
@@ -99,6 +103,11 @@ pub struct Steward {
     /// Age recipient to which this steward's share of the memory key is sealed.
     pub share_recipient: String,
 }
+
+/// How independent the stewards are, as every surface that names them says. Today their own word for it is all there
+/// is: nothing on chain or here shows that two addresses are two people. `verified` will be for stewards whom somebody
+/// else vouches for.
+pub const INDEPENDENCE: &str = "self-declared";
 
 fn prepay_days() -> u32 {
     2

@@ -2,6 +2,7 @@
 
 use crate::fence::boottime_ms;
 use crate::main_loop::Node;
+use crate::manifest::INDEPENDENCE;
 use crate::shared::Role;
 use alloy::primitives::Address;
 use economy::{LeaseView, Ledger, Stage};
@@ -101,6 +102,8 @@ pub struct CheckpointStatus {
 pub struct StewardStatus {
     pub address: Address,
     pub url: String,
+    /// `self-declared` or `verified`.
+    pub independence: &'static str,
 }
 
 impl Node {
@@ -189,7 +192,7 @@ impl Node {
                 .manifest
                 .stewards
                 .iter()
-                .map(|s| StewardStatus { address: s.address, url: s.url.clone() })
+                .map(|s| StewardStatus { address: s.address, url: s.url.clone(), independence: INDEPENDENCE })
                 .collect(),
             threshold: self.cx.manifest.threshold,
             url: self.cx.config.public_url.clone(),

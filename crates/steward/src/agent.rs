@@ -23,10 +23,31 @@ use store::checkpoint::Checkpoint;
 /// Shares for one treasury, at most one in this time: a successor asks again when too few stewards answered.
 const SHARE_EVERY: Duration = Duration::from_millis(500);
 
+/// As whom this steward counts for an agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Seat {
+    /// Its order key is a steward: the place in the treasury's list, from 0.
+    Key { place: u64 },
+    /// Its order key owns the Safe that is the steward: the place among the Safe's owners.
+    OwnerOf { safe: Address, place: u64 },
+    /// Its order key may rescue the agent and nothing else: the place among the rescuers.
+    Rescuer { place: u64 },
+}
+
+impl Seat {
+    /// Who acts first when several could: from 0.
+    pub fn place(&self) -> u64 {
+        match self {
+            Self::Key { place } | Self::OwnerOf { place, .. } | Self::Rescuer { place } => *place,
+        }
+    }
+}
+
 /// One agent's memory. Every method that changes it has written the disk before it returns.
 #[derive(Debug)]
 pub struct Agent {
     pub birth: Birth,
+    pub seat: Seat,
     dir: PathBuf,
     signed: Signed,
     segments: SegmentBook,
@@ -39,7 +60,7 @@ pub struct Agent {
 
 impl Agent {
     /// Reads what an earlier run left, or begins.
-    pub fn open(root: &Path, treasury: Address, birth: Birth) -> Result<Self, Refusal> {
+    pub fn open(root: &Path, treasury: Address, birth: Birth, seat: Seat) -> Result<Self, Refusal> {
         let dir = root.join(treasury.to_string());
         fs::create_dir_all(dir.join("checkpoints")).map_err(|e| disk(&dir, e))?;
         let signed = match fs::read(dir.join("signed.json")) {
@@ -48,7 +69,7 @@ impl Agent {
             Err(e) => return Err(disk(&dir.join("signed.json"), e)),
         };
         let segments = SegmentBook::new(read_lines(&dir.join("segments.jsonl"))?);
-        Ok(Self { birth, dir, signed, segments, state: None, pruned_for: None, shared_at: None })
+        Ok(Self { birth, seat, dir, signed, segments, state: None, pruned_for: None, shared_at: None })
     }
 
     pub fn signed(&self) -> &Signed {

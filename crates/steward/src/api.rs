@@ -1,6 +1,7 @@
 //! The steward's HTTP routes. All errors are `{"error":{"code","message","request_id"}}`.
 
 use crate::desk::{AckRequest, Desk, OrderRequest, ShareAnswer, SignatureAnswer};
+use crate::orders::{OrderFile, handed_out};
 use crate::refusal::Refusal;
 use crate::watch::BlockView;
 use alloy::primitives::Address;
@@ -72,6 +73,7 @@ pub fn router(desk: Arc<Desk>, notes: Notes) -> Router {
         .route("/segments/{treasury}", get(segments))
         .route("/share", post(share))
         .route("/sign-order", post(sign_order))
+        .route("/orders/{treasury}", get(orders))
         .route("/status", get(status))
         .route("/health", get(health))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
@@ -164,6 +166,15 @@ async fn sign_order(
     body: Result<Json<OrderRequest>, JsonRejection>,
 ) -> Result<Json<SignatureAnswer>, No> {
     Ok(Json(api.desk.sign_order(body?.0).await?))
+}
+
+/// Orders that this steward's operator signed and has not seen in force yet.
+async fn orders(
+    State(api): State<Api>,
+    treasury: Result<Path<Address>, PathRejection>,
+) -> Result<Json<Vec<OrderFile>>, No> {
+    let Path(treasury) = treasury?;
+    Ok(Json(handed_out(&api.desk.config, treasury, api.desk.block().timestamp)))
 }
 
 /// 200 once a block was seen, 503 before.

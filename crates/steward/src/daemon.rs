@@ -1,5 +1,6 @@
 //! The loop: look at each block, let the machine decide, do what it says. Requests are answered beside it.
 
+use crate::agent::Seat;
 use crate::api::{self, Notes};
 use crate::config::StewardConfig;
 use crate::desk::Desk;
@@ -43,7 +44,11 @@ pub async fn run(config: StewardConfig, shutdown: impl Future<Output = ()>) -> R
     let order_key = read_order_key(&config.order_key_file)?;
     let share_key = read_share_key(&config.share_key_file)?;
     let eyes = Eyes::new(&config.rpc_urls, config.chain_id).context("rpc_urls")?;
-    eyes.verify().await.context("no chain to watch: is it running?")?;
+    if let Err(e) = eyes.verify(config.factory, &config.treasuries).await {
+        let away = e.is_transient();
+        let refusal = anyhow::Error::new(e);
+        return Err(if away { refusal.context("no chain to watch: is it running?") } else { refusal });
+    }
     let listener = tokio::net::TcpListener::bind(config.listen)
         .await
         .with_context(|| format!("cannot listen on {}: is another daemon there?", config.listen))?;
@@ -132,12 +137,12 @@ impl Watcher {
             return Ok(());
         }
         self.find_agents(head.number).await?;
-        let births = self.desk.births();
-        let (block, states) = self.desk.eyes.block(&births, self.desk.address(), &head).await?;
+        let watched = self.desk.watched();
+        let (block, states) = self.desk.eyes.block(&watched, self.desk.address(), &head).await?;
         self.desk.saw(block.clone(), states);
         self.seen = Some(head.hash);
         self.handle(Input::Block(block.clone()));
-        for treasury in births.keys() {
+        for treasury in watched.keys() {
             // A store that is away must not keep the watch from watching.
             if let Err(e) = self.desk.prune(*treasury).await {
                 tracing::debug!(%treasury, "cannot tidy up yet: {e}");
@@ -149,7 +154,7 @@ impl Watcher {
 
     /// Treasuries named in the configuration, and new ones of the factory.
     async fn find_agents(&mut self, head: u64) -> Result<(), Refusal> {
-        let known = self.desk.births();
+        let known = self.desk.watched();
         let mut candidates: Vec<Address> = self.desk.config.treasuries.clone();
         if let Some(factory) = self.desk.config.factory {
             // The last blocks are looked at again: a reorg may have put a birth there.
@@ -189,10 +194,16 @@ impl Watcher {
         match output {
             Output::Alarm { treasury, alarm } => tracing::warn!(%treasury, alarm = alarm.as_str(), "alarm"),
             Output::AllClear { treasury } => tracing::info!(%treasury, "all clear"),
-            Output::Challenge { treasury } => {
-                tracing::warn!(%treasury, "challenging a silent operator");
-                self.call(treasury, calls::challenge(), "challenge");
-            }
+            Output::Challenge { treasury } => match self.desk.watched().get(&treasury) {
+                // The contract takes a challenge from a steward: that is the Safe, and it takes its own transaction.
+                Some((_, Seat::OwnerOf { safe, .. })) => {
+                    tracing::warn!(%treasury, %safe, "the operator is silent; only the Safe or the standby can challenge it");
+                }
+                _ => {
+                    tracing::warn!(%treasury, "challenging a silent operator");
+                    self.call(treasury, calls::challenge(), "challenge");
+                }
+            },
             Output::WindDown { treasury } => {
                 tracing::warn!(%treasury, "winding down what its agent does not");
                 self.call(treasury, calls::wind_down(), "wind down");
@@ -240,10 +251,10 @@ impl Watcher {
         if !self.desk.config.probe {
             return;
         }
-        let births = self.desk.births();
+        let watched = self.desk.watched();
         for view in block.treasuries.iter().filter(|t| t.alive) {
             let due = self.probed_at.get(&view.treasury).is_none_or(|at| block.number >= at + PROBE_BLOCKS);
-            let (Some(active), Some(birth)) = (&view.active, births.get(&view.treasury)) else { continue };
+            let (Some(active), Some((birth, _))) = (&view.active, watched.get(&view.treasury)) else { continue };
             if !due {
                 continue;
             }

@@ -1,19 +1,21 @@
 //! The answers: one function a route, each from request to signature with every check on the way.
 
 use crate::ack::{self, OnChain};
-use crate::agent::Agent;
+use crate::agent::{Agent, Seat};
 use crate::config::StewardConfig;
-use crate::eyes::{Eyes, may_rescue};
+use crate::eyes::Eyes;
 use crate::refusal::Refusal;
 use crate::segments::{Kept, Place};
 use crate::watch::BlockView;
 use alloy::primitives::{Address, B256, Bytes, U256};
 use alloy::signers::local::PrivateKeySigner;
+use alloy::sol_types::SolStruct;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use chain::Stage;
 use chain::bindings::{Birth, State};
-use chain::orders::{Ack, Order, domain, rescue_argument, sign};
+use chain::orders::{Ack, Order, digest, domain, rescue_argument, sign};
+use chain::safe;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -56,6 +58,7 @@ pub struct OrderRequest {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SignatureAnswer {
     pub signer: Address,
+    /// Over the message itself, or, where the signer owns the Safe that is the steward, over the Safe's message of it.
     pub signature: Bytes,
 }
 
@@ -118,24 +121,35 @@ impl Desk {
         self.share_key.recipient().to_string()
     }
 
-    /// Begins to watch `treasury` if this steward is one of its own, or may rescue it. False if neither.
+    /// Begins to watch `treasury` if this steward is one of its own, owns a Safe that is, or may rescue it. False if it
+    /// is none of that.
     pub async fn adopt(&self, treasury: Address) -> Result<bool, Refusal> {
         if self.agents().contains_key(&treasury) {
             return Ok(true);
         }
         let birth = self.eyes.birth(treasury).await?;
-        if !birth.stewards.contains(&self.address()) && !may_rescue(&birth, self.address()) {
-            return Ok(false);
-        }
-        let agent = Agent::open(&self.agents_dir, treasury, birth)?;
+        let Some(seat) = self.eyes.seat(&birth, self.address()).await? else { return Ok(false) };
+        let agent = Agent::open(&self.agents_dir, treasury, birth, seat)?;
         self.agents().entry(treasury).or_insert(agent);
         tracing::info!(%treasury, "watching an agent");
         Ok(true)
     }
 
-    /// The agents watched, with what was fixed at their birth.
-    pub fn births(&self) -> BTreeMap<Address, Birth> {
-        self.agents().iter().map(|(treasury, agent)| (*treasury, agent.birth.clone())).collect()
+    /// The agents watched, with what was fixed at their birth, and as whom this steward counts for them.
+    pub fn watched(&self) -> BTreeMap<Address, (Birth, Seat)> {
+        let entry = |(treasury, agent): (&Address, &Agent)| (*treasury, (agent.birth.clone(), agent.seat.clone()));
+        self.agents().iter().map(entry).collect()
+    }
+
+    /// Signs as whom this steward is: with its own key, or as one owner of the Safe.
+    fn sign<M: SolStruct>(&self, treasury: Address, message: &M) -> Result<Bytes, Refusal> {
+        let (chain_id, seat) = (self.config.chain_id, self.with(treasury, |agent| Ok(agent.seat.clone()))?);
+        let domain = domain(chain_id, treasury);
+        let signed = match seat {
+            Seat::Key { .. } | Seat::Rescuer { .. } => sign(message, &domain, &self.order_key),
+            Seat::OwnerOf { safe, .. } => safe::sign(chain_id, safe, digest(message, &domain), &self.order_key),
+        };
+        signed.map_err(|e| Refusal::BadRequest { why: e.to_string() })
     }
 
     /// What the watch saw: kept for `/status` and for pruning.
@@ -196,7 +210,7 @@ impl Desk {
         self.with(treasury, |agent| agent.remember(now.epoch, seq, digest, &bytes))?;
         let ack = Ack { epoch: now.epoch, seq, digest, prev: now.checkpoint_digest };
         tracing::info!(%treasury, seq, %digest, "checkpoint acknowledged");
-        self.answer(sign(&ack, &domain(now.chain_id, treasury), &self.order_key))
+        self.answer(treasury, &ack)
     }
 
     /// `POST /segments`.
@@ -291,9 +305,9 @@ impl Desk {
         if !self.adopt(treasury).await? {
             return Err(Refusal::NotWatched);
         }
-        let birth = self.with(treasury, |agent| Ok(agent.birth.clone()))?;
+        let (birth, seat) = self.with(treasury, |agent| Ok((agent.birth.clone(), agent.seat.clone())))?;
         let head = self.eyes.head().await?;
-        let (_, mut view) = self.eyes.look(treasury, &birth, self.address(), &head).await?;
+        let (_, mut view) = self.eyes.look(treasury, &birth, (self.address(), &seat), &head).await?;
         if !view.may_rescue {
             return Err(Refusal::LeftToPeople);
         }
@@ -311,7 +325,10 @@ impl Desk {
         }
         tracing::warn!(%treasury, offer, term, prepay_uusdc, nonce, "rescue signed");
         let order = Order::new("rescue", rescue_argument(offer, term, prepay_uusdc), U256::from(nonce), deadline);
-        self.answer(sign(&order, &domain(self.config.chain_id, treasury), &self.order_key))
+        // Rescuers are keys, also where the stewards are a Safe.
+        let signed = sign(&order, &domain(self.config.chain_id, treasury), &self.order_key);
+        let signature = signed.map_err(|e| Refusal::BadRequest { why: e.to_string() })?;
+        Ok(SignatureAnswer { signer: self.address(), signature })
     }
 
     /// After a checkpoint became the chain's: its segments and older objects go.
@@ -321,9 +338,8 @@ impl Desk {
         self.with(treasury, |agent| agent.prune(digest, &object))
     }
 
-    fn answer(&self, signed: Result<Bytes, chain::Error>) -> Result<SignatureAnswer, Refusal> {
-        let signature = signed.map_err(|e| Refusal::BadRequest { why: e.to_string() })?;
-        Ok(SignatureAnswer { signer: self.address(), signature })
+    fn answer<M: SolStruct>(&self, treasury: Address, message: &M) -> Result<SignatureAnswer, Refusal> {
+        Ok(SignatureAnswer { signer: self.address(), signature: self.sign(treasury, message)? })
     }
 
     fn on_chain(&self, treasury: Address, state: &State) -> OnChain {

@@ -3,6 +3,7 @@
 //! A lying endpoint is how a steward would be talked into giving its share to a stranger or rescuing an agent that
 //! lives. With two, every read is made at one block of both, and a difference is no view at all.
 
+use crate::agent::Seat;
 use crate::refusal::Refusal;
 use crate::watch::{BlockView, LeaseView, OfferView, Policy, Timers, TreasuryView};
 use alloy::eips::BlockId;
@@ -36,10 +37,18 @@ impl Eyes {
         &self.chains[0]
     }
 
-    /// Refuses endpoints of another chain.
-    pub async fn verify(&self) -> Result<(), chain::Error> {
+    /// Refuses endpoints of another chain, a clock that disagrees with theirs, a factory that is none, and treasuries that
+    /// are none or could never live.
+    pub async fn verify(&self, factory: Option<Address>, treasuries: &[Address]) -> Result<(), chain::Error> {
         for chain in &self.chains {
             chain.verify_chain().await?;
+            chain.verify_clock().await?;
+            if let Some(factory) = factory {
+                chain.verify_factory(factory).await?;
+            }
+            for treasury in treasuries {
+                chain.verify_agent(*treasury).await?;
+            }
         }
         Ok(())
     }
@@ -87,6 +96,30 @@ impl Eyes {
         self.agreed("the treasury's birth", |c| async move { c.treasury(treasury).birth().await }).await
     }
 
+    /// As whom `me` counts for an agent; `None`: not at all. A steward that is a contract and no Safe has owners that
+    /// nobody here can ask about.
+    pub async fn seat(&self, birth: &Birth, me: Address) -> Result<Option<Seat>, Refusal> {
+        let place_in =
+            |list: &[Address]| list.iter().position(|one| *one == me).and_then(|place| u64::try_from(place).ok());
+        if let Some(place) = place_in(&birth.stewards) {
+            return Ok(Some(Seat::Key { place }));
+        }
+        for steward in birth.stewards.iter().copied() {
+            let safe = self
+                .agreed("a Safe", |c| async move {
+                    match c.safe(steward).await {
+                        Err(e) if e.kind == chain::Kind::Missing => Ok(None),
+                        other => other,
+                    }
+                })
+                .await?;
+            if let Some(place) = safe.and_then(|safe| place_in(&safe.owners)) {
+                return Ok(Some(Seat::OwnerOf { safe: steward, place }));
+            }
+        }
+        Ok(place_in(&birth.options.rescuers).filter(|_| may_rescue(birth, me)).map(|place| Seat::Rescuer { place }))
+    }
+
     /// Treasuries that `factory` created in the given blocks, both ends included. At most as far as
     /// [`LOG_BLOCKS_MAX`] from `from`; the second value is the last block looked at.
     pub async fn created(&self, factory: Address, from: u64, to: u64) -> Result<(Vec<Address>, u64), Refusal> {
@@ -111,14 +144,14 @@ impl Eyes {
         &self,
         treasury: Address,
         birth: &Birth,
-        me: Address,
+        (me, seat): (Address, &Seat),
         head: &Head,
     ) -> Result<(State, TreasuryView), Refusal> {
         let at = BlockId::hash(head.hash);
         let state = self.state(treasury, head).await?;
         let active = self.lease(birth.market, state.activeLease, at).await?;
         let standby = self.lease(birth.market, state.standbyLease, at).await?;
-        let view = view_of(treasury, birth, &state, active, standby, me);
+        let view = view_of(treasury, birth, &state, active, standby, (me, seat));
         Ok((state, view))
     }
 
@@ -173,14 +206,14 @@ impl Eyes {
     /// agent needs none.
     pub async fn block(
         &self,
-        known: &BTreeMap<Address, Birth>,
+        known: &BTreeMap<Address, (Birth, Seat)>,
         me: Address,
         head: &Head,
     ) -> Result<(BlockView, BTreeMap<Address, State>), Refusal> {
         let mut block = BlockView { number: head.number, timestamp: head.timestamp, ..BlockView::default() };
         let mut states = BTreeMap::new();
-        for (treasury, birth) in known {
-            let (state, mut view) = self.look(*treasury, birth, me, head).await?;
+        for (treasury, (birth, seat)) in known {
+            let (state, mut view) = self.look(*treasury, birth, (me, seat), head).await?;
             if view.alarm(head.timestamp).is_some() {
                 let (offers, barred) = self.offers(*treasury, birth.market, head).await?;
                 view.barred = barred;
@@ -209,12 +242,10 @@ fn view_of(
     state: &State,
     active: Option<LeaseView>,
     standby: Option<LeaseView>,
-    me: Address,
+    (me, seat): (Address, &Seat),
 ) -> TreasuryView {
     let (t, p) = (&birth.timers, &birth.policy);
     let balance = u128::try_from(state.balance).unwrap_or(u128::MAX);
-    let place_in = |list: &[Address]| list.iter().position(|s| *s == me).and_then(|i| u64::try_from(i).ok());
-    let place = place_in(&birth.stewards).or_else(|| place_in(&birth.options.rescuers));
     TreasuryView {
         treasury,
         alive: state.stage() == Stage::Alive,
@@ -237,8 +268,8 @@ fn view_of(
         standby,
         spendable_uusdc: balance.min(p.dayLimit.saturating_sub(state.spentInDay)),
         barred: Vec::new(),
-        my_place: place.unwrap_or(u64::MAX / 1_000),
-        may_challenge: birth.stewards.contains(&me),
+        my_place: seat.place(),
+        may_challenge: matches!(seat, Seat::Key { .. }),
         may_rescue: !state.paused && may_rescue(birth, me),
         checkpoint_seq: state.checkpointSeq,
         endable_at: endable_at(birth, state),

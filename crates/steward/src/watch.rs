@@ -46,7 +46,7 @@ pub struct TreasuryView {
     pub spendable_uusdc: u128,
     /// Providers that an eviction barred.
     pub barred: Vec<Address>,
-    /// This steward's place in the treasury's list, from 0.
+    /// This steward's place in the treasury's list, or among the owners of the Safe that is one, from 0.
     pub my_place: u64,
     /// This key is a steward's on chain, so it may challenge. Where a Safe is the steward, daemons' keys are not.
     pub may_challenge: bool,

@@ -241,6 +241,8 @@ async fn a_start_that_cannot_succeed_says_why() {
     refused(HostConfig { stake_uusdc: 90_000_000, ..good.clone() }, "needs 90000000 for its stake").await;
     refused(HostConfig { chain_id: 5, ..good.clone() }, "no chain 5").await;
     refused(HostConfig { market: Address::repeat_byte(7), ..good.clone() }, "no lease market at").await;
+    refused(HostConfig { market: good.usdc, ..good.clone() }, "no lease market at").await;
+    refused(HostConfig { usdc: Address::repeat_byte(7), ..good.clone() }, "no token at").await;
     refused(HostConfig { key_file: "/nowhere".into(), ..good.clone() }, "/nowhere").await;
     refused(HostConfig { rpc_urls: vec!["http://127.0.0.1:1".into()], ..good.clone() }, "is it running?").await;
     let _taken = std::net::TcpListener::bind(good.listen).unwrap();

@@ -37,7 +37,7 @@ fn birth() -> Birth {
 }
 
 fn open(root: &Path) -> Agent {
-    Agent::open(root, Address::repeat_byte(1), birth()).unwrap()
+    Agent::open(root, Address::repeat_byte(1), birth(), Seat::Key { place: 0 }).unwrap()
 }
 
 fn segment(index: u64, first_lsn: u64, last_lsn: u64) -> Kept {
@@ -86,7 +86,10 @@ fn segments_survive_a_restart_and_a_torn_tail() {
     }
     // Corruption in the middle is not a torn tail: somebody must look.
     fs::write(&path, [b"rubbish\n".as_slice(), &whole].concat()).unwrap();
-    assert_eq!(Agent::open(root.path(), Address::repeat_byte(1), birth()).unwrap_err().code(), "disk");
+    assert_eq!(
+        Agent::open(root.path(), Address::repeat_byte(1), birth(), Seat::Key { place: 0 }).unwrap_err().code(),
+        "disk"
+    );
 }
 
 #[test]

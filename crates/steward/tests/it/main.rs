@@ -1,5 +1,6 @@
 //! Three steward daemons around one real treasury: every refusal by name, then a death and a rescue.
 
+mod safe;
 mod world;
 
 use chain::alloy::primitives::{Address, B256, Bytes, U256};
@@ -191,4 +192,25 @@ async fn rescue(world: &World, treasury: Address, digest: B256, secret: &[u8]) {
     assert_eq!(status["agents"][0]["segments"], 2);
     assert_eq!(status["agents"][0]["last_ack"]["digest"], json!(digest));
     assert_eq!(U256::from(status["agents"][0]["checkpoint_seq"].as_u64().unwrap()), U256::from(2));
+}
+
+/// What cannot work is refused at the start, with the reason and before a port is listened on.
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_input_is_refused_at_the_start() {
+    let world = World::start().await;
+    let nobody = Address::repeat_byte(0x99);
+    let good = world.config(0);
+    let refused = async |change: &dyn Fn(&mut steward::StewardConfig), words: &str| {
+        let mut config = good.clone();
+        change(&mut config);
+        let refusal = steward::run(config, std::future::pending()).await.unwrap_err();
+        assert!(format!("{refusal:#}").contains(words), "{refusal:#}");
+    };
+    refused(&|c| c.chain_id = 5, "but chain 5 is configured").await;
+    refused(&|c| c.rpc_urls = vec!["http://127.0.0.1:1".into()], "is it running?").await;
+    refused(&|c| c.factory = Some(nobody), "no treasury factory at").await;
+    refused(&|c| c.factory = Some(world.addresses.usdc), "no treasury factory at").await;
+    refused(&|c| c.treasuries = vec![nobody], "no treasury at").await;
+    refused(&|c| c.treasuries = vec![world.addresses.market], "is no treasury").await;
+    world.stop().await;
 }

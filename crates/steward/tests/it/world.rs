@@ -64,6 +64,7 @@ pub fn open_share(answer: &Value, exchange: &Identity) -> seal::Share {
 
 struct Daemon {
     url: String,
+    config: StewardConfig,
     stop: oneshot::Sender<()>,
     task: JoinHandle<anyhow::Result<()>>,
 }
@@ -145,8 +146,8 @@ impl World {
             probe: false,
         };
         let (stop, stopped) = oneshot::channel();
-        let task = tokio::spawn(steward::run(config, async move { stopped.await.unwrap_or(()) }));
-        self.daemons.push(Daemon { url: urls[place].clone(), stop, task });
+        let task = tokio::spawn(steward::run(config.clone(), async move { stopped.await.unwrap_or(()) }));
+        self.daemons.push(Daemon { url: urls[place].clone(), config, stop, task });
     }
 
     pub async fn stop(self) {
@@ -258,6 +259,33 @@ impl World {
         (address, 1)
     }
 
+    /// An unborn agent under a quorum of its own choice; its treasury, or the contract's refusal.
+    pub async fn create(&self, stewards: Vec<Address>, threshold: u8) -> Result<Address, chain::Error> {
+        let birth = Birth { stewards, threshold, ..self.birth().await };
+        let address = treasury::predict(&self.chain, &self.addresses, &birth).await?;
+        self.creator.send_and_wait(Tx::call(self.addresses.factory, calls::create(&birth), "create")).await?;
+        Ok(address)
+    }
+
+    /// The agent's first host, so that it lives.
+    pub async fn activate(&self, address: Address, node: Address) {
+        self.offer(&self.first_provider, 3_000_000_000).await;
+        self.send(&self.creator, self.addresses.usdc, usdc::calls::mint(address, 20_000_000)).await;
+        self.send(&self.creator, address, calls::birth_rent(1, 600, 100_000)).await;
+        let ready = market::calls::ready(1, node, "http://127.0.0.1:2", B256::ZERO);
+        self.send(&self.first_provider, self.addresses.market, ready).await;
+        self.send(&self.creator, address, calls::activate(1)).await;
+    }
+
+    /// Where a daemon keeps what its operator signs, and the key to sign with.
+    pub fn config(&self, steward: usize) -> StewardConfig {
+        self.daemons[steward].config.clone()
+    }
+
+    pub fn url(&self, steward: usize) -> &str {
+        &self.daemons[steward].url
+    }
+
     async fn birth(&self) -> Birth {
         Birth {
             creator: key(CREATOR).address(),
@@ -324,6 +352,9 @@ impl World {
             threshold: 2,
             shares: shares.collect(),
             conversations: vec![],
+            // Any object that the store has.
+            log: store::cid::of_raw(SNAPSHOT),
+            log_seq: 0,
             created_at: 1,
             signature: String::new(),
         };

@@ -129,6 +129,18 @@ fn agent_lines(out: &mut String, a: &Value) {
         a["requests"]["refused"]
     );
     let _ = writeln!(out, "memory      checkpoint {} acknowledged", a["checkpoint"]["seq"]);
+    if let Some(stewards) = a["stewards"].as_array() {
+        let mut kinds: Vec<String> = stewards.iter().map(|s| plain(&s["independence"])).collect();
+        kinds.sort();
+        kinds.dedup();
+        let _ = writeln!(
+            out,
+            "stewards    {} of {} can pause, stop or evict it; independence {}",
+            a["threshold"],
+            stewards.len(),
+            kinds.join(", ")
+        );
+    }
     if let Some(trouble) = a["trouble"].as_str() {
         let _ = writeln!(out, "trouble     {trouble}");
     }

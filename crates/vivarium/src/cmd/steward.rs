@@ -1,28 +1,32 @@
 //! `vivarium steward …`: the daemon that watches an agent, and the orders of a quorum.
 
 use super::link::{Place, block_on, log_to_stderr, stopped};
-use alloy::primitives::{Address, Bytes, U256};
-use anyhow::{Context, Result, bail, ensure};
-use chain::Tx;
-use chain::bindings::Approval;
-use chain::orders::{self, Order};
-use chain::treasury::calls;
-use serde::{Deserialize, Serialize};
+use alloy::primitives::Address;
+use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use std::path::PathBuf;
-use vivarium::world::files::read_key;
-use vivarium::world::wallet::Wallet;
+use std::path::{Path, PathBuf};
+use steward::StewardConfig;
+use steward::orders::{Action, OrderFile};
+use vivarium::world::files::{read_key, write_private};
 
 /// Chain seconds for which an order stays valid. A choice: long enough to gather signatures by hand.
 const ORDER_VALID_SECS: u64 = 3_600;
 
 /// Runs a steward daemon, or gives a quorum's order.
 ///
-/// An order needs the keys of k stewards (2 of 3 in a world made by `up`): name each with --key, or gather
-/// signatures made elsewhere with `vivarium steward approve` and name those with --approval. With fewer the
-/// treasury refuses. A pause that lasts longer than the escrow prepaid to the host loses the host; it then
-/// ends through `resume` and a rescue by the stewards.
+/// An order needs the signatures of k stewards (2 of 3 in a world made by `up`), or of enough owners of the Safe that
+/// is the steward. With fewer the treasury refuses. Where all keys are at hand, name each with --key. On separate
+/// machines the order goes round as a file, and only the first and the last step need the chain:
+///
+///   vivarium steward pause --out order.json                    anybody prepares it
+///   vivarium steward approve order.json --key FILE             each steward or owner adds a signature
+///   vivarium steward submit order.json --key FILE              anybody sends it and pays the gas
+///
+/// Copies that were signed apart are brought together by `submit one.json two.json`.
+/// A pause that lasts longer than the escrow prepaid to the host loses the host; it then ends through `resume` and a
+/// rescue by the stewards.
 #[derive(clap::Args)]
+#[command(verbatim_doc_comment)]
 pub struct Flags {
     #[command(subcommand)]
     command: Command,
@@ -50,8 +54,7 @@ enum Command {
         #[arg(long, default_value_t = 0)]
         keep: u64,
     },
-    /// Rents a host for an agent that nobody acts for; its node then restores the last checkpoint. The daemons do this by
-    /// themselves where birth let them and the agent is not paused; their log says with which numbers
+    /// Rents a fresh host for an agent that nobody acts for
     Rescue {
         #[command(flatten)]
         quorum: Quorum,
@@ -66,28 +69,20 @@ enum Command {
         #[arg(long, value_name = "ADDRESS")]
         provider: Address,
     },
-    /// Signs an order with one key and prints the signature, for a quorum on several machines
-    Approve {
-        /// pause, resume, stop, evict, rescue or clear-bar
-        action: String,
-        /// The steward's order key
-        #[arg(long, value_name = "FILE")]
-        key: PathBuf,
-        /// For evict: the lease to keep
-        #[arg(long, default_value_t = 0)]
-        keep: u64,
-        /// For clear-bar: the provider
-        #[arg(long, value_name = "ADDRESS")]
-        provider: Option<Address>,
-        /// For rescue: what is rented
+    /// Moves the end of the mandate, only ever later
+    ExtendMandate {
         #[command(flatten)]
-        bargain: Option<Bargain>,
-        /// Chain time (seconds) until which the order is valid; all signers must name the same [default: an hour from now]
+        quorum: Quorum,
+        /// Chain time, seconds
         #[arg(long, value_name = "SECS")]
-        deadline: Option<u64>,
-        #[command(flatten)]
-        target: Target,
+        until: u64,
     },
+    /// Lets refunds go on in a pause, until it ends
+    OpenRefunds(Quorum),
+    /// Shows an order and adds one signature to its file; needs no chain
+    Approve(Approve),
+    /// Sends an order that enough have signed
+    Submit(Submit),
 }
 
 /// What a rescue rents.
@@ -123,12 +118,13 @@ struct Target {
 /// Who orders.
 #[derive(clap::Args)]
 struct Quorum {
-    /// A steward's order key; name it once for each steward. The first one pays the gas
-    #[arg(long, value_name = "FILE", required = true)]
+    /// The order key of a steward, or of an owner of the Safe that is one; name it once for each. The first one pays the
+    /// gas
+    #[arg(long, value_name = "FILE", required_unless_present = "out")]
     key: Vec<PathBuf>,
-    /// A signature that `vivarium steward approve` printed into a file; may be repeated
+    /// Write the order, with the signatures of the keys named, instead of sending it
     #[arg(long, value_name = "FILE")]
-    approval: Vec<PathBuf>,
+    out: Option<PathBuf>,
     #[command(flatten)]
     target: Target,
     /// One JSON object: {"action", "transaction", "block", "signers"}
@@ -136,92 +132,62 @@ struct Quorum {
     json: bool,
 }
 
-/// What `approve` prints and `--approval` reads.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Signed {
-    action: String,
-    argument: String,
-    nonce: String,
-    deadline: u64,
-    signer: Address,
-    signature: Bytes,
+#[derive(clap::Args)]
+struct Approve {
+    /// The order that somebody prepared with --out
+    order: PathBuf,
+    /// Sign with this order key
+    #[arg(long, value_name = "FILE", conflicts_with = "config", required_unless_present = "config")]
+    key: Option<PathBuf>,
+    /// Sign with the order key of the steward daemon of this TOML file, and let the daemon hand the signature out: then
+    /// `submit --daemon URL` finds it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Write the signed order here [default: where it was]
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
+struct Submit {
+    /// The order's file; several copies of one order are brought together
+    #[arg(required = true)]
+    order: Vec<PathBuf>,
+    /// Pays the gas; anybody's
+    #[arg(long, value_name = "FILE")]
+    key: PathBuf,
+    /// A steward daemon that may hold a signature of its operator's; may be repeated
+    #[arg(long, value_name = "URL")]
+    daemon: Vec<String>,
+    #[command(flatten)]
+    place: Place,
+    /// The chain's RPC endpoint [default: the world's]
+    #[arg(long, value_name = "URL")]
+    rpc: Option<String>,
+    /// One JSON object: {"action", "transaction", "block", "signers"}
+    #[arg(long)]
+    json: bool,
 }
 
 pub fn run(flags: Flags) -> Result<()> {
     match flags.command {
         Command::Run { config } => {
             log_to_stderr("info");
-            let config = steward::StewardConfig::load(&config)?;
+            let config = StewardConfig::load(&config)?;
             block_on(async { steward::run(config, stopped()?).await })
         }
         Command::Pause(quorum) => block_on(order(Action::Pause, quorum)),
         Command::Resume(quorum) => block_on(order(Action::Resume, quorum)),
         Command::Stop(quorum) => block_on(order(Action::Stop, quorum)),
         Command::Evict { quorum, keep } => block_on(order(Action::Evict { keep }, quorum)),
-        Command::Rescue { quorum, bargain } => block_on(order(Action::Rescue(bargain), quorum)),
+        Command::Rescue { quorum, bargain: Bargain { offer, term, prepay_uusdc } } => {
+            block_on(order(Action::Rescue { offer, term, prepay_uusdc }, quorum))
+        }
         Command::ClearBar { quorum, provider } => block_on(order(Action::ClearBar { provider }, quorum)),
-        Command::Approve { action, key, keep, provider, bargain, deadline, target } => {
-            let action = Action::parse(&action, keep, provider, bargain)?;
-            block_on(approve(action, &key, deadline, target))
-        }
-    }
-}
-
-/// What a quorum can order here, in the treasury's words.
-#[derive(Clone, Copy, Debug)]
-enum Action {
-    Pause,
-    Resume,
-    Stop,
-    Evict { keep: u64 },
-    Rescue(Bargain),
-    ClearBar { provider: Address },
-}
-
-impl Action {
-    fn parse(word: &str, keep: u64, provider: Option<Address>, bargain: Option<Bargain>) -> Result<Self> {
-        Ok(match word {
-            "pause" => Self::Pause,
-            "resume" => Self::Resume,
-            "stop" => Self::Stop,
-            "evict" => Self::Evict { keep },
-            "rescue" => Self::Rescue(bargain.context("rescue needs --offer, --term and --prepay-uusdc")?),
-            "clear-bar" => Self::ClearBar { provider: provider.context("clear-bar needs --provider ADDRESS")? },
-            other => bail!("no order is called {other:?}; pause, resume, stop, evict, rescue and clear-bar are"),
-        })
-    }
-
-    /// The treasury's name for it, which is signed.
-    fn name(self) -> &'static str {
-        match self {
-            Self::Pause => "pause",
-            Self::Resume => "resume",
-            Self::Stop => "stop",
-            Self::Evict { .. } => "evict",
-            Self::Rescue(_) => "rescue",
-            Self::ClearBar { .. } => "clearBar",
-        }
-    }
-
-    fn argument(self) -> U256 {
-        match self {
-            Self::Pause | Self::Resume | Self::Stop => U256::ZERO,
-            Self::Evict { keep } => U256::from(keep),
-            Self::Rescue(b) => orders::rescue_argument(b.offer, b.term, b.prepay_uusdc),
-            Self::ClearBar { provider } => U256::from_be_slice(provider.as_slice()),
-        }
-    }
-
-    fn call(self, approval: Approval) -> Bytes {
-        match self {
-            Self::Pause => calls::pause(approval),
-            Self::Resume => calls::resume(approval),
-            Self::Stop => calls::stop(approval),
-            Self::Evict { keep } => calls::evict(keep, approval),
-            Self::Rescue(b) => calls::rescue(b.offer, b.term, b.prepay_uusdc, approval),
-            Self::ClearBar { provider } => calls::clear_bar(provider, approval),
-        }
+        Command::ExtendMandate { quorum, until } => block_on(order(Action::ExtendMandate { until }, quorum)),
+        Command::OpenRefunds(quorum) => block_on(order(Action::OpenRefunds, quorum)),
+        Command::Approve(approve) => self::approve(&approve),
+        Command::Submit(submit) => block_on(self::submit(submit)),
     }
 }
 
@@ -242,101 +208,96 @@ impl Target {
 
 async fn order(action: Action, quorum: Quorum) -> Result<()> {
     let (chain, treasury) = quorum.target.chain()?;
-    let state = chain.treasury(treasury).state().await?;
-    let gathered: Vec<Signed> = quorum.approval.iter().map(read_approval).collect::<Result<_>>()?;
-    // Signatures made elsewhere fix the deadline; ours then use the same.
-    let deadline = match gathered.first() {
-        Some(first) => first.deadline,
-        None => chain.head().await?.timestamp + ORDER_VALID_SECS,
-    };
-    let order = Order::new(action.name(), action.argument(), state.orderNonce, deadline);
-    let domain = orders::domain(chain.chain_id(), treasury);
+    let mut order = OrderFile::prepare(&chain, treasury, action, ORDER_VALID_SECS).await?;
     let keys = quorum.key.iter().map(|file| read_key(file)).collect::<Result<Vec<_>>>()?;
-    let mut signatures = Vec::new();
     for key in &keys {
-        signatures.push((key.address(), orders::sign(&order, &domain, key)?));
+        order.sign(key)?;
     }
-    for signed in gathered {
-        check_same(&order, &signed)?;
-        signatures.push((signed.signer, signed.signature));
+    match quorum.out {
+        Some(out) => {
+            write_private(&out, order.to_json().as_bytes())?;
+            tell(&order, &out);
+            Ok(())
+        }
+        None => send(&order, &chain, keys.first().context("no --key")?, quorum.json).await,
     }
-    // Ascending by signer, as the contract wants them. Whether they are enough is the contract's to say.
-    signatures.sort_by_key(|(signer, _)| *signer);
-    let signers: Vec<Address> = signatures.iter().map(|(signer, _)| *signer).collect();
-    let approval = Approval { deadline, signatures: signatures.into_iter().map(|(_, s)| s).collect() };
-    let tx = Tx::call(treasury, action.call(approval), "the treasury refuses the order");
-    let payer = keys.into_iter().next().context("no --key")?;
-    let done = match Wallet::new(chain.clone(), payer).send(tx).await {
-        Ok(done) => done,
-        Err(e) => return Err(explain(&chain, treasury, &signers, e).await),
+}
+
+fn approve(flags: &Approve) -> Result<()> {
+    let mut order = read(&flags.order)?;
+    let config = flags.config.as_deref().map(StewardConfig::load).transpose()?;
+    let key = config.as_ref().map(|c| &c.order_key_file).or(flags.key.as_ref()).context("no --key")?;
+    order.sign(&read_key(key)?)?;
+    let out = flags.out.as_ref().unwrap_or(&flags.order);
+    write_private(out, order.to_json().as_bytes())?;
+    if let Some(config) = config {
+        steward::orders::hand_out(&config, &order)?;
+    }
+    tell(&order, out);
+    Ok(())
+}
+
+async fn submit(flags: Submit) -> Result<()> {
+    let mut files = flags.order.iter().map(|file| read(file)).collect::<Result<Vec<_>>>()?.into_iter();
+    let mut order = files.next().context("no order")?;
+    for other in files {
+        order.merge(other)?;
+    }
+    let http = net::Client::new();
+    let digest = order.digest();
+    for daemon in &flags.daemon {
+        let url = format!("{}/orders/{}", daemon.trim_end_matches('/'), order.treasury);
+        let held: Vec<OrderFile> =
+            http.get_json(&url).await.with_context(|| format!("the steward daemon at {daemon} does not answer"))?;
+        for other in held.into_iter().filter(|other| other.digest() == digest) {
+            order.merge(other)?;
+        }
+    }
+    let chain = match &flags.rpc {
+        Some(rpc) => chain::Chain::connect(rpc, order.chain_id)?,
+        None => flags.place.link()?.record.chain,
     };
-    if quorum.json {
+    chain.verify_chain().await?;
+    send(&order, &chain, &read_key(&flags.key)?, flags.json).await
+}
+
+async fn send(
+    order: &OrderFile,
+    chain: &chain::Chain,
+    payer: &alloy::signers::local::PrivateKeySigner,
+    json: bool,
+) -> Result<()> {
+    let done = order.submit(chain, payer).await?;
+    let signers: Vec<Address> = order.signatures.iter().map(|part| part.signer).collect();
+    if json {
         println!(
             "{}",
-            json!({ "action": action.name(), "transaction": done.tx_hash, "block": done.block, "signers": signers })
+            json!({ "action": order.action, "transaction": done.tx_hash, "block": done.block, "signers": signers })
         );
     } else {
-        println!("{}: in force since block {}, by {} stewards", action.name(), done.block, signers.len());
+        println!("{}: in force since block {}, signed by {} people", order.action, done.block, signers.len());
     }
     Ok(())
 }
 
-/// The treasury's refusal, with what is missing where the signatures are why.
-async fn explain(chain: &chain::Chain, treasury: Address, signers: &[Address], refusal: chain::Error) -> anyhow::Error {
-    let refusal = anyhow::Error::new(refusal);
-    let Ok(birth) = chain.treasury(treasury).birth().await else { return refusal };
-    let stewards = signers.iter().filter(|signer| birth.stewards.contains(signer)).count();
-    if stewards >= usize::from(birth.threshold) {
-        return refusal;
-    }
-    refusal.context(format!(
-        "{stewards} of {} stewards signed and {} must: name another --key, or an --approval made by `vivarium steward \
-         approve`",
-        birth.stewards.len(),
-        birth.threshold
-    ))
+fn read(path: &Path) -> Result<OrderFile> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the order {}", path.display()))?;
+    let order = OrderFile::parse(&text).with_context(|| format!("{}", path.display()))?;
+    ensure!(!order.stewards.is_empty(), "{} names no stewards", path.display());
+    Ok(order)
 }
 
-async fn approve(action: Action, key: &std::path::Path, deadline: Option<u64>, target: Target) -> Result<()> {
-    let (chain, treasury) = target.chain()?;
-    let state = chain.treasury(treasury).state().await?;
-    let deadline = match deadline {
-        Some(deadline) => deadline,
-        None => chain.head().await?.timestamp + ORDER_VALID_SECS,
-    };
-    let order = Order::new(action.name(), action.argument(), state.orderNonce, deadline);
-    let key = read_key(key)?;
-    let signature = orders::sign(&order, &orders::domain(chain.chain_id(), treasury), &key)?;
-    let signed = Signed {
-        action: order.action,
-        argument: order.argument.to_string(),
-        nonce: state.orderNonce.to_string(),
-        deadline,
-        signer: key.address(),
-        signature,
-    };
-    println!("{}", serde_json::to_string_pretty(&signed)?);
-    Ok(())
-}
-
-fn read_approval(path: &PathBuf) -> Result<Signed> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the approval {}", path.display()))?;
-    serde_json::from_str(&text)
-        .with_context(|| format!("{} is not what `vivarium steward approve` prints", path.display()))
-}
-
-fn check_same(order: &Order, signed: &Signed) -> Result<()> {
-    let same = signed.action == order.action
-        && signed.argument == order.argument.to_string()
-        && signed.nonce == order.nonce.to_string()
-        && signed.deadline == order.deadline;
-    ensure!(
-        same,
-        "the approval by {} is for another order ({} with nonce {} until {}); sign again",
-        signed.signer,
-        signed.action,
-        signed.nonce,
-        signed.deadline
+/// What the order is, in words, so that nobody signs what it is called by a file's name.
+fn tell(order: &OrderFile, path: &Path) {
+    let what = order.action().map_or_else(|_| order.action.clone(), |action| action.to_string());
+    println!(
+        "{what}: treasury {} on chain {}, order number {}, valid until {} (chain seconds)",
+        order.treasury, order.chain_id, order.nonce, order.deadline
     );
-    Ok(())
+    match order.approval() {
+        Ok(_) => println!("enough have signed: vivarium steward submit {} --key FILE", path.display()),
+        Err(missing) => {
+            println!("{missing:#}; the next one signs with: vivarium steward approve {} --key FILE", path.display());
+        }
+    }
 }

@@ -15,7 +15,7 @@ use chain::bindings::{
 use chain::orders::{self, Order};
 use chain::treasury::{calls, predict};
 use economy::{Timers as Clockwork, Usdc};
-use node::manifest::Manifest;
+use node::manifest::{INDEPENDENCE, Manifest};
 use pay::scheme::channel::{BATCH_SETTLEMENT, WITHDRAW_DELAY_SECS_MIN};
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -116,8 +116,14 @@ impl Plan {
 
 /// The whole birth: sum, consent, treasury, seed, host, activation, and the proof that the creator is nobody now.
 pub async fn run(plan: &Plan, consent: Consent, progress: Progress) -> Result<Born> {
+    preflight(plan).await?;
     let sum = month_sum(plan).await?;
     progress.line(&sum.lines(plan.seed));
+    progress.line(&format!(
+        "    oversight     {} of {} stewards can pause, stop or evict it; independence {INDEPENDENCE}",
+        plan.manifest.threshold,
+        plan.manifest.stewards.len()
+    ));
     if consent == Consent::Ask {
         ask_for_consent(plan)?;
     }
@@ -126,6 +132,43 @@ pub async fn run(plan: &Plan, consent: Consent, progress: Progress) -> Result<Bo
     progress.line(&format!("  the creator's key is refused by every entry of the treasury ({}):", refused.len()));
     progress.line(&refusal_lines(&refused));
     Ok(born)
+}
+
+/// What would make the birth fail, or the life after it: said before anybody pays.
+async fn preflight(plan: &Plan) -> Result<()> {
+    let chain = &plan.creator.chain;
+    chain.verify_contracts(&plan.addresses).await?;
+    chain.verify_clock().await?;
+    let (clockwork, _) = Clockwork::scaled(plan.manifest.day_secs);
+    clockwork
+        .check(term_secs(&plan.manifest), super::anvil::BLOCK_SECS)
+        .context("the manifest's `day_secs` and `lease_days` are too short")?;
+    if let Some(address) = plan.manifest.safe {
+        let safe =
+            chain.safe(address).await?.with_context(|| format!("the manifest's `safe` {address} is no contract"))?;
+        let mut owners = safe.owners.clone();
+        owners.sort();
+        let named: Vec<Address> = plan.manifest.stewards.iter().map(|s| s.address).collect();
+        ensure!(
+            owners == named && safe.threshold == usize::from(plan.manifest.threshold),
+            "the Safe {address} wants {} of its {} owners; the manifest's `stewards` must be just them, and its \
+             `threshold` the same",
+            safe.threshold,
+            owners.len()
+        );
+        ensure!(
+            !owners.contains(&plan.creator.address()),
+            "the creator owns the Safe {address}; it can't be a steward"
+        );
+    }
+    let market = chain.market(plan.addresses.market).terms().await?;
+    let takeover = clockwork.answer_time + clockwork.restore_timeout;
+    ensure!(
+        takeover <= market.grace,
+        "the market's grace of {} s is shorter than a takeover takes ({takeover} s): it was made for shorter days",
+        market.grace
+    );
+    Ok(())
 }
 
 fn ask_for_consent(plan: &Plan) -> Result<()> {
@@ -306,8 +349,10 @@ async fn terms(plan: &Plan) -> Result<Birth> {
         token: plan.addresses.usdc,
         market: plan.addresses.market,
         beneficiary: manifest.beneficiary,
-        stewards: manifest.stewards.iter().map(|s| s.address).collect(),
-        threshold: manifest.threshold,
+        stewards: manifest
+            .safe
+            .map_or_else(|| manifest.stewards.iter().map(|s| s.address).collect(), |safe| vec![safe]),
+        threshold: if manifest.safe.is_some() { 1 } else { manifest.threshold },
         codeHash: plan.code_digest,
         manifest: plan.manifest_digest,
         mandateUntil: now + u64::from(manifest.mandate_days) * u64::from(manifest.day_secs),

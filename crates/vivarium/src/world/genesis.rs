@@ -137,6 +137,7 @@ pub fn manifest(choices: &Choices, names: Names) -> Manifest {
         code_cid,
         beneficiary,
         threshold: THRESHOLD,
+        safe: None,
         mandate_days: MANDATE_DAYS,
         lease_days: choices.lease_days,
         prepay_days: 2,

@@ -7,6 +7,7 @@ fn manifest() -> Manifest {
         code_cid: String::new(),
         beneficiary: Address::repeat_byte(1),
         threshold: 1,
+        safe: None,
         mandate_days: 365,
         lease_days: 3,
         prepay_days: 2,

@@ -1,0 +1,150 @@
+//! A real Safe (its published bytecode, 2 of 3) as the quorum: its owners sign an order's file apart from each other,
+//! one of them through its daemon, and anybody submits it.
+
+use crate::world::{World, key};
+use chain::alloy::eips::BlockId;
+use chain::alloy::primitives::{Address, B256, Bytes, U256};
+use chain::alloy::rpc::types::TransactionRequest;
+use chain::alloy::sol;
+use chain::alloy::sol_types::SolCall;
+use chain::deploy::create;
+use chain::orders::{Ack, digest, domain};
+use chain::sender::{Tx, send_once};
+use chain::treasury::calls;
+use serde_json::{Value, json};
+use steward::orders::{Action, OrderFile, hand_out};
+use store::seal::Identity;
+
+sol! {
+    function setup(address[] owners, uint256 threshold, address to, bytes data, address fallbackHandler, address paymentToken, uint256 payment, address paymentReceiver) external;
+    function createProxyWithNonce(address singleton, bytes initializer, uint256 salt) external returns (address);
+}
+
+/// The published bytecode of Safe 1.5.0.
+fn published(path: &str) -> Bytes {
+    let folder = "../../contracts/node_modules/@safe-global/safe-smart-account/build/artifacts/contracts";
+    let file = format!("{}/{folder}/{path}.json", env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(&file).unwrap_or_else(|e| panic!("{file}: {e}; run `npm ci` in contracts/"));
+    let artifact: Value = serde_json::from_str(&text).unwrap();
+    artifact["bytecode"].as_str().unwrap().parse().unwrap()
+}
+
+/// A Safe of these owners. Key 3 pays.
+async fn make_safe(world: &World, owners: Vec<Address>, threshold: u64) -> Address {
+    let (chain, payer) = (&world.chain, key(3));
+    let [singleton, handler, factory] = [
+        ("Safe", published("Safe.sol/Safe")),
+        ("handler", published("handler/CompatibilityFallbackHandler.sol/CompatibilityFallbackHandler")),
+        ("factory", published("proxies/SafeProxyFactory.sol/SafeProxyFactory")),
+    ]
+    .map(|(name, code)| create(chain, &payer, name, code));
+    // One after the other: each takes the next number of one account.
+    let (singleton, handler, factory) = (singleton.await.unwrap(), handler.await.unwrap(), factory.await.unwrap());
+    let (none, threshold) = (Address::ZERO, U256::from(threshold));
+    let setup = setupCall {
+        owners,
+        threshold,
+        to: none,
+        data: Bytes::new(),
+        fallbackHandler: handler,
+        paymentToken: none,
+        payment: U256::ZERO,
+        paymentReceiver: none,
+    };
+    let make = createProxyWithNonceCall { singleton, initializer: setup.abi_encode().into(), salt: U256::ZERO };
+    let data: Bytes = make.abi_encode().into();
+    let call = TransactionRequest::default().to(factory).input(data.clone().into());
+    let answer: Bytes = chain.request("eth_call", (call, BlockId::latest())).await.unwrap();
+    send_once(chain, &payer, Tx::call(factory, data, "a Safe"), 1).await.unwrap();
+    createProxyWithNonceCall::abi_decode_returns(&answer).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_owners_of_a_safe_pause_an_agent_by_files_and_a_daemon() {
+    let world = World::start().await;
+    let owners = world.addresses_of_stewards();
+    let safe = make_safe(&world, owners.clone(), 2).await;
+    let treasury = world.create(vec![safe], 1).await.unwrap();
+    world.activate(treasury, key(7).address()).await;
+    let state = || async { world.chain.treasury(treasury).state().await.unwrap() };
+
+    // Daemons whose keys own the Safe watch its agent and acknowledge its checkpoints; the node puts their words
+    // together.
+    let secret = Identity::generate().to_secret_string().as_bytes().to_vec();
+    let object = world.checkpoint(treasury, &world.stewards().await, &secret, 7, &|_| ());
+    world.put(&object.to_bytes()).await;
+    let ack = Ack { epoch: 1, seq: 1, digest: object.digest().into(), prev: B256::ZERO };
+    let mut parts = Vec::new();
+    for steward in [2, 0] {
+        let wanted = json!({ "treasury": treasury, "seq": 1, "digest": ack.digest });
+        let answer = world.accepted(steward, "ack", &wanted).await;
+        parts.push(serde_json::from_value::<Bytes>(answer["signature"].clone()).unwrap());
+    }
+    let whole = world.chain.safe(safe).await.unwrap().unwrap();
+    let signed = digest(&ack, &domain(world.chain.chain_id(), treasury));
+    let acks = vec![whole.signature(world.chain.chain_id(), signed, &parts).unwrap()];
+    world.node(7, treasury, calls::commit(1, ack.digest, B256::ZERO, acks)).await;
+    assert_eq!(state().await.checkpointSeq, 1);
+
+    // Prepared with the chain; signed without it, on two machines.
+    let order = OrderFile::prepare(&world.chain, treasury, Action::Pause, 3_600).await.unwrap();
+    let of_owner = |address: Address| (11..=13).map(key).find(|k| k.address() == address).unwrap();
+    assert!(order.clone().sign(&key(9)).unwrap_err().to_string().contains("owns no Safe"));
+    let mut first = order.clone();
+    first.sign(&of_owner(owners[2])).unwrap();
+    let refusal = first.submit(&world.chain, &key(2)).await.unwrap_err().to_string();
+    assert!(refusal.contains("1 of the 3 owners of the Safe"), "{refusal}");
+    assert!(!state().await.paused);
+
+    // The other owner approves beside its daemon, which hands the signature out to whoever asks.
+    let mut second = order.clone();
+    second.sign(&of_owner(owners[0])).unwrap();
+    assert_eq!(world.get(0, &format!("orders/{treasury}")).await, json!([]));
+    hand_out(&world.config(0), &second).unwrap();
+    let held: Vec<OrderFile> = serde_json::from_value(world.get(0, &format!("orders/{treasury}")).await).unwrap();
+    assert_eq!(held, [second]);
+    assert_eq!(world.get(1, &format!("orders/{treasury}")).await, json!([]), "{} signed nothing", world.url(1));
+    for other in held {
+        first.merge(other).unwrap();
+    }
+    first.submit(&world.chain, &key(2)).await.unwrap();
+    assert!(state().await.paused);
+
+    // Used up; and a daemon signs nothing that its operator did not.
+    assert!(first.submit(&world.chain, &key(2)).await.is_err());
+    let wanted = json!({ "treasury": treasury, "action": "resume", "offer": 0, "term": 0, "prepay_uusdc": 0, "nonce": 1, "deadline": 1 });
+    world.refused(0, "sign-order", &wanted, "not_for_daemons").await;
+    let mut resume = OrderFile::prepare(&world.chain, treasury, Action::Resume, 3_600).await.unwrap();
+    for owner in &owners[1..] {
+        resume.sign(&of_owner(*owner)).unwrap();
+    }
+    resume.submit(&world.chain, &key(2)).await.unwrap();
+    assert!(!state().await.paused);
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_safe_beside_plain_keys_signs_as_one_of_them() {
+    let world = World::start().await;
+    let keys = world.addresses_of_stewards();
+    let safe = make_safe(&world, keys[..2].to_vec(), 2).await;
+    let mut stewards = vec![safe, keys[2]];
+    stewards.sort();
+    let treasury = world.create(stewards, 2).await.unwrap();
+    world.activate(treasury, key(7).address()).await;
+    let mut order = OrderFile::prepare(&world.chain, treasury, Action::Stop, 3_600).await.unwrap();
+    let of = |address: Address| (11..=13).map(key).find(|k| k.address() == address).unwrap();
+    for owner in &keys[..2] {
+        order.sign(&of(*owner)).unwrap();
+    }
+    assert!(order.submit(&world.chain, &key(2)).await.unwrap_err().to_string().contains("1 of 2 stewards signed"));
+    order.sign(&of(keys[2])).unwrap();
+    order.submit(&world.chain, &key(2)).await.unwrap();
+    assert_eq!(world.chain.treasury(treasury).state().await.unwrap().stage(), chain::Stage::Stopped);
+
+    // A Safe that one owner commands is no quorum: refused at birth.
+    let weak = make_safe(&world, keys[..2].to_vec(), 1).await;
+    let refused = world.create(vec![weak], 1).await.unwrap_err();
+    assert_eq!(refused.revert().map(|r| r.name.as_str()), Some("BadQuorum"), "{refused}");
+    world.stop().await;
+}
