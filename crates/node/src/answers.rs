@@ -128,12 +128,12 @@ impl Answers {
             content_type: answer.content_type.clone(),
             payment_response: answer.payment_response.clone(),
         };
-        let path = self.dir.join(request.to_string());
+        let (path, key) = (self.dir.join(request.to_string()), question.key(&request, signature));
         let written = tokio::task::spawn_blocking(move || {
             let plain = borsh::to_vec(&plain)?;
             let nonce: [u8; NONCE_BYTES] = rand::random();
             let at = now.to_le_bytes();
-            let sealed = XChaCha20Poly1305::new(&question.key(&request, &signature))
+            let sealed = XChaCha20Poly1305::new(&key)
                 .encrypt(&XNonce::from(nonce), Payload { msg: &plain, aad: &at })
                 .map_err(|e| std::io::Error::other(e.to_string()))?;
             let bytes = [&at[..], &nonce, &sealed].concat();
@@ -187,7 +187,7 @@ impl Answers {
         let (at, rest) = bytes.split_at_checked(AT_BYTES)?;
         let (nonce, sealed) = rest.split_at_checked(NONCE_BYTES)?;
         let nonce = XNonce::from(<[u8; NONCE_BYTES]>::try_from(nonce).ok()?);
-        let plain = XChaCha20Poly1305::new(&question.key(&request, &signature))
+        let plain = XChaCha20Poly1305::new(&question.key(&request, signature))
             .decrypt(&nonce, Payload { msg: sealed, aad: at })
             .ok()?;
         let Sealed { body, content_type, payment_response } = borsh::from_slice(&plain).ok()?;
@@ -267,7 +267,7 @@ mod tests {
         assert_eq!(read(&answers, 2).await, None);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing unfinished stays");
         // The signature alone stands on chain, the question alone in the customer's log.
-        for (question, signature) in [(Question::of(b"what?"), SIGNATURE), (question(), [8; 65])] {
+        for (question, signature) in [(Question::of(b"what?"), SIGNATURE), (question(), &[8; 65])] {
             assert_eq!(answers.read((request(1), question, signature), Duration::ZERO).await, None);
         }
         let file = std::fs::read(dir.path().join(request(1).to_string())).unwrap();

@@ -14,7 +14,7 @@ const PEER_DEADLINE: Duration = Duration::from_secs(3);
 
 /// Asks the peers one after the other until there are enough signatures, then sends `rescue`.
 pub async fn rescue(desk: &Desk, sender: &SenderHandle, treasury: Address, rescue: &Rescue) -> Result<()> {
-    let birth = desk.births().remove(&treasury).context("the agent is not watched any more")?;
+    let (birth, _) = desk.watched().remove(&treasury).context("the agent is not watched any more")?;
     let chain_id = desk.config.chain_id;
     let (domain, needed) = (domain(chain_id, treasury), usize::from(birth.options.rescueThreshold));
     let rescuers = &birth.options.rescuers;

@@ -434,7 +434,7 @@ impl Api {
         };
         if let Some((signature, is_coming)) = known {
             let patience = if is_coming { TWIN_PATIENCE } else { WRITING_PATIENCE };
-            if let Some(answer) = self.answers.read((request, question, signature), patience).await {
+            if let Some(answer) = self.answers.read((request, question, &signature), patience).await {
                 return replay(&request, answer);
             }
         }

@@ -33,7 +33,7 @@ fn permitted(payer: u8, nonce: u8, body: u8, proxy: Proxy) -> Reservation {
         nonce: [nonce; 32],
         valid_after: 0,
         deadline: NOW + 299,
-        signature: [0; 65],
+        signature: vec![0; 65],
         permit: None,
     };
     reserved_by(Settle::Permit2(payment), body, Timing::OnDelivery)

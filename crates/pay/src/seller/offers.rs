@@ -121,11 +121,11 @@ pub struct Terms<'a> {
 }
 
 /// One way to pay: scheme and transfer method.
-type Way = (&'static str, TransferMethod);
+pub type Way = (&'static str, TransferMethod);
 
 impl Seller {
     /// The offer of this way to pay, for this amount.
-    fn requirements_of(&self, (scheme, method): Way, amount: Usdc, terms: &Terms<'_>) -> PaymentRequirements {
+    pub fn requirements_of(&self, (scheme, method): Way, amount: Usdc, terms: &Terms<'_>) -> PaymentRequirements {
         let mut extra = json!({ "name": self.token_name, "version": self.token_version });
         if method == TransferMethod::Permit2 {
             extra["assetTransferMethod"] = "permit2".into();

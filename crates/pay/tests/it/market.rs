@@ -330,7 +330,7 @@ impl Inner {
                     let (key, amount) = (deposit.key(&id), deposit.amount);
                     self.apply(ChannelInput::DepositAsked { channel: id, deposit: deposit.clone(), at: wall() });
                     let before = self.chain.channel(&id).await.balance;
-                    let offer = self.seller.requirements_of("batch-settlement", paid.accepted, terms).unwrap();
+                    let offer = self.seller.requirements_of(("batch-settlement", self.transfer), paid.accepted, terms);
                     let payment = deposit_of(&paid.config, &id, deposit, &paid.voucher, &offer);
                     let said = self.ask_another(payment, offer).await;
                     let is_in = self.chain.channel(&id).await.balance > before;

@@ -24,7 +24,7 @@ use pay::seller::offers::TransferMethod;
 use pay::wire::{PAYMENT_RESPONSE, Resource};
 use pay::{
     Accepted, BookInput, Challenge, ChannelBook, ChannelPrice, ChannelTerms, Decision, Prices, Reason, Refusal,
-    RequestId, Seller, Terms, Usdc, Verified,
+    RequestId, Seller, Settle, Terms, Usdc, Verified,
 };
 use sha2::{Digest, Sha256};
 use std::path::Path;
@@ -316,8 +316,10 @@ impl Inner {
     /// A payer who is known: the first byte waits for the disk, the last one for the chain.
     async fn on_exact(self: &Arc<Self>, paid: &Verified, body: &Bytes) -> Result<Result<Response, Box<Challenge>>> {
         let (payer, nonce) = (paid.payer.into_array(), paid.nonce.0);
-        let ask = Ask { payer, nonce, route: PAID.to_owned(), body_digest: Sha256::digest(body).into(), fresh: true };
-        let request = RequestId::of_payment(&payer, &nonce);
+        let method = TransferMethod::Eip3009;
+        let body_digest = Sha256::digest(body).into();
+        let ask = Ask { method, payer, nonce, route: PAID.to_owned(), body_digest, identifier: None, fresh: true };
+        let request = RequestId::of_payment(method, &payer, &nonce);
         let lsn = {
             let mut desk = self.desk();
             if desk.book.decide(&ask, now()) != Decision::New {
@@ -327,10 +329,11 @@ impl Inner {
             }
             desk.apply(BookInput::Reserved(Reservation {
                 request,
-                settlement: paid.settlement(),
+                settlement: Settle::Exact(paid.settlement()),
                 timing: Timing::AtOnce,
                 route: ask.route,
                 body_digest: ask.body_digest,
+                identifier: None,
                 prompt_tokens: 1,
                 max_tokens: 1,
                 at: now(),
@@ -353,9 +356,9 @@ impl Inner {
             let mined = shop.chain.send(RELAY, shop.chain.usdc, call).await?;
             ensure!(mined.is_done, "a transfer reverted");
             let block = shop.chain.height().await?;
-            let settled = BookInput::Settled { payer, nonce, amount, tx: mined.hash.0, block, recorded: true };
+            let settled = BookInput::Settled { method, payer, nonce, amount, tx: mined.hash.0, block, recorded: true };
             shop.desk().apply(settled);
-            Ok(BookInput::Delivered { request, delivery: delivery() })
+            Ok(BookInput::Delivered { request, delivery: delivery(), amount })
         };
         Ok(Ok(self.answer(told, settle)))
     }
@@ -390,6 +393,7 @@ fn reservation(request: RequestId, paid: &VerifiedVoucher, ask: &ChannelAsk) -> 
         ceiling: PRICE,
         route: ask.route.clone(),
         body_digest: ask.body_digest,
+        identifier: None,
         prompt_tokens: 1,
         max_tokens: 1,
         at: now(),
