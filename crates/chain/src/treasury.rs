@@ -501,6 +501,7 @@ mod tests {
             calls::set_stewards(Vec::new(), 1, approval()),
             calls::wind_down_reason(),
             calls::refuel(),
+            calls::identify(),
             calls::pause(approval()),
             calls::resume(approval()),
             calls::stop(approval()),

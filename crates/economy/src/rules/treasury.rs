@@ -233,11 +233,8 @@ impl Treasury {
             }
             t.heard(now);
             let standby = if standby_answered { t.standby } else { 0 };
-            for lease in [t.active, t.draining, standby] {
-                let (at, l) = (t.at, t.market.lease(lease));
-                if l.is_some_and(|l| l.state == LeaseState::Ready && now <= l.end) {
-                    t.market.vouch(now, at, lease)?;
-                }
+            for lease in [t.active, t.draining, standby].into_iter().filter(|lease| *lease != 0) {
+                t.market.vouch(now, t.at, lease)?;
             }
             Ok(())
         })
@@ -593,9 +590,8 @@ impl Treasury {
 
     /// In whatever state it is; one that is closed already is passed over.
     fn close_lease(&mut self, now: u64, lease: u64) -> Result<(), Refusal> {
-        let Some(l) = self.market.lease(lease).filter(|l| l.is_open()) else { return Ok(()) };
-        if l.state == LeaseState::Requested && now > l.ready_by {
-            return self.market.reclaim(now, &mut self.token, lease);
+        if !self.market.lease(lease).is_some_and(|l| l.is_open()) {
+            return Ok(());
         }
         self.market.close(now, &mut self.token, self.at, lease).map(drop)
     }

@@ -5,9 +5,9 @@ use crate::Usdc;
 /// Gas of one EIP-3009 transfer in a transaction of its own, and of a batch: what the transaction and Multicall3 cost
 /// without rows, and a row. Measured on the development token (`crates/pay/tests/it/batches.rs` holds them to it):
 /// one row alone is cheaper without Multicall3, from two on the batch is.
-pub const SINGLE_GAS: u64 = 62_000;
-pub const BATCH_GAS: u64 = 32_000;
-pub const ROW_GAS: u64 = 42_000;
+pub const SINGLE_GAS: u64 = 75_000;
+pub const BATCH_GAS: u64 = 42_000;
+pub const ROW_GAS: u64 = 40_000;
 
 /// What gas costs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,24 +81,24 @@ mod tests {
     fn gas_is_rounded_up_and_never_overflows() {
         assert_eq!(PRICE.cost_up(0), Usdc(0));
         assert_eq!(PRICE.cost_up(1), Usdc(1));
-        // 62,000 x 1e8 wei = 6.2e-6 ether = 0.0186 USDC.
-        assert_eq!(PRICE.cost_up(SINGLE_GAS), Usdc(18_600));
+        // 75,000 x 1e8 wei = 7.5e-6 ether = 0.0225 USDC.
+        assert_eq!(PRICE.cost_up(SINGLE_GAS), Usdc(22_500));
         let dear = GasPrice { wei: u128::MAX, ether: Usdc::MAX };
         assert_eq!(dear.cost_up(u64::MAX), Usdc::MAX);
     }
 
     #[test]
     fn a_batch_waits_until_its_fee_is_a_small_share_or_too_much_is_at_risk() {
-        // A fee of 0.0186 is a tenth of 0.186.
-        assert_eq!(due(&POLICY, &PRICE, &[Usdc(186_000)], 0), Due::Now);
-        assert_eq!(due(&POLICY, &PRICE, &[Usdc(185_999)], 0), Due::WithinMs(2_000));
+        // A fee of 0.0225 is a tenth of 0.225.
+        assert_eq!(due(&POLICY, &PRICE, &[Usdc(225_000)], 0), Due::Now);
+        assert_eq!(due(&POLICY, &PRICE, &[Usdc(224_999)], 0), Due::WithinMs(2_000));
         assert_eq!(due(&POLICY, &PRICE, &[Usdc(1)], 1_500), Due::WithinMs(500));
         assert_eq!(due(&POLICY, &PRICE, &[Usdc(1)], 2_000), Due::Now, "nobody waits for ever");
         assert_eq!(due(&POLICY, &PRICE, &[Usdc(1); 50], 0), Due::Now, "full");
         let dear = GasPrice { wei: 1_000_000_000_000, ..PRICE };
         assert_eq!(due(&POLICY, &dear, &[Usdc(999_999)], 0), Due::WithinMs(2_000));
         assert_eq!(due(&POLICY, &dear, &[Usdc(500_000), Usdc(500_000)], 0), Due::Now, "at risk");
-        // Company makes it cheaper: ten rows of 0.14 for 452,000 gas.
+        // Company makes it cheaper: ten rows of 0.14 for 442,000 gas.
         assert_eq!(due(&POLICY, &PRICE, &[Usdc(140_000)], 0), Due::WithinMs(2_000));
         assert_eq!(due(&BatchPolicy { sum_max: Usdc::MAX, ..POLICY }, &PRICE, &[Usdc(140_000); 10], 0), Due::Now);
     }

@@ -64,7 +64,7 @@ fn a_signed_checkpoint_survives_its_bytes() {
     assert_eq!(read, made);
     verify(&read).unwrap();
     assert_eq!(read.cid(), cid::raw(read.digest()));
-    assert_eq!(read.objects(), [cid::of_raw(b"snapshot"), cid::of_raw(b"talk")]);
+    assert_eq!(read.objects(), [cid::of_raw(b"snapshot"), cid::of_raw(b"log"), cid::of_raw(b"talk")]);
     assert_eq!(read.share_of(Address::repeat_byte(2)).unwrap().sealed, "c2VhbGVk2");
     read.follows(4, Some(B256::repeat_byte(4)), 3).unwrap();
 }
@@ -160,9 +160,9 @@ fn other_forms_of_the_same_json_are_refused() {
     let text = String::from_utf8(example().to_bytes()).unwrap();
     for (changed, why) in [
         (text.replacen('{', "{ ", 1), "canonical"),
-        (text.replacen("\"version\":1", "\"version\":1,\"extra\":0", 1), "not a checkpoint"),
-        (text.replacen("\"version\":1,", "", 1), "not a checkpoint"),
-        (text.replacen("\"version\":1", "\"version\":1.0", 1), "not a checkpoint"),
+        (text.replacen("\"version\":2", "\"version\":2,\"extra\":0", 1), "not a checkpoint"),
+        (text.replacen("\"version\":2,", "", 1), "not a checkpoint"),
+        (text.replacen("\"version\":2", "\"version\":2.0", 1), "not a checkpoint"),
         (text.replacen("0xa1", "0xA1", 1), "canonical"),
         (text.replacen("bafkrei", "bafkqa", 1), "not a checkpoint"),
         (format!("{text}\n"), "canonical"),
@@ -170,8 +170,8 @@ fn other_forms_of_the_same_json_are_refused() {
     ] {
         refused(Checkpoint::from_bytes(changed.as_bytes()), Kind::Corrupt, why);
     }
-    let next = text.replacen("\"version\":1", "\"version\":2", 1);
-    assert_eq!(verify(&Checkpoint::from_bytes(next.as_bytes()).unwrap()), Err(Mismatch::Version { found: 2 }));
+    let next = text.replacen("\"version\":2", "\"version\":3", 1);
+    assert_eq!(verify(&Checkpoint::from_bytes(next.as_bytes()).unwrap()), Err(Mismatch::Version { found: 3 }));
 }
 
 fn segment(index: u64, lsns: (u64, u64), prev: Option<Cid>) -> SegmentHeader {

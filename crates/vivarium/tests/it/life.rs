@@ -100,8 +100,9 @@ fn by_permit2(world: &mut World) {
 }
 
 /// Somebody who knows the registry, the agent's number in it and a chain endpoint: finds the agent, checks that it asks
-/// to be paid as the identity's owner, and buys an answer. Returns what it found.
-fn stranger(world: &Value) -> Value {
+/// to be paid as the identity's owner, and buys an answer.
+fn stranger(running: &World) {
+    let world = running.world();
     let text = |value: &Value| value.as_str().expect("a word in world.json").to_owned();
     let key = std::fs::read_to_string(text(&world["customer"]["key_file"])).expect("the key");
     let key = key.lines().find(|l| l.starts_with("0x")).expect("a line with the key").trim().to_owned();
@@ -113,13 +114,14 @@ fn stranger(world: &Value) -> Value {
         .current_dir(project().join("tests/clients"))
         .output()
         .expect("node runs");
+    let homes = [world["agent"]["url"].clone(), running.world()["agent"]["url"].clone()];
     let said = String::from_utf8_lossy(&out.stdout);
     assert!(out.status.success(), "the stranger failed: {said} {}", String::from_utf8_lossy(&out.stderr));
     let found: Value = serde_json::from_str(&said).unwrap_or_else(|e| panic!("{e} in {said}"));
     assert_eq!(found["owner"].as_str().map(str::to_lowercase), world["treasury"].as_str().map(str::to_lowercase));
-    assert_eq!(found["url"], world["agent"]["url"], "the record leads to where the agent lives now");
+    // It may have moved meanwhile.
+    assert!(homes.contains(&found["url"]), "the record leads to where the agent lives now: {found}, {homes:?}");
     assert_eq!(found["status"], 200, "{found}");
-    found
 }
 
 /// A program written for OpenAI, with nothing changed but its base URL. Then the budget is used up, and a new proxy
@@ -213,14 +215,13 @@ fn a_receipt_is_proved_on_chain(world: &mut World, request: &str) {
 #[test]
 fn a_whole_life() {
     let _turn = world::turn();
-    let mut world = World::start(&["--day", "20s", "--lease", "3d", "--seed-usdc", SEED_USDC, "--no-restart"]);
+    let mut world = World::start(&["--day", "20s", "--lease", "6d", "--seed-usdc", SEED_USDC, "--no-restart"]);
     world.until("birth", |w| w.file()?["agent"]["url"].as_str().map(str::to_owned));
     world.until("the agent sells", |w| (w.agent()?["selling"] == true).then_some(()));
 
     // Money comes in: the official client, whole and streamed.
-    let file = world.world();
     for mode in ["plain", "stream"] {
-        let answers = official_client(&file, mode, 2);
+        let answers = official_client(&world.world(), mode, 2);
         assert_eq!(answers.len(), 2);
         for answer in &answers {
             assert_eq!(answer["status"], 200, "{answer}");
@@ -230,16 +231,16 @@ fn a_whole_life() {
             a_receipt_is_proved_on_chain(&mut world, answers[0]["x402"]["request"].as_str().expect("a request id"));
         }
     }
-    from_a_smart_wallet(&file);
+    from_a_smart_wallet(&world.world());
     // And by vouchers: one deposit, then no transaction a call.
-    let calls = on_a_channel(&file, "stream", 3);
+    let calls = on_a_channel(&world.world(), "stream", 3);
     let transactions = calls.iter().filter(|c| c["payment"]["transaction"].as_str().is_some_and(|tx| !tx.is_empty()));
     assert_eq!((calls.len(), transactions.count()), (3, 1), "one deposit: {calls:?}");
     let gifts = micro(&world.agent().expect("a status"), "gifts_uusdc");
     by_permit2(&mut world);
     openai_sdk_through_the_proxy(&world);
     // And from somebody who was told nothing but a number.
-    stranger(&file);
+    stranger(&world);
     let begun = world.ask(&["--remember", "--max-tokens", "24", "My name is Ada. Say hello."]).expect("an answer");
     assert_eq!(begun["scheme"], "batch-settlement", "{begun}");
     let by_exact = world.ask(&["--scheme", "exact", "--max-tokens", "8", "Say hello."]).expect("an answer");
@@ -296,7 +297,7 @@ fn a_whole_life() {
     let later = on_a_channel(&now, "plain", 2);
     assert!(charged(&later) > charged(&calls), "the same channel goes on: {calls:?} {later:?}");
     // So did the identity.
-    stranger(&now);
+    stranger(&world);
 
     // The dead provider comes back, as its service manager would have it: the agent needs two owners to live on.
     let config = world.data_dir().join(format!("provider-{}/config.toml", index + 1));

@@ -385,7 +385,7 @@ impl Pair {
                 self.same("market.rent", who, outcome, modelled);
             }
             10 => {
-                let modelled = self.model.market.vouch(now, raw(who), lease);
+                let modelled = self.model.market.vouch(now, raw(who), lease).map(drop);
                 let call = LeaseMarket::vouchCall { lease: U256::from(lease) };
                 let outcome = self.world.evm.call(who, at, call.abi_encode(), 0);
                 self.same("market.vouch", who, outcome, modelled);

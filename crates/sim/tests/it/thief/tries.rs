@@ -154,6 +154,7 @@ fn treasury(scene: &Scene, thief: &Thief, entry: &str) -> Vec<Bytes> {
         "openRefunds" => vec![calls::open_refunds(order(U256::ZERO))],
         "pause" => vec![calls::pause(order(U256::ZERO))],
         "refuel" => vec![calls::refuel()],
+        "identify" => vec![calls::identify()],
         "refundChannel" => [scene.channel_free(), left.min(scene.channel_free())]
             .map(|amount| calls::refund_channel(scene.channel.clone(), amount))
             .to_vec(),

@@ -36,6 +36,7 @@ const ANSWER_TOKENS: u32 = 48;
 
 /// Starts a world in a temporary folder and prints how long things take.
 #[derive(clap::Args)]
+#[group(id = "worlds")]
 pub struct Flags {
     /// Days of this many seconds
     #[arg(long, default_value_t = 20)]

@@ -87,7 +87,9 @@ impl Shop {
     /// Opens on a free port, with its journal in the empty folder `dir`.
     pub async fn open(chain: Arc<DevChain>, dir: &Path) -> Result<Self> {
         let (tell, durable) = watch::channel(0);
-        let on_durable = move |lsn: journal::Result<Lsn>| drop(tell.send_replace(lsn.expect("the disk takes it")));
+        let on_durable = move |lsn: journal::Result<Lsn>| {
+            tell.send_replace(lsn.expect("the disk takes it"));
+        };
         let journal = Journal::create(dir, Options::default(), Box::new(on_durable))?;
         let limits = ChannelLimits { open_per_channel_max: u32::MAX, calls_max: u32::MAX, ..ChannelLimits::default() };
         let all = Limits { open_per_payer_max: u32::MAX, kept_max: u32::MAX, ..Limits::default() };
@@ -114,10 +116,6 @@ impl Shop {
         let url = format!("http://{}", listener.local_addr()?);
         let server = tokio::spawn(async move { axum::serve(listener, app).await.expect("it serves") });
         Ok(Self { url, inner, server })
-    }
-
-    pub fn domain(&self) -> &ChannelDomain {
-        &self.inner.domain
     }
 
     /// How long reservations took to become durable since the last time this was asked.
@@ -190,13 +188,15 @@ impl Inner {
                 channel: Some(ChannelPrice { ceiling: PRICE, carry: Usdc::ZERO }),
                 upto: None,
                 exact: Some(PRICE),
+                exact_permit2: None,
             },
             resource: &self.resource,
-            quoted_before: &|_| false,
-            known: &|payer, nonce| self.desk().book.request_of(payer, nonce).is_some(),
+            quoted_before: &|_, _| false,
+            known: &|method, payer, nonce| self.desk().book.request_of(method, payer, nonce).is_some(),
             facilitator: RELAY,
             channels: &self.channels,
             transfer: TransferMethod::Eip3009,
+            takes_permits: false,
         })
     }
 
@@ -205,11 +205,12 @@ impl Inner {
     }
 
     async fn sell(self: &Arc<Self>, headers: &HeaderMap, body: &Bytes) -> Result<Result<Response, Box<Challenge>>> {
-        match self.terms(|terms| self.seller.accept_any(headers, terms, &self.domain, now())) {
+        let taken = self.terms(|terms| self.seller.accept_any(headers, terms, &self.domain, now()));
+        match taken.map(|taken| taken.payment) {
             Err(challenge) => Ok(Err(challenge)),
             Ok(Accepted::Channel(paid)) => self.on_channel(paid, body).await,
             Ok(Accepted::Exact(paid)) => self.on_exact(&paid, body).await,
-            Ok(Accepted::Permit2(_)) => {
+            Ok(Accepted::Permit2(_) | Accepted::Unproven(_)) => {
                 Ok(Err(Box::new(self.refuse(Refusal::new(Reason::InvalidScheme, "not offered")))))
             }
         }
