@@ -19,7 +19,7 @@ pub use people::{Income, Link, Payer, Relation};
 pub use read::{Scope, Step, read};
 
 use alloy::primitives::{Address, B256, Bytes};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use crate::{
@@ -64,6 +64,8 @@ pub struct Evidence {
     pub sent: BTreeMap<B256, Sent>,
     /// Channels that the agent claimed from, with what was claimed of each so far.
     pub channels: Vec<(ChannelConfig, u128)>,
+    /// Transactions of transfers to the treasury that their payers had signed.
+    pub signed: BTreeSet<B256>,
     /// Token transfers into the accounts of those who paid the agent: (to, from).
     pub funding: Vec<(Address, Address)>,
     /// Accounts that the auditor knows to belong to somebody, besides those that the record itself names.

@@ -117,6 +117,11 @@ use alloy::primitives::{Address, address};
 /// (<https://github.com/erc-8004/erc-8004-contracts>). Development chains have ours there.
 pub const IDENTITY_REGISTRY: Address = address!("8004A169FB4a3325136EB29fA0ceB6D2e539a432");
 
+/// Through which x402's `exact` and `upto` move tokens by Permit2; the same addresses on every chain
+/// (`@x402/evm` 2.27.0). Development chains have ours there.
+pub const X402_PROXIES: [Address; 2] =
+    [address!("402085c248EeA27D92E8b30b2C58ed07f9E20001"), address!("4020A4f3b7b90ccA423B9fabCc0CE57C6C240002")];
+
 /// Where the shared contracts of a world live. A treasury has an address of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Addresses {

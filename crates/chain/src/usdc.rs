@@ -3,10 +3,16 @@
 use alloy::{
     eips::BlockId,
     primitives::{Address, B256, Bytes, U256},
-    sol_types::SolCall,
+    rpc::types::{Log, TransactionReceipt},
+    sol_types::{SolCall, SolEvent},
 };
+use std::collections::BTreeSet;
 
-use crate::{bindings::TestUSDC, error::Error, rpc::Chain};
+use crate::{
+    bindings::{TestUSDC, X402_PROXIES},
+    error::Error,
+    rpc::Chain,
+};
 
 /// Reads of one token contract.
 #[derive(Clone, Debug)]
@@ -50,6 +56,28 @@ impl UsdcClient {
     pub async fn authorization_state(&self, payer: Address, nonce: B256) -> Result<bool, Error> {
         let call = TestUSDC::authorizationStateCall { authorizer: payer, nonce };
         self.chain.read(self.address, call, BlockId::latest()).await
+    }
+
+    /// Those of `txs` in which a payer had signed what moved: an EIP-3009 authorisation was used, or one of x402's
+    /// proxies ran. A transaction that is gone (a reorg) is none of them.
+    ///
+    /// # Errors
+    /// As [`UsdcClient::balance`].
+    pub async fn signed_transfers(&self, txs: &[B256]) -> Result<BTreeSet<B256>, Error> {
+        let asked = txs.iter().map(|tx| (*tx,)).collect();
+        let receipts: Vec<Result<Option<TransactionReceipt>, Error>> =
+            self.chain.request_many("eth_getTransactionReceipt", asked).await?;
+        let is_signed = |log: &Log| {
+            let used = TestUSDC::AuthorizationUsed::SIGNATURE_HASH;
+            (log.address() == self.address && log.topic0() == Some(&used)) || X402_PROXIES.contains(&log.address())
+        };
+        let mut found = BTreeSet::new();
+        for (tx, receipt) in txs.iter().zip(receipts) {
+            if receipt?.is_some_and(|receipt| receipt.inner.logs().iter().any(is_signed)) {
+                found.insert(*tx);
+            }
+        }
+        Ok(found)
     }
 
     /// The EIP-712 domain's name, version and separator as the token itself says them.

@@ -1,6 +1,6 @@
 //! Payments by Permit2, as the chain sees them: what it has for them, whether one would go through, what became of it.
 
-use crate::authorization::{AuthorizationUsed, transfer_here};
+use crate::authorization::transfer_here;
 use crate::context::Context;
 use crate::settle::Settlement;
 use alloy::consensus::Transaction as _;
@@ -116,27 +116,6 @@ pub async fn paid_in(cx: &Context, payment: &Permit2Payment, tx: B256) -> Result
         }
         _ => None,
     })
-}
-
-/// Which of these transactions moved tokens because their owner had signed for it (EIP-3009, or Permit2 through an x402
-/// proxy): what they brought is customers' money and no gift.
-pub async fn signed_transfers(chain: &Chain, token: Address, txs: &[B256]) -> Result<BTreeSet<B256>, Error> {
-    let asked = txs.iter().map(|tx| (*tx,)).collect();
-    let receipts: Vec<Result<Option<alloy::rpc::types::TransactionReceipt>, Error>> =
-        chain.request_many("eth_getTransactionReceipt", asked).await?;
-    let mut found = BTreeSet::new();
-    for (tx, receipt) in txs.iter().zip(receipts) {
-        // A block that was read and is gone again: its events are taken back, whatever they were called.
-        let Some(receipt) = receipt? else { continue };
-        let is_signed = |log: &Log| {
-            let authorised = log.address() == token && log.topic0() == Some(&AuthorizationUsed::SIGNATURE_HASH);
-            authorised || [EXACT_PROXY, UPTO_PROXY].contains(&log.address())
-        };
-        if receipt.inner.logs().iter().any(is_signed) {
-            found.insert(*tx);
-        }
-    }
-    Ok(found)
 }
 
 /// Why the chain refuses a payment, in x402's words. The order is the official facilitator's.

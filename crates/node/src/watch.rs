@@ -68,7 +68,7 @@ impl Reader {
             }
         }
         let strange: Vec<B256> = incoming.keys().filter(|tx| !self.known.contains_key(*tx)).copied().collect();
-        let found = crate::permit2::signed_transfers(&cx.chain, cx.birth.token, &strange).await?;
+        let found = cx.chain.usdc(cx.birth.token).signed_transfers(&strange).await?;
         for tx in strange {
             self.known.insert(tx, (incoming[&tx], found.contains(&tx)));
         }

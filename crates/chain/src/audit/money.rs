@@ -12,7 +12,7 @@ use crate::{
 /// What a movement of the token was for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Purpose {
-    /// A customer's `exact` payment.
+    /// A customer's payment by `exact` or `upto`.
     Exact,
     /// The channel contract paid out what vouchers had promised.
     Channels,
@@ -313,6 +313,8 @@ fn movement(
         // Whoever made it pay out: it is what vouchers had promised.
         (true, _) if from == channels && !channels.is_zero() => Purpose::Channels,
         (true, false) => Purpose::Seed,
+        // By Permit2, or settled by somebody else: the treasury has no record of it, the payer's signature is one.
+        (true, true) if e.signed.contains(&fact.tx) => Purpose::Exact,
         (true, true) => Purpose::Gift,
     };
     put(purpose, party, rest);

@@ -91,6 +91,15 @@ pub async fn read(
     }
 
     let sent = sent(chain, &facts, &mut tell).await?;
+    let inward: BTreeSet<B256> = facts
+        .iter()
+        .filter(|fact| matches!(fact.what, What::Transfer { to, .. } if to == treasury))
+        .map(|fact| fact.tx)
+        .collect();
+    let mut signed = BTreeSet::new();
+    for some in Vec::from_iter(inward).chunks(256) {
+        signed.extend(token.signed_transfers(some).await?);
+    }
     let channels = channels(chain, treasury, &birth, &sent, at).await?;
     let mut customers = people::customers(&facts);
     customers.extend(channels.iter().map(|(config, _)| config.payer));
@@ -116,6 +125,7 @@ pub async fn read(
         leases: views,
         sent,
         channels,
+        signed,
         funding,
         known,
     })

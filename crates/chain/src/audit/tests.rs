@@ -57,6 +57,7 @@ impl Story {
             leases: Vec::new(),
             sent: BTreeMap::new(),
             channels: Vec::new(),
+            signed: BTreeSet::new(),
             funding: Vec::new(),
             known: Vec::new(),
         };

@@ -11,7 +11,7 @@ use serde_json::Value;
 pub struct Problem {
     error: ApiError,
     /// Stands in the body beside the error.
-    beside: Option<(&'static str, Value)>,
+    beside: Option<Box<(&'static str, Value)>>,
 }
 
 impl Problem {
@@ -38,7 +38,7 @@ impl Problem {
 
     /// Puts `value` beside the error in the body, if there is one.
     pub fn with(self, name: &'static str, value: Option<Value>) -> Self {
-        Self { beside: value.map(|value| (name, value)), ..self }
+        Self { beside: value.map(|value| Box::new((name, value))), ..self }
     }
 
     pub fn api(&self) -> &ApiError {
@@ -62,7 +62,8 @@ impl IntoResponse for Problem {
         let request_id = fresh_id("req_");
         let status = StatusCode::from_u16(self.error.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut body: Value = self.error.to_json(&request_id);
-        if let Some((name, value)) = self.beside {
+        if let Some(beside) = self.beside {
+            let (name, value) = *beside;
             body[name] = value;
         }
         let mut response = (status, Json(body)).into_response();

@@ -114,7 +114,7 @@ enum Paying {
     /// paid gets its first byte after that, too.
     AtEnd(Proxy),
     /// A voucher: charged before the last byte, and never waits for the chain.
-    Voucher(Call),
+    Voucher(Box<Call>),
 }
 
 /// What tokens cost in one way to pay.
@@ -184,7 +184,7 @@ impl Api {
         let Taken { payment, identifier } = self.accepted(headers, &terms).map_err(|refusal| *refusal)?;
         let wishes = Wishes { identifier, fresh: headers.contains_key(&FRESH_ANSWER) };
         let settlement = match (payment, order.errand) {
-            (Accepted::Channel(paid), _) => return self.sell_call(paid, order, terms, wishes, entered).await,
+            (Accepted::Channel(paid), _) => return self.sell_call(*paid, order, terms, wishes, entered).await,
             (Accepted::Exact(verified), Errand::Buy) => Settle::Exact(verified.settlement()),
             (Accepted::Permit2(payment), Errand::Buy) => Settle::Permit2(payment),
             (Accepted::Unproven(payer), Errand::Buy) => {

@@ -67,7 +67,7 @@ pub enum Accepted {
     /// `upto`, or `exact` by Permit2.
     Permit2(Permit2Payment),
     /// A voucher, a deposit or a refund on a channel.
-    Channel(VerifiedVoucher),
+    Channel(Box<VerifiedVoucher>),
     /// Everything holds but the signature, which is not the payer's key's.
     Unproven(Box<Unproven>),
 }
@@ -244,7 +244,7 @@ impl Seller {
                 let found = verify_voucher(channel_domain, &self.domain, payment, &offered, chain_now)?;
                 // A refund costs nothing, whatever the price.
                 let is_refund = matches!(found.kind, crate::scheme::channel::server::VoucherKind::Refund { .. });
-                if is_enough || is_refund { Ok(Accepted::Channel(found)) } else { Err(moved()) }
+                if is_enough || is_refund { Ok(Accepted::Channel(Box::new(found))) } else { Err(moved()) }
             }
             (EXACT, method @ TransferMethod::Eip3009) => {
                 let known = |payer: &Address, nonce: &B256| (terms.known)(method, &payer.0.0, &nonce.0);

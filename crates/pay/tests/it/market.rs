@@ -247,7 +247,7 @@ impl Inner {
             Err(challenge) => Err(challenge),
             Ok(Accepted::Channel(paid)) => {
                 let wants = Wants { is_stream, fresh: headers.contains_key(&FRESH_ANSWER) };
-                self.clone().on_channel(paid, &terms, ceiling, &body, wants).await
+                self.clone().on_channel(*paid, &terms, ceiling, &body, wants).await
             }
             Ok(Accepted::Permit2(paid)) => self.on_permit2(&paid, &terms, &body, is_stream).await,
             Ok(Accepted::Exact(paid)) => self.on_exact(&paid, &terms, &body, is_stream).await,

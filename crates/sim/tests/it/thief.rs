@@ -468,8 +468,10 @@ impl Thief {
     }
 }
 
-/// (tries, kinds of entry carried out, worst loss, bound for a week).
-fn rob(row: &Row, fresh: &Scene) -> (u64, BTreeMap<String, u64>, (i128, i128), (u128, u128)) {
+/// Tries, kinds of entry carried out, worst loss, bound for a week.
+type Robbery = (u64, BTreeMap<String, u64>, (i128, i128), (u128, u128));
+
+fn rob(row: &Row, fresh: &Scene) -> Robbery {
     let (mut tried, mut through, mut worst) = (0, BTreeMap::new(), (0, 0));
     let bound = (row.bound)(fresh, WEEK);
     for way in row.ways {
@@ -514,7 +516,7 @@ fn grouped(n: u64) -> String {
     let digits = n.to_string();
     let mut text = String::new();
     for (i, digit) in digits.chars().enumerate() {
-        if i != 0 && (digits.len() - i) % 3 == 0 {
+        if i != 0 && (digits.len() - i).is_multiple_of(3) {
             text.push(',');
         }
         text.push(digit);

@@ -131,7 +131,7 @@ impl Api {
                         tariff: Tariff { price: terms.tariff, gas: Usdc::ZERO },
                         question: order.question,
                         signature: paid.voucher.signature.to_vec(),
-                        paying: Paying::Voucher(Call { paid, put_in }),
+                        paying: Paying::Voucher(Box::new(Call { paid, put_in })),
                         guard,
                         api: self.clone(),
                     });

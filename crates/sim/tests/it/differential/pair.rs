@@ -155,7 +155,7 @@ impl Pair {
             70..78 => self.by_anyone(),
             78..84 => self.in_silence(),
             84..92 => self.by_quorum(),
-            92..95 => self.to_the_end(),
+            92..95 => self.go_to_the_end(),
             _ => self.beat(),
         }
     }
@@ -457,7 +457,7 @@ impl Pair {
         }
     }
 
-    fn to_the_end(&mut self) {
+    fn go_to_the_end(&mut self) {
         match self.chance.below(6) {
             0..3 => {
                 let who = if self.chance.of_1000(300) { self.operator() } else { PEOPLE.stranger };

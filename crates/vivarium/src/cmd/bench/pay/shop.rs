@@ -208,7 +208,7 @@ impl Inner {
         let taken = self.terms(|terms| self.seller.accept_any(headers, terms, &self.domain, now()));
         match taken.map(|taken| taken.payment) {
             Err(challenge) => Ok(Err(challenge)),
-            Ok(Accepted::Channel(paid)) => self.on_channel(paid, body).await,
+            Ok(Accepted::Channel(paid)) => self.on_channel(*paid, body).await,
             Ok(Accepted::Exact(paid)) => self.on_exact(&paid, body).await,
             Ok(Accepted::Permit2(_) | Accepted::Unproven(_)) => {
                 Ok(Err(Box::new(self.refuse(Refusal::new(Reason::InvalidScheme, "not offered")))))
