@@ -12,6 +12,7 @@ use pay::scheme::channel::{BATCH_SETTLEMENT, COLLECTOR_3009, ChannelId, ChannelS
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tokio::sync::Mutex;
 
 pub const CHAIN_ID: u64 = DEV_CHAIN_ID;
 /// Where the official facilitator looks for it.
@@ -28,6 +29,8 @@ pub struct DevChain {
     client: net::Client,
     abi: PathBuf,
     anvil: Anvil,
+    /// One transaction at a time: two sent at once are given the same nonce.
+    turn: Mutex<()>,
 }
 
 /// What one transaction did.
@@ -47,7 +50,7 @@ impl DevChain {
     pub async fn start(project: &Path, bin: PathBuf) -> Result<Self> {
         let anvil = Anvil::spawn(&AnvilOptions { block_time: None, ..AnvilOptions::new(bin) }).await?;
         let (url, abi) = (anvil.url().to_owned(), project.join("contracts/abi"));
-        let mut chain = Self { url, usdc: Address::ZERO, client: net::Client::new(), abi, anvil };
+        let mut chain = Self { url, usdc: Address::ZERO, client: net::Client::new(), abi, anvil, turn: Mutex::new(()) };
         for (at, name) in [
             (BATCH_SETTLEMENT, "BatchSettlement"),
             (COLLECTOR_3009, "DepositCollector3009"),
@@ -82,6 +85,7 @@ impl DevChain {
     }
 
     async fn transact(&self, tx: Value) -> Result<B256> {
+        let _turn = self.turn.lock().await;
         let hash = self.rpc("eth_sendTransaction", json!([tx])).await?;
         hash.as_str().context("a transaction without a hash")?.parse().context("a hash")
     }
