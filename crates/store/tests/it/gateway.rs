@@ -98,9 +98,8 @@ async fn a_car_that_cannot_be_finished_breaks_off_audibly() {
     here.blocks.delete(&victim).unwrap();
     let url = spawn(gateway::router(here.blocks.clone())).await;
     // The head may be lost with the rest, if the break comes before it was written.
-    let asked =
-        Client::new().send(Method::GET, &format!("{url}/ipfs/{file}?format=car"), HeaderMap::new(), Bytes::new());
-    let broken = match asked.await {
+    let url = format!("{url}/ipfs/{file}?format=car");
+    let broken = match Client::new().send(Method::GET, &url, HeaderMap::new(), Bytes::new()).await {
         Ok(answer) => answer.bytes(1 << 20).await.unwrap_err(),
         Err(broken) => broken,
     };
