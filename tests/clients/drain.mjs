@@ -8,6 +8,7 @@ import { readFileSync } from 'node:fs';
 
 const [baseUrl, maxTokens] = process.argv.slice(2);
 const prompts = JSON.parse(readFileSync(0, 'utf8'));
+const { data: models } = await (await fetch(`${baseUrl}/models`)).json();
 const refused = {};
 let answered = 0;
 let characters = 0;
@@ -20,7 +21,7 @@ async function ask(prompt) {
       method: 'POST',
       headers: { 'content-type': 'application/json' },
       body: JSON.stringify({
-        model: 'agent',
+        model: models[0].id,
         messages: [{ role: 'user', content: prompt }],
         max_tokens: Number(maxTokens),
       }),

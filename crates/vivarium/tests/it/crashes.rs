@@ -56,7 +56,7 @@ fn pay_past(world: &World, point: &str) {
             let _ = world::client(&world.world(), "plain", 1, "batch-settlement", &["--refund"]);
         }
         _ if point.starts_with("pay.") => {
-            let _ = world.ask(&["--max-tokens", "8", "Say hello."]);
+            let _ = world.ask(&["--scheme", "exact", "--max-tokens", "8", "Say hello."]);
         }
         _ => {}
     }
