@@ -118,11 +118,15 @@ async fn look(chain: &Chain, treasury: Address, token: Address, market_at: Addre
                 continue;
             }
             let selector = tx.input().get(..4).and_then(|b| <[u8; 4]>::try_from(b).ok()).unwrap_or_default();
-            match known.get(&selector) {
-                Some(name) if tx.to() == Some(treasury) && tx.value().is_zero() => {
-                    *signed.entry(*name).or_default() += 1
-                }
-                _ => odd.push(format!("{selector:02x?} to {:?} with {} wei", tx.to(), tx.value())),
+            let name = match known.get(&selector) {
+                Some(name) if tx.value().is_zero() => Some(*name),
+                // Whoever is no operator any more sends its gas home.
+                None if tx.input().is_empty() => Some("gas back"),
+                _ => None,
+            };
+            match name.filter(|_| tx.to() == Some(treasury)) {
+                Some(name) => *signed.entry(name).or_default() += 1,
+                None => odd.push(format!("{selector:02x?} to {:?} with {} wei", tx.to(), tx.value())),
             }
         }
     }
