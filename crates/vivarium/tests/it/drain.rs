@@ -39,6 +39,8 @@ fn routine() -> BTreeMap<[u8; 4], &'static str> {
         (Treasury::handoverCall::SELECTOR, "handover"),
         (Treasury::setRelayCall::SELECTOR, "setRelay"),
         (Treasury::claimAndSettleCall::SELECTOR, "claimAndSettle"),
+        // A customer's payment, which anybody may bring in: the operator does while the relay has no gas yet.
+        (Treasury::settleExactCall::SELECTOR, "settleExact"),
         (Treasury::refuelCall::SELECTOR, "refuel"),
     ])
 }
