@@ -5,6 +5,7 @@
 
 mod bench;
 mod contracts;
+mod deep;
 mod mutants;
 mod setup;
 mod shell;
@@ -18,13 +19,13 @@ cargo xtask <command>
 
   up [flags]      install what is missing, build, and start a world: `vivarium up [flags]`
                   (cargo xtask up --help lists the flags)
-  test [--deep]   everything: formatting, clippy, licences, contracts, all tests, one whole life with real processes
-                  --deep: more fuzz runs and longer worlds
+  test            everything: formatting, clippy, licences, contracts, all tests, one whole life with real processes
+  test --deep [STEP…]   the counts that take hours (invariants, fuzz, mutants, payments, drain, differential): goes on
+                  where it was broken off, and writes its report into docs/benchmarks.md. Commit first
   bench           start worlds and print the figures of docs/benchmarks.md
   bench pay       what a payment costs, without worlds, beside the official Express server (--write: into the docs;
                   `target/debug/vivarium bench pay --help` names the counts)
   contracts       build the contracts and write their ABI and bytecode (contracts/abi)
-  mutants         make each wrong contract of contracts/mutants.toml and see that a test goes red (test --deep does it too)
   setup           only install what is missing
 ";
 
@@ -39,7 +40,6 @@ fn main() -> ExitCode {
         "test" => test::run(rest),
         "bench" => bench::run(rest),
         "contracts" => no_arguments(command, rest).and_then(|()| build_contracts()),
-        "mutants" => no_arguments(command, rest).and_then(|()| mutants::run()),
         "setup" => no_arguments(command, rest).and_then(|()| setup::everything()),
         "help" | "--help" | "-h" => {
             print!("{HELP}");

@@ -5,7 +5,9 @@
 
 use crate::shell;
 use anyhow::{Context, Result, bail, ensure};
+use sha2::{Digest, Sha256};
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
@@ -22,26 +24,67 @@ struct Mutant {
     tests: String,
 }
 
-/// Makes every mutant in a copy under the target directory and runs its tests. Takes about half a minute each.
+/// Makes every mutant in a copy under the target directory and runs its tests: about half a minute each. One that was
+/// killed before by the same contracts, tests and change is not made again. The closing line.
 ///
 /// # Errors
 /// A mutant survives, does not compile, or no longer fits its source: each is named.
-pub fn run() -> Result<()> {
+pub fn run() -> Result<String> {
     let contracts = shell::root().join("contracts");
     let mutants = listed(&contracts)?;
+    let record = shell::target_dir().join("mutants.killed");
+    let killed_before = fs::read_to_string(&record).unwrap_or_default();
+    let sources = sources_digest(&contracts)?;
     let copy = copy_of(&contracts)?;
     let mut alive = Vec::new();
     for (n, mutant) in mutants.iter().enumerate() {
+        let key = mutant.key(&sources);
+        if killed_before.lines().any(|line| line == key) {
+            println!("{:>3}/{} killed before  {}", n + 1, mutants.len(), mutant.why);
+            continue;
+        }
         let started = Instant::now();
         let fate = kill(&copy, mutant)?;
         println!("{:>3}/{} {fate:<9} {:>4} s  {}", n + 1, mutants.len(), started.elapsed().as_secs(), mutant.why);
-        if fate != "killed" {
+        if fate == "killed" {
+            let mut file = fs::OpenOptions::new().create(true).append(true).open(&record)?;
+            writeln!(file, "{key}").with_context(|| format!("cannot write {}", record.display()))?;
+        } else {
             alive.push(format!("{} ({}): {fate}", mutant.why, mutant.file));
         }
     }
     ensure!(alive.is_empty(), "{} of {} mutants live: {}", alive.len(), mutants.len(), alive.join("; "));
-    println!("{} mutants, all killed", mutants.len());
-    Ok(())
+    let said = format!("{} mutants, all killed", mutants.len());
+    println!("{said}");
+    Ok(said)
+}
+
+impl Mutant {
+    /// Equal only for the same change of the same contracts, looked at by the same tests.
+    fn key(&self, sources: &str) -> String {
+        let Self { why: _, file, find, put, tests } = self;
+        hex::encode(Sha256::digest(format!("{sources}\0{file}\0{find}\0{put}\0{tests}")))
+    }
+}
+
+/// Of every file that a mutant's fate depends on, beside the mutant.
+fn sources_digest(contracts: &Path) -> Result<String> {
+    let (mut paths, mut folders) =
+        (vec![contracts.join("foundry.toml")], vec![contracts.join("src"), contracts.join("test")]);
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).with_context(|| format!("cannot list {}", folder.display()))? {
+            let entry = entry?;
+            let into = if entry.file_type()?.is_dir() { &mut folders } else { &mut paths };
+            into.push(entry.path());
+        }
+    }
+    paths.sort();
+    let mut digest = Sha256::new();
+    for path in paths {
+        digest.update(path.strip_prefix(contracts)?.to_string_lossy().as_bytes());
+        digest.update(Sha256::digest(fs::read(&path)?));
+    }
+    Ok(hex::encode(digest.finalize()))
 }
 
 fn listed(contracts: &Path) -> Result<Vec<Mutant>> {

@@ -1,15 +1,15 @@
 //! `cargo xtask test`: everything that must hold before a change is done, cheapest first.
 
-use crate::{contracts, mutants, setup, shell};
+use crate::{contracts, deep, setup, shell};
 use anyhow::{Result, bail};
 use std::time::Instant;
 
 pub fn run(flags: &[String]) -> Result<()> {
-    let deep = match flags {
-        [] => false,
-        [flag] if flag == "--deep" => true,
+    match flags {
+        [] => {}
+        [flag, names @ ..] if flag == "--deep" => return deep::run(names),
         _ => bail!("`cargo xtask test` knows only --deep, got {flags:?}"),
-    };
+    }
     let started = Instant::now();
     setup::everything()?;
 
@@ -19,12 +19,8 @@ pub fn run(flags: &[String]) -> Result<()> {
     licences()?;
     step("contracts");
     contracts::check_fresh(shell::root())?;
-    contracts::test_profile(shell::root(), if deep { "deep" } else { "ci" })?;
+    contracts::test_profile(shell::root(), "ci")?;
     contracts::test_profile(shell::root(), "gas")?;
-    if deep {
-        step("mutants");
-        mutants::run()?;
-    }
     step("clippy");
     let clippy = ["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"];
     shell::loudly("clippy", shell::cargo().args(clippy))?;
@@ -33,9 +29,6 @@ pub fn run(flags: &[String]) -> Result<()> {
     // own dependencies switch on other features.
     let mut tests = shell::cargo();
     tests.args(["test", "--workspace", "--no-fail-fast"]);
-    if deep {
-        tests.env("VIVARIUM_DEEP", "1");
-    }
     shell::loudly("tests", &mut tests)?;
     println!("\nall green in {:.0} s", started.elapsed().as_secs_f32());
     Ok(())

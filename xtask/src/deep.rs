@@ -1,0 +1,260 @@
+//! `cargo xtask test --deep`: the counts that take hours. Every step that has passed is on record under the target
+//! directory, so that a run which is broken off goes on where it was; what was measured goes into docs/benchmarks.md.
+
+use crate::{mutants, setup, shell};
+use anyhow::{Context, Result, bail, ensure};
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+/// Long walks over the contracts, each of 1,024,000 calls from a seed of its own.
+const WALKS: u32 = 10;
+const PAGE: &str = "docs/benchmarks.md";
+const BEGIN: &str = "<!-- deep: begin -->";
+const END: &str = "<!-- deep: end -->";
+
+/// One thing that passes or fails as a whole, and is not done again until what it is about has changed.
+struct Step {
+    name: String,
+    /// The folder whose contents it is about, as git knows it.
+    about: &'static str,
+    command: Command,
+}
+
+/// What is on record of a step that has passed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Passed {
+    /// Git's name of the folder's contents.
+    tree: String,
+    date: String,
+    seconds: u64,
+    /// The runner's own closing line.
+    said: String,
+}
+
+/// Runs every step whose name begins with one of `names` (all, without any) and has not passed on these sources, then
+/// writes the report. A failure does not stop the steps after it.
+///
+/// # Errors
+/// Uncommitted changes (nobody could say later what was tested), an unknown name, or a step that failed.
+pub fn run(names: &[String]) -> Result<()> {
+    let mut steps = steps();
+    for name in names {
+        let known =
+            steps.iter().any(|step| step.name.starts_with(name.as_str())) || "mutants".starts_with(name.as_str());
+        ensure!(known, "no deep step begins with {name:?}: invariants, fuzz, mutants, payments, drain, differential");
+    }
+    let wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| name.starts_with(wanted.as_str()));
+    setup::everything()?;
+    let mut record = read_record()?;
+    let mut failed = Vec::new();
+    steps.retain(|step| wanted(&step.name));
+    for mut step in steps {
+        let tree = tree_of(step.about)?;
+        if record.get(&step.name).is_some_and(|passed| passed.tree == tree) {
+            println!("{}: passed before on the same sources", step.name);
+            continue;
+        }
+        println!("\n== deep: {}", step.name);
+        let started = Instant::now();
+        match run_step(&mut step.command)? {
+            Some(said) => {
+                let passed = Passed { tree, date: today()?, seconds: started.elapsed().as_secs(), said };
+                record.insert(step.name, passed);
+                write_record(&record)?;
+            }
+            None => failed.push(step.name),
+        }
+    }
+    if wanted("mutants") {
+        println!("\n== deep: mutants");
+        let started = Instant::now();
+        match mutants::run() {
+            Ok(said) => {
+                let passed =
+                    Passed { tree: tree_of("contracts")?, date: today()?, seconds: started.elapsed().as_secs(), said };
+                record.insert("mutants".to_owned(), passed);
+                write_record(&record)?;
+            }
+            Err(error) => failed.push(format!("mutants ({error:#})")),
+        }
+    }
+    report(&record)?;
+    ensure!(failed.is_empty(), "deep: failed: {}", failed.join(", "));
+    println!("deep: green; {PAGE} has the report");
+    Ok(())
+}
+
+fn steps() -> Vec<Step> {
+    let forge = |profile: &str| {
+        let mut command = Command::new(shell::root().join("contracts/node_modules/.bin/forge"));
+        command.arg("test").env("FOUNDRY_PROFILE", profile).current_dir(shell::root().join("contracts"));
+        command
+    };
+    let walk = |n: u32| {
+        let mut command = forge("ci");
+        command.args(["--match-path", "test/Invariants.t.sol", "--fuzz-seed", &format!("{n:#x}")]);
+        Step { name: format!("invariants {n}/{WALKS}"), about: "contracts", command }
+    };
+    let rust = |name: &str, about: &'static str, filters: &[&str]| {
+        let mut command = shell::cargo();
+        command.args(["test", "--workspace", "--no-fail-fast", "--"]).args(filters).env("VIVARIUM_DEEP", "1");
+        Step { name: name.to_owned(), about, command }
+    };
+    let mut fuzz = forge("deep");
+    fuzz.args(["--no-match-path", "test/Invariants.t.sol"]);
+    let mut steps: Vec<Step> = (1..=WALKS).map(walk).collect();
+    steps.push(Step {
+        name: "fuzz of every entry point, 10,000 runs each".to_owned(),
+        about: "contracts",
+        command: fuzz,
+    });
+    steps.extend([
+        rust("payments: parsers, 10,000,000 inputs", "crates/pay", &["strangers_"]),
+        rust("payments: crash points in 1,000,000 seeded worlds", "crates/pay", &["book::tests::seeds"]),
+        rust("payments: 10,000 streamed calls on one channel", "crates/pay", &["ts_rs_rs_batch_settlement_streamed"]),
+        rust("differential of contracts and model", "crates", &["contracts_and_model_agree"]),
+        rust("drain: 1,000 prompts", "crates", &["no_text_moves_money"]),
+    ]);
+    steps
+}
+
+/// Shows what it says as it says it. The runner's closing lines when it passes, `None` when it does not.
+fn run_step(command: &mut Command) -> Result<Option<String>> {
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot start a step")?;
+    let mut closing = Vec::new();
+    for line in BufReader::new(child.stdout.take().context("a step without output")?).lines() {
+        let line = line.context("a step's output")?;
+        println!("{line}");
+        if is_closing(&line) {
+            closing.push(line.trim().to_owned());
+        }
+    }
+    let status = child.wait().context("a step's end")?;
+    Ok(status.success().then(|| closing.join("; ")).filter(|said| !said.is_empty()))
+}
+
+/// Whether a runner counts in this line what it has run, and that is something.
+fn is_closing(line: &str) -> bool {
+    let cargo = line.starts_with("test result:") && !line.contains(" 0 passed");
+    let forge = line.starts_with("Ran ") && line.contains("tests passed");
+    let walk = line.contains("(runs: ") && line.contains("calls: ");
+    cargo || forge || walk
+}
+
+/// Git's name of what a folder holds, with nothing in it that is not committed.
+fn tree_of(folder: &str) -> Result<String> {
+    let git = |arguments: &[&str]| -> Result<String> {
+        let output = shell::program("git").args(arguments).output().context("git")?;
+        ensure!(output.status.success(), "git {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let changed = git(&["status", "--porcelain", "--", folder])?;
+    ensure!(changed.is_empty(), "{folder} has uncommitted changes, so nobody could say what was tested:\n{changed}");
+    git(&["rev-parse", "--short=12", &format!("HEAD:{folder}")])
+}
+
+fn today() -> Result<String> {
+    let output = Command::new("date").args(["--utc", "+%Y-%m-%d"]).output().context("date")?;
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+// ---------------------------------------------------------------------------------------------------- the record
+
+fn record_path() -> PathBuf {
+    shell::target_dir().join("deep.json")
+}
+
+fn read_record() -> Result<BTreeMap<String, Passed>> {
+    let path = record_path();
+    let Ok(text) = fs::read_to_string(&path) else { return Ok(BTreeMap::new()) };
+    let rows: BTreeMap<String, [String; 4]> = serde_json::from_str(&text)
+        .with_context(|| format!("{} is not a record of deep tests; remove it to begin anew", path.display()))?;
+    let read = |(name, [tree, date, seconds, said]): (String, [String; 4])| -> Result<(String, Passed)> {
+        let seconds = seconds.parse().with_context(|| format!("{name}: seconds"))?;
+        Ok((name, Passed { tree, date, seconds, said }))
+    };
+    rows.into_iter().map(read).collect()
+}
+
+/// Whole or not at all: a run may be broken off at any time.
+fn write_record(record: &BTreeMap<String, Passed>) -> Result<()> {
+    let row = |p: &Passed| [p.tree.clone(), p.date.clone(), p.seconds.to_string(), p.said.clone()];
+    let rows: BTreeMap<_, _> = record.iter().map(|(name, passed)| (name, row(passed))).collect();
+    let path = record_path();
+    let unfinished = path.with_extension("unfinished");
+    fs::write(&unfinished, serde_json::to_string_pretty(&rows)?)?;
+    fs::rename(unfinished, path).context("the record of deep tests")
+}
+
+// ---------------------------------------------------------------------------------------------------- the report
+
+fn report(record: &BTreeMap<String, Passed>) -> Result<()> {
+    let path = shell::root().join(PAGE);
+    let page = fs::read_to_string(&path).with_context(|| format!("cannot read {PAGE}"))?;
+    let (Some(begin), Some(end)) = (page.find(BEGIN), page.find(END)) else {
+        bail!("{PAGE} has no place for the deep tests' report ({BEGIN} … {END})");
+    };
+    let (before, after) = (&page[..begin + BEGIN.len()], &page[end..]);
+    fs::write(&path, format!("{before}\n{}{after}", table(record)))?;
+    std::io::stdout().flush().context("standard output is closed")
+}
+
+fn table(record: &BTreeMap<String, Passed>) -> String {
+    let mut text =
+        "| step | date | sources | s | the runner's closing lines |\n| --- | --- | --- | --- | --- |\n".to_owned();
+    for (name, Passed { tree, date, seconds, said }) in record {
+        text += &format!("| {name} | {date} | `{tree}` | {seconds} | {} |\n", said.replace('|', "/"));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_lines_that_count_something_close_a_step() {
+        for line in [
+            "test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 12 filtered out; finished in 4.00s",
+            "Ran 2 test suites in 71.60s (140.11s CPU time): 3 tests passed, 0 failed, 0 skipped (3 total tests)",
+            "[PASS] invariant_whatever_happens() (runs: 2000, calls: 512000, reverts: 0)",
+        ] {
+            assert!(is_closing(line), "{line}");
+        }
+        for line in ["test result: ok. 0 passed; 0 failed", "Ran 1 test for test/A.t.sol:A", "[PASS] test_a() (gas: 1)"]
+        {
+            assert!(!is_closing(line), "{line}");
+        }
+    }
+
+    #[test]
+    fn the_benchmarks_page_has_room_for_the_report() {
+        let page = fs::read_to_string(shell::root().join(PAGE)).unwrap();
+        assert!(page.find(BEGIN).unwrap() < page.find(END).unwrap());
+    }
+
+    /// A step that no test answers to would pass for ever.
+    #[test]
+    fn every_filter_names_a_test_that_exists() {
+        let steps = steps();
+        let filters: Vec<String> = steps
+            .iter()
+            .filter(|step| step.command.get_program() == shell::cargo().get_program())
+            .filter_map(|step| step.command.get_args().last()?.to_str().map(str::to_owned))
+            .collect();
+        assert_eq!(filters.len(), 5);
+        let sources = Command::new("grep")
+            .args(["-rhoE", "(async )?fn [a-z0-9_]+\\(", "--include=*.rs", "crates"])
+            .current_dir(shell::root())
+            .output()
+            .unwrap();
+        let sources = String::from_utf8(sources.stdout).unwrap();
+        for filter in filters.iter().filter(|filter| !filter.contains("::")) {
+            assert!(sources.contains(&format!("fn {filter}")), "{filter}");
+        }
+    }
+}
