@@ -280,11 +280,13 @@ impl Node {
         let cx = self.cx.clone();
         tokio::spawn(async move {
             let sent = match contract_payers::deposit(&cx, &config, &deposit).await {
-                Ok(made) => {
-                    let waiting = made.sender(&cx, poor).submit(made.tx());
-                    crash_point!("pay.deposit_sent");
-                    Some(waiting.await)
-                }
+                Ok(made) => match made.send(&cx, poor, || crash_point!("pay.deposit_sent")).await {
+                    Ok(sent) => Some(sent),
+                    Err(why) => {
+                        tracing::info!(%why, %channel, "a deposit is not sent");
+                        None
+                    }
+                },
                 Err(why) => {
                     tracing::info!(?why, %channel, "a deposit is not sent");
                     None

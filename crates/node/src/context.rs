@@ -1,6 +1,7 @@
 //! What every part of a node shares: configuration, keys, clients. Nothing here changes after the start.
 
 use crate::config::NodeConfig;
+use crate::contract_payers;
 use crate::keys::Keys;
 use crate::main_loop::Event;
 use crate::manifest::Manifest;
@@ -34,6 +35,8 @@ pub struct Context {
     pub operator: SenderHandle,
     /// Sends settlements of strangers' payments.
     pub relay: SenderHandle,
+    /// What of them was for contracts and has not gone through.
+    pub contract_attempts: contract_payers::Attempts,
     /// Another's facilitator, where the manifest names one.
     pub facilitator: Option<Remote>,
     pub store: store::client::StoreClient,

@@ -119,6 +119,7 @@ pub async fn run(config: NodeConfig, stop: impl Future<Output = ()> + Send + 'st
         treasury,
         operator,
         relay,
+        contract_attempts: contract_payers::Attempts::default(),
         facilitator,
         store,
         http,

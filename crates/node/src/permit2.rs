@@ -136,3 +136,14 @@ pub async fn what_is_missing(cx: &Context, payment: &Permit2Payment) -> Result<p
         format!("the settlement of {} would fail", Usdc(payment.amount.0)),
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `pay` names the contracts to call, `chain` those whose events tell of payments.
+    #[test]
+    fn both_crates_mean_the_same_contracts() {
+        assert_eq!(chain::bindings::X402_PROXIES, [EXACT_PROXY, UPTO_PROXY]);
+    }
+}

@@ -422,10 +422,14 @@ async fn send(cx: &Arc<Context>, terms: &SettleExact, relay_is_poor: bool) -> Se
             return Settlement::Unknown;
         }
     };
-    let sender = settlement.sender(cx, relay_is_poor);
-    let waiting = sender.submit(settlement.tx());
-    crash_point!("pay.settle_sent");
-    match waiting.await {
+    let sent = match settlement.send(cx, relay_is_poor, || crash_point!("pay.settle_sent")).await {
+        Ok(sent) => sent,
+        Err(why) => {
+            tracing::info!(%why, "a settlement is not sent");
+            return Settlement::Unpaid(UnpaidWhy::Refused);
+        }
+    };
+    match sent {
         Sent::Done { tx_hash, block } => Settlement::Paid { amount: terms.value.0, tx: tx_hash, block, recorded: true },
         Sent::Unknown { txs } => {
             tracing::warn!(?txs, "a settlement's outcome is unknown: asking the chain");

@@ -25,6 +25,7 @@ use crate::reason::Reason;
 use crate::scheme::channel::{CHANNEL, ChannelId};
 use crate::scheme::exact::{EXACT, Hash, client};
 use crate::seller::FRESH_ANSWER;
+use crate::seller::identifier::IDEMPOTENCY_KEY;
 use crate::wire::{
     PAYMENT_REQUIRED, PAYMENT_RESPONSE, PAYMENT_SIGNATURE, PaymentRequired, PaymentRequirements, SettlementResponse,
 };
@@ -330,6 +331,9 @@ impl Buyer {
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
             if let Some(signed) = &attached {
                 headers.insert(PAYMENT_SIGNATURE, header_value(&signed.header));
+                // Asked for again after a crash it is the same request to the seller, even where it saw the answer
+                // arrive whole. A name of the caller's is as good.
+                headers.entry(IDEMPOTENCY_KEY).or_insert_with(|| header_value(&hex::encode(signed.name)));
                 // Sent before: whatever was made for it then is what is asked for now.
                 if !std::mem::take(&mut call.is_new) {
                     headers.remove(&FRESH_ANSWER);
@@ -464,6 +468,7 @@ impl Buyer {
         }
         next.count(&host, amount);
         let signed = Signed {
+            name: rand::random(),
             header: payment.to_header(),
             amount: chosen.amount(),
             on_channel,
@@ -641,7 +646,7 @@ impl<'b> Call<'b> {
     }
 }
 
-/// Base64 that we made or read from our own record.
+/// Base64 or hexadecimal that we made or read from our own record.
 fn header_value(text: &str) -> HeaderValue {
     HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""))
 }

@@ -69,6 +69,7 @@ pub async fn run(config: StewardConfig, shutdown: impl Future<Output = ()>) -> R
         events,
         seen: None,
         looked_for_agents_to: 0,
+        looked_for_changes_to: None,
         probed_at: BTreeMap::new(),
         strangers: BTreeSet::new(),
     };
@@ -100,6 +101,7 @@ struct Watcher {
     events: UnboundedSender<Event>,
     seen: Option<B256>,
     looked_for_agents_to: u64,
+    looked_for_changes_to: Option<u64>,
     probed_at: BTreeMap<Address, u64>,
     /// Treasuries of the factory in which this steward is none: not asked about again.
     strangers: BTreeSet<Address>,
@@ -137,6 +139,7 @@ impl Watcher {
             return Ok(());
         }
         self.find_agents(head.number).await?;
+        self.find_changes(head.number).await?;
         let watched = self.desk.watched();
         let (block, states) = self.desk.eyes.block(&watched, self.desk.address(), &head).await?;
         self.desk.saw(block.clone(), states);
@@ -177,6 +180,28 @@ impl Watcher {
                 // One that cannot be read must not hide the others; it is tried again at the next block.
                 Err(e) => tracing::debug!(%treasury, "cannot be read yet: {e}"),
             }
+        }
+        Ok(())
+    }
+
+    /// What a quorum has changed since the last look, of agents that are watched and of those that were not ours.
+    async fn find_changes(&mut self, head: u64) -> Result<(), Refusal> {
+        // What was changed before the first look is what was read then.
+        let mut from = self.looked_for_changes_to.unwrap_or(head).min(head).saturating_sub(4);
+        while from <= head {
+            let (changed, to) = self.desk.eyes.changed(from, head).await?;
+            let known = self.desk.watched();
+            for treasury in changed {
+                if !known.contains_key(&treasury) && !self.strangers.contains(&treasury) {
+                    continue;
+                }
+                if self.desk.renew(treasury).await? {
+                    self.strangers.remove(&treasury);
+                } else {
+                    self.strangers.insert(treasury);
+                }
+            }
+            (from, self.looked_for_changes_to) = (to + 1, Some(to));
         }
         Ok(())
     }

@@ -135,6 +135,27 @@ impl Desk {
         Ok(true)
     }
 
+    /// Reads again what a quorum can change of an agent. One that does not name this steward any more is watched no
+    /// longer, one that does now is watched from here on. False if it is none of its agents.
+    pub async fn renew(&self, treasury: Address) -> Result<bool, Refusal> {
+        if !self.agents().contains_key(&treasury) {
+            return self.adopt(treasury).await;
+        }
+        let birth = self.eyes.birth(treasury).await?;
+        let seat = self.eyes.seat(&birth, self.address()).await?;
+        let is_ours = seat.is_some();
+        let mut agents = self.agents();
+        match (agents.get_mut(&treasury), seat) {
+            (Some(agent), Some(seat)) => (agent.birth, agent.seat) = (birth, seat),
+            (_, None) => {
+                agents.remove(&treasury);
+                tracing::warn!(%treasury, "the quorum named other stewards: watching it no longer");
+            }
+            (None, Some(_)) => {}
+        }
+        Ok(is_ours)
+    }
+
     /// The agents watched, with what was fixed at their birth, and as whom this steward counts for them.
     pub fn watched(&self) -> BTreeMap<Address, (Birth, Seat)> {
         let entry = |(treasury, agent): (&Address, &Agent)| (*treasury, (agent.birth.clone(), agent.seat.clone()));

@@ -10,9 +10,9 @@ use alloy::eips::BlockId;
 use alloy::primitives::{Address, B256, U256};
 use alloy::rpc::types::{Filter, Log};
 use alloy::sol_types::SolEvent;
-use chain::bindings::{Birth, State, TreasuryFactory};
+use chain::bindings::{Birth, State, Treasury, TreasuryFactory};
 use chain::{Chain, Head, LeaseStatus, Stage};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 
 /// Blocks asked for in one look for new treasuries: what public endpoints allow.
@@ -91,7 +91,7 @@ impl Eyes {
         self.agreed("the treasury", |c| async move { c.treasury(treasury).state_at(at).await }).await
     }
 
-    /// What was fixed at birth.
+    /// What was fixed at birth, with what a quorum has changed of it since.
     pub async fn birth(&self, treasury: Address) -> Result<Birth, Refusal> {
         self.agreed("the treasury's birth", |c| async move { c.treasury(treasury).birth().await }).await
     }
@@ -123,20 +123,35 @@ impl Eyes {
     /// Treasuries that `factory` created in the given blocks, both ends included. At most as far as
     /// [`LOG_BLOCKS_MAX`] from `from`; the second value is the last block looked at.
     pub async fn created(&self, factory: Address, from: u64, to: u64) -> Result<(Vec<Address>, u64), Refusal> {
+        let filter = Filter::new().address(factory).event_signature(TreasuryFactory::Created::SIGNATURE_HASH);
+        let (logs, to) = self.logs("new treasuries", filter, from, to).await?;
+        let found = logs.iter().filter_map(|log| TreasuryFactory::Created::decode_log(&log.inner).ok());
+        Ok((found.map(|event| event.treasury).collect(), to))
+    }
+
+    /// Treasuries of which a quorum changed stewards or policy in the given blocks, as [`created`](Self::created). Of
+    /// all that say so: whoever asks knows which of them it means.
+    pub async fn changed(&self, from: u64, to: u64) -> Result<(BTreeSet<Address>, u64), Refusal> {
+        let filter = Filter::new().event_signature(vec![
+            Treasury::StewardsSet::SIGNATURE_HASH,
+            Treasury::Tightened::SIGNATURE_HASH,
+            Treasury::Loosened::SIGNATURE_HASH,
+        ]);
+        let (logs, to) = self.logs("changed treasuries", filter, from, to).await?;
+        Ok((logs.iter().map(|log| log.inner.address).collect(), to))
+    }
+
+    /// Logs of the blocks from `from`, at most [`LOG_BLOCKS_MAX`] of them, and the last block looked at.
+    async fn logs(&self, what: &str, filter: Filter, from: u64, to: u64) -> Result<(Vec<Log>, u64), Refusal> {
         let to = to.min(from + LOG_BLOCKS_MAX - 1);
-        let created = self
-            .agreed("new treasuries", |c| async move {
-                let filter = Filter::new()
-                    .address(factory)
-                    .event_signature(TreasuryFactory::Created::SIGNATURE_HASH)
-                    .from_block(from)
-                    .to_block(to);
-                let logs: Vec<Log> = c.request("eth_getLogs", (filter,)).await?;
-                let found = logs.iter().filter_map(|l| TreasuryFactory::Created::decode_log(&l.inner).ok());
-                Ok(found.map(|e| e.treasury).collect::<Vec<_>>())
+        let filter = filter.from_block(from).to_block(to);
+        let logs = self
+            .agreed(what, |c| {
+                let filter = filter.clone();
+                async move { c.request("eth_getLogs", (filter,)).await }
             })
             .await?;
-        Ok((created, to))
+        Ok((logs, to))
     }
 
     /// Everything a decision about one treasury looks at, at one block, with the offers of its market.
@@ -277,8 +292,7 @@ fn view_of(
     }
 }
 
-/// Whether `birth` lets the daemon with this key rescue without a person. The quorum can take that back, with new
-/// stewards; the contract then refuses what a daemon still signs.
+/// Whether `birth` lets the daemon with this key rescue without a person. The quorum takes that back with new stewards.
 pub fn may_rescue(birth: &Birth, daemon: Address) -> bool {
     birth.options.rescueThreshold != 0 && birth.options.rescuers.contains(&daemon)
 }

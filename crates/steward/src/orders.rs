@@ -253,24 +253,6 @@ impl OrderFile {
         Ok(())
     }
 
-    /// Takes `signer`'s signature, if it is one: as a steward, or as an owner of a Safe that is.
-    pub fn accept(&mut self, signer: Address, signature: &Bytes) -> bool {
-        let digest = self.digest();
-        let counts_for = self.stewards.iter().find(|steward| {
-            let signed = match &steward.safe {
-                None => (steward.address == signer).then_some(digest),
-                Some(safe) if safe.owners.contains(&signer) => {
-                    Some(safe::message_digest(self.chain_id, steward.address, digest))
-                }
-                Some(_) => None,
-            };
-            signed.is_some_and(|signed| recover_digest(signed, signature).ok() == Some(signer))
-        });
-        let Some(steward) = counts_for.map(|steward| steward.address) else { return false };
-        self.add(vec![Part { signer, steward, signature: signature.clone() }]);
-        true
-    }
-
     fn add(&mut self, parts: Vec<Part>) {
         for part in parts {
             if !self.signatures.iter().any(|have| (have.signer, have.steward) == (part.signer, part.steward)) {

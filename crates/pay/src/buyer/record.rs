@@ -19,7 +19,7 @@ const SETTLED_MAX: usize = 1_000;
 const SETTLED_SECS: u64 = 86_400;
 
 /// First bytes of the file: what it is, and in the last one the version of its form.
-const MAGIC: &[u8; 8] = b"vivbuy\0\x02";
+const MAGIC: &[u8; 8] = b"vivbuy\0\x03";
 
 #[derive(Debug, Default, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub(super) struct Memory {
@@ -37,6 +37,8 @@ pub(super) struct Memory {
 /// A payment that is out.
 #[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub(super) struct Signed {
+    /// The request's name to the seller. Not made from the payment: a voucher is the same again while nothing is charged.
+    pub name: [u8; 16],
     /// The whole header, ASCII.
     pub header: String,
     /// The offer's amount.
@@ -220,7 +222,8 @@ mod tests {
     use sha2::{Digest, Sha256};
 
     fn signed(at: u64, standing: Standing) -> Signed {
-        Signed { header: "e30=".into(), amount: Usdc(5), on_channel: None, url: "http://a/".into(), at, standing }
+        let name = [7; 16];
+        Signed { name, header: "e30=".into(), amount: Usdc(5), on_channel: None, url: "http://a/".into(), at, standing }
     }
 
     #[test]

@@ -121,6 +121,29 @@ async fn a_crash_pays_nothing_twice() {
     assert_eq!((error.kind, market.with(|desk| desk.receipts.len())), (Kind::Usage, 2));
 }
 
+/// The seller saw the answer arrive whole; the customer's process ended before it had taken that down. The same question
+/// is the same request, though its voucher has room for another one and the caller wants a fresh answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_arrived_before_a_crash_is_not_charged_again() {
+    let market = open().await;
+    let dir = tempfile::tempdir().unwrap();
+    let (file, crashed) = (dir.path().join("buyer.record"), dir.path().join("crashed.record"));
+    let with_record = |path: &Path| buyer(market.token(), TREASURY).with_record(path).unwrap();
+    let fresh = || http::HeaderMap::from_iter([(FRESH_ANSWER, http::HeaderValue::from_static("1"))]);
+    let first = with_record(&file);
+    let answer = first.post_stream(&endpoint(&market), fresh(), &question("a", true)).await.unwrap();
+    std::fs::copy(&file, &crashed).unwrap();
+    answer.collect(1 << 20).await.unwrap();
+    assert_eq!((market.with(|desk| desk.receipts.len()), first.unresolved()), (1, 0));
+    let second = with_record(&crashed);
+    assert_eq!(second.unresolved(), 1);
+    second.post_json_with(&endpoint(&market), fresh(), &question("a", true)).await.unwrap();
+    assert_eq!((market.with(|desk| desk.receipts.len()), second.unresolved()), (1, 0));
+    // Asked anew by a process that knows of its answer, it is another request.
+    second.post_json_with(&endpoint(&market), fresh(), &question("a", true)).await.unwrap();
+    assert_eq!(market.with(|desk| desk.receipts.len()), 2);
+}
+
 /// The process ended while an answer was out: the only channel pays the next question all the same, and what is out is
 /// covered until its answer comes.
 #[tokio::test(flavor = "multi_thread")]

@@ -261,7 +261,13 @@ impl World {
 
     /// An unborn agent under a quorum of its own choice; its treasury, or the contract's refusal.
     pub async fn create(&self, stewards: Vec<Address>, threshold: u8) -> Result<Address, chain::Error> {
-        let birth = Birth { stewards, threshold, ..self.birth().await };
+        self.create_as(|birth| (birth.stewards, birth.threshold) = (stewards, threshold)).await
+    }
+
+    /// [`create`](Self::create) of a birth that is changed first.
+    pub async fn create_as(&self, change: impl FnOnce(&mut Birth)) -> Result<Address, chain::Error> {
+        let mut birth = self.birth().await;
+        change(&mut birth);
         let address = treasury::predict(&self.chain, &self.addresses, &birth).await?;
         self.creator.send_and_wait(Tx::call(self.addresses.factory, calls::create(&birth), "create")).await?;
         Ok(address)
