@@ -5,7 +5,7 @@ use alloy::primitives::Address;
 use alloy::signers::local::PrivateKeySigner;
 use anyhow::{Context, Result, ensure};
 use economy::Usdc;
-use pay::buyer::{Buyer, BuyerPolicy, Clock, Schemes, SpendLimits};
+use pay::buyer::{Buyer, BuyerPolicy, Clock, SpendLimits};
 use serde_json::json;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::net::TcpListener;
 use vivarium::proxy::{self, Agent, Config, WhenUnknown, Whereabouts};
-use vivarium::world::crowd::{ChainClock, channels, policy};
+use vivarium::world::crowd::{ChainClock, policy};
 use vivarium::world::files::read_key;
 use vivarium::world::record::Record;
 
@@ -22,11 +22,6 @@ use vivarium::world::record::Record;
 const HEAD_DEADLINE: Duration = Duration::from_secs(60);
 /// How long a payment whose answer does not come is sent again. One deadline that has passed is enough.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Channels with one agent, one for each call at the same time; what is over it pays by `exact`. All of them together
-/// hold at most a day's budget.
-const CHANNELS: u8 = 4;
-/// Of this command; the official clients and `vivarium ask` have others with the same key.
-const LANE: u8 = 2;
 /// How long the only agent may take to name its price: a host that starts its engine takes seconds.
 const QUOTE_WITHIN: Duration = Duration::from_secs(30);
 /// The same where another agent can be asked: just longer than an agent waits for its own first price in the middle of a
@@ -39,8 +34,7 @@ const QUOTE_WITHIN_OF_MANY: Duration = Duration::from_secs(9);
 /// The agent's address is taken from the chain and followed when it moves; only its treasury is paid.
 ///
 /// A day of the budget is a day of real time, midnight to midnight UTC. What was signed counts, taken or not, and is
-/// kept in the world's folder, so that neither a restart nor a crash opens the budget again. What lies in channels and is
-/// not spent stays yours; it is at most one day's budget for each agent.
+/// kept in the world's folder, so that neither a restart nor a crash opens the budget again.
 #[derive(clap::Args)]
 #[command(after_help = "Example: vivarium proxy --budget 1/day\n  then, for an SDK: \
                         OPENAI_BASE_URL=http://127.0.0.1:4021/v1 OPENAI_API_KEY=unused")]
@@ -57,11 +51,6 @@ pub struct Flags {
     /// May be repeated
     #[arg(long, value_name = "TREASURY|DIR")]
     also: Vec<String>,
-    /// What to pay by. A channel has no transaction a call and costs less; its vouchers never expire, so a call that was
-    /// paid by one is never asked of another agent [default: from a channel where the agent offers one, else exact; with
-    /// --also, exact]
-    #[arg(long, value_name = "SCHEME")]
-    scheme: Option<Scheme>,
     /// When an agent was paid and does not answer, and neither it nor the chain says whether it took the payment: `wait`
     /// fails the call, and the same call again is the same payment; `pay-another` pays the next agent, too
     #[arg(long, value_name = "WHAT", default_value = "wait")]
@@ -81,14 +70,6 @@ pub struct Flags {
 enum Unknown {
     Wait,
     PayAnother,
-}
-
-#[derive(clap::ValueEnum, Clone, Copy, Debug)]
-enum Scheme {
-    /// One authorisation, one transaction
-    Exact,
-    /// A voucher on a channel, exact where none is free
-    BatchSettlement,
 }
 
 /// `0.25/day`.
@@ -160,17 +141,6 @@ fn agents(flags: &Flags, link: &Link, key: PrivateKeySigner) -> Result<Vec<Agent
     let file = flags.place.dir().join(format!("proxy-{}.record", key.address()));
     let quote_within = if places.len() > 1 { QUOTE_WITHIN_OF_MANY } else { QUOTE_WITHIN };
     let limits = SpendLimits { per_day: Some(flags.budget), per_host_day: None };
-    let by_channel = match flags.scheme {
-        Some(Scheme::Exact) => false,
-        Some(Scheme::BatchSettlement) => true,
-        None => flags.also.is_empty(),
-    };
-    let schemes = if by_channel {
-        let deposit_max = Usdc(flags.budget.micro() / u128::from(CHANNELS));
-        Schemes::ChannelElseExact(channels(deposit_max, CHANNELS, LANE))
-    } else {
-        Schemes::Exact
-    };
     let mut places = places.into_iter().map(|(record, chain_id, usdc)| {
         // The days are bounded, not the life.
         (policy(chain_id, usdc, record.treasury, flags.max_usdc, Usdc::MAX), record, ChainClock::default())
@@ -180,7 +150,6 @@ fn agents(flags: &Flags, link: &Link, key: PrivateKeySigner) -> Result<Vec<Agent
         .with_clock(clock.reader())
         .with_day_clock(real_time())
         .with_limits(limits)
-        .with_schemes(schemes)
         .with_quote_within(quote_within)
         .with_patience(PATIENCE)
         .with_chain(&rpc_url(&record))

@@ -21,7 +21,7 @@ use vivarium::world::files::read_key;
 
 /// One of this many prompts is asked, every wish among them and half of the tricks; all with `VIVARIUM_DEEP=1`. Each is
 /// paid and settled, so that all of them take a quarter of an hour.
-const STRIDE: usize = 11;
+const STRIDE: usize = 41;
 const MAX_TOKENS: &str = "4";
 /// Over the price cap of every birth by `up`, so that the agent has no reason of its own to rent there.
 const ABSURD_PRICE_E6: u64 = 1_000_000_000_000;
