@@ -18,6 +18,7 @@ use store::arweave::{
     ANCHOR_BLOCKS, Arweave, Bundle, CONFIRMATIONS, DataItem, DataTree, Draft, Key, Outcome, Proven, Tag, Transaction,
     TxId, Upload, car_tags, verify_chunk,
 };
+use store::cli::arweave as cli;
 use store::{Error, Kind, car};
 
 #[derive(Deserialize)]
@@ -280,6 +281,8 @@ struct Stored {
 }
 
 type Shared = Arc<Mutex<Weave>>;
+/// How the node refuses.
+type Refusal = (StatusCode, String);
 
 fn node(weave: &Shared) -> Router {
     Router::new()
@@ -299,18 +302,18 @@ fn node(weave: &Shared) -> Router {
         .with_state(weave.clone())
 }
 
-fn may_post(weave: &mut Weave, what: &'static str) -> Result<(), Response> {
+fn may_post(weave: &mut Weave, what: &'static str) -> Result<(), Refusal> {
     if weave.posts_max.is_some_and(|max| weave.posts.len() >= max) {
-        return Err(StatusCode::SERVICE_UNAVAILABLE.into_response());
+        return Err((StatusCode::SERVICE_UNAVAILABLE, "busy".into()));
     }
     weave.posts.push(what);
     Ok(())
 }
 
-async fn take_transaction(State(weave): State<Shared>, Json(json): Json<Value>) -> Result<&'static str, Response> {
+async fn take_transaction(State(weave): State<Shared>, Json(json): Json<Value>) -> Result<&'static str, Refusal> {
     let mut weave = weave.lock().unwrap();
     may_post(&mut weave, "tx")?;
-    let bad = |e: Error| (StatusCode::BAD_REQUEST, e.to_string()).into_response();
+    let bad = |e: Error| (StatusCode::BAD_REQUEST, e.to_string());
     let transaction = Transaction::from_json(&json).map_err(bad)?;
     transaction.verify(&TxId::parse(json["id"].as_str().unwrap()).unwrap()).map_err(bad)?;
     let start = weave.transactions.iter().map(|t| t.start + t.bytes).max().unwrap_or(1 << 40);
@@ -320,10 +323,10 @@ async fn take_transaction(State(weave): State<Shared>, Json(json): Json<Value>) 
     Ok("OK")
 }
 
-async fn take_chunk(State(weave): State<Shared>, Json(json): Json<Value>) -> Result<&'static str, Response> {
+async fn take_chunk(State(weave): State<Shared>, Json(json): Json<Value>) -> Result<&'static str, Refusal> {
     let mut weave = weave.lock().unwrap();
     may_post(&mut weave, "chunk")?;
-    let bad = |why: &str| (StatusCode::BAD_REQUEST, why.to_owned()).into_response();
+    let bad = |why: &str| (StatusCode::BAD_REQUEST, why.to_owned());
     let field = |name: &str| URL_SAFE_NO_PAD.decode(json[name].as_str().unwrap()).unwrap();
     let number = |name: &str| json[name].as_str().unwrap().parse::<u64>().unwrap();
     let wanted = weave.transactions.iter_mut().find(|t| json["data_root"].as_str() == Some(t.root.as_str()));
@@ -335,24 +338,24 @@ async fn take_chunk(State(weave): State<Shared>, Json(json): Json<Value>) -> Res
     Ok("OK")
 }
 
-fn find(weave: &Weave, id: &str) -> Result<usize, Response> {
+fn find(weave: &Weave, id: &str) -> Result<usize, Refusal> {
     let at = weave.transactions.iter().position(|t| t.id.to_string() == id);
-    at.ok_or_else(|| (StatusCode::NOT_FOUND, "Not Found.").into_response())
+    at.ok_or_else(|| (StatusCode::NOT_FOUND, "Not Found.".into()))
 }
 
-async fn give_transaction(State(weave): State<Shared>, Path(id): Path<String>) -> Result<Json<Value>, Response> {
+async fn give_transaction(State(weave): State<Shared>, Path(id): Path<String>) -> Result<Json<Value>, Refusal> {
     let weave = weave.lock().unwrap();
     Ok(Json(weave.transactions[find(&weave, &id)?].json.clone()))
 }
 
-async fn give_offset(State(weave): State<Shared>, Path(id): Path<String>) -> Result<Json<Value>, Response> {
+async fn give_offset(State(weave): State<Shared>, Path(id): Path<String>) -> Result<Json<Value>, Refusal> {
     let weave = weave.lock().unwrap();
     let stored = &weave.transactions[find(&weave, &id)?];
     let last = stored.start + stored.bytes - 1;
     Ok(Json(json!({ "offset": last.to_string(), "size": stored.bytes.to_string() })))
 }
 
-async fn give_status(State(weave): State<Shared>, Path(id): Path<String>) -> Result<Response, Response> {
+async fn give_status(State(weave): State<Shared>, Path(id): Path<String>) -> Result<Response, Refusal> {
     let weave = weave.lock().unwrap();
     let height = weave.height;
     Ok(match weave.transactions[find(&weave, &id)?].mined_at {
@@ -361,12 +364,12 @@ async fn give_status(State(weave): State<Shared>, Path(id): Path<String>) -> Res
     })
 }
 
-async fn give_chunk(State(weave): State<Shared>, Path(offset): Path<u64>) -> Result<Json<Value>, Response> {
+async fn give_chunk(State(weave): State<Shared>, Path(offset): Path<u64>) -> Result<Json<Value>, Refusal> {
     let weave = weave.lock().unwrap();
     let chunks =
         weave.transactions.iter().flat_map(|t| t.chunks.iter().map(|(s, e, json)| (t.start + s, t.start + e, json)));
     let found = chunks.into_iter().find(|(start, end, _)| (*start..*end).contains(&offset));
-    found.map(|(_, _, json)| Json(json.clone())).ok_or_else(|| StatusCode::NOT_FOUND.into_response())
+    found.map(|(_, _, json)| Json(json.clone())).ok_or_else(|| (StatusCode::NOT_FOUND, String::new()))
 }
 
 fn client(urls: &[&str]) -> Arweave {
@@ -455,7 +458,7 @@ async fn a_gateway_that_lies_is_given_up_and_one_that_is_honest_is_enough() {
                 if offset > 1 << 40 {
                     json["chunk"] = json!(URL_SAFE_NO_PAD.encode([1; 1000]));
                 }
-                Ok::<_, Response>(Json(json))
+                Ok::<_, Refusal>(Json(json))
             }),
         )
         .route("/tx/{id}", get(give_transaction))
@@ -518,4 +521,113 @@ async fn a_transaction_is_followed_to_its_end() {
     weave.lock().unwrap().transactions[0].mined_at = Some(510);
     assert_eq!(outcome(510 + CONFIRMATIONS - 1).await, Outcome::Unknown);
     assert_eq!(outcome(510 + CONFIRMATIONS).await, Outcome::Paid);
+}
+
+#[tokio::test]
+async fn the_command_signs_again_only_when_the_first_transaction_can_never_be_mined() {
+    let weave = Shared::default();
+    weave.lock().unwrap().height = 100;
+    let url = spawn(node(&weave)).await;
+    let here = store();
+    let cid = here.add(&noise(600_000)).to_string();
+    let wallet = here.dir.path().join("wallet.json");
+    std::fs::write(&wallet, reference().jwk.to_string()).unwrap();
+    let put = async |reward_max| cli::put(here.dir.path(), &cid, vec![url.clone()], &wallet, reward_max).await;
+    let sent = || {
+        let weave = weave.lock().unwrap();
+        (weave.transactions.iter().map(|t| t.id.to_string()).collect::<Vec<_>>(), weave.posts.len())
+    };
+
+    refused(cli::status(here.dir.path(), &cid, vec![url.clone()]).await, Kind::Missing, "was not sent");
+    refused(put(1).await, Kind::OverLimit, "are allowed");
+    weave.lock().unwrap().posts_max = Some(2);
+    refused(put(u128::MAX).await, Kind::Unreachable, "does not take the chunk");
+    weave.lock().unwrap().posts_max = None;
+    let first = put(u128::MAX).await.unwrap();
+    assert_eq!((first.outcome, first.cid.as_str()), ("unknown", cid.as_str()));
+    assert_eq!(sent(), (vec![first.transaction.clone()], 1 + 3));
+    assert_eq!(put(u128::MAX).await.unwrap(), first);
+    assert_eq!(sent().1, 4, "all was sent: nothing is sent again");
+
+    // The network lost it, and its anchor is too old now.
+    weave.lock().unwrap().transactions.clear();
+    weave.lock().unwrap().height = 100 + ANCHOR_BLOCKS + CONFIRMATIONS;
+    assert_eq!(put(u128::MAX).await.unwrap().transaction, first.transaction, "it may still be mined");
+    weave.lock().unwrap().height += 1;
+    assert_eq!(cli::status(here.dir.path(), &cid, vec![url.clone()]).await.unwrap().outcome, "unpaid");
+    let second = put(u128::MAX).await.unwrap();
+    assert_ne!(second.transaction, first.transaction);
+    let height = weave.lock().unwrap().height;
+    weave.lock().unwrap().transactions[0].mined_at = Some(height);
+    weave.lock().unwrap().height += CONFIRMATIONS;
+    assert_eq!(cli::status(here.dir.path(), &cid, vec![url.clone()]).await.unwrap().outcome, "paid");
+
+    let there = store();
+    let got = cli::get(there.dir.path(), &second.transaction, vec![url.clone()], 1 << 20).await.unwrap();
+    assert_eq!(got.roots, std::slice::from_ref(&cid));
+    assert_eq!(there.blocks.pins().unwrap()[0].root.to_string(), cid);
+    let left = std::fs::read_dir(here.dir.path().join("tmp")).unwrap().count();
+    assert_eq!(left, 0, "no CAR file stays behind");
+}
+
+/// A child that does not outlive its test, whatever happens.
+struct Process(std::process::Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+/// A real gateway, from npm (tests/arlocal). Its database is compiled at installation, so it is no part of an
+/// ordinary run.
+#[tokio::test]
+async fn arlocal_takes_what_is_signed_here_and_gives_it_back() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/arlocal");
+    if std::env::var_os("VIVARIUM_DEEP").is_none() {
+        return;
+    }
+    assert!(std::path::Path::new(folder).join("node_modules").exists(), "run `npm run setup` in tests/arlocal");
+    let home = tempfile::tempdir().unwrap();
+    let child = std::process::Command::new("node")
+        .args(["-r", &format!("{folder}/loopback.cjs"), &format!("{folder}/node_modules/arlocal/bin/index.js")])
+        .args(["0", "--hidelogs", "--dbpath", "db"])
+        .current_dir(home.path())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut child = Process(child);
+    let lines = std::io::BufRead::lines(std::io::BufReader::new(child.0.stdout.take().unwrap()));
+    let port =
+        lines.map(Result::unwrap).find_map(|line| line.strip_prefix("listening on ").map(str::to_owned)).unwrap();
+    let url = format!("http://127.0.0.1:{port}");
+    let run = async {
+        let http = Client::new();
+        http.get(&format!("{url}/mint/{}/900000000000000", KEY.address())).await?.success()?;
+        let arweave = client(&[&url]);
+        let (file, root, bytes) = a_car();
+        let tree = tree_of(&file, bytes);
+        let mut upload = arweave.prepare(&KEY, &tree, car_tags(&root), u128::MAX).await.unwrap();
+        let id = upload.id().unwrap();
+        assert_eq!(arweave.outcome(&id, upload.anchor_height).await, Outcome::Unknown);
+        arweave.send(&mut upload, &tree, file.path(), |_| Ok(())).await.unwrap();
+        assert_eq!(arweave.outcome(&id, upload.anchor_height).await, Outcome::Unknown, "pending");
+        http.get(&format!("{url}/mine/{}", CONFIRMATIONS + 1)).await?.success()?;
+        assert_eq!(arweave.outcome(&id, upload.anchor_height).await, Outcome::Paid);
+        let there = store();
+        assert_eq!(arweave.import(&there.blocks, &id, bytes).await.unwrap().roots, [root]);
+        assert_eq!(store::unixfs::read_file(&there.blocks, &root, 900_000).unwrap(), noise(900_000));
+        Ok::<_, net::Error>(arweave.transaction(&id).await.unwrap())
+    };
+    let transaction = run.await;
+
+    let mut check = std::process::Command::new("node")
+        .arg(format!("{folder}/verify.cjs"))
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    check.stdin.take().unwrap().write_all(transaction.unwrap().to_json().to_string().as_bytes()).unwrap();
+    assert_eq!(String::from_utf8(check.wait_with_output().unwrap().stdout).unwrap().trim(), "valid");
 }
