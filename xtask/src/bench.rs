@@ -1,5 +1,5 @@
-//! `cargo xtask bench`: the figures of docs/benchmarks.md, measured on worlds of real processes; `bench pay` without any.
-//! Both are part of the program itself, so that what `up` has built is not built again with other features.
+//! `cargo xtask bench`: the figures of docs/benchmarks.md, measured on worlds of real processes; `bench pay` and `bench store` without any.
+//! All are part of the program itself, so that what `up` has built is not built again with other features.
 
 use crate::{setup, shell};
 use anyhow::Result;
@@ -7,6 +7,7 @@ use anyhow::Result;
 pub fn run(flags: &[String]) -> Result<()> {
     match flags.first().map(String::as_str) {
         Some("pay") => setup::for_bench_pay()?,
+        Some("store") => {}
         _ => setup::for_up()?,
     }
     setup::build()?;

@@ -176,7 +176,7 @@ impl Blocks {
         self.dir.join("blocks").join(shard).join(cid::normal(cid).to_string())
     }
 
-    fn tmp_path(&self) -> PathBuf {
+    pub(crate) fn tmp_path(&self) -> PathBuf {
         let number = self.next_tmp.fetch_add(1, Ordering::Relaxed);
         self.dir.join("tmp").join(format!("{}-{number:016x}", std::process::id()))
     }

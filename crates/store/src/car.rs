@@ -1,6 +1,7 @@
-//! CAR files: a header with roots, then blocks one after another. Version 1 in and out, version 2 in.
+//! CAR files: a header with roots, then blocks one after another. Versions 1 and 2, in and out.
 //!
 //! Both ways hold one block at a time. A reader allocates no more than a block's limit, whatever a length says.
+//! Version 2 is version 1 inside a frame; its index is optional, skipped when read and not written.
 
 use crate::blocks::Blocks;
 use crate::cid::{self, Cid};
@@ -9,7 +10,7 @@ use crate::error::{Error, Kind, Result};
 use crate::protobuf::{len64, put_varint};
 use bytes::Bytes;
 use iroh_car::CarHeader;
-use std::io::{BufReader, ErrorKind, Read, Write};
+use std::io::{BufReader, ErrorKind, Read, Seek, SeekFrom, Write};
 
 /// A header holds a few roots; a longer one is not read.
 const HEADER_BYTES_MAX: u64 = 64 << 10;
@@ -17,6 +18,18 @@ const HEADER_BYTES_MAX: u64 = 64 << 10;
 const CID_BYTES_MAX: u64 = 64;
 /// The fixed start of version 2: a version 1 header that says `version: 2` and has no roots.
 const PRAGMA_V2: [u8; 11] = [0x0a, 0xa1, 0x67, b'v', b'e', b'r', b's', b'i', b'o', b'n', 0x02];
+
+/// The frame of version 2 before the inner file: the pragma, 16 bytes of flags, three numbers.
+const FRAME_V2_BYTES: u64 = 51;
+
+/// How a graph is written as a file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Version {
+    /// What everybody reads.
+    #[default]
+    V1,
+    V2,
+}
 
 /// What an import found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,6 +76,22 @@ pub fn export(blocks: &Blocks, root: &Cid, out: &mut impl Write) -> Result<(u64,
     }
     out.flush().map_err(failed)?;
     Ok((count, written))
+}
+
+/// [`export`] as version 2, without an index. The number of bytes before the blocks is written last: a file whose
+/// writer died reads as an empty one.
+pub fn export_v2(blocks: &Blocks, root: &Cid, out: &mut (impl Write + Seek)) -> Result<(u64, u64)> {
+    let failed = |e| Error::disk("cannot write the CAR file", e);
+    out.write_all(&frame_v2(0)).map_err(failed)?;
+    let (count, inner_bytes) = export(blocks, root, out)?;
+    let rewritten = out.seek(SeekFrom::Start(0)).and_then(|_| out.write_all(&frame_v2(inner_bytes)));
+    rewritten.and_then(|()| out.seek(SeekFrom::End(0))).and_then(|_| out.flush()).map_err(failed)?;
+    Ok((count, FRAME_V2_BYTES + inner_bytes))
+}
+
+fn frame_v2(inner_bytes: u64) -> Vec<u8> {
+    let numbers = [FRAME_V2_BYTES, inner_bytes, 0].map(u64::to_le_bytes);
+    [&PRAGMA_V2[..], &[0; 16], &numbers.concat()].concat()
 }
 
 /// Stores every block of a CAR file, each verified. Blocks before a fault stay: they are good by themselves.
@@ -138,8 +167,9 @@ impl<R: Read> Reader<R> {
         let fixed = self.exactly(40)?;
         let number = |at: usize| u64::from_le_bytes(fixed[at..at + 8].try_into().expect("eight bytes of forty"));
         let (offset, length) = (number(16), number(24));
-        let skip =
-            offset.checked_sub(51).ok_or_else(|| Error::corrupt("a CARv2 file that starts inside its header"))?;
+        let skip = offset
+            .checked_sub(FRAME_V2_BYTES)
+            .ok_or_else(|| Error::corrupt("a CARv2 file that starts inside its header"))?;
         let failed = |e| Error::disk("cannot read the CAR file", e);
         let skipped = std::io::copy(&mut self.input.by_ref().take(skip), &mut std::io::sink()).map_err(failed)?;
         if skipped != skip {

@@ -1,16 +1,19 @@
 //! What `vivarium store …` does, a function a command. Each returns what `--json` prints.
 
+pub mod arweave;
+pub mod kubo;
+
 use crate::blocks::Blocks;
 use crate::car;
 use crate::cid::{self, Cid};
 use crate::dag::Walk;
 use crate::error::{Error, Kind, Result, off_thread};
 use crate::fetch::{Fetcher, Progress, SourceReport};
-use crate::unixfs::{self, Limits, Object, Profile};
+use crate::unixfs::{self, Limits, Listing, Object, Profile};
 use serde::Serialize;
 use std::fs::File;
 use std::future::Future;
-use std::io::{BufReader, BufWriter, Write};
+use std::io::{BufReader, BufWriter};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -95,7 +98,7 @@ pub struct Listed {
     pub reasons: Vec<String>,
 }
 
-/// The entries of a directory, or all pins for `None`.
+/// The entries of a directory by name, or all pins for `None`.
 pub fn ls(dir: &Path, cid: Option<&str>) -> Result<Vec<Listed>> {
     let blocks = Blocks::open(dir)?;
     let Some(cid) = cid else {
@@ -108,10 +111,17 @@ pub fn ls(dir: &Path, cid: Option<&str>) -> Result<Vec<Listed>> {
         Object::File { bytes, .. } => {
             Ok(vec![Listed { name: None, cid: cid.to_owned(), bytes: Some(bytes), reasons: Vec::new() }])
         }
-        Object::Directory { entries } => Ok(entries
-            .into_iter()
-            .map(|e| Listed { name: Some(e.name), cid: e.cid.to_string(), bytes: Some(e.tsize), reasons: Vec::new() })
-            .collect()),
+        directory => {
+            let mut entries = Listing::of_object(&blocks, &root, directory)?.collect::<Result<Vec<_>>>()?;
+            entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+            let listed = |e: unixfs::Entry| Listed {
+                name: Some(e.name),
+                cid: e.cid.to_string(),
+                bytes: Some(e.tsize),
+                reasons: Vec::new(),
+            };
+            Ok(entries.into_iter().map(listed).collect())
+        }
     }
 }
 
@@ -236,11 +246,19 @@ pub struct Moved {
 }
 
 /// Writes a graph as a CAR file, which must not exist.
-pub fn export(dir: &Path, cid: &str, dest: &Path) -> Result<Moved> {
+pub fn export(dir: &Path, cid: &str, dest: &Path, version: car::Version) -> Result<Moved> {
     let (root, blocks) = (cid::parse(cid)?, Blocks::open(dir)?);
-    let file = File::create_new(dest).map_err(|e| Error::disk(format!("cannot make {}", dest.display()), e))?;
-    let written = car::export(&blocks, &root, &mut BufWriter::new(&file)).and_then(|done| {
-        (&file).flush().and_then(|()| file.sync_all()).map_err(|e| Error::disk("cannot write the CAR file", e))?;
+    let file = File::create_new(dest).map_err(|e| match e.kind() {
+        std::io::ErrorKind::AlreadyExists => Error::usage(format!("{} is there already", dest.display())),
+        _ => Error::disk(format!("cannot make {}", dest.display()), e),
+    })?;
+    let mut out = BufWriter::new(&file);
+    let written = match version {
+        car::Version::V1 => car::export(&blocks, &root, &mut out),
+        car::Version::V2 => car::export_v2(&blocks, &root, &mut out),
+    };
+    let written = written.and_then(|done| {
+        file.sync_all().map_err(|e| Error::disk("cannot write the CAR file", e))?;
         Ok(done)
     });
     if written.is_err() {

@@ -9,6 +9,7 @@
 //! **Invariant:** no block is handed out that does not hash to its CID, whoever it came from, this disk included.
 //! **Invariant:** nothing here knows a treasury, a price or a lease beyond the numbers it signs.
 
+pub mod arweave;
 pub mod blocks;
 pub mod car;
 pub mod checkpoint;
@@ -19,6 +20,7 @@ pub mod dag;
 mod error;
 pub mod fetch;
 pub mod gateway;
+pub mod kubo;
 mod protobuf;
 pub mod seal;
 mod serve;

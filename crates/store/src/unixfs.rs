@@ -1,17 +1,20 @@
 //! Files and directories as graphs of blocks (UnixFS).
 //!
 //! Writing follows a [`Profile`], so that the same bytes get the same CID everywhere; reading takes any UnixFS
-//! file or plain directory, whoever wrote it, and believes none of its numbers.
+//! file or directory, whoever wrote it, and believes none of its numbers. A directory over 256 KiB is a trie of
+//! blocks ([`Shard`]), in and out.
 //! Symbolic links are refused both ways: they are how an archive writes outside its folder.
-//! Sharded (HAMT) directories are not spoken yet; importing a directory that the profile would shard is refused,
-//! because a plain one would get another CID than everybody else's.
 
+mod directory;
 mod export;
 mod import;
+mod shard;
 
+pub use directory::{Listing, find};
 pub(crate) use export::{FileNode, file_node};
 pub use export::{Limits, export, read_file};
 pub use import::{Imported, import_bytes, import_path, import_reader};
+pub use shard::{Shard, Slot};
 
 use crate::cid::{self, Cid};
 use crate::dag::Node;
@@ -67,6 +70,8 @@ pub enum Object {
     Directory {
         entries: Vec<Entry>,
     },
+    /// One block of a directory that takes several; [`Listing`] reads them all.
+    Shard(Shard),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,8 +90,8 @@ const TYPE_SHARD: u64 = 5;
 
 /// Reads a block that already matched `cid`.
 ///
-/// `Corrupt` if it is no UnixFS node or its sizes contradict each other; `Usage` for symbolic links and sharded
-/// directories, which are legal but not spoken.
+/// `Corrupt` if it is no UnixFS node or its numbers contradict each other; `Usage` for symbolic links, which are
+/// legal but not spoken.
 pub fn read(cid: &Cid, bytes: &[u8]) -> Result<Object> {
     if cid.codec() == cid::RAW {
         return Ok(Object::File { inline: bytes.to_vec(), parts: Vec::new(), bytes: len64(bytes) });
@@ -98,7 +103,7 @@ pub fn read(cid: &Cid, bytes: &[u8]) -> Result<Object> {
         TYPE_FILE | TYPE_RAW => file(node, data).map_err(corrupt),
         TYPE_DIRECTORY => directory(node).map_err(corrupt),
         TYPE_SYMLINK => Err(Error::usage(format!("{cid} is a symbolic link; those are refused"))),
-        TYPE_SHARD => Err(Error::usage(format!("{cid} is a sharded directory; those cannot be read yet"))),
+        TYPE_SHARD => shard::read(node, &data).map(Object::Shard).map_err(corrupt),
         other => Err(corrupt(format!("type {other} is unknown"))),
     }
 }
@@ -153,6 +158,8 @@ struct Data {
     inline: Vec<u8>,
     bytes: Option<u64>,
     part_bytes: Vec<u64>,
+    hash_type: Option<u64>,
+    fanout: Option<u64>,
 }
 
 impl Data {
@@ -172,8 +179,10 @@ impl Data {
                         data.part_bytes.push(packed.varint()?);
                     }
                 }
-                // Mode and time (UnixFS 1.5), and a shard's parameters: legal, and of no use to us.
-                (5..=8, _) => {}
+                (5, Value::Varint(code)) => data.hash_type = Some(code),
+                (6, Value::Varint(fanout)) => data.fanout = Some(fanout),
+                // Mode and time (UnixFS 1.5): legal, and of no use to us.
+                (7 | 8, _) => {}
                 (number, _) => return Err(format!("field {number} is unknown")),
             }
         }
@@ -207,5 +216,16 @@ fn encode_leaf(content: &[u8]) -> Vec<u8> {
 fn encode_directory() -> Vec<u8> {
     let mut out = Vec::new();
     put_number(1, TYPE_DIRECTORY, &mut out);
+    out
+}
+
+/// The UnixFS message of a shard: which of its slots are taken, as a big-endian number without leading zeros.
+fn encode_shard(taken: &[u8], fanout: u64) -> Vec<u8> {
+    let first = taken.iter().position(|byte| *byte != 0).unwrap_or(taken.len());
+    let mut out = Vec::with_capacity(taken.len() + 12);
+    put_number(1, TYPE_SHARD, &mut out);
+    put_bytes(2, &taken[first..], &mut out);
+    put_number(5, shard::MURMUR3_X64_64, &mut out);
+    put_number(6, fanout, &mut out);
     out
 }

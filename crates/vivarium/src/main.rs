@@ -54,7 +54,7 @@ fn main() -> ExitCode {
     match run(cli.command) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("vivarium: {}", one_line(&format!("{error:#}")));
+            say(&error);
             ExitCode::FAILURE
         }
     }
@@ -76,7 +76,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Facilitator(flags) => cmd::facilitator::run(flags).map(done),
         Command::Steward(flags) => cmd::steward::run(flags).map(done),
         Command::Provider(flags) => cmd::provider::run(flags).map(done),
-        Command::Store(flags) => cmd::store::run(flags).map(done),
+        Command::Store(flags) => Ok(cmd::store::run(flags)),
         Command::Engine(flags) => cmd::engine::run(flags).map(done),
         Command::Node(flags) => cmd::node::run(flags),
         Command::Launch(flags) => cmd::launch::run(flags).map(done),
@@ -117,6 +117,11 @@ fn refuse(refusal: &clap::Error) -> ExitCode {
         }
     }
     ExitCode::from(2)
+}
+
+/// An error as people read it: one line with its causes.
+fn say(error: &anyhow::Error) {
+    eprintln!("vivarium: {}", one_line(&format!("{error:#}")));
 }
 
 fn one_line(text: &str) -> String {

@@ -1,4 +1,4 @@
-use crate::cid::Cid;
+use crate::cid::{self, Cid};
 use crate::error::{Error, Kind};
 use axum::Json;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
@@ -6,6 +6,8 @@ use axum::response::{IntoResponse, Response};
 
 /// What is addressed by its hash never changes. 29030400 s is the value the gateway specification gives.
 const FOR_EVER: &str = "public, max-age=29030400, immutable";
+const IPFS_PATH: &str = "x-ipfs-path";
+const IPFS_ROOTS: &str = "x-ipfs-roots";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
@@ -36,16 +38,22 @@ pub(super) fn format_of(query: Option<&str>, headers: &HeaderMap) -> Result<Form
             _ => {}
         }
     }
-    Err(Problem::not_acceptable("say ?format=raw or ?format=car (or the same by Accept)"))
+    match headers.contains_key(header::ACCEPT) {
+        true => Err(Problem::not_acceptable("only application/vnd.ipld.raw and application/vnd.ipld.car are sent")),
+        false => Err(Problem::bad("say ?format=raw or ?format=car, or the same by Accept")),
+    }
 }
 
 pub(super) fn block_head(cid: &Cid) -> HeaderMap {
-    head(cid, "application/vnd.ipld.raw", format!("\"{cid}.raw\""), "bin")
+    let mut head = head(cid, "application/vnd.ipld.raw", format!("\"{cid}.raw\""), "bin");
+    head.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    head
 }
 
-/// The entity tag is weak: the order of blocks is ours to choose.
-pub(super) fn car_head(cid: &Cid, scope: &str) -> HeaderMap {
-    let tag = format!("W/\"{cid}.car.{scope}\"");
+/// `what` is everything beside the CID that decides which blocks are sent. The entity tag is weak: the order of
+/// blocks is ours to choose.
+pub(super) fn car_head(cid: &Cid, what: &str) -> HeaderMap {
+    let tag = format!("W/\"{cid}.car.{}\"", hex::encode(&cid::sha256(what.as_bytes())[..8]));
     head(cid, "application/vnd.ipld.car; version=1; order=dfs; dups=n", tag, "car")
 }
 
@@ -61,9 +69,53 @@ fn head(cid: &Cid, content_type: &'static str, tag: String, extension: &str) -> 
     put(header::CONTENT_DISPOSITION, format!("attachment; filename=\"{cid}.{extension}\""));
     put(header::X_CONTENT_TYPE_OPTIONS, "nosniff".to_owned());
     put(header::VARY, "Accept".to_owned());
-    put(HeaderName::from_static("x-ipfs-path"), format!("/ipfs/{cid}"));
-    put(HeaderName::from_static("x-ipfs-roots"), cid.to_string());
+    put(HeaderName::from_static(IPFS_PATH), format!("/ipfs/{cid}"));
+    put(HeaderName::from_static(IPFS_ROOTS), cid.to_string());
     head
+}
+
+/// Says where a path led: the request's path as it came, and the object behind each of its segments.
+pub(super) fn add_path(head: &mut HeaderMap, path: &str, roots: &[Cid]) {
+    let roots: Vec<String> = roots.iter().map(Cid::to_string).collect();
+    for (name, value) in [(IPFS_PATH, path), (IPFS_ROOTS, &roots.join(","))] {
+        // A path that is no header text (none that came as a URL is) leaves the header as it was.
+        if let Ok(value) = HeaderValue::from_str(value) {
+            head.insert(HeaderName::from_static(name), value);
+        }
+    }
+}
+
+/// What of a block is asked for by `Range`, as first and last byte; `None` for all of it. Several ranges at once are
+/// answered with all of it, as the RFC allows.
+pub(super) fn range_of(headers: &HeaderMap, bytes: u64) -> Result<Option<(u64, u64)>, Problem> {
+    let Some(text) = headers.get(header::RANGE).and_then(|v| v.to_str().ok()) else { return Ok(None) };
+    let Some((from, to)) = text.strip_prefix("bytes=").and_then(|text| text.split_once('-')) else { return Ok(None) };
+    let number = |text: &str| text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse::<u64>().ok()).flatten();
+    let last = bytes.saturating_sub(1);
+    let (from, to) = match (from, to) {
+        ("", suffix) => match number(suffix) {
+            Some(0) => (bytes, last),
+            Some(suffix) => (bytes.saturating_sub(suffix), last),
+            None => return Ok(None),
+        },
+        (from, asked_to) => match (number(from), if asked_to.is_empty() { Some(last) } else { number(asked_to) }) {
+            // A range that ends before it begins is no range: it is passed over.
+            (Some(from), Some(to)) if !asked_to.is_empty() && to < from => return Ok(None),
+            (Some(from), Some(to)) => (from, to.min(last)),
+            _ => return Ok(None),
+        },
+    };
+    if from >= bytes {
+        return Err(Problem::new(StatusCode::RANGE_NOT_SATISFIABLE, "no_such_range", format!("it has {bytes} bytes")));
+    }
+    Ok(Some((from, to)))
+}
+
+/// Whether the reader wants an answer only if it costs no fetch. Nothing is ever fetched here, so it changes only
+/// how a miss is called.
+pub(super) fn only_if_cached(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(header::CACHE_CONTROL).iter().filter_map(|v| v.to_str().ok());
+    values.flat_map(|v| v.split(',')).any(|v| v.trim().eq_ignore_ascii_case("only-if-cached"))
 }
 
 /// Whether the reader has this very entity already.
@@ -98,6 +150,14 @@ impl Problem {
     pub fn missing(cid: &Cid) -> Self {
         Self::new(StatusCode::NOT_FOUND, "not_found", format!("block {cid} is not here"))
     }
+
+    /// The same refusal for a reader who said `only-if-cached`.
+    pub fn or_not_cached(self, headers: &HeaderMap) -> Self {
+        match self.status == StatusCode::NOT_FOUND && only_if_cached(headers) {
+            true => Self { status: StatusCode::PRECONDITION_FAILED, code: "not_cached", ..self },
+            false => self,
+        }
+    }
 }
 
 impl From<Error> for Problem {
@@ -109,7 +169,9 @@ impl From<Error> for Problem {
             Kind::OverLimit => (StatusCode::PAYLOAD_TOO_LARGE, "block_too_large"),
             Kind::DiskFull => (StatusCode::INSUFFICIENT_STORAGE, "disk_full"),
             Kind::Unreachable => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
-            Kind::Corrupt | Kind::Disk | Kind::Key | Kind::Bug => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+            // The blocks are what they are called: whoever made them made no graph that can be walked.
+            Kind::Corrupt => (StatusCode::UNPROCESSABLE_ENTITY, "malformed_graph"),
+            Kind::Disk | Kind::Key | Kind::Bug => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
         };
         if status.is_server_error() {
             let cause = std::error::Error::source(&e).map(ToString::to_string).unwrap_or_default();
@@ -148,6 +210,26 @@ mod tests {
         for refused in [accept("*/*"), accept("text/html"), accept("application/vnd.ipld.car; version=2")] {
             assert_eq!(format_of(None, &refused).unwrap_err().status, StatusCode::NOT_ACCEPTABLE);
         }
+        assert_eq!(format_of(None, &HeaderMap::new()).unwrap_err().status, StatusCode::BAD_REQUEST);
         assert_eq!(format_of(Some("tar"), &HeaderMap::new()).unwrap_err().status, StatusCode::BAD_REQUEST);
+    }
+    #[test]
+    fn one_range_is_understood_and_others_are_passed_over() {
+        let range = |text: &'static str, bytes| {
+            range_of(&HeaderMap::from_iter([(header::RANGE, HeaderValue::from_static(text))]), bytes)
+                .map_err(|problem| problem.status.as_u16())
+        };
+        assert_eq!(range("bytes=0-0", 10), Ok(Some((0, 0))));
+        assert_eq!(range("bytes=3-", 10), Ok(Some((3, 9))));
+        assert_eq!(range("bytes=3-99", 10), Ok(Some((3, 9))));
+        assert_eq!(range("bytes=-4", 10), Ok(Some((6, 9))));
+        assert_eq!(range("bytes=-40", 10), Ok(Some((0, 9))));
+        for passed_over in ["bytes=5-4", "bytes=0-1,3-4", "lines=1-2", "bytes=a-b", "bytes=-", "bytes=+1-2"] {
+            assert_eq!(range(passed_over, 10), Ok(None), "{passed_over}");
+        }
+        for beyond in ["bytes=10-", "bytes=10-20", "bytes=-0"] {
+            assert_eq!(range(beyond, 10), Err(416), "{beyond}");
+        }
+        assert_eq!(range("bytes=0-", 0), Err(416));
     }
 }

@@ -1,4 +1,4 @@
-use super::{Object, read};
+use super::{Listing, Object, read};
 use crate::blocks::Blocks;
 use crate::cid::Cid;
 use crate::dag::DEPTH_MAX;
@@ -7,6 +7,10 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+
+/// So many files are synced one by one; beyond that one sync of the whole file system is cheaper (a few milliseconds
+/// a file on a busy disk, measured in November 2026).
+const SYNCED_EACH_MAX: u64 = 64;
 
 /// What a reader is ready to write for a stranger's graph.
 #[derive(Clone, Copy, Debug)]
@@ -36,7 +40,7 @@ pub fn export(blocks: &Blocks, root: &Cid, dest: &Path, limits: Limits) -> Resul
     }
     let partial = partial_beside(dest)?;
     let mut writer = Writer { blocks, limits, bytes: 0, entries: 0 };
-    let done = writer.object(root, &partial, 0).and_then(|()| {
+    let done = writer.object(root, &partial, 0).and_then(|()| writer.sync(&partial)).and_then(|()| {
         fs::rename(&partial, dest).map_err(|e| Error::disk(format!("cannot name {}", dest.display()), e))
     });
     if done.is_err() {
@@ -75,13 +79,14 @@ impl Writer<'_> {
         }
         let failed = |e| Error::disk(format!("cannot write {}", path.display()), e);
         match read(cid, &self.blocks.get(cid)?)? {
-            Object::Directory { entries } => {
+            directory @ (Object::Directory { .. } | Object::Shard(_)) => {
                 fs::create_dir(path).map_err(failed)?;
-                for entry in entries {
+                for entry in Listing::of_object(self.blocks, cid, directory)? {
+                    let entry = entry?;
                     // `read` refused every name that would leave this directory.
                     self.object(&entry.cid, &path.join(&entry.name), depth + 1)?;
                 }
-                File::open(path).and_then(|d| d.sync_all()).map_err(failed)
+                if self.syncs_each() { File::open(path).and_then(|d| d.sync_all()).map_err(failed) } else { Ok(()) }
             }
             Object::File { .. } => {
                 let mode = if self.limits.executable { 0o755 } else { 0o644 };
@@ -89,9 +94,23 @@ impl Writer<'_> {
                 let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path).map_err(failed)?;
                 let left = self.limits.bytes_max - self.bytes;
                 self.bytes += copy_file(self.blocks, cid, left, &mut |bytes| file.write_all(bytes).map_err(failed))?;
-                file.sync_all().map_err(failed)
+                if self.syncs_each() { file.sync_all().map_err(failed) } else { Ok(()) }
             }
         }
+    }
+
+    fn syncs_each(&self) -> bool {
+        self.entries <= SYNCED_EACH_MAX
+    }
+
+    /// Makes durable what was not synced as it was written.
+    fn sync(&self, partial: &Path) -> Result<()> {
+        if self.syncs_each() {
+            return Ok(());
+        }
+        let failed = |e| Error::disk(format!("cannot sync {}", partial.display()), e);
+        let dir = File::open(partial).map_err(failed)?;
+        rustix::fs::syncfs(&dir).map_err(|e| failed(e.into()))
     }
 }
 

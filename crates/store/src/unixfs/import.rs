@@ -1,4 +1,4 @@
-use super::{Profile, SHARD_BYTES, check_name, encode_directory, encode_file, encode_leaf};
+use super::{Profile, SHARD_BYTES, check_name, encode_directory, encode_file, encode_leaf, shard};
 use crate::cid::{self, Cid};
 use crate::dag::{DEPTH_MAX, Link, Node};
 use crate::error::{Error, Result};
@@ -57,8 +57,10 @@ pub fn import_bytes(
 
 /// A file, or a directory with all that lies in it (hidden files too), names sorted by their bytes.
 ///
-/// `Usage` for symbolic links, devices and names that are not UTF-8; `OverLimit` for a directory that the
-/// profile would shard (some 4,000 entries) or that is nested too deep.
+/// A directory over 256 KiB becomes a trie of blocks. Memory grows with the entries of one directory, not with files.
+///
+/// `Usage` for symbolic links, devices and names that are not UTF-8; `OverLimit` for a directory that is nested
+/// too deep.
 pub fn import_path(
     path: &Path,
     profile: Profile,
@@ -109,13 +111,8 @@ fn import_at(
     }
     let encoded = node.encode();
     if shard_measure(&node, &encoded, profile) > SHARD_BYTES {
-        return Err(Error::over_limit(format!(
-            "{} has {} entries; the profile shards directories over {} KiB, and sharding is not spoken yet: \
-             use subdirectories",
-            path.display(),
-            node.links.len(),
-            SHARD_BYTES >> 10
-        )));
+        let (cid, dag_bytes) = shard::write(node.links, profile, emit)?;
+        return Ok(Imported { cid, bytes, dag_bytes });
     }
     let imported = Imported { cid: profile.node_cid(&encoded), bytes, dag_bytes: below + len64(&encoded) };
     emit(imported.cid, encoded)?;

@@ -45,6 +45,36 @@ fn version_two_is_read_too() {
 }
 
 #[test]
+fn version_two_is_written_too_and_a_torn_one_is_no_file() {
+    let (root, inner) = exported();
+    let here = store();
+    here.add(&noise(9_000));
+    let mut out = std::io::Cursor::new(Vec::new());
+    let (blocks, bytes) = car::export_v2(&here.blocks, &root, &mut out).unwrap();
+    let written = out.into_inner();
+    assert_eq!((blocks, usize::try_from(bytes).unwrap()), (13, written.len()));
+    assert_eq!(&written[51..], inner);
+    let there = store();
+    let done = car::import(&there.blocks, &written[..]).unwrap();
+    assert_eq!((done.roots, done.blocks), (vec![root], 13));
+    // Killed before the length was written: not taken for a whole file.
+    let mut torn = written.clone();
+    torn[35..43].fill(0);
+    refused(Reader::new(&torn[..]).map(|_| ()), Kind::Corrupt, "empty file");
+    // A length that is longer or shorter than what is there.
+    for (lie, words) in
+        [(bytes - 52, "middle of a block"), (bytes, "middle of a block"), (u64::MAX, "middle of a block")]
+    {
+        let mut lying = written.clone();
+        lying[35..43].copy_from_slice(&lie.to_le_bytes());
+        refused(car::import(&store().blocks, &lying[..]), Kind::Corrupt, words);
+    }
+    let mut far = written.clone();
+    far[27..35].copy_from_slice(&u64::MAX.to_le_bytes());
+    refused(Reader::new(&far[..]).map(|_| ()), Kind::Corrupt, "middle of a block");
+}
+
+#[test]
 fn a_graph_that_is_not_whole_is_not_exported() {
     let here = store();
     let root = here.add(&noise(9_000));
@@ -74,6 +104,21 @@ fn lying_lengths_other_bytes_and_other_files_are_refused() {
     let mut flipped = good.clone();
     *flipped.last_mut().unwrap() ^= 1;
     refused(import(&flipped), Kind::Corrupt, "do not hash to");
+    // CBOR nested 60,000 deep must not eat the stack.
+    let mut bomb = vec![0xe0, 0xd4, 0x03];
+    bomb.extend(vec![0x81; 60_000]);
+    refused(import(&bomb), Kind::Corrupt, "not a CAR header");
+    // A block over 2 MiB, with its true length and hash.
+    let large = vec![5; (2 << 20) + 1];
+    let mut section = good[..header].to_vec();
+    section.extend(car::frame(&cid::of_raw(&large), &large));
+    section.extend_from_slice(&large);
+    refused(import(&section), Kind::Corrupt, "over 2097152 bytes");
+    // A root in a codec that is not spoken (dag-cbor), and a block in one.
+    let cbor = cid::Cid::new_v1(0x71, *cid::of_raw(b"x").hash());
+    refused(import(&car::header(&[cbor]).unwrap()), Kind::Corrupt, "codec 0x71");
+    let foreign = [&good[..header], &car::frame(&cbor, b"x"), b"x"].concat();
+    refused(import(&foreign), Kind::Corrupt, "codec 0x71");
     // A block under an identity CID: length 6, CIDv1 raw, hash 0 of 2 bytes.
     let identity = [&good[..header], &[6, 0x01, 0x55, 0x00, 0x02, b'h', b'i']].concat();
     refused(import(&identity), Kind::Corrupt, "hash 0x0");

@@ -1,6 +1,7 @@
 use crate::support::{noise, refused, spawn, store};
 use std::fs;
 use std::time::Duration;
+use store::car::Version;
 use store::cli;
 use store::unixfs::{Limits, Profile};
 use store::{Blocks, Kind, gateway};
@@ -26,9 +27,13 @@ async fn a_newcomer_adds_lists_moves_verifies_and_collects() {
     assert_eq!(names, ["README", "model.gguf"]);
 
     let car = home.path().join("weights.car");
-    let exported = cli::export(&one, &added.cid, &car).unwrap();
+    let exported = cli::export(&one, &added.cid, &car, Version::V1).unwrap();
     assert_eq!((exported.blocks, exported.bytes), (6, fs::metadata(&car).unwrap().len()));
-    refused(cli::export(&one, &added.cid, &car), Kind::Disk, "cannot make");
+    refused(cli::export(&one, &added.cid, &car, Version::V1), Kind::Usage, "is there already");
+    let second = home.path().join("weights.v2.car");
+    let exported = cli::export(&one, &added.cid, &second, Version::V2).unwrap();
+    assert_eq!((exported.blocks, exported.bytes), (6, fs::metadata(&second).unwrap().len()));
+    assert_eq!(cli::import(&home.path().join("three"), &second).unwrap().blocks, 6);
     assert_eq!(cli::import(&two, &car).unwrap().roots, std::slice::from_ref(&added.cid));
 
     let checked = cli::verify(&two, Some(&added.cid), |_| {}).unwrap();
@@ -72,6 +77,6 @@ fn half_a_car_file_does_not_stay() {
     let victim = here.blocks.iter().map(Result::unwrap).map(|(c, _)| c).find(|c| *c != root).unwrap();
     here.blocks.delete(&victim).unwrap();
     let car = here.dir.path().join("out.car");
-    refused(cli::export(here.dir.path(), &root.to_string(), &car), Kind::Missing, &victim.to_string());
+    refused(cli::export(here.dir.path(), &root.to_string(), &car, Version::V2), Kind::Missing, &victim.to_string());
     assert!(!car.exists());
 }

@@ -168,6 +168,71 @@ async fn what_is_here_is_not_asked_again() {
     assert_eq!(asked.load(Ordering::SeqCst), all - kept);
 }
 
+/// The child of the test below: fetches until it is killed.
+#[tokio::test]
+#[ignore = "a process of its own, started by `a_fetch_that_was_killed_goes_on_where_it_was`"]
+async fn fetch_for_ever() {
+    let variable = |name: &str| std::env::var(name).unwrap();
+    let blocks = Blocks::open(variable("STORE_TEST_DIR")).unwrap();
+    let root = cid::parse(&variable("STORE_TEST_ROOT")).unwrap();
+    fetcher(&[&variable("STORE_TEST_URL")]).fetch_dag(&blocks, &root, |_| {}).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_fetch_that_was_killed_goes_on_where_it_was() {
+    let (origin, root) = origin();
+    let all = u64::try_from(origin.count()).unwrap();
+    // Answers 60 requests, then says so and answers none.
+    let (told, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    let (asked, blocks) = (Arc::new(AtomicU64::new(0)), origin.blocks.clone());
+    let route = get(move |Path(text): Path<String>| async move {
+        if asked.fetch_add(1, Ordering::SeqCst) >= 60 {
+            told.send(()).ok();
+            std::future::pending::<()>().await;
+        }
+        blocks.get(&cid::parse(&text).unwrap()).unwrap().into_response()
+    });
+    let falling_silent = spawn(Router::new().route("/ipfs/{cid}", route)).await;
+    let here = store();
+    let mut child = tokio::process::Command::new(std::env::current_exe().unwrap())
+        .args(["fetch::fetch_for_ever", "--exact", "--ignored"])
+        .env("STORE_TEST_DIR", here.dir.path())
+        .env("STORE_TEST_URL", &falling_silent)
+        .env("STORE_TEST_ROOT", root.to_string())
+        .stdout(std::process::Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    heard.recv().await.unwrap();
+    // SIGKILL, with requests out.
+    child.kill().await.unwrap();
+
+    let checked = store::cli::verify(here.dir.path(), None, |_| {}).unwrap();
+    let kept = checked.blocks;
+    assert!(checked.damaged.is_empty() && (50..=60).contains(&kept), "{checked:?}");
+    let (good, asked) = honest(&origin.blocks);
+    let good = spawn(good).await;
+    let done = fetcher(&[&good]).fetch_dag(&here.blocks, &root, |_| {}).await.unwrap();
+    assert_eq!((asked.load(Ordering::SeqCst), done.blocks_done), (all - kept, all));
+    assert_eq!(read_file(&here.blocks, &root, 100_000).unwrap(), noise(100_000));
+}
+
+#[tokio::test]
+async fn links_that_are_not_spoken_end_the_fetch() {
+    let origin = store();
+    // By identity hash (content inside the name), and to a dag-cbor block.
+    for link in [&[0x01, 0x55, 0x00, 0x02, b'h', b'i'][..], &[&[0x01, 0x71, 0x12, 0x20][..], &[7; 32]].concat()] {
+        let mut inner = vec![0x0a, u8::try_from(link.len()).unwrap()];
+        inner.extend_from_slice(link);
+        let node = [&[0x12, u8::try_from(inner.len()).unwrap()], &inner[..]].concat();
+        let root = cid::of_dag_pb(&node);
+        origin.blocks.put_later(&root, &node).unwrap();
+        let url = spawn(honest(&origin.blocks).0).await;
+        let here = store();
+        refused(fetcher(&[&url]).fetch_dag(&here.blocks, &root, |_| {}).await, Kind::Corrupt, "spoken");
+    }
+}
+
 #[tokio::test]
 async fn a_block_that_nobody_has_is_missing_and_named() {
     let (origin, root) = origin();

@@ -1,12 +1,15 @@
 use crate::support::{Noise, SMALL, Store, noise, refused, store};
 use proptest::prelude::*;
 use serde::Deserialize;
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use store::cid::{self, Cid};
 use store::dag::{Link, Node};
-use store::unixfs::{Limits, Profile, export, import_bytes, import_path, import_reader, read, read_file};
+use store::unixfs::{
+    Limits, Listing, Object, Profile, Slot, export, find, import_bytes, import_path, import_reader, read, read_file,
+};
 use store::{Blocks, Kind};
 
 #[derive(Deserialize)]
@@ -58,9 +61,18 @@ fn files_get_the_cids_that_the_javascript_importer_gives_them() {
     }
 }
 
+/// A name of 200 digits.
+fn long(number: u32) -> String {
+    format!("{number:0200}")
+}
+
 #[test]
 fn directories_get_the_cids_that_the_javascript_importer_gives_them() {
-    for wanted in reference().directories {
+    let directories = reference().directories;
+    assert_eq!(directories.len(), 18);
+    for wanted in directories {
+        // Entries of the largest directory that is one block, and what fills it to the byte.
+        let (last, pair) = if wanted.profile == "unixfs-v1-2025" { (1065, 152) } else { (1120, 115) };
         let dir = tempfile::tempdir().unwrap();
         let write = |path: &str, content: &[u8]| {
             let path = dir.path().join(path);
@@ -79,10 +91,44 @@ fn directories_get_the_cids_that_the_javascript_importer_gives_them() {
                 fs::create_dir(dir.path().join("sub/empty")).unwrap();
             }
             "thousand" => (0..1000).for_each(|i| write(&format!("file-{i}"), i.to_string().as_bytes())),
+            "ten-thousand" => (0..10_000).for_each(|i| write(&format!("file-{i}"), i.to_string().as_bytes())),
+            "last-flat" => (0..last).for_each(|i| write(&long(i), b"x")),
+            "exact" => {
+                (0..last - 1).for_each(|i| write(&long(i), b"x"));
+                ["y", "z"].iter().for_each(|name| write(&name.repeat(pair), b"x"));
+            }
+            "first-sharded" => (0..=last).for_each(|i| write(&long(i), b"x")),
+            "shard-in-shard" => {
+                (0..1200).for_each(|i| write(&long(i), b"x"));
+                (0..1300).for_each(|i| write(&format!("sub/{}", long(i)), b"x"));
+                write("ä", "umlaut".as_bytes());
+            }
             other => panic!("{other} is not made here"),
         }
-        let made = import_path(dir.path(), profile(&wanted.profile), &mut |_, _| Ok(())).unwrap();
+        let here = store();
+        let profile = profile(&wanted.profile);
+        // Ten thousand files are cut and named; kept they would only take long.
+        let keeps = wanted.name != "ten-thousand";
+        let made = import_path(dir.path(), profile, &mut |cid, bytes| match keeps {
+            true => here.blocks.put_later(&cid, &bytes),
+            false => Ok(()),
+        })
+        .unwrap();
         assert_eq!(made.cid.to_string(), wanted.cid, "{} {}", wanted.name, wanted.profile);
+        if !keeps {
+            continue;
+        }
+        // And out again: the same names, each found by itself too.
+        let names: BTreeSet<String> =
+            fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        let listed: Vec<_> = Listing::of(&here.blocks, &made.cid).unwrap().map(Result::unwrap).collect();
+        assert_eq!(listed.len(), names.len());
+        assert_eq!(listed.iter().map(|e| e.name.clone()).collect::<BTreeSet<_>>(), names, "{}", wanted.name);
+        for entry in listed.iter().step_by(97) {
+            let found = find(&here.blocks, &made.cid, &entry.name, |_| {}).unwrap();
+            assert_eq!(found.as_ref(), Some(entry));
+        }
+        assert_eq!(find(&here.blocks, &made.cid, "nobody is called so", |_| {}).unwrap(), None);
     }
 }
 
@@ -159,27 +205,125 @@ fn names_that_would_leave_the_directory_are_refused_before_anything_is_written()
 }
 
 #[test]
-fn symbolic_links_and_shards_are_refused_by_name() {
+fn symbolic_links_are_refused_by_name() {
     let here = store();
     let link = here.put_node(&Node { links: vec![], data: [&[8, 4, 0x12, 11][..], b"/etc/passwd"].concat() });
     refused(export(&here.blocks, &link, &here.dir.path().join("l"), Limits::default()), Kind::Usage, "symbolic link");
-    let shard = here.put_node(&Node { links: vec![], data: vec![8, 5] });
-    refused(export(&here.blocks, &shard, &here.dir.path().join("s"), Limits::default()), Kind::Usage, "sharded");
 
     symlink("/etc/passwd", here.dir.path().join("link")).unwrap();
     refused(import_path(&here.dir.path().join("link"), SMALL, &mut |_, _| Ok(())), Kind::Usage, "symbolic link");
     refused(import_path(&here.dir.path().join("absent"), SMALL, &mut |_, _| Ok(())), Kind::Usage, "there is no");
 }
 
+/// A directory of 1,100 files, which the profile shards; its folder and root.
+fn sharded(here: &Store) -> (std::path::PathBuf, Cid) {
+    let source = here.dir.path().join("many");
+    fs::create_dir(&source).unwrap();
+    (0..1100).for_each(|i| fs::write(source.join(long(i)), i.to_string()).unwrap());
+    let made = import_path(&source, Profile::V1_2025, &mut |cid, bytes| here.blocks.put_later(&cid, &bytes)).unwrap();
+    (source, made.cid)
+}
+
 #[test]
-fn a_directory_that_the_profile_would_shard_is_refused_and_one_below_is_not() {
-    let dir = tempfile::tempdir().unwrap();
-    let name = |i: u32| dir.path().join(format!("{i:0200}"));
-    // 246 bytes a link: 1,064 fit into 256 KiB, with the two bytes of the directory message.
-    (0..1060).for_each(|i| fs::write(name(i), b"x").unwrap());
-    import_path(dir.path(), Profile::V1_2025, &mut |_, _| Ok(())).unwrap();
-    (1060..1070).for_each(|i| fs::write(name(i), b"x").unwrap());
-    refused(import_path(dir.path(), Profile::V1_2025, &mut |_, _| Ok(())), Kind::OverLimit, "1070 entries");
+fn a_sharded_directory_comes_out_whole_and_a_name_is_found_by_few_blocks() {
+    let here = store();
+    let (_, root) = sharded(&here);
+    let dest = here.dir.path().join("out");
+    let bytes = export(&here.blocks, &root, &dest, Limits::default()).unwrap();
+    assert_eq!(fs::read_dir(&dest).unwrap().count(), 1100);
+    (0..1100).for_each(|i| assert_eq!(fs::read_to_string(dest.join(long(i))).unwrap(), i.to_string()));
+    assert_eq!(bytes, (0..1100).map(|i: u32| u64::try_from(i.to_string().len()).unwrap()).sum::<u64>());
+    let mut visited = 0;
+    find(&here.blocks, &root, &long(7), |_| visited += 1).unwrap().unwrap();
+    assert!((1..=3).contains(&visited), "{visited}");
+    let limits = Limits { entries_max: 500, ..Limits::default() };
+    refused(export(&here.blocks, &root, &here.dir.path().join("few"), limits), Kind::OverLimit, "more than 500 files");
+    // A part that is missing is named.
+    let Object::Shard(shard) = read(&root, &here.blocks.get(&root).unwrap()).unwrap() else { panic!("no shard") };
+    let below = shard.slots.into_iter().find_map(|(_, slot)| match slot {
+        Slot::Below(cid) => Some(cid),
+        Slot::Entry(_) => None,
+    });
+    here.blocks.delete(&below.unwrap()).unwrap();
+    let missing = below.unwrap().to_string();
+    refused(export(&here.blocks, &root, &here.dir.path().join("part"), Limits::default()), Kind::Missing, &missing);
+}
+
+/// A shard of a stranger: which slots are taken, their names with the slot's digits, and the number of slots.
+fn shard(here: &Store, taken: &[u8], links: &[(&str, Cid)], fanout: u64, hash: u64) -> Cid {
+    let mut data = vec![8, 5, 0x12, u8::try_from(taken.len()).unwrap()];
+    data.extend_from_slice(taken);
+    for (field, value) in [(0x28, hash), (0x30, fanout)] {
+        data.push(field);
+        leb(value, &mut data);
+    }
+    let links = links.iter().map(|(name, cid)| Link { cid: *cid, name: (*name).to_owned(), tsize: 0 }).collect();
+    here.put_node(&Node { links, data })
+}
+
+#[test]
+fn shards_that_contradict_themselves_are_refused() {
+    let here = store();
+    let leaf = here.put_raw(b"leaf");
+    let out = here.dir.path().join("out");
+    let refuse = |root: Cid, words: &str| {
+        refused(export(&here.blocks, &root, &out, Limits::default()), Kind::Corrupt, words);
+        assert!(!out.exists());
+    };
+    // The hash of "a" begins with 0x85, that of "b" with another byte (seen in what the importer makes).
+    let good = |name: &str| {
+        (0..=255u8).find(|slot| {
+            let mut taken = vec![1 << (slot % 8)];
+            taken.extend(vec![0; usize::from(slot / 8)]);
+            let root = shard(&here, &taken, &[(&format!("{slot:02X}{name}"), leaf)], 256, 0x22);
+            Listing::of(&here.blocks, &root).unwrap().all(|entry| entry.is_ok())
+        })
+    };
+    let slot = good("a").expect("a name has one slot");
+    let label = format!("{slot:02X}");
+    let mut taken = vec![1 << (slot % 8)];
+    taken.extend(vec![0; usize::from(slot / 8)]);
+    let entry = |name: &str| format!("{label}{name}");
+
+    refuse(shard(&here, &taken, &[(&entry("../up"), leaf)], 256, 0x22), "would leave its directory");
+    refuse(shard(&here, &taken, &[(&entry("a"), leaf), (&entry("b"), leaf)], 256, 0x22), "1 slots taken but 2 links");
+    refuse(shard(&here, &taken, &[("ZZa", leaf)], 256, 0x22), "is called");
+    refuse(shard(&here, &taken, &[(&label, leaf)], 256, 0x22), "leads to a block that is none");
+    refuse(shard(&here, &taken, &[(&entry("a"), leaf)], 100, 0x22), "a shard of 100 slots");
+    refuse(shard(&here, &taken, &[(&entry("a"), leaf)], 1 << 20, 0x22), "slots; 8 to 1024");
+    refuse(shard(&here, &taken, &[(&entry("a"), leaf)], 256, 0x12), "only murmur3");
+    refuse(shard(&here, &[1; 33], &[(&entry("a"), leaf)], 256, 0x22), "a field of 33 bytes");
+    let mut other = taken.clone();
+    other[0] = other[0].rotate_left(1);
+    let wrong = format!("{:02X}a", slot / 8 * 8 + (slot % 8 + 1) % 8);
+    refuse(shard(&here, &other, &[(&wrong, leaf)], 256, 0x22), "does not belong into part");
+
+    // The right slot one level too deep, a file where a part should be, and a part of nothing.
+    let deep = shard(&here, &taken, &[(&entry("a"), leaf)], 256, 0x22);
+    refuse(shard(&here, &[1], &[("00", deep)], 256, 0x22), "does not belong into part");
+    let plain = here.add(&noise(3000));
+    refuse(shard(&here, &taken, &[(&label, plain)], 256, 0x22), "and is none");
+    let empty = shard(&here, &[], &[], 256, 0x22);
+    refuse(shard(&here, &taken, &[(&label, empty)], 256, 0x22), "an empty part");
+    assert_eq!(export(&here.blocks, &empty, &out, Limits::default()).unwrap(), 0);
+}
+
+#[test]
+fn few_blocks_cannot_pose_as_a_directory_without_end() {
+    let here = store();
+    // Nine levels of 256 links to the level below: 256^9 paths.
+    let mut below = here.add(b"end");
+    for _ in 0..9 {
+        let names: Vec<String> = (0..256).map(|slot| format!("{slot:02X}")).collect();
+        let links: Vec<(&str, Cid)> = names.iter().map(|name| (name.as_str(), below)).collect();
+        below = match below.codec() {
+            cid::RAW => shard(&here, &[1], &[("00x", below)], 256, 0x22),
+            _ => shard(&here, &[0xff; 32], &links, 256, 0x22),
+        };
+    }
+    let dest = here.dir.path().join("out");
+    refused(export(&here.blocks, &below, &dest, Limits::default()), Kind::Corrupt, "directory");
+    refused(find(&here.blocks, &below, "name", |_| {}), Kind::Corrupt, "hashes are long");
 }
 
 /// A file node over `parts` with these claimed sizes.

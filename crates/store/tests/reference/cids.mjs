@@ -67,7 +67,16 @@ for (const profile of ['unixfs-v1-2025', 'unixfs-v0-2015']) {
     { path: 'd/ä.txt', content: bytesOf('umlaut') }, { path: 'd/sub/.hidden', content: bytesOf('') },
     { path: 'd/sub/deep/noise', content: noise(3 * MIB) }, { path: 'd/sub/empty' }
   ])
-  const many = Array.from({ length: 1000 }, (_, i) => ({ path: `d/file-${i}`, content: bytesOf(`${i}`) }))
-  await directory('thousand', profile, many)
+  const files = (count) => Array.from({ length: count }, (_, i) => ({ path: `d/file-${i}`, content: bytesOf(`${i}`) }))
+  await directory('thousand', profile, files(1000))
+  await directory('ten-thousand', profile, files(10000))
+  // Names of 200 digits: the last directory that is one block, one whose measure is the threshold itself, the first shard.
+  const long = (count, below = 'd') => Array.from({ length: count }, (_, i) => (
+    { path: `${below}/${String(i).padStart(200, '0')}`, content: bytesOf('x') }))
+  const [last, exact, pair] = profile === 'unixfs-v1-2025' ? [1065, 1064, 152] : [1120, 1119, 115]
+  await directory('last-flat', profile, long(last))
+  await directory('exact', profile, [...long(exact), ...['y', 'z'].map((c) => ({ path: `d/${c.repeat(pair)}`, content: bytesOf('x') }))])
+  await directory('first-sharded', profile, long(last + 1))
+  await directory('shard-in-shard', profile, [...long(1200), ...long(1300, 'd/sub'), { path: 'd/ä', content: bytesOf('umlaut') }])
 }
 console.log(JSON.stringify({ files, directories }, null, 1))

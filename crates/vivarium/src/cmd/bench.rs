@@ -2,12 +2,13 @@
 
 mod pay;
 mod report;
+mod store;
 mod world;
 
 use super::link::{block_on, log_to_stderr};
 use anyhow::Result;
 
-/// Prints how long things take: whole worlds, or (`bench pay`) the payment layer alone.
+/// Prints how long things take: whole worlds, or the payment layer (`bench pay`) or the content store (`bench store`) alone.
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Flags {
@@ -20,12 +21,14 @@ pub struct Flags {
 #[derive(clap::Subcommand)]
 enum What {
     Pay(pay::Flags),
+    Store(store::Flags),
 }
 
 pub fn run(flags: Flags) -> Result<()> {
     log_to_stderr("warn");
     match flags.what {
         Some(What::Pay(flags)) => block_on(pay::run(flags)),
+        Some(What::Store(flags)) => block_on(store::run(flags)),
         None => block_on(world::run(flags.world)),
     }
 }

@@ -1,16 +1,25 @@
 //! `vivarium store …`: content by CID, in a folder of blocks.
 
+mod bar;
+
 use super::link::{block_on, log_to_stderr, stopped};
 use anyhow::{Context, Result};
+use bar::Bar;
 use serde::Serialize;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::Duration;
+use store::car::Version;
+use store::cli::kubo::Announce;
 use store::unixfs::{Limits, Profile};
-use store::{StoreClient, cli};
+use store::{Kind, StoreClient, cli};
 use vivarium::world::files::chosen_dir;
 
 /// Keeps, fetches and serves content by CID. Every block is checked against its name, wherever it comes from.
+///
+/// Exit status: 0 done, 2 the request is wrong, 3 something is missing, 4 bytes are not what they are called, 5 a limit
+/// was passed, 6 the disk is full, 7 no source answered, 8 a key does not fit, 1 anything else.
 #[derive(clap::Args)]
 pub struct Flags {
     /// The folder of blocks [default: store/ in the world's folder]
@@ -37,6 +46,9 @@ enum Command {
         /// Put it into the store that serves there, instead of the folder; may be repeated
         #[arg(long, value_name = "URL")]
         store: Vec<String>,
+        /// How it is cut and named: unixfs-v1-2025 or unixfs-v0-2015
+        #[arg(long, value_name = "NAME", default_value = "unixfs-v1-2025", value_parser = Profile::parse)]
+        profile: Profile,
     },
     /// Writes the file or directory behind a CID, fetching what is not here
     Get {
@@ -69,17 +81,103 @@ enum Command {
         #[arg(long, default_value_t = 24)]
         hours: u64,
     },
-    /// Reads every block, or those below a CID, and removes what does not match its name
+    /// Reads every block, or those below a CID, and removes what does not match its name; exit status 4 or 3 if
+    /// anything is damaged or missing
     Verify { cid: Option<String> },
     /// Writes a graph into a CAR file
-    Export { cid: String, car: PathBuf },
+    Export {
+        cid: String,
+        car: PathBuf,
+        /// 1 or 2
+        #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=2))]
+        car_version: u8,
+    },
     /// Stores the blocks of a CAR file
     Import { car: PathBuf },
+    /// Arweave: storage paid for once, by an RSA key of yours
+    #[command(subcommand)]
+    Arweave(ArweaveCommand),
+    /// A Kubo node, by its RPC interface
+    #[command(subcommand)]
+    Kubo(KuboCommand),
 }
 
-pub fn run(flags: Flags) -> Result<()> {
+#[derive(clap::Subcommand)]
+enum ArweaveCommand {
+    /// Sends a graph as a CAR file; run it again after a crash, it goes on with the same transaction
+    Put {
+        cid: String,
+        /// Nodes or gateways; may be repeated
+        #[arg(long, value_name = "URL", required = true)]
+        gateway: Vec<String>,
+        /// The wallet that pays (a JWK file)
+        #[arg(long, value_name = "FILE")]
+        key: PathBuf,
+        /// Pay at most this, in winston (1e-12 AR)
+        #[arg(long, value_name = "WINSTON")]
+        reward_max: u128,
+    },
+    /// Says whether the transaction of a graph is paid, unpaid or not known yet
+    Status {
+        cid: String,
+        #[arg(long, value_name = "URL", required = true)]
+        gateway: Vec<String>,
+    },
+    /// Stores and pins the graph that a transaction holds; every chunk is proven
+    Get {
+        transaction: String,
+        #[arg(long, value_name = "URL", required = true)]
+        gateway: Vec<String>,
+        /// Refuse more than this
+        #[arg(long, value_name = "BYTES", default_value_t = 1 << 40)]
+        bytes_max: u64,
+    },
+}
+
+#[derive(clap::Subcommand)]
+enum KuboCommand {
+    /// Puts a graph into the node and pins it there
+    Add {
+        cid: String,
+        #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:5001")]
+        api: String,
+        /// And have the node tell the network that it has it
+        #[arg(long)]
+        announce: bool,
+    },
+    /// Brings a graph here and pins it
+    Get {
+        cid: String,
+        #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:5001")]
+        api: String,
+    },
+}
+
+pub fn run(flags: Flags) -> ExitCode {
+    carry_out(flags).unwrap_or_else(|error| {
+        crate::say(&error);
+        error.downcast_ref::<store::Error>().map_or(ExitCode::FAILURE, |e| status(e.kind))
+    })
+}
+
+/// What a script sees of an error; in the help of `vivarium store`.
+fn status(kind: Kind) -> ExitCode {
+    ExitCode::from(match kind {
+        Kind::Usage => 2,
+        Kind::Missing => 3,
+        Kind::Corrupt => 4,
+        Kind::OverLimit => 5,
+        Kind::DiskFull => 6,
+        Kind::Unreachable => 7,
+        Kind::Key => 8,
+        Kind::Disk | Kind::Bug => 1,
+    })
+}
+
+fn carry_out(flags: Flags) -> Result<ExitCode> {
     let dir = flags.data_dir.unwrap_or_else(|| chosen_dir(None).join("store"));
     let json = flags.json;
+    let bar = Bar::new(json);
     match flags.command {
         Command::Serve { listen } => {
             log_to_stderr("info");
@@ -90,18 +188,18 @@ pub fn run(flags: Flags) -> Result<()> {
                 Ok(cli::serve(&dir, listener, stopped()?).await?)
             })
         }
-        Command::Add { path, store } if store.is_empty() => {
-            let added = cli::add(&dir, &path, Profile::V1_2025, |_| {})?;
-            show(json, &added, &added.cid)
+        Command::Add { path, store, profile } if store.is_empty() => {
+            let added = cli::add(&dir, &path, profile, |bytes| bar.bytes(bytes))?;
+            show(&bar, json, &added, &added.cid)
         }
-        Command::Add { path, store } => block_on(async {
-            let imported = StoreClient::new(net::Client::new(), store).put_path(&path, Profile::V1_2025).await?;
+        Command::Add { path, store, profile } => block_on(async {
+            let imported = StoreClient::new(net::Client::new(), store).put_path(&path, profile).await?;
             let cid = imported.cid.to_string();
-            show(json, &serde_json::json!({ "cid": cid, "bytes": imported.bytes }), &cid)
+            show(&bar, json, &serde_json::json!({ "cid": cid, "bytes": imported.bytes }), &cid)
         }),
         Command::Get { cid, out, from } => block_on(async {
-            let got = cli::get(&dir, &cid, &out, from, Limits::default(), |_| {}).await?;
-            show(json, &got, &format!("{} bytes in {}", got.bytes, got.path.display()))
+            let got = cli::get(&dir, &cid, &out, from, Limits::default(), |progress| bar.fetch(progress)).await?;
+            show(&bar, json, &got, &format!("{} bytes in {}", got.bytes, got.path.display()))
         }),
         Command::Ls { cid } => {
             let listed = cli::ls(&dir, cid.as_deref())?;
@@ -109,39 +207,74 @@ pub fn run(flags: Flags) -> Result<()> {
                 Some(name) => format!("{}  {name}", l.cid),
                 None => format!("{}  {}", l.cid, l.reasons.join(", ")),
             };
-            show(json, &listed, &listed.iter().map(line).collect::<Vec<_>>().join("\n"))
+            show(&bar, json, &listed, &listed.iter().map(line).collect::<Vec<_>>().join("\n"))
         }
-        Command::Pin { cid, reason } => pinned(json, &cli::pin(&dir, &cid, &reason)?),
-        Command::Unpin { cid, reason } => pinned(json, &cli::unpin(&dir, &cid, reason.as_deref())?),
+        Command::Pin { cid, reason } => pinned(&bar, json, &cli::pin(&dir, &cid, &reason)?),
+        Command::Unpin { cid, reason } => pinned(&bar, json, &cli::unpin(&dir, &cid, reason.as_deref())?),
         Command::Gc { hours } => {
             let gone = cli::gc(&dir, Duration::from_secs(hours.saturating_mul(3_600)))?;
             let line = format!(
                 "removed {} blocks ({} bytes), kept {}; {} are pinned but not here",
                 gone.removed_blocks, gone.removed_bytes, gone.kept_blocks, gone.missing_blocks
             );
-            show(json, &gone, &line)
+            show(&bar, json, &gone, &line)
         }
         Command::Verify { cid } => {
-            let seen = cli::verify(&dir, cid.as_deref(), |_| {})?;
+            let seen = cli::verify(&dir, cid.as_deref(), |bytes| bar.bytes(bytes))?;
             let (damaged, missing) = (seen.damaged.len(), seen.missing.len());
             let line =
                 format!("{} blocks ({} bytes) read, {damaged} damaged, {missing} missing", seen.blocks, seen.bytes);
-            show(json, &seen, &line)
+            show(&bar, json, &seen, &line)?;
+            return Ok(match (damaged, missing) {
+                (0, 0) => ExitCode::SUCCESS,
+                (0, _) => status(Kind::Missing),
+                _ => status(Kind::Corrupt),
+            });
         }
-        Command::Export { cid, car } => moved(json, &cli::export(&dir, &cid, &car)?),
-        Command::Import { car } => moved(json, &cli::import(&dir, &car)?),
-    }
+        Command::Export { cid, car, car_version } => {
+            let version = if car_version == 2 { Version::V2 } else { Version::V1 };
+            moved(&bar, json, &cli::export(&dir, &cid, &car, version)?)
+        }
+        Command::Import { car } => moved(&bar, json, &cli::import(&dir, &car)?),
+        Command::Arweave(command) => block_on(arweave(&bar, json, &dir, command)),
+        Command::Kubo(command) => block_on(kubo(&bar, json, &dir, command)),
+    }?;
+    Ok(ExitCode::SUCCESS)
 }
 
-fn pinned(json: bool, pinned: &cli::Pinned) -> Result<()> {
-    show(json, pinned, &format!("{} is kept for: {}", pinned.cid, pinned.reasons.join(", ")))
+async fn arweave(bar: &Bar, json: bool, dir: &Path, command: ArweaveCommand) -> Result<()> {
+    let stored = match command {
+        ArweaveCommand::Put { cid, gateway, key, reward_max } => {
+            cli::arweave::put(dir, &cid, gateway, &key, reward_max).await?
+        }
+        ArweaveCommand::Status { cid, gateway } => cli::arweave::status(dir, &cid, gateway).await?,
+        ArweaveCommand::Get { transaction, gateway, bytes_max } => {
+            return moved(bar, json, &cli::arweave::get(dir, &transaction, gateway, bytes_max).await?);
+        }
+    };
+    show(bar, json, &stored, &format!("{}  {}", stored.transaction, stored.outcome))
 }
 
-fn moved(json: bool, moved: &cli::Moved) -> Result<()> {
-    show(json, moved, &format!("{} blocks ({} bytes) below {}", moved.blocks, moved.bytes, moved.roots.join(", ")))
+async fn kubo(bar: &Bar, json: bool, dir: &Path, command: KuboCommand) -> Result<()> {
+    let shared = match command {
+        KuboCommand::Add { cid, api, announce } => {
+            cli::kubo::add(dir, &cid, api, if announce { Announce::Yes } else { Announce::No }).await?
+        }
+        KuboCommand::Get { cid, api } => cli::kubo::get(dir, &cid, api).await?,
+    };
+    show(bar, json, &shared, &format!("{} blocks of {}", shared.blocks, shared.cid))
 }
 
-fn show(json: bool, value: &impl Serialize, line: &str) -> Result<()> {
+fn pinned(bar: &Bar, json: bool, pinned: &cli::Pinned) -> Result<()> {
+    show(bar, json, pinned, &format!("{} is kept for: {}", pinned.cid, pinned.reasons.join(", ")))
+}
+
+fn moved(bar: &Bar, json: bool, moved: &cli::Moved) -> Result<()> {
+    show(bar, json, moved, &format!("{} blocks ({} bytes) below {}", moved.blocks, moved.bytes, moved.roots.join(", ")))
+}
+
+fn show(bar: &Bar, json: bool, value: &impl Serialize, line: &str) -> Result<()> {
+    bar.clear();
     if json {
         println!("{}", serde_json::to_string(value)?);
     } else {

@@ -7,4 +7,5 @@ mod facilitator;
 mod life;
 mod proxy;
 mod refusals;
+mod store;
 mod world;

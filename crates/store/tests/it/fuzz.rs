@@ -1,0 +1,270 @@
+//! Every parser of what strangers send, on bytes that were once right: no panic, no memory beyond a block's, and what
+//! is taken is what it says it is. Deterministic: a failure names its seed.
+
+use crate::support::{Store, noise, store};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use std::collections::BTreeMap;
+use store::arweave::{Bundle, Transaction, verify_chunk};
+use store::car::{self, Reader};
+use store::checkpoint::{Checkpoint, LifeLog, SegmentHeader, ShareRequest};
+use store::cid::{self, Cid};
+use store::dag::Node;
+use store::seal::{self, Identity};
+use store::unixfs::{self, Listing, Object, Profile, import_path};
+
+/// Enough to find what a day of it found; ten million with VIVARIUM_DEEP=1.
+fn runs() -> u64 {
+    if std::env::var_os("VIVARIUM_DEEP").is_some() { 10_000_000 } else { 40_000 }
+}
+
+/// SplitMix64.
+struct Chance(u64);
+
+impl Chance {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        usize::try_from(self.next() % u64::try_from(n.max(1)).unwrap()).unwrap()
+    }
+}
+
+/// What lengths, wire types and counts look like where they hurt.
+const TOKENS: [&[u8]; 14] = [
+    &[0],
+    &[0xff],
+    &[0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x01],
+    &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f],
+    &[0x0a, 0x00],
+    &[0x12, 0x02],
+    &[0x18, 0x00],
+    &[0x20, 0x00],
+    &[0x08, 0x05],
+    &[0x30, 0x80, 0x02],
+    // An identity CID, a dag-cbor CID, a nested array of CBOR.
+    &[0x01, 0x55, 0x00, 0x02, b'h', b'i'],
+    &[0x01, 0x71, 0x12, 0x20],
+    &[0x81, 0x81, 0x81, 0x81],
+    b"../",
+];
+
+/// One to four changes.
+fn mutate(bytes: &mut Vec<u8>, chance: &mut Chance) {
+    for _ in 0..=chance.below(4) {
+        let at = chance.below(bytes.len());
+        match chance.below(6) {
+            0 if !bytes.is_empty() => bytes[at] ^= 1 << chance.below(8),
+            1 => bytes.truncate(at),
+            2 => {
+                let token = TOKENS[chance.below(TOKENS.len())];
+                bytes.splice(at..at, token.iter().copied());
+            }
+            3 if !bytes.is_empty() => {
+                bytes.remove(at);
+            }
+            4 if !bytes.is_empty() => {
+                let end = (at + chance.below(40)).min(bytes.len());
+                let piece = bytes[at..end].to_vec();
+                let to = chance.below(bytes.len());
+                bytes.splice(to..to, piece);
+            }
+            _ if !bytes.is_empty() => bytes[at] = u8::try_from(chance.below(256)).unwrap(),
+            _ => {}
+        }
+    }
+}
+
+/// Runs `check` on seeds, one in eight left as it was. Returns how often it said that the bytes were taken.
+fn fuzz(runs: u64, seeds: &[Vec<u8>], mut check: impl FnMut(u64, &[u8]) -> bool) -> u64 {
+    let mut taken = 0;
+    for seed in 0..runs {
+        let mut chance = Chance(seed);
+        let mut bytes = seeds[chance.below(seeds.len())].clone();
+        if seed % 8 != 0 {
+            mutate(&mut bytes, &mut chance);
+        }
+        taken += u64::from(check(seed, &bytes));
+    }
+    assert!(taken >= runs / 16, "{taken} of {runs} were taken: the seeds are no good");
+    taken
+}
+
+/// A store with files and directories of every form, and their roots.
+fn graphs() -> (Store, Vec<Cid>) {
+    let here = store();
+    let source = here.dir.path().join("source");
+    std::fs::create_dir_all(source.join("many")).unwrap();
+    std::fs::write(source.join("file"), noise(5_000)).unwrap();
+    (0..60).for_each(|i| std::fs::write(source.join(format!("many/{i:0240}")), i.to_string()).unwrap());
+    let mut roots = Vec::new();
+    for profile in [Profile::V1_2025, Profile { chunk_bytes: 100, width: 3, ..Profile::V0_2015 }] {
+        let made = import_path(&source, profile, &mut |cid, bytes| here.blocks.put_later(&cid, &bytes)).unwrap();
+        roots.push(made.cid);
+    }
+    // A sharded one, written by hand from two names' slots.
+    std::fs::create_dir(source.join("sharded")).unwrap();
+    (0..1070).for_each(|i| std::fs::write(source.join(format!("sharded/{i:0200}")), [1]).unwrap());
+    let put = &mut |cid, bytes: Vec<u8>| here.blocks.put_later(&cid, &bytes);
+    roots.push(import_path(&source.join("sharded"), Profile::V1_2025, put).unwrap().cid);
+    (here, roots)
+}
+
+#[test]
+fn strangers_nodes_break_no_reader() {
+    let (here, _) = graphs();
+    let nodes: Vec<Vec<u8>> = here
+        .blocks
+        .iter()
+        .map(Result::unwrap)
+        .filter(|(cid, bytes)| cid.codec() == cid::DAG_PB && *bytes < 2_000)
+        .map(|(cid, _)| here.blocks.get(&cid).unwrap().to_vec())
+        .collect();
+    assert!(nodes.len() > 50, "{}", nodes.len());
+    let mut kinds: BTreeMap<&str, u64> = BTreeMap::new();
+    fuzz(runs(), &nodes, |seed, bytes| {
+        let cid = cid::of_dag_pb(bytes);
+        let Ok(node) = Node::decode(&cid, bytes) else { return false };
+        // What is read once is read again from its own encoding.
+        let again = node.encode();
+        assert_eq!(Node::decode(&cid::of_dag_pb(&again), &again).unwrap(), node, "seed {seed}");
+        match unixfs::read(&cid, bytes) {
+            Ok(Object::File { inline, parts, bytes: total }) => {
+                *kinds.entry("file").or_default() += 1;
+                let inline = u64::try_from(inline.len()).unwrap();
+                assert_eq!(parts.iter().map(|(_, bytes)| bytes).sum::<u64>() + inline, total, "seed {seed}");
+                assert!(parts.iter().all(|(_, bytes)| *bytes > 0), "seed {seed}");
+            }
+            Ok(Object::Directory { entries }) => {
+                *kinds.entry("directory").or_default() += 1;
+                assert!(entries.iter().all(|e| !e.name.contains('/') && e.name != ".."), "seed {seed}");
+            }
+            Ok(Object::Shard(shard)) => {
+                *kinds.entry("shard").or_default() += 1;
+                assert!(shard.slots.windows(2).all(|w| w[0].0 < w[1].0), "seed {seed}");
+            }
+            Err(_) => return false,
+        }
+        true
+    });
+    assert!(kinds.len() == 3 && kinds.values().all(|count| *count > runs() / 1000), "{kinds:?}");
+}
+
+/// A graph whose root was bent: whatever it is now, walking it ends, and what is written stays inside.
+#[test]
+fn strangers_directories_break_no_listing() {
+    let (here, roots) = graphs();
+    let blocks: Vec<Vec<u8>> = roots.iter().map(|root| here.blocks.get(root).unwrap().to_vec()).collect();
+    fuzz(runs() / 40, &blocks, |_, bytes| {
+        let cid = cid::of_dag_pb(bytes);
+        here.blocks.put_later(&cid, bytes).unwrap();
+        let listed = Listing::of(&here.blocks, &cid).map(|listing| listing.filter(Result::is_ok).count());
+        listed.is_ok_and(|count| count <= 1070)
+    });
+}
+
+#[test]
+fn strangers_car_files_break_no_reader() {
+    let (here, roots) = graphs();
+    let mut seeds = Vec::new();
+    let small = here.add(&noise(3_000));
+    for root in [small, roots[1]] {
+        let mut one = Vec::new();
+        car::export(&here.blocks, &root, &mut one).unwrap();
+        one.truncate(8_000);
+        let mut two = std::io::Cursor::new(Vec::new());
+        car::export_v2(&here.blocks, &small, &mut two).unwrap();
+        seeds.extend([one, two.into_inner()]);
+    }
+    let mut blocks = 0;
+    fuzz(runs() / 8, &seeds, |seed, bytes| {
+        let Ok(mut reader) = Reader::new(bytes) else { return false };
+        while let Ok(Some((cid, block))) = reader.next_block() {
+            cid::verify(&cid, &block).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+            blocks += 1;
+        }
+        true
+    });
+    assert!(blocks > runs() / 16, "{blocks}");
+}
+
+#[test]
+fn strangers_names_break_no_parser() {
+    let (_, roots) = graphs();
+    let mut seeds: Vec<Vec<u8>> = roots.iter().map(|root| root.to_string().into_bytes()).collect();
+    seeds.push(b"bafkqaaa".to_vec());
+    fuzz(runs(), &seeds, |seed, bytes| {
+        let Ok(text) = std::str::from_utf8(bytes) else { return false };
+        let Ok(cid) = cid::parse(text) else { return false };
+        assert_eq!(cid::parse(&cid.to_string()).unwrap(), cid, "seed {seed}");
+        assert_eq!(cid::normal(&cid).hash().digest().len(), 32, "seed {seed}");
+        true
+    });
+}
+
+#[test]
+fn strangers_signed_objects_break_no_parser() {
+    let checkpoint = crate::checkpoint::signed(cid::of_raw(b"snapshot"), vec![cid::of_raw(b"talk")]).to_bytes();
+    let log = br#"{"agent":"0xa1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1","chain_id":1,"prev":null,"lines":[{"seq":1,"at":2,"block":3,"kind":"k","text":"t"}]}"#;
+    fuzz(runs(), &[checkpoint, log.to_vec()], |seed, bytes| {
+        let _ = (SegmentHeader::from_bytes(bytes), serde_json::from_slice::<ShareRequest>(bytes));
+        let log = LifeLog::from_bytes(bytes).map(|log| log.to_bytes());
+        let checkpoint = Checkpoint::from_bytes(bytes).map(|checkpoint| checkpoint.to_bytes());
+        for again in [&log, &checkpoint].into_iter().flatten() {
+            assert_eq!(again, bytes, "seed {seed}: one object, one form");
+        }
+        log.is_ok() || checkpoint.is_ok()
+    });
+}
+
+#[test]
+fn strangers_sealed_objects_break_no_opener() {
+    let identity = Identity::generate();
+    let plain = noise(300);
+    let sealed = seal::seal(&plain, &[identity.recipient()]).unwrap();
+    fuzz(runs() / 20, &[sealed], |seed, bytes| match seal::open(bytes, &identity, 1000) {
+        Ok(open) => {
+            assert!(open == plain, "seed {seed}: altered and opened");
+            true
+        }
+        Err(_) => false,
+    });
+}
+
+#[test]
+fn strangers_arweave_objects_break_no_parser() {
+    let reference: serde_json::Value = serde_json::from_str(include_str!("../reference/arweave.json")).unwrap();
+    let transaction = reference["transaction"].to_string().into_bytes();
+    fuzz(runs() / 4, &[transaction], |seed, bytes| {
+        let Ok(json) = serde_json::from_slice(bytes) else { return false };
+        let Ok(read) = Transaction::from_json(&json) else { return false };
+        assert_eq!(Transaction::from_json(&read.to_json()).unwrap(), read, "seed {seed}");
+        true
+    });
+    // Signatures are checked in every item, which takes most of the time.
+    let bundle = URL_SAFE_NO_PAD.decode(reference["bundle"].as_str().unwrap()).unwrap();
+    fuzz(runs() / 100, &[bundle], |seed, bytes| match Bundle::from_bytes(bytes) {
+        Ok(bundle) => {
+            assert!(bundle.to_bytes() == bytes, "seed {seed}: altered and taken");
+            true
+        }
+        Err(_) => false,
+    });
+    let data = noise(600_000);
+    let tree = store::arweave::DataTree::build(&mut &data[..], 600_000).unwrap();
+    let chunk = &data[256 << 10..512 << 10];
+    let proof = tree.proof(1).unwrap();
+    fuzz(runs() / 100, std::slice::from_ref(&proof), |seed, bytes| {
+        match verify_chunk(&tree.root(), 600_000, 256 << 10, bytes, chunk) {
+            Ok(_) => {
+                assert!(bytes == proof, "seed {seed}: another proof was taken");
+                true
+            }
+            Err(_) => false,
+        }
+    });
+}

@@ -1,0 +1,202 @@
+//! `vivarium bench store`: what content addressing costs over reading and hashing a file.
+//!
+//! The file is made of random bytes; disk cache and load are as they are, so each figure stands beside a plain read
+//! with SHA-256 of the same file in the same run.
+
+use super::report::Report;
+use anyhow::{Context, Result, ensure};
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path as Name, State};
+use axum::http::StatusCode;
+use axum::response::IntoResponse;
+use axum::routing::get;
+use sha2::{Digest, Sha256};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use store::unixfs::Profile;
+use store::{Blocks, Fetcher, cid, cli};
+use vivarium::world::Programs;
+
+/// Figures of the content store, with plain reading and hashing beside them
+#[derive(clap::Args)]
+pub struct Flags {
+    /// Mebibytes in the file
+    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u64).range(1..=65_536))]
+    mebibytes: u64,
+    /// Writes the figures into docs/benchmarks.md
+    #[arg(long)]
+    write: bool,
+}
+
+/// How long the slow source thinks about each block.
+const SLOW: Duration = Duration::from_millis(50);
+const PEAK_POLL: Duration = Duration::from_millis(5);
+
+pub async fn run(flags: Flags) -> Result<()> {
+    let scratch = scratch_folder()?;
+    let dir = scratch.0.as_path();
+    let file = dir.join("file");
+    write_noise(&file, flags.mebibytes)?;
+    let mut report = Report::new("store");
+    let bytes = flags.mebibytes << 20;
+
+    // Twice: the first warms the cache for all that follow.
+    read_and_hash(&file)?;
+    let plain = timed(|| read_and_hash(&file))?.0;
+    let beside =
+        |took: Duration| format!("plain read and SHA-256: {}; ratio {:.2}", rate(bytes, plain), ratio(took, plain));
+    let (took, added) = timed(|| Ok(cli::add(&dir.join("store"), &file, Profile::V1_2025, |_| {})?))?;
+    report.row(&format!("add of {} MiB, durable", flags.mebibytes), rate(bytes, took), beside(took));
+    let (took, seen) = timed(|| Ok(cli::verify(&dir.join("store"), Some(&added.cid), |_| {})?))?;
+    ensure!(seen.damaged.is_empty() && seen.missing.is_empty(), "what was added is not whole");
+    report.row("verified read of it", rate(bytes, took), beside(took));
+
+    let origin = Blocks::open(dir.join("store"))?;
+    let root = cid::parse(&added.cid)?;
+    let good = serve(store::gateway::router(origin.clone())).await?;
+    let (took, _) = fetch(&dir.join("alone"), &root, vec![good.clone()]).await?;
+    let alone = took;
+    report.row("fetch from one gateway on loopback, verified and stored", rate(bytes, took), beside(took));
+    let corrupt = serve(gateway_that(origin.clone(), Manner::CorruptsEveryTenth)).await?;
+    let slow = serve(gateway_that(origin, Manner::Slow)).await?;
+    let (took, dropped) = fetch(&dir.join("three"), &root, vec![corrupt, slow, good.clone()]).await?;
+    let what = "fetch from three, of which one is corrupt and one slow";
+    let against =
+        format!("the good one alone: {}; ratio {:.2}; {dropped} dropped", rate(bytes, alone), ratio(alone, took));
+    report.row(what, rate(bytes, took), against);
+
+    let peak = peak_kib(&["store", "add"], &[&file], &dir.join("peak"))?;
+    report.row(
+        "peak memory of `vivarium store add`",
+        format!("{} MiB", peak >> 10),
+        "VmHWM of the process, polled; goal 64 MiB",
+    );
+    let peak = peak_kib(&["store", "get", "--from", &good, &added.cid], &[&dir.join("out")], &dir.join("peak-get"))?;
+    report.row("peak memory of `vivarium store get`", format!("{} MiB", peak >> 10), "the same");
+    if flags.write {
+        report.write(&Programs::project()?.join("docs/benchmarks.md"))?;
+    }
+    Ok(())
+}
+
+/// A folder that is gone at the end, however that comes.
+struct Scratch(PathBuf);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        std::fs::remove_dir_all(&self.0).ok();
+    }
+}
+
+fn scratch_folder() -> Result<Scratch> {
+    let dir = std::env::temp_dir().join(format!("vivarium-bench-store-{}", std::process::id()));
+    std::fs::create_dir(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    Ok(Scratch(dir))
+}
+
+fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<(Duration, T)> {
+    let started = Instant::now();
+    let done = work()?;
+    Ok((started.elapsed(), done))
+}
+
+fn write_noise(path: &Path, mebibytes: u64) -> Result<()> {
+    let mut file = File::create_new(path).with_context(|| format!("cannot create {}", path.display()))?;
+    let mut state = 1_u64;
+    let mut piece = vec![0; 1 << 20];
+    for _ in 0..mebibytes {
+        for word in piece.chunks_exact_mut(8) {
+            // xorshift64: no two chunks are alike, and nothing has to be read to make them.
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            word.copy_from_slice(&state.to_le_bytes());
+        }
+        file.write_all(&piece)?;
+    }
+    file.sync_all().context("cannot write the file")
+}
+
+fn read_and_hash(path: &Path) -> Result<()> {
+    let (mut file, mut hash, mut piece) = (File::open(path)?, Sha256::new(), vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut piece)? {
+            0 => break,
+            read => hash.update(&piece[..read]),
+        }
+    }
+    std::hint::black_box(hash.finalize());
+    Ok(())
+}
+
+async fn fetch(dir: &Path, root: &cid::Cid, sources: Vec<String>) -> Result<(Duration, usize)> {
+    let blocks = Blocks::open(dir)?;
+    let started = Instant::now();
+    let done = Fetcher::new(net::Client::new(), sources).fetch_dag(&blocks, root, |_| {}).await?;
+    Ok((started.elapsed(), done.sources.iter().filter(|source| source.dropped.is_some()).count()))
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Manner {
+    CorruptsEveryTenth,
+    Slow,
+}
+
+fn gateway_that(blocks: Blocks, manner: Manner) -> Router {
+    let asked = Arc::new(AtomicU64::new(0));
+    let answer = move |State(blocks): State<Blocks>, Name(name): Name<String>| async move {
+        let number = asked.fetch_add(1, Ordering::Relaxed);
+        let Some(block) = cid::parse(&name).ok().and_then(|cid| blocks.get(&cid).ok()) else {
+            return StatusCode::NOT_FOUND.into_response();
+        };
+        if manner == Manner::Slow {
+            tokio::time::sleep(SLOW).await;
+        } else if number % 10 == 9 {
+            return Body::from(vec![0; block.len()]).into_response();
+        }
+        Body::from(block).into_response()
+    };
+    Router::new().route("/ipfs/{cid}", get(answer)).with_state(blocks)
+}
+
+async fn serve(router: Router) -> Result<String> {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let url = format!("http://{}", listener.local_addr()?);
+    tokio::spawn(async move { axum::serve(listener, router).await.ok() });
+    Ok(url)
+}
+
+/// Largest resident set of this program with these arguments, in KiB.
+fn peak_kib(arguments: &[&str], paths: &[&Path], data_dir: &Path) -> Result<u64> {
+    let mut command = Command::new(std::env::current_exe()?);
+    let mut child =
+        command.args(arguments).args(paths).arg("--data-dir").arg(data_dir).stdout(Stdio::null()).spawn()?;
+    let status = format!("/proc/{}/status", child.id());
+    let mut peak = 0;
+    let ended = loop {
+        let text = std::fs::read_to_string(&status).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
+        peak = peak.max(kib.unwrap_or(0));
+        if let Some(ended) = child.try_wait()? {
+            break ended;
+        }
+        std::thread::sleep(PEAK_POLL);
+    };
+    ensure!(ended.success(), "`vivarium {}` failed", arguments.join(" "));
+    Ok(peak)
+}
+
+fn rate(bytes: u64, took: Duration) -> String {
+    format!("{:.0} MB/s", bytes as f64 / 1e6 / took.as_secs_f64())
+}
+
+fn ratio(one: Duration, other: Duration) -> f64 {
+    one.as_secs_f64() / other.as_secs_f64()
+}
