@@ -6,4 +6,5 @@
 mod chance;
 mod life;
 mod lives;
+mod prices;
 mod world;

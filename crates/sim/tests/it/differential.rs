@@ -5,7 +5,6 @@
 //! A difference prints its seed, the last calls, and how to repeat it. `VIVARIUM_SEED=n` runs that one;
 //! `VIVARIUM_DEEP=1` runs ten times as many.
 
-mod audit;
 mod bug;
 mod pair;
 

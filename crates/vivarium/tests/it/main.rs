@@ -7,4 +7,5 @@ mod facilitator;
 mod life;
 mod proxy;
 mod refusals;
+mod sim;
 mod world;

@@ -1,6 +1,5 @@
 //! One world, twice: every call goes to the contracts and to the model, and what both say is compared at once.
 
-use super::audit::{Audit, Call};
 use super::bug::{Bug, Of};
 use alloy::primitives::{Address, B256, Bytes, U256};
 use alloy::signers::local::PrivateKeySigner;
@@ -12,6 +11,7 @@ use economy::rules::{self, LeaseState, Market, MarketTerms, Offer, Refusal, Toke
 use economy::{
     Agent, ChainEvent, ChainEventKind, Genesis, Input, LeaseView, Limits, Policy, Stage, Timers, Usdc, View,
 };
+use sim::audit::{Audit, Call};
 use sim::world::STAKE;
 use sim::{Chance, Outcome, Terms, World, key};
 use std::fmt::Write;
