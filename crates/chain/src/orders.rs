@@ -42,6 +42,23 @@ alloy::sol! {
     }
 }
 
+/// Every action of an [`Order`], by the treasury's names of the entries.
+pub const ORDERS: [&str; 13] = [
+    "pause",
+    "resume",
+    "stop",
+    "evict",
+    "rescue",
+    "clearBar",
+    "revokeCode",
+    "openRefunds",
+    "tighten",
+    "loosen",
+    "setCode",
+    "setStewards",
+    "extendMandate",
+];
+
 /// The EIP-712 domain of one treasury: `{"Vivarium Treasury", "1", chainId, treasury}`.
 pub fn domain(chain_id: u64, treasury: Address) -> Eip712Domain {
     eip712_domain! {

@@ -72,6 +72,17 @@ impl Evm {
         self.number += (secs / BLOCK_SECS).max(1);
     }
 
+    /// Ends the present block; the next one comes `secs` after it.
+    pub fn next_block(&mut self, secs: u64) {
+        self.timestamp += secs;
+        self.number += 1;
+    }
+
+    /// Takes out what was logged so far.
+    pub fn take_logs(&mut self) -> Vec<(u64, Log)> {
+        std::mem::take(&mut self.logs)
+    }
+
     /// Sends a transaction into the present block.
     pub fn call(&mut self, from: Address, to: Address, data: impl Into<Bytes>, value: u128) -> Outcome {
         self.commit(from, TxKind::Call(to), data.into(), value)
@@ -128,7 +139,18 @@ impl Evm {
         self.db.insert_account_info(at, info.with_code(Bytecode::new_raw(code)));
     }
 
-    fn nonce(&self, account: Address) -> u64 {
+    /// A word of a contract's storage.
+    pub fn slot(&self, at: Address, index: u64) -> U256 {
+        self.db.storage_ref(at, U256::from(index)).expect("memory does not fail")
+    }
+
+    /// Changes a word of a contract's storage, past all its rules: to show that a wrong contract is found out.
+    pub fn set_slot(&mut self, at: Address, index: u64, word: U256) {
+        self.db.insert_account_storage(at, U256::from(index), word).expect("memory does not fail");
+    }
+
+    /// Transactions of an account so far: its next one's nonce.
+    pub fn nonce(&self, account: Address) -> u64 {
         self.account(account).map_or(0, |info| info.nonce)
     }
 

@@ -321,6 +321,21 @@ impl World {
         self.market_count(&LeaseMarket::leaseCountCall {})
     }
 
+    /// Offers ever posted; ids count from 1.
+    pub fn offer_count(&self) -> u64 {
+        self.market_count(&LeaseMarket::offerCountCall {})
+    }
+
+    pub fn offer_of(&self, id: u64) -> Offer {
+        self.evm.ask(self.at.market, &LeaseMarket::offerOfCall { offer: U256::from(id) }).expect("a market")
+    }
+
+    /// (served, failed).
+    pub fn record_of(&self, provider: Address) -> (u32, u32) {
+        let record = self.evm.ask(self.at.market, &LeaseMarket::recordOfCall { provider }).expect("a market");
+        (record.served, record.failed)
+    }
+
     fn market_count<C: SolCall<Return = U256>>(&self, call: &C) -> u64 {
         self.evm.ask(self.at.market, call).expect("a market").saturating_to()
     }

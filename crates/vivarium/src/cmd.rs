@@ -14,6 +14,7 @@ pub mod node;
 pub mod provider;
 pub mod proxy;
 pub mod receipt;
+pub mod sim;
 pub mod status;
 pub mod steward;
 pub mod store;

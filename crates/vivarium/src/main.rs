@@ -33,6 +33,7 @@ enum Command {
     Facilitator(cmd::facilitator::Flags),
     Provider(cmd::provider::Flags),
     Store(cmd::store::Flags),
+    Sim(cmd::sim::Flags),
     /// Runs the inference engine (llama.cpp) that lies beside this program.
     #[command(disable_help_flag = true)]
     Engine(cmd::engine::Flags),
@@ -77,6 +78,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Steward(flags) => cmd::steward::run(flags).map(done),
         Command::Provider(flags) => cmd::provider::run(flags).map(done),
         Command::Store(flags) => Ok(cmd::store::run(flags)),
+        Command::Sim(flags) => cmd::sim::run(flags),
         Command::Engine(flags) => cmd::engine::run(flags).map(done),
         Command::Node(flags) => cmd::node::run(flags),
         Command::Launch(flags) => cmd::launch::run(flags).map(done),

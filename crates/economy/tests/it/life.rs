@@ -1,6 +1,6 @@
 //! One life in the model: the node's part (records, sends, restarts) and the auditor, who trusts neither.
 
-use crate::rng::Rng;
+use crate::chance::Chance;
 use crate::world::{Offer, Payment, World, rent_up};
 use economy::{
     Account, Agent, ChainEvent, ChainEventKind, Genesis, Input, Limits, Note, Outcome, Output, OutputId, Owed, Policy,
@@ -42,7 +42,7 @@ pub struct Setting {
 }
 
 pub struct Life {
-    pub rng: Rng,
+    pub chance: Chance,
     pub setting: Setting,
     pub world: World,
     pub agent: Agent,
@@ -80,13 +80,13 @@ impl Life {
         let (timers, _) = Timers::scaled(setting.day);
         let term = setting.term_days * setting.day;
         timers.check(term, setting.block_secs).expect("the setting's timers fit");
-        let mut rng = Rng::new(seed);
+        let mut chance = Chance::new(seed);
         // About a dollar a day.
         let base = 1_000_000_000_000 / u64::from(setting.day);
         let offers: Vec<Offer> = (0..setting.hosts)
             .map(|i| Offer {
                 provider: [u8::try_from(i + 1).expect("few"); 20],
-                price_e6: base * (80 + rng.below(40)) / 100,
+                price_e6: base * (80 + chance.below(40)) / 100,
                 capacity: 2,
                 used: 0,
                 served: 0,
@@ -149,7 +149,7 @@ impl Life {
         world.last_heartbeat = world.now;
         let agent = Agent::new(genesis.clone());
         let mut life = Self {
-            rng,
+            chance,
             setting,
             world,
             agent,
@@ -251,7 +251,7 @@ impl Life {
     }
 
     fn send(&mut self, id: OutputId, output: Output) {
-        let block = self.world.number + 1 + self.rng.below(2);
+        let block = self.world.number + 1 + self.chance.below(2);
         self.pool.push((block, id, output));
     }
 
@@ -270,7 +270,7 @@ impl Life {
 
     pub fn block(&mut self) {
         let faults = self.setting.faults;
-        if self.past.len() > 3 && self.rng.chance(faults.reorg) {
+        if self.past.len() > 3 && self.chance.of_1000(faults.reorg) {
             self.reorg();
         }
         if faults.reorg > 0 {
@@ -288,18 +288,18 @@ impl Life {
             self.answer(id, outcome);
         }
         self.standby_talks();
-        if self.rng.chance(faults.restart) {
+        if self.chance.of_1000(faults.restart) {
             self.restart();
         }
-        if self.rng.chance(faults.takeover) {
+        if self.chance.of_1000(faults.takeover) {
             self.host_dies();
         }
         self.audit();
     }
 
     fn market(&mut self) {
-        if self.rng.chance(20) {
-            let any = 1 + self.rng.below(u64::try_from(self.world.leases.len()).expect("small"));
+        if self.chance.of_1000(20) {
+            let any = 1 + self.chance.below(u64::try_from(self.world.leases.len()).expect("small"));
             self.world.withdraw(any);
         }
         for (payment, amount) in std::mem::take(&mut self.again) {
@@ -308,7 +308,7 @@ impl Life {
         for _ in 0..std::mem::take(&mut self.gifts_again) {
             self.world.transfer_in(50_000);
         }
-        if self.rng.chance(self.setting.faults.gift) {
+        if self.chance.of_1000(self.setting.faults.gift) {
             self.world.transfer_in(50_000);
             self.gifts += 50_000;
         }
@@ -323,9 +323,9 @@ impl Life {
             due
         };
         for (_, id, output) in due {
-            let fails = self.rng.chance(self.setting.faults.tx_fails);
-            let lost = self.rng.chance(self.setting.faults.answer_lost);
-            let slow = self.rng.chance(self.setting.faults.never_ready);
+            let fails = self.chance.of_1000(self.setting.faults.tx_fails);
+            let lost = self.chance.of_1000(self.setting.faults.answer_lost);
+            let slow = self.chance.of_1000(self.setting.faults.never_ready);
             let delay = if slow { u64::MAX / 2 } else { self.setting.ready_secs };
             let epoch = self.world.epoch;
             let outcome = if fails { Err("chance") } else { self.world.execute(&output, delay) };
@@ -389,7 +389,7 @@ impl Life {
             return;
         }
         for _ in 0..self.setting.calls_permille.div_ceil(1_000) {
-            if !self.rng.chance(self.setting.calls_permille.min(1_000)) {
+            if !self.chance.of_1000(self.setting.calls_permille.min(1_000)) {
                 continue;
             }
             let n = self.next_request;
@@ -398,7 +398,7 @@ impl Life {
             nonce[..8].copy_from_slice(&n.to_le_bytes());
             let payment = ([200; 20], nonce);
             self.world.settle(payment, self.setting.call_uusdc);
-            if self.rng.chance(self.setting.faults.unserved) {
+            if self.chance.of_1000(self.setting.faults.unserved) {
                 self.owed.insert(payment, self.setting.call_uusdc);
                 self.say_owed();
             } else {
@@ -425,7 +425,7 @@ impl Life {
         if id == 0 || self.world.lease(id).is_none_or(|l| l.start == 0) {
             return;
         }
-        if self.rng.chance(self.setting.faults.standby_dies) {
+        if self.chance.of_1000(self.setting.faults.standby_dies) {
             self.silent.insert(id);
         }
         if !self.silent.contains(&id) {
@@ -435,7 +435,7 @@ impl Life {
 
     /// The last one to three blocks never happened; what was in them comes again later, or not at all.
     fn reorg(&mut self) {
-        let depth = 1 + usize::try_from(self.rng.below(3)).expect("small");
+        let depth = 1 + usize::try_from(self.chance.below(3)).expect("small");
         let at = self.past.len() - depth;
         let (old, now) = (self.past[at].clone(), self.world.now);
         if old.epoch != self.world.epoch {

@@ -5,7 +5,7 @@
 //! A difference prints its seed, the last calls, and how to repeat it. `VIVARIUM_SEED=n` runs that one;
 //! `VIVARIUM_DEEP=1` runs ten times as many.
 
-mod audit;
+mod bug;
 mod pair;
 
 use pair::Pair;
@@ -78,6 +78,18 @@ fn contracts_and_model_agree() {
         assert!(done.contains_key(name), "{name} was never carried out: the sequences do not get there");
     }
     assert!(refused.len() >= 30, "only {} kinds of refusal were met: {refused:?}", refused.len());
+}
+
+/// A test that cannot fail shows nothing: each wrong model is told from the contracts, by the right difference, and with
+/// how to repeat it.
+#[test]
+fn every_planted_bug_is_seen() {
+    for (bug, difference) in bug::BUGS {
+        let (seed, said) = bug::found(bug, SEQUENCES, CALLS).unwrap_or_else(|| panic!("{bug:?} is not seen"));
+        println!("{bug:?}: sequence {seed}");
+        assert!(said.contains(difference), "{bug:?} was seen by another difference:\n{said}");
+        assert!(said.contains(&format!("repeat: VIVARIUM_SEED={seed} ")), "{said}");
+    }
 }
 
 fn run(seed: u64) -> Pair {

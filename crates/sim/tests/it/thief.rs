@@ -6,6 +6,7 @@
 mod scene;
 mod signatures;
 mod tries;
+mod weak;
 
 use alloy::primitives::{Address, B256, Bytes, U256};
 use alloy::signers::local::PrivateKeySigner;

@@ -12,7 +12,7 @@ use chain::Tx;
 use chain::bindings::{
     Addresses, Approval, Birth, ChannelConfig, IDENTITY_REGISTRY, LeaseStatus, Options, Policy, Timers,
 };
-use chain::orders::{self, Order};
+use chain::orders::{self, ORDERS, Order};
 use chain::treasury::{calls, predict};
 use economy::{Timers as Clockwork, Usdc};
 use node::manifest::{INDEPENDENCE, Manifest};
@@ -452,23 +452,6 @@ async fn is_there(plan: &Plan, at: Address) -> Result<bool> {
     let code: Bytes = plan.creator.chain.request("eth_getCode", (at, BlockId::latest())).await?;
     Ok(!code.is_empty())
 }
-
-/// Every order of a quorum.
-const ORDERS: [&str; 13] = [
-    "pause",
-    "resume",
-    "stop",
-    "evict",
-    "rescue",
-    "clearBar",
-    "revokeCode",
-    "openRefunds",
-    "tighten",
-    "loosen",
-    "setCode",
-    "setStewards",
-    "extendMandate",
-];
 
 fn entries(lease: u64, me: Address, now: u64) -> Vec<(&'static str, Bytes)> {
     let unsigned = calls::ExactAuthorization {

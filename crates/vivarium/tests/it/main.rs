@@ -7,5 +7,6 @@ mod facilitator;
 mod life;
 mod proxy;
 mod refusals;
+mod sim;
 mod store;
 mod world;

@@ -1,6 +1,6 @@
 //! One world, twice: every call goes to the contracts and to the model, and what both say is compared at once.
 
-use super::audit::{Audit, Call};
+use super::bug::{Bug, Of};
 use alloy::primitives::{Address, B256, Bytes, U256};
 use alloy::signers::local::PrivateKeySigner;
 use alloy::sol_types::SolCall;
@@ -8,7 +8,10 @@ use chain::bindings::{LeaseMarket, LeaseStatus, State, Treasury as Contract};
 use chain::market::calls as market_calls;
 use chain::treasury::calls;
 use economy::rules::{self, LeaseState, Market, MarketTerms, Offer, Refusal, Token, Treasury};
-use economy::{Agent, ChainEvent, Genesis, Input, LeaseView, Limits, Policy, Stage, Timers, Usdc, View};
+use economy::{
+    Agent, ChainEvent, ChainEventKind, Genesis, Input, LeaseView, Limits, Policy, Stage, Timers, Usdc, View,
+};
+use sim::audit::{Audit, Call};
 use sim::world::STAKE;
 use sim::{Chance, Outcome, Terms, World, key};
 use std::fmt::Write;
@@ -85,15 +88,26 @@ pub struct Pair {
     /// Every call and what became of it.
     pub tally: Vec<(&'static str, Result<(), Refusal>)>,
     told: Vec<String>,
+    /// Planted in the model.
+    bug: Option<Bug>,
 }
 
 impl Pair {
     /// Providers, a treasury on the first one's host, activated: each of it a call to both.
     pub fn born(seed: u64) -> Self {
+        Self::born_with(seed, None)
+    }
+
+    /// The same with a model that is wrong.
+    pub fn with_bug(seed: u64, bug: Bug) -> Self {
+        Self::born_with(seed, Some(bug))
+    }
+
+    fn born_with(seed: u64, bug: Option<Bug>) -> Self {
         let mut chance = Chance::new(seed);
         let mut world = chance.pick(&FRESH[..]);
         world.create();
-        let model = model_of(&world);
+        let model = model_of(&world, bug);
         let agent = Agent::new(genesis(&world));
         let place = (world.evm.number(), 0);
         let audit = Audit::new(world.treasury, world.terms.timers.day.into(), world.terms.policy.dayLimit);
@@ -112,6 +126,7 @@ impl Pair {
             offers: 0,
             tally: Vec::new(),
             told: Vec::new(),
+            bug,
         };
         pair.settle_in();
         pair
@@ -235,7 +250,9 @@ impl Pair {
         match self.chance.below(4) {
             0 | 1 if self.model.standby == 0 || self.chance.of_1000(100) => {
                 let (offer, term, prepay) = self.bargain();
-                let modelled = self.model.rent(self.now(), raw(who), (offer, term, prepay)).map(drop);
+                let now = self.now();
+                let rent = |t: &mut Treasury| t.rent(now, raw(who), (offer, term, prepay)).map(drop);
+                let modelled = self.modelled("rent", Of::Lease(0), rent);
                 self.check("rent", who, calls::rent(offer, term, prepay), modelled);
             }
             0..3 => {
@@ -246,7 +263,8 @@ impl Pair {
             }
             _ => {
                 let lease = self.lease();
-                let modelled = self.model.release(self.now(), raw(who), lease);
+                let now = self.now();
+                let modelled = self.modelled("release", Of::Lease(lease), |t| t.release(now, raw(who), lease));
                 self.check("release", who, calls::release(lease), modelled);
             }
         }
@@ -304,7 +322,9 @@ impl Pair {
         let (paid, back) = self.model.recorded(raw(payer), nonce.0);
         let day_left = self.day_left();
         let amount = self.chance.pick(&[value / 3, paid - back, paid - back + 1, day_left, 1, 0]);
-        let modelled = self.model.refund_exact(self.now(), raw(who), raw(payer), nonce.0, amount);
+        let (now, of) = (self.now(), Of::Payer(raw(payer)));
+        let refund = |t: &mut Treasury| t.refund_exact(now, raw(who), raw(payer), nonce.0, amount);
+        let modelled = self.modelled("refundExact", of, refund);
         self.check("refundExact", who, calls::refund_exact(payer, nonce, amount), modelled);
     }
 
@@ -585,6 +605,19 @@ impl Pair {
 
     // ---- comparing ----
 
+    /// What the model says, the planted bug included.
+    fn modelled(
+        &mut self,
+        name: &str,
+        of: Of,
+        body: impl FnOnce(&mut Treasury) -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
+        match self.bug {
+            Some(bug) => bug.around(name, &mut self.model, self.world.evm.now(), of, body),
+            None => body(&mut self.model),
+        }
+    }
+
     fn check(&mut self, name: &'static str, from: Address, data: Bytes, modelled: Result<(), Refusal>) {
         let outcome = self.world.act(from, data);
         self.same(name, from, outcome, modelled);
@@ -702,7 +735,10 @@ impl Pair {
         if self.place.0 != number {
             self.place = (number, 0);
         }
-        let kinds = std::mem::take(&mut self.model.told);
+        let mut kinds = std::mem::take(&mut self.model.told);
+        if self.bug == Some(Bug::LedgerMissesRefunds) {
+            kinds.retain(|kind| !matches!(kind, ChainEventKind::ExactRefunded { .. }));
+        }
         let events: Vec<ChainEvent> = kinds
             .into_iter()
             .map(|kind| {
@@ -804,9 +840,9 @@ fn compare_lease(world: &World, model: &Treasury, id: u64, differ: &mut impl FnM
     }
 }
 
-fn model_of(world: &World) -> Treasury {
+fn model_of(world: &World, bug: Option<Bug>) -> Treasury {
     let (birth, timers) = (world.birth(), world.terms.timers);
-    let terms = rules::Terms {
+    let mut terms = rules::Terms {
         creator: raw(birth.creator),
         beneficiary: raw(birth.beneficiary),
         stewards: birth.stewards.iter().map(|steward| raw(*steward)).collect(),
@@ -818,15 +854,17 @@ fn model_of(world: &World) -> Treasury {
         starve_floor: birth.policy.starveFloor,
         mandate_until: birth.mandateUntil,
     };
-    let market = Market::new(
-        raw(world.at.market),
-        MarketTerms {
-            stake_min: STAKE,
-            ready_within: timers.ready_within,
-            grace: timers.grace,
-            drop_after: timers.drop_after,
-        },
-    );
+    let mut market = MarketTerms {
+        stake_min: STAKE,
+        ready_within: timers.ready_within,
+        grace: timers.grace,
+        drop_after: timers.drop_after,
+    };
+    if let Some(bug) = bug {
+        bug.in_terms(&mut terms);
+        bug.in_market(&mut market);
+    }
+    let market = Market::new(raw(world.at.market), market);
     let mut model = Treasury::new(raw(world.treasury), terms, world.evm.now(), Token::default(), market);
     model.gift(raw(PEOPLE.creator), world.terms.seed);
     model

@@ -8,7 +8,7 @@ use alloy::signers::local::PrivateKeySigner;
 use alloy::sol_types::{SolCall, SolValue};
 use chain::bindings::{BatchSettlement, LeaseMarket, Treasury};
 use chain::market::calls as market;
-use chain::orders;
+use chain::orders::{self, ORDERS};
 use chain::treasury::calls;
 use pay::scheme::channel::{BATCH_SETTLEMENT, facilitator};
 use sim::bindings::Purse;
@@ -47,23 +47,6 @@ pub static ENTRIES: LazyLock<Vec<(&'static str, String)>> = LazyLock::new(|| {
     entries
 });
 
-/// Orders of a quorum; whoever relays one is repaid.
-const ORDERS: [&str; 13] = [
-    "pause",
-    "resume",
-    "stop",
-    "evict",
-    "rescue",
-    "clearBar",
-    "revokeCode",
-    "openRefunds",
-    "tighten",
-    "loosen",
-    "setCode",
-    "setStewards",
-    "extendMandate",
-];
-
 /// Every way in which this thief would call the entry now.
 pub fn tries(scene: &Scene, thief: &Thief, contract: &str, entry: &str) -> Vec<Try> {
     let (to, datas) = match contract {
@@ -72,6 +55,7 @@ pub fn tries(scene: &Scene, thief: &Thief, contract: &str, entry: &str) -> Vec<T
         "purse" => (scene.purse, purse(entry)),
         _ => (BATCH_SETTLEMENT, channels(scene, thief, entry)),
     };
+    // Whoever relays an order is repaid.
     let relayed = contract == "treasury" && (ORDERS.contains(&entry) || entry == "takeoverFor");
     let mut callers = if relayed { vec![thief.account.address()] } else { thief.callers(scene) };
     if entry == "unregister" {

@@ -1,4 +1,5 @@
-//! What must hold after every call, kept apart from the model: it reads only what the contracts show and log.
+//! What must hold after every call (DESIGN §12), kept apart from what it judges: it reads only what the contracts show and
+//! log, and shares no line with the agent, its model or its ledger.
 
 use alloy::primitives::{Address, Log};
 use alloy::sol_types::SolEventInterface;
@@ -9,6 +10,7 @@ use std::collections::BTreeSet;
 const OPERATORS: [&str; 9] =
     ["announce", "commit", "handover", "heartbeat", "hibernate", "refundExact", "release", "rent", "topUp"];
 
+#[derive(Clone, Debug)]
 pub struct Audit {
     treasury: Address,
     /// Seconds.
@@ -20,11 +22,14 @@ pub struct Audit {
     operator: Address,
     former: BTreeSet<Address>,
     refunds_open: bool,
+    paused: bool,
+    checkpoint_seq: u64,
 }
 
 /// A call that was carried out.
 pub struct Call<'a> {
-    pub name: &'static str,
+    /// The entry's.
+    pub name: &'a str,
     pub from: Address,
     pub now: u64,
     pub logs: &'a [Log],
@@ -42,12 +47,22 @@ impl Audit {
             operator: Address::ZERO,
             former: BTreeSet::new(),
             refunds_open: false,
+            paused: false,
+            checkpoint_seq: 0,
         }
     }
 
+    /// Of a treasury that lives already.
+    pub fn begin(&mut self, state: &State) {
+        (self.operator, self.paused, self.checkpoint_seq) = (state.operator, state.paused, state.checkpointSeq);
+    }
+
     /// Says which invariant does not hold any more.
+    ///
+    /// # Errors
+    /// Its number and what it says, and the call that broke it.
     pub fn hear(&mut self, call: &Call<'_>) -> Result<(), String> {
-        let (operator, treasury) = (self.operator, self.treasury);
+        let (operator, treasury, was_paused) = (self.operator, self.treasury, self.paused);
         for log in call.logs.iter().filter(|log| log.address == treasury) {
             if let Ok(event) = TreasuryEvent::decode_log(log) {
                 self.event(call, event.data);
@@ -58,12 +73,15 @@ impl Audit {
             ("I2: the operator is who became it last", call.after.operator == self.operator),
             ("I2: no key comes back", !self.former.contains(&call.after.operator)),
             ("I4: a day's gross commitments are within the limit", self.within_the_day(call.now) <= self.day_limit),
-            ("I5: checkpoints never go back", call.after.checkpointSeq >= call.before.checkpointSeq),
-            ("I7: in a pause no money leaves", self.stays_in_a_pause(call)),
+            ("I5: checkpoints never go back", call.after.checkpointSeq >= self.checkpoint_seq),
+            ("I7: in a pause no money leaves", self.stays_in_a_pause(call, was_paused)),
         ];
         match holds.into_iter().find(|(_, holds)| !holds) {
             Some((what, _)) => Err(format!("{what}; broken by {}", call.name)),
-            None => Ok(()),
+            None => {
+                self.checkpoint_seq = call.after.checkpointSeq;
+                Ok(())
+            }
         }
     }
 
@@ -81,7 +99,8 @@ impl Audit {
             TreasuryEvent::Evicted(e) => self.succeed(e.operator),
             TreasuryEvent::Hibernated(_) | TreasuryEvent::Closed(_) => self.succeed(Address::ZERO),
             TreasuryEvent::RefundsOpened(_) => self.refunds_open = true,
-            TreasuryEvent::Resumed(_) => self.refunds_open = false,
+            TreasuryEvent::Paused(_) => self.paused = true,
+            TreasuryEvent::Resumed(_) => (self.paused, self.refunds_open) = (false, false),
             _ => {}
         }
     }
@@ -99,13 +118,13 @@ impl Audit {
     }
 
     /// A rescue is the quorum's own order, and so are the refunds that it opened.
-    fn stays_in_a_pause(&self, call: &Call<'_>) -> bool {
+    fn stays_in_a_pause(&self, call: &Call<'_>, was_paused: bool) -> bool {
         let ordered = match call.name {
             "rescue" => true,
             "refundExact" => self.refunds_open,
             "withdrawal" => call.before.stage() == Stage::Closed,
             _ => false,
         };
-        !call.before.paused || ordered || call.after.balance >= call.before.balance
+        !was_paused || ordered || call.after.balance >= call.before.balance
     }
 }

@@ -1,0 +1,207 @@
+//! Whole lives from one seed, while faults rain: shipped machines on the contracts' bytecode, in simulated time.
+//!
+//! What is shipped: `economy::Agent`, `chain::outbox::Outbox`, `chain::logs::LogCore`, `pay::ChannelBook`, the contracts.
+//! What stands in for the rest (the node's wiring, stewards' daemons, providers, customers, endpoints) is here and honest;
+//! whoever is not is a [`Fault`]. An auditor written apart ([`crate::audit`], and the end of [`life`]) looks after every
+//! transaction and block. docs/reference/sim.md says what is left out.
+//!
+//! Read in this order: this file, [`chain`], [`node`], [`life`].
+
+mod chain;
+mod life;
+mod node;
+
+use std::fmt;
+
+/// What goes wrong, now and then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    /// The endpoint takes a transaction and its answer is lost, or loses both.
+    RpcDrop,
+    /// The endpoint is one to three blocks behind.
+    RpcLag,
+    /// The endpoint says that calls would revert which would not, and hides receipts.
+    RpcLie,
+    /// The endpoint is gone for some hours.
+    RpcDown,
+    /// One to three blocks never happened.
+    Reorg,
+    /// The node's process dies between two of its acts, and starts again from what it kept.
+    Crash,
+    /// The active host is gone for good, with everything on it.
+    HostGone,
+    /// A host that was given up still has the old key, and uses it.
+    OldKey,
+    /// A standby's host falls silent for good.
+    StandbyGone,
+    /// A rented host is not made ready.
+    NeverReady,
+    /// A provider doubles its price.
+    PriceRaise,
+    /// Stewards pause, and resume half a day later.
+    Pause,
+    /// Customers pay and get nothing.
+    Unserved,
+    /// The token freezes the treasury for some hours.
+    Frozen,
+}
+
+impl Fault {
+    pub const ALL: [Self; 14] = [
+        Self::RpcDrop,
+        Self::RpcLag,
+        Self::RpcLie,
+        Self::RpcDown,
+        Self::Reorg,
+        Self::Crash,
+        Self::HostGone,
+        Self::OldKey,
+        Self::StandbyGone,
+        Self::NeverReady,
+        Self::PriceRaise,
+        Self::Pause,
+        Self::Unserved,
+        Self::Frozen,
+    ];
+
+    /// As `--faults` takes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::RpcDrop => "rpc-drop",
+            Self::RpcLag => "rpc-lag",
+            Self::RpcLie => "rpc-lie",
+            Self::RpcDown => "rpc-down",
+            Self::Reorg => "reorg",
+            Self::Crash => "crash",
+            Self::HostGone => "host-gone",
+            Self::OldKey => "old-key",
+            Self::StandbyGone => "standby-gone",
+            Self::NeverReady => "never-ready",
+            Self::PriceRaise => "price-raise",
+            Self::Pause => "pause",
+            Self::Unserved => "unserved",
+            Self::Frozen => "frozen",
+        }
+    }
+
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|fault| fault.name() == name)
+    }
+
+    /// Of a thousand occasions, so many have it: requests to the endpoint, blocks, rented leases or calls.
+    fn permille(self) -> u64 {
+        match self {
+            Self::RpcDrop | Self::RpcLie | Self::Unserved => 60,
+            Self::RpcLag => 150,
+            Self::Reorg => 30,
+            Self::Crash | Self::OldKey => 20,
+            Self::NeverReady => 200,
+            Self::RpcDown | Self::HostGone | Self::StandbyGone | Self::PriceRaise | Self::Pause | Self::Frozen => 4,
+        }
+    }
+}
+
+/// A wrong world, planted: what the auditor is worth is how many of these it sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bug {
+    /// Money out of nothing.
+    MadeMoney,
+    /// The ledger never hears of rent.
+    DeafLedger,
+    /// A key that nobody appointed is the operator.
+    UsurpedKey,
+    /// What was paid for is not delivered, and the book says that it was.
+    ChargedForNothing,
+    /// The contract takes more in a day than birth allows.
+    LooseDayLimit,
+    /// The checkpoint's number goes back.
+    ForgottenCheckpoint,
+    /// A lease is left behind by the end.
+    StrandedLease,
+    /// A pause does not hold.
+    UnheldPause,
+}
+
+impl Bug {
+    /// Each with the invariant that it breaks.
+    pub const ALL: [(Self, &str); 8] = [
+        (Self::MadeMoney, "I1"),
+        (Self::DeafLedger, "I1"),
+        (Self::UsurpedKey, "I2"),
+        (Self::ChargedForNothing, "I3"),
+        (Self::LooseDayLimit, "I4"),
+        (Self::ForgottenCheckpoint, "I5"),
+        (Self::StrandedLease, "I6"),
+        (Self::UnheldPause, "I7"),
+    ];
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setting {
+    pub seed: u64,
+    /// Ascending.
+    pub faults: Vec<Fault>,
+    /// Until stewards stop it and it closes its affairs.
+    pub days: u64,
+    pub bug: Option<Bug>,
+}
+
+/// Days of an ordinary life: with leases of six days, two moves at least.
+pub const DAYS: u64 = 8;
+
+/// What became of a life that broke nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lived {
+    pub blocks: u64,
+    /// Transactions that were carried out, and that were refused.
+    pub done: u64,
+    pub refused: u64,
+    pub calls: u64,
+    pub moves: u64,
+    pub takeovers: u64,
+    pub rescues: u64,
+    /// How often each fault really came.
+    pub faults: Vec<(Fault, u64)>,
+    /// sha2-256 of all that was told: equal for equal seeds.
+    pub digest: [u8; 32],
+}
+
+/// An invariant that does not hold, and how it came to that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Broken {
+    pub setting: Setting,
+    /// Its number in DESIGN §12, and in words.
+    pub what: String,
+    /// The last events, oldest first.
+    pub story: Vec<String>,
+}
+
+impl Broken {
+    /// The one line that repeats it.
+    pub fn command(&self) -> String {
+        let faults: Vec<&str> = self.setting.faults.iter().map(|fault| fault.name()).collect();
+        let faults = if faults.is_empty() { "none".to_owned() } else { faults.join(",") };
+        format!("vivarium sim --from {} --seeds 1 --faults {faults} --days {}", self.setting.seed, self.setting.days)
+    }
+}
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "seed {}: {}", self.setting.seed, self.what)?;
+        for event in &self.story {
+            writeln!(f, "  {event}")?;
+        }
+        write!(f, "repeat: {}", self.command())
+    }
+}
+
+/// Lives a life.
+///
+/// # Errors
+/// An invariant does not hold.
+///
+/// # Panics
+/// A machine's own assertion does not hold: a broken invariant, too.
+pub fn live(setting: &Setting) -> Result<Lived, Box<Broken>> {
+    life::Life::born(setting.clone()).live()
+}

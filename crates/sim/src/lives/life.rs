@@ -1,0 +1,751 @@
+//! A life from birth to close, and what the auditor asks of it as a whole.
+
+use super::chain::{Chain, DEPTH, Tx};
+use super::node::{Endpoint, Node, stage};
+use super::{Broken, Bug, Fault, Lived, Setting};
+use crate::Chance;
+use crate::audit::Audit;
+use crate::world::{STAKE, Terms, World, creator, key};
+use alloy::primitives::{Address, B256, U256, keccak256};
+use alloy::signers::local::PrivateKeySigner;
+use alloy::sol_types::SolCall;
+use chain::bindings::{LeaseStatus, TestUSDC};
+use chain::market;
+use chain::treasury::calls;
+use economy::{Genesis, Limits, Policy, Stage, Timers, Usdc};
+use pay::book::{AbortWhy, Ask, Decision, Delivery, Finish, Reservation, Timing};
+use pay::{BookInput, RequestId, Settle, SettleExact, TransferMethod};
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// Seconds between two looks while something is under way, and of a quiet block at most.
+const BLOCK_SECS: u64 = 300;
+const QUIET_SECS: u64 = 7_200;
+const TERM_DAYS: u32 = 6;
+const PROVIDERS: u64 = 5;
+const CUSTOMERS: u64 = 3;
+/// Calls for which an answer is on its way or unpaid at once, at most: what a lost host may cost.
+const EXPOSURE_CALLS: u64 = 60;
+/// Of the last events, so many are told.
+const TOLD: usize = 24;
+/// Blocks after which a life that does not end has gone wrong.
+const BLOCKS: u64 = 20_000;
+
+/// What a customer knows of one call.
+#[derive(Clone, Copy, Debug)]
+struct Bought {
+    payer: Address,
+    nonce: B256,
+    authorised: u128,
+    /// It got its answer.
+    delivered: bool,
+}
+
+pub struct Life {
+    setting: Setting,
+    chance: Chance,
+    chain: Chain,
+    node: Node,
+    /// Of nodes of the past: keys that somebody may still have.
+    old_keys: Vec<Address>,
+    customers: Vec<PrivateKeySigner>,
+    bought: Vec<Bought>,
+    minted: u128,
+    genesis: Genesis,
+    /// The active host is gone since then.
+    dead_since: Option<u64>,
+    gone: BTreeSet<Address>,
+    /// Leases that will not be made ready.
+    lazy: BTreeSet<u64>,
+    down_until: u64,
+    paused_until: u64,
+    frozen_until: u64,
+    owes_secs: u64,
+    happened: BTreeMap<Fault, u64>,
+    lived: Lived,
+    told: VecDeque<String>,
+    digest: Sha256,
+    stopped: bool,
+    planted: bool,
+}
+
+impl Life {
+    pub fn born(setting: Setting) -> Self {
+        let terms = Terms::plain();
+        let mut world = World::new(terms);
+        let day = u64::from(world.terms.timers.day);
+        let mut chance = Chance::new(setting.seed);
+        let offers: Vec<u64> = (1..=PROVIDERS)
+            .map(|n| {
+                let a_day = 500_000 + chance.below(700_000);
+                world.provider(&format!("provider-{n}"), a_day * 1_000_000 / day, 4)
+            })
+            .collect();
+        let customers: Vec<PrivateKeySigner> = (1..=CUSTOMERS).map(|n| key(&format!("customer-{n}"))).collect();
+        for customer in &customers {
+            world.mint(customer.address(), 1_000_000_000);
+        }
+        let price = world.offer_of(offers[0]).priceE6;
+        world.live(offers[0], TERM_DAYS * world.terms.timers.day, Usdc::rent_down(price, 2 * day).micro());
+        let minted = u128::from(PROVIDERS) * STAKE + u128::from(CUSTOMERS) * 1_000_000_000 + world.terms.seed;
+        let genesis = genesis(&world);
+        let mut audit = Audit::new(world.treasury, day, world.terms.policy.dayLimit);
+        audit.begin(&world.state());
+        let forks = [Fault::Reorg, Fault::RpcLag].iter().any(|fault| setting.faults.contains(fault));
+        let chain = Chain::new(world, audit, if forks { DEPTH } else { 0 });
+        let node = Node::first(genesis.clone(), &chain, setting.bug == Some(Bug::DeafLedger));
+        Self {
+            setting,
+            chance,
+            chain,
+            node,
+            old_keys: Vec::new(),
+            customers,
+            bought: Vec::new(),
+            minted,
+            genesis,
+            dead_since: None,
+            gone: BTreeSet::new(),
+            lazy: BTreeSet::new(),
+            down_until: 0,
+            paused_until: 0,
+            frozen_until: 0,
+            owes_secs: 0,
+            happened: BTreeMap::new(),
+            lived: Lived::default(),
+            told: VecDeque::new(),
+            digest: Sha256::new(),
+            stopped: false,
+            planted: false,
+        }
+    }
+
+    pub fn live(mut self) -> Result<Lived, Box<Broken>> {
+        match self.to_the_end() {
+            Ok(()) => {
+                self.lived.faults = self.happened.into_iter().collect();
+                (self.lived.done, self.lived.refused) = (self.chain.done, self.chain.refused);
+                self.lived.digest = self.digest.finalize().into();
+                Ok(self.lived)
+            }
+            Err(what) => Err(Box::new(Broken { setting: self.setting, what, story: self.told.into() })),
+        }
+    }
+
+    fn to_the_end(&mut self) -> Result<(), String> {
+        let begin = self.chain.now();
+        let end = begin + self.setting.days * u64::from(self.genesis.timers.day);
+        while self.stage() != Stage::Closed {
+            self.lived.blocks += 1;
+            if self.lived.blocks > BLOCKS {
+                return Err(format!("I6: not closed after {BLOCKS} blocks"));
+            }
+            if !self.stopped && self.chain.now() >= end && self.dead_since.is_none() {
+                self.tell("stewards stop it");
+                self.stopped = true;
+            }
+            if self.stopped && self.stage() == Stage::Alive {
+                self.stop();
+            }
+            self.block()?;
+        }
+        self.after_the_end()
+    }
+
+    fn stage(&self) -> Stage {
+        stage(&self.chain.state)
+    }
+
+    fn tell(&mut self, what: impl Into<String>) {
+        let day = u64::from(self.genesis.timers.day);
+        let since = self.chain.now() - self.chain.blocks[0].head.timestamp;
+        let line = format!(
+            "day {} {:02}:{:02}, block {}: {}",
+            since / day,
+            since % day / 3_600,
+            since % 3_600 / 60,
+            self.chain.head().number,
+            what.into()
+        );
+        self.digest.update(&line);
+        self.told.push_back(line);
+        if self.told.len() > TOLD {
+            self.told.pop_front();
+        }
+    }
+
+    /// Whether this fault comes now.
+    fn comes(&mut self, fault: Fault) -> bool {
+        let comes = self.setting.faults.contains(&fault) && self.chance.of_1000(fault.permille());
+        if comes {
+            *self.happened.entry(fault).or_default() += 1;
+        }
+        comes
+    }
+
+    // ---- one block ----
+
+    fn block(&mut self) -> Result<(), String> {
+        self.rain();
+        self.plant();
+        self.people();
+        let busy = self.node.is_busy() || self.dead_since.is_some() || self.has_steps();
+        let secs = if busy { BLOCK_SECS } else { BLOCK_SECS + self.chance.below(QUIET_SECS) };
+        let secs = secs + std::mem::take(&mut self.owes_secs);
+        let epoch = self.chain.state.epoch;
+        let mined = self.chain.mine(secs);
+        for told in std::mem::take(&mut self.chain.told) {
+            self.tell(told);
+        }
+        mined?;
+        self.succession(epoch);
+        self.works();
+        self.money()
+    }
+
+    fn has_steps(&self) -> bool {
+        let state = self.chain.state.clone();
+        let standby = state.standbyLease.to::<u64>();
+        let requested = standby != 0 && self.chain.world.lease(standby).status() == LeaseStatus::Requested;
+        requested || !state.announcedLease.is_zero() || state.restoring || self.stopped
+    }
+
+    /// The node's part, while its host is there.
+    fn works(&mut self) {
+        if self.dead_since.is_some() || self.stage() == Stage::Closed {
+            return;
+        }
+        let mut endpoint = Endpoint { is_down: self.chain.now() < self.down_until, ..Endpoint::default() };
+        if self.comes(Fault::RpcLag) {
+            endpoint.lag = 1 + usize::try_from(self.chance.below(3)).expect("small");
+        }
+        let rate = |life: &Self, fault: Fault| if life.setting.faults.contains(&fault) { fault.permille() } else { 0 };
+        (endpoint.drops, endpoint.lies) = (rate(self, Fault::RpcDrop), rate(self, Fault::RpcLie));
+        for fault in [Fault::RpcDrop, Fault::RpcLie] {
+            if rate(self, fault) > 0 {
+                // Each look asks many things.
+                *self.happened.entry(fault).or_default() += 1;
+            }
+        }
+        if self.node.dies_after.is_none() && self.comes(Fault::Crash) {
+            self.node.dies_after = Some(self.chance.below(4));
+        }
+        let standby = self.answering_standby();
+        if !self.node.looks(&mut self.chain, endpoint, standby, &mut self.chance) {
+            self.tell("the node's process dies, and another one starts on the same host");
+            self.node.restarts(&self.chain);
+        }
+        for told in std::mem::take(&mut self.node.told) {
+            self.tell(format!("the agent: {told}"));
+        }
+    }
+
+    fn answering_standby(&self) -> Option<u64> {
+        let standby = self.chain.state.standbyLease.to::<u64>();
+        let ready = standby != 0 && self.chain.world.lease(standby).status() == LeaseStatus::Ready;
+        (ready && !self.gone.contains(&self.chain.world.lease(standby).provider)).then_some(standby)
+    }
+
+    /// After a handover or takeover the successor's process begins.
+    fn succession(&mut self, before: u64) {
+        let state = self.chain.state.clone();
+        if state.epoch == before || state.operator.is_zero() || state.operator == self.node.key {
+            return;
+        }
+        let restored = state.restoring;
+        self.old_keys.push(self.node.key);
+        let seq = restored.then_some(state.checkpointSeq);
+        self.node = self.node.successor(&self.chain, seq);
+        self.dead_since = None;
+        match restored {
+            true => self.lived.takeovers += 1,
+            false => self.lived.moves += 1,
+        }
+        self.tell(format!("lease {} is the active one now, restored: {restored}", state.activeLease));
+    }
+
+    // ---- people ----
+
+    fn send(&mut self, from: Address, to: Address, data: impl Into<alloy::primitives::Bytes>) {
+        self.chain.send(Tx::of_people(from, to, data.into()));
+    }
+
+    fn people(&mut self) {
+        self.providers();
+        self.stewards();
+        self.buy();
+        self.relay();
+    }
+
+    fn providers(&mut self) {
+        let (treasury, at) = (self.chain.world.treasury, self.chain.world.at.market);
+        let standby = self.chain.state.standbyLease.to::<u64>();
+        if standby == 0 {
+            return;
+        }
+        let lease = self.chain.world.lease(standby);
+        let waits = lease.status() == LeaseStatus::Requested && lease.tenant == treasury;
+        if waits && !self.lazy.contains(&standby) && !self.gone.contains(&lease.provider) {
+            let known = self.chain.world.last_lease();
+            if self.comes(Fault::NeverReady) {
+                self.lazy.insert(known);
+            } else {
+                let data = market::calls::ready(standby, World::node(standby).address(), "http://node", B256::ZERO);
+                self.send(lease.provider, at, data);
+            }
+        }
+    }
+
+    /// The daemons: they relay what a silent operator's standby asks for, and rescue who has none.
+    fn stewards(&mut self) {
+        let state = self.chain.state.clone();
+        let (now, timers, treasury) = (self.chain.now(), self.genesis.timers, self.chain.world.treasury);
+        let t = u64::from;
+        let steward = self.chain.world.stewards[0].address();
+        if self.paused_until != 0 && now >= self.paused_until && state.paused {
+            let resume = calls::resume(self.chain.world.order("resume", U256::ZERO, &self.chain.world.quorum()));
+            self.send(steward, treasury, resume);
+            self.paused_until = 0;
+        }
+        if self.frozen_until == 0 && self.owed_by_market() != 0 {
+            self.send(steward, self.chain.world.at.market, market::calls::collect(treasury));
+        }
+        if self.dead_since.is_none() || stage(&state) != Stage::Alive {
+            return;
+        }
+        match self.answering_standby() {
+            Some(standby) => {
+                let node = World::node(standby).address();
+                if state.challengedAt == 0 {
+                    self.send(node, treasury, calls::challenge());
+                } else if now + BLOCK_SECS > state.challengedAt + t(timers.answer_time) {
+                    self.send(node, treasury, calls::takeover());
+                }
+            }
+            None if now > state.lastHeartbeat + t(timers.silence) && !state.paused => self.rescue(steward),
+            None => {}
+        }
+    }
+
+    fn rescue(&mut self, steward: Address) {
+        let world = &self.chain.world;
+        let (state, day) = (self.chain.state.clone(), self.genesis.timers.day);
+        let standby = state.standbyLease.to::<u64>();
+        if standby != 0 {
+            let lease = world.lease(standby);
+            let waiting = lease.status() == LeaseStatus::Requested && self.chain.now() <= lease.readyBy;
+            if waiting && !self.gone.contains(&lease.provider) && !self.lazy.contains(&standby) {
+                return;
+            }
+        }
+        let offers = (1..=world.offer_count()).map(|id| (id, world.offer_of(id)));
+        let good = offers.filter(|(_, offer)| !self.gone.contains(&offer.provider) && offer.used < offer.capacity);
+        let within = good.filter(|(_, offer)| offer.priceE6 <= world.terms.policy.priceE6Max);
+        let Some((offer, of)) = within.min_by_key(|(_, offer)| offer.priceE6) else { return };
+        let left = world.terms.policy.dayLimit.saturating_sub(state.spentInDay);
+        let prepay = Usdc::rent_down(of.priceE6, day.into()).micro().min(left).min(state.balance.to());
+        let (term, argument) = (TERM_DAYS * day, chain::orders::rescue_argument(offer, TERM_DAYS * day, prepay));
+        let order = world.order("rescue", argument, &world.quorum());
+        let (treasury, data) = (world.treasury, calls::rescue(offer, term, prepay, order));
+        self.lived.rescues += 1;
+        self.send(steward, treasury, data);
+    }
+
+    /// Until it is mined; a pause is lifted first.
+    fn stop(&mut self) {
+        let world = &self.chain.world;
+        let quorum = world.quorum();
+        let order = match self.chain.state.paused {
+            true => calls::resume(world.order("resume", U256::ZERO, &quorum)),
+            false => calls::stop(world.order("stop", U256::ZERO, &quorum)),
+        };
+        let (steward, treasury) = (world.stewards[0].address(), world.treasury);
+        self.paused_until = 0;
+        self.send(steward, treasury, order);
+    }
+
+    // ---- customers ----
+
+    /// One of them asks, now and then.
+    fn buy(&mut self) {
+        let open = u64::from(self.node.book.open());
+        let Some(price) = self.node.call_price() else { return };
+        let serving = self.dead_since.is_none() && self.stage() == Stage::Alive && open < EXPOSURE_CALLS;
+        if !serving || !self.chance.of_1000(500) {
+            return;
+        }
+        self.lived.calls += 1;
+        let now = self.chain.now();
+        let customer = self.chance.pick(&self.customers);
+        let nonce = keccak256([b"call".as_slice(), &self.lived.calls.to_be_bytes()].concat());
+        let payment = self.chain.world.payment(&customer, price.micro(), nonce);
+        let unserved = self.comes(Fault::Unserved);
+        let ask = Ask {
+            method: TransferMethod::Eip3009,
+            payer: customer.address().into_array(),
+            nonce: nonce.0,
+            route: "POST /v1/chat/completions".to_owned(),
+            body_digest: nonce.0,
+            identifier: None,
+            fresh: true,
+        };
+        if self.node.book.decide(&ask, now) != Decision::New {
+            return;
+        }
+        let request = RequestId::of_payment(ask.method, &ask.payer, &ask.nonce);
+        let settlement = SettleExact {
+            payer: ask.payer,
+            value: price,
+            valid_after: 0,
+            // The world's payments hold for ever; a book counts in 64 bits.
+            valid_before: u64::MAX,
+            nonce: nonce.0,
+            signature: payment.signature.to_vec(),
+            is_signed_by_key: true,
+        };
+        let reservation = Reservation {
+            request,
+            settlement: Settle::Exact(settlement),
+            timing: Timing::AtOnce,
+            route: ask.route,
+            body_digest: ask.body_digest,
+            identifier: None,
+            prompt_tokens: 200,
+            max_tokens: 100,
+            at: now,
+        };
+        let delivered = Delivery {
+            completion_tokens: 100,
+            bytes: 400,
+            output_digest: [1; 32],
+            finish: Finish::Length,
+            at: now,
+            confirmed: true,
+        };
+        let lies = self.setting.bug == Some(Bug::ChargedForNothing);
+        let ends = match unserved && !lies {
+            true => BookInput::Aborted { request, why: AbortWhy::Engine },
+            false => BookInput::Delivered { request, delivery: delivered, amount: price },
+        };
+        // The payment leaves with the request, before anybody knows how the answer ends.
+        for input in [BookInput::Reserved(reservation), BookInput::SettleSent { request }, ends] {
+            let tasks = self.node.pay(now, input);
+            self.node.submit_all(tasks, &self.chain);
+        }
+        let (payer, authorised) = (customer.address(), price.micro());
+        let delivered = !(unserved || lies);
+        self.bought.push(Bought { payer, nonce, authorised, delivered });
+    }
+
+    /// Sends what is due, again and again until the chain shows it.
+    fn relay(&mut self) {
+        if self.dead_since.is_some() {
+            return;
+        }
+        let treasury = self.chain.world.treasury;
+        let due = self.node.book.unsettled().take(8);
+        let payments: Vec<_> = due
+            .filter_map(|(_, entry)| match &entry.reservation.settlement {
+                Settle::Exact(s) => Some(calls::ExactAuthorization {
+                    payer: s.payer.into(),
+                    value: U256::from(s.value.micro()),
+                    valid_after: U256::ZERO,
+                    valid_before: U256::MAX,
+                    nonce: s.nonce.into(),
+                    signature: s.signature.clone().into(),
+                }),
+                Settle::Permit2(_) => None,
+            })
+            .collect();
+        for payment in payments {
+            if !self.comes(Fault::RpcDrop) {
+                self.send(key("relay").address(), treasury, calls::settle_exact(&payment));
+            }
+        }
+    }
+
+    // ---- faults ----
+
+    fn rain(&mut self) {
+        let now = self.chain.now();
+        let state = self.chain.state.clone();
+        let (treasury, alive) = (self.chain.world.treasury, stage(&state) == Stage::Alive);
+        let steward = self.chain.world.stewards[0].address();
+        if self.frozen_until != 0 && now >= self.frozen_until {
+            self.freeze(false);
+            self.frozen_until = 0;
+        }
+        let depth = 1 + usize::try_from(self.chance.below(3)).expect("small");
+        if depth <= DEPTH && self.chain.can_branch(depth) && self.comes(Fault::Reorg) {
+            self.tell(format!("the last {depth} blocks never happened"));
+            self.owes_secs += self.chain.branch(depth);
+        }
+        if self.stopped || !alive {
+            return;
+        }
+        if now >= self.down_until && self.comes(Fault::RpcDown) {
+            self.tell("the endpoint is gone for four hours");
+            self.down_until = now + 4 * 3_600;
+        }
+        if self.paused_until == 0 && !state.paused && self.comes(Fault::Pause) {
+            self.tell("stewards pause it for half a day");
+            let order = self.chain.world.order("pause", U256::ZERO, &self.chain.world.quorum());
+            self.send(steward, treasury, calls::pause(order));
+            self.paused_until = now + 43_200;
+        }
+        if self.frozen_until == 0 && self.comes(Fault::Frozen) {
+            self.tell("the token freezes the treasury for six hours");
+            self.freeze(true);
+            self.frozen_until = now + 6 * 3_600;
+        }
+        if self.comes(Fault::PriceRaise) {
+            let offer = 1 + self.chance.below(PROVIDERS);
+            let of = self.chain.world.offer_of(offer);
+            self.tell(format!("offer {offer} costs twice as much from now on"));
+            let data = market::calls::reprice(offer, of.priceE6 * 2);
+            self.send(of.provider, self.chain.world.at.market, data);
+        }
+        self.lose_hosts();
+        self.use_old_keys();
+    }
+
+    fn freeze(&mut self, frozen: bool) {
+        let (account, token) = (self.chain.world.treasury, self.chain.world.at.usdc);
+        let call = TestUSDC::setFrozenCall { account, frozen };
+        self.send(creator(), token, call.abi_encode());
+    }
+
+    fn lose_hosts(&mut self) {
+        let state = self.chain.state.clone();
+        // Two providers stay: whoever has nobody left to go to shows nothing.
+        let can_lose = u64::try_from(self.gone.len()).expect("few") + 2 < PROVIDERS;
+        if can_lose && self.dead_since.is_none() && !state.restoring && self.comes(Fault::HostGone) {
+            let lease = state.activeLease.to();
+            self.tell(format!("the host of lease {lease} is gone, with everything on it"));
+            self.gone.insert(self.chain.world.lease(lease).provider);
+            self.dead_since = Some(self.chain.now());
+        }
+        let standby = state.standbyLease.to::<u64>();
+        if can_lose && standby != 0 && self.comes(Fault::StandbyGone) {
+            let provider = self.chain.world.lease(standby).provider;
+            let active = self.chain.world.lease(state.activeLease.to()).provider;
+            if provider != active {
+                self.tell(format!("the standby's host of lease {standby} falls silent"));
+                self.gone.insert(provider);
+            }
+        }
+    }
+
+    /// Whoever kept a key of a former epoch tries what it could have done then.
+    fn use_old_keys(&mut self) {
+        if self.old_keys.is_empty() || !self.comes(Fault::OldKey) {
+            return;
+        }
+        let from = self.chance.pick(&self.old_keys);
+        let state = self.chain.state.clone();
+        let (treasury, term) = (self.chain.world.treasury, TERM_DAYS * self.genesis.timers.day);
+        let lease = state.activeLease.to();
+        let tries = [
+            calls::heartbeat(B256::ZERO, B256::ZERO, true),
+            calls::top_up(lease, 100_000),
+            calls::rent(1, term, 100_000),
+            self.chain.world.commit(B256::repeat_byte(0xbd), &self.chain.world.quorum()),
+            calls::release(state.standbyLease.to()),
+        ];
+        let data = self.chance.pick(&tries);
+        self.send(from, treasury, data);
+    }
+
+    // ---- planted bugs ----
+
+    /// On the third day, once.
+    fn plant(&mut self) {
+        let since = self.chain.now() - self.chain.blocks[0].head.timestamp;
+        let ready = since > 2 * u64::from(self.genesis.timers.day);
+        let Some(bug) = self.setting.bug.filter(|_| ready && !self.planted) else { return };
+        let state = self.chain.state.clone();
+        let treasury = self.chain.world.treasury;
+        let closes = self.chain.waits(state.operator, &calls::close());
+        let world = &mut self.chain.world;
+        match bug {
+            Bug::MadeMoney => {
+                world.evm.call(creator(), world.at.usdc, chain::usdc::calls::mint(creator(), 1), 0).expect("mints");
+                world.evm.take_logs();
+            }
+            Bug::UsurpedKey => {
+                let usurper = key("usurper").address();
+                overwrite(world, treasury, state.operator.as_slice(), usurper.as_slice());
+                self.send(usurper, treasury, calls::heartbeat(B256::ZERO, B256::ZERO, false));
+            }
+            Bug::LooseDayLimit => {
+                let limit = world.terms.policy.dayLimit;
+                overwrite(world, treasury, &limit.to_be_bytes(), &u128::from(u64::MAX).to_be_bytes());
+                self.spend_too_much();
+            }
+            Bug::ForgottenCheckpoint => {
+                let seq = state.checkpointSeq;
+                if seq < 3 {
+                    return;
+                }
+                let heartbeat: [u8; 8] = state.lastHeartbeat.to_be_bytes();
+                let old = [heartbeat, seq.to_be_bytes()].concat();
+                let new = [heartbeat, (seq - 2).to_be_bytes()].concat();
+                overwrite(world, treasury, &old, &new);
+            }
+            Bug::StrandedLease => {
+                if !closes {
+                    return;
+                }
+                // Operator, relay, purse and the active lease lie in a row.
+                let at = word_with(world, treasury, state.operator.as_slice()).expect("an operator") + 3;
+                assert_eq!(world.evm.slot(treasury, at), state.activeLease, "the treasury's layout changed");
+                world.evm.set_slot(treasury, at, U256::ZERO);
+            }
+            Bug::UnheldPause => {
+                if !state.paused {
+                    let order = world.order("pause", U256::ZERO, &world.quorum());
+                    return self.send(creator(), treasury, calls::pause(order));
+                }
+                // From the right: who gave birth, when, the stage (1: alive), paused (1), restoring, rescued.
+                let born = [&[1, 1][..], &self.chain.blocks[0].head.timestamp.to_be_bytes()[..4]].concat();
+                overwrite(world, treasury, &born, &[&[0, 1][..], &born[2..]].concat());
+                self.send(state.operator, treasury, calls::top_up(state.activeLease.to(), 1_000));
+            }
+            Bug::DeafLedger | Bug::ChargedForNothing => {}
+        }
+        self.planted = true;
+        self.chain.look_again();
+    }
+
+    /// Rents and releases as the operator, at the price cap, until more is committed than a day may hold.
+    fn spend_too_much(&mut self) {
+        let world = &self.chain.world;
+        let (state, policy, treasury) = (self.chain.state.clone(), world.terms.policy.clone(), world.treasury);
+        let host = world.lease(state.activeLease.to()).provider;
+        let offers = (1..=world.offer_count()).map(|id| (id, world.offer_of(id).provider));
+        let (offer, provider) = offers.clone().find(|(_, provider)| *provider != host).expect("others offer, too");
+        let prepay = Usdc::rent_down(policy.priceE6Max, policy.prepayMax.into()).micro();
+        let (at, next, operator) = (world.at.market, world.last_lease() + 1, state.operator);
+        self.send(provider, at, market::calls::reprice(offer, policy.priceE6Max));
+        self.send(operator, treasury, calls::release(state.standbyLease.to()));
+        for lease in next..=next + u64::try_from(policy.dayLimit / prepay).expect("few") {
+            self.send(operator, treasury, calls::rent(offer, TERM_DAYS * self.genesis.timers.day, prepay));
+            self.send(operator, treasury, calls::release(lease));
+        }
+    }
+
+    // ---- the auditor's part that needs the whole ----
+
+    /// I1, after each block: no money is made or lost, and the node's books say what it saw. While the market owes the
+    /// treasury what a frozen token did not take, they may differ by that.
+    fn money(&mut self) -> Result<(), String> {
+        if !self.chain.moved_money {
+            return Ok(());
+        }
+        let world = &self.chain.world;
+        let people = self.customers.iter().map(PrivateKeySigner::address);
+        let providers = (1..=PROVIDERS).map(|n| key(&format!("provider-{n}")).address());
+        let stewards = world.stewards.iter().map(PrivateKeySigner::address);
+        let known = people.chain(providers).chain(stewards).chain([
+            world.treasury,
+            world.at.market,
+            world.standing().purse,
+            creator(),
+            key("beneficiary").address(),
+        ]);
+        let sum: u128 = known.map(|account| world.usdc(account)).sum();
+        if sum != self.minted {
+            return Err(format!("I1: {} micro-USDC were minted, the people here hold {sum}", self.minted));
+        }
+        if !self.node.agent.books_balance() && self.owed_by_market() == 0 {
+            let ledger = self.node.agent.ledger();
+            let (balance, escrow) = (ledger.balance(), ledger.escrow());
+            return Err(format!("I1: the ledger says {balance} and {escrow} in escrow, the chain another sum"));
+        }
+        Ok(())
+    }
+
+    fn owed_by_market(&self) -> u128 {
+        let call = chain::bindings::LeaseMarket::owedToCall { who: self.chain.world.treasury };
+        self.chain.world.evm.ask(self.chain.world.at.market, &call).expect("a market").saturating_to()
+    }
+
+    /// I3 and I6, once: who paid got an answer or its money, and nothing lies where nobody gets it.
+    fn after_the_end(&mut self) -> Result<(), String> {
+        self.chain.mine(BLOCK_SECS)?;
+        let world = &mut self.chain.world;
+        let beneficiary = key("beneficiary").address();
+        world.act(beneficiary, calls::withdraw()).map_err(|revert| format!("I6: withdraw: {}", revert.text))?;
+        let open = (1..=world.last_lease()).map(|lease| (lease, world.lease(lease)));
+        let stranded: Vec<u64> = open
+            .filter(|(_, l)| l.tenant == world.treasury && l.status() != LeaseStatus::Closed && l.escrow != 0)
+            .map(|(lease, _)| lease)
+            .collect();
+        let left = world.usdc(world.treasury);
+        if !stranded.is_empty() || left != 0 || self.owed_by_market() != 0 {
+            return Err(format!("I6: stranded: leases {stranded:?}, {left} in the treasury"));
+        }
+        let world = &self.chain.world;
+        let (mut unanswered, mut unpaid) = (0, 0);
+        for call in &self.bought {
+            let asked = chain::bindings::Treasury::recordedCall { payer: call.payer, nonce: call.nonce };
+            let recorded = world.evm.ask(world.treasury, &asked).expect("a treasury");
+            let (paid, back): (u128, u128) = (recorded.amount.saturating_to(), recorded.refunded.saturating_to());
+            if paid > call.authorised || back > paid {
+                return Err(format!("I3: {paid} charged and {back} given back of {} authorised", call.authorised));
+            }
+            unanswered += u64::from(!call.delivered && paid > back);
+            unpaid += u64::from(call.delivered && paid == 0);
+        }
+        // A host that is lost takes what was not in the last checkpoint with it.
+        let excused = self.lived.takeovers * EXPOSURE_CALLS;
+        if unanswered > excused || unpaid > excused + EXPOSURE_CALLS {
+            return Err(format!(
+                "I3: {unanswered} calls were paid, not answered and not refunded, {unpaid} answered and not paid; \
+                 {} takeovers excuse {excused}",
+                self.lived.takeovers
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn genesis(world: &World) -> Genesis {
+    let (timers, policy): (Timers, _) = (world.terms.timers, &world.terms.policy);
+    let limits = Limits {
+        day_limit: Usdc(policy.dayLimit),
+        price_e6_max: policy.priceE6Max,
+        term: TERM_DAYS * timers.day,
+        prepay_secs: policy.prepayMax,
+        gas_target_wei: policy.gasTarget,
+        starve_floor: Usdc(policy.starveFloor),
+        margin_pct: 20,
+        min_call: Usdc(20_000),
+        max_call: Usdc(50_000),
+        block_secs: u32::try_from(BLOCK_SECS).expect("small"),
+    };
+    timers.check(limits.term, limits.block_secs).expect("the timers fit");
+    Genesis {
+        chain_id: chain::anvil::DEV_CHAIN_ID,
+        treasury: world.treasury.into_array(),
+        timers,
+        policy: Policy::new(limits, &timers),
+    }
+}
+
+/// Words in which the treasury keeps birth and life; mappings lie elsewhere.
+const WORDS: u64 = 64;
+
+fn word_with(world: &World, treasury: Address, bytes: &[u8]) -> Option<u64> {
+    let word = |index: &u64| world.evm.slot(treasury, *index).to_be_bytes::<32>();
+    (0..WORDS).find(|index| word(index).windows(bytes.len()).any(|window| window == bytes))
+}
+
+/// Replaces the first place in the treasury's storage where these bytes stand, inside one word.
+fn overwrite(world: &mut World, treasury: Address, old: &[u8], new: &[u8]) {
+    let index = word_with(world, treasury, old).expect("what is planted has a place");
+    let mut word = world.evm.slot(treasury, index).to_be_bytes::<32>();
+    let at = word.windows(old.len()).position(|window| window == old).expect("found just now");
+    word[at..at + new.len()].copy_from_slice(new);
+    world.evm.set_slot(treasury, index, U256::from_be_bytes(word));
+}

@@ -1,0 +1,652 @@
+//! One node, as far as it is pure: journal, agent, book of payments, outbox and log reader, wired as a node wires them.
+//!
+//! **Invariant:** what was recorded is folded again after a crash, and every record must give the outputs that it gave.
+//! **Invariant:** the outbox is kept before anything is sent.
+
+use super::chain::{Chain, Tx, offers};
+use crate::Chance;
+use crate::world::World;
+use alloy::primitives::{Address, B256, Bytes, keccak256};
+use chain::bindings::{LeaseStatus, MarketEvent, State, TreasuryEvent};
+use chain::logs::{ChainLog, Event, LogCore, LogItem, Sources, Step};
+use chain::outbox::{self, Outbox, SendError};
+use chain::treasury::calls;
+use economy::{
+    Agent, ChainEvent, ChainEventKind, Genesis, Input, LeaseView, OfferView, Outcome, Output, OutputId, Owed, Price,
+    Stage, Usdc, View, outputs_digest,
+};
+use pay::{BookInput, BookOutput, ChannelBook, RequestId, TransferMethod};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What the endpoint does in this moment.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Endpoint {
+    pub is_down: bool,
+    /// Blocks behind.
+    pub lag: usize,
+    /// Of a thousand requests, so many are lost or answered wrongly.
+    pub drops: u64,
+    pub lies: u64,
+}
+
+#[derive(Clone, Debug)]
+enum Record {
+    Life(u64, Box<Input>, [u8; 32]),
+    Book(BookInput),
+}
+
+/// What a successor starts from, as a checkpoint holds it: the journal's first records, and the log reader then.
+#[derive(Clone, Debug)]
+pub struct Memory {
+    records: usize,
+    logs: Vec<u8>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Node {
+    pub key: Address,
+    lease: u64,
+    genesis: Genesis,
+    sources: Sources,
+    pub agent: Agent,
+    pub book: ChannelBook,
+    /// LSN = place + 1.
+    journal: Vec<Record>,
+    outbox: Outbox,
+    kept_outbox: Vec<u8>,
+    /// Names of what the outbox has: ids of an epoch.
+    sent: BTreeMap<outbox::Id, OutputId>,
+    logs: LogCore,
+    kept_logs: Vec<u8>,
+    leases: BTreeSet<u64>,
+    earned: BTreeSet<RequestId>,
+    price: Option<Price>,
+    /// By checkpoint number.
+    pub memories: BTreeMap<u64, Memory>,
+    /// Acts left until the process dies.
+    pub dies_after: Option<u64>,
+    pub told: Vec<String>,
+    /// What the outbox said when something was submitted, to be done with the next head.
+    answered: Vec<outbox::Output>,
+    clock_ms: u64,
+    is_deaf: bool,
+}
+
+impl Node {
+    /// The first process of a life.
+    pub fn first(genesis: Genesis, chain: &Chain, is_deaf: bool) -> Self {
+        let world = &chain.world;
+        let sources = Sources { treasury: world.treasury, market: world.at.market, usdc: world.at.usdc };
+        let logs = LogCore::new(sources, chain.blocks[0].head.number);
+        let mut node = Self::with(genesis, sources, world.state().operator, 1, Vec::new(), logs, is_deaf);
+        node.boots(chain.now(), world.state().epoch, false);
+        node
+    }
+
+    fn with(
+        genesis: Genesis,
+        sources: Sources,
+        key: Address,
+        lease: u64,
+        journal: Vec<Record>,
+        logs: LogCore,
+        is_deaf: bool,
+    ) -> Self {
+        let outbox = Outbox::new(key, outbox::Options::new(1));
+        Self {
+            key,
+            lease,
+            agent: Agent::new(genesis.clone()),
+            genesis,
+            sources,
+            book: ChannelBook::new(pay::book::Limits::default()),
+            journal,
+            kept_outbox: outbox.to_bytes(),
+            outbox,
+            sent: BTreeMap::new(),
+            kept_logs: logs.to_bytes(),
+            logs,
+            leases: BTreeSet::from([1]),
+            earned: BTreeSet::new(),
+            price: None,
+            memories: BTreeMap::new(),
+            dies_after: None,
+            told: Vec::new(),
+            answered: Vec::new(),
+            clock_ms: 0,
+            is_deaf,
+        }
+    }
+
+    /// What one call costs; `None`: it sells nothing.
+    pub fn call_price(&self) -> Option<Usdc> {
+        self.price.map(|price| price.quote_up(200, 100))
+    }
+
+    /// The successor on another lease: with the whole journal after a handover, with a checkpoint's after a takeover.
+    pub fn successor(&self, chain: &Chain, seq: Option<u64>) -> Self {
+        let state = &chain.state;
+        let memory = match seq {
+            None => Memory { records: self.journal.len(), logs: self.kept_logs.clone() },
+            Some(seq) => self.memories.get(&seq).cloned().unwrap_or_else(|| {
+                // Nothing was ever acknowledged: a life that begins anew, with what the chain tells.
+                let logs = LogCore::new(self.sources, chain.blocks[0].head.number).to_bytes();
+                Memory { records: 0, logs }
+            }),
+        };
+        let logs = LogCore::from_bytes(&memory.logs, self.sources).expect("its own bytes");
+        let lease = state.activeLease.to();
+        let journal = self.journal[..memory.records].to_vec();
+        let genesis = self.genesis.clone();
+        let mut next = Self::with(genesis, self.sources, state.operator, lease, journal, logs, self.is_deaf);
+        next.fold_again();
+        let kept = self.memories.iter().filter(|(_, m)| m.records <= memory.records);
+        next.memories = kept.map(|(seq, memory)| (*seq, memory.clone())).collect();
+        next.boots(chain.now(), state.epoch, seq.is_some());
+        for input in next.book.interrupted(chain.now()) {
+            next.pay(chain.now(), input);
+        }
+        next
+    }
+
+    /// The process died. The same host starts another one from what was kept.
+    pub fn restarts(&mut self, chain: &Chain) {
+        self.dies_after = None;
+        self.outbox = Outbox::from_bytes(&self.kept_outbox, self.key, outbox::Options::new(1)).expect("its own bytes");
+        self.logs = LogCore::from_bytes(&self.kept_logs, self.sources).expect("its own bytes");
+        let before = self.agent.digest();
+        self.fold_again();
+        assert_eq!(self.agent.digest(), before, "a journal folded again ends in another state");
+        self.boots(chain.now(), chain.state.epoch, false);
+        // What was asked for and has no end is asked for again, under the same name.
+        for (id, output) in self.agent.unfinished() {
+            self.submit(id, &output, chain);
+        }
+    }
+
+    fn fold_again(&mut self) {
+        self.agent = Agent::new(self.genesis.clone());
+        self.book = ChannelBook::new(pay::book::Limits::default());
+        (self.price, self.earned, self.leases) = (None, BTreeSet::new(), BTreeSet::from([1]));
+        for (lsn, record) in (1..).zip(&self.journal) {
+            match record {
+                Record::Life(now, input, digest) => {
+                    if let Input::Chain(events) = &**input {
+                        self.leases.extend(events.iter().filter_map(rented));
+                    }
+                    let outputs = self.agent.step(*now, lsn, (**input).clone());
+                    assert_eq!(outputs_digest(&outputs), *digest, "record {lsn} folds differently");
+                }
+                Record::Book(input) => {
+                    for output in self.book.apply(input.clone()) {
+                        if let BookOutput::Earned { request, .. } = output {
+                            self.earned.insert(request);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn boots(&mut self, now: u64, epoch: u64, restored: bool) {
+        let outputs = self.record(now, Input::Booted { epoch, lease: self.lease, restored });
+        self.hear(now, outputs);
+        let outputs = self.record(now, Input::Throughput { milli_tokens_per_sec: 60_000 });
+        self.hear(now, outputs);
+    }
+
+    fn record(&mut self, now: u64, input: Input) -> Vec<(OutputId, Output)> {
+        let lsn = u64::try_from(self.journal.len()).expect("small") + 1;
+        let outputs = self.agent.step(now, lsn, input.clone());
+        self.journal.push(Record::Life(now, Box::new(input), outputs_digest(&outputs)));
+        (0..).zip(outputs).map(|(index, output)| (OutputId { lsn, index }, output)).collect()
+    }
+
+    /// What needs no chain; the rest comes back.
+    fn hear(&mut self, now: u64, outputs: Vec<(OutputId, Output)>) -> Vec<(OutputId, Output)> {
+        let mut tasks = Vec::new();
+        for (id, output) in outputs {
+            match output {
+                Output::Serve { price } => self.price = Some(price),
+                Output::StopServing { .. } => {
+                    self.price = None;
+                    tasks.extend(self.say_owed(now));
+                }
+                Output::Note(note) => self.told.push(note.to_string()),
+                Output::WakeAt(_) => {}
+                task => tasks.push((id, task)),
+            }
+        }
+        tasks
+    }
+
+    fn say_owed(&mut self, now: u64) -> Vec<(OutputId, Output)> {
+        let owed = self.book.owed().map(|(_, entry, amount)| Owed {
+            payer: entry.reservation.settlement.payer(),
+            nonce: entry.reservation.settlement.nonce(),
+            amount,
+        });
+        let owed = owed.collect();
+        let outputs = self.record(now, Input::Owed(owed));
+        self.hear(now, outputs)
+    }
+
+    /// One input of the book, recorded before it has effects.
+    pub fn pay(&mut self, now: u64, input: BookInput) -> Vec<(OutputId, Output)> {
+        self.journal.push(Record::Book(input.clone()));
+        let lsn = u64::try_from(self.journal.len()).expect("small");
+        let mut tasks = Vec::new();
+        for output in self.book.apply(input) {
+            match output {
+                BookOutput::Earned { request, amount } if self.earned.insert(request) => {
+                    let earned = Input::Earned { first_lsn: lsn, last_lsn: lsn, count: 1, tokens: 100, sum: amount };
+                    let outputs = self.record(now, earned);
+                    tasks.extend(self.hear(now, outputs));
+                }
+                BookOutput::Owe { .. } => tasks.extend(self.say_owed(now)),
+                _ => {}
+            }
+        }
+        tasks
+    }
+
+    // ---- one look at the chain ----
+
+    /// False: the process died on the way.
+    pub fn looks(&mut self, chain: &mut Chain, endpoint: Endpoint, standby: Option<u64>, chance: &mut Chance) -> bool {
+        self.clock_ms += 2_000;
+        if endpoint.is_down {
+            return true;
+        }
+        let now = chain.now();
+        let (world, head) = chain.seen(endpoint.lag);
+        let view = match endpoint.lag {
+            0 => self.view(world, &chain.state, chain.offers.clone(), head.number),
+            _ => self.view(world, &world.state(), offers(world), head.number),
+        };
+        let mut tasks = Vec::new();
+        if let Some(lease) = standby {
+            let outputs = self.record(now, Input::StandbyAnswered { lease, ready: true });
+            tasks.extend(self.hear(now, outputs));
+        }
+        let items = self.read(chain, head);
+        let (events, payments) = self.translate(&items);
+        if !items.is_empty() {
+            self.kept_logs = self.logs.to_bytes();
+        }
+        for input in payments {
+            tasks.extend(self.pay(now, input));
+        }
+        if !events.is_empty() {
+            let outputs = self.record(now, Input::Chain(events));
+            tasks.extend(self.hear(now, outputs));
+        }
+        // An endpoint that fell back shows an older state than the events that were heard: it is not believed.
+        if head.number + 1 >= self.logs.next_block() {
+            let outputs = self.record(now, Input::Block(Box::new(view)));
+            tasks.extend(self.hear(now, outputs));
+        }
+        for (id, task) in tasks {
+            if self.dies() {
+                return false;
+            }
+            self.submit(id, &task, chain);
+        }
+        let head = outbox::Input::Head { number: head.number, hash: head.hash, base_fee: 1 };
+        self.sends(head, chain, endpoint, chance)
+    }
+
+    fn dies(&mut self) -> bool {
+        match &mut self.dies_after {
+            Some(0) => true,
+            Some(left) => {
+                *left -= 1;
+                false
+            }
+            None => false,
+        }
+    }
+
+    /// As `chain::logs::LogReader` does it, without waiting.
+    fn read(&mut self, chain: &Chain, head: chain::Head) -> Vec<LogItem> {
+        let (mut headers, mut out) = (BTreeMap::new(), Vec::new());
+        loop {
+            match self.logs.plan(head, &headers).expect("branches are short") {
+                Step::Nothing => return out,
+                Step::NeedHeader(hash) => {
+                    headers.insert(hash, chain.header(hash).expect("a block of this branch"));
+                }
+                Step::Range { first, last } => {
+                    let blocks = chain.blocks.iter().map(|block| block.head);
+                    let logs =
+                        blocks.filter(|h| (first..=last).contains(&h.number)).flat_map(|h| self.decoded(chain, h.hash));
+                    let logs = logs.collect();
+                    self.logs.extend_range(last, logs, &mut out);
+                }
+                Step::Branch { blocks } => {
+                    self.logs.revert_from(blocks[0].number, &mut out);
+                    for block in blocks {
+                        let logs = self.decoded(chain, block.hash);
+                        self.logs.extend(&block, logs, &mut out);
+                    }
+                    return out;
+                }
+            }
+        }
+    }
+
+    fn decoded(&self, chain: &Chain, hash: B256) -> Vec<ChainLog> {
+        let logs = chain.logs(hash).into_iter();
+        logs.filter_map(|log| self.logs.decode(&log).expect("our contracts' ABI")).collect()
+    }
+
+    /// Money for the life, payments for the book.
+    fn translate(&mut self, items: &[LogItem]) -> (Vec<ChainEvent>, Vec<BookInput>) {
+        let (mut events, mut payments) = (Vec::new(), Vec::new());
+        let mut explained: BTreeMap<(B256, Address), u128> = BTreeMap::new();
+        for item in items {
+            let (LogItem::Emitted(log) | LogItem::Reverted(log)) = item;
+            match &log.event {
+                Event::Treasury(TreasuryEvent::ExactSettled(e)) => {
+                    *explained.entry((log.tx, e.payer)).or_default() += e.amount.saturating_to::<u128>();
+                }
+                Event::Market(MarketEvent::LeaseClosed(e)) => {
+                    *explained.entry((log.tx, self.sources.market)).or_default() += e.refund;
+                }
+                _ => {}
+            }
+        }
+        for item in items {
+            let (log, reverted) = match item {
+                LogItem::Emitted(log) => (log, false),
+                LogItem::Reverted(log) => (log, true),
+            };
+            payments.extend(payment(log, reverted));
+            let Some(kind) = self.money(log, &explained) else { continue };
+            let index = u32::try_from(log.index).expect("few logs");
+            let event = ChainEvent { block: log.block, index, kind };
+            events.push(match reverted {
+                false => event,
+                true => ChainEvent { block: log.block, index, kind: ChainEventKind::Reverted(Box::new(event)) },
+            });
+        }
+        (events, payments)
+    }
+
+    fn money(&mut self, log: &ChainLog, explained: &BTreeMap<(B256, Address), u128>) -> Option<ChainEventKind> {
+        let usdc = |amount: alloy::primitives::U256| Usdc(amount.saturating_to());
+        Some(match &log.event {
+            Event::Treasury(TreasuryEvent::Activated(e)) => ChainEventKind::Activated { lease: e.lease.to() },
+            Event::Treasury(TreasuryEvent::Rented(e)) => {
+                self.leases.insert(e.lease.to());
+                ChainEventKind::Rented { lease: e.lease.to(), prepay: Usdc(e.prepay) }
+            }
+            Event::Treasury(TreasuryEvent::ToppedUp(e)) if !self.is_deaf => {
+                ChainEventKind::ToppedUp { lease: e.lease.to(), amount: Usdc(e.amount) }
+            }
+            Event::Treasury(TreasuryEvent::ExactSettled(e)) => {
+                ChainEventKind::ExactSettled { payer: e.payer.into_array(), nonce: e.nonce.0, amount: usdc(e.amount) }
+            }
+            Event::Treasury(TreasuryEvent::ExactRefunded(e)) => {
+                ChainEventKind::ExactRefunded { payer: e.payer.into_array(), nonce: e.nonce.0, amount: usdc(e.amount) }
+            }
+            Event::Market(MarketEvent::RentPaid(e)) if self.leases.contains(&e.lease.to()) => {
+                ChainEventKind::RentPaid { lease: e.lease.to(), amount: Usdc(e.amount) }
+            }
+            Event::Market(MarketEvent::LeaseClosed(e)) if self.leases.contains(&e.lease.to()) => {
+                let (rent_total, refund) = (Usdc(e.rentTotal), Usdc(e.refund));
+                ChainEventKind::LeaseClosed { lease: e.lease.to(), rent_total, refund }
+            }
+            Event::Transfer { from, to, amount } if *to == self.sources.treasury => {
+                let known = explained.get(&(log.tx, *from)).copied().unwrap_or(0);
+                // What the market owed since a token refused it was booked when the lease closed: no gift.
+                if known >= *amount || *from == self.sources.market {
+                    return None;
+                }
+                ChainEventKind::TransferIn { from: from.into_array(), amount: Usdc(*amount - known) }
+            }
+            _ => return None,
+        })
+    }
+
+    // ---- transactions ----
+
+    fn submit(&mut self, id: OutputId, output: &Output, chain: &Chain) {
+        let data = self.call(output, chain);
+        // The same after every restart; another in every epoch's outbox.
+        let name = outbox::Id((u128::from(id.lsn) << 32 | u128::from(id.index)).to_be_bytes());
+        self.sent.insert(name, id);
+        let request = outbox::Request { to: Some(self.sources.treasury), data, value: 0, gas: None };
+        let mut out = Vec::new();
+        self.outbox.handle(self.clock_ms, outbox::Input::Submit { id: name, request }, &mut out);
+        self.answered.extend(out);
+    }
+
+    pub fn submit_all(&mut self, tasks: Vec<(OutputId, Output)>, chain: &Chain) {
+        tasks.into_iter().for_each(|(id, task)| self.submit(id, &task, chain));
+    }
+
+    fn call(&mut self, output: &Output, chain: &Chain) -> Bytes {
+        match *output {
+            Output::Rent { offer, term, prepay } => calls::rent(offer, term, prepay.0),
+            Output::TopUp { lease, amount } => calls::top_up(lease, amount.0),
+            Output::Release { lease } => calls::release(lease),
+            Output::Heartbeat { standby_answered } => {
+                calls::heartbeat(keccak256(self.key), B256::ZERO, standby_answered)
+            }
+            Output::Checkpoint => {
+                let seq = chain.state.checkpointSeq + 1;
+                let memory = Memory { records: self.journal.len(), logs: self.kept_logs.clone() };
+                self.memories.insert(seq, memory);
+                self.memories.retain(|kept, _| kept + 4 > seq);
+                chain.world.commit(keccak256(seq.to_be_bytes()), &chain.world.quorum())
+            }
+            Output::Announce { lease } => calls::announce(lease),
+            Output::Handover { lease, valid_until } => {
+                calls::handover(lease, chain.state.checkpointSeq, 0, valid_until)
+            }
+            Output::Refuel => calls::refuel(),
+            Output::Refund { payer, nonce, amount } => calls::refund_exact(payer.into(), nonce.into(), amount.0),
+            Output::WindDown => calls::wind_down(),
+            Output::Close => calls::close(),
+            Output::Serve { .. } | Output::StopServing { .. } | Output::Note(_) | Output::WakeAt(_) => Bytes::new(),
+        }
+    }
+
+    fn sends(&mut self, head: outbox::Input, chain: &mut Chain, endpoint: Endpoint, chance: &mut Chance) -> bool {
+        let mut inputs = vec![head];
+        let mut todo = std::mem::take(&mut self.answered);
+        loop {
+            for input in std::mem::take(&mut inputs) {
+                self.outbox.handle(self.clock_ms, input, &mut todo);
+            }
+            if todo.is_empty() {
+                return true;
+            }
+            for output in std::mem::take(&mut todo) {
+                if matches!(output, outbox::Output::Send { .. }) {
+                    self.kept_outbox = self.outbox.to_bytes();
+                    if self.dies() {
+                        return false;
+                    }
+                }
+                match output {
+                    outbox::Output::Settled { id, outcome } => {
+                        self.kept_outbox = self.outbox.to_bytes();
+                        if self.dies() {
+                            return false;
+                        }
+                        self.settled(id, outcome, chain);
+                        todo.append(&mut self.answered);
+                    }
+                    asked => inputs.extend(self.ask(asked, chain, endpoint, chance)),
+                }
+                if matches!(inputs.last(), Some(outbox::Input::Sent { .. })) && self.dies() {
+                    return false;
+                }
+            }
+        }
+    }
+
+    /// The endpoint's part.
+    fn ask(
+        &self,
+        output: outbox::Output,
+        chain: &mut Chain,
+        endpoint: Endpoint,
+        chance: &mut Chance,
+    ) -> Option<outbox::Input> {
+        let (lost, lies) = (chance.of_1000(endpoint.drops), chance.of_1000(endpoint.lies));
+        let (seen, _) = chain.seen(endpoint.lag);
+        Some(match output {
+            outbox::Output::AskNonce if lost => return None,
+            outbox::Output::AskNonce => outbox::Input::NonceIs {
+                latest: seen.evm.nonce(self.key),
+                pending: chain.pending(self.key).max(seen.evm.nonce(self.key)),
+            },
+            outbox::Output::Estimate { id, .. } if lost => outbox::Input::EstimateFailed { id },
+            outbox::Output::Estimate { id, .. } if lies => {
+                outbox::Input::WouldRevert { id, data: Bytes::new(), text: "a lie".to_owned() }
+            }
+            outbox::Output::Estimate { id, request } => {
+                match seen.evm.what_if(self.key, request.to.unwrap_or_default(), request.data) {
+                    Ok(done) => outbox::Input::Estimated { id, gas: done.gas_used * 3 / 2 },
+                    Err(revert) => outbox::Input::WouldRevert { id, data: revert.data, text: revert.text },
+                }
+            }
+            outbox::Output::Send { id, nonce, request, max_fee, .. } => {
+                let to = request.to.unwrap_or_default();
+                let tx = Tx { from: self.key, to, data: request.data, nonce: Some(nonce), max_fee };
+                let hash = tx.hash();
+                if nonce < chain.world.evm.nonce(self.key) {
+                    return Some(outbox::Input::SendFailed { id, nonce, tx: hash, why: SendError::NonceTooLow });
+                }
+                // Lost: the request on its way there, or the answer on its way back.
+                if !lost || chance.of_1000(500) {
+                    chain.send(tx);
+                }
+                match lost {
+                    true => outbox::Input::SendFailed { id, nonce, tx: hash, why: SendError::Transport },
+                    false => outbox::Input::Sent { id, nonce, tx: hash },
+                }
+            }
+            outbox::Output::AskReceipt { .. } if lost => return None,
+            outbox::Output::AskReceipt { id, nonce, txs } => {
+                let found = txs.into_iter().find_map(|tx| Some((tx, chain.receipt(tx, endpoint.lag)?)));
+                let found = found.filter(|_| !lies);
+                let found = found.map(|(tx, (block, success))| outbox::Mined { tx, block, success });
+                outbox::Input::ReceiptIs { id, nonce, found }
+            }
+            outbox::Output::Settled { .. } => return None,
+        })
+    }
+
+    fn settled(&mut self, id: outbox::Id, outcome: outbox::Outcome, chain: &Chain) {
+        let Some(output) = self.sent.remove(&id) else { return };
+        let outcome = match outcome {
+            outbox::Outcome::Done { block, .. } => Outcome::Done { block },
+            outbox::Outcome::Reverted { .. } => Outcome::Failed { reason: "reverted".to_owned() },
+            outbox::Outcome::WouldRevert { text, .. } => Outcome::Failed { reason: text },
+            outbox::Outcome::NeverSent { reason } => Outcome::Failed { reason },
+            outbox::Outcome::Unknown { .. } => Outcome::Unknown,
+        };
+        let now = chain.now();
+        let outputs = self.record(now, Input::Done { id: output, outcome });
+        for (id, task) in self.hear(now, outputs) {
+            self.submit(id, &task, chain);
+        }
+    }
+
+    /// Whether something is on its way or waits for an end.
+    pub fn is_busy(&self) -> bool {
+        self.outbox.is_busy()
+    }
+
+    fn view(&self, world: &World, state: &State, offers: Vec<OfferView>, number: u64) -> View {
+        let lease = |id: alloy::primitives::U256| {
+            let id = id.to::<u64>();
+            (id != 0).then(|| {
+                let l = world.lease(id);
+                let open = matches!(l.status(), LeaseStatus::Requested | LeaseStatus::Ready);
+                LeaseView {
+                    id,
+                    offer: l.offer.to(),
+                    provider: l.provider.into_array(),
+                    price_e6: l.priceE6,
+                    start: l.start,
+                    end: l.end,
+                    ready_by: l.readyBy,
+                    ready: l.status() == LeaseStatus::Ready,
+                    escrow_left: Usdc(if open { l.escrow - world.accrued(id) } else { 0 }),
+                }
+            })
+        };
+        View {
+            number,
+            timestamp: world.evm.now(),
+            stage: stage(state),
+            paused: state.paused,
+            restoring: state.restoring,
+            epoch: state.epoch,
+            operator_is_me: state.operator == self.key,
+            active: lease(state.activeLease),
+            standby: lease(state.standbyLease),
+            draining: lease(state.drainingLease),
+            announced: state.announcedLease.to(),
+            announced_at: state.announcedAt,
+            checkpoint_seq: state.checkpointSeq,
+            last_heartbeat: state.lastHeartbeat,
+            challenged_at: state.challengedAt,
+            balance: Usdc(state.balance.to()),
+            escrow: Usdc(state.escrow.to()),
+            spent_in_day: Usdc(state.spentInDay),
+            operator_gas_wei: u128::MAX,
+            relay_gas_wei: u128::MAX,
+            mandate_until: state.mandateUntil,
+            wind_down_at: state.windDownAt,
+            offers,
+        }
+    }
+}
+
+pub fn stage(state: &State) -> Stage {
+    match state.stage() {
+        chain::Stage::Unborn => Stage::Unborn,
+        chain::Stage::Alive => Stage::Alive,
+        chain::Stage::Stopped => Stage::Stopped,
+        chain::Stage::WindingDown => Stage::WindingDown,
+        chain::Stage::Closed => Stage::Closed,
+    }
+}
+
+fn rented(event: &ChainEvent) -> Option<u64> {
+    match event.kind {
+        ChainEventKind::Rented { lease, .. } => Some(lease),
+        _ => None,
+    }
+}
+
+/// The same settlement or refund for the book.
+fn payment(log: &ChainLog, reverted: bool) -> Option<BookInput> {
+    let method = TransferMethod::Eip3009;
+    Some(match (&log.event, reverted) {
+        (Event::Treasury(TreasuryEvent::ExactSettled(e)), false) => BookInput::Settled {
+            method,
+            payer: e.payer.into_array(),
+            nonce: e.nonce.0,
+            amount: Usdc(e.amount.saturating_to()),
+            tx: log.tx.0,
+            block: log.block,
+            recorded: true,
+        },
+        (Event::Treasury(TreasuryEvent::ExactSettled(e)), true) => {
+            BookInput::Reversed { method, payer: e.payer.into_array(), nonce: e.nonce.0 }
+        }
+        (Event::Treasury(TreasuryEvent::ExactRefunded(e)), false) => BookInput::Refunded {
+            payer: e.payer.into_array(),
+            nonce: e.nonce.0,
+            amount: Usdc(e.amount.saturating_to()),
+        },
+        _ => return None,
+    })
+}
