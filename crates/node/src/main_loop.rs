@@ -22,7 +22,7 @@ use economy::{Input, OutputId};
 use net::chain_of;
 use pay::scheme::channel::ChannelId;
 use pay::{BookInput, RequestId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,7 +34,8 @@ const TICK: Duration = Duration::from_millis(200);
 const LAST_WORDS_MS: u64 = 4_000;
 /// The old node lets open streams run this long before it closes its journal, ms.
 const DRAIN_MS: u64 = 1_500;
-/// After a move, streams open at the cut that the old node has not reported by then are closed at their last mark.
+/// After a move, streams open at the cut that the old node has not reported by then are closed at their last mark. In
+/// worlds with short days `restoreTimeout`, if that is less: the next move must not come before it.
 const LATE_REPORTS: Duration = Duration::from_secs(60);
 
 pub enum Event {
@@ -90,8 +91,8 @@ pub enum Event {
     Throughput(u64),
     /// Somebody reads: status, log, receipts.
     Look(Box<dyn FnOnce(&Node) + Send>),
-    /// A former operator has had its time to report open streams.
-    LateIsOver,
+    /// A former operator has had its time to report what it was serving at the cut: these.
+    LateIsOver(BTreeSet<RequestId>),
     Tick,
     /// SIGTERM from the provider.
     Stop,
@@ -118,7 +119,7 @@ impl Event {
             Self::Tail(_) => "tail",
             Self::Throughput(_) => "throughput",
             Self::Look(_) => "look",
-            Self::LateIsOver => "late_is_over",
+            Self::LateIsOver(_) => "late_is_over",
             Self::Tick => "tick",
             Self::Stop => "stop",
         }
@@ -231,7 +232,7 @@ impl Node {
                 Event::Tail(tail) => self.on_tail(tail)?,
                 Event::Throughput(milli_tokens_per_sec) => self.life(Input::Throughput { milli_tokens_per_sec })?,
                 Event::Look(look) => look(&self),
-                Event::LateIsOver => crate::settle::close_interrupted(&mut self)?,
+                Event::LateIsOver(requests) => crate::settle::close_unreported(&mut self, &requests)?,
                 Event::Tick => self.on_tick()?,
                 Event::Stop => break,
             }
@@ -476,6 +477,7 @@ impl Node {
         if let Some(price) = live.state.agent.serving() {
             self.shared.sell_at(price);
         }
+        let unreported = crate::settle::being_served(live);
         let unfinished = live.state.agent.unfinished();
         let read: Vec<_> = live.state.read_blocks().collect();
         let cx = self.cx.clone();
@@ -488,9 +490,10 @@ impl Node {
         }
         if moved {
             let cx = self.cx.clone();
+            let patience = LATE_REPORTS.min(Duration::from_secs(cx.birth.timers.restoreTimeout.into()));
             tokio::spawn(async move {
-                tokio::time::sleep(LATE_REPORTS).await;
-                cx.tell(Event::LateIsOver).await;
+                tokio::time::sleep(patience).await;
+                cx.tell(Event::LateIsOver(unreported)).await;
             });
         } else {
             crate::settle::close_interrupted(self)?;

@@ -18,11 +18,11 @@ use alloy::primitives::{Address, B256, Bytes, U256};
 use chain::Outcome as Sent;
 use journal::crash_point;
 use net::chain_of;
-use pay::book::channels::CallService;
+use pay::book::channels::{CallService, ChannelInput};
 use pay::book::{BookInput, BookOutput, Payment, RequestId, Service, UnpaidWhy};
 use pay::scheme::upto::{Permit2Payment, Proxy, facilitator};
 use pay::{Receipt, Settle, SettleExact, TransferMethod, Usdc};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -285,17 +285,46 @@ impl Node {
     }
 }
 
-/// What a crash interrupted: the last durable mark is charged, a request without one is given back.
+/// Requests that are being served, by this node or by the one whose journal it took over.
+pub fn being_served(live: &Live) -> BTreeSet<RequestId> {
+    interrupted(live, 0).into_keys().collect()
+}
+
+/// What closes them: the last durable mark is charged, a request without one is given back.
+fn interrupted(live: &Live, now: u64) -> BTreeMap<RequestId, BookInput> {
+    let channels = live.state.book.channels().interrupted(now).into_iter().map(BookInput::Channel);
+    let inputs = live.state.book.interrupted(now).into_iter().chain(channels);
+    let by_request = |input: BookInput| match &input {
+        BookInput::Aborted { request, .. }
+        | BookInput::Delivered { request, .. }
+        | BookInput::Channel(ChannelInput::Aborted { request, .. } | ChannelInput::Charged { request, .. }) => {
+            Some((*request, input))
+        }
+        // The book closes with nothing else.
+        _ => None,
+    };
+    inputs.filter_map(by_request).collect()
+}
+
+/// After a start of this node: whatever was being served is not any more.
 pub fn close_interrupted(node: &mut Node) -> Result<()> {
+    let Some(live) = &node.live else { return Ok(()) };
+    let all = being_served(live);
+    close_unreported(node, &all)
+}
+
+/// Closes those of `requests` that are still open: who served them is gone, or has not said in time what it delivered.
+/// What this node serves itself by now goes on.
+pub fn close_unreported(node: &mut Node, requests: &BTreeSet<RequestId>) -> Result<()> {
     let now = node.now();
     let Some(live) = &mut node.live else { return Ok(()) };
     if live.sealed {
         return Ok(());
     }
-    let channels = live.state.book.channels().interrupted(now).into_iter().map(BookInput::Channel);
-    let inputs: Vec<BookInput> = live.state.book.interrupted(now).into_iter().chain(channels).collect();
-    for input in inputs {
-        live.record(now, &Recorded::Book(input))?;
+    for (request, input) in interrupted(live, now) {
+        if requests.contains(&request) {
+            live.record(now, &Recorded::Book(input))?;
+        }
     }
     crate::ask::say_what_is_owed(node);
     Ok(())
