@@ -7,7 +7,7 @@ use crate::api::Role;
 const TODAY_SECS: u64 = 1_795_465_080;
 
 fn message(role: Role, content: &str) -> Message {
-    Message { role, content: content.to_owned() }
+    Message::new(role, content)
 }
 
 fn check(template: Option<&str>, messages: &[Message], wanted: Expect) {
