@@ -6,10 +6,10 @@
 use std::sync::{Arc, OnceLock};
 
 use infer::wire::Grammar;
+use llama_cpp_2::token::LlamaToken;
 use llguidance::api::TopLevelGrammar;
 use llguidance::toktrie::{ApproximateTokEnv, SimpleVob, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory, panic_utils};
-use llama_cpp_2::token::LlamaToken;
 use serde_json::{Value, json};
 
 use crate::model::Model;
@@ -67,8 +67,11 @@ impl Form {
 
 fn factory(model: &Model) -> Result<ParserFactory, String> {
     let words: Vec<Vec<u8>> = model.tokens().map(|token| word(model, token)).collect();
-    let mut ends: Vec<u32> =
-        model.tokens().filter(|token| model.ends_turn(*token)).filter_map(|token| u32::try_from(token.0).ok()).collect();
+    let mut ends: Vec<u32> = model
+        .tokens()
+        .filter(|token| model.ends_turn(*token))
+        .filter_map(|token| u32::try_from(token.0).ok())
+        .collect();
     if ends.is_empty() {
         return Err("the model has no token that ends an answer".to_owned());
     }
@@ -99,7 +102,8 @@ fn in_one_line(mut schema: Value) -> Result<Value, String> {
         schema = json!({});
     }
     let fields = schema.as_object_mut().ok_or("a schema is an object")?;
-    let options = json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": ", "coerce_one_of": true});
+    let options =
+        json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": ", "coerce_one_of": true});
     fields.insert("x-guidance".to_owned(), options);
     Ok(schema)
 }

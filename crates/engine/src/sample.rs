@@ -263,7 +263,10 @@ mod tests {
     #[test]
     fn a_bias_moves_the_odds() {
         // e^0.693 doubles: 2, 6, 1, 2 of 11.
-        near(counted(with(|r| r.logit_bias = vec![(0, 2.0_f32.ln()), (9, 5.0)]), &known(), None), [1_818, 5_455, 909, 1_818]);
+        near(
+            counted(with(|r| r.logit_bias = vec![(0, 2.0_f32.ln()), (9, 5.0)]), &known(), None),
+            [1_818, 5_455, 909, 1_818],
+        );
         near(counted(with(|r| r.logit_bias = vec![(1, -100.0)]), &known(), None), [2_500, 0, 2_500, 5_000]);
     }
 
@@ -294,7 +297,8 @@ mod tests {
     fn probabilities_are_told_before_anything_is_done_to_them() {
         let (chosen, top) = probabilities(&known(), 3, 2);
         assert!((chosen.exp() - 0.2).abs() < 1e-5, "{chosen}");
-        let top: Vec<(usize, f64)> = top.into_iter().map(|(token, logprob)| (token, (logprob.exp() * 100.0).round())).collect();
+        let top: Vec<(usize, f64)> =
+            top.into_iter().map(|(token, logprob)| (token, (logprob.exp() * 100.0).round())).collect();
         assert_eq!(top, [(1, 60.0), (3, 20.0)]);
         assert_eq!(probabilities(&known(), 1, 9).1.len(), 4);
         assert!(probabilities(&known(), 1, 0).1.is_empty());

@@ -129,7 +129,8 @@ impl Acceptor {
             return invalid("min_p must be from 0 to 1");
         }
         let biases = request.logit_bias.iter().map(|(_, bias)| bias);
-        if ![request.frequency_penalty, request.presence_penalty].iter().chain(biases).all(|number| number.is_finite()) {
+        if ![request.frequency_penalty, request.presence_penalty].iter().chain(biases).all(|number| number.is_finite())
+        {
             return invalid("penalties and biases must be finite");
         }
         if request.max_tokens == 0 {

@@ -21,8 +21,8 @@ pub use error::ApiError;
 pub use models::models_list;
 pub use responses::{ResponseReply, ResponseStream, ResponsesRequest};
 pub use settings::{Form, Sampling, Settings, TEMPERATURE_DEFAULT, TOP_P_DEFAULT};
-pub use tools::{Tool, ToolCall, ToolChoice, Tools};
 pub(crate) use tools::{CLOSE as TOOL_CALL_CLOSE, OPEN as TOOL_CALL_OPEN};
+pub use tools::{Tool, ToolCall, ToolChoice, Tools};
 
 use serde_json::{Map, Value, json};
 

@@ -104,7 +104,10 @@ impl ChatTemplate {
             messages.iter().map(as_it_is).collect()
         } else {
             let messages = in_plain_text(messages, tools);
-            messages.iter().map(|(role, content)| context! { role => role.as_str(), content => content.as_str() }).collect()
+            messages
+                .iter()
+                .map(|(role, content)| context! { role => role.as_str(), content => content.as_str() })
+                .collect()
         };
         let tools: Option<Vec<Value>> = (self.knows_tools && !tools.is_empty())
             .then(|| tools.iter().map(|tool| Value::from(Serde(tool.to_json()))).collect());

@@ -74,7 +74,8 @@ async fn forms_that_cannot_be_had_are_said() {
         other => panic!("{other:?}"),
     }
     // A form too large for its bounds, and one that is deep in itself: refused or taken, but the engine lives.
-    let wide: serde_json::Map<String, Value> = (0..3_000).map(|n| (format!("field{n}"), json!({"type": "string"}))).collect();
+    let wide: serde_json::Map<String, Value> =
+        (0..3_000).map(|n| (format!("field{n}"), json!({"type": "string"}))).collect();
     check(Grammar::JsonSchema(json!({"type": "object", "properties": wide}))).await;
     check(Grammar::JsonSchema(json!({"type": "string", "pattern": "((a{1,50}){1,50}){1,50}"}))).await;
     check(Grammar::JsonSchema(json!({"$ref": "#"}))).await;
@@ -94,13 +95,22 @@ async fn call(engine: &Engine, choice: Value, temperature: f32) -> Value {
         "messages": [{"role": "user", "content": "What is the weather in Paris?"}],
     });
     let request = ChatCompletionRequest::parse(body.to_string().as_bytes()).unwrap();
-    let template = infer::ChatTemplate::new(engine.hello.chat_template.as_deref(), &engine.hello.bos, &engine.hello.eos);
+    let template =
+        infer::ChatTemplate::new(engine.hello.chat_template.as_deref(), &engine.hello.bos, &engine.hello.eos);
     let tools = request.tools.as_ref().map(|tools| tools.list.as_slice()).unwrap_or_default();
     let prompt = template.unwrap().render_with_tools(&request.messages, tools, 0).unwrap();
     let generate = Generate { temperature, ..request.settings.clone().generate(prompt, 80, 3) };
     let answer = whole(engine.client.generate(generate).unwrap()).await;
-    let usage = Usage { prompt_tokens: answer.prompt_tokens, cached_tokens: 0, completion_tokens: answer.completion_tokens };
-    let reply = ChatReply { id: "chatcmpl-x".into(), created: 0, model: "m".into(), include_usage: false, logprobs: false, tools: request.tools.is_some() };
+    let usage =
+        Usage { prompt_tokens: answer.prompt_tokens, cached_tokens: 0, completion_tokens: answer.completion_tokens };
+    let reply = ChatReply {
+        id: "chatcmpl-x".into(),
+        created: 0,
+        model: "m".into(),
+        include_usage: false,
+        logprobs: false,
+        tools: request.tools.is_some(),
+    };
     let answered = infer::api::Answered { text: &answer.text, logprobs: &[], finish: answer.finish, usage };
     reply.whole(answered, serde_json::Map::new())["choices"][0].clone()
 }
@@ -137,7 +147,10 @@ async fn a_call_may_follow_what_was_said() {
                 SAID: /(.|\\n)*/ & ~/(.|\\n)*<tool_call>(.|\\n)*/\nbody: %json {\"enum\": [17]} \"\\n</tool_call>\"\n";
     let request = Generate {
         grammar: Some(Grammar::Lark(lark.into())),
-        ..greedy("Repeat exactly: I look. <tool_call>\n17\n</tool_call>\nI look. <tool_call>\n17\n</tool_call>\nI look. <tool_call>\n17\n</tool_call>\n", 40)
+        ..greedy(
+            "Repeat exactly: I look. <tool_call>\n17\n</tool_call>\nI look. <tool_call>\n17\n</tool_call>\nI look. <tool_call>\n17\n</tool_call>\n",
+            40,
+        )
     };
     let answer = whole(engine.client.generate(request).unwrap()).await;
     assert!(answer.text.ends_with("<tool_call>\n17\n</tool_call>") && answer.text.contains("I look."), "{answer:?}");

@@ -60,7 +60,9 @@ fn prompt(value: Value) -> Result<String, ApiError> {
         other => other,
     };
     match text {
-        Value::String(text) if text.is_empty() => Err(out_of_range("prompt".into(), "at least one character long".into())),
+        Value::String(text) if text.is_empty() => {
+            Err(out_of_range("prompt".into(), "at least one character long".into()))
+        }
         Value::String(text) => Ok(text),
         other => Err(wrong_type("prompt".into(), "a string", &other)),
     }

@@ -35,7 +35,11 @@ pub struct Sampling {
 impl Sampling {
     /// The fields that every route has.
     pub(super) fn take(fields: &mut Fields) -> Result<Sampling, ApiError> {
-        Ok(Sampling { temperature: fields.number("temperature", 2)?, top_p: fields.number("top_p", 1)?, ..Sampling::default() })
+        Ok(Sampling {
+            temperature: fields.number("temperature", 2)?,
+            top_p: fields.number("top_p", 1)?,
+            ..Sampling::default()
+        })
     }
 
     /// And those that completions and chat completions have beside them.

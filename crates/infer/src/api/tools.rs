@@ -101,8 +101,11 @@ impl Tools {
         if list.len() > TOOLS_MAX {
             return Err(out_of_range("tools".into(), format!("at most {TOOLS_MAX} entries long, not {}", list.len())));
         }
-        let list: Vec<Tool> =
-            list.into_iter().enumerate().map(|(index, value)| tool(format!("tools[{index}]"), value)).collect::<Result<_, _>>()?;
+        let list: Vec<Tool> = list
+            .into_iter()
+            .enumerate()
+            .map(|(index, value)| tool(format!("tools[{index}]"), value))
+            .collect::<Result<_, _>>()?;
         for (index, tool) in list.iter().enumerate() {
             if list[..index].iter().any(|other| other.name == tool.name) {
                 let name = format!("tools[{index}].function.name");
@@ -122,7 +125,8 @@ impl Tools {
     /// Every call is one of an offered tool; where the choice is the model's, it may also say anything else first.
     fn lark(&self) -> String {
         let meant = |tool: &&Tool| !matches!(&self.choice, ToolChoice::Named(name) if *name != tool.name);
-        let calls: Vec<String> = self.list.iter().filter(meant).map(|tool| format!("%json {}", call_schema(tool))).collect();
+        let calls: Vec<String> =
+            self.list.iter().filter(meant).map(|tool| format!("%json {}", call_schema(tool))).collect();
         let calls = calls.join("\n  | ");
         let more = if self.parallel { format!("(\"\\n{OPEN}\\n\" body)*") } else { String::new() };
         let body = format!("body: json \"\\n{CLOSE}\"\njson: {calls}\n");
@@ -284,6 +288,8 @@ pub(super) struct Taker {
     held: String,
     /// Between the tags.
     inside: bool,
+    /// Nothing was said since the last call.
+    after_call: bool,
 }
 
 /// What more text brought.
@@ -297,7 +303,7 @@ impl Taker {
     /// `id` of the answer: the calls' ids follow from it.
     pub fn new(id: &str) -> Taker {
         let own = id.rsplit_once('-').map_or(id, |(_, own)| own);
-        Taker { prefix: format!("call_{own}"), calls: 0, held: String::new(), inside: false }
+        Taker { prefix: format!("call_{own}"), calls: 0, held: String::new(), inside: false, after_call: false }
     }
 
     pub fn push(&mut self, text: &str) -> Taken {
@@ -311,6 +317,7 @@ impl Taker {
             let before = std::mem::replace(&mut self.held, rest);
             if self.inside {
                 taken.calls.extend(self.call(&before));
+                self.after_call = true;
             } else {
                 self.say(&before, &mut taken);
             }
@@ -331,9 +338,11 @@ impl Taker {
         if self.inside { format!("{OPEN}{rest}") } else { rest }
     }
 
-    /// The line breaks around calls say nothing.
+    /// The line breaks between calls say nothing.
     fn say(&mut self, text: &str, taken: &mut Taken) {
-        if self.calls == 0 || !text.trim().is_empty() {
+        let text = if self.after_call { text.trim_start() } else { text };
+        if !text.is_empty() {
+            self.after_call = false;
             taken.said.push_str(text);
         }
     }

@@ -8,7 +8,9 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
-use infer::api::{Answered, ApiError, ChatCompletionRequest, ChatReply, ChatStream, Message, SSE_DONE, StreamEvent, Tool};
+use infer::api::{
+    Answered, ApiError, ChatCompletionRequest, ChatReply, ChatStream, Message, SSE_DONE, StreamEvent, Tool,
+};
 use infer::{TemplateError, TokenLogprob};
 use serde_json::{Map, Value};
 
@@ -57,10 +59,8 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) ->
     Ok(if request.stream {
         sale.deliver(Chunks(ChatStream::new(reply)), None).await
     } else {
-        let whole = Whole {
-            id: reply.id.clone(),
-            json: move |answered: Answered<'_>, extra| reply.whole(answered, extra),
-        };
+        let whole =
+            Whole { id: reply.id.clone(), json: move |answered: Answered<'_>, extra| reply.whole(answered, extra) };
         sale.deliver(whole, None).await
     })
 }

@@ -53,10 +53,8 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) ->
         sale.deliver(Chunks(reply), None).await
     } else {
         let mut reply = reply;
-        let whole = Whole {
-            id: reply.id.clone(),
-            json: move |answered: Answered<'_>, extra| reply.whole(answered, extra),
-        };
+        let whole =
+            Whole { id: reply.id.clone(), json: move |answered: Answered<'_>, extra| reply.whole(answered, extra) };
         sale.deliver(whole, None).await
     })
 }

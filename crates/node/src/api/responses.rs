@@ -69,10 +69,8 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) ->
     Ok(if request.stream {
         sale.deliver(Events(ResponseStream::new(reply)), store).await
     } else {
-        let whole = Whole {
-            id: reply.id.clone(),
-            json: move |answered: Answered<'_>, extra| reply.whole(answered, extra),
-        };
+        let whole =
+            Whole { id: reply.id.clone(), json: move |answered: Answered<'_>, extra| reply.whole(answered, extra) };
         sale.deliver(whole, store).await
     })
 }

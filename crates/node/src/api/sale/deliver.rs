@@ -494,8 +494,7 @@ impl<F: Form> Run<F> {
             sale.api.cx.tell(Event::Ask(Box::new(Ask::Aborted { request: sale.request, why }))).await;
             return;
         }
-        let usage =
-            Usage { prompt_tokens: sale.prompt_tokens, cached_tokens: 0, completion_tokens: self.tokens };
+        let usage = Usage { prompt_tokens: sale.prompt_tokens, cached_tokens: 0, completion_tokens: self.tokens };
         let delivery = delivery(&sale, &self, usage, finish, false);
         // The sender goes last: the body ends when the book has heard.
         sale.say(delivery).await;
