@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::strict::{Fields, logit_bias, out_of_range, schema, wrong_type};
+use super::strict::{Fields, SchemaSize, logit_bias, out_of_range, schema, wrong_type};
 use super::{ApiError, NAME_BYTES_MAX, STOP_BYTES_MAX, STOP_MAX};
 use crate::wire::{Generate, Grammar};
 
@@ -221,7 +221,7 @@ fn json_schema(fields: &mut Fields) -> Result<Grammar, ApiError> {
     let name = fields.name("schema");
     // OpenAI lets it be left out: then any JSON will do.
     let value = fields.take("schema").unwrap_or_else(|| json!({}));
-    schema(&name, &value)?;
+    schema(&name, &value, &mut SchemaSize::default())?;
     Ok(Grammar::JsonSchema(value))
 }
 

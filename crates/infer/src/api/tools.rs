@@ -10,7 +10,7 @@
 use serde_json::{Map, Value, json};
 
 use super::settings::{Form, SENTENCE_BYTES_MAX};
-use super::strict::{Fields, out_of_range, schema, wrong_type};
+use super::strict::{Fields, SchemaSize, out_of_range, schema, wrong_type};
 use super::{ApiError, MESSAGES_MAX};
 use crate::wire::Grammar;
 
@@ -101,10 +101,11 @@ impl Tools {
         if list.len() > TOOLS_MAX {
             return Err(out_of_range("tools".into(), format!("at most {TOOLS_MAX} entries long, not {}", list.len())));
         }
+        let mut size = SchemaSize::default();
         let list: Vec<Tool> = list
             .into_iter()
             .enumerate()
-            .map(|(index, value)| tool(format!("tools[{index}]"), value))
+            .map(|(index, value)| tool(format!("tools[{index}]"), value, &mut size))
             .collect::<Result<_, _>>()?;
         for (index, tool) in list.iter().enumerate() {
             if list[..index].iter().any(|other| other.name == tool.name) {
@@ -168,7 +169,7 @@ fn call_schema(tool: &Tool) -> Value {
     schema
 }
 
-fn tool(path: String, value: Value) -> Result<Tool, ApiError> {
+fn tool(path: String, value: Value, size: &mut SchemaSize) -> Result<Tool, ApiError> {
     let mut fields = Fields::from_value(path, value)?;
     let kind = fields.name("type");
     match fields.required("type")? {
@@ -186,7 +187,7 @@ fn tool(path: String, value: Value) -> Result<Tool, ApiError> {
     function.bool("strict")?;
     let place = function.name("parameters");
     let parameters = function.take("parameters").unwrap_or_else(|| json!({"type": "object", "properties": {}}));
-    schema(&place, &parameters)?;
+    schema(&place, &parameters, size)?;
     let is_object = parameters.get("type").is_none_or(|kind| kind == "object");
     if !is_object {
         return Err(out_of_range(format!("{place}.type"), "object".into()));

@@ -296,6 +296,49 @@ fn forms_are_read_strictly() {
     assert_eq!(form(&long).unwrap_err().param.as_deref(), Some("response_format.json_schema.schema"));
 }
 
+/// What would take the engine long never reaches it; a field may still be called as the customer likes.
+#[test]
+fn schemas_that_cost_too_much_are_refused() {
+    let refused = |schema: Value| {
+        let format = json!({"type": "json_schema", "json_schema": {"name": "n", "schema": schema}});
+        let error = ChatCompletionRequest::parse(with(&format!("\"response_format\":{format}")).as_bytes()).err();
+        error.map(|error| {
+            assert_eq!(error.param.as_deref(), Some("response_format.json_schema.schema"), "{error}");
+            error.message.rsplit_once(": ").map(|(_, why)| why.to_owned()).unwrap()
+        })
+    };
+    let fields = |count: usize| -> Map<String, Value> { (0..count).map(|n| (format!("f{n}"), json!({}))).collect() };
+    let patterns = |count: usize| vec![json!({"pattern": "a"}); count];
+    assert_eq!(refused(json!({"properties": {"not": {"enum": [{"allOf": []}]}, "if": {"const": {"not": {}}}}})), None);
+    assert_eq!(refused(json!({"properties": fields(511)})), None);
+    assert_eq!(refused(json!({"anyOf": patterns(8)})), None);
+    expect![[""]].assert_eq(
+        &[
+            json!({"properties": fields(512)}),
+            json!({"anyOf": patterns(9)}),
+            json!({"allOf": patterns(2)}),
+            json!({"properties": {"a": {"items": {"not": {}}}}}),
+            json!({"$defs": {"a": {"patternProperties": {"(a*)*": {}}}}}),
+            json!({"pattern": "a".repeat(257)}),
+        ]
+        .map(|schema| refused(schema).unwrap_or_else(|| "taken".into()) + "\n")
+        .concat(),
+    );
+}
+
+/// Many tools share what one schema may have.
+#[test]
+fn tools_may_not_be_large_together() {
+    let properties: Map<String, Value> = (0..60).map(|n| (format!("f{n}"), json!({}))).collect();
+    let tool = |n: usize| json!({"type": "function", "function": {"name": format!("t{n}"), "parameters": {"properties": properties}}});
+    let tools = |count: usize| {
+        let list: Vec<Value> = (0..count).map(tool).collect();
+        ChatCompletionRequest::parse(with(&format!("\"tools\":{}", Value::Array(list))).as_bytes())
+    };
+    assert!(tools(8).is_ok());
+    assert_eq!(tools(9).unwrap_err().param.as_deref(), Some("tools[8].function.parameters"));
+}
+
 const WEATHER: &str = r#"{"type":"function","function":{"name":"weather","description":"Tells it.","parameters":{"type":"object","properties":{"city":{"type":"string"}},"required":["city"]},"strict":true}}"#;
 
 #[test]
