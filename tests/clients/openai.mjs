@@ -2,8 +2,8 @@
 //
 //   node openai.mjs BASE_URL
 //
-// Prints one JSON line a step: {models}, {plain}, {streamed, chunks}, {refused, status, code}. Exits with 1 if any
-// step was not what an OpenAI program expects.
+// Prints one JSON line a step: {models}, {plain}, {streamed, chunks}, {json}, {call}, {told}, {refused, status, code,
+// param} twice. Exits with 1 if any step was not what an OpenAI program expects.
 import OpenAI from 'openai';
 
 const [baseURL] = process.argv.slice(2);
@@ -18,14 +18,65 @@ say({ plain: plain.choices[0].message.content, finish: plain.choices[0].finish_r
 let streamed = '';
 let chunks = 0;
 for await (const chunk of await openai.chat.completions.create({ model: models[0], stream: true, ...ask({ seed: 3 }) })) {
-  streamed += chunk.choices[0]?.delta?.content ?? '';
+  // Programs that asked for no usage look at the first choice without asking whether there is one.
+  streamed += chunk.choices[0].delta.content ?? '';
   chunks += 1;
 }
 say({ streamed, chunks });
-try {
-  await openai.chat.completions.create({ model: 'no-such-model', ...ask() });
-  process.exitCode = 1;
-} catch (error) {
-  say({ refused: error.message, status: error.status, code: error.code });
+
+// JSON by a schema.
+const schema = {
+  type: 'object',
+  properties: { city: { enum: ['Paris', 'Rome'] }, cold: { type: 'boolean' } },
+  required: ['city', 'cold'],
+  additionalProperties: false,
+};
+const response_format = { type: 'json_schema', json_schema: { name: 'place', strict: true, schema } };
+const formed = await openai.chat.completions.create({ model: models[0], response_format, ...ask({ max_tokens: 40 }) });
+const json = JSON.parse(formed.choices[0].message.content);
+say({ json });
+if (typeof json.cold !== 'boolean' || !schema.properties.city.enum.includes(json.city)) process.exitCode = 1;
+
+// A call, streamed, and what comes of it.
+const tools = [{ type: 'function', function: { name: 'weather', description: 'Tells the weather.', parameters: schema } }];
+const call = { id: '', name: '', arguments: '' };
+let finish;
+const calling = { tools, tool_choice: 'required', parallel_tool_calls: false, max_tokens: 60, stream: true };
+for await (const chunk of await openai.chat.completions.create({ model: models[0], ...ask(calling) })) {
+  for (const part of chunk.choices[0].delta.tool_calls ?? []) {
+    call.id += part.id ?? '';
+    call.name += part.function.name ?? '';
+    call.arguments += part.function.arguments ?? '';
+  }
+  finish = chunk.choices[0].finish_reason ?? finish;
+}
+const told = await openai.chat.completions.create({
+  model: models[0],
+  tools,
+  tool_choice: 'none',
+  logprobs: true,
+  top_logprobs: 2,
+  max_tokens: 8,
+  messages: [
+    { role: 'user', content: 'Is it cold?' },
+    { role: 'assistant', content: null, tool_calls: [{ id: call.id, type: 'function', function: { name: call.name, arguments: call.arguments } }] },
+    { role: 'tool', tool_call_id: call.id, content: '{"degrees": -5}' },
+  ],
+});
+say({ call, finish });
+const tokens = told.choices[0].logprobs.content;
+say({ told: told.choices[0].message.content, tokens: tokens.length });
+if (call.name !== 'weather' || finish !== 'tool_calls' || !('city' in JSON.parse(call.arguments))) process.exitCode = 1;
+if (tokens.length === 0 || tokens.some((token) => !(token.logprob <= 0) || token.top_logprobs.length !== 2)) process.exitCode = 1;
+
+// What an agent refuses is an ordinary API error, and nothing is paid for it.
+for (const wrong of [{ model: 'no-such-model' }, { n: 2 }]) {
+  try {
+    await openai.chat.completions.create({ model: models[0], ...ask(wrong) });
+    process.exitCode = 1;
+  } catch (error) {
+    say({ refused: error.message, status: error.status, code: error.code, param: error.param });
+    if (error.param !== Object.keys(wrong)[0]) process.exitCode = 1;
+  }
 }
 if (!plain.choices[0].message.content || !streamed || chunks < 2) process.exitCode = 1;

@@ -2,14 +2,18 @@
 
     python openai_sdk.py BASE_URL
 
-Prints one JSON line a step: {models}, {plain}, {streamed, chunks}, {left}, {refused, status, code}. The fourth leaves a
-stream after its first piece. Exits with 1 if any step was not what an OpenAI program expects.
+Prints one JSON line a step: {models}, {plain}, {streamed, chunks, tokens}, {left}, {parsed}, {completion}, {refused,
+status, code, param} twice. The fourth leaves a stream after its first piece. Exits with 1 if any step was not what an
+OpenAI program expects.
 """
 
 import json
 import sys
 
+from typing import Literal
+
 from openai import APIStatusError, OpenAI
+from pydantic import BaseModel
 
 openai = OpenAI(base_url=sys.argv[1], api_key="unused")
 
@@ -23,6 +27,11 @@ def ask(model, content="Say hello.", **more):
     return openai.chat.completions.create(model=model, messages=messages, max_tokens=12, **more)
 
 
+class Verdict(BaseModel):
+    mood: Literal["good", "bad"]
+    sure: bool
+
+
 def text_of(chunk):
     return (chunk.choices[0].delta.content or "") if chunk.choices else ""
 
@@ -33,18 +42,28 @@ say(models=models)
 plain = ask(models[0])
 say(plain=plain.choices[0].message.content, finish=plain.choices[0].finish_reason, tokens=plain.usage.total_tokens)
 good &= bool(plain.choices[0].message.content)
-streamed, chunks = "", 0
-for chunk in ask(models[0], stream=True, seed=3):
+streamed, chunks, usage = "", 0, None
+for chunk in ask(models[0], stream=True, seed=3, stream_options={"include_usage": True}):
     streamed += text_of(chunk)
+    usage = chunk.usage or usage
     chunks += 1
-say(streamed=streamed, chunks=chunks)
-good &= bool(streamed) and chunks >= 2
+say(streamed=streamed, chunks=chunks, tokens=usage.completion_tokens, cached=usage.prompt_tokens_details.cached_tokens)
+good &= bool(streamed) and chunks >= 2 and 1 <= usage.completion_tokens <= 12
 with ask(models[0], "Count to ten.", stream=True) as stream:
     left = next(text for text in map(text_of, stream) if text)
 say(left=left)
-try:
-    ask("no-such-model")
-    good = False
-except APIStatusError as error:
-    say(refused=error.message, status=error.status_code, code=error.code)
+question = [{"role": "user", "content": "What is the mood of: I like rain?"}]
+verdict = openai.chat.completions.parse(model=models[0], messages=question, response_format=Verdict, max_tokens=40)
+say(parsed=verdict.choices[0].message.parsed.model_dump())
+plain = openai.completions.create(model=models[0], prompt="The capital of France is", max_tokens=4, temperature=0)
+say(completion=plain.choices[0].text, finish=plain.choices[0].finish_reason)
+good &= plain.choices[0].text.startswith(" Paris") and plain.choices[0].finish_reason == "length"
+broken = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "thing"}}}
+for wrong in [{"model": "no-such-model"}, {"response_format": broken}]:
+    try:
+        ask(**{"model": models[0], **wrong})
+        good = False
+    except APIStatusError as error:
+        say(refused=error.message, status=error.status_code, code=error.code, param=error.param)
+        good &= error.param == next(iter(wrong))
 sys.exit(0 if good else 1)

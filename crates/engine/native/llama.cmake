@@ -15,8 +15,7 @@ set(GGML_NATIVE ON)
 unset(GGML_CPU_ARM_ARCH CACHE)
 
 # llama-cpp-2 always asks for the library behind llama.cpp's own command line (its `common`): 60 % of the compile
-# time for nothing that is called here. The one thing in it that an engine may want is JSON schemas as grammars;
-# when that comes, this line goes, and Cargo.toml asks for the feature `common`.
+# time for nothing that is called here.
 set(LLAMA_BUILD_COMMON OFF)
 
 add_compile_options(

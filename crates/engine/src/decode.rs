@@ -5,15 +5,16 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError};
 
 use anyhow::{Context, bail};
-use infer::wire::{FailureKind, Finish, FromEngine, Generate};
+use infer::wire::{FailureKind, Finish, FromEngine, Generate, TokenLogprob};
 use llama_cpp_2::context::LlamaContext;
 use llama_cpp_2::context::params::LlamaContextParams;
 use llama_cpp_2::llama_batch::LlamaBatch;
 use llama_cpp_2::token::LlamaToken;
 
 use crate::args::Args;
+use crate::grammar::Form;
 use crate::model::Model;
-use crate::sample::Sampler;
+use crate::sample::{Sampler, probabilities};
 use crate::schedule::{PREFILL_CHUNK, Piece, Row, Schedule};
 use crate::text::TextStream;
 
@@ -30,6 +31,8 @@ pub(crate) enum Order {
     Start {
         key: Key,
         prompt: Vec<LlamaToken>,
+        /// Of the request's grammar.
+        form: Option<Form>,
         request: Generate,
         out: Sender<FromEngine>,
     },
@@ -43,13 +46,19 @@ struct Answer {
     key: Key,
     out: Sender<FromEngine>,
     sampler: Sampler,
+    form: Option<Form>,
     text: TextStream,
+    /// How many alternatives are told of each token.
+    logprobs: Option<usize>,
     prompt_tokens: u32,
+    /// Of them, those that were in the context already.
+    cached_tokens: u32,
     /// Tokens it may have.
     tokens_max: u32,
     tokens: u32,
-    /// Tokens generated since the last text was sent.
+    /// Tokens generated since the last text was sent, and what is to be told of them.
     unsent: u32,
+    unsent_logprobs: Vec<TokenLogprob>,
 }
 
 pub(crate) struct Decoder<'m> {
@@ -119,13 +128,20 @@ impl<'m> Decoder<'m> {
 
     fn obey(&mut self, order: Order) {
         match order {
-            Order::Start { key, prompt, request, out } => self.start(key, prompt, request, out),
+            Order::Start { key, prompt, form, request, out } => self.start(key, prompt, form, request, out),
             Order::Cancel(key) => self.end_early(|answer| answer.key == key),
             Order::HangUp(connection) => self.end_early(|answer| answer.key.connection == connection),
         }
     }
 
-    fn start(&mut self, key: Key, prompt: Vec<LlamaToken>, request: Generate, out: Sender<FromEngine>) {
+    fn start(
+        &mut self,
+        key: Key,
+        prompt: Vec<LlamaToken>,
+        form: Option<Form>,
+        request: Generate,
+        out: Sender<FromEngine>,
+    ) {
         // Sending fails when the connection is closed, and then `HangUp` is on its way: here and below.
         if self.schedule.is_full() {
             let message = "all slots are taken and the queue is full".to_owned();
@@ -137,14 +153,33 @@ impl<'m> Decoder<'m> {
         let answer = Answer {
             key,
             out,
-            sampler: Sampler::new(request.temperature, request.top_p, request.top_k, request.seed),
+            sampler: Sampler::new(&request),
+            form,
             text: TextStream::new(request.stop),
+            logprobs: request.logprobs.map(usize::from),
             prompt_tokens,
+            cached_tokens: 0,
             tokens_max: request.max_tokens.min(self.ctx.saturating_sub(prompt_tokens)),
             tokens: 0,
             unsent: 0,
+            unsent_logprobs: Vec::new(),
         };
         self.schedule.push(prompt.into_iter().map(|token| token.0).collect(), answer);
+        self.admit();
+    }
+
+    /// Lets the waiting in, and clears what their slots hold beyond the beginning of their prompts.
+    fn admit(&mut self) {
+        while let Some(admission) = self.schedule.admit() {
+            self.keep(admission.slot, admission.kept);
+        }
+    }
+
+    /// Clears a slot's context beyond so many positions.
+    fn keep(&mut self, slot: usize, positions: usize) {
+        let (slot, from) = (u32::try_from(slot).expect("slots are few"), u32::try_from(positions).ok());
+        let cleared = self.context.clear_kv_cache_seq(Some(slot), from, None);
+        assert!(matches!(cleared, Ok(true)), "this kind of context can be cleared from any position on");
     }
 
     fn end_early(&mut self, is_meant: impl Fn(&Answer) -> bool) {
@@ -154,7 +189,7 @@ impl<'m> Decoder<'m> {
         for slot in self.schedule.slots_where(&is_meant) {
             self.end(slot, Finish::Cancelled);
         }
-        self.schedule.admit();
+        self.admit();
     }
 
     /// One step: a token for every running answer, then a piece of a prompt, each as a batch of its own.
@@ -166,7 +201,7 @@ impl<'m> Decoder<'m> {
         if let Some(piece) = self.schedule.piece() {
             self.decode_piece(&piece);
         }
-        self.schedule.admit();
+        self.admit();
     }
 
     fn decode_rows(&mut self, rows: &[Row]) {
@@ -183,7 +218,16 @@ impl<'m> Decoder<'m> {
     }
 
     fn decode_piece(&mut self, piece: &Piece) {
+        if let Some(other) = piece.copy_of {
+            let [from, to] = [other, piece.slot].map(|slot| i32::try_from(slot).expect("slots are few"));
+            // Between slots only the whole is copied.
+            self.context.copy_kv_cache_seq(from, to, None, None).expect("no positions are given");
+            self.keep(piece.slot, piece.range.start);
+        }
         let Some(sequence) = self.schedule.sequence(piece.slot) else { return };
+        if piece.begins {
+            sequence.answer.cached_tokens = u32::try_from(piece.range.start).unwrap_or(0);
+        }
         let tokens = sequence.prompt[piece.range.clone()].to_vec();
         self.batch.clear();
         for (offset, (place, token)) in piece.range.clone().zip(&tokens).enumerate() {
@@ -209,6 +253,9 @@ impl<'m> Decoder<'m> {
         eprintln!("vivarium-engine: a step failed: {error}");
         for slot in slots {
             if let Some(answer) = self.release(slot) {
+                // Nobody knows how far it came.
+                self.keep(slot, 0);
+                self.schedule.forget(slot);
                 let message = format!("the model could not be run: {error}");
                 let _ = answer.out.send(FromEngine::Failed { id: answer.key.id, kind: FailureKind::Internal, message });
             }
@@ -220,22 +267,63 @@ impl<'m> Decoder<'m> {
     fn choose(&mut self, slot: usize, index: i32) {
         let Some(sequence) = self.schedule.sequence(slot) else { return };
         let answer = &mut sequence.answer;
-        let chosen = answer.sampler.choose(self.context.get_logits_ith(index));
-        let token = i32::try_from(chosen).expect("a vocabulary is counted in i32");
-        if self.model.ends_turn(LlamaToken::new(token)) {
+        let logits = self.context.get_logits_ith(index);
+        let allowed = match answer.form.as_mut().map(Form::allowed).transpose() {
+            Ok(allowed) => allowed,
+            Err(why) => return self.fail(slot, FailureKind::Grammar, why),
+        };
+        let chosen = match &allowed {
+            // The mask may be shorter than the vocabulary; `get` would then be out of bounds.
+            Some(mask) => answer.sampler.choose(logits, Some(&|token| token < mask.len() && mask.get(token))),
+            None => answer.sampler.choose(logits, None),
+        };
+        let token = LlamaToken::new(i32::try_from(chosen).expect("a vocabulary is counted in i32"));
+        if self.model.ends_turn(token) {
             self.end(slot, Finish::Stop);
             return;
         }
+        let formed = match &mut answer.form {
+            Some(form) => form.take(token.0.cast_unsigned()),
+            None => Ok(false),
+        };
+        let complete = match formed {
+            Ok(complete) => complete,
+            Err(why) => return self.fail(slot, FailureKind::Grammar, why),
+        };
         answer.tokens += 1;
         answer.unsent += 1;
-        let shown = answer.text.push(&self.model.piece(LlamaToken::new(token)));
+        let bytes = self.model.piece(token);
+        if let Some(count) = answer.logprobs {
+            let (logprob, top) = probabilities(logits, chosen, count);
+            let piece = |token| self.model.piece(LlamaToken::new(i32::try_from(token).unwrap_or(0)));
+            let top = top.into_iter().map(|(token, logprob)| (piece(token), logprob)).collect();
+            answer.unsent_logprobs.push(TokenLogprob { bytes: bytes.clone(), logprob, top });
+        }
+        let shown = answer.text.push(&bytes);
+        if shown.stopped {
+            // What the stop string took is not in the text, so nothing is told of it.
+            let mut begin = 0;
+            answer.unsent_logprobs.retain(|told| {
+                let is_shown = begin < shown.text.len();
+                begin += told.bytes.len();
+                is_shown
+            });
+        }
         answer.send(shown.text);
         if shown.stopped {
             self.end_without_rest(slot, Finish::Stop);
+        } else if complete {
+            self.end(slot, Finish::Stop);
         } else if answer.tokens >= answer.tokens_max {
             self.end(slot, Finish::Length);
         } else {
-            self.schedule.go_on(slot, token);
+            self.schedule.go_on(slot, token.0);
+        }
+    }
+
+    fn fail(&mut self, slot: usize, kind: FailureKind, message: String) {
+        if let Some(answer) = self.release(slot) {
+            let _ = answer.out.send(FromEngine::Failed { id: answer.key.id, kind, message });
         }
     }
 
@@ -249,15 +337,16 @@ impl<'m> Decoder<'m> {
     fn end_without_rest(&mut self, slot: usize, finish: Finish) {
         if let Some(mut answer) = self.release(slot) {
             answer.text = TextStream::new(Vec::new());
+            answer.unsent_logprobs.clear();
             answer.done(finish);
         }
     }
 
+    /// Frees a slot; its prompt stays in the context, for the next one that begins with it.
     fn release(&mut self, slot: usize) -> Option<Answer> {
-        let sequence = u32::try_from(slot).expect("slots are few");
-        let cleared = self.context.clear_kv_cache_seq(Some(sequence), None, None);
-        assert!(matches!(cleared, Ok(true)), "a whole sequence can always be cleared");
-        self.schedule.release(slot)
+        let (answer, positions) = self.schedule.release(slot)?;
+        self.keep(slot, positions);
+        Some(answer)
     }
 }
 
@@ -266,7 +355,8 @@ impl Answer {
     fn send(&mut self, text: String) {
         if !text.is_empty() {
             let count = std::mem::take(&mut self.unsent);
-            let _ = self.out.send(FromEngine::Tokens { id: self.key.id, text, count });
+            let logprobs = std::mem::take(&mut self.unsent_logprobs);
+            let _ = self.out.send(FromEngine::Tokens { id: self.key.id, text, count, logprobs });
         }
     }
 
@@ -276,9 +366,11 @@ impl Answer {
         let id = self.key.id;
         if self.unsent > 0 {
             // Tokens without text of their own (control tokens, a stop string) are counted all the same.
-            let _ = self.out.send(FromEngine::Tokens { id, text: String::new(), count: self.unsent });
+            let (count, logprobs) = (self.unsent, self.unsent_logprobs);
+            let _ = self.out.send(FromEngine::Tokens { id, text: String::new(), count, logprobs });
         }
         let (prompt_tokens, completion_tokens) = (self.prompt_tokens, self.tokens);
-        let _ = self.out.send(FromEngine::Done { id, finish, prompt_tokens, completion_tokens });
+        let cached_tokens = self.cached_tokens;
+        let _ = self.out.send(FromEngine::Done { id, finish, prompt_tokens, cached_tokens, completion_tokens });
     }
 }

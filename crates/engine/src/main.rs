@@ -6,11 +6,12 @@
 //!
 //! One thread owns the model's context and does nothing but decode ([`decode`]); connections have threads of
 //! their own ([`serve`]). What is decided is decided by plain values: which tokens go into a step
-//! ([`schedule`]), which token comes out ([`sample`]), and which text may be shown ([`text`]).
+//! ([`schedule`]), which token comes out ([`sample`], [`grammar`]), and which text may be shown ([`text`]).
 
 mod args;
 mod confine;
 mod decode;
+mod grammar;
 mod model;
 mod sample;
 mod schedule;
@@ -81,6 +82,7 @@ fn run(args: &Args) -> anyhow::Result<std::convert::Infallible> {
         model_name: model.name(),
         n_ctx: args.ctx,
         n_ctx_train: model.n_ctx_train(),
+        n_vocab: model.n_vocab(),
         slots: args.slots,
         chat_template: model.chat_template(),
         bos: model.bos(),
@@ -93,7 +95,8 @@ fn run(args: &Args) -> anyhow::Result<std::convert::Infallible> {
     if args.exit_with_stdin {
         exit_with_stdin().context("no thread for standard input")?;
     }
-    let acceptor = serve::Acceptor { model: Arc::clone(&model), hello: hello.clone(), orders };
+    let grammars = Arc::new(grammar::Grammars::new(Arc::clone(&model)));
+    let acceptor = serve::Acceptor { model: Arc::clone(&model), grammars, hello: hello.clone(), orders };
     acceptor.start(listener, ready).context("no thread for connections")?;
     // An error would mean that the thread just started is gone, and then `decoder.run` says so.
     let _ = is_ready.recv();

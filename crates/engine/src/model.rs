@@ -55,6 +55,20 @@ impl Model {
         self.model.vocab().token_to_piece(token, false, None)
     }
 
+    /// Every token of the vocabulary.
+    pub(crate) fn tokens(&self) -> impl Iterator<Item = LlamaToken> {
+        (0..self.model.n_vocab()).map(LlamaToken::new)
+    }
+
+    pub(crate) fn n_vocab(&self) -> u32 {
+        u32::try_from(self.model.n_vocab()).unwrap_or(0)
+    }
+
+    /// How a token is spelled, control tokens included.
+    pub(crate) fn spelling(&self, token: LlamaToken) -> Vec<u8> {
+        self.model.vocab().token_to_piece(token, true, None)
+    }
+
     /// Whether the model ends its turn with this token.
     pub(crate) fn ends_turn(&self, token: LlamaToken) -> bool {
         self.model.vocab().is_eog(token)
@@ -87,7 +101,7 @@ impl Model {
         if token.0 < 0 {
             return String::new();
         }
-        String::from_utf8_lossy(&self.model.vocab().token_to_piece(token, true, None)).into_owned()
+        String::from_utf8_lossy(&self.spelling(token)).into_owned()
     }
 
     /// The instruction sets that the arithmetic was compiled for, in lower case, such as `avx,avx2,fma`.

@@ -1,9 +1,11 @@
-//! Which tokens go into the next step: one for every answer that runs, and a piece of one prompt.
+//! Which tokens go into the next step: one for every answer that runs, and a piece of one prompt; and which slot a
+//! request gets, so that the beginning that it shares with an earlier prompt is not computed twice.
 //!
 //! Pure bookkeeping; it knows neither the model nor a socket.
 //!
-//! The prompt's piece is decoded by itself, and where it is cut depends on the prompt alone. With one context a
-//! sequence (`kv_unified` off) an answer therefore has the same bits whatever else runs beside it.
+//! The prompt's piece is decoded by itself. With one context a sequence (`kv_unified` off) an answer therefore has the
+//! same bits whatever else runs beside it, and whatever was left in the context before it: only prompts are reused, never
+//! answers (which were computed token by token, and that rounds otherwise), and only whole blocks of [`BLOCK`].
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -16,11 +18,20 @@ pub(crate) const PREFILL_CHUNK: usize = 256;
 /// "busy" is the honest answer. A guess.
 pub(crate) const QUEUE_MAX: usize = 32;
 
+/// A shared beginning is reused in whole blocks of so many tokens, and the last one is always computed: the products of
+/// matrices take rows in tiles of up to 32, so every row falls into the same place of a tile as without reuse.
+pub(crate) const BLOCK: usize = 32;
+
+/// Copying another slot's context moves the memory of all of it, so it must save at least so many tokens. A guess.
+const COPY_MIN: usize = 2 * BLOCK;
+
 /// One request on its way; `T` is whatever belongs to its answer.
 pub(crate) struct Sequence<T> {
     pub(crate) prompt: Vec<i32>,
     /// Tokens of the prompt that are in the context.
     prefilled: usize,
+    /// Its first piece was given out.
+    begun: bool,
     /// Position of the next token.
     position: i32,
     /// The last chosen token, which the next step puts into the context.
@@ -30,9 +41,35 @@ pub(crate) struct Sequence<T> {
 
 pub(crate) struct Schedule<T> {
     waiting: VecDeque<(Vec<i32>, T)>,
-    slots: Vec<Option<Sequence<T>>>,
+    slots: Vec<Slot<T>>,
     /// Slots whose prompt is not finished, the first admitted first.
     prefilling: VecDeque<usize>,
+    /// Counts admissions: the slot with the lowest number was used longest ago.
+    admissions: u64,
+}
+
+struct Slot<T> {
+    taken: Option<Sequence<T>>,
+    /// What the context holds of the last request's prompt, when nobody has the slot.
+    kept: Vec<i32>,
+    admission: u64,
+}
+
+impl<T> Slot<T> {
+    /// Tokens of a prompt that are in the context from its beginning on.
+    fn held(&self) -> &[i32] {
+        match &self.taken {
+            Some(sequence) => &sequence.prompt[..sequence.prefilled],
+            None => &self.kept,
+        }
+    }
+}
+
+/// A request got a slot. What its context holds beyond the first `kept` positions is the caller's to clear.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Admission {
+    pub(crate) slot: usize,
+    pub(crate) kept: usize,
 }
 
 /// A token to decode; its logits are wanted.
@@ -47,6 +84,10 @@ pub(crate) struct Row {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Piece {
     pub(crate) slot: usize,
+    /// The first piece of this prompt: what comes before it was in the context already.
+    pub(crate) begins: bool,
+    /// First, all of this slot's context is to be copied, and what lies beyond the piece's beginning cleared.
+    pub(crate) copy_of: Option<usize>,
     /// Which tokens of the prompt; their places in it are their positions.
     pub(crate) range: Range<usize>,
     /// The prompt ends here: its last token's logits choose the first token of the answer.
@@ -55,30 +96,30 @@ pub(crate) struct Piece {
 
 impl<T> Schedule<T> {
     pub(crate) fn new(slots: usize) -> Schedule<T> {
-        Schedule { waiting: VecDeque::new(), slots: (0..slots).map(|_| None).collect(), prefilling: VecDeque::new() }
+        let slots = (0..slots).map(|_| Slot { taken: None, kept: Vec::new(), admission: 0 }).collect();
+        Schedule { waiting: VecDeque::new(), slots, prefilling: VecDeque::new(), admissions: 0 }
     }
 
     /// Nothing to decode.
     pub(crate) fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.slots.iter().all(Option::is_none)
+        self.waiting.is_empty() && self.slots.iter().all(|slot| slot.taken.is_none())
     }
 
     /// No free slot and no place to wait for one.
     pub(crate) fn is_full(&self) -> bool {
-        self.waiting.len() >= QUEUE_MAX && self.slots.iter().all(Option::is_some)
+        self.waiting.len() >= QUEUE_MAX && self.slots.iter().all(|slot| slot.taken.is_some())
     }
 
-    /// Queues a request. The prompt must not be empty.
+    /// Queues a request; [`Schedule::admit`] lets it in. The prompt must not be empty.
     pub(crate) fn push(&mut self, prompt: Vec<i32>, answer: T) {
         self.waiting.push_back((prompt, answer));
-        self.admit();
     }
 
     /// The next token of every running answer, in the order of the slots.
     pub(crate) fn rows(&mut self) -> Vec<Row> {
         let mut rows = Vec::new();
-        for (slot, sequence) in self.slots.iter_mut().enumerate() {
-            let Some(sequence) = sequence else { continue };
+        for (slot, place) in self.slots.iter_mut().enumerate() {
+            let Some(sequence) = &mut place.taken else { continue };
             let Some(token) = sequence.next.take() else { continue };
             rows.push(Row { slot, token, position: sequence.position });
             sequence.position += 1;
@@ -86,11 +127,14 @@ impl<T> Schedule<T> {
         rows
     }
 
-    /// The next piece of the prompt that was admitted first.
+    /// The next piece of the prompt that was admitted first. Prompts of one beginning that came together share it here:
+    /// the first of them is in the context when the second begins.
     pub(crate) fn piece(&mut self) -> Option<Piece> {
         let slot = *self.prefilling.front()?;
-        let sequence = self.slots[slot].as_mut().expect("a slot that prefills is taken until it is released");
-        let from = sequence.prefilled;
+        let copy_of = self.worth_copying(slot);
+        let sequence = self.slots[slot].taken.as_mut().expect("a slot that prefills is taken until it is released");
+        let begins = !std::mem::replace(&mut sequence.begun, true);
+        let from = copy_of.map_or(sequence.prefilled, |(_, shared)| shared);
         let to = sequence.prompt.len().min(from + PREFILL_CHUNK);
         sequence.prefilled = to;
         sequence.position = i32::try_from(to).expect("a prompt fits the context, which is counted in i32");
@@ -98,11 +142,19 @@ impl<T> Schedule<T> {
         if last {
             self.prefilling.pop_front();
         }
-        Some(Piece { slot, range: from..to, last })
+        Some(Piece { slot, begins, copy_of: copy_of.map(|(other, _)| other), range: from..to, last })
+    }
+
+    /// Another slot that holds more of this one's prompt, and how much it holds, before the first piece.
+    fn worth_copying(&self, slot: usize) -> Option<(usize, usize)> {
+        let sequence = self.slots[slot].taken.as_ref().filter(|sequence| !sequence.begun)?;
+        let others = self.slots.iter().enumerate().filter(|(other, _)| *other != slot);
+        let held = others.map(|(other, place)| (other, reusable(place.held(), &sequence.prompt)));
+        held.max_by_key(|(_, shared)| *shared).filter(|(_, shared)| *shared >= sequence.prefilled + COPY_MIN)
     }
 
     pub(crate) fn sequence(&mut self, slot: usize) -> Option<&mut Sequence<T>> {
-        self.slots.get_mut(slot)?.as_mut()
+        self.slots.get_mut(slot)?.taken.as_mut()
     }
 
     /// The answer in this slot goes on with this token.
@@ -112,27 +164,43 @@ impl<T> Schedule<T> {
         }
     }
 
-    /// Frees a slot. What the context holds for it is the caller's to clear.
-    pub(crate) fn release(&mut self, slot: usize) -> Option<T> {
-        let sequence = self.slots.get_mut(slot)?.take()?;
+    /// Frees a slot. Its prompt stays in the context as far as it got; what follows it is the caller's to clear: the
+    /// returned number of positions stays.
+    pub(crate) fn release(&mut self, slot: usize) -> Option<(T, usize)> {
+        let place = self.slots.get_mut(slot)?;
+        let mut sequence = place.taken.take()?;
+        sequence.prompt.truncate(sequence.prefilled);
+        place.kept = sequence.prompt;
         self.prefilling.retain(|other| *other != slot);
-        Some(sequence.answer)
+        Some((sequence.answer, place.kept.len()))
     }
 
-    /// Lets the waiting in. To be called when slots were freed and cleared.
-    pub(crate) fn admit(&mut self) {
-        for (slot, place) in self.slots.iter_mut().enumerate() {
-            if place.is_none() {
-                let Some((prompt, answer)) = self.waiting.pop_front() else { return };
-                *place = Some(Sequence { prompt, prefilled: 0, position: 0, next: None, answer });
-                self.prefilling.push_back(slot);
-            }
-        }
+    /// The context of a free slot holds nothing any more.
+    pub(crate) fn forget(&mut self, slot: usize) {
+        self.slots[slot].kept.clear();
+    }
+
+    /// Lets whoever waits longest in. To be called until there is nobody, or no slot, when slots were freed and cleared.
+    pub(crate) fn admit(&mut self) -> Option<Admission> {
+        let (prompt, _) = self.waiting.front()?;
+        let shared = |slot: &Slot<T>| reusable(slot.held(), prompt);
+        let free = self.slots.iter().enumerate().rev().filter(|(_, slot)| slot.taken.is_none());
+        // The one that holds the most of it; of equals, the one that was used longest ago, and the first (`max` is the last).
+        let (slot, place) = free.max_by_key(|(_, slot)| (shared(slot), u64::MAX - slot.admission))?;
+        let kept = shared(place);
+        let (prompt, answer) = self.waiting.pop_front()?;
+        self.admissions += 1;
+        let place = &mut self.slots[slot];
+        place.kept.clear();
+        place.admission = self.admissions;
+        place.taken = Some(Sequence { prompt, prefilled: kept, begun: false, position: 0, next: None, answer });
+        self.prefilling.push_back(slot);
+        Some(Admission { slot, kept })
     }
 
     /// Slots whose answers are meant.
     pub(crate) fn slots_where(&self, mut is_meant: impl FnMut(&T) -> bool) -> Vec<usize> {
-        let taken = self.slots.iter().enumerate().filter_map(|(slot, place)| Some((slot, place.as_ref()?)));
+        let taken = self.slots.iter().enumerate().filter_map(|(slot, place)| Some((slot, place.taken.as_ref()?)));
         taken.filter(|(_, sequence)| is_meant(&sequence.answer)).map(|(slot, _)| slot).collect()
     }
 
@@ -144,6 +212,12 @@ impl<T> Schedule<T> {
     }
 }
 
+/// How much of what is held can begin this prompt: whole blocks, and one is left to compute.
+fn reusable(held: &[i32], prompt: &[i32]) -> usize {
+    let common = held.iter().zip(prompt).take_while(|(one, other)| one == other).count();
+    common.min(prompt.len().saturating_sub(BLOCK)) / BLOCK * BLOCK
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -152,20 +226,79 @@ mod tests {
         (0..i32::try_from(length).unwrap()).collect()
     }
 
+    fn piece(slot: usize, range: Range<usize>, last: bool) -> Piece {
+        Piece { slot, begins: range.start == 0, copy_of: None, range, last }
+    }
+
+    fn admit_all<T>(schedule: &mut Schedule<T>) -> Vec<Admission> {
+        std::iter::from_fn(|| schedule.admit()).collect()
+    }
+
+    /// A prompt of `shared` tokens that all of them have, and `own` that only this one has.
+    fn prompt_of(shared: usize, own: i32) -> Vec<i32> {
+        prompt(shared).into_iter().chain((0..40).map(|at| 1_000 * own + at)).collect()
+    }
+
+    #[test]
+    fn a_shared_beginning_is_not_computed_twice() {
+        let mut schedule = Schedule::new(3);
+        let admitted = |schedule: &mut Schedule<i32>, prompt: Vec<i32>, name| {
+            schedule.push(prompt, name);
+            schedule.admit().unwrap();
+            let first = schedule.piece().unwrap();
+            while schedule.piece().is_some() {}
+            assert!(first.begins);
+            (first.slot, first.copy_of, first.range.start)
+        };
+        // Slots go round as long as there is nothing to share.
+        assert_eq!(admitted(&mut schedule, prompt_of(200, 1), 1), (0, None, 0));
+        assert_eq!(admitted(&mut schedule, prompt_of(3, 2), 2), (1, None, 0));
+        // Its slot is taken: what it holds is copied. Whole blocks of what is shared, 200 tokens.
+        assert_eq!(admitted(&mut schedule, prompt_of(200, 3), 3), (2, Some(0), 192));
+        assert_eq!(schedule.release(0), Some((1, 240)));
+        // Free: taken over as it is, and at least one block is computed, even of the very same prompt.
+        assert_eq!(admitted(&mut schedule, prompt_of(200, 1), 1), (0, None, 192));
+        schedule.release(1);
+        // Too little to be worth a copy.
+        assert_eq!(admitted(&mut schedule, prompt_of(40, 4), 4), (1, None, 0));
+        schedule.release(2);
+        schedule.forget(2);
+        schedule.release(0);
+        // A slot that was forgotten shares nothing; the one that holds most is taken.
+        assert_eq!(admitted(&mut schedule, prompt_of(100, 5), 5), (0, None, 96));
+    }
+
+    #[test]
+    fn what_was_not_computed_yet_is_not_shared() {
+        let mut schedule = Schedule::new(2);
+        schedule.push(prompt(1_000), "first");
+        schedule.push(prompt(1_000), "second");
+        assert_eq!(admit_all(&mut schedule), [Admission { slot: 0, kept: 0 }, Admission { slot: 1, kept: 0 }]);
+        schedule.piece();
+        assert_eq!(schedule.release(0), Some(("first", 256)));
+        // What was computed until it was given up is there when the second begins.
+        let second = schedule.piece().unwrap();
+        assert_eq!((second.slot, second.copy_of, second.range), (1, Some(0), 256..512));
+        assert_eq!(schedule.piece().unwrap().copy_of, None);
+        schedule.push(prompt(1_000), "third");
+        assert_eq!(schedule.admit(), Some(Admission { slot: 0, kept: 256 }));
+    }
+
     #[test]
     fn prompts_are_cut_by_themselves_and_answers_run_beside_them() {
         let mut schedule = Schedule::new(2);
         schedule.push(prompt(2), "short");
         schedule.push(prompt(600), "long");
+        admit_all(&mut schedule);
         assert!(schedule.rows().is_empty());
-        assert_eq!(schedule.piece(), Some(Piece { slot: 0, range: 0..2, last: true }));
+        assert_eq!(schedule.piece(), Some(piece(0, 0..2, true)));
         schedule.go_on(0, 77);
         assert_eq!(schedule.rows(), [Row { slot: 0, token: 77, position: 2 }]);
-        assert_eq!(schedule.piece(), Some(Piece { slot: 1, range: 0..256, last: false }));
+        assert_eq!(schedule.piece(), Some(piece(1, 0..256, false)));
         schedule.go_on(0, 78);
         assert_eq!(schedule.rows(), [Row { slot: 0, token: 78, position: 3 }]);
-        assert_eq!(schedule.piece(), Some(Piece { slot: 1, range: 256..512, last: false }));
-        assert_eq!(schedule.piece(), Some(Piece { slot: 1, range: 512..600, last: true }));
+        assert_eq!(schedule.piece(), Some(piece(1, 256..512, false)));
+        assert_eq!(schedule.piece(), Some(piece(1, 512..600, true)));
         assert_eq!(schedule.piece(), None);
         schedule.go_on(1, 5);
         // Slot 0 chose nothing since, so only slot 1 has something to decode.
@@ -178,13 +311,14 @@ mod tests {
         for name in ["a", "b", "c"] {
             schedule.push(prompt(1), name);
         }
+        admit_all(&mut schedule);
         schedule.piece();
         assert_eq!(schedule.unqueue(|name| *name == "b"), ["b"]);
-        assert_eq!(schedule.release(0), Some("a"));
-        schedule.admit();
+        assert_eq!(schedule.release(0), Some(("a", 1)));
+        admit_all(&mut schedule);
         assert_eq!(schedule.slots_where(|name| *name == "c"), [0]);
-        assert_eq!(schedule.piece(), Some(Piece { slot: 0, range: 0..1, last: true }));
-        assert_eq!(schedule.release(0), Some("c"));
+        assert_eq!(schedule.piece(), Some(piece(0, 0..1, true)));
+        assert_eq!(schedule.release(0), Some(("c", 1)));
         assert!(schedule.is_idle());
     }
 
@@ -193,9 +327,10 @@ mod tests {
         let mut schedule = Schedule::new(2);
         schedule.push(prompt(600), "gone");
         schedule.push(prompt(3), "next");
+        admit_all(&mut schedule);
         schedule.piece();
         schedule.release(0);
-        assert_eq!(schedule.piece(), Some(Piece { slot: 1, range: 0..3, last: true }));
+        assert_eq!(schedule.piece(), Some(piece(1, 0..3, true)));
     }
 
     #[test]
@@ -204,6 +339,7 @@ mod tests {
         for _ in 0..1 + QUEUE_MAX {
             assert!(!schedule.is_full());
             schedule.push(prompt(1), ());
+            admit_all(&mut schedule);
         }
         assert!(schedule.is_full());
     }

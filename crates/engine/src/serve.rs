@@ -9,8 +9,10 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
 
 use infer::wire::{self, FailureKind, FromEngine, Generate, Hello, ToEngine};
+use llama_cpp_2::token::LlamaToken;
 
 use crate::decode::{Key, Order};
+use crate::grammar::{Form, Grammars};
 use crate::model::Model;
 
 /// Stack of a thread that tokenizes: some models' word splitters are `std::regex`, which recurses once a character.
@@ -21,6 +23,7 @@ const STACK_BYTES: usize = 512 << 20;
 #[derive(Clone)]
 pub(crate) struct Acceptor {
     pub(crate) model: Arc<Model>,
+    pub(crate) grammars: Arc<Grammars>,
     pub(crate) hello: Hello,
     pub(crate) orders: Sender<Order>,
 }
@@ -77,9 +80,9 @@ impl Acceptor {
             // Sending fails only when the other threads are gone, and then the process is.
             match message {
                 ToEngine::Generate { id, request } => match self.prepare(&request) {
-                    Ok(prompt) => {
+                    Ok((prompt, form)) => {
                         let key = Key { connection, id };
-                        let _ = self.orders.send(Order::Start { key, prompt, request, out: out.clone() });
+                        let _ = self.orders.send(Order::Start { key, prompt, form, request, out: out.clone() });
                     }
                     Err((kind, message)) => {
                         let _ = out.send(FromEngine::Failed { id, kind, message });
@@ -88,11 +91,15 @@ impl Acceptor {
                 ToEngine::Cancel { id } => {
                     let _ = self.orders.send(Order::Cancel(Key { connection, id }));
                 }
-                ToEngine::Tokenize { id, text } => {
+                ToEngine::Tokenize { id, text, add_bos } => {
                     let at_least = self.tokens_min(&text);
                     let count =
-                        if at_least >= self.n_ctx() { at_least } else { self.model.tokenize(&text, false).len() };
+                        if at_least >= self.n_ctx() { at_least } else { self.model.tokenize(&text, add_bos).len() };
                     let _ = out.send(FromEngine::Tokenized { id, count: u32::try_from(count).unwrap_or(u32::MAX) });
+                }
+                ToEngine::Check { id, grammar } => {
+                    let why = self.grammars.form(&grammar).err();
+                    let _ = out.send(FromEngine::Checked { id, why });
                 }
             }
         }
@@ -109,14 +116,22 @@ impl Acceptor {
         text.len() / self.model.token_bytes_max
     }
 
-    /// The prompt in tokens, if the request can be served.
-    fn prepare(&self, request: &Generate) -> Result<Vec<llama_cpp_2::token::LlamaToken>, (FailureKind, String)> {
+    /// The prompt in tokens and the form of the answer, if the request can be served.
+    fn prepare(&self, request: &Generate) -> Result<(Vec<LlamaToken>, Option<Form>), (FailureKind, String)> {
         let invalid = |what: &str| Err((FailureKind::Invalid, what.to_owned()));
         if !(request.temperature.is_finite() && request.temperature >= 0.0) {
             return invalid("temperature must be finite and not negative");
         }
         if !(0.0..=1.0).contains(&request.top_p) {
             return invalid("top_p must be from 0 to 1");
+        }
+        if !(0.0..=1.0).contains(&request.min_p) {
+            return invalid("min_p must be from 0 to 1");
+        }
+        let biases = request.logit_bias.iter().map(|(_, bias)| bias);
+        if ![request.frequency_penalty, request.presence_penalty].iter().chain(biases).all(|number| number.is_finite())
+        {
+            return invalid("penalties and biases must be finite");
         }
         if request.max_tokens == 0 {
             return invalid("max_tokens must be at least 1");
@@ -140,7 +155,8 @@ impl Acceptor {
         if prompt.len() >= n_ctx {
             return too_long(prompt.len().to_string());
         }
-        Ok(prompt)
+        let form = request.grammar.as_ref().map(|grammar| self.grammars.form(grammar)).transpose();
+        Ok((prompt, form.map_err(|why| (FailureKind::Grammar, why))?))
     }
 }
 

@@ -7,19 +7,26 @@
 //! Requests become plain values; answers are built as JSON from plain values. HTTP is the caller's.
 
 pub mod chat;
+pub mod completions;
 mod error;
 pub mod models;
 pub mod responses;
+mod settings;
 mod strict;
+mod tools;
 
-pub use chat::{ChatCompletionRequest, ChatReply};
+pub use chat::{ChatCompletionRequest, ChatReply, ChatStream};
+pub use completions::{CompletionReply, CompletionRequest};
 pub use error::ApiError;
 pub use models::models_list;
 pub use responses::{ResponseReply, ResponseStream, ResponsesRequest};
+pub use settings::{Form, Sampling, Settings, TEMPERATURE_DEFAULT, TOP_P_DEFAULT};
+pub(crate) use tools::{CLOSE as TOOL_CALL_CLOSE, OPEN as TOOL_CALL_OPEN};
+pub use tools::{Tool, ToolCall, ToolChoice, Tools};
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
-use crate::wire::Generate;
+use crate::wire::{Finish, TokenLogprob};
 
 /// Most messages of one conversation.
 pub const MESSAGES_MAX: usize = 1_000;
@@ -37,6 +44,8 @@ pub enum Role {
     System,
     User,
     Assistant,
+    /// What a tool answered.
+    Tool,
 }
 
 impl Role {
@@ -46,6 +55,7 @@ impl Role {
             Role::System => "system",
             Role::User => "user",
             Role::Assistant => "assistant",
+            Role::Tool => "tool",
         }
     }
 
@@ -55,6 +65,7 @@ impl Role {
             "system" => Some(Role::System),
             "user" => Some(Role::User),
             "assistant" => Some(Role::Assistant),
+            "tool" => Some(Role::Tool),
             _ => None,
         }
     }
@@ -65,47 +76,35 @@ impl Role {
 pub struct Message {
     pub role: Role,
     pub content: String,
+    /// Of an assistant.
+    pub tool_calls: Vec<ToolCall>,
+    /// Of a tool: which call it answers.
+    pub tool_call_id: Option<String>,
 }
 
-/// How tokens are chosen. `None` is the default below.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Sampling {
-    /// 0 (greedy) to 2.
-    pub temperature: Option<f32>,
-    /// 0 to 1.
-    pub top_p: Option<f32>,
-    pub seed: Option<u64>,
-}
-
-/// Temperature of a request that names none. OpenAI's own default is 1, which makes a model of this
-/// size ramble; this and the next come from the example on SmolLM2's model card. `top_p` is only
-/// defaulted together with the temperature, so that a caller who sets one of them gets what it says.
-pub const TEMPERATURE_DEFAULT: f32 = 0.2;
-pub const TOP_P_DEFAULT: f32 = 0.9;
-
-impl Sampling {
-    /// The engine's request for this prompt. `seed` is used where the customer chose none: chance is the
-    /// caller's, so that it can be recorded.
-    pub fn generate(self, prompt: String, max_tokens: u32, stop: Vec<String>, seed: u64) -> Generate {
-        let top_p_default = if self.temperature.is_none() { TOP_P_DEFAULT } else { 1.0 };
-        Generate {
-            prompt,
-            // The templates write the first token themselves, as Hugging Face's do.
-            add_bos: false,
-            max_tokens,
-            temperature: self.temperature.unwrap_or(TEMPERATURE_DEFAULT),
-            top_p: self.top_p.unwrap_or(top_p_default),
-            top_k: 0,
-            seed: self.seed.unwrap_or(seed),
-            stop,
-        }
+impl Message {
+    /// A turn that is only text.
+    pub fn new(role: Role, content: impl Into<String>) -> Message {
+        Message { role, content: content.into(), tool_calls: Vec::new(), tool_call_id: None }
     }
+}
+
+/// An answer as the engine made it.
+#[derive(Clone, Copy, Debug)]
+pub struct Answered<'a> {
+    pub text: &'a str,
+    /// One for each token, where they were asked for.
+    pub logprobs: &'a [TokenLogprob],
+    pub finish: Finish,
+    pub usage: Usage,
 }
 
 /// What an answer used, in tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Usage {
     pub prompt_tokens: u32,
+    /// Of them, those that were in the engine's context already.
+    pub cached_tokens: u32,
     pub completion_tokens: u32,
 }
 
@@ -113,6 +112,16 @@ impl Usage {
     /// Prompt and answer together; both are bounded by the context, so the sum saturates only in theory.
     pub fn total_tokens(self) -> u32 {
         self.prompt_tokens.saturating_add(self.completion_tokens)
+    }
+
+    /// As completions and chat completions spell it.
+    fn to_json(self) -> Value {
+        json!({
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.total_tokens(),
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+        })
     }
 }
 

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::wire::{FailureKind, Finish, Generate, Hello};
+use crate::wire::{FailureKind, Finish, Generate, Grammar, Hello, TokenLogprob};
 use process::Process;
 use supervise::{Command, State};
 
@@ -43,11 +43,11 @@ impl EngineConfig {
 
 /// What a running request says, in this order: `Accepted`, `Tokens` any number of times, then `Done`.
 /// `Failed` may take the place of any of them, and nothing follows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum EngineEvent {
     Accepted { prompt_tokens: u32 },
-    Tokens { text: String, count: u32 },
-    Done { finish: Finish, prompt_tokens: u32, completion_tokens: u32 },
+    Tokens { text: String, count: u32, logprobs: Vec<TokenLogprob> },
+    Done { finish: Finish, prompt_tokens: u32, cached_tokens: u32, completion_tokens: u32 },
     Failed { kind: FailureKind, message: String },
 }
 
@@ -134,13 +134,25 @@ impl EngineClient {
         Ok(Generation { id, events: received, commands: self.commands.clone(), ended: false })
     }
 
-    /// How many tokens this text is. Control tokens that are spelled in it count as one each. A text that is
-    /// certainly longer than the context gets a lower bound, which is not less than the context.
-    pub async fn count_tokens(&self, text: &str) -> Result<u32, Error> {
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let (answer, count) = oneshot::channel();
-        self.commands.send(Command::Count { id, text: text.to_owned(), answer }).map_err(|_| Error::unavailable())?;
+    /// How many tokens this text is as a prompt. Control tokens that are spelled in it count as one each. A text that
+    /// is certainly longer than the context gets a lower bound, which is not less than the context. `add_bos` as in
+    /// [`Generate`].
+    pub async fn count_tokens(&self, text: &str, add_bos: bool) -> Result<u32, Error> {
+        let (text, (answer, count)) = (text.to_owned(), oneshot::channel());
+        self.send(|id| Command::Count { id, text, add_bos, answer })?;
         count.await.map_err(|_| Error::unavailable())
+    }
+
+    /// Why no answer can be held to this grammar; `None`: it can.
+    pub async fn check_grammar(&self, grammar: Grammar) -> Result<Option<String>, Error> {
+        let (answer, why) = oneshot::channel();
+        self.send(|id| Command::Check { id, grammar, answer })?;
+        why.await.map_err(|_| Error::unavailable())
+    }
+
+    fn send(&self, command: impl FnOnce(u64) -> Command) -> Result<(), Error> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        self.commands.send(command(id)).map_err(|_| Error::unavailable())
     }
 
     /// Process id of the engine, while there is one that is ready.

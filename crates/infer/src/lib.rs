@@ -17,4 +17,4 @@ pub mod template;
 pub use client::{EngineClient, EngineConfig, EngineEvent, Error, ErrorKind, Generation};
 #[cfg(feature = "client")]
 pub use template::{ChatTemplate, TemplateError};
-pub use wire::{FailureKind, Finish, Generate, Hello};
+pub use wire::{FailureKind, Finish, Generate, Grammar, Hello, TokenLogprob};

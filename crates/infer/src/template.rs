@@ -4,16 +4,20 @@
 //! `raise_exception`, `strftime_now`, loop controls. The template comes with the model, which the agent's
 //! manifest names by its hash; what customers write only ever is a value in it.
 //!
+//! Tools are the template's own matter where it knows them and writes calls between the tags that
+//! [`crate::api`] reads. Any other model is told of them in its system message, and its calls and their answers become
+//! text of the assistant and the user.
+//!
 //! A customer can spell a control token such as `<|im_end|>` in a message, and the model will take it
 //! for one. It gains nothing by it: no text reaches a signature, and the conversation is the customer's own.
 
 use std::fmt;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Value};
+use minijinja::value::{Kwargs, Serde, Value};
 use minijinja::{Environment, ErrorKind, UndefinedBehavior, context};
 
-use crate::api::Message;
+use crate::api::{Message, Role, TOOL_CALL_CLOSE, TOOL_CALL_OPEN, Tool, ToolCall};
 
 /// For a model without a template of its own (base models): ChatML, the most common form.
 /// With the model's first token before it, unless that is ChatML's own.
@@ -32,6 +36,7 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     bos: String,
     eos: String,
+    knows_tools: bool,
 }
 
 /// Why there is no prompt.
@@ -76,21 +81,42 @@ impl ChatTemplate {
         // Python's form of JSON: nothing is escaped for HTML, and there is a space behind `:` and `,`.
         environment.add_filter("tojson", to_json);
         environment.add_template_owned(NAME, source.unwrap_or(CHATML).to_owned()).map_err(TemplateError::Malformed)?;
-        Ok(ChatTemplate { environment, bos: bos.to_owned(), eos: eos.to_owned() })
+        let template = environment.get_template(NAME).map_err(TemplateError::Malformed)?;
+        let knows_tools = template.undeclared_variables(false).contains("tools")
+            && source.is_some_and(|source| source.contains(TOOL_CALL_OPEN) && source.contains(TOOL_CALL_CLOSE));
+        Ok(ChatTemplate { environment, bos: bos.to_owned(), eos: eos.to_owned(), knows_tools })
     }
 
     /// The prompt for a conversation, ending where the assistant begins. `today_secs` is the date that the
     /// template may ask for (seconds since 1970, UTC): an input, so that a prompt can be made again.
     pub fn render(&self, messages: &[Message], today_secs: u64) -> Result<String, TemplateError> {
-        let messages: Vec<Value> = messages
-            .iter()
-            .map(|message| context! { role => message.role.as_str(), content => message.content.as_str() })
-            .collect();
+        self.render_with_tools(messages, &[], today_secs)
+    }
+
+    /// [`ChatTemplate::render`] for a model that may call these.
+    pub fn render_with_tools(
+        &self,
+        messages: &[Message],
+        tools: &[Tool],
+        today_secs: u64,
+    ) -> Result<String, TemplateError> {
+        let messages: Vec<Value> = if self.knows_tools {
+            messages.iter().map(as_it_is).collect()
+        } else {
+            let messages = in_plain_text(messages, tools);
+            messages
+                .iter()
+                .map(|(role, content)| context! { role => role.as_str(), content => content.as_str() })
+                .collect()
+        };
+        let tools: Option<Vec<Value>> = (self.knows_tools && !tools.is_empty())
+            .then(|| tools.iter().map(|tool| Value::from(Serde(tool.to_json()))).collect());
         let strftime_now = Value::from_function(move |format: &str| date::strftime(format, today_secs));
         let template = self.environment.get_template(NAME).map_err(TemplateError::Failed)?;
         template
             .render(context! {
                 messages => messages,
+                tools => tools,
                 add_generation_prompt => true,
                 bos_token => self.bos.as_str(),
                 eos_token => self.eos.as_str(),
@@ -101,6 +127,70 @@ impl ChatTemplate {
                 None => TemplateError::Failed(error),
             })
     }
+}
+
+/// A message for a template that knows tools.
+fn as_it_is(message: &Message) -> Value {
+    let (role, content) = (message.role.as_str(), message.content.as_str());
+    if let Some(id) = &message.tool_call_id {
+        return context! { role => role, content => content, tool_call_id => id.as_str() };
+    }
+    if message.tool_calls.is_empty() {
+        return context! { role => role, content => content };
+    }
+    let call = |call: &ToolCall| {
+        // A template that writes them as JSON would quote a text; they were read as an object before.
+        let arguments: serde_json::Value = serde_json::from_str(&call.arguments).unwrap_or_default();
+        let function = context! { name => call.name.as_str(), arguments => Value::from(Serde(arguments)) };
+        context! { id => call.id.as_str(), type => "function", function => function }
+    };
+    let calls: Vec<Value> = message.tool_calls.iter().map(call).collect();
+    context! { role => role, content => content, tool_calls => calls }
+}
+
+/// A conversation for a template that does not: the roles are system, user and assistant, and take turns as before.
+fn in_plain_text(messages: &[Message], tools: &[Tool]) -> Vec<(Role, String)> {
+    let mut plain: Vec<(Role, String)> = Vec::new();
+    let mut answers_a_call = false;
+    for message in messages {
+        let text = match message.role {
+            Role::Tool => format!("<tool_response>\n{}\n</tool_response>", message.content),
+            Role::Assistant => {
+                let said = Some(message.content.clone()).filter(|said| !said.is_empty());
+                let calls = message.tool_calls.iter().map(ToolCall::to_text);
+                said.into_iter().chain(calls).collect::<Vec<_>>().join("\n")
+            }
+            Role::System | Role::User => message.content.clone(),
+        };
+        match plain.last_mut() {
+            // The answers of several calls are one turn.
+            Some((_, before)) if message.role == Role::Tool && answers_a_call => {
+                before.push('\n');
+                before.push_str(&text);
+            }
+            _ => plain.push((if message.role == Role::Tool { Role::User } else { message.role }, text)),
+        }
+        answers_a_call = message.role == Role::Tool;
+    }
+    if !tools.is_empty() {
+        let told = told_of(tools);
+        match plain.first_mut() {
+            Some((Role::System, text)) => *text = format!("{text}\n\n{told}"),
+            _ => plain.insert(0, (Role::System, told)),
+        }
+    }
+    plain
+}
+
+fn told_of(tools: &[Tool]) -> String {
+    let list: Vec<String> = tools.iter().map(|tool| tool.to_json().to_string()).collect();
+    format!(
+        "You can call tools. Each line between <tools> and </tools> describes one:\n<tools>\n{}\n</tools>\n\
+         To call one, answer with its name and its arguments as JSON:\n\
+         {TOOL_CALL_OPEN}\n{{\"name\": \"the tool's name\", \"arguments\": {{\"an argument\": \"its value\"}}}}\n{TOOL_CALL_CLOSE}\n\
+         What it answers comes between <tool_response> and </tool_response>.",
+        list.join("\n")
+    )
 }
 
 /// Marks an error as the template's own decision among all the others it can run into.

@@ -34,10 +34,44 @@ pub struct Generate {
     pub top_p: f32,
     /// Only that many likeliest tokens are sampled from; 0 is all of them.
     pub top_k: u32,
+    /// Tokens less likely than this part of the likeliest are not sampled from; 0 keeps all of them.
+    pub min_p: f32,
+    /// Taken off the logit of a token for each time that the answer has it already.
+    pub frequency_penalty: f32,
+    /// Taken off the logit of a token that the answer has already.
+    pub presence_penalty: f32,
+    /// Added to the logits of these tokens. Numbers beyond the vocabulary are ignored.
+    pub logit_bias: Vec<(u32, f32)>,
     /// The engine has no chance of its own: equal seeds give equal answers.
     pub seed: u64,
     /// The answer ends before the first of these that appears in it. None is empty.
     pub stop: Vec<String>,
+    /// How many alternatives are told of each token, beside its own probability; `None` tells nothing.
+    pub logprobs: Option<u8>,
+    /// What the answer must look like.
+    pub grammar: Option<Grammar>,
+}
+
+/// What an answer must look like: only tokens that can still lead there are chosen.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Grammar {
+    /// JSON that satisfies this schema, in one line.
+    JsonSchema(serde_json::Value),
+    /// Text by a grammar in the Lark dialect of the crate `llguidance`.
+    Lark(String),
+}
+
+/// How likely a token was, before temperature, penalties, bias and grammar.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenLogprob {
+    /// A token's bytes need not be whole characters. A control token has none.
+    pub bytes: Vec<u8>,
+    /// Natural logarithm of the probability.
+    pub logprob: f64,
+    /// The likeliest tokens in this place, likeliest first.
+    pub top: Vec<(Vec<u8>, f64)>,
 }
 
 /// Node to engine.
@@ -50,7 +84,9 @@ pub enum ToEngine {
     Cancel { id: u64 },
     /// How many tokens is this text (control tokens spelled in it count as one)? What is certainly longer than
     /// the context is not counted: the answer is then a lower bound, and itself at least the context.
-    Tokenize { id: u64, text: String },
+    Tokenize { id: u64, text: String, add_bos: bool },
+    /// Can an answer be held to this grammar?
+    Check { id: u64, grammar: Grammar },
 }
 
 /// What the engine says of itself, first on every connection.
@@ -63,6 +99,8 @@ pub struct Hello {
     pub n_ctx: u32,
     /// The context the model was trained with, in tokens.
     pub n_ctx_train: u32,
+    /// Size of the vocabulary: tokens have the numbers below it.
+    pub n_vocab: u32,
     /// Requests that decode side by side.
     pub slots: u32,
     /// The model's own Jinja template, if its file has one.
@@ -91,6 +129,28 @@ pub enum Finish {
     Cancelled,
 }
 
+impl Generate {
+    /// The plain continuation of a text: greedy, and free.
+    pub fn greedy(prompt: impl Into<String>, max_tokens: u32) -> Generate {
+        Generate {
+            prompt: prompt.into(),
+            add_bos: false,
+            max_tokens,
+            temperature: 0.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            logit_bias: Vec::new(),
+            seed: 0,
+            stop: Vec::new(),
+            logprobs: None,
+            grammar: None,
+        }
+    }
+}
+
 impl Finish {
     /// The word of OpenAI's `finish_reason`. Nobody is left to read the reason of a cancelled answer.
     pub fn as_str(self) -> &'static str {
@@ -112,6 +172,8 @@ pub enum FailureKind {
     EngineDied,
     /// The prompt does not leave room for one token: shorten it (400).
     TooLong,
+    /// The grammar cannot be held to, or only with more work than a step may take: simplify it (400).
+    Grammar,
     /// The request breaks the rules of this file: a bug of the node (500).
     Invalid,
     /// The model could not be run: file a bug (500).
@@ -130,6 +192,7 @@ impl FailureKind {
             FailureKind::Busy => "busy",
             FailureKind::EngineDied => "engine_died",
             FailureKind::TooLong => "too_long",
+            FailureKind::Grammar => "grammar",
             FailureKind::Invalid => "invalid",
             FailureKind::Internal => "internal",
         }
@@ -137,7 +200,7 @@ impl FailureKind {
 }
 
 /// Engine to node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum FromEngine {
     Hello(Hello),
@@ -146,17 +209,21 @@ pub enum FromEngine {
         id: u64,
         prompt_tokens: u32,
     },
-    /// More text, cut at a UTF-8 boundary, and how many tokens it stands for.
+    /// More text, cut at a UTF-8 boundary, and how many tokens it stands for. `logprobs` has an entry for each of
+    /// them where they were asked for; a stop string's tokens have none.
     Tokens {
         id: u64,
         text: String,
         count: u32,
+        logprobs: Vec<TokenLogprob>,
     },
     /// The end. The counts of all `Tokens` sum to `completion_tokens`; the token that ends a turn is not counted.
+    /// `cached_tokens` of the prompt's were in the context already.
     Done {
         id: u64,
         finish: Finish,
         prompt_tokens: u32,
+        cached_tokens: u32,
         completion_tokens: u32,
     },
     /// The end, without success; nothing follows for this id.
@@ -168,6 +235,11 @@ pub enum FromEngine {
     Tokenized {
         id: u64,
         count: u32,
+    },
+    /// `why` an answer cannot be held to the grammar; `None`: it can.
+    Checked {
+        id: u64,
+        why: Option<String>,
     },
 }
 
@@ -239,14 +311,16 @@ mod tests {
         let sent = ToEngine::Generate {
             id: 7,
             request: Generate {
-                prompt: "Grüße, \u{0} \u{1F980}".into(),
                 add_bos: true,
-                max_tokens: 3,
                 temperature: 0.7,
                 top_p: 0.95,
                 top_k: 40,
+                logit_bias: vec![(7, -100.0)],
                 seed: u64::MAX,
                 stop: vec!["\n\n".into()],
+                logprobs: Some(5),
+                grammar: Some(Grammar::JsonSchema(serde_json::json!({"type": "object"}))),
+                ..Generate::greedy("Grüße, \u{0} \u{1F980}", 3)
             },
         };
         let mut bytes = Vec::new();
@@ -272,7 +346,7 @@ mod tests {
             failed to fill whole buffer
             frame of 2 bytes does not parse: expected value at line 1 column 2
             frame of 28 bytes does not parse: unknown field `why`, expected `id` at line 1 column 23
-            frame of 17 bytes does not parse: unknown variant `sing`, expected one of `generate`, `cancel`, `tokenize` at line 1 column 7
+            frame of 17 bytes does not parse: unknown variant `sing`, expected one of `generate`, `cancel`, `tokenize`, `check` at line 1 column 7
         "#]]
         .assert_eq(
             &[

@@ -1,6 +1,7 @@
 //! The agent's HTTP surface. One file a route; paid routes go through [`sale`].
 
 mod chat;
+mod completions;
 mod dashboard;
 mod discover;
 mod events;
@@ -53,6 +54,7 @@ pub fn router(cx: Arc<Context>, shared: Arc<Shared>, answers: Answers) -> Router
     let api = Api { cx, shared, answers: Arc::new(answers), seller, channels, identity: Arc::default() };
     let sold = Router::new()
         .route("/v1/chat/completions", post(chat::complete).get(chat::terms))
+        .route("/v1/completions", post(completions::complete).get(completions::terms))
         .route("/v1/responses", post(responses::respond).get(responses::terms))
         .route_layer(middleware::from_fn_with_state(gate::Gate::default(), gate::keep));
     Router::new()

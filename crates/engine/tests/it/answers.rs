@@ -18,9 +18,9 @@ async fn the_text_comes_from_the_model() {
     let answer = whole(engine.client.generate(greedy(&prompt, 100)).unwrap()).await;
     assert_eq!(answer.finish, Finish::Stop, "{answer:?}");
     assert!(!answer.text.contains("<|im_end|>"), "{answer:?}");
-    assert_eq!(engine.client.count_tokens(&prompt).await.unwrap(), answer.prompt_tokens);
+    assert_eq!(engine.client.count_tokens(&prompt, false).await.unwrap(), answer.prompt_tokens);
     // One token for each of the six that are spelled, not a handful of pieces.
-    assert_eq!(engine.client.count_tokens("<|im_start|><|im_end|>").await.unwrap(), 2);
+    assert_eq!(engine.client.count_tokens("<|im_start|><|im_end|>", false).await.unwrap(), 2);
 }
 
 /// Alone, beside others, beside a long prompt, greedy and by seed: always the same.

@@ -1,12 +1,14 @@
 //! The engine as the node sees it: a real process with a real model.
 
 mod answers;
+mod forms;
 mod life;
+mod prefix;
 
 use std::path::PathBuf;
 
 use infer::api::{Message, Role};
-use infer::{ChatTemplate, EngineClient, EngineConfig, EngineEvent, Finish, Generate, Generation, Hello};
+use infer::{ChatTemplate, EngineClient, EngineConfig, EngineEvent, Finish, Generate, Generation, Hello, TokenLogprob};
 
 /// The model that `cargo xtask up` runs with; `VIVARIUM_MODEL` names another place.
 fn model() -> PathBuf {
@@ -44,30 +46,31 @@ async fn engine(slots: u32, ctx: u32) -> Engine {
 
 /// A plain continuation, greedy.
 fn greedy(prompt: &str, max_tokens: u32) -> Generate {
-    Generate {
-        prompt: prompt.into(),
-        add_bos: false,
-        max_tokens,
-        temperature: 0.0,
-        top_p: 1.0,
-        top_k: 0,
-        seed: 0,
-        stop: Vec::new(),
-    }
+    Generate::greedy(prompt, max_tokens)
 }
 
 fn chat(hello: &Hello, question: &str) -> String {
     let template = ChatTemplate::new(hello.chat_template.as_deref(), &hello.bos, &hello.eos).unwrap();
-    template.render(&[Message { role: Role::User, content: question.into() }], 0).unwrap()
+    template.render(&[Message::new(Role::User, question)], 0).unwrap()
 }
 
 /// Everything that one answer said.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 struct Whole {
     text: String,
+    logprobs: Vec<TokenLogprob>,
     finish: Finish,
     prompt_tokens: u32,
+    cached_tokens: u32,
     completion_tokens: u32,
+}
+
+/// Whether what was in the context already says nothing about the answer.
+impl PartialEq for Whole {
+    fn eq(&self, other: &Whole) -> bool {
+        let seen = |whole: &Whole| (whole.finish, whole.prompt_tokens, whole.completion_tokens);
+        self.text == other.text && self.logprobs == other.logprobs && seen(self) == seen(other)
+    }
 }
 
 /// Reads an answer to its end and checks that the events come in order and add up.
@@ -75,17 +78,18 @@ async fn whole(mut generation: Generation) -> Whole {
     let Some(EngineEvent::Accepted { prompt_tokens: announced }) = generation.recv().await else {
         panic!("the first event is not Accepted");
     };
-    let (mut text, mut counted) = (String::new(), 0);
+    let (mut text, mut counted, mut told) = (String::new(), 0, Vec::new());
     loop {
         match generation.recv().await.expect("an answer ends with Done or Failed") {
-            EngineEvent::Tokens { text: more, count } => {
+            EngineEvent::Tokens { text: more, count, logprobs } => {
                 text.push_str(&more);
+                told.extend(logprobs);
                 counted += count;
             }
-            EngineEvent::Done { finish, prompt_tokens, completion_tokens } => {
+            EngineEvent::Done { finish, prompt_tokens, cached_tokens, completion_tokens } => {
                 assert_eq!((prompt_tokens, completion_tokens), (announced, counted));
                 assert_eq!(generation.recv().await, None);
-                return Whole { text, finish, prompt_tokens, completion_tokens };
+                return Whole { text, logprobs: told, finish, prompt_tokens, cached_tokens, completion_tokens };
             }
             other => panic!("{other:?} in the middle of an answer"),
         }

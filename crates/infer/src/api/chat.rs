@@ -2,15 +2,20 @@
 
 use serde_json::{Map, Value, json};
 
+use super::settings::{model_name, response_format, stop, stream_options};
 use super::strict::{Fields, out_of_range, wrong_type};
+use super::tools::{Taken, Taker, calls_of_message};
 use super::{
-    ApiError, MESSAGES_MAX, Message, NAME_BYTES_MAX, Role, STOP_BYTES_MAX, STOP_MAX, Sampling, StreamEvent, Usage,
+    Answered, ApiError, MESSAGES_MAX, Message, NAME_BYTES_MAX, Role, Sampling, Settings, StreamEvent, ToolCall, Tools,
     with_extra,
 };
-use crate::wire::Finish;
+use crate::wire::{Finish, TokenLogprob};
+
+/// Most alternatives told of a token (OpenAI's own bound).
+const TOP_LOGPROBS_MAX: u8 = 20;
 
 /// Documented fields that are refused whatever they say.
-const NOT_DONE: [&str; 12] = [
+const NOT_DONE: [&str; 9] = [
     "audio",
     "function_call",
     "functions",
@@ -19,14 +24,11 @@ const NOT_DONE: [&str; 12] = [
     "prompt_cache_retention",
     "reasoning_effort",
     "safety_identifier",
-    "tool_choice",
-    "tools",
-    "verbosity",
     "web_search_options",
 ];
 
 /// Documented fields of a message that are refused unless they are empty.
-const NOT_DONE_IN_MESSAGE: [&str; 5] = ["name", "audio", "function_call", "refusal", "tool_call_id"];
+const NOT_DONE_IN_MESSAGE: [&str; 4] = ["name", "audio", "function_call", "refusal"];
 
 /// A request whose every field was understood.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,11 +37,8 @@ pub struct ChatCompletionRequest {
     pub model: String,
     /// At least one.
     pub messages: Vec<Message>,
-    /// At least 1. `None`: as far as the context reaches.
-    pub max_tokens: Option<u32>,
-    pub sampling: Sampling,
-    /// At most [`STOP_MAX`], none empty.
-    pub stop: Vec<String>,
+    pub tools: Option<Tools>,
+    pub settings: Settings,
     pub stream: bool,
     /// `stream_options.include_usage`: one more chunk with the usage. False without `stream`.
     pub include_usage: bool,
@@ -54,37 +53,28 @@ impl ChatCompletionRequest {
         let model = model_name(&mut fields)?;
         let messages = messages(fields.required("messages")?)?;
         let max_tokens = max_tokens(&mut fields)?;
-        let sampling = Sampling {
-            temperature: fields.number("temperature", 2)?,
-            top_p: fields.number("top_p", 1)?,
-            seed: fields.seed("seed")?,
-        };
+        let sampling = Sampling::take_all(&mut fields)?;
         let stop = stop(fields.take("stop"))?;
         let stream = fields.bool("stream")?.unwrap_or(false);
         let include_usage = stream_options(fields.take("stream_options"), stream)?;
         let user = fields.string("user", NAME_BYTES_MAX)?;
+        let logprobs = logprobs(&mut fields)?;
+        let tools = Tools::take(&mut fields)?;
+        let format = response_format(fields.take("response_format"))?;
+        if tools.is_some() && format.is_some() {
+            let message = "`response_format` cannot be had together with `tools`; set `tool_choice` to none";
+            return Err(ApiError::for_field("unsupported_field", "response_format", message));
+        }
         fields.only("n", &[json!(1)])?;
-        fields.only("frequency_penalty", &[json!(0)])?;
-        fields.only("presence_penalty", &[json!(0)])?;
-        fields.only("logit_bias", &[json!({})])?;
-        fields.only("logprobs", &[json!(false)])?;
-        fields.only("top_logprobs", &[json!(0)])?;
         fields.only("metadata", &[json!({})])?;
         fields.only("modalities", &[json!(["text"])])?;
-        // Without tools both of its values mean the same.
-        fields.only("parallel_tool_calls", &[json!(true), json!(false)])?;
-        fields.only("response_format", &[json!({"type": "text"})])?;
         fields.only("service_tier", &[json!("auto"), json!("default")])?;
         fields.only("store", &[json!(false)])?;
+        fields.only("verbosity", &[json!("medium")])?;
         fields.finish(&NOT_DONE)?;
-        Ok(ChatCompletionRequest { model, messages, max_tokens, sampling, stop, stream, include_usage, user })
-    }
-}
-
-pub(super) fn model_name(fields: &mut Fields) -> Result<String, ApiError> {
-    match fields.string("model", NAME_BYTES_MAX)? {
-        Some(name) if !name.is_empty() => Ok(name),
-        _ => Err(ApiError::for_field("missing_field", "model", "`model` is required")),
+        let form = format.or_else(|| tools.as_ref().map(Tools::form));
+        let settings = Settings { max_tokens, stop, sampling, logprobs, form, add_bos: false };
+        Ok(ChatCompletionRequest { model, messages, tools, settings, stream, include_usage, user })
     }
 }
 
@@ -102,44 +92,18 @@ fn max_tokens(fields: &mut Fields) -> Result<Option<u32>, ApiError> {
     }
 }
 
-fn stop(value: Option<Value>) -> Result<Vec<String>, ApiError> {
-    let list = match value {
-        None => return Ok(Vec::new()),
-        Some(Value::Array(list)) => list,
-        Some(text @ Value::String(_)) => vec![text],
-        Some(other) => return Err(wrong_type("stop".into(), "a string or a list of strings", &other)),
-    };
-    if list.len() > STOP_MAX {
-        return Err(out_of_range("stop".into(), format!("at most {STOP_MAX} entries long, not {}", list.len())));
-    }
-    let mut stops = Vec::new();
-    for (index, entry) in list.into_iter().enumerate() {
-        match entry {
-            Value::String(text) if text.is_empty() || text.len() > STOP_BYTES_MAX => {
-                let wanted = format!("1 to {STOP_BYTES_MAX} bytes long, not {}", text.len());
-                return Err(out_of_range(format!("stop[{index}]"), wanted));
-            }
-            Value::String(text) => stops.push(text),
-            other => return Err(wrong_type(format!("stop[{index}]"), "a string", &other)),
-        }
-    }
-    Ok(stops)
-}
-
-fn stream_options(value: Option<Value>, stream: bool) -> Result<bool, ApiError> {
-    let Some(value) = value else { return Ok(false) };
-    if !stream {
-        return Err(ApiError::for_field(
+fn logprobs(fields: &mut Fields) -> Result<Option<u8>, ApiError> {
+    let wanted = fields.bool("logprobs")?.unwrap_or(false);
+    let top = fields.count_within("top_logprobs", TOP_LOGPROBS_MAX)?;
+    match (wanted, top) {
+        (false, Some(top)) if top > 0 => Err(ApiError::for_field(
             "out_of_range",
-            "stream_options",
-            "`stream_options` is only allowed with `stream: true`",
-        ));
+            "top_logprobs",
+            "`top_logprobs` is only allowed with `logprobs: true`",
+        )),
+        (false, _) => Ok(None),
+        (true, top) => Ok(Some(top.unwrap_or(0))),
     }
-    let mut options = Fields::from_value("stream_options".into(), value)?;
-    let include_usage = options.bool("include_usage")?.unwrap_or(false);
-    options.only("include_obfuscation", &[json!(false)])?;
-    options.finish(&[])?;
-    Ok(include_usage)
 }
 
 fn messages(value: Value) -> Result<Vec<Message>, ApiError> {
@@ -157,16 +121,37 @@ fn messages(value: Value) -> Result<Vec<Message>, ApiError> {
 fn message(path: String, value: Value) -> Result<Message, ApiError> {
     let mut fields = Fields::from_value(path, value)?;
     let role = role(&mut fields)?;
-    let content = fields.required("content")?;
-    let content = content_text(fields.name("content"), content, &["text"])?;
-    fields.only("tool_calls", &[json!([])])?;
+    let tool_calls = match role {
+        Role::Assistant => calls_of_message(fields.name("tool_calls"), fields.take("tool_calls"))?,
+        Role::System | Role::User | Role::Tool => {
+            fields.only("tool_calls", &[json!([])])?;
+            Vec::new()
+        }
+    };
+    let tool_call_id = match role {
+        Role::Tool => {
+            let name = fields.name("tool_call_id");
+            let id = fields.string("tool_call_id", NAME_BYTES_MAX)?;
+            Some(id.ok_or_else(|| ApiError::for_field("missing_field", &name, format!("`{name}` is required")))?)
+        }
+        Role::System | Role::User | Role::Assistant => {
+            fields.only("tool_call_id", &[])?;
+            None
+        }
+    };
+    // Whoever only calls says nothing.
+    let content = if tool_calls.is_empty() { Some(fields.required("content")?) } else { fields.take("content") };
+    let content = match content {
+        Some(content) => content_text(fields.name("content"), content, &["text"])?,
+        None => String::new(),
+    };
     fields.only("annotations", &[json!([])])?;
     fields.finish(&NOT_DONE_IN_MESSAGE)?;
-    Ok(Message { role, content })
+    Ok(Message { role, content, tool_calls, tool_call_id })
 }
 
-/// The speaker of a message; the roles of tools are refused, because no tools are offered.
-pub(super) fn role(fields: &mut Fields) -> Result<Role, ApiError> {
+/// The speaker of a message.
+fn role(fields: &mut Fields) -> Result<Role, ApiError> {
     let name = fields.name("role");
     let word = match fields.required("role")? {
         Value::String(word) => word,
@@ -174,13 +159,24 @@ pub(super) fn role(fields: &mut Fields) -> Result<Role, ApiError> {
     };
     match word.as_str() {
         "developer" => Ok(Role::System),
-        "tool" | "function" => {
-            let message = format!("`{name}`: tools are not supported by this agent");
+        "function" => {
+            let message = format!("`{name}`: functions are not supported by this agent; use `tools`");
             Err(ApiError::for_field("unsupported_field", name, message))
         }
-        word => {
-            Role::parse(word).ok_or_else(|| out_of_range(name, "one of system, developer, user and assistant".into()))
+        word => Role::parse(word)
+            .ok_or_else(|| out_of_range(name, "one of system, developer, user, assistant and tool".into())),
+    }
+}
+
+/// [`role`] where no tools are offered.
+pub(super) fn role_without_tools(fields: &mut Fields) -> Result<Role, ApiError> {
+    match role(fields)? {
+        Role::Tool => {
+            let name = fields.name("role");
+            let message = format!("`{name}`: tools are not supported on this route");
+            Err(ApiError::for_field("unsupported_field", name, message))
         }
+        role => Ok(role),
     }
 }
 
@@ -219,7 +215,7 @@ pub(super) fn content_text(path: String, value: Value, kinds: &[&str]) -> Result
     Ok(joined)
 }
 
-/// Builds the answer, whole or in chunks.
+/// What stays the same in every piece of one answer.
 #[derive(Clone, Debug)]
 pub struct ChatReply {
     /// `chatcmpl-…`
@@ -228,13 +224,24 @@ pub struct ChatReply {
     pub created: u64,
     /// The model that answered.
     pub model: String,
-    /// Of the request: chunks then say `usage: null`.
+    /// Of the request: chunks then say `usage: null`, and one more chunk tells it.
     pub include_usage: bool,
+    /// Of the request: probabilities are told.
+    pub logprobs: bool,
+    /// Of the request: the answer may hold calls.
+    pub tools: bool,
 }
 
 impl ChatReply {
     /// The whole answer; `extra` is added at its top.
-    pub fn whole(&self, text: &str, finish: Finish, usage: Usage, extra: Map<String, Value>) -> Value {
+    pub fn whole(&self, answered: Answered<'_>, extra: Map<String, Value>) -> Value {
+        let (said, calls) = self.take_apart(answered.text);
+        // Null is OpenAI's word for nothing, but only where there are calls instead.
+        let content = if said.is_empty() && !calls.is_empty() { Value::Null } else { said.into() };
+        let mut message = json!({"role": "assistant", "content": content, "refusal": null, "annotations": []});
+        if !calls.is_empty() {
+            message["tool_calls"] = calls.iter().map(ToolCall::to_json).collect();
+        }
         let answer = json!({
             "id": self.id,
             "object": "chat.completion",
@@ -242,55 +249,49 @@ impl ChatReply {
             "model": self.model,
             "choices": [{
                 "index": 0,
-                "message": {"role": "assistant", "content": text, "refusal": null, "annotations": []},
-                "logprobs": null,
-                "finish_reason": finish.as_str(),
+                "message": message,
+                "logprobs": self.logprobs_json(answered.logprobs),
+                "finish_reason": finish_reason(answered.finish, !calls.is_empty()),
             }],
-            "usage": usage_json(usage),
+            "usage": answered.usage.to_json(),
         });
         with_extra(answer, extra)
     }
 
-    /// First chunk: who speaks.
-    pub fn role_chunk(&self) -> StreamEvent {
-        self.chunk(json!({"role": "assistant", "content": "", "refusal": null}), Value::Null)
+    fn take_apart(&self, text: &str) -> (String, Vec<ToolCall>) {
+        if !self.tools {
+            return (text.to_owned(), Vec::new());
+        }
+        let mut taker = Taker::new(&self.id);
+        let Taken { mut said, calls } = taker.push(text);
+        said.push_str(&taker.finish());
+        (said, calls)
     }
 
-    /// More text.
-    pub fn delta_chunk(&self, text: &str) -> StreamEvent {
-        self.chunk(json!({"content": text}), Value::Null)
+    fn logprobs_json(&self, logprobs: &[TokenLogprob]) -> Value {
+        if !self.logprobs {
+            return Value::Null;
+        }
+        let one = |bytes: &[u8], logprob: f64| json!({"token": String::from_utf8_lossy(bytes), "logprob": logprob, "bytes": bytes});
+        let content: Vec<Value> = logprobs
+            .iter()
+            .map(|token| {
+                let mut told = one(&token.bytes, token.logprob);
+                told["top_logprobs"] = token.top.iter().map(|(bytes, logprob)| one(bytes, *logprob)).collect();
+                told
+            })
+            .collect();
+        json!({"content": content, "refusal": null})
     }
 
-    /// Last chunk with a choice: why the text ended.
-    pub fn finish_chunk(&self, finish: Finish) -> StreamEvent {
-        self.chunk(json!({}), finish.as_str().into())
-    }
-
-    /// The chunk that `include_usage` asks for, without choices; `extra` is added at its top.
-    pub fn usage_chunk(&self, usage: Usage, extra: Map<String, Value>) -> StreamEvent {
-        let data = json!({
-            "id": self.id,
-            "object": "chat.completion.chunk",
-            "created": self.created,
-            "model": self.model,
-            "choices": [],
-            "usage": usage_json(usage),
-        });
-        StreamEvent { event: None, data: with_extra(data, extra) }
-    }
-
-    /// What a stream ends with when the answer breaks off: the headers with their status are long gone.
-    pub fn error_chunk(&self, error: &ApiError, request_id: &str) -> StreamEvent {
-        StreamEvent { event: None, data: error.to_json(request_id) }
-    }
-
-    fn chunk(&self, delta: Value, finish_reason: Value) -> StreamEvent {
+    fn chunk(&self, delta: Value, logprobs: &[TokenLogprob], finish_reason: Value) -> StreamEvent {
+        let logprobs = if logprobs.is_empty() { Value::Null } else { self.logprobs_json(logprobs) };
         let mut data = json!({
             "id": self.id,
             "object": "chat.completion.chunk",
             "created": self.created,
             "model": self.model,
-            "choices": [{"index": 0, "delta": delta, "logprobs": null, "finish_reason": finish_reason}],
+            "choices": [{"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}],
         });
         if self.include_usage {
             data["usage"] = Value::Null;
@@ -299,12 +300,83 @@ impl ChatReply {
     }
 }
 
-fn usage_json(usage: Usage) -> Value {
-    json!({
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.total_tokens(),
-    })
+fn finish_reason(finish: Finish, calls: bool) -> &'static str {
+    match finish {
+        Finish::Stop if calls => "tool_calls",
+        finish => finish.as_str(),
+    }
+}
+
+/// The same answer in chunks.
+#[derive(Clone, Debug)]
+pub struct ChatStream {
+    reply: ChatReply,
+    /// Where there may be calls.
+    taker: Option<Taker>,
+    calls: usize,
+}
+
+impl ChatStream {
+    pub fn new(reply: ChatReply) -> ChatStream {
+        let taker = reply.tools.then(|| Taker::new(&reply.id));
+        ChatStream { reply, taker, calls: 0 }
+    }
+
+    /// First chunk: who speaks.
+    pub fn open(&self) -> StreamEvent {
+        self.reply.chunk(json!({"role": "assistant", "content": "", "refusal": null}), &[], Value::Null)
+    }
+
+    /// More text, or whole calls. Nothing while a call is being written.
+    pub fn delta(&mut self, text: &str, logprobs: &[TokenLogprob]) -> Vec<StreamEvent> {
+        let Taken { said, calls } = match &mut self.taker {
+            Some(taker) => taker.push(text),
+            None => Taken { said: text.to_owned(), calls: Vec::new() },
+        };
+        let mut chunks = Vec::new();
+        // Tokens without text of their own are told of all the same.
+        if !said.is_empty() || (self.reply.logprobs && !logprobs.is_empty()) {
+            chunks.push(self.reply.chunk(json!({"content": said}), logprobs, Value::Null));
+        }
+        for call in calls {
+            let mut call = call.to_json();
+            call["index"] = self.calls.into();
+            self.calls += 1;
+            chunks.push(self.reply.chunk(json!({"tool_calls": [call]}), &[], Value::Null));
+        }
+        chunks
+    }
+
+    /// The end: why the text ended, and the usage where it was asked for. `extra` is at the top of the last one: a chunk
+    /// without choices that nobody asked for would surprise programs.
+    pub fn close(&mut self, finish: Finish, usage: super::Usage, extra: Map<String, Value>) -> Vec<StreamEvent> {
+        let mut chunks = Vec::new();
+        let rest = self.taker.as_mut().map(Taker::finish).unwrap_or_default();
+        if !rest.is_empty() {
+            chunks.push(self.reply.chunk(json!({"content": rest}), &[], Value::Null));
+        }
+        chunks.push(self.reply.chunk(json!({}), &[], finish_reason(finish, self.calls > 0).into()));
+        if self.reply.include_usage {
+            let data = json!({
+                "id": self.reply.id,
+                "object": "chat.completion.chunk",
+                "created": self.reply.created,
+                "model": self.reply.model,
+                "choices": [],
+                "usage": usage.to_json(),
+            });
+            chunks.push(StreamEvent { event: None, data });
+        }
+        if let Some(last) = chunks.last_mut() {
+            last.data = with_extra(std::mem::take(&mut last.data), extra);
+        }
+        chunks
+    }
+
+    /// What a stream ends with when the answer breaks off: the headers with their status are long gone.
+    pub fn fail(&self, error: &ApiError) -> StreamEvent {
+        StreamEvent { event: None, data: error.to_json(&self.reply.id) }
+    }
 }
 
 #[cfg(test)]

@@ -58,6 +58,10 @@ impl ApiError {
                 ApiError::for_unavail("engine_restarting", "the model is being started again; try again", 1)
             }
             FailureKind::TooLong => ApiError::for_bad_request("context_length_exceeded", message),
+            FailureKind::Grammar => ApiError::for_bad_request(
+                "invalid_schema",
+                format!("the answer cannot be held to the schema that was asked for: {message}"),
+            ),
             FailureKind::Invalid | FailureKind::Internal => ApiError::for_internal(),
         }
     }

@@ -2,10 +2,13 @@
 
 use serde_json::{Map, Value, json};
 
-use super::chat::{content_text, model_name, role};
+use super::chat::{content_text, role_without_tools};
+use super::settings::{model_name, text_format};
 use super::strict::{Fields, out_of_range, wrong_type};
-use super::{ApiError, MESSAGES_MAX, Message, NAME_BYTES_MAX, Role, Sampling, StreamEvent, Usage, with_extra};
-use crate::wire::Finish;
+use super::{
+    Answered, ApiError, MESSAGES_MAX, Message, NAME_BYTES_MAX, Role, Sampling, Settings, StreamEvent, Usage, with_extra,
+};
+use crate::wire::{Finish, Grammar};
 
 /// Longest text the caller of `instructions` may send, in bytes; the body's own limit is the same.
 const INSTRUCTIONS_BYTES_MAX: usize = 1 << 20;
@@ -39,9 +42,7 @@ pub struct ResponsesRequest {
     /// Whether the answer is kept and can be gone on from. Absent: no, unlike OpenAI: nothing is kept unasked.
     pub store: bool,
     pub stream: bool,
-    /// At least 1. `None`: as far as the context reaches.
-    pub max_output_tokens: Option<u32>,
-    pub sampling: Sampling,
+    pub settings: Settings,
     /// Kept with the answer and sent back with it.
     pub metadata: Map<String, Value>,
     pub user: Option<String>,
@@ -57,17 +58,16 @@ impl ResponsesRequest {
         let previous_response_id = fields.string("previous_response_id", NAME_BYTES_MAX)?;
         let store = fields.bool("store")?.unwrap_or(false);
         let stream = fields.bool("stream")?.unwrap_or(false);
-        let max_output_tokens = fields.count("max_output_tokens")?;
+        let max_tokens = fields.count("max_output_tokens")?;
         // OpenAI's responses have no `seed`, so that one is refused as unknown.
-        let sampling =
-            Sampling { temperature: fields.number("temperature", 2)?, top_p: fields.number("top_p", 1)?, seed: None };
+        let sampling = Sampling::take(&mut fields)?;
+        let form = text_format(fields.take("text"))?;
         let metadata = metadata(fields.take("metadata"))?;
         let user = fields.string("user", NAME_BYTES_MAX)?;
         fields.only("background", &[json!(false)])?;
         fields.only("include", &[json!([])])?;
         fields.only("parallel_tool_calls", &[json!(true), json!(false)])?;
         fields.only("service_tier", &[json!("auto"), json!("default")])?;
-        fields.only("text", &[json!({}), json!({"format": {"type": "text"}})])?;
         fields.only("tools", &[json!([])])?;
         fields.only("top_logprobs", &[json!(0)])?;
         fields.only("truncation", &[json!("disabled")])?;
@@ -79,8 +79,7 @@ impl ResponsesRequest {
             previous_response_id,
             store,
             stream,
-            max_output_tokens,
-            sampling,
+            settings: Settings { max_tokens, sampling, form, ..Settings::default() },
             metadata,
             user,
         })
@@ -89,7 +88,7 @@ impl ResponsesRequest {
 
 fn input(value: Value) -> Result<Vec<Message>, ApiError> {
     let items = match value {
-        Value::String(content) => return Ok(vec![Message { role: Role::User, content }]),
+        Value::String(content) => return Ok(vec![Message::new(Role::User, content)]),
         Value::Array(items) => items,
         other => return Err(wrong_type("input".into(), "a string or a list of messages", &other)),
     };
@@ -104,13 +103,13 @@ fn input(value: Value) -> Result<Vec<Message>, ApiError> {
 fn item(path: String, value: Value) -> Result<Message, ApiError> {
     let mut fields = Fields::from_value(path, value)?;
     fields.only("type", &[json!("message")])?;
-    let role = role(&mut fields)?;
+    let role = role_without_tools(&mut fields)?;
     let content = fields.required("content")?;
     let content = content_text(fields.name("content"), content, &["input_text", "output_text"])?;
     fields.string("id", NAME_BYTES_MAX)?;
     fields.only("status", &[json!("completed"), json!("incomplete")])?;
     fields.finish(&[])?;
-    Ok(Message { role, content })
+    Ok(Message::new(role, content))
 }
 
 fn metadata(value: Option<Value>) -> Result<Map<String, Value>, ApiError> {
@@ -150,12 +149,16 @@ pub struct ResponseReply {
 
 impl ResponseReply {
     /// The finished response; `extra` is added at its top.
-    pub fn whole(&self, text: &str, finish: Finish, usage: Usage, extra: Map<String, Value>) -> Value {
+    pub fn whole(&self, answered: Answered<'_>, extra: Map<String, Value>) -> Value {
+        self.finished(answered.text, answered.finish, answered.usage, extra)
+    }
+
+    fn finished(&self, text: &str, finish: Finish, usage: Usage, extra: Map<String, Value>) -> Value {
         let mut answer = self.picture(status(finish));
         answer["output"] = json!([self.message(text, status(finish))]);
         answer["usage"] = json!({
             "input_tokens": usage.prompt_tokens,
-            "input_tokens_details": {"cached_tokens": 0},
+            "input_tokens_details": {"cached_tokens": usage.cached_tokens},
             "output_tokens": usage.completion_tokens,
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": usage.total_tokens(),
@@ -177,22 +180,29 @@ impl ResponseReply {
             "error": null,
             "incomplete_details": null,
             "instructions": request.instructions,
-            "max_output_tokens": request.max_output_tokens,
+            "max_output_tokens": request.settings.max_tokens,
             "model": self.model,
             "output": [],
             "parallel_tool_calls": false,
             "previous_response_id": request.previous_response_id,
             "store": request.store,
-            "temperature": request.sampling.temperature,
-            "text": {"format": {"type": "text"}},
+            "temperature": request.settings.sampling.temperature,
+            "text": {"format": self.format()},
             "tool_choice": "auto",
             "tools": [],
-            "top_p": request.sampling.top_p,
+            "top_p": request.settings.sampling.top_p,
             "truncation": "disabled",
             "usage": null,
             "user": request.user,
             "metadata": request.metadata,
         })
+    }
+
+    fn format(&self) -> Value {
+        match self.request.settings.form.as_ref().map(|form| &form.grammar) {
+            Some(Grammar::JsonSchema(schema)) => json!({"type": "json_schema", "schema": schema}),
+            Some(Grammar::Lark(_)) | None => json!({"type": "text"}),
+        }
     }
 
     fn message(&self, text: &str, status: &str) -> Value {
@@ -256,7 +266,7 @@ impl ResponseStream {
     pub fn close(&mut self, finish: Finish, usage: Usage, extra: Map<String, Value>) -> Vec<StreamEvent> {
         let text = self.text.clone();
         let item = self.reply.message(&text, status(finish));
-        let whole = self.reply.whole(&text, finish, usage, extra);
+        let whole = self.reply.finished(&text, finish, usage, extra);
         let last = match finish {
             Finish::Length => "response.incomplete",
             Finish::Stop | Finish::Cancelled => "response.completed",

@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::process::Process;
 use super::{EngineConfig, EngineEvent};
-use crate::wire::{FailureKind, FromEngine, Generate, Hello, ToEngine};
+use crate::wire::{FailureKind, FromEngine, Generate, Grammar, Hello, ToEngine};
 
 /// Pause before the next start: the first one at once, later ones doubling while engines do not live long.
 const PAUSE_FIRST: Duration = Duration::from_millis(50);
@@ -50,13 +50,20 @@ pub(super) enum Command {
     Count {
         id: u64,
         text: String,
+        add_bos: bool,
         answer: oneshot::Sender<u32>,
+    },
+    Check {
+        id: u64,
+        grammar: Grammar,
+        answer: oneshot::Sender<Option<String>>,
     },
 }
 
 enum Pending {
     Answer(mpsc::UnboundedSender<EngineEvent>),
     Count(oneshot::Sender<u32>),
+    Check(oneshot::Sender<Option<String>>),
 }
 
 pub(super) fn engine_died() -> EngineEvent {
@@ -114,7 +121,7 @@ async fn refuse_during<T>(work: impl Future<Output = T>, commands: &mut mpsc::Un
                     let _ = events.send(engine_died());
                 }
                 // The dropped answer says it.
-                Command::Count { .. } | Command::Cancel { .. } | Command::Forget { .. } => {}
+                Command::Count { .. } | Command::Check { .. } | Command::Cancel { .. } | Command::Forget { .. } => {}
             },
         }
     }
@@ -158,9 +165,13 @@ fn obey(command: Command, pending: &mut BTreeMap<u64, Pending>) -> Option<ToEngi
         }
         Command::Cancel { id } => pending.contains_key(&id).then_some(ToEngine::Cancel { id }),
         Command::Forget { id } => pending.remove(&id).map(|_| ToEngine::Cancel { id }),
-        Command::Count { id, text, answer } => {
+        Command::Count { id, text, add_bos, answer } => {
             pending.insert(id, Pending::Count(answer));
-            Some(ToEngine::Tokenize { id, text })
+            Some(ToEngine::Tokenize { id, text, add_bos })
+        }
+        Command::Check { id, grammar, answer } => {
+            pending.insert(id, Pending::Check(answer));
+            Some(ToEngine::Check { id, grammar })
         }
     }
 }
@@ -169,14 +180,20 @@ fn obey(command: Command, pending: &mut BTreeMap<u64, Pending>) -> Option<ToEngi
 fn dispatch(frame: FromEngine, pending: &mut BTreeMap<u64, Pending>) {
     let (id, event) = match frame {
         FromEngine::Accepted { id, prompt_tokens } => (id, EngineEvent::Accepted { prompt_tokens }),
-        FromEngine::Tokens { id, text, count } => (id, EngineEvent::Tokens { text, count }),
-        FromEngine::Done { id, finish, prompt_tokens, completion_tokens } => {
-            (id, EngineEvent::Done { finish, prompt_tokens, completion_tokens })
+        FromEngine::Tokens { id, text, count, logprobs } => (id, EngineEvent::Tokens { text, count, logprobs }),
+        FromEngine::Done { id, finish, prompt_tokens, cached_tokens, completion_tokens } => {
+            (id, EngineEvent::Done { finish, prompt_tokens, cached_tokens, completion_tokens })
         }
         FromEngine::Failed { id, kind, message } => (id, EngineEvent::Failed { kind, message }),
         FromEngine::Tokenized { id, count } => {
             if let Some(Pending::Count(answer)) = pending.remove(&id) {
                 let _ = answer.send(count);
+            }
+            return;
+        }
+        FromEngine::Checked { id, why } => {
+            if let Some(Pending::Check(answer)) = pending.remove(&id) {
+                let _ = answer.send(why);
             }
             return;
         }

@@ -7,7 +7,7 @@ use crate::api::Role;
 const TODAY_SECS: u64 = 1_795_465_080;
 
 fn message(role: Role, content: &str) -> Message {
-    Message { role, content: content.to_owned() }
+    Message::new(role, content)
 }
 
 fn check(template: Option<&str>, messages: &[Message], wanted: Expect) {
@@ -130,4 +130,102 @@ fn a_message_is_not_a_template() {
             <|im_start|>assistant
         "#]],
     );
+}
+
+fn weather() -> Tool {
+    let parameters = serde_json::json!({"type": "object", "properties": {"city": {"type": "string"}}});
+    Tool { name: "weather".into(), description: Some("Tells <it>.".into()), parameters }
+}
+
+/// A question, two calls, both answers.
+fn talk_with_calls() -> Vec<Message> {
+    let call = |id: &str, city: &str| ToolCall {
+        id: id.into(),
+        name: "weather".into(),
+        arguments: format!("{{\"city\": \"{city}\"}}"),
+    };
+    let calls = vec![call("call_1", "Rome"), call("call_2", "Oslo")];
+    let answer = |id: &str, text: &str| Message { tool_call_id: Some(id.into()), ..Message::new(Role::Tool, text) };
+    vec![
+        message(Role::User, "Rain?"),
+        Message { tool_calls: calls, ..message(Role::Assistant, "I look.") },
+        answer("call_1", "sun"),
+        answer("call_2", "rain"),
+    ]
+}
+
+#[test]
+fn a_template_without_tools_gets_them_as_text() {
+    let template = ChatTemplate::new(None, "<|im_start|>", "<|im_end|>").unwrap();
+    let rendered = template.render_with_tools(&talk_with_calls(), &[weather()], TODAY_SECS).unwrap();
+    expect![[r#"
+        <|im_start|>system
+        You can call tools. Each line between <tools> and </tools> describes one:
+        <tools>
+        {"type":"function","function":{"name":"weather","description":"Tells <it>.","parameters":{"type":"object","properties":{"city":{"type":"string"}}}}}
+        </tools>
+        To call one, answer with its name and its arguments as JSON:
+        <tool_call>
+        {"name": "the tool's name", "arguments": {"an argument": "its value"}}
+        </tool_call>
+        What it answers comes between <tool_response> and </tool_response>.<|im_end|>
+        <|im_start|>user
+        Rain?<|im_end|>
+        <|im_start|>assistant
+        I look.
+        <tool_call>
+        {"name":"weather","arguments":{"city":"Rome"}}
+        </tool_call>
+        <tool_call>
+        {"name":"weather","arguments":{"city":"Oslo"}}
+        </tool_call><|im_end|>
+        <|im_start|>user
+        <tool_response>
+        sun
+        </tool_response>
+        <tool_response>
+        rain
+        </tool_response><|im_end|>
+        <|im_start|>assistant
+    "#]].assert_eq(&rendered);
+    // With a system message of the customer's own, that comes first.
+    let talk = [message(Role::System, "Be brief."), message(Role::User, "Hi")];
+    let rendered = template.render_with_tools(&talk, &[weather()], TODAY_SECS).unwrap();
+    assert!(rendered.starts_with("<|im_start|>system\nBe brief.\n\nYou can call tools."), "{rendered}");
+}
+
+/// The shape of Qwen's and Hermes' templates.
+#[test]
+fn a_template_with_tools_gets_them_as_they_are() {
+    let source = "{%- if tools %}{{- '<|im_start|>system\\n<tools>' }}{%- for tool in tools %}{{- '\\n' + (tool | tojson) }}\
+        {%- endfor %}{{- '\\n</tools> <tool_call></tool_call><|im_end|>\\n' }}{%- endif %}{%- for message in messages %}\
+        {{- '<|im_start|>' + message.role + '\\n' + message.content }}{%- if message.tool_calls %}\
+        {%- for call in message.tool_calls %}{{- '\\n<tool_call>\\n{\"name\": \"' + call.function.name + '\", \"arguments\": ' }}\
+        {{- call.function.arguments | tojson }}{{- '}\\n</tool_call>' }}{%- endfor %}{%- endif %}{{- '<|im_end|>\\n' }}\
+        {%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}";
+    let template = ChatTemplate::new(Some(source), "", "").unwrap();
+    let rendered = template.render_with_tools(&talk_with_calls(), &[weather()], TODAY_SECS).unwrap();
+    expect![[r#"
+        <|im_start|>system
+        <tools>
+        {"type": "function", "function": {"name": "weather", "description": "Tells <it>.", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}}
+        </tools> <tool_call></tool_call><|im_end|>
+        <|im_start|>user
+        Rain?<|im_end|>
+        <|im_start|>assistant
+        I look.
+        <tool_call>
+        {"name": "weather", "arguments": {"city": "Rome"}}
+        </tool_call>
+        <tool_call>
+        {"name": "weather", "arguments": {"city": "Oslo"}}
+        </tool_call><|im_end|>
+        <|im_start|>tool
+        sun<|im_end|>
+        <|im_start|>tool
+        rain<|im_end|>
+        <|im_start|>assistant
+    "#]].assert_eq(&rendered);
+    // Without tools nothing is said of them.
+    assert!(template.render(&talk(), TODAY_SECS).unwrap().starts_with("<|im_start|>system\nBe brief."));
 }

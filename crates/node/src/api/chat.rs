@@ -1,20 +1,22 @@
 //! `POST /v1/chat/completions`, with and without `stream`.
 
 use super::Api;
-use super::problem::{Problem, fresh_id};
+use super::problem::{Posted, Problem, fresh_id};
 use super::sale::{ENGINE_START, Errand, Form, Order, Whole};
 use crate::answers::Question;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
-use infer::api::{ApiError, ChatCompletionRequest, ChatReply, Message, SSE_DONE, Usage};
-use infer::{Finish, TemplateError};
+use infer::api::{
+    Answered, ApiError, ChatCompletionRequest, ChatReply, ChatStream, Message, SSE_DONE, StreamEvent, Tool,
+};
+use infer::{TemplateError, TokenLogprob};
 use serde_json::{Map, Value};
 
 pub const ROUTE: &str = "POST /v1/chat/completions";
 
-pub async fn complete(State(api): State<Api>, headers: HeaderMap, body: Bytes) -> Response {
+pub async fn complete(State(api): State<Api>, headers: HeaderMap, Posted(body): Posted) -> Response {
     match answer(&api, &headers, &body, Errand::Buy).await {
         Ok(response) | Err(response) => response,
     }
@@ -34,16 +36,16 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) ->
     let refuse = |e: ApiError| Problem::from(e).into_response();
     let request = ChatCompletionRequest::parse(body).map_err(refuse)?;
     api.serves_model(&request.model).map_err(refuse)?;
-    let prompt = api.render(&request.messages).await.map_err(IntoResponse::into_response)?;
+    let tools = request.tools.as_ref().map(|tools| tools.list.as_slice()).unwrap_or_default();
+    let prompt = api.render(&request.messages, tools).await.map_err(IntoResponse::into_response)?;
     let order = Order {
         errand,
         route: ROUTE,
         description: "one chat completion",
         question: Question::of(body),
         prompt,
-        max_tokens: request.max_tokens,
-        stop: request.stop.clone(),
-        sampling: request.sampling,
+        prompt_field: "messages",
+        settings: request.settings.clone(),
     };
     let sale = api.sell(headers, order).await?;
     let reply = ChatReply {
@@ -51,14 +53,14 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) ->
         created: api.shared.now(),
         model: request.model.clone(),
         include_usage: request.include_usage,
+        logprobs: request.settings.logprobs.is_some(),
+        tools: request.tools.is_some(),
     };
     Ok(if request.stream {
-        sale.deliver(Chunks(reply), None).await
+        sale.deliver(Chunks(ChatStream::new(reply)), None).await
     } else {
-        let whole = Whole {
-            id: reply.id.clone(),
-            json: move |text: &str, finish, usage, extra| reply.whole(text, finish, usage, extra),
-        };
+        let whole =
+            Whole { id: reply.id.clone(), json: move |answered: Answered<'_>, extra| reply.whole(answered, extra) };
         sale.deliver(whole, None).await
     })
 }
@@ -72,34 +74,33 @@ impl Api {
         Err(ApiError::for_not_found("model_not_found", "model", format!("`{model}` is not served here; `{name}` is")))
     }
 
-    pub(super) async fn render(&self, messages: &[Message]) -> Result<String, Problem> {
+    pub(super) async fn render(&self, messages: &[Message], tools: &[Tool]) -> Result<String, Problem> {
         let engine = self.shared.engine_within(ENGINE_START).await;
         let engine = engine.ok_or_else(|| Problem::for_unavail("the engine is still starting", 5))?;
-        engine.template.render(messages, self.shared.now()).map_err(|e| match e {
+        engine.template.render_with_tools(messages, tools, self.shared.now()).map_err(|e| match e {
             TemplateError::Refused(why) => Problem::from(ApiError::for_field("invalid_value", "messages", why)),
             other => Problem::for_internal(other),
         })
     }
 }
 
-struct Chunks(ChatReply);
+struct Chunks(ChatStream);
 
 impl Form for Chunks {
     fn open(&mut self) -> Vec<Bytes> {
-        vec![self.0.role_chunk().to_sse()]
+        vec![self.0.open().to_sse()]
     }
-    fn delta(&mut self, text: &str) -> Vec<Bytes> {
-        vec![self.0.delta_chunk(text).to_sse()]
+    fn delta(&mut self, text: &str, logprobs: &[TokenLogprob]) -> Vec<Bytes> {
+        self.0.delta(text, logprobs).iter().map(StreamEvent::to_sse).collect()
     }
-    fn close(&mut self, _: &str, finish: Finish, usage: Usage, extra: Map<String, Value>) -> Vec<Bytes> {
-        let mut frames = vec![self.0.finish_chunk(finish).to_sse()];
-        // A chunk without choices, as `include_usage` has it: the receipt rides on it either way.
-        frames.push(self.0.usage_chunk(usage, extra).to_sse());
+    fn close(&mut self, answered: Answered<'_>, extra: Map<String, Value>) -> Vec<Bytes> {
+        let mut frames: Vec<Bytes> =
+            self.0.close(answered.finish, answered.usage, extra).iter().map(StreamEvent::to_sse).collect();
         frames.push(Bytes::from_static(SSE_DONE.as_bytes()));
         frames
     }
     fn fail(&mut self, error: &ApiError) -> Vec<Bytes> {
-        vec![self.0.error_chunk(error, &self.0.id).to_sse(), Bytes::from_static(SSE_DONE.as_bytes())]
+        vec![self.0.fail(error).to_sse(), Bytes::from_static(SSE_DONE.as_bytes())]
     }
     fn content_type(&self) -> &'static str {
         "text/event-stream"

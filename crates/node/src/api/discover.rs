@@ -5,7 +5,7 @@
 //! identity names the treasury, and whoever pays compares `payTo` with that.
 
 use super::problem::Problem;
-use super::{Api, chat, responses};
+use super::{Api, chat, completions, responses};
 use crate::context::Context;
 use alloy::primitives::U256;
 use axum::Json;
@@ -20,7 +20,7 @@ pub const X402: &str = "/.well-known/x402";
 pub const LLMS: &str = "/llms.txt";
 
 /// What is sold, each by POST.
-const PAID: [&str; 2] = [chat::ROUTE, responses::ROUTE];
+const PAID: [&str; 3] = [chat::ROUTE, completions::ROUTE, responses::ROUTE];
 /// A leaf; registries show a picture beside the name.
 const IMAGE: &str = "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E%3Cpath \
                      d='M2 14C2 6 7 2 14 2c0 8-4 12-12 12z' fill='%232a7'/%3E%3C/svg%3E";

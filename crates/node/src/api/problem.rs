@@ -1,6 +1,8 @@
 //! HTTP errors: `{error: {code, message, request_id}}`. The status follows who must act.
 
 use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use infer::api::ApiError;
@@ -49,6 +51,27 @@ impl Problem {
 impl From<ApiError> for Problem {
     fn from(error: ApiError) -> Self {
         Self { error, beside: None }
+    }
+}
+
+/// The body of a request, whose refusal is one of ours.
+pub struct Posted(pub Bytes);
+
+impl<S: Send + Sync> FromRequest<S> for Posted {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        Bytes::from_request(request, state).await.map(Self).map_err(|rejection| {
+            let (status, code) = match rejection.status() {
+                StatusCode::PAYLOAD_TOO_LARGE => (413, "body_too_large"),
+                _ => (400, "broken_body"),
+            };
+            let message = match status {
+                413 => format!("the body is longer than {} bytes", super::BODY_BYTES_MAX),
+                _ => "the body did not arrive whole".to_owned(),
+            };
+            ApiError { status, ..ApiError::for_bad_request(code, message) }.into()
+        })
     }
 }
 

@@ -3,7 +3,7 @@
 //! A response's id is not guessable (96 bits of chance) and is the only key to the conversation.
 
 use super::Api;
-use super::problem::{Problem, fresh_id};
+use super::problem::{Posted, Problem, fresh_id};
 use super::sale::{BeforeEnd, Errand, Form, Order, Whole};
 use crate::answers::Question;
 use crate::ask::Ask;
@@ -14,8 +14,8 @@ use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
-use infer::Finish;
-use infer::api::{ApiError, Message, ResponseReply, ResponseStream, ResponsesRequest, Role, StreamEvent, Usage};
+use infer::TokenLogprob;
+use infer::api::{Answered, ApiError, Message, ResponseReply, ResponseStream, ResponsesRequest, Role, StreamEvent};
 use serde_json::{Map, Value, json};
 use store::seal;
 use tokio::sync::oneshot;
@@ -24,7 +24,7 @@ pub const ROUTE: &str = "POST /v1/responses";
 /// Longest stored conversation, sealed, bytes.
 const TRANSCRIPT_BYTES_MAX: usize = 8 << 20;
 
-pub async fn respond(State(api): State<Api>, headers: HeaderMap, body: Bytes) -> Response {
+pub async fn respond(State(api): State<Api>, headers: HeaderMap, Posted(body): Posted) -> Response {
     match answer(&api, &headers, &body, Errand::Buy).await {
         Ok(response) | Err(response) => response,
     }
@@ -47,16 +47,15 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) ->
         None => Vec::new(),
     };
     let messages = conversation(&request, &before).map_err(refuse)?;
-    let prompt = api.render(&messages).await.map_err(IntoResponse::into_response)?;
+    let prompt = api.render(&messages, &[]).await.map_err(IntoResponse::into_response)?;
     let order = Order {
         errand,
         route: ROUTE,
         description: "one response",
         question: Question::of(body),
         prompt,
-        max_tokens: request.max_output_tokens,
-        stop: Vec::new(),
-        sampling: request.sampling,
+        prompt_field: "input",
+        settings: request.settings.clone(),
     };
     let sale = api.sell(headers, order).await?;
     let reply = ResponseReply {
@@ -70,10 +69,8 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) ->
     Ok(if request.stream {
         sale.deliver(Events(ResponseStream::new(reply)), store).await
     } else {
-        let whole = Whole {
-            id: reply.id.clone(),
-            json: move |text: &str, finish, usage, extra| reply.whole(text, finish, usage, extra),
-        };
+        let whole =
+            Whole { id: reply.id.clone(), json: move |answered: Answered<'_>, extra| reply.whole(answered, extra) };
         sale.deliver(whole, store).await
     })
 }
@@ -82,11 +79,11 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) ->
 fn conversation(request: &ResponsesRequest, before: &[Turn]) -> Result<Vec<Message>, ApiError> {
     let mut messages = Vec::new();
     if let Some(instructions) = &request.instructions {
-        messages.push(Message { role: Role::System, content: instructions.clone() });
+        messages.push(Message::new(Role::System, instructions.clone()));
     }
     for turn in before {
         let role = Role::parse(&turn.role).ok_or_else(ApiError::for_internal)?;
-        messages.push(Message { role, content: turn.content.clone() });
+        messages.push(Message::new(role, turn.content.clone()));
     }
     messages.extend(request.input.iter().cloned());
     if messages.len() > infer::api::MESSAGES_MAX {
@@ -191,11 +188,11 @@ impl Form for Events {
     fn open(&mut self) -> Vec<Bytes> {
         self.0.open().iter().map(StreamEvent::to_sse).collect()
     }
-    fn delta(&mut self, text: &str) -> Vec<Bytes> {
+    fn delta(&mut self, text: &str, _: &[TokenLogprob]) -> Vec<Bytes> {
         vec![self.0.delta(text).to_sse()]
     }
-    fn close(&mut self, _: &str, finish: Finish, usage: Usage, extra: Map<String, Value>) -> Vec<Bytes> {
-        self.0.close(finish, usage, extra).iter().map(StreamEvent::to_sse).collect()
+    fn close(&mut self, answered: Answered<'_>, extra: Map<String, Value>) -> Vec<Bytes> {
+        self.0.close(answered.finish, answered.usage, extra).iter().map(StreamEvent::to_sse).collect()
     }
     fn fail(&mut self, error: &ApiError) -> Vec<Bytes> {
         vec![self.0.fail(error).to_sse()]

@@ -26,7 +26,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use call::Call;
 use economy::{Price, Usdc};
-use infer::api::ApiError;
+use infer::api::{ApiError, Settings};
 use infer::{Generate, Generation};
 use net::chain_of;
 use pay::book::{AbortWhy, LimitReached, RequestId};
@@ -73,9 +73,9 @@ pub struct Order {
     pub description: &'static str,
     pub question: Question,
     pub prompt: String,
-    pub max_tokens: Option<u32>,
-    pub stop: Vec<String>,
-    pub sampling: infer::api::Sampling,
+    /// Where the prompt comes from, to be named when it is too long.
+    pub prompt_field: &'static str,
+    pub settings: Settings,
 }
 
 /// What a customer says about repetitions.
@@ -233,7 +233,7 @@ impl Api {
         let is_signed_by_key = !matches!(&settlement, Settle::Exact(terms) if !terms.is_signed_by_key);
         let (payer, amount, signature) =
             (Address::from(settlement.payer()), settlement.value(), settlement.signature().to_vec());
-        let request = order.sampling.generate(order.prompt, terms.max_tokens, order.stop, rand::random());
+        let request = order.settings.generate(order.prompt, terms.max_tokens, rand::random());
         let (reply, answer) = oneshot::channel();
         let want = Want { settlement, ask, prompt_tokens: terms.prompt_tokens, max_tokens: terms.max_tokens };
         self.cx.tell(Event::Ask(Box::new(Ask::Reserve { want: Box::new(want), reply }))).await;
@@ -321,19 +321,20 @@ impl Api {
             .ok_or_else(|| Problem::for_unavail("the engine is still starting", 5))?;
         let prompt_tokens = engine
             .client
-            .count_tokens(&order.prompt)
+            .count_tokens(&order.prompt, order.settings.add_bos)
             .await
             .map_err(|e| Problem::for_unavail(format!("the engine does not answer: {e}"), 1))?;
+        can_do(&engine, &order.settings).await?;
         let room = engine.hello.n_ctx.saturating_sub(prompt_tokens);
         if room == 0 {
             return Err(ApiError::for_field(
                 "context_length_exceeded",
-                "messages",
+                order.prompt_field,
                 format!("the prompt has {prompt_tokens} tokens; the context holds {}", engine.hello.n_ctx),
             )
             .into());
         }
-        let max_tokens = order.max_tokens.unwrap_or(MAX_TOKENS_DEFAULT).min(room);
+        let max_tokens = order.settings.max_tokens.unwrap_or(MAX_TOKENS_DEFAULT).min(room);
         let quote_key = Sha256::new().chain_update(order.question.digest).chain_update(order.route).finalize().into();
         let path = order.route.split_once(' ').map_or(order.route, |(_, path)| path);
         let alone = Tariff { price, gas: self.gas() };
@@ -446,6 +447,20 @@ impl Api {
         );
         let receipt = receipt.ok().flatten().and_then(|kept| serde_json::from_str(&kept.json).ok());
         Problem::for_conflict("answer_not_kept", message).with("receipt", receipt).into_response()
+    }
+}
+
+/// Refuses what this model cannot do, before anything is paid for it.
+async fn can_do(engine: &Engine, settings: &Settings) -> Result<(), Problem> {
+    settings.check(engine.hello.n_vocab)?;
+    let Some(form) = &settings.form else { return Ok(()) };
+    let checked = engine.client.check_grammar(form.grammar.clone()).await;
+    match checked.map_err(|e| Problem::for_unavail(format!("the engine does not answer: {e}"), 1))? {
+        None => Ok(()),
+        Some(why) => {
+            let message = format!("`{}`: the answer cannot be held to this schema: {why}", form.field);
+            Err(ApiError::for_field("invalid_schema", form.field, message).into())
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 use expect_test::{Expect, expect};
 
 use super::*;
+use crate::api::{ToolChoice, Usage};
+use crate::wire::Grammar;
 
 fn check(body: &str, wanted: Expect) {
     let seen = match ChatCompletionRequest::parse(body.as_bytes()) {
@@ -30,13 +32,13 @@ fn a_whole_request_is_understood() {
             "stream_options":{"include_usage":true},"user":"u","n":1,"presence_penalty":0.0,"logprobs":false,
             "response_format":{"type":"text"},"tools":null,"store":false}"#,
         expect![[
-            r#"ChatCompletionRequest { model: "m", messages: [Message { role: System, content: "Be brief." }, Message { role: User, content: "ab" }, Message { role: Assistant, content: "c" }], max_tokens: Some(9), sampling: Sampling { temperature: Some(0.7), top_p: Some(1.0), seed: Some(18446744073709551615) }, stop: ["x", "y"], stream: true, include_usage: true, user: Some("u") }"#
+            r#"ChatCompletionRequest { model: "m", messages: [Message { role: System, content: "Be brief.", tool_calls: [], tool_call_id: None }, Message { role: User, content: "ab", tool_calls: [], tool_call_id: None }, Message { role: Assistant, content: "c", tool_calls: [], tool_call_id: None }], tools: None, settings: Settings { max_tokens: Some(9), stop: ["x", "y"], sampling: Sampling { temperature: Some(0.7), top_p: Some(1.0), min_p: None, top_k: None, frequency_penalty: None, presence_penalty: Some(0.0), logit_bias: [], seed: Some(18446744073709551615) }, logprobs: None, form: None, add_bos: false }, stream: true, include_usage: true, user: Some("u") }"#
         ]],
     );
     check(
         &with(r#""stop":"end","max_tokens":3"#),
         expect![[
-            r#"ChatCompletionRequest { model: "m", messages: [Message { role: User, content: "hi" }], max_tokens: Some(3), sampling: Sampling { temperature: None, top_p: None, seed: None }, stop: ["end"], stream: false, include_usage: false, user: None }"#
+            r#"ChatCompletionRequest { model: "m", messages: [Message { role: User, content: "hi", tool_calls: [], tool_call_id: None }], tools: None, settings: Settings { max_tokens: Some(3), stop: ["end"], sampling: Sampling { temperature: None, top_p: None, min_p: None, top_k: None, frequency_penalty: None, presence_penalty: None, logit_bias: [], seed: None }, logprobs: None, form: None, add_bos: false }, stream: false, include_usage: false, user: None }"#
         ]],
     );
 }
@@ -76,18 +78,6 @@ fn missing_and_unknown_fields_are_named() {
     check(r#"{"model":"m"}"#, expect!["400 [messages] `messages` is required"]);
     check(&with(r#""temprature":1"#), expect!["400 [temprature] `temprature` is not a field of this request"]);
     check(&with(r#""n":2"#), expect!["400 [n] `n` is not supported by this agent with this value; leave it out"]);
-    check(
-        &with(r#""tools":[{"type":"function"}]"#),
-        expect!["400 [tools] `tools` is not supported by this agent; leave it out"],
-    );
-    check(
-        &with(r#""response_format":{"type":"json_object"}"#),
-        expect!["400 [response_format] `response_format` is not supported by this agent with this value; leave it out"],
-    );
-    check(
-        &with(r#""logit_bias":{"1":5}"#),
-        expect!["400 [logit_bias] `logit_bias` is not supported by this agent with this value; leave it out"],
-    );
     check(
         &with(r#""store":true"#),
         expect!["400 [store] `store` is not supported by this agent with this value; leave it out"],
@@ -144,12 +134,12 @@ fn lists_have_bounds() {
 #[test]
 fn messages_are_read_strictly() {
     check(
-        &messages(r#"[{"role":"tool","content":"x"}]"#),
-        expect!["400 [messages[0].role] `messages[0].role`: tools are not supported by this agent"],
+        &messages(r#"[{"role":"function","content":"x"}]"#),
+        expect!["400 [messages[0].role] `messages[0].role`: functions are not supported by this agent; use `tools`"],
     );
     check(
         &messages(r#"[{"role":"god","content":"x"}]"#),
-        expect!["400 [messages[0].role] `messages[0].role` must be one of system, developer, user and assistant"],
+        expect!["400 [messages[0].role] `messages[0].role` must be one of system, developer, user, assistant and tool"],
     );
     check(&messages(r#"[{"role":"user"}]"#), expect!["400 [messages[0].content] `messages[0].content` is required"]);
     check(
@@ -179,11 +169,311 @@ fn messages_are_read_strictly() {
 }
 
 #[test]
+fn what_is_refused_is_named_field_by_field() {
+    for (field, value) in [
+        ("audio", "{}"),
+        ("function_call", "\"auto\""),
+        ("functions", "[]"),
+        ("metadata", r#"{"a":"b"}"#),
+        ("modalities", r#"["audio"]"#),
+        ("n", "3"),
+        ("prediction", "{}"),
+        ("prompt_cache_key", "\"k\""),
+        ("prompt_cache_retention", "\"24h\""),
+        ("reasoning_effort", "\"low\""),
+        ("safety_identifier", "\"s\""),
+        ("service_tier", "\"flex\""),
+        ("store", "true"),
+        ("verbosity", "\"low\""),
+        ("web_search_options", "{}"),
+    ] {
+        let error = ChatCompletionRequest::parse(with(&format!("\"{field}\":{value}")).as_bytes()).unwrap_err();
+        assert_eq!((error.status, error.param.as_deref()), (400, Some(field)), "{error}");
+    }
+}
+
+#[test]
+fn sampling_has_ranges_too() {
+    check(
+        &with(r#""frequency_penalty":-2.1"#),
+        expect!["400 [frequency_penalty] `frequency_penalty` must be from -2 to 2, not -2.1"],
+    );
+    check(
+        &with(r#""presence_penalty":"1""#),
+        expect!["400 [presence_penalty] `presence_penalty` must be a number, not a string"],
+    );
+    check(&with(r#""min_p":1.5"#), expect!["400 [min_p] `min_p` must be from 0 to 1, not 1.5"]);
+    check(&with(r#""top_k":0"#), expect!["400 [top_k] `top_k` must be at least 1, not 0"]);
+    check(
+        &with(r#""logit_bias":{"5":"NaN"}"#),
+        expect!["400 [logit_bias.5] `logit_bias.5` must be a number, not a string"],
+    );
+    check(
+        &with(r#""logit_bias":{"5":NaN}"#),
+        expect!["400 [] the body is not valid JSON: expected value at line 1 column 76"],
+    );
+    check(
+        &with(r#""logit_bias":{"5":100.5}"#),
+        expect!["400 [logit_bias.5] `logit_bias.5` must be from -100 to 100, not 100.5"],
+    );
+    check(
+        &with(r#""logit_bias":{"-1":0}"#),
+        expect!["400 [logit_bias.-1] `logit_bias.-1`: the names in `logit_bias` are tokens' numbers"],
+    );
+    check(
+        &with(r#""logit_bias":{"05":0,"5":0}"#),
+        expect!["400 [logit_bias.05] `logit_bias.05`: the names in `logit_bias` are tokens' numbers"],
+    );
+    check(&with(r#""logit_bias":[5]"#), expect!["400 [logit_bias] `logit_bias` must be an object, not a list"]);
+    let many: Vec<String> = (0..1_025).map(|token| format!("\"{token}\":1")).collect();
+    check(
+        &with(&format!("\"logit_bias\":{{{}}}", many.join(","))),
+        expect!["400 [logit_bias] `logit_bias` must be at most 1024 entries long, not 1025"],
+    );
+    check(
+        &with(r#""top_logprobs":2"#),
+        expect!["400 [top_logprobs] `top_logprobs` is only allowed with `logprobs: true`"],
+    );
+    check(
+        &with(r#""logprobs":true,"top_logprobs":21"#),
+        expect!["400 [top_logprobs] `top_logprobs` must be a whole number from 0 to 20, not 21"],
+    );
+    let stops = vec!["\"a\""; 10_000].join(",");
+    check(
+        &with(&format!("\"stop\":[{stops}]")),
+        expect!["400 [stop] `stop` must be at most 4 entries long, not 10000"],
+    );
+    let request = ChatCompletionRequest::parse(
+        with(r#""logit_bias":{"7":-100,"49151":0.5},"logprobs":true,"top_logprobs":20,"frequency_penalty":-2"#)
+            .as_bytes(),
+    );
+    let settings = request.unwrap().settings;
+    assert_eq!((settings.sampling.logit_bias.clone(), settings.logprobs), (vec![(7, -100.0), (49_151, 0.5)], Some(20)));
+    assert!(settings.check(49_152).is_ok());
+    assert_eq!(settings.check(49_151).unwrap_err().param.as_deref(), Some("logit_bias.49151"));
+}
+
+#[test]
+fn forms_are_read_strictly() {
+    check(
+        &with(r#""response_format":{"type":"xml"}"#),
+        expect!["400 [response_format.type] `response_format.type` must be one of text, json_object and json_schema"],
+    );
+    check(
+        &with(r#""response_format":{"type":"json_schema"}"#),
+        expect!["400 [response_format.json_schema] `response_format.json_schema` is required"],
+    );
+    check(
+        &with(r#""response_format":{"type":"json_schema","json_schema":{"schema":{}}}"#),
+        expect!["400 [response_format.json_schema.name] `response_format.json_schema.name` is required"],
+    );
+    check(
+        &with(r#""response_format":{"type":"json_schema","json_schema":{"name":"n","schema":[]}}"#),
+        expect![
+            "400 [response_format.json_schema.schema] `response_format.json_schema.schema` must be an object, not a list"
+        ],
+    );
+    check(
+        &with(r#""response_format":{"type":"json_object","schema":{}}"#),
+        expect!["400 [response_format.schema] `response_format.schema` is not a field of this request"],
+    );
+    let form = |format: &str| {
+        let request = ChatCompletionRequest::parse(with(&format!("\"response_format\":{format}")).as_bytes());
+        request.map(|request| request.settings.form.map(|form| form.grammar))
+    };
+    let deep = |levels: usize| {
+        let schema = format!("{}{}{}", "{\"items\":".repeat(levels), "{}", "}".repeat(levels));
+        format!(r#"{{"type":"json_schema","json_schema":{{"name":"n","schema":{schema}}}}}"#)
+    };
+    assert_eq!(form(r#"{"type":"text"}"#), Ok(None));
+    assert_eq!(form(r#"{"type":"json_object"}"#), Ok(Some(Grammar::JsonSchema(json!({"type": "object"})))));
+    assert!(form(&deep(63)).is_ok());
+    assert_eq!(form(&deep(64)).unwrap_err().param.as_deref(), Some("response_format.json_schema.schema"));
+    let long = format!(
+        r#"{{"type":"json_schema","json_schema":{{"name":"n","schema":{{"enum":["{}"]}}}}}}"#,
+        "x".repeat(64 << 10)
+    );
+    assert_eq!(form(&long).unwrap_err().param.as_deref(), Some("response_format.json_schema.schema"));
+}
+
+/// What would take the engine long never reaches it; a field may still be called as the customer likes.
+#[test]
+fn schemas_that_cost_too_much_are_refused() {
+    let refused = |schema: Value| {
+        let format = json!({"type": "json_schema", "json_schema": {"name": "n", "schema": schema}});
+        let error = ChatCompletionRequest::parse(with(&format!("\"response_format\":{format}")).as_bytes()).err();
+        error.map(|error| {
+            assert_eq!(error.param.as_deref(), Some("response_format.json_schema.schema"), "{error}");
+            error.message.rsplit_once(": ").map(|(_, why)| why.to_owned()).unwrap()
+        })
+    };
+    let fields = |count: usize| -> Map<String, Value> { (0..count).map(|n| (format!("f{n}"), json!({}))).collect() };
+    let patterns = |count: usize| vec![json!({"pattern": "a"}); count];
+    assert_eq!(refused(json!({"properties": {"not": {"enum": [{"allOf": []}]}, "if": {"const": {"not": {}}}}})), None);
+    assert_eq!(refused(json!({"properties": fields(511)})), None);
+    assert_eq!(refused(json!({"anyOf": patterns(8)})), None);
+    expect![[r#"
+        the schemas of a request have at most 512 objects
+        a schema has at most 8 patterns and formats
+        `allOf` is not supported by this agent
+        `not` is not supported by this agent
+        `patternProperties` is not supported by this agent
+        a pattern is at most 256 bytes long
+    "#]]
+    .assert_eq(
+        &[
+            json!({"properties": fields(512)}),
+            json!({"anyOf": patterns(9)}),
+            json!({"allOf": patterns(2)}),
+            json!({"properties": {"a": {"items": {"not": {}}}}}),
+            json!({"$defs": {"a": {"patternProperties": {"(a*)*": {}}}}}),
+            json!({"pattern": "a".repeat(257)}),
+        ]
+        .map(|schema| refused(schema).unwrap_or_else(|| "taken".into()) + "\n")
+        .concat(),
+    );
+}
+
+/// Many tools share what one schema may have.
+#[test]
+fn tools_may_not_be_large_together() {
+    let properties: Map<String, Value> = (0..60).map(|n| (format!("f{n}"), json!({}))).collect();
+    let tool = |n: usize| json!({"type": "function", "function": {"name": format!("t{n}"), "parameters": {"properties": properties}}});
+    let tools = |count: usize| {
+        let list: Vec<Value> = (0..count).map(tool).collect();
+        ChatCompletionRequest::parse(with(&format!("\"tools\":{}", Value::Array(list))).as_bytes())
+    };
+    assert!(tools(8).is_ok());
+    assert_eq!(tools(9).unwrap_err().param.as_deref(), Some("tools[8].function.parameters"));
+}
+
+const WEATHER: &str = r#"{"type":"function","function":{"name":"weather","description":"Tells it.","parameters":{"type":"object","properties":{"city":{"type":"string"}},"required":["city"]},"strict":true}}"#;
+
+#[test]
+fn tools_are_read_strictly() {
+    check(&with(r#""tools":{}"#), expect!["400 [tools] `tools` must be a list, not an object"]);
+    check(
+        &with(r#""tools":[{"type":"custom","custom":{}}]"#),
+        expect!["400 [tools[0].type] `tools[0].type` must be function; other tools are not supported by this agent"],
+    );
+    check(
+        &with(r#""tools":[{"type":"function"}]"#),
+        expect!["400 [tools[0].function] `tools[0].function` is required"],
+    );
+    check(
+        &with(r#""tools":[{"type":"function","function":{"name":"a b"}}]"#),
+        expect!["400 [tools[0].function.name] `tools[0].function.name` must be 1 to 64 letters, digits, `_` and `-`"],
+    );
+    check(
+        &with(r#""tools":[{"type":"function","function":{"name":"a","parameters":{"type":"string"}}}]"#),
+        expect!["400 [tools[0].function.parameters.type] `tools[0].function.parameters.type` must be object"],
+    );
+    check(
+        &with(r#""tools":[{"type":"function","function":{"name":"a","arguments":{}}}]"#),
+        expect!["400 [tools[0].function.arguments] `tools[0].function.arguments` is not a field of this request"],
+    );
+    check(
+        &with(&format!("\"tools\":[{WEATHER},{WEATHER}]")),
+        expect!["400 [tools[1].function.name] `tools[1].function.name` must be given once: `weather` is there before"],
+    );
+    check(
+        &with(r#""tool_choice":"required""#),
+        expect!["400 [tool_choice] `tool_choice` asks for a tool, but `tools` has none"],
+    );
+    check(
+        &with(&format!("\"tools\":[{WEATHER}],\"tool_choice\":\"any\"")),
+        expect!["400 [tool_choice] `tool_choice` must be one of none, auto and required, or name a function"],
+    );
+    check(
+        &with(&format!(r#""tools":[{WEATHER}],"tool_choice":{{"type":"function","function":{{"name":"x"}}}}"#)),
+        expect!["400 [tool_choice.function.name] `tool_choice.function.name` must be one of `tools`, not `x`"],
+    );
+    check(
+        &with(&format!(r#""tools":[{WEATHER}],"tool_choice":{{"type":"allowed_tools"}}"#)),
+        expect![
+            "400 [tool_choice.type] `tool_choice.type` must be function; other choices are not supported by this agent"
+        ],
+    );
+    check(
+        &with(&format!(r#""tools":[{WEATHER}],"response_format":{{"type":"json_object"}}"#)),
+        expect![
+            "400 [response_format] `response_format` cannot be had together with `tools`; set `tool_choice` to none"
+        ],
+    );
+    check(
+        &with(&format!("\"tools\":[{}]", vec![WEATHER; 129].join(","))),
+        expect!["400 [tools] `tools` must be at most 128 entries long, not 129"],
+    );
+    let tools = |more: &str| ChatCompletionRequest::parse(with(more).as_bytes()).unwrap().tools;
+    assert_eq!(tools(r#""tools":[],"tool_choice":"auto""#), None);
+    assert_eq!(tools(&format!("\"tools\":[{WEATHER}],\"tool_choice\":\"none\"")), None);
+    let named = tools(&format!(r#""tools":[{WEATHER}],"tool_choice":{{"type":"function","function":{{"name":"weather"}}}},"parallel_tool_calls":false"#)).unwrap();
+    assert_eq!((named.list.len(), named.choice, named.parallel), (1, ToolChoice::Named("weather".into()), false));
+}
+
+#[test]
+fn calls_come_back_in_messages() {
+    check(
+        &messages(r#"[{"role":"tool","content":"x"}]"#),
+        expect!["400 [messages[0].tool_call_id] `messages[0].tool_call_id` is required"],
+    );
+    check(
+        &messages(r#"[{"role":"user","content":"x","tool_call_id":"c"}]"#),
+        expect![
+            "400 [messages[0].tool_call_id] `messages[0].tool_call_id` is not supported by this agent; leave it out"
+        ],
+    );
+    check(
+        &messages(r#"[{"role":"user","content":"x","tool_calls":[{}]}]"#),
+        expect![
+            "400 [messages[0].tool_calls] `messages[0].tool_calls` is not supported by this agent with this value; leave it out"
+        ],
+    );
+    check(
+        &messages(r#"[{"role":"assistant","content":null}]"#),
+        expect!["400 [messages[0].content] `messages[0].content` is required"],
+    );
+    check(
+        &messages(
+            r#"[{"role":"assistant","tool_calls":[{"id":"c","type":"function","function":{"name":"f","arguments":"[1]"}}]}]"#,
+        ),
+        expect![
+            "400 [messages[0].tool_calls[0].function.arguments] `messages[0].tool_calls[0].function.arguments` must be a JSON object as a string"
+        ],
+    );
+    let request = ChatCompletionRequest::parse(
+        messages(
+            r#"[{"role":"user","content":"?"},{"role":"assistant","content":null,"tool_calls":[{"id":"c","type":"function","function":{"name":"f","arguments":"{\"a\": 1}"}}]},
+            {"role":"tool","tool_call_id":"c","content":"fine"}]"#,
+        )
+        .as_bytes(),
+    );
+    expect![[r#"[Message { role: Assistant, content: "", tool_calls: [ToolCall { id: "c", name: "f", arguments: "{\"a\": 1}" }], tool_call_id: None }, Message { role: Tool, content: "fine", tool_calls: [], tool_call_id: Some("c") }]"#]].assert_eq(&format!("{:?}", &request.unwrap().messages[1..]));
+}
+
+#[test]
 fn answers_look_like_openais() {
-    let mut reply = ChatReply { id: "chatcmpl-1".into(), created: 7, model: "m".into(), include_usage: true };
-    let usage = Usage { prompt_tokens: 3, completion_tokens: 2 };
+    let reply = ChatReply {
+        id: "chatcmpl-1".into(),
+        created: 7,
+        model: "m".into(),
+        include_usage: true,
+        logprobs: false,
+        tools: false,
+    };
+    let usage = Usage { prompt_tokens: 3, cached_tokens: 1, completion_tokens: 2 };
     let extra = Map::from_iter([("vivarium".to_owned(), json!({"receipt": "r"}))]);
-    expect![[r#"{"id":"chatcmpl-1","object":"chat.completion","created":7,"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"hi","refusal":null,"annotations":[]},"logprobs":null,"finish_reason":"stop"}],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5},"vivarium":{"receipt":"r"}}"#]].assert_eq(&reply.whole("hi", Finish::Stop, usage, extra.clone()).to_string());
+    let answered = Answered { text: "hi", logprobs: &[], finish: Finish::Stop, usage };
+    expect![[r#"{"id":"chatcmpl-1","object":"chat.completion","created":7,"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"hi","refusal":null,"annotations":[]},"logprobs":null,"finish_reason":"stop"}],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5,"prompt_tokens_details":{"cached_tokens":1}},"vivarium":{"receipt":"r"}}"#]].assert_eq(&reply.whole(answered, extra.clone()).to_string());
+    let streamed = |reply: ChatReply, pieces: &[&str], logprobs: &[TokenLogprob], finish| {
+        let mut stream = ChatStream::new(reply);
+        let mut events = vec![stream.open()];
+        for piece in pieces {
+            events.extend(stream.delta(piece, logprobs));
+        }
+        events.extend(stream.close(finish, usage, extra.clone()));
+        events.iter().map(|event| String::from_utf8(event.to_sse().to_vec()).unwrap()).collect::<String>()
+    };
     expect![[r#"
         data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":7,"model":"m","choices":[{"index":0,"delta":{"role":"assistant","content":"","refusal":null},"logprobs":null,"finish_reason":null}],"usage":null}
 
@@ -191,18 +481,41 @@ fn answers_look_like_openais() {
 
         data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":7,"model":"m","choices":[{"index":0,"delta":{},"logprobs":null,"finish_reason":"length"}],"usage":null}
 
-        data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":7,"model":"m","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5},"vivarium":{"receipt":"r"}}
+        data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":7,"model":"m","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5,"prompt_tokens_details":{"cached_tokens":1}},"vivarium":{"receipt":"r"}}
 
-    "#]].assert_eq(
-        &[
-            reply.role_chunk(),
-            reply.delta_chunk("a\n"),
-            reply.finish_chunk(Finish::Length),
-            reply.usage_chunk(usage, extra),
-        ]
-        .map(|event| String::from_utf8(event.to_sse().to_vec()).unwrap())
-        .concat(),
-    );
-    reply.include_usage = false;
-    assert!(reply.delta_chunk("a").data.get("usage").is_none());
+    "#]].assert_eq(&streamed(reply.clone(), &["a\n"], &[], Finish::Length));
+    // Nobody asked for usage: nothing comes that has no choices.
+    let quiet = ChatReply { include_usage: false, ..reply.clone() };
+    expect![[r#"
+        data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":7,"model":"m","choices":[{"index":0,"delta":{"role":"assistant","content":"","refusal":null},"logprobs":null,"finish_reason":null}]}
+
+        data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":7,"model":"m","choices":[{"index":0,"delta":{"content":"a"},"logprobs":null,"finish_reason":null}]}
+
+        data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":7,"model":"m","choices":[{"index":0,"delta":{},"logprobs":null,"finish_reason":"stop"}],"vivarium":{"receipt":"r"}}
+
+    "#]].assert_eq(&streamed(quiet.clone(), &["a"], &[], Finish::Stop));
+
+    let told = [TokenLogprob { bytes: vec![0xc3], logprob: -0.5, top: vec![(b"b".to_vec(), -0.25)] }];
+    let telling = ChatReply { logprobs: true, ..quiet.clone() };
+    let answered = Answered { text: "hi", logprobs: &told, finish: Finish::Stop, usage };
+    expect![[r#"[{"index":0,"message":{"role":"assistant","content":"hi","refusal":null,"annotations":[]},"logprobs":{"content":[{"token":"�","logprob":-0.5,"bytes":[195],"top_logprobs":[{"token":"b","logprob":-0.25,"bytes":[98]}]}],"refusal":null},"finish_reason":"stop"}]"#]].assert_eq(&telling.whole(answered, Map::new())["choices"].to_string());
+
+    // Calls: whole, and in whatever pieces they come.
+    let calling = ChatReply { tools: true, ..quiet };
+    let text = "Look: <tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": 1}}\n</tool_call>\n<tool_call>\n{\"name\": \"g\", \"arguments\": {}}\n</tool_call>";
+    let answered = Answered { text, logprobs: &[], finish: Finish::Stop, usage };
+    expect![[r#"[{"index":0,"message":{"role":"assistant","content":"Look: ","refusal":null,"annotations":[],"tool_calls":[{"id":"call_100","type":"function","function":{"name":"f","arguments":"{\"a\":1}"}},{"id":"call_101","type":"function","function":{"name":"g","arguments":"{}"}}]},"logprobs":null,"finish_reason":"tool_calls"}]"#]].assert_eq(&calling.whole(answered, Map::new())["choices"].to_string());
+    let (first, second) = text.split_at(24);
+    expect![[r#"
+        data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":7,"model":"m","choices":[{"index":0,"delta":{"role":"assistant","content":"","refusal":null},"logprobs":null,"finish_reason":null}]}
+
+        data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":7,"model":"m","choices":[{"index":0,"delta":{"content":"Look: "},"logprobs":null,"finish_reason":null}]}
+
+        data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":7,"model":"m","choices":[{"index":0,"delta":{"tool_calls":[{"id":"call_100","type":"function","function":{"name":"f","arguments":"{\"a\":1}"},"index":0}]},"logprobs":null,"finish_reason":null}]}
+
+        data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":7,"model":"m","choices":[{"index":0,"delta":{"tool_calls":[{"id":"call_101","type":"function","function":{"name":"g","arguments":"{}"},"index":1}]},"logprobs":null,"finish_reason":null}]}
+
+        data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":7,"model":"m","choices":[{"index":0,"delta":{},"logprobs":null,"finish_reason":"tool_calls"}],"vivarium":{"receipt":"r"}}
+
+    "#]].assert_eq(&streamed(calling, &[first, second], &[], Finish::Stop));
 }

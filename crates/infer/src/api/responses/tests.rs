@@ -15,7 +15,7 @@ fn a_text_or_messages_are_understood() {
     check(
         r#"{"model":"m","input":"hi"}"#,
         expect![[
-            r#"ResponsesRequest { model: "m", input: [Message { role: User, content: "hi" }], instructions: None, previous_response_id: None, store: false, stream: false, max_output_tokens: None, sampling: Sampling { temperature: None, top_p: None, seed: None }, metadata: {}, user: None }"#
+            r#"ResponsesRequest { model: "m", input: [Message { role: User, content: "hi", tool_calls: [], tool_call_id: None }], instructions: None, previous_response_id: None, store: false, stream: false, settings: Settings { max_tokens: None, stop: [], sampling: Sampling { temperature: None, top_p: None, min_p: None, top_k: None, frequency_penalty: None, presence_penalty: None, logit_bias: [], seed: None }, logprobs: None, form: None, add_bos: false }, metadata: {}, user: None }"#
         ]],
     );
     check(
@@ -26,7 +26,7 @@ fn a_text_or_messages_are_understood() {
             {"id":"msg_1","type":"message","status":"completed","role":"assistant",
              "content":[{"type":"output_text","text":"b","annotations":[],"logprobs":[]}]}]}"#,
         expect![[
-            r#"ResponsesRequest { model: "m", input: [Message { role: User, content: "a" }, Message { role: Assistant, content: "b" }], instructions: Some("Be brief."), previous_response_id: Some("resp_1"), store: false, stream: true, max_output_tokens: Some(5), sampling: Sampling { temperature: Some(0.0), top_p: None, seed: None }, metadata: {"k": String("v")}, user: None }"#
+            r#"ResponsesRequest { model: "m", input: [Message { role: User, content: "a", tool_calls: [], tool_call_id: None }, Message { role: Assistant, content: "b", tool_calls: [], tool_call_id: None }], instructions: Some("Be brief."), previous_response_id: Some("resp_1"), store: false, stream: true, settings: Settings { max_tokens: Some(5), stop: [], sampling: Sampling { temperature: Some(0.0), top_p: None, min_p: None, top_k: None, frequency_penalty: None, presence_penalty: None, logit_bias: [], seed: None }, logprobs: None, form: None, add_bos: false }, metadata: {"k": String("v")}, user: None }"#
         ]],
     );
 }
@@ -76,8 +76,8 @@ fn reply() -> ResponseReply {
 
 #[test]
 fn an_answer_looks_like_openais() {
-    let usage = Usage { prompt_tokens: 3, completion_tokens: 2 };
-    let whole = reply().whole("ho", Finish::Length, usage, Map::new());
+    let usage = Usage { prompt_tokens: 3, cached_tokens: 0, completion_tokens: 2 };
+    let whole = reply().whole(Answered { text: "ho", logprobs: &[], finish: Finish::Length, usage }, Map::new());
     expect![[r#"
         {
           "id": "resp_1",
@@ -142,7 +142,7 @@ fn an_answer_looks_like_openais() {
 
 #[test]
 fn a_stream_counts_its_events_and_ends_with_the_whole() {
-    let usage = Usage { prompt_tokens: 3, completion_tokens: 2 };
+    let usage = Usage { prompt_tokens: 3, cached_tokens: 0, completion_tokens: 2 };
     let mut stream = ResponseStream::new(reply());
     let mut events = stream.open();
     events.push(stream.delta("h"));
@@ -166,6 +166,23 @@ fn a_stream_counts_its_events_and_ends_with_the_whole() {
         response.completed"#]]
     .assert_eq(&names.join("\n"));
     let last = &events[events.len() - 1].data["response"];
-    assert_eq!(*last, reply().whole("ho", Finish::Stop, usage, Map::new()));
+    assert_eq!(*last, reply().whole(Answered { text: "ho", logprobs: &[], finish: Finish::Stop, usage }, Map::new()));
     assert_eq!(last["output"][0]["content"][0]["text"], json!("ho"));
+}
+
+#[test]
+fn a_form_may_be_asked_for() {
+    let form = |text: &str| {
+        let body = format!(r#"{{"model":"m","input":"x","text":{text}}}"#);
+        ResponsesRequest::parse(body.as_bytes()).map(|request| request.settings.form.map(|form| form.grammar))
+    };
+    let schema = Grammar::JsonSchema(json!({"type": "array"}));
+    let format = r#"{"format":{"type":"json_schema","name":"n","strict":true,"schema":{"type":"array"}}}"#;
+    assert_eq!(form(format), Ok(Some(schema)));
+    assert_eq!(form(r#"{"format":{"type":"text"}}"#), Ok(None));
+    assert_eq!(
+        form(r#"{"format":{"type":"json_schema","schema":{}}}"#).unwrap_err().param.as_deref(),
+        Some("text.format.name")
+    );
+    assert_eq!(form(r#"{"verbosity":"low"}"#).unwrap_err().param.as_deref(), Some("text.verbosity"));
 }

@@ -89,7 +89,7 @@ impl Api {
             body_digest: order.question.digest,
             fresh: wishes.fresh,
         };
-        let generate = order.sampling.generate(order.prompt, terms.max_tokens, order.stop, rand::random());
+        let generate = order.settings.generate(order.prompt, terms.max_tokens, rand::random());
         let begin = || start(&terms.engine, generate.clone());
         // Prefill runs while the record becomes durable; with a deposit to come it would only stand in the way.
         let mut begun = match deposit {

@@ -12,8 +12,8 @@ use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use economy::Usdc;
 use futures::{Stream, StreamExt};
-use infer::api::{ApiError, Usage};
-use infer::{EngineEvent, Finish};
+use infer::api::{Answered, ApiError, SSE_KEEP_ALIVE, Usage};
+use infer::{EngineEvent, Finish, Generation, TokenLogprob};
 use pay::book::{AbortWhy, Delivery, Finish as Ended, RequestId};
 use pay::scheme::upto::Proxy;
 use pay::wire::Resource;
@@ -31,12 +31,16 @@ const MARK_TOKENS: u32 = 64;
 /// A settlement that takes longer leaves the answer unsent; the customer may ask again with the same payment.
 const SETTLE_PATIENCE: Duration = Duration::from_secs(60);
 
+/// A stream that says nothing for so long says that it lives: what stands between may cut silent connections off, most
+/// after a minute.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
 /// How the tokens become a body.
 pub trait Form: Send + 'static {
     fn open(&mut self) -> Vec<Bytes>;
-    fn delta(&mut self, text: &str) -> Vec<Bytes>;
+    fn delta(&mut self, text: &str, logprobs: &[TokenLogprob]) -> Vec<Bytes>;
     /// The end, after the payment is settled. `extra` says where the receipt is.
-    fn close(&mut self, text: &str, finish: Finish, usage: Usage, extra: Map<String, Value>) -> Vec<Bytes>;
+    fn close(&mut self, answered: Answered<'_>, extra: Map<String, Value>) -> Vec<Bytes>;
     fn fail(&mut self, error: &ApiError) -> Vec<Bytes>;
     fn content_type(&self) -> &'static str;
     /// Whether bytes may leave before the end.
@@ -52,16 +56,16 @@ pub struct Whole<J> {
 
 impl<J> Form for Whole<J>
 where
-    J: FnMut(&str, Finish, Usage, Map<String, Value>) -> Value + Send + 'static,
+    J: FnMut(Answered<'_>, Map<String, Value>) -> Value + Send + 'static,
 {
     fn open(&mut self) -> Vec<Bytes> {
         Vec::new()
     }
-    fn delta(&mut self, _: &str) -> Vec<Bytes> {
+    fn delta(&mut self, _: &str, _: &[TokenLogprob]) -> Vec<Bytes> {
         Vec::new()
     }
-    fn close(&mut self, text: &str, finish: Finish, usage: Usage, extra: Map<String, Value>) -> Vec<Bytes> {
-        vec![(self.json)(text, finish, usage, extra).to_string().into()]
+    fn close(&mut self, answered: Answered<'_>, extra: Map<String, Value>) -> Vec<Bytes> {
+        vec![(self.json)(answered, extra).to_string().into()]
     }
     fn fail(&mut self, error: &ApiError) -> Vec<Bytes> {
         vec![error.to_json(&self.id).to_string().into()]
@@ -81,7 +85,16 @@ impl Sale {
     /// The answer: generation runs on in a task of its own, the body takes what it makes.
     pub async fn deliver(mut self, form: impl Form, before_end: Option<BeforeEnd>) -> Response {
         let (frames, taken) = mpsc::channel::<Bytes>(1);
-        let run = Run { form, before_end, frames, text: String::new(), tokens: 0, bytes: 0, kept: Vec::new() };
+        let run = Run {
+            form,
+            before_end,
+            frames,
+            text: String::new(),
+            logprobs: Vec::new(),
+            tokens: 0,
+            bytes: 0,
+            kept: Vec::new(),
+        };
         // A payer without a record gets nothing before its money is here.
         let streams = run.form.streams();
         let settled = match self.paying {
@@ -95,6 +108,12 @@ impl Sale {
         if in_one_piece {
             drop(taken);
             return self.whole(run, settled).await;
+        }
+        // A head with 200 cannot be taken back: the engine says first whether it takes the request.
+        if let Err(error) = accepted(&mut self.generation).await {
+            self.guard.disarm();
+            tell(&self.api.cx, Ask::Aborted { request: self.request, why: AbortWhy::Engine });
+            return Problem::from(error).into_response();
         }
         let header = match &self.paying {
             // The head of a stream tells of the calls before it; a whole answer waits for its own charge.
@@ -263,12 +282,22 @@ fn delivery(sale: &Sale, run: &Run<impl Form>, usage: Usage, finish: Ended, conf
     }
 }
 
+/// Waits for the engine's first word.
+async fn accepted(generation: &mut Generation) -> Result<(), ApiError> {
+    match generation.recv().await {
+        Some(EngineEvent::Failed { kind, message }) => Err(ApiError::for_engine(kind, &message)),
+        Some(_) => Ok(()),
+        None => Err(ApiError::for_internal()),
+    }
+}
+
 /// Generation on its way into a body.
 struct Run<F> {
     form: F,
     before_end: Option<BeforeEnd>,
     frames: mpsc::Sender<Bytes>,
     text: String,
+    logprobs: Vec<TokenLogprob>,
     tokens: u32,
     bytes: u64,
     /// A copy of all frames, for a repetition of the request.
@@ -294,12 +323,13 @@ impl<F: Form> Run<F> {
         while let Some(event) = sale.generation.recv().await {
             match event {
                 EngineEvent::Accepted { .. } => {}
-                EngineEvent::Tokens { text, count } => {
+                EngineEvent::Tokens { text, count, logprobs } => {
                     self.text.push_str(&text);
+                    self.logprobs.extend(logprobs);
                     self.tokens += count;
                 }
-                EngineEvent::Done { finish, prompt_tokens, completion_tokens } => {
-                    return Ok((finish, Usage { prompt_tokens, completion_tokens }));
+                EngineEvent::Done { finish, prompt_tokens, cached_tokens, completion_tokens } => {
+                    return Ok((finish, Usage { prompt_tokens, cached_tokens, completion_tokens }));
                 }
                 EngineEvent::Failed { kind, message } => return Err(ApiError::for_engine(kind, &message)),
             }
@@ -307,13 +337,28 @@ impl<F: Form> Run<F> {
         Err(ApiError::for_internal())
     }
 
+    /// The last frames.
+    fn end(&mut self, finish: Finish, usage: Usage, extra: Map<String, Value>) -> Vec<Bytes> {
+        self.form.close(Answered { text: &self.text, logprobs: &self.logprobs, finish, usage }, extra)
+    }
+
+    /// The engine's next event; until it comes, a sign of life now and then. `None`: the customer is gone, or the engine.
+    async fn next(&mut self, generation: &mut Generation) -> Option<EngineEvent> {
+        loop {
+            match tokio::time::timeout(KEEP_ALIVE, generation.recv()).await {
+                Ok(event) => return event,
+                // No part of the answer: it is neither counted nor kept.
+                Err(_) => self.frames.send(Bytes::from_static(SSE_KEEP_ALIVE.as_bytes())).await.ok()?,
+            }
+        }
+    }
+
     /// The whole body, of which nothing has left, with its header.
     async fn close(&mut self, sale: &Sale, settled: Option<&Settlement>, finish: Finish, usage: Usage) -> Answer {
-        let text = self.text.clone();
         let extra = sale.extra(settled, usage.completion_tokens);
         let mut frames = self.form.open();
-        frames.extend(self.form.delta(&text));
-        frames.extend(self.form.close(&text, finish, usage, extra));
+        frames.extend(self.form.delta(&self.text, &self.logprobs));
+        frames.extend(self.end(finish, usage, extra));
         let payment_response = match &sale.paying {
             Paying::Voucher(call) => sale.api.told(call).await,
             _ => settled.and_then(|s| sale.settled_header(s)),
@@ -337,12 +382,16 @@ impl<F: Form> Run<F> {
         let mut marked = 0;
         let mut end = Err(ApiError::for_internal());
         while connected {
-            let Some(event) = sale.generation.recv().await else { break };
+            let Some(event) = self.next(&mut sale.generation).await else {
+                connected = !self.frames.is_closed();
+                break;
+            };
             match event {
                 EngineEvent::Accepted { .. } => {}
-                EngineEvent::Tokens { text, count } => {
+                EngineEvent::Tokens { text, count, logprobs } => {
                     self.text.push_str(&text);
-                    let frames = self.form.delta(&text);
+                    let frames = self.form.delta(&text, &logprobs);
+                    self.logprobs.extend(logprobs);
                     connected = self.push(frames).await;
                     if connected {
                         self.tokens += count;
@@ -354,8 +403,8 @@ impl<F: Form> Run<F> {
                         sale.api.cx.tell(Event::Ask(Box::new(ask))).await;
                     }
                 }
-                EngineEvent::Done { finish, prompt_tokens, completion_tokens } => {
-                    end = Ok((finish, Usage { prompt_tokens, completion_tokens }));
+                EngineEvent::Done { finish, prompt_tokens, cached_tokens, completion_tokens } => {
+                    end = Ok((finish, Usage { prompt_tokens, cached_tokens, completion_tokens }));
                     break;
                 }
                 EngineEvent::Failed { kind, message } => {
@@ -392,7 +441,7 @@ impl<F: Form> Run<F> {
         let is_paid = matches!(sale.paying, Paying::Voucher(_)) || matches!(settled, Some(Settlement::Paid { .. }));
         let confirmed = if is_paid {
             let extra = sale.extra(settled.as_ref(), usage.completion_tokens);
-            let closing = self.form.close(&self.text.clone(), finish, usage, extra);
+            let closing = self.end(finish, usage, extra);
             let payment_response = match &sale.paying {
                 Paying::Voucher(call) => sale.api.told(call).await,
                 _ => settled.as_ref().and_then(|s| sale.settled_header(s)),
@@ -445,7 +494,7 @@ impl<F: Form> Run<F> {
             sale.api.cx.tell(Event::Ask(Box::new(Ask::Aborted { request: sale.request, why }))).await;
             return;
         }
-        let usage = Usage { prompt_tokens: sale.prompt_tokens, completion_tokens: self.tokens };
+        let usage = Usage { prompt_tokens: sale.prompt_tokens, cached_tokens: 0, completion_tokens: self.tokens };
         let delivery = delivery(&sale, &self, usage, finish, false);
         // The sender goes last: the body ends when the book has heard.
         sale.say(delivery).await;

@@ -210,7 +210,7 @@ impl Bare {
 
     async fn ask(&self, prompt: &str) -> Result<Timed> {
         let asked = Instant::now();
-        let messages = [Message { role: Role::User, content: prompt.to_owned() }];
+        let messages = [Message::new(Role::User, prompt)];
         let rendered = self.template.render(&messages, 0)?;
         let mut generation =
             self.engine.generate(Sampling::default().generate(rendered, ANSWER_TOKENS, Vec::new(), 7))?;

@@ -1,0 +1,3 @@
+//! What strangers send, through the public surface.
+
+mod fuzz;
