@@ -159,7 +159,7 @@ fn strangers_nodes_break_no_reader() {
 fn strangers_directories_break_no_listing() {
     let (here, roots) = graphs();
     let blocks: Vec<Vec<u8>> = roots.iter().map(|root| here.blocks.get(root).unwrap().to_vec()).collect();
-    fuzz(runs() / 40, &blocks, |_, bytes| {
+    fuzz(runs() / 100, &blocks, |_, bytes| {
         let cid = cid::of_dag_pb(bytes);
         here.blocks.put_later(&cid, bytes).unwrap();
         let listed = Listing::of(&here.blocks, &cid).map(|listing| listing.filter(Result::is_ok).count());

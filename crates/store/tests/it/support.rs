@@ -12,8 +12,16 @@ pub struct Store {
     pub dir: TempDir,
 }
 
+/// A folder that goes away. In memory where there is plenty: thousands of small files, and syncs that would wait for
+/// whatever else the machine writes.
+pub fn folder() -> TempDir {
+    let memory = "/dev/shm";
+    let is_roomy = rustix::fs::statvfs(memory).is_ok_and(|s| s.f_bavail.saturating_mul(s.f_frsize) >= 1 << 30);
+    if is_roomy { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() }
+}
+
 pub fn store() -> Store {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = folder();
     Store { blocks: Blocks::open(dir.path()).unwrap(), dir }
 }
 

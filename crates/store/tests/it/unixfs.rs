@@ -1,4 +1,4 @@
-use crate::support::{Noise, SMALL, Store, noise, refused, store};
+use crate::support::{Noise, SMALL, Store, folder, noise, refused, store};
 use proptest::prelude::*;
 use serde::Deserialize;
 use std::collections::BTreeSet;
@@ -73,7 +73,7 @@ fn directories_get_the_cids_that_the_javascript_importer_gives_them() {
     for wanted in directories {
         // Entries of the largest directory that is one block, and what fills it to the byte.
         let (last, pair) = if wanted.profile == "unixfs-v1-2025" { (1065, 152) } else { (1120, 115) };
-        let dir = tempfile::tempdir().unwrap();
+        let dir = folder();
         let write = |path: &str, content: &[u8]| {
             let path = dir.path().join(path);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
