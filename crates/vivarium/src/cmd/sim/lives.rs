@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 #[derive(clap::Args)]
+#[group(skip)]
 pub struct Flags {
     /// The first seed.
     #[arg(long, value_name = "SEED", default_value_t = 1)]
