@@ -159,6 +159,7 @@ pub struct Lived {
     pub calls: u64,
     pub moves: u64,
     pub takeovers: u64,
+    /// Orders of the quorum, refused ones included.
     pub rescues: u64,
     /// How often each fault really came.
     pub faults: Vec<(Fault, u64)>,

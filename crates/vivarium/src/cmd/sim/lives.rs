@@ -115,7 +115,7 @@ fn tell(as_json: bool, seed: u64, lived: &Lived) {
     let digest = &hex::encode(lived.digest)[..16];
     println!(
         "seed {seed}: {blocks} blocks, {done} transactions and {refused} refused, {calls} calls, {moves} moves, \
-         {takeovers} takeovers, {rescues} rescues; {digest}"
+         {takeovers} takeovers, {rescues} rescue orders; {digest}"
     );
 }
 
