@@ -18,7 +18,8 @@ pub struct Money {
 
 /// Translates in chain order. `leases` are those this agent rented before; market events about others are
 /// somebody else's. A token transfer counts as unexplained only if no event of its own transaction explains it; one
-/// that its payer had signed (`signed`: the transactions) is a customer's all the same.
+/// that its payer had signed (`signed`: the transactions) is a customer's all the same. The market pays a tenant nothing
+/// but what `LeaseClosed` told, in the same transaction or, when the token was frozen then, by `collect` later.
 pub fn translate(
     items: &[LogItem],
     signed: &BTreeSet<B256>,
@@ -28,7 +29,7 @@ pub fn translate(
 ) -> Money {
     let mut leases = leases.clone();
     let mut money = Money::default();
-    let explained = explained(items, cx);
+    let explained = explained(items);
     for item in items {
         let (log, reverted) = match item {
             LogItem::Emitted(log) => (log, false),
@@ -52,19 +53,13 @@ pub fn translate(
     money
 }
 
-/// (transaction, payer) → amount that the treasury's or market's own events account for.
-fn explained(items: &[LogItem], cx: &Context) -> BTreeMap<(B256, Address), u128> {
+/// (transaction, payer) → amount that the treasury's own events account for.
+fn explained(items: &[LogItem]) -> BTreeMap<(B256, Address), u128> {
     let mut sums: BTreeMap<(B256, Address), u128> = BTreeMap::new();
     for item in items {
         let (LogItem::Emitted(log) | LogItem::Reverted(log)) = item;
-        match &log.event {
-            Event::Treasury(TreasuryEvent::ExactSettled(e)) => {
-                *sums.entry((log.tx, e.payer)).or_default() += e.amount.saturating_to::<u128>();
-            }
-            Event::Market(MarketEvent::LeaseClosed(e)) => {
-                *sums.entry((log.tx, cx.config.lease_market)).or_default() += e.refund;
-            }
-            _ => {}
+        if let Event::Treasury(TreasuryEvent::ExactSettled(e)) = &log.event {
+            *sums.entry((log.tx, e.payer)).or_default() += e.amount.saturating_to::<u128>();
         }
     }
     sums
@@ -106,7 +101,8 @@ fn life_event(
         Event::Market(_) => None,
         Event::Transfer { from, to, amount } => {
             let known = explained.get(&(log.tx, *from)).copied().unwrap_or(0);
-            let unexplained = *to == cx.config.treasury && known < *amount;
+            let from_market = *from == cx.config.lease_market;
+            let unexplained = *to == cx.config.treasury && known < *amount && !from_market;
             let amount = Usdc(amount.saturating_sub(known));
             // Whoever made the channel contract pay out: it is what vouchers had promised.
             let from_channels = !from.is_zero() && *from == cx.birth.options.channels;
