@@ -32,8 +32,8 @@ pub(crate) enum Order {
         key: Key,
         prompt: Vec<LlamaToken>,
         /// Of the request's grammar.
-        form: Option<Form>,
-        request: Generate,
+        form: Option<Box<Form>>,
+        request: Box<Generate>,
         out: Sender<FromEngine>,
     },
     Cancel(Key),
@@ -128,7 +128,9 @@ impl<'m> Decoder<'m> {
 
     fn obey(&mut self, order: Order) {
         match order {
-            Order::Start { key, prompt, form, request, out } => self.start(key, prompt, form, request, out),
+            Order::Start { key, prompt, form, request, out } => {
+                self.start(key, prompt, form.map(|form| *form), *request, out)
+            }
             Order::Cancel(key) => self.end_early(|answer| answer.key == key),
             Order::HangUp(connection) => self.end_early(|answer| answer.key.connection == connection),
         }

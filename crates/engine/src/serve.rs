@@ -82,6 +82,7 @@ impl Acceptor {
                 ToEngine::Generate { id, request } => match self.prepare(&request) {
                     Ok((prompt, form)) => {
                         let key = Key { connection, id };
+                        let (form, request) = (form.map(Box::new), Box::new(request));
                         let _ = self.orders.send(Order::Start { key, prompt, form, request, out: out.clone() });
                     }
                     Err((kind, message)) => {

@@ -121,7 +121,7 @@ impl Life {
     }
 
     pub fn live(mut self) -> Result<Lived, Box<Broken>> {
-        match self.to_the_end() {
+        match self.live_on() {
             Ok(()) => {
                 self.lived.faults = self.happened.into_iter().collect();
                 (self.lived.done, self.lived.refused) = (self.chain.done, self.chain.refused);
@@ -132,7 +132,7 @@ impl Life {
         }
     }
 
-    fn to_the_end(&mut self) -> Result<(), String> {
+    fn live_on(&mut self) -> Result<(), String> {
         let begin = self.chain.now();
         let end = begin + self.setting.days * u64::from(self.genesis.timers.day);
         while self.stage() != Stage::Closed {

@@ -32,7 +32,7 @@ pub struct Endpoint {
 #[derive(Clone, Debug)]
 enum Record {
     Life(u64, Box<Input>, [u8; 32]),
-    Book(BookInput),
+    Book(Box<BookInput>),
 }
 
 /// What a successor starts from, as a checkpoint holds it: the journal's first records, and the log reader then.
@@ -178,7 +178,7 @@ impl Node {
                     assert_eq!(outputs_digest(&outputs), *digest, "record {lsn} folds differently");
                 }
                 Record::Book(input) => {
-                    for output in self.book.apply(input.clone()) {
+                    for output in self.book.apply((**input).clone()) {
                         if let BookOutput::Earned { request, .. } = output {
                             self.earned.insert(request);
                         }
@@ -233,7 +233,7 @@ impl Node {
 
     /// One input of the book, recorded before it has effects.
     pub fn pay(&mut self, now: u64, input: BookInput) -> Vec<(OutputId, Output)> {
-        self.journal.push(Record::Book(input.clone()));
+        self.journal.push(Record::Book(Box::new(input.clone())));
         let lsn = u64::try_from(self.journal.len()).expect("small");
         let mut tasks = Vec::new();
         for output in self.book.apply(input) {
