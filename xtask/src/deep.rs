@@ -45,7 +45,10 @@ pub fn run(names: &[String]) -> Result<()> {
     for name in names {
         let known =
             steps.iter().any(|step| step.name.starts_with(name.as_str())) || "mutants".starts_with(name.as_str());
-        ensure!(known, "no deep step begins with {name:?}: invariants, fuzz, mutants, payments, drain, differential");
+        ensure!(
+            known,
+            "no deep step begins with {name:?}: invariants, fuzz, mutants, parsers, payments, drain, differential"
+        );
     }
     let wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| name.starts_with(wanted.as_str()));
     setup::everything()?;
@@ -113,7 +116,7 @@ fn steps() -> Vec<Step> {
         command: fuzz,
     });
     steps.extend([
-        rust("payments: parsers, 10,000,000 inputs", "crates/pay", &["strangers_"]),
+        rust("parsers: millions of inputs each", "crates", &["strangers_"]),
         rust("payments: crash points in 1,000,000 seeded worlds", "crates/pay", &["book::tests::seeds"]),
         rust("payments: 10,000 streamed calls on one channel", "crates/pay", &["ts_rs_rs_batch_settlement_streamed"]),
         rust("differential of contracts and model", "crates", &["contracts_and_model_agree"]),

@@ -20,7 +20,7 @@ cargo xtask <command>
   up [flags]      install what is missing, build, and start a world: `vivarium up [flags]`
                   (cargo xtask up --help lists the flags)
   test            everything: formatting, clippy, licences, contracts, all tests, one whole life with real processes
-  test --deep [STEP…]   the counts that take hours (invariants, fuzz, mutants, payments, drain, differential): goes on
+  test --deep [STEP…]   the counts that take hours (invariants, fuzz, mutants, parsers, payments, …): goes on
                   where it was broken off, and writes its report into docs/benchmarks.md. Commit first
   bench           start worlds and print the figures of docs/benchmarks.md
   bench pay       what a payment costs, without worlds, beside the official Express server (--write: into the docs;
