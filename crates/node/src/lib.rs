@@ -47,6 +47,7 @@ use crate::main_loop::{Event, Node};
 use crate::manifest::Manifest;
 use crate::memory::RingFile;
 use crate::shared::{Engine, Shared};
+use axum::serve::ListenerExt;
 use chain::{Chain, Sender};
 use infer::{ChatTemplate, EngineClient, EngineConfig};
 use net::chain_of;
@@ -133,6 +134,10 @@ pub async fn run(config: NodeConfig, stop: impl Future<Output = ()> + Send + 'st
     tokio::spawn(prepare_engine(cx.clone(), shared.clone()));
     tokio::spawn(watch::watch(cx.clone(), HEAD_EVERY, logs_wanted));
     let router = api::router(cx.clone(), shared.clone(), answers).into_make_service_with_connect_info::<SocketAddr>();
+    // Frames of a stream are small. One that waits for the acknowledgement of the one before comes up to 40 ms late.
+    let listener = listener.tap_io(|stream| {
+        stream.set_nodelay(true).ok();
+    });
     tokio::spawn(async move {
         if let Err(e) = axum::serve(listener, router).await {
             tracing::error!(error = %e, "the HTTP server ended");

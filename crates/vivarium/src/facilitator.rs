@@ -15,6 +15,7 @@ use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::serve::ListenerExt;
 use axum::{Json, Router};
 use books::Books;
 use bytes::Bytes;
@@ -105,6 +106,10 @@ pub async fn serve(
         .route("/credit/{account}", get(credit).post(buy_credit))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(facilitator);
+    // An answer's head and body must not wait for each other.
+    let listener = listener.tap_io(|stream| {
+        stream.set_nodelay(true).ok();
+    });
     Ok(axum::serve(listener, app).with_graceful_shutdown(until).await?)
 }
 

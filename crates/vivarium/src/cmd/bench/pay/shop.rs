@@ -10,6 +10,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
+use axum::serve::ListenerExt;
 use axum::{BoxError, Router};
 use chain::bindings::TestUSDC;
 use futures::StreamExt;
@@ -114,6 +115,10 @@ impl Shop {
         let app = Router::new().route(PAID, post(paid)).route(FREE, post(free)).with_state(Arc::clone(&inner));
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let url = format!("http://{}", listener.local_addr()?);
+        // As a node does.
+        let listener = listener.tap_io(|stream| {
+            stream.set_nodelay(true).ok();
+        });
         let server = tokio::spawn(async move { axum::serve(listener, app).await.expect("it serves") });
         Ok(Self { url, inner, server })
     }

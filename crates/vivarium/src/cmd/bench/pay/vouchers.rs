@@ -124,7 +124,14 @@ fn prepare(domain: &ChannelDomain, count: usize) -> Prepared {
 
 fn open(configs: &BTreeMap<ChannelId, ChannelConfig>, count: usize) -> ChannelBook {
     let most = u32::try_from(count).unwrap_or(u32::MAX);
-    let limits = ChannelLimits { open_per_channel_max: most, calls_max: most, ..ChannelLimits::default() };
+    // None of the calls ends here.
+    let limits = ChannelLimits {
+        open_per_channel_max: most,
+        open_per_payer_max: most,
+        open_max: most,
+        calls_max: most,
+        ..ChannelLimits::default()
+    };
     let mut book = ChannelBook::with_channels(Limits::default(), limits);
     for (id, config) in configs {
         let state = ChannelState { balance: Usdc(u128::from(u64::MAX)), block: 1, ..ChannelState::default() };
