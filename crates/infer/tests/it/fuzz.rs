@@ -2,6 +2,10 @@
 //! refusal is a 400 that says what is wrong, and what is taken can be asked of a model. Deterministic: a failure names
 //! its seed.
 
+#[path = "../../../../tests/fuzz.rs"]
+mod changes;
+
+use changes::Chance;
 use infer::api::{
     Answered, ApiError, ChatCompletionRequest, ChatReply, ChatStream, CompletionRequest, ResponsesRequest, Usage,
 };
@@ -10,23 +14,7 @@ use serde_json::{Map, Value};
 
 /// Enough to find what a day of it found; three million with VIVARIUM_DEEP=1.
 fn runs() -> u64 {
-    if std::env::var_os("VIVARIUM_DEEP").is_some() { 3_000_000 } else { 20_000 }
-}
-
-/// SplitMix64.
-struct Chance(u64);
-
-impl Chance {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        usize::try_from(self.next() % u64::try_from(n.max(1)).unwrap()).unwrap()
-    }
+    changes::runs(20_000, 3_000_000)
 }
 
 const SEEDS: [&str; 6] = [
@@ -71,30 +59,8 @@ const TOKENS: [&str; 30] = [
     "18446744073709551616",
 ];
 
-/// One to four changes of bytes, or of a piece of text.
 fn mutate(bytes: &mut Vec<u8>, chance: &mut Chance) {
-    for _ in 0..=chance.below(4) {
-        let at = chance.below(bytes.len());
-        match chance.below(6) {
-            0 if !bytes.is_empty() => bytes[at] ^= 1 << chance.below(8),
-            1 => bytes.truncate(at),
-            2 => {
-                let token = TOKENS[chance.below(TOKENS.len())];
-                bytes.splice(at..at, token.bytes());
-            }
-            3 if !bytes.is_empty() => {
-                bytes.remove(at);
-            }
-            4 if !bytes.is_empty() => {
-                let end = (at + chance.below(60)).min(bytes.len());
-                let piece = bytes[at..end].to_vec();
-                let to = chance.below(bytes.len());
-                bytes.splice(to..to, piece);
-            }
-            _ if !bytes.is_empty() => bytes[at] = u8::try_from(chance.below(256)).unwrap(),
-            _ => {}
-        }
-    }
+    changes::mutate(bytes, chance, &TOKENS, 60);
 }
 
 /// A refusal that a customer can act on.

@@ -1,7 +1,11 @@
 //! Every parser of what strangers send, on bytes that were once right: no panic, no quadratic time, and what is taken
 //! is taken again after it was printed. Deterministic: a failure names its seed.
 
+#[path = "../../../../tests/fuzz.rs"]
+mod changes;
+
 use alloy::primitives::Address;
+use changes::Chance;
 use pay::scheme::channel::{ChannelDomain, server as channel};
 use pay::scheme::exact::{Domain, server as exact};
 use pay::scheme::upto::{Permit2Domain, server as upto};
@@ -13,23 +17,7 @@ use serde_json::Value;
 
 /// Enough to find what a day of it found; ten million with VIVARIUM_DEEP=1.
 fn runs() -> u64 {
-    if std::env::var_os("VIVARIUM_DEEP").is_some() { 10_000_000 } else { 40_000 }
-}
-
-/// SplitMix64.
-struct Chance(u64);
-
-impl Chance {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        usize::try_from(self.next() % u64::try_from(n.max(1)).unwrap()).unwrap()
-    }
+    changes::runs(40_000, 10_000_000)
 }
 
 /// Messages of the recorded exchanges: payments, offers and settlements of all three schemes.
@@ -85,30 +73,8 @@ const TOKENS: [&str; 24] = [
     "115792089237316195423570985008687907853269984665640564039457584007913129639936",
 ];
 
-/// One to four changes of bytes, or of a piece of text.
 fn mutate(bytes: &mut Vec<u8>, chance: &mut Chance) {
-    for _ in 0..=chance.below(4) {
-        let at = chance.below(bytes.len());
-        match chance.below(6) {
-            0 if !bytes.is_empty() => bytes[at] ^= 1 << chance.below(8),
-            1 => bytes.truncate(at),
-            2 => {
-                let token = TOKENS[chance.below(TOKENS.len())];
-                bytes.splice(at..at, token.bytes());
-            }
-            3 if !bytes.is_empty() => {
-                bytes.remove(at);
-            }
-            4 if !bytes.is_empty() => {
-                let end = (at + chance.below(40)).min(bytes.len());
-                let piece = bytes[at..end].to_vec();
-                let to = chance.below(bytes.len());
-                bytes.splice(to..to, piece);
-            }
-            _ if !bytes.is_empty() => bytes[at] = u8::try_from(chance.below(256)).unwrap(),
-            _ => {}
-        }
-    }
+    changes::mutate(bytes, chance, &TOKENS, 40);
 }
 
 #[test]
@@ -167,7 +133,7 @@ fn strangers_headers_break_no_parser() {
 fn amounts_have_one_form() {
     for seed in 0..runs() {
         let mut chance = Chance(seed);
-        let value = u128::from(chance.next()) << chance.below(65) | u128::from(chance.next());
+        let value = u128::from(chance.draw()) << chance.below(65) | u128::from(chance.draw());
         let mut text = value.to_string().into_bytes();
         assert_eq!(amount(std::str::from_utf8(&text).unwrap()).unwrap().micro(), value);
         mutate(&mut text, &mut chance);

@@ -1,9 +1,13 @@
 //! Every parser of what strangers send, on bytes that were once right: no panic, no memory beyond a block's, and what
 //! is taken is what it says it is. Deterministic: a failure names its seed.
 
+#[path = "../../../../tests/fuzz.rs"]
+mod changes;
+
 use crate::support::{Store, noise, store};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use changes::Chance;
 use std::collections::BTreeMap;
 use store::arweave::{Bundle, Transaction, verify_chunk};
 use store::car::{self, Reader};
@@ -15,23 +19,7 @@ use store::unixfs::{self, Listing, Object, Profile, import_path};
 
 /// Enough to find what a day of it found; ten million with VIVARIUM_DEEP=1.
 fn runs() -> u64 {
-    if std::env::var_os("VIVARIUM_DEEP").is_some() { 10_000_000 } else { 40_000 }
-}
-
-/// SplitMix64.
-struct Chance(u64);
-
-impl Chance {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        usize::try_from(self.next() % u64::try_from(n.max(1)).unwrap()).unwrap()
-    }
+    changes::runs(40_000, 10_000_000)
 }
 
 /// What lengths, wire types and counts look like where they hurt.
@@ -53,30 +41,8 @@ const TOKENS: [&[u8]; 14] = [
     b"../",
 ];
 
-/// One to four changes.
 fn mutate(bytes: &mut Vec<u8>, chance: &mut Chance) {
-    for _ in 0..=chance.below(4) {
-        let at = chance.below(bytes.len());
-        match chance.below(6) {
-            0 if !bytes.is_empty() => bytes[at] ^= 1 << chance.below(8),
-            1 => bytes.truncate(at),
-            2 => {
-                let token = TOKENS[chance.below(TOKENS.len())];
-                bytes.splice(at..at, token.iter().copied());
-            }
-            3 if !bytes.is_empty() => {
-                bytes.remove(at);
-            }
-            4 if !bytes.is_empty() => {
-                let end = (at + chance.below(40)).min(bytes.len());
-                let piece = bytes[at..end].to_vec();
-                let to = chance.below(bytes.len());
-                bytes.splice(to..to, piece);
-            }
-            _ if !bytes.is_empty() => bytes[at] = u8::try_from(chance.below(256)).unwrap(),
-            _ => {}
-        }
-    }
+    changes::mutate(bytes, chance, &TOKENS, 40);
 }
 
 /// Runs `check` on seeds, one in eight left as it was. Returns how often it said that the bytes were taken.
