@@ -19,8 +19,14 @@ pub fn build(root: &Path) -> Result<()> {
 
 /// The same tests under a profile of foundry.toml: `default`, `ci` or `deep`, each with more runs than the one before.
 pub fn test_profile(root: &Path, profile: &str) -> Result<()> {
-    let forge = root.join("contracts/node_modules/.bin/forge");
-    run(root, Command::new(forge).arg("test").env("FOUNDRY_PROFILE", profile))
+    run(root, &mut forge_test(root, profile))
+}
+
+/// `forge test` under a profile, to be run as it is or with more arguments.
+pub fn forge_test(root: &Path, profile: &str) -> Command {
+    let mut command = Command::new(root.join("contracts/node_modules/.bin/forge"));
+    command.arg("test").env("FOUNDRY_PROFILE", profile).current_dir(root.join("contracts"));
+    command
 }
 
 /// Compares `contracts/abi` with the sources by digest alone, and names each file that does not fit.

@@ -1,7 +1,7 @@
 //! `cargo xtask test --deep`: the counts that take hours. Every step that has passed is on record under the target
 //! directory, so that a run which is broken off goes on where it was; what was measured goes into docs/benchmarks.md.
 
-use crate::{mutants, setup, shell};
+use crate::{contracts, mutants, setup, shell};
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,7 +21,14 @@ struct Step {
     name: String,
     /// The folder whose contents it is about, as git knows it.
     about: &'static str,
-    command: Command,
+    work: Work,
+}
+
+enum Work {
+    /// A runner, which says in closing lines what it has run.
+    Run(Command),
+    /// Has a record of its own, a line for each mutant.
+    Mutants,
 }
 
 /// What is on record of a step that has passed.
@@ -43,46 +50,33 @@ struct Passed {
 pub fn run(names: &[String]) -> Result<()> {
     let mut steps = steps();
     for name in names {
-        let known =
-            steps.iter().any(|step| step.name.starts_with(name.as_str())) || "mutants".starts_with(name.as_str());
         ensure!(
-            known,
+            steps.iter().any(|step| step.name.starts_with(name.as_str())),
             "no deep step begins with {name:?}: invariants, fuzz, mutants, parsers, payments, drain, differential"
         );
     }
-    let wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| name.starts_with(wanted.as_str()));
+    steps.retain(|step| names.is_empty() || names.iter().any(|name| step.name.starts_with(name.as_str())));
     setup::everything()?;
     let mut record = read_record()?;
     let mut failed = Vec::new();
-    steps.retain(|step| wanted(&step.name));
-    for mut step in steps {
-        let tree = tree_of(step.about)?;
-        if record.get(&step.name).is_some_and(|passed| passed.tree == tree) {
-            println!("{}: passed before on the same sources", step.name);
+    for Step { name, about, work } in steps {
+        let tree = tree_of(about)?;
+        if record.get(&name).is_some_and(|passed| passed.tree == tree) {
+            println!("{name}: passed before on the same sources");
             continue;
         }
-        println!("\n== deep: {}", step.name);
+        println!("\n== deep: {name}");
         let started = Instant::now();
-        match run_step(&mut step.command)? {
-            Some(said) => {
-                let passed = Passed { tree, date: today()?, seconds: started.elapsed().as_secs(), said };
-                record.insert(step.name, passed);
-                write_record(&record)?;
-            }
-            None => failed.push(step.name),
-        }
-    }
-    if wanted("mutants") {
-        println!("\n== deep: mutants");
-        let started = Instant::now();
-        match mutants::run() {
+        let done = match work {
+            Work::Run(mut command) => run_step(&mut command),
+            Work::Mutants => mutants::run(),
+        };
+        match done {
             Ok(said) => {
-                let passed =
-                    Passed { tree: tree_of("contracts")?, date: today()?, seconds: started.elapsed().as_secs(), said };
-                record.insert("mutants".to_owned(), passed);
+                record.insert(name, Passed { tree, date: today()?, seconds: started.elapsed().as_secs(), said });
                 write_record(&record)?;
             }
-            Err(error) => failed.push(format!("mutants ({error:#})")),
+            Err(error) => failed.push(format!("{name} ({error:#})")),
         }
     }
     report(&record)?;
@@ -92,20 +86,16 @@ pub fn run(names: &[String]) -> Result<()> {
 }
 
 fn steps() -> Vec<Step> {
-    let forge = |profile: &str| {
-        let mut command = Command::new(shell::root().join("contracts/node_modules/.bin/forge"));
-        command.arg("test").env("FOUNDRY_PROFILE", profile).current_dir(shell::root().join("contracts"));
-        command
-    };
+    let forge = |profile: &str| contracts::forge_test(shell::root(), profile);
     let walk = |n: u32| {
         let mut command = forge("ci");
         command.args(["--match-path", "test/Invariants.t.sol", "--fuzz-seed", &format!("{n:#x}")]);
-        Step { name: format!("invariants {n}/{WALKS}"), about: "contracts", command }
+        Step { name: format!("invariants {n}/{WALKS}"), about: "contracts", work: Work::Run(command) }
     };
     let rust = |name: &str, about: &'static str, filters: &[&str]| {
         let mut command = shell::cargo();
         command.args(["test", "--workspace", "--no-fail-fast", "--"]).args(filters).env("VIVARIUM_DEEP", "1");
-        Step { name: name.to_owned(), about, command }
+        Step { name: name.to_owned(), about, work: Work::Run(command) }
     };
     let mut fuzz = forge("deep");
     fuzz.args(["--no-match-path", "test/Invariants.t.sol"]);
@@ -113,8 +103,9 @@ fn steps() -> Vec<Step> {
     steps.push(Step {
         name: "fuzz of every entry point, 10,000 runs each".to_owned(),
         about: "contracts",
-        command: fuzz,
+        work: Work::Run(fuzz),
     });
+    steps.push(Step { name: "mutants".to_owned(), about: "contracts", work: Work::Mutants });
     steps.extend([
         rust("parsers: millions of inputs each", "crates", &["strangers_"]),
         rust("payments: crash points in 1,000,000 seeded worlds", "crates/pay", &["book::tests::seeds"]),
@@ -125,8 +116,11 @@ fn steps() -> Vec<Step> {
     steps
 }
 
-/// Shows what it says as it says it. The runner's closing lines when it passes, `None` when it does not.
-fn run_step(command: &mut Command) -> Result<Option<String>> {
+/// Shows what it says as it says it. The runner's closing lines.
+///
+/// # Errors
+/// It failed, or passed without having run anything.
+fn run_step(command: &mut Command) -> Result<String> {
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot start a step")?;
     let mut closing = Vec::new();
     for line in BufReader::new(child.stdout.take().context("a step without output")?).lines() {
@@ -137,7 +131,9 @@ fn run_step(command: &mut Command) -> Result<Option<String>> {
         }
     }
     let status = child.wait().context("a step's end")?;
-    Ok(status.success().then(|| closing.join("; ")).filter(|said| !said.is_empty()))
+    ensure!(status.success(), "{status}");
+    ensure!(!closing.is_empty(), "nothing was run");
+    Ok(closing.join("; "))
 }
 
 /// Whether a runner counts in this line what it has run, and that is something.
@@ -246,8 +242,11 @@ mod tests {
         let steps = steps();
         let filters: Vec<String> = steps
             .iter()
-            .filter(|step| step.command.get_program() == shell::cargo().get_program())
-            .filter_map(|step| step.command.get_args().last()?.to_str().map(str::to_owned))
+            .filter_map(|step| match &step.work {
+                Work::Run(command) if command.get_program() == shell::cargo().get_program() => Some(command),
+                _ => None,
+            })
+            .filter_map(|command| command.get_args().last()?.to_str().map(str::to_owned))
             .collect();
         assert_eq!(filters.len(), 5);
         let sources = Command::new("grep")
