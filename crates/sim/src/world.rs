@@ -8,14 +8,14 @@ use alloy::primitives::{Address, B256, Bytes, U256, keccak256};
 use alloy::signers::{SignerSync, local::PrivateKeySigner};
 use alloy::sol_types::SolCall;
 use chain::bindings::{
-    Addresses, Approval, Birth, Lease, LeaseMarket, Offer, Options, Payee, Policy, Standing, State, TestUSDC, Timers,
-    Treasury, TreasuryFactory,
+    Addresses, Approval, Birth, Lease, LeaseMarket, LeaseStatus, Offer, Options, Payee, Policy, Standing, State,
+    TestUSDC, Timers, Treasury, TreasuryFactory,
 };
 use chain::deploy::MarketParams;
 use chain::orders::{self, Ack, Act, Order};
 use chain::treasury::calls::{self, ExactAuthorization};
 use chain::{anvil::DEV_CHAIN_ID, market, usdc};
-use economy::DAY_SECS;
+use economy::{DAY_SECS, LeaseView, Stage, Usdc, View};
 use pay::scheme::channel::BATCH_SETTLEMENT;
 use pay::scheme::exact::{Domain, TransferWithAuthorization};
 
@@ -32,6 +32,17 @@ const VALID_SECS: u64 = 3_600;
 /// A key that belongs to a name.
 pub fn key(name: &str) -> PrivateKeySigner {
     PrivateKeySigner::from_bytes(&keccak256(name)).expect("a digest is a key, but for one in 2^128")
+}
+
+/// The treasury's stage in the model's words.
+pub fn stage(state: &State) -> Stage {
+    match state.stage() {
+        chain::Stage::Unborn => Stage::Unborn,
+        chain::Stage::Alive => Stage::Alive,
+        chain::Stage::Stopped => Stage::Stopped,
+        chain::Stage::WindingDown => Stage::WindingDown,
+        chain::Stage::Closed => Stage::Closed,
+    }
 }
 
 /// Whoever gives birth here.
@@ -314,6 +325,55 @@ impl World {
     /// Rent that a lease earned so far, micro-USDC.
     pub fn accrued(&self, id: u64) -> u128 {
         self.evm.ask(self.at.market, &LeaseMarket::accruedCall { lease: U256::from(id) }).expect("a market")
+    }
+
+    /// What the chain shows a node of somebody else: no gas, no offers, and not its operator.
+    pub fn view(&self, state: &State) -> View {
+        let lease = |id: U256| {
+            let id = id.to::<u64>();
+            (id != 0).then(|| {
+                let l = self.lease(id);
+                LeaseView {
+                    id,
+                    offer: l.offer.to(),
+                    provider: l.provider.into_array(),
+                    price_e6: l.priceE6,
+                    start: l.start,
+                    end: l.end,
+                    ready_by: l.readyBy,
+                    ready: l.status() == LeaseStatus::Ready,
+                    escrow_left: match l.status() {
+                        LeaseStatus::Requested | LeaseStatus::Ready => Usdc(l.escrow - self.accrued(id)),
+                        LeaseStatus::None | LeaseStatus::Closed => Usdc::ZERO,
+                    },
+                }
+            })
+        };
+        View {
+            number: self.evm.number(),
+            timestamp: self.evm.now(),
+            stage: stage(state),
+            paused: state.paused,
+            restoring: state.restoring,
+            epoch: state.epoch,
+            operator_is_me: false,
+            active: lease(state.activeLease),
+            standby: lease(state.standbyLease),
+            draining: lease(state.drainingLease),
+            announced: state.announcedLease.to(),
+            announced_at: state.announcedAt,
+            checkpoint_seq: state.checkpointSeq,
+            last_heartbeat: state.lastHeartbeat,
+            challenged_at: state.challengedAt,
+            balance: Usdc(state.balance.to()),
+            escrow: Usdc(state.escrow.to()),
+            spent_in_day: Usdc(state.spentInDay),
+            operator_gas_wei: 0,
+            relay_gas_wei: 0,
+            mandate_until: state.mandateUntil,
+            wind_down_at: state.windDownAt,
+            offers: Vec::new(),
+        }
     }
 
     /// The newest lease's id; 0 when there is none.

@@ -1,11 +1,11 @@
 //! A life from birth to close, and what the auditor asks of it as a whole.
 
 use super::chain::{Chain, DEPTH, Tx};
-use super::node::{Endpoint, Node, stage};
+use super::node::{Endpoint, Node};
 use super::{Broken, Bug, Fault, Lived, Setting};
 use crate::Chance;
 use crate::audit::Audit;
-use crate::world::{STAKE, Terms, World, creator, key};
+use crate::world::{STAKE, Terms, World, creator, key, stage};
 use alloy::primitives::{Address, B256, U256, keccak256};
 use alloy::signers::local::PrivateKeySigner;
 use alloy::sol_types::SolCall;

@@ -7,13 +7,13 @@ use super::chain::{Chain, Tx, offers};
 use crate::Chance;
 use crate::world::World;
 use alloy::primitives::{Address, B256, Bytes, keccak256};
-use chain::bindings::{LeaseStatus, MarketEvent, State, TreasuryEvent};
+use chain::bindings::{MarketEvent, State, TreasuryEvent};
 use chain::logs::{ChainLog, Event, LogCore, LogItem, Sources, Step};
 use chain::outbox::{self, Outbox, SendError};
 use chain::treasury::calls;
 use economy::{
-    Agent, ChainEvent, ChainEventKind, Genesis, Input, LeaseView, OfferView, Outcome, Output, OutputId, Owed, Price,
-    Stage, Usdc, View, outputs_digest,
+    Agent, ChainEvent, ChainEventKind, Genesis, Input, OfferView, Outcome, Output, OutputId, Owed, Price, Usdc, View,
+    outputs_digest,
 };
 use pay::{BookInput, BookOutput, ChannelBook, RequestId, TransferMethod};
 use std::collections::{BTreeMap, BTreeSet};
@@ -563,59 +563,14 @@ impl Node {
     }
 
     fn view(&self, world: &World, state: &State, offers: Vec<OfferView>, number: u64) -> View {
-        let lease = |id: alloy::primitives::U256| {
-            let id = id.to::<u64>();
-            (id != 0).then(|| {
-                let l = world.lease(id);
-                let open = matches!(l.status(), LeaseStatus::Requested | LeaseStatus::Ready);
-                LeaseView {
-                    id,
-                    offer: l.offer.to(),
-                    provider: l.provider.into_array(),
-                    price_e6: l.priceE6,
-                    start: l.start,
-                    end: l.end,
-                    ready_by: l.readyBy,
-                    ready: l.status() == LeaseStatus::Ready,
-                    escrow_left: Usdc(if open { l.escrow - world.accrued(id) } else { 0 }),
-                }
-            })
-        };
         View {
             number,
-            timestamp: world.evm.now(),
-            stage: stage(state),
-            paused: state.paused,
-            restoring: state.restoring,
-            epoch: state.epoch,
             operator_is_me: state.operator == self.key,
-            active: lease(state.activeLease),
-            standby: lease(state.standbyLease),
-            draining: lease(state.drainingLease),
-            announced: state.announcedLease.to(),
-            announced_at: state.announcedAt,
-            checkpoint_seq: state.checkpointSeq,
-            last_heartbeat: state.lastHeartbeat,
-            challenged_at: state.challengedAt,
-            balance: Usdc(state.balance.to()),
-            escrow: Usdc(state.escrow.to()),
-            spent_in_day: Usdc(state.spentInDay),
             operator_gas_wei: u128::MAX,
             relay_gas_wei: u128::MAX,
-            mandate_until: state.mandateUntil,
-            wind_down_at: state.windDownAt,
             offers,
+            ..world.view(state)
         }
-    }
-}
-
-pub fn stage(state: &State) -> Stage {
-    match state.stage() {
-        chain::Stage::Unborn => Stage::Unborn,
-        chain::Stage::Alive => Stage::Alive,
-        chain::Stage::Stopped => Stage::Stopped,
-        chain::Stage::WindingDown => Stage::WindingDown,
-        chain::Stage::Closed => Stage::Closed,
     }
 }
 

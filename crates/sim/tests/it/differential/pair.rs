@@ -8,9 +8,7 @@ use chain::bindings::{LeaseMarket, LeaseStatus, State, Treasury as Contract};
 use chain::market::calls as market_calls;
 use chain::treasury::calls;
 use economy::rules::{self, LeaseState, Market, MarketTerms, Offer, Refusal, Token, Treasury};
-use economy::{
-    Agent, ChainEvent, ChainEventKind, Genesis, Input, LeaseView, Limits, Policy, Stage, Timers, Usdc, View,
-};
+use economy::{Agent, ChainEvent, ChainEventKind, Genesis, Input, Limits, Policy, Stage, Timers, Usdc};
 use sim::audit::{Audit, Call};
 use sim::world::STAKE;
 use sim::{Chance, Outcome, Terms, World, key};
@@ -746,7 +744,7 @@ impl Pair {
                 ChainEvent { block: number, index: self.place.1, kind }
             })
             .collect();
-        let view = view(&self.world, state);
+        let view = self.world.view(state);
         for input in [Input::Chain(events), Input::Block(Box::new(view))] {
             self.lsn += 1;
             self.agent.step(self.now(), self.lsn, input);
@@ -889,60 +887,5 @@ fn genesis(world: &World) -> Genesis {
         treasury: raw(world.treasury),
         timers,
         policy: Policy::new(limits, &timers),
-    }
-}
-
-/// What the chain shows a node of somebody else: it keeps books and asks for nothing.
-fn view(world: &World, state: &State) -> View {
-    let lease = |id: U256| {
-        let id = id.to();
-        (id != 0).then(|| {
-            let l = world.lease(id);
-            LeaseView {
-                id,
-                offer: l.offer.to(),
-                provider: raw(l.provider),
-                price_e6: l.priceE6,
-                start: l.start,
-                end: l.end,
-                ready_by: l.readyBy,
-                ready: l.status() == LeaseStatus::Ready,
-                escrow_left: match l.status() {
-                    LeaseStatus::Requested | LeaseStatus::Ready => Usdc(l.escrow - world.accrued(id)),
-                    LeaseStatus::None | LeaseStatus::Closed => Usdc::ZERO,
-                },
-            }
-        })
-    };
-    View {
-        number: world.evm.number(),
-        timestamp: world.evm.now(),
-        stage: match state.stage() {
-            chain::Stage::Unborn => Stage::Unborn,
-            chain::Stage::Alive => Stage::Alive,
-            chain::Stage::Stopped => Stage::Stopped,
-            chain::Stage::WindingDown => Stage::WindingDown,
-            chain::Stage::Closed => Stage::Closed,
-        },
-        paused: state.paused,
-        restoring: state.restoring,
-        epoch: state.epoch,
-        operator_is_me: false,
-        active: lease(state.activeLease),
-        standby: lease(state.standbyLease),
-        draining: lease(state.drainingLease),
-        announced: state.announcedLease.to(),
-        announced_at: state.announcedAt,
-        checkpoint_seq: state.checkpointSeq,
-        last_heartbeat: state.lastHeartbeat,
-        challenged_at: state.challengedAt,
-        balance: Usdc(state.balance.to()),
-        escrow: Usdc(state.escrow.to()),
-        spent_in_day: Usdc(state.spentInDay),
-        operator_gas_wei: 0,
-        relay_gas_wei: 0,
-        mandate_until: state.mandateUntil,
-        wind_down_at: state.windDownAt,
-        offers: Vec::new(),
     }
 }
