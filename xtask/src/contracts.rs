@@ -184,6 +184,33 @@ mod tests {
         }
     }
 
+    /// Whoever reads that a rule is held by a test must find it: "`File.t.sol` name, name" on any page.
+    #[test]
+    fn the_tests_that_pages_name_are_there() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("in the root");
+        let mut named = 0;
+        for page in ["concepts/lease-market.md", "concepts/oversight.md", "concepts/treasury.md", "operating/keys.md"] {
+            let text = fs::read_to_string(root.join("docs").join(page)).unwrap();
+            let mut files = text.split('`').skip(1);
+            while let Some(file) = files.next() {
+                let after = files.next().unwrap_or_default();
+                if !file.ends_with(".t.sol") {
+                    continue;
+                }
+                let source = fs::read_to_string(root.join("contracts/test").join(file));
+                let source = source.unwrap_or_else(|error| panic!("docs/{page} names {file}: {error}"));
+                let list = after.split(['|', '(', ';']).next().unwrap_or_default();
+                for name in list.split([',', ' ']).filter(|word| word.contains('_')) {
+                    let is_there =
+                        ["test_", "invariant_"].iter().any(|p| source.contains(&format!("function {p}{name}(")));
+                    assert!(is_there, "docs/{page} names {name}, which {file} does not have");
+                    named += 1;
+                }
+            }
+        }
+        assert!(named > 30, "only {named} names were found: the pages are written in another way");
+    }
+
     /// The second half runs in the first one's storage, so neither may have a variable of its own.
     #[test]
     fn only_the_base_declares_storage() {

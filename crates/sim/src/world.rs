@@ -96,7 +96,7 @@ impl Terms {
         }
     }
 
-    /// Everything that a birth can switch on but bought gas, which needs a pool.
+    /// Everything that a birth can switch on but bought gas, which needs a pool (the thief's test has one).
     pub fn full() -> Self {
         let plain = Self::plain();
         let timers = &plain.timers;

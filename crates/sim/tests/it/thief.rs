@@ -3,6 +3,7 @@
 //! bound that follows from its birth, and printed into that page: `UPDATE_EXPECT=1 cargo test -p sim --test it thief`
 //! writes it.
 
+mod gas_market;
 mod scene;
 mod signatures;
 mod tries;
@@ -49,6 +50,9 @@ const HOSTS: [&str; 4] = ["treasury.handover", "treasury.rent", "treasury.topUp"
 enum Way {
     /// First what moves money out at once: purse, refunds.
     Takes,
+    /// First gas, where the agent is short of it: from a pool that the thief has turned, refuelled, carried off, bought
+    /// again.
+    Circles,
     /// First hosts of its own, and never a refund.
     Hosts,
     /// Hosts, and never a heartbeat: its own standby challenges and takes over.
@@ -112,7 +116,7 @@ fn rows() -> Vec<Row> {
     vec![
         row("creator", |_| vec![key("creator")], nothing, "nothing", (false, false)),
         Row {
-            ways: &[Way::Takes, Way::Hosts, Way::PlaysDead],
+            ways: &[Way::Takes, Way::Circles, Way::Hosts, Way::PlaysDead],
             after: After::Evicted,
             ..row(
                 "operator and relay: all that a host can read",
@@ -153,10 +157,11 @@ fn rows() -> Vec<Row> {
                 |world| stewards(world, world.terms.threshold),
                 |scene, secs| {
                     let most = scene.world.terms.options.ceilings.dayLimit;
-                    (operator_row(scene, secs, most), scene.world.terms.gas_wei)
+                    let bought = gas_market::worth(most * days(secs));
+                    (operator_row(scene, secs, most), scene.world.terms.gas_wei + bought)
                 },
                 "the operator's row at once, by `evict` and `rescue` onto a host of their own, with birth's ceilings after \
-             `delay`; all the gas, by orders that they are repaid for",
+             `delay`; all the gas, also what the day limit buys, by orders that they are repaid for",
                 (true, true),
             )
         },
@@ -290,8 +295,10 @@ impl Thief {
         for hour in 0..=WEEK / 3_600 {
             scene.live_an_hour();
             if hour % self.every_hours == 0 {
-                if self.way == Way::Takes {
-                    self.take_money(scene);
+                match self.way {
+                    Way::Takes => self.take_money(scene),
+                    Way::Circles => self.buy_in_circles(scene),
+                    Way::Hosts | Way::PlaysDead => {}
                 }
                 self.try_everything(scene, hour % FORKS_HOURS == 0);
                 self.note(scene);
@@ -339,10 +346,31 @@ impl Thief {
         }
     }
 
+    /// Buys gas from its own pool and carries it off, until the day's limit or the day's gas is used up.
+    fn buy_in_circles(&mut self, scene: &mut Scene) {
+        for _ in 0..40 {
+            let before = scene.loss();
+            self.turn_and_buy(scene);
+            self.try_entry(scene, "treasury", "refuel");
+            self.move_gas(scene);
+            if scene.loss() == before {
+                return;
+            }
+        }
+    }
+
+    fn turn_and_buy(&mut self, scene: &mut Scene) {
+        let (from, router) = (self.account.address(), scene.world.terms.options.gas.router);
+        for turn in gas_market::turns() {
+            scene.world.evm.call(from, router, turn, 0).expect("its own pool");
+            self.try_entry(scene, "treasury", "buyGas");
+        }
+    }
+
     /// Everything once; in `forks` the drastic things, too.
     fn try_everything(&mut self, scene: &mut Scene, forks: bool) {
         let mut entries: Vec<_> = tries::ENTRIES.iter().collect();
-        if self.way != Way::Takes {
+        if matches!(self.way, Way::Hosts | Way::PlaysDead) {
             let place = |name: &str| HOSTS.iter().position(|host| *host == name).unwrap_or(HOSTS.len());
             entries.sort_by_key(|(contract, entry)| place(&format!("{contract}.{entry}")));
         }
@@ -350,7 +378,7 @@ impl Thief {
             let name = format!("{contract}.{entry}");
             let left_out = match self.way {
                 Way::Takes => false,
-                Way::Hosts => TAKES.contains(&name.as_str()),
+                Way::Circles | Way::Hosts => TAKES.contains(&name.as_str()),
                 Way::PlaysDead => {
                     let alive = ["treasury.heartbeat", "treasury.handover"];
                     TAKES.contains(&name.as_str()) || alive.contains(&name.as_str())
@@ -372,6 +400,7 @@ impl Thief {
         if self.way == Way::Takes {
             self.sign_everything(scene);
         }
+        self.turn_and_buy(scene);
         self.move_gas(scene);
     }
 
@@ -478,6 +507,9 @@ fn rob(row: &Row, fresh: &Scene) -> Robbery {
     for way in row.ways {
         let mut scene = fresh.clone();
         let mut thief = Thief::new(row, *way, &scene.world);
+        if *way == Way::Circles {
+            scene.run_short_of_gas();
+        }
         scene.equip(&mut thief);
         scene.steal(&thief.everything());
         if row.after == After::IsTheQuorum {

@@ -1,6 +1,6 @@
 //! The agent at the moment of the theft, what the honest go on doing, and what was lost.
 
-use super::Thief;
+use super::{Thief, gas_market};
 use alloy::primitives::{Address, B256, Bytes, U256};
 use alloy::signers::local::PrivateKeySigner;
 use alloy::sol_types::{SolEvent, SolValue};
@@ -22,6 +22,8 @@ const FRIEND_PAID: u128 = 10_000_000;
 /// The friend's channel, and what of it was served and is not claimed yet: the bound at which a node claims.
 const FRIEND_DEPOSIT: u128 = 4_000_000;
 pub const UNCLAIMED_MAX: u128 = 500_000;
+/// What an agent has left that is short of gas: less than a day's, so that it may buy some.
+const SHORT_OF_GAS_WEI: u128 = 100_000_000_000_000_000;
 /// Between two claims and two checkpoints of the honest, seconds.
 const DAILY: u64 = 86_400;
 /// Heartbeats without an answer after which a standby is given up.
@@ -75,6 +77,7 @@ impl Scene {
     /// An agent that lived for two days: two hosts, a checkpoint, income, a full purse, gas, a channel.
     pub fn new() -> Self {
         let mut world = World::new(Terms { stewards: 5, threshold: 3, ..Terms::full() });
+        gas_market::open(&mut world);
         let day = u64::from(world.terms.timers.day);
         let names = ["host-1", "host-2", "host-3"];
         let price = |a_day: u64| a_day * 1_000_000 / day;
@@ -135,6 +138,11 @@ impl Scene {
         self.commit();
     }
 
+    /// The agent has used its gas up, but for a rest.
+    pub fn run_short_of_gas(&mut self) {
+        self.world.evm.set_wei(self.world.treasury, SHORT_OF_GAS_WEI);
+    }
+
     /// From here on somebody else holds these keys, too.
     pub fn steal(&mut self, stolen: &[PrivateKeySigner]) {
         self.stolen = stolen.iter().map(PrivateKeySigner::address).collect();
@@ -158,6 +166,7 @@ impl Scene {
 
     /// What the honest do in an hour, as far as they still can. What is refused is left for the next hour.
     pub fn live_an_hour(&mut self) {
+        gas_market::quote(&mut self.world);
         let state = self.world.state();
         let operator = state.operator;
         if operator.is_zero() || self.stolen.contains(&operator) || state.stage() != Stage::Alive {
@@ -242,12 +251,13 @@ impl Scene {
     }
 
     /// (micro-USDC, wei) that the agent lost since the theft: what it has less, with what came in and without what the
-    /// honest earned.
+    /// honest earned. What was paid for gas is lost, and if somebody takes the gas, that is lost, too.
     pub fn loss(&mut self) -> (i128, i128) {
         self.read_leases();
         let now = self.assets();
         let earned = self.earned_by_the_honest() - self.earned_at_theft;
-        (self.at_theft.uusdc + self.income_since() - earned - now.uusdc, self.at_theft.wei - now.wei)
+        let uusdc = self.at_theft.uusdc + self.income_since() - earned - now.uusdc;
+        (uusdc, self.at_theft.wei + self.bought_since() - now.wei)
     }
 
     /// After [`Scene::read_leases`].
@@ -326,6 +336,14 @@ impl Scene {
         });
         let from_outside = transfers.filter(|t| !own.contains(&t.from) && t.from != self.world.treasury);
         from_outside.map(|t| signed(t.value.saturating_to())).sum()
+    }
+
+    /// Wei bought by `buyGas`.
+    fn bought_since(&self) -> i128 {
+        let logs = self.world.evm.logs()[self.logs_at_theft..].iter();
+        let bought = logs.filter(|(_, log)| log.address == self.world.treasury);
+        let bought = bought.filter_map(|(_, log)| Treasury::GasBought::decode_log(log).ok());
+        bought.map(|bought| signed(bought.amountWei.saturating_to())).sum()
     }
 
     // ---- for the thief ----

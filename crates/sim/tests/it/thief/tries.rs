@@ -91,7 +91,7 @@ fn treasury(scene: &Scene, thief: &Thief, entry: &str) -> Vec<Bytes> {
         "activate" => each(&calls::activate),
         "announce" => vec![calls::announce(standby)],
         "birthRent" => offers().map(|offer| calls::birth_rent(offer, term, prepay)).collect(),
-        "buyGas" => vec![calls::buy_gas(1), calls::buy_gas(left)],
+        "buyGas" => vec![calls::buy_gas(left), calls::buy_gas(1)],
         "challenge" => vec![calls::challenge()],
         "challengeFor" => thief.acts(scene, "challenge").into_iter().map(|s| calls::challenge_for(now, s)).collect(),
         "claimAndSettle" => vec![
