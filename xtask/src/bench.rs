@@ -1,11 +1,13 @@
-//! `cargo xtask bench`: the figures of docs/benchmarks.md, measured on worlds of real processes; `bench pay` and `bench store` without any.
-//! All are part of the program itself, so that what `up` has built is not built again with other features.
+//! `cargo xtask bench`: the figures of docs/benchmarks.md, measured on worlds of real processes; `bench pay`,
+//! `bench infer` and `bench store` without any. All are part of the program itself, so that what `up` has built is not
+//! built again with other features.
 
 use crate::{setup, shell};
 use anyhow::Result;
 
 pub fn run(flags: &[String]) -> Result<()> {
     match flags.first().map(String::as_str) {
+        Some("infer") => setup::for_bench_infer()?,
         Some("pay") => setup::for_bench_pay()?,
         Some("store") => {}
         _ => setup::for_up()?,

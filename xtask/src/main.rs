@@ -25,6 +25,7 @@ cargo xtask <command>
   bench           start worlds and print the figures of docs/benchmarks.md
   bench pay       what a payment costs, without worlds, beside the official Express server (--write: into the docs;
                   `target/debug/vivarium bench pay --help` names the counts)
+  bench infer     the engine alone, beside llama.cpp's own server (--write: into the docs)
   bench store     what content addressing costs over plain reading and hashing (--write: into the docs)
   contracts       build the contracts and write their ABI and bytecode (contracts/abi)
   setup           only install what is missing

@@ -47,6 +47,13 @@ pub fn for_bench_pay() -> Result<()> {
     npm("tests/clients")
 }
 
+/// What `bench infer` needs: the model, and the peer.
+pub fn for_bench_infer() -> Result<()> {
+    packages()?;
+    model()?;
+    python_of("tests/peers/requirements.txt", ".vivarium/peers", "llama.cpp's own server")
+}
+
 /// Debian packages, found by what they bring and not by asking dpkg, so that other systems pass too.
 fn packages() -> Result<()> {
     let mut missing = Vec::new();
@@ -142,10 +149,14 @@ pub fn npm(project: &str) -> Result<()> {
 /// The official Python clients of the tests (x402 and OpenAI), in an environment of their own: `tests/clients/requirements.txt` names
 /// every file by its hash, and the stamp that content.
 fn python() -> Result<()> {
-    let lock = root().join("tests/clients/requirements.txt");
+    python_of("tests/clients/requirements.txt", ".vivarium/python", "the official clients")
+}
+
+/// A virtual environment of what a lock file names.
+fn python_of(lock: &str, dir: &str, what: &str) -> Result<()> {
+    let (lock, dir) = (root().join(lock), root().join(dir));
     let content = fs::read(&lock).with_context(|| format!("cannot read {}", lock.display()))?;
     let wanted = hex::encode(Sha256::digest(content));
-    let dir = root().join(".vivarium/python");
     let stamp = dir.join(".lock-sha256");
     if fs::read_to_string(&stamp).is_ok_and(|found| found == wanted) {
         return Ok(());
@@ -154,7 +165,7 @@ fn python() -> Result<()> {
     quietly("python: a virtual environment", venv.args(["-m", "venv", "--clear"]).arg(&dir))?;
     let mut pip = std::process::Command::new(dir.join("bin/python"));
     pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--require-hashes", "-r"]).arg(&lock);
-    quietly("python: pip install of the official clients", &mut pip)?;
+    quietly(&format!("python: pip install of {what}"), &mut pip)?;
     fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))
 }
 

@@ -1,5 +1,6 @@
 //! `vivarium bench`: figures for docs/benchmarks.md. Each has its peer in the same run, or says how it was measured.
 
+mod infer;
 mod pay;
 mod report;
 mod store;
@@ -8,7 +9,7 @@ mod world;
 use super::link::{block_on, log_to_stderr};
 use anyhow::Result;
 
-/// Prints how long things take: whole worlds, or the payment layer (`bench pay`) or the content store (`bench store`) alone.
+/// Prints how long things take: whole worlds, or one part alone: payments (`bench pay`), the engine (`bench infer`), the content store (`bench store`).
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Flags {
@@ -20,6 +21,7 @@ pub struct Flags {
 
 #[derive(clap::Subcommand)]
 enum What {
+    Infer(infer::Flags),
     Pay(pay::Flags),
     Store(store::Flags),
 }
@@ -27,6 +29,7 @@ enum What {
 pub fn run(flags: Flags) -> Result<()> {
     log_to_stderr("warn");
     match flags.what {
+        Some(What::Infer(flags)) => block_on(infer::run(flags)),
         Some(What::Pay(flags)) => block_on(pay::run(flags)),
         Some(What::Store(flags)) => block_on(store::run(flags)),
         None => block_on(world::run(flags.world)),

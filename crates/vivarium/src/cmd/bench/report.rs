@@ -51,6 +51,12 @@ pub fn percentile(of: &[Duration], percent: usize) -> Duration {
     sorted.get(at).copied().unwrap_or_default()
 }
 
+/// The upper one of two in the middle; NaN of nothing.
+pub fn median(mut of: Vec<f64>) -> f64 {
+    of.sort_by(f64::total_cmp);
+    of.get(of.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
 /// `1.23 ms`, with its sign.
 pub fn millis_between(more: Duration, less: Duration) -> String {
     format!("{:+.2} ms", (more.as_secs_f64() - less.as_secs_f64()) * 1e3)

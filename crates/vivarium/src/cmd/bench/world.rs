@@ -3,7 +3,7 @@
 //! Speed is compared with a peer in the same run: the same engine program on the same weights, asked directly over
 //! its socket, in turn with paid streams. What a paid answer costs in time is the difference.
 
-use super::report::{millis, millis_between, percentile};
+use super::report::{median, millis, millis_between, percentile};
 use crate::cmd::link::stopped;
 use anyhow::{Context, Result, bail, ensure};
 use economy::Usdc;
@@ -180,11 +180,6 @@ async fn speeds(
         paid_speed / bare_speed.max(1e-9)
     );
     Ok(())
-}
-
-fn median(mut of: Vec<f64>) -> f64 {
-    of.sort_by(f64::total_cmp);
-    of.get(of.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// The engine without a node, a journal or a payment around it.

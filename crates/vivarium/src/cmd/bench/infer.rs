@@ -1,0 +1,308 @@
+//! `vivarium bench infer`: the engine alone, over its socket, beside llama.cpp's own server on the same model in the
+//! same run, in turn.
+//!
+//! Speed is what the one who asks sees: tokens of all streams over the time from asking to the last end. Each figure is
+//! the median of a few rounds; the ratio is of medians.
+
+use super::report::{Report, median, millis};
+use anyhow::{Context, Result, bail, ensure};
+use futures::StreamExt;
+use futures::future::try_join_all;
+use infer::{EngineClient, EngineConfig, EngineEvent, Generate};
+use serde_json::{Value, json};
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::time::Duration;
+use tokio::time::Instant;
+use vivarium::world::{Programs, model};
+
+/// Figures of the engine, with llama.cpp's own server beside them
+#[derive(clap::Args)]
+#[group(id = "engines")]
+pub struct Flags {
+    /// Rounds of each figure, of which the median is shown
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=99))]
+    rounds: u32,
+    /// Threads of arithmetic, of both. More than cores that are free make both slow
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    threads: u32,
+    /// Writes the figures into docs/benchmarks.md
+    #[arg(long)]
+    write: bool,
+}
+
+/// Streams side by side, as docs/benchmarks.md has them.
+const STREAMS: [u32; 4] = [1, 4, 8, 16];
+const SLOTS: u32 = 16;
+const CONTEXT: u32 = 1_024;
+const ANSWER_TOKENS: u32 = 64;
+/// Words of the long prompt; about as many tokens.
+const LONG_WORDS: usize = 500;
+/// Of the shared beginning, and questions that begin with it.
+const SHARED_WORDS: usize = 400;
+const SHARING: u32 = 8;
+/// Where the peer's Python environment lies in the project.
+const PYTHON: &str = ".vivarium/peers/bin/python";
+
+pub async fn run(flags: Flags) -> Result<()> {
+    let project = Programs::project()?;
+    let vivarium = std::env::current_exe().context("cannot find this program's own file")?;
+    let program = Programs::of(&project, &vivarium)?.engine;
+    let model = model::Model::standard(&project);
+    let socket = std::env::temp_dir().join(format!("vivarium-bench-infer-{}.sock", std::process::id()));
+    let config = EngineConfig {
+        program,
+        model: model.path.clone(),
+        socket: socket.clone(),
+        threads: flags.threads,
+        ctx: CONTEXT,
+        slots: SLOTS,
+    };
+    let (engine, hello) = EngineClient::spawn(config).await?;
+    let ours = Ours { pid: engine.pid().context("the engine has just started")?, engine };
+    let theirs = Theirs::start(&project, &model.path, flags.threads)?;
+    let mut report = Report::new("infer");
+    let done = measure(&ours, &theirs, flags.rounds, &mut report).await;
+    std::fs::remove_file(&socket).ok();
+    done?;
+    println!("{} on {}; {} thread(s) each", hello.engine_build, hello.isa, flags.threads);
+    if flags.write {
+        report.write(&project.join("docs/benchmarks.md"))?;
+    }
+    Ok(())
+}
+
+async fn measure(ours: &Ours, theirs: &Theirs, rounds: u32, report: &mut Report) -> Result<()> {
+    let mut salt = 0;
+    let mut fresh = || {
+        salt += 1;
+        salt
+    };
+    for streams in STREAMS {
+        let (mut us, mut them) = (Vec::new(), Vec::new());
+        let (mut first_us, mut first_them) = (Vec::new(), Vec::new());
+        for _ in 0..rounds {
+            let prompts: Vec<String> = (0..streams).map(|_| story(fresh())).collect();
+            let answers = together(ours, &prompts, ANSWER_TOKENS).await?;
+            us.push(answers.tokens_per_sec());
+            first_us.push(answers.first());
+            let prompts: Vec<String> = (0..streams).map(|_| story(fresh())).collect();
+            let answers = together(theirs, &prompts, ANSWER_TOKENS).await?;
+            them.push(answers.tokens_per_sec());
+            first_them.push(answers.first());
+        }
+        let (us, them) = (median(us), median(them));
+        let beside = format!("{them:.1} tokens/s; ratio {:.2}", us / them);
+        report.row(
+            &format!("answers of {ANSWER_TOKENS} tokens, {streams} stream(s)"),
+            format!("{us:.1} tokens/s"),
+            beside,
+        );
+        if streams == 1 {
+            let (us, them) = (median(first_us), median(first_them));
+            let shown = |secs: f64| millis(Duration::from_secs_f64(secs));
+            let beside = format!("{}; ratio {:.2} (below 1 is sooner)", shown(them), us / them);
+            report.row("first token of a short prompt", shown(us), beside);
+        }
+    }
+
+    let (mut us, mut them) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        us.push(together(ours, &[long(fresh())], 1).await?.prompt_tokens_per_sec());
+        them.push(together(theirs, &[long(fresh())], 1).await?.prompt_tokens_per_sec());
+    }
+    let (us, them) = (median(us), median(them));
+    let beside = format!("{them:.0} tokens/s; ratio {:.2}", us / them);
+    report.row(&format!("reading a prompt of about {LONG_WORDS} tokens"), format!("{us:.0} tokens/s"), beside);
+
+    let (mut us, mut them) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        let prompts = sharing(fresh());
+        us.push(together(ours, &prompts, 8).await?.whole.as_secs_f64());
+        let prompts = sharing(fresh());
+        them.push(together(theirs, &prompts, 8).await?.whole.as_secs_f64());
+    }
+    let (us, them) = (median(us), median(them));
+    let what = format!("{SHARING} questions at once with the same {SHARED_WORDS} tokens before them, 8 tokens each");
+    report.row(&what, format!("{us:.2} s"), format!("{them:.2} s; {:.2} times as fast", them / us));
+
+    let (us, them) = (resident_mib(ours.pid)?, resident_mib(theirs.process.id())?);
+    let beside = format!("{them} MiB, with Python's own");
+    report.row(&format!("memory, {SLOTS} requests of {CONTEXT} tokens"), format!("{us} MiB"), beside);
+    Ok(())
+}
+
+// ---------------------------------------------------------------------------------------------------- what is asked
+
+/// The beginning of a text that a model goes on with for long. No two salts share one, so nothing is reused.
+fn story(salt: u32) -> String {
+    format!("{salt}. Once upon a time there was a lighthouse keeper who counted {salt} ships every night, and")
+}
+
+/// Words in a row that no other salt has.
+fn words(salt: u32, count: usize) -> String {
+    const WORDS: [&str; 8] = ["river", "stone", "winter", "garden", "letter", "market", "silver", "window"];
+    let mut text = format!("{salt}:");
+    for at in 0..count {
+        text.push(' ');
+        text.push_str(WORDS[(at * at + at / 3) % WORDS.len()]);
+    }
+    text
+}
+
+fn long(salt: u32) -> String {
+    words(salt, LONG_WORDS)
+}
+
+fn sharing(salt: u32) -> Vec<String> {
+    let shared = words(salt, SHARED_WORDS);
+    let question =
+        |n| format!("{shared}\n\nQuestion {n}: what comes after {n}? Let me think about it step by step and");
+    (1..=SHARING).map(question).collect()
+}
+
+// ---------------------------------------------------------------------------------------------------- who is asked
+
+/// One answer: when its first text came, since it was asked for, and how many tokens there were.
+struct Answer {
+    first: Duration,
+    prompt_tokens: u32,
+    tokens: u32,
+}
+
+struct Answers {
+    each: Vec<Answer>,
+    whole: Duration,
+}
+
+impl Answers {
+    fn tokens_per_sec(&self) -> f64 {
+        f64::from(self.each.iter().map(|answer| answer.tokens).sum::<u32>()) / self.whole.as_secs_f64().max(1e-9)
+    }
+
+    /// Seconds, of the first answer.
+    fn first(&self) -> f64 {
+        self.each.first().map_or(f64::NAN, |answer| answer.first.as_secs_f64())
+    }
+
+    fn prompt_tokens_per_sec(&self) -> f64 {
+        self.each.first().map_or(f64::NAN, |answer| f64::from(answer.prompt_tokens)) / self.first().max(1e-9)
+    }
+}
+
+trait Asked {
+    async fn ask(&self, prompt: &str, tokens: u32) -> Result<Answer>;
+}
+
+async fn together(whom: &impl Asked, prompts: &[String], tokens: u32) -> Result<Answers> {
+    let asked = Instant::now();
+    let each = try_join_all(prompts.iter().map(|prompt| whom.ask(prompt, tokens))).await?;
+    let whole = asked.elapsed();
+    let made: u32 = each.iter().map(|answer| answer.tokens).sum();
+    let wanted = tokens * u32::try_from(prompts.len())?;
+    ensure!(made * 10 >= wanted * 9, "{made} tokens were answered where {wanted} were asked for");
+    Ok(Answers { each, whole })
+}
+
+struct Ours {
+    engine: EngineClient,
+    pid: u32,
+}
+
+impl Asked for Ours {
+    async fn ask(&self, prompt: &str, tokens: u32) -> Result<Answer> {
+        let asked = Instant::now();
+        let mut answer = self.engine.generate(Generate::greedy(prompt, tokens))?;
+        let mut first = None;
+        while let Some(event) = answer.next().await {
+            match event {
+                EngineEvent::Tokens { .. } => first = first.or_else(|| Some(asked.elapsed())),
+                EngineEvent::Failed { message, .. } => bail!("the engine failed: {message}"),
+                EngineEvent::Done { prompt_tokens, completion_tokens, .. } => {
+                    let first = first.unwrap_or_else(|| asked.elapsed());
+                    return Ok(Answer { first, prompt_tokens, tokens: completion_tokens });
+                }
+                EngineEvent::Accepted { .. } => {}
+            }
+        }
+        bail!("the engine's answer has no end")
+    }
+}
+
+/// llama.cpp's server. It ends when this program does, because its standard input ends then.
+struct Theirs {
+    process: Child,
+    _stdin: Option<ChildStdin>,
+    url: String,
+    client: net::Client,
+}
+
+impl Theirs {
+    fn start(project: &Path, model: &Path, threads: u32) -> Result<Self> {
+        let python = project.join(PYTHON);
+        ensure!(python.is_file(), "there is no {}: `cargo xtask bench infer` installs it", python.display());
+        let mut process = Command::new(&python)
+            .arg(project.join("tests/peers/llama_server.py"))
+            .arg(model)
+            .args([threads, SLOTS, CONTEXT].map(|number| number.to_string()))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .with_context(|| format!("cannot start {}", python.display()))?;
+        let stdin = process.stdin.take();
+        let mut line = String::new();
+        BufReader::new(process.stdout.take().context("it was piped")?).read_line(&mut line)?;
+        let url = line.trim().to_owned();
+        ensure!(url.starts_with("http://"), "llama.cpp's server did not start: it said {url:?}");
+        let client = net::Client::new().with_deadline(Duration::from_secs(120));
+        Ok(Self { process, _stdin: stdin, url, client })
+    }
+}
+
+impl Drop for Theirs {
+    fn drop(&mut self) {
+        self.process.kill().ok();
+        self.process.wait().ok();
+    }
+}
+
+impl Asked for Theirs {
+    async fn ask(&self, prompt: &str, tokens: u32) -> Result<Answer> {
+        let url = format!("{}/completion", self.url);
+        let body = json!({ "prompt": prompt, "n_predict": tokens, "temperature": 0, "stream": true });
+        let asked = Instant::now();
+        let mut answer = self.client.post_json(&url, &body).await?.success_or_read().await?;
+        let (mut first, mut pending) = (None, Vec::new());
+        while let Some(piece) = answer.body.chunk(&url).await? {
+            pending.extend_from_slice(&piece);
+            while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = pending.drain(..=end).collect();
+                let Some(data) = line.strip_prefix(b"data: ") else { continue };
+                let event: Value = serde_json::from_slice(data)?;
+                if event["content"].as_str().is_some_and(|text| !text.is_empty()) {
+                    first = first.or_else(|| Some(asked.elapsed()));
+                }
+                if event["stop"] == true {
+                    let count = |name: &str| {
+                        let number = event[name].as_u64().with_context(|| format!("no {name} in {event}"))?;
+                        Ok::<_, anyhow::Error>(u32::try_from(number)?)
+                    };
+                    return Ok(Answer {
+                        first: first.unwrap_or_else(|| asked.elapsed()),
+                        prompt_tokens: count("tokens_evaluated")?,
+                        tokens: count("tokens_predicted")?,
+                    });
+                }
+            }
+        }
+        bail!("the answer of llama.cpp's server has no end")
+    }
+}
+
+fn resident_mib(pid: u32) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("Linux tells it")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? >> 10)
+}
