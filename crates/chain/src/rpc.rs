@@ -9,7 +9,10 @@ use alloy::{
         types::{Block, TransactionReceipt, TransactionRequest},
     },
     sol_types::SolCall,
-    transports::{BoxTransport, RpcError, TransportError, http::HyperTransport},
+    transports::{
+        BoxTransport, RpcError, TransportError,
+        http::{Http, HyperClient},
+    },
 };
 use std::{fmt, future::Future, sync::Arc, time::Duration};
 
@@ -75,7 +78,9 @@ impl Chain {
             return Err(Error::usage(format!("the RPC address {rpc_url:?} must begin with http://")));
         }
         let url = rpc_url.parse().map_err(|e| Error::usage(format!("the RPC address {rpc_url:?} is no URL: {e}")))?;
-        Ok(Self::over(BoxTransport::new(HyperTransport::new_hyper(url)), rpc_url, chain_id))
+        // Not alloy's own pool: that one speaks TLS, and reads all of the system's certificates at each `connect`.
+        let transport = Http::with_client(HyperClient::with_service(net::pool()), url);
+        Ok(Self::over(BoxTransport::new(transport), rpc_url, chain_id))
     }
 
     /// The same over any transport, for a simulated network. `name` is what errors call the endpoint.

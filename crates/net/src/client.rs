@@ -3,7 +3,7 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper_util::client::legacy::{Client as Pool, connect::HttpConnector};
+use hyper_util::client::legacy::{self, connect::HttpConnector};
 use hyper_util::rt::TokioExecutor;
 use serde::{Serialize, de::DeserializeOwned};
 use std::time::Duration;
@@ -14,10 +14,23 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
 /// Size limit of a body that is read whole unless the caller names another.
 const WHOLE_BODY_BYTES_MAX: usize = 64 << 20;
 
+/// Connections of hyper's own client, kept for the next request. Plain TCP: to make one costs nothing, and no list of
+/// certificates is read.
+pub type Pool = legacy::Client<HttpConnector, Full<Bytes>>;
+
+/// What every connection of the project begins as: small requests leave at once, and nobody waits long for a host that
+/// is gone.
+pub fn pool() -> Pool {
+    let mut connector = HttpConnector::new();
+    connector.set_connect_timeout(Some(CONNECT_DEADLINE));
+    connector.set_nodelay(true);
+    legacy::Client::builder(TokioExecutor::new()).build(connector)
+}
+
 /// A pooled HTTP/1.1 client. Cheap to clone; clones share connections.
 #[derive(Clone, Debug)]
 pub struct Client {
-    pool: Pool<HttpConnector, Full<Bytes>>,
+    pool: Pool,
     head_deadline: Duration,
 }
 
@@ -29,10 +42,7 @@ impl Default for Client {
 
 impl Client {
     pub fn new() -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_connect_timeout(Some(CONNECT_DEADLINE));
-        connector.set_nodelay(true);
-        Self { pool: Pool::builder(TokioExecutor::new()).build(connector), head_deadline: HEAD_DEADLINE }
+        Self { pool: pool(), head_deadline: HEAD_DEADLINE }
     }
 
     /// The same connections with another deadline for the response's head.
