@@ -175,6 +175,10 @@ impl<'a> Run<'a> {
     /// Follows what is here already below `cids`, and wants the rest.
     async fn explore(&mut self, cids: Vec<(Cid, usize)>, root: Option<Cid>) -> Result<()> {
         self.root = root.or(self.root);
+        if cids.is_empty() && self.progress.bytes_total.is_some() {
+            // A leaf: nothing lies below it, and no thread is woken to find that out.
+            return Ok(());
+        }
         let fresh: Vec<_> = cids.into_iter().filter(|(cid, _)| self.seen.insert(cid::digest(cid))).collect();
         let (blocks, mut seen) = (self.blocks.clone(), std::mem::take(&mut self.seen));
         let (found, seen) = off_thread(move || {
