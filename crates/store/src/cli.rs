@@ -140,7 +140,7 @@ pub struct Pinned {
 pub fn pin(dir: &Path, cid: &str, reason: &str) -> Result<Pinned> {
     let (root, blocks) = (cid::parse(cid)?, Blocks::open(dir)?);
     let _writing = blocks.writing()?;
-    check_whole(&blocks, &root)?;
+    blocks.check_whole(&root)?;
     blocks.pin(&root, reason)?;
     pinned(&blocks, &root)
 }
@@ -160,17 +160,6 @@ pub fn unpin(dir: &Path, cid: &str, reason: Option<&str>) -> Result<Pinned> {
 fn pinned(blocks: &Blocks, root: &Cid) -> Result<Pinned> {
     let found = blocks.pins()?.into_iter().find(|p| cid::digest(&p.root) == cid::digest(root));
     Ok(Pinned { cid: root.to_string(), reasons: found.map(|p| p.reasons).unwrap_or_default() })
-}
-
-fn check_whole(blocks: &Blocks, root: &Cid) -> Result<()> {
-    let mut walk = Walk::from(root);
-    while let Some((cid, depth)) = walk.next_block() {
-        if cid.codec() == cid::RAW && blocks.has(&cid) {
-            continue;
-        }
-        walk.visited(&cid, depth, &blocks.get(&cid)?)?;
-    }
-    Ok(())
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
