@@ -151,6 +151,7 @@ fn start_checkpoint(node: &mut Node, id: OutputId) {
             Sent::Done { block, .. } => {
                 let committed = Committed { seq: prepared.seq, digest: prepared.digest, lsn: prepared.lsn };
                 cx.tell(Event::Committed { id, block, committed, key: prepared.key }).await;
+                checkpoint::keep(&cx, prepared.digest, prepared.prev, &prepared.log).await;
             }
             other => {
                 let outcome = outcome_of("commit", other);

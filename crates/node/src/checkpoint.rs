@@ -23,7 +23,7 @@ use store::seal::{self, Identity, Recipient};
 /// Longest snapshot a successor will read. A guess; a day of a busy small agent is under 10 MiB.
 pub const SNAPSHOT_BYTES_MAX: usize = 256 << 20;
 /// A checkpoint object is one block.
-const OBJECT_BYTES_MAX: usize = 1 << 20;
+pub(crate) const OBJECT_BYTES_MAX: usize = 1 << 20;
 
 /// What is inside the sealed snapshot.
 #[derive(BorshSerialize, BorshDeserialize)]
@@ -72,6 +72,8 @@ pub struct Prepared {
     pub acks: Vec<Bytes>,
     /// Already in the ring file; the main loop's copy learns it here.
     pub key: MemoryKey,
+    /// The newest stretch of the log, named in the checkpoint.
+    pub log: Cid,
 }
 
 pub async fn prepare(cx: Arc<Context>, draft: Draft) -> Result<Prepared> {
@@ -128,7 +130,32 @@ pub async fn prepare(cx: Arc<Context>, draft: Draft) -> Result<Prepared> {
     let ack = Ack { epoch: draft.epoch, seq: draft.seq, digest, prev: draft.prev };
     let acks = acknowledge(&cx, &ack).await?;
     crash_point!("checkpoint.acked");
-    Ok(Prepared { seq: draft.seq, digest, prev: draft.prev, lsn: draft.lsn, acks, key })
+    Ok(Prepared { seq: draft.seq, digest, prev: draft.prev, lsn: draft.lsn, acks, key, log })
+}
+
+/// Has the stores keep a committed checkpoint and the log that ends with it, and let go of what came before the one
+/// that it follows: a reorganisation of the chain may make that one the last again.
+///
+/// A store that does not keep pins is not waited for: nothing but a garbage collection by hand takes from it.
+pub async fn keep(cx: &Context, digest: B256, prev: B256, log: &Cid) {
+    let pins = [(store::cid::raw(digest.0), "checkpoint"), (*log, "log")];
+    for (root, reason) in pins {
+        if let Err(e) = cx.store.pin(&root, reason).await {
+            tracing::warn!(error = %e, %root, reason, "no store keeps it from garbage collection");
+            return;
+        }
+    }
+    if prev.is_zero() {
+        return;
+    }
+    // What cannot be read here is let go of at no other time: a pin too many costs its space.
+    let Ok(before) = fetch(cx, prev).await else { return };
+    if before.log != *log {
+        cx.store.unpin(&before.log, "log").await;
+    }
+    if let Some(older) = before.prev {
+        cx.store.unpin(&store::cid::raw(older.0), "checkpoint").await;
+    }
 }
 
 /// Stores what the log says since the checkpoint before, and names the stretch: (CID, last line). A checkpoint that no

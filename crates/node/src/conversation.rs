@@ -5,8 +5,9 @@ use borsh::{BorshDeserialize, BorshSerialize};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// Most conversations kept at once; the oldest by insertion give way. A guess, unmeasured.
-const STORED_MAX: usize = 100_000;
+/// Most conversations kept at once; the oldest by insertion give way. So many that a checkpoint, which names them all, is
+/// one block that its readers take: with more, no checkpoint would ever be acknowledged again.
+const STORED_MAX: usize = 10_000;
 
 /// Where one stored response lies. Recorded in the journal; the text itself never is.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
@@ -82,5 +83,29 @@ impl Transcript {
 
     pub fn decode(bytes: &[u8]) -> Result<Self> {
         serde_json::from_slice(bytes).map_err(|e| Error::corrupt("a stored conversation does not parse").caused_by(e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checkpoint_that_names_all_that_are_kept_is_one_block() {
+        let mut all = Conversations::default();
+        for number in 0..STORED_MAX + 10 {
+            let cid = store::cid::of_raw(&number.to_le_bytes()).to_string();
+            all.apply(&ConversationInput::Store(Stored {
+                response: number.to_string(),
+                cid,
+                recipient: String::new(),
+            }));
+        }
+        assert_eq!(all.cids().count(), STORED_MAX);
+        assert!(all.get("9").is_none() && all.get("10").is_some(), "the oldest give way");
+        let named: usize = all.cids().map(|cid| cid.len() + "\"\",".len()).sum();
+        // Beside them: a share for each of 255 stewards, and a few words.
+        let beside = 255 * 1024;
+        assert!(named + beside <= crate::checkpoint::OBJECT_BYTES_MAX, "{named}");
     }
 }

@@ -3,6 +3,9 @@
 use crate::error::{Error, Result};
 use alloy::primitives::Address;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use store::arweave::{Arweave, TxId};
+use store::cid::Cid;
 
 /// Longest manifest accepted, so that it stays one raw block.
 const MANIFEST_BYTES_MAX: usize = 64 << 10;
@@ -57,10 +60,46 @@ pub struct Manifest {
     #[serde(default = "daemons_rescue")]
     pub daemons_rescue: bool,
     pub store_urls: Vec<String>,
+    #[serde(default, skip_serializing_if = "Archive::is_default")]
+    pub archive: Archive,
     #[serde(default, skip_serializing_if = "Payments::is_default")]
     pub payments: Payments,
     pub model: Model,
     pub stewards: Vec<Steward>,
+}
+
+/// What lies on Arweave as well: asked when no store brings it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Archive {
+    /// Nodes or gateways, in order of preference; none of them is believed.
+    pub gateways: Vec<String>,
+    /// Root CID → the transaction whose data is the CAR file of what lies below it.
+    pub transactions: BTreeMap<String, String>,
+}
+
+impl Archive {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// The transaction that holds `root`, and where to ask for it.
+    pub fn of(&self, http: &net::Client, root: &Cid) -> Option<(Arweave, TxId)> {
+        let named = self.transactions.iter().find(|(cid, _)| store::cid::parse(cid).is_ok_and(|cid| cid == *root));
+        let id = named.and_then(|(_, id)| TxId::parse(id).ok())?;
+        Some((Arweave::new(http.clone(), self.gateways.clone()), id))
+    }
+
+    fn check(&self) -> std::result::Result<(), String> {
+        for (cid, id) in &self.transactions {
+            store::cid::parse(cid).map_err(|e| format!("`archive.transactions`: {e}"))?;
+            TxId::parse(id).map_err(|e| format!("`archive.transactions`, {cid}: {e}"))?;
+        }
+        match self.gateways.is_empty() && !self.transactions.is_empty() {
+            true => Err("`archive.gateways` needs one that has the transactions".to_owned()),
+            false => Ok(()),
+        }
+    }
 }
 
 /// How customers may pay, beyond what every agent takes.
@@ -180,6 +219,9 @@ impl Manifest {
         if self.store_urls.is_empty() {
             return refuse("`store_urls` needs at least one content store".into());
         }
+        if let Err(why) = self.archive.check() {
+            return refuse(why);
+        }
         Ok(())
     }
 }
@@ -202,3 +244,6 @@ mod decimal {
         text.parse().map_err(D::Error::custom)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -21,7 +21,10 @@ pub async fn ready(cx: &Context) -> Result<PathBuf> {
     }
     let cid = store::cid::parse(&model.cid).map_err(|e| Error::usage("the manifest's model CID").caused_by(e))?;
     let blocks = Blocks::open(dir.join("blocks")).map_err(|e| Error::retry("no place for the weights").caused_by(e))?;
-    let fetcher = Fetcher::new(cx.http.clone(), cx.config.store_urls.clone());
+    let mut fetcher = Fetcher::new(cx.http.clone(), cx.config.store_urls.clone());
+    if let Some((arweave, transaction)) = cx.manifest.archive.of(&cx.http, &cid) {
+        fetcher = fetcher.with_archive(arweave, transaction);
+    }
     let told = AtomicU64::new(0);
     let progress = |p: &store::fetch::Progress| {
         let percent = p.bytes_total.filter(|t| *t > 0).map_or(0, |total| p.bytes_done.saturating_mul(100) / total);

@@ -12,9 +12,11 @@
 //! sync to one call at their end ([`Blocks::put_later`], [`Blocks::sync`]): what a power cut then tears is
 //! found by the hash when it is read, removed, and counted as missing.
 
+mod ahead;
 mod gc;
 mod pins;
 
+pub(crate) use ahead::{check_each, store_ahead};
 pub use gc::Collected;
 pub use pins::Pin;
 
@@ -59,11 +61,18 @@ impl Blocks {
     /// Stores a block; `Corrupt` if it does not match `cid`, `OverLimit` if it is over 2 MiB.
     /// When this returns the block survives a power cut. Putting a block again only renews its age.
     pub fn put(&self, cid: &Cid, bytes: &[u8]) -> Result<()> {
+        verify(cid, bytes)?;
         self.write(cid, bytes, true)
     }
 
     /// [`Blocks::put`] without waiting for the disk: [`Blocks::sync`] once after many.
     pub fn put_later(&self, cid: &Cid, bytes: &[u8]) -> Result<()> {
+        verify(cid, bytes)?;
+        self.write(cid, bytes, false)
+    }
+
+    /// [`Blocks::put_later`] for bytes whose name this program has just made of them, so that they are hashed once.
+    fn put_named(&self, cid: &Cid, bytes: &[u8]) -> Result<()> {
         self.write(cid, bytes, false)
     }
 
@@ -139,13 +148,6 @@ impl Blocks {
     }
 
     fn write(&self, cid: &Cid, bytes: &[u8], durable: bool) -> Result<()> {
-        if bytes.len() > BLOCK_BYTES_MAX {
-            let length = bytes.len();
-            return Err(Error::over_limit(format!(
-                "block {cid} is {length} bytes long; {BLOCK_BYTES_MAX} are allowed"
-            )));
-        }
-        cid::verify(cid, bytes)?;
         let path = self.path(cid);
         let failed = |e| Error::disk(format!("cannot store block {cid}"), e);
         // Compared, not only found: a power cut may have left a file of the right length and other bytes.
@@ -157,9 +159,14 @@ impl Blocks {
             }
         }
         let shard = path.parent().expect("a block's path has a shard");
-        fs::create_dir_all(shard).map_err(failed)?;
         let tmp = self.tmp_path();
-        let written = write_whole(&tmp, bytes, durable).and_then(|()| fs::rename(&tmp, &path));
+        let written = write_whole(&tmp, bytes, durable).and_then(|()| match fs::rename(&tmp, &path) {
+            // The first block of its shard.
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                fs::create_dir_all(shard).and_then(|()| fs::rename(&tmp, &path))
+            }
+            renamed => renamed,
+        });
         if written.is_err() {
             // Give the space back; the first error is the one to report.
             let _ = fs::remove_file(&tmp);
@@ -205,6 +212,15 @@ impl Drop for Lock {
     fn drop(&mut self) {
         self.file.unlock().ok();
     }
+}
+
+/// Whether these bytes may be kept under this name.
+fn verify(cid: &Cid, bytes: &[u8]) -> Result<()> {
+    if bytes.len() > BLOCK_BYTES_MAX {
+        let length = bytes.len();
+        return Err(Error::over_limit(format!("block {cid} is {length} bytes long; {BLOCK_BYTES_MAX} are allowed")));
+    }
+    cid::verify(cid, bytes)
 }
 
 fn write_whole(path: &Path, bytes: &[u8], durable: bool) -> std::io::Result<()> {

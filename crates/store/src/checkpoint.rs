@@ -4,7 +4,7 @@
 //! sealed run of the journal after it. A [`ShareRequest`] is how a successor asks stewards and the active node
 //! for key material. All are canonical JSON, and each refusal has a name ([`Mismatch`]).
 
-mod log;
+pub(crate) mod log;
 mod request;
 mod segment;
 

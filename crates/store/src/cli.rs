@@ -3,18 +3,21 @@
 pub mod arweave;
 pub mod kubo;
 
-use crate::blocks::Blocks;
+use crate::blocks::{Blocks, check_each, store_ahead};
 use crate::car;
 use crate::cid::{self, Cid};
 use crate::dag::Walk;
 use crate::error::{Error, Kind, Result, off_thread};
 use crate::fetch::{Fetcher, Progress, SourceReport};
 use crate::unixfs::{self, Limits, Listing, Object, Profile};
+use bytes::Bytes;
 use serde::Serialize;
 use std::fs::File;
 use std::future::Future;
 use std::io::{BufReader, BufWriter};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::net::TcpListener;
 
@@ -34,12 +37,14 @@ pub fn add(dir: &Path, path: &Path, profile: Profile, mut progress: impl FnMut(u
     let blocks = Blocks::open(dir)?;
     let _writing = blocks.writing()?;
     let (mut count, mut stored) = (0, 0);
-    let imported = unixfs::import_path(path, profile, &mut |cid, bytes| {
-        blocks.put_later(&cid, &bytes)?;
-        count += 1;
-        stored += crate::protobuf::len64(&bytes);
-        progress(stored);
-        Ok(())
+    let imported = store_ahead(&blocks, |put| {
+        unixfs::import_path(path, profile, &mut |cid, bytes| {
+            count += 1;
+            stored += crate::protobuf::len64(&bytes);
+            put(cid, bytes)?;
+            progress(stored);
+            Ok(())
+        })
     })?;
     blocks.sync()?;
     blocks.pin(&imported.cid, ADDED)?;
@@ -135,7 +140,7 @@ pub struct Pinned {
 pub fn pin(dir: &Path, cid: &str, reason: &str) -> Result<Pinned> {
     let (root, blocks) = (cid::parse(cid)?, Blocks::open(dir)?);
     let _writing = blocks.writing()?;
-    check_whole(&blocks, &root)?;
+    blocks.check_whole(&root)?;
     blocks.pin(&root, reason)?;
     pinned(&blocks, &root)
 }
@@ -155,17 +160,6 @@ pub fn unpin(dir: &Path, cid: &str, reason: Option<&str>) -> Result<Pinned> {
 fn pinned(blocks: &Blocks, root: &Cid) -> Result<Pinned> {
     let found = blocks.pins()?.into_iter().find(|p| cid::digest(&p.root) == cid::digest(root));
     Ok(Pinned { cid: root.to_string(), reasons: found.map(|p| p.reasons).unwrap_or_default() })
-}
-
-fn check_whole(blocks: &Blocks, root: &Cid) -> Result<()> {
-    let mut walk = Walk::from(root);
-    while let Some((cid, depth)) = walk.next_block() {
-        if cid.codec() == cid::RAW && blocks.has(&cid) {
-            continue;
-        }
-        walk.visited(&cid, depth, &blocks.get(&cid)?)?;
-    }
-    Ok(())
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -193,43 +187,58 @@ pub struct Verified {
     pub missing: Vec<String>,
 }
 
-/// Reads every block of a graph, or of the whole store, and checks it against its name.
+/// Reads every block of a graph, or of the whole store, and checks it against its name, several at once.
 pub fn verify(dir: &Path, cid: Option<&str>, mut progress: impl FnMut(u64)) -> Result<Verified> {
     let blocks = Blocks::open(dir)?;
-    let mut done = Verified::default();
-    let mut check = |done: &mut Verified, cid: &Cid| -> Result<Option<bytes::Bytes>> {
+    let (read_bytes, found) = (AtomicU64::new(0), Mutex::new(Verified::default()));
+    let check = |cid: &Cid| -> Result<Option<Bytes>> {
         let here = blocks.has(cid);
-        match blocks.get(cid) {
+        let got = blocks.get(cid);
+        let mut found = found.lock().map_err(|_| Error::bug("a checking thread panicked"))?;
+        match got {
             Ok(bytes) => {
-                done.blocks += 1;
-                done.bytes += crate::protobuf::len64(&bytes);
-                progress(done.bytes);
+                let length = crate::protobuf::len64(&bytes);
+                found.blocks += 1;
+                found.bytes += length;
+                read_bytes.fetch_add(length, Ordering::Relaxed);
                 Ok(Some(bytes))
             }
             Err(e) if e.kind == Kind::Missing => {
-                let list = if here { &mut done.damaged } else { &mut done.missing };
+                let list = if here { &mut found.damaged } else { &mut found.missing };
                 list.push(cid.to_string());
                 Ok(None)
             }
             Err(e) => Err(e),
         }
     };
-    match cid {
-        None => {
-            for listed in blocks.iter() {
-                check(&mut done, &listed?.0)?;
-            }
-        }
-        Some(root) => {
+    check_each(
+        |hand_out| {
+            let mut hand_out = |cid| {
+                hand_out(cid)?;
+                progress(read_bytes.load(Ordering::Relaxed));
+                Ok(())
+            };
+            let Some(root) = cid else {
+                return blocks.iter().try_for_each(|listed| hand_out(listed?.0));
+            };
             let mut walk = Walk::from(&cid::parse(root)?);
             while let Some((cid, depth)) = walk.next_block() {
-                if let Some(bytes) = check(&mut done, &cid)? {
+                if cid.codec() == cid::RAW {
+                    hand_out(cid)?;
+                } else if let Some(bytes) = check(&cid)? {
+                    // What lies below is only known once it is read.
                     walk.visited(&cid, depth, &bytes)?;
                 }
             }
-        }
-    }
-    Ok(done)
+            Ok(())
+        },
+        |cid| check(&cid).map(drop),
+    )?;
+    let mut found = found.into_inner().map_err(|_| Error::bug("a checking thread panicked"))?;
+    found.damaged.sort_unstable();
+    found.missing.sort_unstable();
+    progress(found.bytes);
+    Ok(found)
 }
 
 /// Serves the store until `stop`.

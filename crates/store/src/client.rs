@@ -7,6 +7,7 @@ use crate::unixfs::{self, FileNode, Imported, Profile};
 use bytes::Bytes;
 use futures::future::join_all;
 use futures::{FutureExt, StreamExt, TryStreamExt};
+use http::{HeaderMap, Method, StatusCode};
 use net::Client;
 use std::path::Path;
 use std::time::Duration;
@@ -71,6 +72,41 @@ impl StoreClient {
         imported
     }
 
+    /// Keeps `root` and all that it reaches from garbage collection, in every store that has it whole. `reason` is one
+    /// word, such as `weights`.
+    ///
+    /// `Missing` or `Unreachable` if no store keeps it; to pin again is no error.
+    pub async fn pin(&self, root: &Cid, reason: &str) -> Result<()> {
+        let results = self.at_pins(&Method::PUT, root, reason).await;
+        match results.iter().any(Result::is_ok) {
+            true => Ok(()),
+            false => {
+                Err(worst(results.into_iter().filter_map(Result::err).collect(), format!("no store keeps {root}")))
+            }
+        }
+    }
+
+    /// Takes the reason back in every store that can be asked. One that cannot keeps more than it need: no harm.
+    pub async fn unpin(&self, root: &Cid, reason: &str) {
+        for failure in self.at_pins(&Method::DELETE, root, reason).await.into_iter().filter_map(Result::err) {
+            tracing::info!(error = %failure, %root, "a store did not let go of a pin");
+        }
+    }
+
+    async fn at_pins(&self, method: &Method, root: &Cid, reason: &str) -> Vec<Result<()>> {
+        let asked = self.urls.iter().map(|url| async move {
+            let at = format!("{url}/pins/{root}?reason={reason}");
+            let answer = self.http.send(method.clone(), &at, HeaderMap::new(), Bytes::new()).await;
+            let answer = answer.map_err(|e| away(url, e))?;
+            if answer.status == StatusCode::NOT_FOUND {
+                return Err(Error::missing(format!("{url} has not all of {root}")));
+            }
+            answer.success_or_read().await.map_err(|e| away(url, e))?;
+            Ok(())
+        });
+        join_all(asked).await
+    }
+
     /// The bytes behind a raw block or UnixFS file, verified, at most `bytes_max` of them.
     ///
     /// `Missing` if every store says so, `Unreachable` if one could not be asked, `OverLimit` if the object is longer.
@@ -124,7 +160,7 @@ impl StoreClient {
 
     async fn ask(&self, url: &str, cid: &Cid) -> Result<Bytes> {
         let answer = self.http.get(&format!("{url}/ipfs/{cid}?format=raw")).await.map_err(|e| away(url, e))?;
-        if answer.status == http::StatusCode::NOT_FOUND {
+        if answer.status == StatusCode::NOT_FOUND {
             return Err(Error::missing(format!("{url} has no block {cid}")));
         }
         let answer = answer.success().map_err(|e| away(url, e))?;
@@ -154,7 +190,7 @@ impl StoreClient {
 
     async fn put_at(&self, url: &str, cid: &Cid, block: Bytes) -> Result<()> {
         let answer = self.http.put(&format!("{url}/blocks/{cid}"), block).await.map_err(|e| away(url, e))?;
-        if answer.status == http::StatusCode::INSUFFICIENT_STORAGE {
+        if answer.status == StatusCode::INSUFFICIENT_STORAGE {
             return Err(Error::new(Kind::DiskFull, format!("the disk of {url} is full")));
         }
         answer.success_or_read().await.map_err(|e| away(url, e))?;

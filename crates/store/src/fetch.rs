@@ -6,6 +6,7 @@
 
 mod schedule;
 
+use crate::arweave::{Arweave, TxId};
 use crate::blocks::Blocks;
 use crate::cid::{self, Cid};
 use crate::dag::{self, BLOCK_BYTES_MAX, DEPTH_MAX};
@@ -59,13 +60,20 @@ pub struct Fetcher {
     http: Client,
     urls: Vec<String>,
     bytes_max: u64,
+    archive: Option<(Arweave, TxId)>,
 }
 
 impl Fetcher {
     /// `sources` such as `http://127.0.0.1:7000`; all are asked at once.
     pub fn new(http: Client, sources: Vec<String>) -> Self {
         let urls = sources.into_iter().map(|u| u.trim_end_matches('/').to_owned()).collect();
-        Self { http: http.with_deadline(HEAD_DEADLINE), urls, bytes_max: BYTES_MAX }
+        Self { http: http.with_deadline(HEAD_DEADLINE), urls, bytes_max: BYTES_MAX, archive: None }
+    }
+
+    /// Where else the graph lies: the Arweave transaction whose data is its CAR file, read when the sources cannot bring
+    /// a block. It is all or nothing there, and chunks are read one after another, so it is asked last.
+    pub fn with_archive(self, arweave: Arweave, transaction: TxId) -> Self {
+        Self { archive: Some((arweave, transaction)), ..self }
     }
 
     /// Gives up on a graph that turns out longer than this (encoded bytes).
@@ -79,8 +87,22 @@ impl Fetcher {
     /// `Missing` if every source says that it lacks some block, `Unreachable` if those that might have it cannot
     /// be used; the message names the sources and why. Blocks that arrived stay.
     pub async fn fetch_dag(&self, blocks: &Blocks, root: &Cid, progress: impl Fn(&Progress)) -> Result<Progress> {
-        cid::check(root).map_err(Error::usage)?;
         let _writing = blocks.writing()?;
+        let failed = match (self.fetch_from_sources(blocks, root, &progress).await, &self.archive) {
+            (Err(e), Some(archive)) if matches!(e.kind, Kind::Missing | Kind::Unreachable) => (e, archive),
+            (fetched, _) => return fetched,
+        };
+        let (first, (arweave, transaction)) = failed;
+        tracing::warn!(error = %first, %transaction, "no source brings it; the archive is asked");
+        let archived = arweave.import(blocks, transaction, self.bytes_max).await;
+        archived.map_err(|e| Error::new(e.kind, format!("{first}; nor can its archive {transaction} be read: {e}")))?;
+        // What was archived under that name may be another graph, or less of it: then this says what is missing.
+        let local = Self { urls: Vec::new(), archive: None, ..self.clone() };
+        local.fetch_from_sources(blocks, root, &progress).await
+    }
+
+    async fn fetch_from_sources(&self, blocks: &Blocks, root: &Cid, progress: &impl Fn(&Progress)) -> Result<Progress> {
+        cid::check(root).map_err(Error::usage)?;
         let mut run = Run::new(self, blocks.clone());
         run.explore(vec![(cid::normal(root), 0)], Some(*root)).await?;
         progress(&run.progress);
@@ -175,6 +197,10 @@ impl<'a> Run<'a> {
     /// Follows what is here already below `cids`, and wants the rest.
     async fn explore(&mut self, cids: Vec<(Cid, usize)>, root: Option<Cid>) -> Result<()> {
         self.root = root.or(self.root);
+        if cids.is_empty() && self.progress.bytes_total.is_some() {
+            // A leaf: nothing lies below it, and no thread is woken to find that out.
+            return Ok(());
+        }
         let fresh: Vec<_> = cids.into_iter().filter(|(cid, _)| self.seen.insert(cid::digest(cid))).collect();
         let (blocks, mut seen) = (self.blocks.clone(), std::mem::take(&mut self.seen));
         let (found, seen) = off_thread(move || {

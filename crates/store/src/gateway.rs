@@ -2,8 +2,8 @@
 //!
 //! `GET|HEAD /ipfs/{cid}[/{path}]` answers raw blocks and CARs, never pages: whoever asks verifies. What it serves is
 //! public and sealed where it must be; what it takes (`PUT /blocks/{cid}`) is verified, at most 2 MiB, and kept
-//! until garbage collection finds no pin that reaches it. There is no login: it belongs on loopback or behind
-//! one who decides who may write.
+//! until garbage collection finds no pin that reaches it (`PUT|DELETE /pins/{cid}?reason=…`). There is no login: it
+//! belongs on loopback or behind one who decides who may write.
 //! Follows <https://specs.ipfs.tech/http-gateways/trustless-gateway/>: `format`, `dag-scope`, `entity-bytes`, paths
 //! below a CID (CARs only), `Range` (blocks only), `only-if-cached`, entity tags. CARs are always version 1, depth
 //! first, each block once; other wishes are answered so, and the content type says it. Not spoken: IPNS.
@@ -39,6 +39,7 @@ pub fn router(blocks: Blocks) -> Router {
         .route("/ipfs/{cid}/", get(read))
         .route("/ipfs/{cid}/{*path}", get(read_path))
         .route("/blocks/{cid}", put(write))
+        .route("/pins/{cid}", put(pin).delete(unpin))
         .route("/health", get(health))
         .fallback(nothing_here)
         .layer(DefaultBodyLimit::max(BLOCK_BYTES_MAX))
@@ -274,6 +275,39 @@ async fn write(
     Ok((StatusCode::CREATED, Json(stored)).into_response())
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Why {
+    reason: String,
+}
+
+/// Only what is here whole is kept: a pin on less would be a promise that nobody holds.
+async fn pin(
+    State(blocks): State<Blocks>,
+    Path(text): Path<String>,
+    Query(Why { reason }): Query<Why>,
+) -> std::result::Result<Response, Problem> {
+    let cid = cid::parse(&text)?;
+    off_thread(move || {
+        let _writing = blocks.writing()?;
+        blocks.check_whole(&cid)?;
+        blocks.pin(&cid, &reason)
+    })
+    .await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// Taking back what is not pinned is no error: whoever asks again after a lost answer gets the same one.
+async fn unpin(
+    State(blocks): State<Blocks>,
+    Path(text): Path<String>,
+    Query(Why { reason }): Query<Why>,
+) -> std::result::Result<Response, Problem> {
+    let cid = cid::parse(&text)?;
+    off_thread(move || blocks.unpin(&cid, Some(&reason))).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
 async fn health() -> Json<serde_json::Value> {
     Json(serde_json::json!({ "ok": true }))
 }
@@ -282,6 +316,6 @@ async fn nothing_here() -> Problem {
     Problem::new(
         StatusCode::NOT_FOUND,
         "no_such_route",
-        "there are GET /ipfs/{cid}[/{path}], PUT /blocks/{cid}, GET /health",
+        "there are GET /ipfs/{cid}[/{path}], PUT /blocks/{cid}, PUT and DELETE /pins/{cid}?reason=…, GET /health",
     )
 }

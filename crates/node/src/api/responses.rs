@@ -12,7 +12,7 @@ use crate::main_loop::Event;
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Path, State};
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use infer::TokenLogprob;
 use infer::api::{Answered, ApiError, Message, ResponseReply, ResponseStream, ResponsesRequest, Role, StreamEvent};
@@ -21,6 +21,10 @@ use store::seal;
 use tokio::sync::oneshot;
 
 pub const ROUTE: &str = "POST /v1/responses";
+/// In the head of every answer that is kept: what deleting it can and cannot prove.
+const STORED: &str = "sealed to the agent's memory key; after DELETE /v1/responses/{id} the agent no longer knows where \
+    it lies; nobody can prove that a host, or a quorum of stewards, kept no copy of it and of its key";
+const STORED_HEADER: &str = "vivarium-stored";
 /// Longest stored conversation, sealed, bytes.
 const TRANSCRIPT_BYTES_MAX: usize = 8 << 20;
 
@@ -66,13 +70,17 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) ->
         request: request.clone(),
     };
     let store: Option<BeforeEnd> = request.store.then(|| keep(api.clone(), reply.id.clone(), before, request.clone()));
-    Ok(if request.stream {
+    let mut answered = if request.stream {
         sale.deliver(Events(ResponseStream::new(reply)), store).await
     } else {
         let whole =
             Whole { id: reply.id.clone(), json: move |answered: Answered<'_>, extra| reply.whole(answered, extra) };
         sale.deliver(whole, store).await
-    })
+    };
+    if request.store {
+        answered.headers_mut().insert(STORED_HEADER, HeaderValue::from_static(STORED));
+    }
+    Ok(answered)
 }
 
 /// The whole conversation as the model sees it: instructions of this answer, what was said before, the new input.

@@ -9,6 +9,7 @@ use chain::orders::{Ack, collect, domain};
 use chain::treasury::calls;
 use chain::{market, sender::Tx};
 use serde_json::{Value, json};
+use std::sync::atomic::Ordering;
 use store::checkpoint::{Checkpoint, ShareRequest};
 use store::seal::{self, Identity};
 use world::{World, key, until};
@@ -175,6 +176,10 @@ async fn rescue(world: &World, treasury: Address, digest: B256, secret: &[u8]) {
     world.refused(0, "share", &world.share_request(treasury, 1, rescued, NEXT, &exchange), "wrong_epoch").await;
     world.refused(0, "share", &world.share_request(treasury, 2, rescued + 1, NEXT, &exchange), "not_restoring").await;
     world.refused(0, "share", &world.share_request(treasury, 2, rescued, NODE, &exchange), "wrong_operator").await;
+    // Everything is right now, but one of the third's two endpoints tells of another chain: nothing is released on that.
+    world.lies.store(true, Ordering::SeqCst);
+    world.refused(2, "share", &request, "no_view").await;
+    world.lies.store(false, Ordering::SeqCst);
     let mut shares = Vec::new();
     // The third steward did not acknowledge this checkpoint; it fetches the object by the chain's digest.
     for steward in [0, 2] {

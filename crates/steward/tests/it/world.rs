@@ -14,6 +14,8 @@ use serde::Serialize;
 use serde_json::Value;
 use std::future::Future;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use steward::StewardConfig;
 use steward::config::Peer;
@@ -42,6 +44,24 @@ fn anvil_bin() -> PathBuf {
     let path = path.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(bin));
     assert!(path.exists(), "no anvil at {}: run `npm ci` in contracts/ or set VIVARIUM_ANVIL", path.display());
     path
+}
+
+/// An endpoint that passes everything on, and while `lies` is set gives every block another hash.
+async fn liar(honest: String, lies: Arc<AtomicBool>) -> String {
+    let answer = move |request: axum::Json<Value>| async move {
+        let answer = net::Client::new().post_json(&honest, &request.0).await.unwrap();
+        let mut answer: Value = answer.json().await.unwrap();
+        let block = &mut answer["result"];
+        if lies.load(Ordering::SeqCst) && block["parentHash"].is_string() {
+            block["hash"] = B256::repeat_byte(0xbb).to_string().into();
+        }
+        axum::Json(answer)
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let router = axum::Router::new().fallback(answer);
+    tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+    url
 }
 
 /// Asks again until there is an answer; a test that waits for longer than a minute has failed.
@@ -79,6 +99,8 @@ pub struct World {
     store: StoreClient,
     http: net::Client,
     daemons: Vec<Daemon>,
+    /// While set, the third steward's second endpoint tells of other blocks than the chain's.
+    pub lies: Arc<AtomicBool>,
     _dir: tempfile::TempDir,
 }
 
@@ -114,16 +136,21 @@ impl World {
             store,
             http,
             daemons: vec![],
+            lies: Arc::default(),
             _dir: dir,
         };
         world.put(SNAPSHOT).await;
-        for place in 0..3 {
-            world.start_daemon(place, &urls, &store_url);
+        let honest = world.anvil.url().to_owned();
+        // The same node twice, by two names: what two endpoints have to agree on is exercised too.
+        let by_name = honest.replace("127.0.0.1", "localhost");
+        let liar = liar(honest.clone(), world.lies.clone()).await;
+        for (place, second) in [by_name.clone(), by_name, liar].into_iter().enumerate() {
+            world.start_daemon(place, &urls, &store_url, vec![honest.clone(), second]);
         }
         world
     }
 
-    fn start_daemon(&mut self, place: usize, urls: &[String; 3], store_url: &str) {
+    fn start_daemon(&mut self, place: usize, urls: &[String; 3], store_url: &str, rpc_urls: Vec<String>) {
         let dir = self._dir.path().join(format!("steward{place}"));
         std::fs::create_dir(&dir).unwrap();
         let keys = sorted_stewards();
@@ -134,8 +161,7 @@ impl World {
         let config = StewardConfig {
             data_dir: dir,
             listen: urls[place].trim_start_matches("http://").parse().unwrap(),
-            // The same node twice, by two names: what two endpoints have to agree on is exercised too.
-            rpc_urls: vec![self.anvil.url().to_owned(), self.anvil.url().replace("127.0.0.1", "localhost")],
+            rpc_urls,
             chain_id: self.chain.chain_id(),
             treasuries: vec![],
             factory: Some(self.addresses.factory),

@@ -1,8 +1,9 @@
 use super::Blocks;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, LifeLog, log};
 use crate::cid::{self, Cid};
 use crate::dag::Walk;
 use crate::error::{Error, Kind, Result};
+use crate::unixfs;
 use std::collections::HashSet;
 use std::fs::TryLockError;
 use std::time::{Duration, SystemTime};
@@ -20,7 +21,8 @@ pub struct Collected {
 impl Blocks {
     /// Removes what no pin reaches and what is older than `age_min`.
     ///
-    /// A pinned checkpoint keeps its snapshot and conversations too, though they are only named in its text.
+    /// A pinned checkpoint keeps its snapshot, its conversations and the whole log that ends with it, though they are
+    /// only named in texts; a pinned log keeps all that came before it.
     /// `age_min` protects blocks that arrive one by one over HTTP before anybody pins their root; whoever
     /// writes in this or another process and holds [`Blocks::writing`] makes this fail with `Usage` at once.
     pub fn gc(&self, age_min: Duration) -> Result<Collected> {
@@ -51,10 +53,13 @@ impl Blocks {
     fn reached(&self, done: &mut Collected) -> Result<HashSet<[u8; 32]>> {
         let mut kept = HashSet::new();
         let mut roots: Vec<Cid> = self.pins()?.into_iter().map(|p| p.root).collect();
-        let mut checkpoints: HashSet<[u8; 32]> = roots.iter().map(cid::digest).collect();
+        // Whatever is pinned may be a text that names others, and so may be what such a text names.
+        let mut unread: HashSet<[u8; 32]> = roots.iter().map(cid::digest).collect();
         while let Some(root) = roots.pop() {
-            if root.codec() == cid::RAW && checkpoints.remove(&cid::digest(&root)) {
-                roots.extend(self.named_in(&root)?);
+            if unread.remove(&cid::digest(&root)) {
+                let named = self.named_in(&root)?;
+                unread.extend(named.iter().map(cid::digest).filter(|digest| !kept.contains(digest)));
+                roots.extend(named);
             }
             let mut walk = Walk::from(&root);
             while let Some((cid, depth)) = walk.next_block() {
@@ -73,12 +78,18 @@ impl Blocks {
         Ok(kept)
     }
 
-    /// What a raw block names if it is a checkpoint; nothing otherwise.
-    fn named_in(&self, cid: &Cid) -> Result<Vec<Cid>> {
-        match self.get(cid) {
-            Ok(bytes) => Ok(Checkpoint::from_bytes(&bytes).map(|c| c.objects()).unwrap_or_default()),
-            Err(e) if e.kind == Kind::Missing => Ok(Vec::new()),
-            Err(e) => Err(e),
+    /// What a checkpoint or a stretch of a log names; nothing if it is neither. Only texts are looked into: one block,
+    /// or a file of few.
+    fn named_in(&self, root: &Cid) -> Result<Vec<Cid>> {
+        let bytes = match unixfs::read_file(self, root, log::STRETCH_BYTES_MAX) {
+            Ok(bytes) => bytes,
+            Err(e) if matches!(e.kind, Kind::Disk | Kind::DiskFull | Kind::Bug) => return Err(e),
+            // Not here, too long to be a text, or no file at all.
+            Err(_) => return Ok(Vec::new()),
+        };
+        if let Ok(checkpoint) = Checkpoint::from_bytes(&bytes) {
+            return Ok(checkpoint.objects());
         }
+        Ok(LifeLog::from_bytes(&bytes).ok().and_then(|stretch| stretch.prev).into_iter().collect())
     }
 }

@@ -1,5 +1,6 @@
 use super::Blocks;
 use crate::cid::{self, Cid};
+use crate::dag::Walk;
 use crate::error::{Error, Result};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -37,6 +38,18 @@ impl Blocks {
                 any
             }
         })
+    }
+
+    /// `Missing`, with the name of a block, unless all that `root` links to is here. Leaves are looked for, not read.
+    pub(crate) fn check_whole(&self, root: &Cid) -> Result<()> {
+        let mut walk = Walk::from(root);
+        while let Some((cid, depth)) = walk.next_block() {
+            if cid.codec() == cid::RAW && self.has(&cid) {
+                continue;
+            }
+            walk.visited(&cid, depth, &self.get(&cid)?)?;
+        }
+        Ok(())
     }
 
     /// All pins, sorted by root.

@@ -6,7 +6,7 @@ use alloy::primitives::Address;
 use serde::{Deserialize, Serialize};
 
 /// Longest stretch that is read. A node keeps 2,000 lines, of about 150 bytes each.
-const STRETCH_BYTES_MAX: usize = 4 << 20;
+pub(crate) const STRETCH_BYTES_MAX: usize = 4 << 20;
 /// Stretches that are read back: a checkpoint an hour for eleven years.
 const STRETCHES_MAX: usize = 100_000;
 

@@ -29,7 +29,7 @@ pub fn import_reader(
     let bytes_max = u64::try_from(profile.chunk_bytes).map_err(|_| Error::bug("a chunk over 2^64 bytes"))?;
     let mut first = true;
     loop {
-        let mut chunk = Vec::new();
+        let mut chunk = Vec::with_capacity(profile.chunk_bytes);
         let failed = |e| Error::disk("cannot read what is to be stored", e);
         reader.by_ref().take(bytes_max).read_to_end(&mut chunk).map_err(failed)?;
         if chunk.is_empty() && !first {

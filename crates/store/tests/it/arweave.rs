@@ -19,7 +19,7 @@ use store::arweave::{
     TxId, Upload, car_tags, verify_chunk,
 };
 use store::cli::arweave as cli;
-use store::{Error, Kind, car};
+use store::{Error, Fetcher, Kind, car};
 
 #[derive(Deserialize)]
 struct Reference {
@@ -568,6 +568,36 @@ async fn the_command_signs_again_only_when_the_first_transaction_can_never_be_mi
     assert_eq!(there.blocks.pins().unwrap()[0].root.to_string(), cid);
     let left = std::fs::read_dir(here.dir.path().join("tmp")).unwrap().count();
     assert_eq!(left, 0, "no CAR file stays behind");
+}
+
+#[tokio::test]
+async fn a_graph_that_no_source_brings_comes_from_the_transaction_that_is_named_for_it() {
+    let weave = Shared::default();
+    let url = spawn(node(&weave)).await;
+    let arweave = client(&["http://127.0.0.1:1", &url]);
+    let (file, root, bytes) = a_car();
+    let tree = tree_of(&file, bytes);
+    let mut upload = arweave.prepare(&KEY, &tree, car_tags(&root), u128::MAX).await.unwrap();
+    arweave.send(&mut upload, &tree, file.path(), |_| Ok(())).await.unwrap();
+    let id = upload.id().unwrap();
+
+    // A source that knows nothing, and one that is not there.
+    let empty = spawn(store::gateway::router(store().blocks)).await;
+    let fetcher = || Fetcher::new(Client::new(), vec![empty.clone(), "http://127.0.0.1:1".to_owned()]);
+    let here = store();
+    refused(fetcher().fetch_dag(&here.blocks, &root, |_| {}).await, Kind::Unreachable, "cannot be had");
+    let archived = || fetcher().with_archive(arweave.clone(), id);
+    archived().fetch_dag(&here.blocks, &root, |_| {}).await.unwrap();
+    assert_eq!(store::unixfs::read_file(&here.blocks, &root, 900_000).unwrap(), noise(900_000));
+
+    // A transaction of something else is no archive of this, and a longer one than allowed is not read.
+    let there = store();
+    let other = store().add(&noise(7_000));
+    refused(archived().fetch_dag(&there.blocks, &other, |_| {}).await, Kind::Missing, "no source is named");
+    let short = store();
+    let refusal = archived().with_bytes_max(1000).fetch_dag(&short.blocks, &root, |_| {}).await;
+    refused(refusal, Kind::OverLimit, "nor can its archive");
+    assert_eq!(short.count(), 0);
 }
 
 /// A child that does not outlive its test, whatever happens.

@@ -3,6 +3,7 @@ use std::fs::{self, File};
 use std::io::{BufRead, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
+use store::checkpoint::{LifeLog, LogLine};
 use store::cid;
 use store::{Blocks, Kind};
 
@@ -165,12 +166,72 @@ fn a_pinned_checkpoint_keeps_its_snapshot_and_conversations() {
 }
 
 #[test]
+fn a_pinned_log_keeps_all_that_came_before_it_and_so_does_a_checkpoint() {
+    let here = store();
+    let stretch = |prev: Option<cid::Cid>, seq: u64| {
+        let lines = vec![LogLine { seq, at: 1, block: 1, kind: "life".into(), text: "x".into() }];
+        let stretch = LifeLog { agent: [7; 20].into(), chain_id: 1, prev, lines };
+        here.put_raw(&stretch.to_bytes())
+    };
+    let first = stretch(None, 1);
+    let second = stretch(Some(first), 2);
+    let third = stretch(Some(second), 3);
+    let stray = stretch(Some(third), 4);
+    here.blocks.pin(&third, "log").unwrap();
+    here.blocks.gc(Duration::ZERO).unwrap();
+    assert!([first, second, third].iter().all(|cid| here.blocks.has(cid)) && !here.blocks.has(&stray));
+
+    let checkpoint = crate::checkpoint::ending_with(third);
+    here.blocks.put(&checkpoint.cid(), &checkpoint.to_bytes()).unwrap();
+    here.blocks.pin(&checkpoint.cid(), "checkpoint").unwrap();
+    here.blocks.unpin(&third, None).unwrap();
+    here.blocks.gc(Duration::ZERO).unwrap();
+    assert!([first, second, third].iter().all(|cid| here.blocks.has(cid)), "the log of a kept checkpoint");
+}
+
+#[test]
 fn a_reason_is_one_line() {
     let here = store();
     let cid = here.put_raw(b"abc");
     for bad in ["", " ", "two\nlines", " padded"] {
         refused(here.blocks.pin(&cid, bad), Kind::Usage, "is no reason");
     }
+}
+
+/// The child of the test below: adds a folder and says how that ended.
+#[test]
+#[ignore = "a process of its own, started by `an_add_that_fills_the_disk_says_so_and_goes_on_later`"]
+fn adder() {
+    let dir = PathBuf::from(std::env::var_os("STORE_TEST_DIR").unwrap());
+    let added = store::cli::add(&dir, &dir.join("source"), store::unixfs::Profile::V1_2025, |_| {});
+    println!("ended {:?}", added.map(drop).map_err(|e| e.kind));
+}
+
+#[test]
+fn an_add_that_fills_the_disk_says_so_and_goes_on_later() {
+    let here = store();
+    let dir = here.dir.path();
+    fs::create_dir(dir.join("source")).unwrap();
+    fs::write(dir.join("source/a"), b"small").unwrap();
+    fs::write(dir.join("source/b"), noise(3 << 20)).unwrap();
+    // No file may grow beyond 100 blocks of 512 or 1024 bytes: the first chunk of `b` does not fit.
+    let out = std::process::Command::new("sh")
+        .args(["-c", "trap '' XFSZ; ulimit -f 100; exec \"$@\"", "sh"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["blocks::adder", "--exact", "--ignored", "--nocapture"])
+        .env("STORE_TEST_DIR", dir)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(said.contains("ended Err(DiskFull)"), "{said}{}", String::from_utf8_lossy(&out.stderr));
+    assert_eq!(fs::read_dir(dir.join("tmp")).unwrap().count(), 0, "the space is given back");
+    assert!(here.blocks.pins().unwrap().is_empty());
+    let seen = store::cli::verify(dir, None, |_| {}).unwrap();
+    assert_eq!((seen.blocks, seen.damaged.len()), (1, 0), "what was stored before is whole");
+    let added = store::cli::add(dir, &dir.join("source"), store::unixfs::Profile::V1_2025, |_| {}).unwrap();
+    assert_eq!(added.bytes, (3 << 20) + 5);
+    let seen = store::cli::verify(dir, Some(&added.cid), |_| {}).unwrap();
+    assert!(seen.missing.is_empty() && seen.damaged.is_empty());
 }
 
 #[test]

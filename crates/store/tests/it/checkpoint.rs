@@ -49,6 +49,13 @@ pub fn signed(snapshot: Cid, conversations: Vec<Cid>) -> Checkpoint {
     checkpoint
 }
 
+/// The same with a log that is here.
+pub fn ending_with(log: Cid) -> Checkpoint {
+    let mut checkpoint = Checkpoint { log, ..draft(cid::of_raw(b"snapshot"), Vec::new()) };
+    checkpoint.sign(&operator()).unwrap();
+    checkpoint
+}
+
 fn example() -> Checkpoint {
     signed(cid::of_raw(b"snapshot"), vec![cid::of_raw(b"talk")])
 }

@@ -67,3 +67,26 @@ async fn reads_fail_over_and_writes_need_one() {
     refused(client(&[]).get_bytes(&cid, 3).await, Kind::Usage, "no store is named");
     refused(client(&[&good]).put_block(&cid, b"other").await, Kind::Corrupt, "do not hash");
 }
+
+#[tokio::test]
+async fn what_is_pinned_over_http_stays_until_it_is_let_go_of() {
+    let here = store();
+    let good = spawn(gateway::router(here.blocks.clone())).await;
+    let client = client(&[NOBODY, &good]);
+    let cid = client.put_bytes(&noise(3 << 20)).await.unwrap();
+    client.pin(&cid, "weights").await.unwrap();
+    client.pin(&cid, "weights").await.unwrap();
+    assert_eq!(here.blocks.pins().unwrap()[0].reasons, ["weights"]);
+    assert_eq!(here.blocks.gc(std::time::Duration::ZERO).unwrap().removed_blocks, 0);
+    client.unpin(&cid, "log").await;
+    assert_eq!(here.blocks.pins().unwrap().len(), 1, "another reason");
+    client.unpin(&cid, "weights").await;
+    client.unpin(&cid, "weights").await;
+    assert_eq!(here.blocks.gc(std::time::Duration::ZERO).unwrap().kept_blocks, 0);
+    // Nobody promises to keep what is not there.
+    refused(client.pin(&cid, "weights").await, Kind::Unreachable, "has not all of");
+    let url = format!("{good}/pins/{cid}");
+    let status = |answer: net::Response| answer.status.as_u16();
+    assert_eq!(status(Client::new().put(&url, Vec::new()).await.unwrap()), 400, "without a reason");
+    assert_eq!(status(Client::new().put(&format!("{url}?reason="), Vec::new()).await.unwrap()), 404);
+}

@@ -3,7 +3,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use net::{Client, Response};
 use store::dag::{Link, Node};
-use store::{car, cid, gateway};
+use store::{car, cid, gateway, unixfs};
 
 async fn ask(method: Method, url: &str, headers: &[(HeaderName, &str)]) -> Response {
     let headers = headers.iter().map(|(n, v)| (n.clone(), HeaderValue::from_str(v).unwrap()));
@@ -335,4 +335,36 @@ async fn the_daemon_stops_when_told_and_not_before() {
     stop.send(()).unwrap();
     serving.await.unwrap().unwrap();
     assert_eq!(Client::new().get(&url).await.unwrap_err().kind, net::Kind::Unreachable);
+}
+
+/// The public client of this protocol, from npm (tests/clients): Helia's trustless gateway fetcher, which checks each
+/// block itself. A lie is none of what it takes.
+#[tokio::test(flavor = "multi_thread")]
+async fn helias_fetcher_brings_a_graph_and_takes_no_lie() {
+    let here = store();
+    let content = noise(3_500_000);
+    let put = &mut |cid, bytes: Vec<u8>| here.blocks.put_later(&cid, &bytes);
+    let root = unixfs::import_bytes(&content, unixfs::Profile::V1_2025, put).unwrap().cid;
+    let many = here.add(&content[..100_000]);
+    let url = spawn(gateway::router(here.blocks.clone())).await;
+    let helia = async |url: &str, root: &cid::Cid| -> serde_json::Value {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/clients");
+        let (url, root) = (url.to_owned(), root.to_string());
+        let run = move || {
+            let mut node = std::process::Command::new("node");
+            node.args(["gateway.mjs", &url, &root]).current_dir(folder).output().unwrap()
+        };
+        let out = tokio::task::spawn_blocking(run).await.unwrap();
+        serde_json::from_slice(&out.stdout).unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&out.stderr)))
+    };
+    for (root, content, blocks) in [(root, &content[..], 5), (many, &content[..100_000], 133)] {
+        let sha256 = hex::encode(cid::digest(&cid::of_raw(content)));
+        let got = helia(&url, &root).await;
+        assert_eq!(got, serde_json::json!({ "blocks": blocks, "bytes": content.len(), "sha256": sha256 }));
+    }
+    let absent = helia(&url, &cid::of_raw(b"absent")).await;
+    assert!(absent["error"].as_str().is_some_and(|why| why.contains("received 404")), "{absent}");
+    let liar = spawn(axum::Router::new().fallback(|| async { "other bytes" })).await;
+    let lied = helia(&liar, &root).await;
+    assert!(lied["error"].as_str().is_some_and(|why| why.contains("from any gateway")), "{lied}");
 }

@@ -47,7 +47,7 @@ pub struct Stored {
 }
 
 impl Goods {
-    /// Puts weights and code into `store`. The code directory is put together under `scratch` and removed again.
+    /// Puts weights and code into `store` and has it keep them. The code directory is put together under `scratch` and removed again.
     pub async fn store(&self, store: &StoreClient, scratch: &Path) -> Result<Stored> {
         let model = store.put_path(&self.model, Profile::V1_2025).await.context("the weights cannot be stored")?.cid;
         let staged = scratch.join("tmp/code");
@@ -60,6 +60,8 @@ impl Goods {
         stage().with_context(|| format!("the code cannot be put together in {}", staged.display()))?;
         let code = store.put_path(&staged, Profile::V1_2025).await.context("the code cannot be stored")?.cid;
         std::fs::remove_dir_all(&staged).with_context(|| format!("cannot remove {}", staged.display()))?;
+        store.pin(&model, "weights").await.context("no store keeps the weights")?;
+        store.pin(&code, "code").await.context("no store keeps the code")?;
         Ok(Stored { model, code })
     }
 }
@@ -108,7 +110,8 @@ impl Plan {
         }
         let bytes = manifest_toml.as_bytes();
         let manifest_digest = B256::from(store::cid::digest(&store::cid::of_raw(bytes)));
-        store.put_bytes(bytes).await.context("the manifest cannot be stored")?;
+        let manifest_cid = store.put_bytes(bytes).await.context("the manifest cannot be stored")?;
+        store.pin(&manifest_cid, "manifest").await.context("no store keeps the manifest")?;
         let code_digest = B256::from(store::cid::digest(&stored.code));
         Ok(Self { manifest, manifest_digest, code_digest, creator, addresses, seed })
     }

@@ -155,6 +155,7 @@ pub fn manifest(choices: &Choices, names: Names) -> Manifest {
         finality_blocks: 2,
         daemons_rescue: true,
         store_urls: vec![store_url],
+        archive: node::manifest::Archive::default(),
         payments: node::manifest::Payments::default(),
         model: node::manifest::Model {
             name: model.name.clone(),

@@ -6,6 +6,7 @@ mod drain;
 mod facilitator;
 mod life;
 mod proxy;
+mod rebuild;
 mod refusals;
 mod sim;
 mod store;

@@ -51,11 +51,17 @@ pub async fn run(flags: Flags) -> Result<()> {
     let plain = timed(|| read_and_hash(&file))?.0;
     let beside =
         |took: Duration| format!("plain read and SHA-256: {}; ratio {:.2}", rate(bytes, plain), ratio(took, plain));
-    let (took, added) = timed(|| Ok(cli::add(&dir.join("store"), &file, Profile::V1_2025, |_| {})?))?;
-    report.row(&format!("add of {} MiB, durable", flags.mebibytes), rate(bytes, took), beside(took));
-    let (took, seen) = timed(|| Ok(cli::verify(&dir.join("store"), Some(&added.cid), |_| {})?))?;
+    // What the disk allows: nothing durable can be faster than the same bytes in one file.
+    let copied = timed(|| copy_durably(&file, &dir.join("copy")))?.0;
+    std::fs::remove_file(dir.join("copy")).context("cannot remove the copy")?;
+    let (added_in, added) = timed(|| Ok(cli::add(&dir.join("store"), &file, Profile::V1_2025, |_| {})?))?;
+    let disk = format!("a plain durable copy: {}; ratio {:.2}", rate(bytes, copied), ratio(added_in, copied));
+    let what = format!("add of {} MiB, durable", flags.mebibytes);
+    report.row(&what, rate(bytes, added_in), format!("{}; {disk}", beside(added_in)));
+    let (read_in, seen) = timed(|| Ok(cli::verify(&dir.join("store"), Some(&added.cid), |_| {})?))?;
     ensure!(seen.damaged.is_empty() && seen.missing.is_empty(), "what was added is not whole");
-    report.row("verified read of it", rate(bytes, took), beside(took));
+    report.row("verified read of it", rate(bytes, read_in), beside(read_in));
+    beside_helia(&mut report, dir, &file, &added.cid, added_in, read_in)?;
 
     let origin = Blocks::open(dir.join("store"))?;
     let root = cid::parse(&added.cid)?;
@@ -81,6 +87,42 @@ pub async fn run(flags: Flags) -> Result<()> {
     report.row("peak memory of `vivarium store get`", format!("{} MiB", peak >> 10), "the same");
     if flags.write {
         report.write(&Programs::project()?.join("docs/benchmarks.md"))?;
+    }
+    Ok(())
+}
+
+/// The same with Helia's importer and its block store of files, which syncs nothing.
+fn beside_helia(
+    report: &mut Report,
+    dir: &Path,
+    file: &Path,
+    root: &str,
+    added_in: Duration,
+    read_in: Duration,
+) -> Result<()> {
+    #[derive(serde::Deserialize)]
+    struct Took {
+        cid: String,
+        bytes: u64,
+        add_ms: f64,
+        read_ms: f64,
+    }
+    let peer = Programs::project()?.join("tests/helia");
+    if !peer.join("node_modules").is_dir() {
+        report.row("the same by Helia", "not measured", "`npm ci` in tests/helia brings it");
+        return Ok(());
+    }
+    let store = dir.join("helia");
+    let out = Command::new("node").arg("bench.mjs").args([file, &store]).current_dir(&peer).output()?;
+    ensure!(out.status.success(), "Helia failed: {}", String::from_utf8_lossy(&out.stderr));
+    let took: Took = serde_json::from_slice(&out.stdout).context("Helia's answer")?;
+    ensure!(took.cid == root, "Helia calls the same file {}, not {root}", took.cid);
+    std::fs::remove_dir_all(&store).context("cannot remove Helia's blocks")?;
+    for (what, millis, ours) in
+        [("add by Helia, not synced", took.add_ms, added_in), ("verified read by Helia", took.read_ms, read_in)]
+    {
+        let theirs = Duration::from_secs_f64(millis / 1e3);
+        report.row(what, rate(took.bytes, theirs), format!("ours is {:.1} times as fast", ratio(theirs, ours)));
     }
     Ok(())
 }
@@ -133,6 +175,17 @@ fn read_and_hash(path: &Path) -> Result<()> {
     }
     std::hint::black_box(hash.finalize());
     Ok(())
+}
+
+fn copy_durably(from: &Path, to: &Path) -> Result<()> {
+    let (mut from, mut to, mut piece) = (File::open(from)?, File::create_new(to)?, vec![0; 1 << 20]);
+    loop {
+        match from.read(&mut piece)? {
+            0 => break,
+            read => to.write_all(&piece[..read])?,
+        }
+    }
+    to.sync_all().context("cannot sync the copy")
 }
 
 async fn fetch(dir: &Path, root: &cid::Cid, sources: Vec<String>) -> Result<(Duration, usize)> {

@@ -25,6 +25,7 @@ fn manifest() -> Manifest {
         finality_blocks: 2,
         daemons_rescue: true,
         store_urls: Vec::new(),
+        archive: node::manifest::Archive::default(),
         payments: node::manifest::Payments::default(),
         model: Model {
             name: "m".into(),

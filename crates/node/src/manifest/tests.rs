@@ -1,0 +1,137 @@
+use super::Manifest;
+
+#[path = "../../../../tests/fuzz.rs"]
+mod changes;
+
+const WEIGHTS: &str = "bafybeigdyrzt5sfp7udm7hu76uh7y26nf3efuylqabf3oclgtqy55fbzdi";
+
+/// Every field that a manifest may have, in the order in which it is written.
+fn whole() -> String {
+    format!(
+        r#"name = "one"
+code_cid = "{WEIGHTS}"
+beneficiary = "0x1111111111111111111111111111111111111111"
+threshold = 2
+safe = "0x2222222222222222222222222222222222222222"
+mandate_days = 365
+lease_days = 30
+prepay_days = 2
+day_secs = 86400
+exposure_uusdc_max = "500000"
+day_limit_uusdc = "10000000"
+price_e6_max = 23148148
+starve_floor_uusdc = "1000000"
+gas_target_wei = "50000000000000000"
+gas_day_max_wei = "500000000000000000"
+margin_pct = 20
+min_call_uusdc = "1000"
+max_call_uusdc = "50000"
+settlement_uusdc = "1400"
+finality_blocks = 2
+daemons_rescue = true
+store_urls = ["http://127.0.0.1:7000"]
+
+[archive]
+gateways = ["http://127.0.0.1:1984"]
+
+[archive.transactions]
+{WEIGHTS} = "BNttzDav3jHVnNiV7nYbQv-GY0HQ-4XXsdkE5K9ylHQ"
+
+[payments]
+factories = ["0x3333333333333333333333333333333333333333"]
+facilitator_url = "http://127.0.0.1:9"
+
+[model]
+name = "m"
+cid = "{WEIGHTS}"
+file = "m.gguf"
+sha256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+bytes = 98362432
+context = 8192
+
+[[stewards]]
+address = "0x4444444444444444444444444444444444444444"
+url = "http://127.0.0.1:1"
+share_recipient = "age1qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqs3290gq"
+
+[[stewards]]
+address = "0x5555555555555555555555555555555555555555"
+url = "http://127.0.0.1:2"
+share_recipient = "age1qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqs3290gq"
+"#
+    )
+}
+
+#[test]
+fn a_manifest_says_where_its_weights_are_archived() {
+    let http = net::Client::new();
+    let read = Manifest::parse(&whole()).unwrap();
+    assert_eq!(Manifest::parse(&read.to_toml().unwrap()).unwrap(), read);
+    let weights = store::cid::parse(WEIGHTS).unwrap();
+    let (_, id) = read.archive.of(&http, &weights).unwrap();
+    assert_eq!(id.to_string(), "BNttzDav3jHVnNiV7nYbQv-GY0HQ-4XXsdkE5K9ylHQ");
+    assert!(read.archive.of(&http, &store::cid::of_raw(b"other")).is_none());
+
+    for (from, to, why) in [
+        ("[archive.transactions]\nbafy", "[archive.transactions]\nxbafy", "is not a CID"),
+        ("= \"BNttz", "= \"Nttz", "archive.transactions"),
+        ("gateways = [\"http://127.0.0.1:1984\"]", "gateways = []", "`archive.gateways` needs one"),
+        ("[archive]\n", "[archive]\nkey = \"k\"\n", "unknown field"),
+    ] {
+        let text = whole();
+        assert!(text.contains(from), "{from}");
+        let refused = Manifest::parse(&text.replace(from, to)).unwrap_err().to_string();
+        assert!(refused.contains(why), "{refused}");
+    }
+}
+
+/// What TOML, amounts and lists look like where they hurt.
+const TOKENS: [&str; 16] = [
+    "0",
+    "-1",
+    "18446744073709551616",
+    "1e400",
+    "\"\"",
+    "\"01\"",
+    "[",
+    "]\n",
+    "[[stewards]]\n",
+    "[model]\n",
+    "'''",
+    "= ",
+    "\n",
+    "inf",
+    "1979-05-27T07:32:00Z",
+    "{a={a={a=",
+];
+
+/// A manifest is a stranger's text, and everybody must read the same thing in it: no panic, and what is taken is within
+/// its bounds and is written and read again as itself.
+#[test]
+fn strangers_manifests_break_no_reader() {
+    let seed_text = whole().into_bytes();
+    let runs = changes::runs(4_000, 10_000_000);
+    let mut taken = 0;
+    for seed in 0..runs {
+        let mut chance = changes::Chance(seed);
+        let mut bytes = seed_text.clone();
+        if seed % 8 != 0 {
+            changes::mutate(&mut bytes, &mut chance, &TOKENS, 40);
+        }
+        let Ok(manifest) = std::str::from_utf8(&bytes).map_err(drop).and_then(|t| Manifest::parse(t).map_err(drop))
+        else {
+            continue;
+        };
+        taken += 1;
+        let written = manifest.to_toml().unwrap();
+        assert_eq!(Manifest::parse(&written).unwrap(), manifest, "seed {seed}");
+        assert!((1..=30).contains(&manifest.lease_days) && (1..=2).contains(&manifest.prepay_days), "seed {seed}");
+        let stewards = manifest.stewards.len();
+        assert!(
+            usize::from(manifest.threshold) <= stewards && (stewards == 1 || manifest.threshold >= 2),
+            "seed {seed}"
+        );
+        assert!(manifest.min_call_uusdc > 0 && !manifest.store_urls.is_empty(), "seed {seed}");
+    }
+    assert!(taken >= runs / 16 && taken < runs / 2, "{taken} of {runs} were taken: the seeds are no good");
+}
