@@ -8,11 +8,24 @@ use anyhow::Result;
 pub fn run(flags: &[String]) -> Result<()> {
     match flags.first().map(String::as_str) {
         Some("infer") => setup::for_bench_infer()?,
-        Some("pay") => setup::for_bench_pay()?,
+        Some("pay") => {
+            setup::for_bench_pay()?;
+            peer("x402-axum")?;
+        }
         Some("store") => {}
         _ => setup::for_up()?,
     }
     setup::build()?;
     let mut bench = std::process::Command::new(shell::target_dir().join("debug/vivarium"));
     shell::loudly("bench", bench.current_dir(shell::root()).arg("bench").args(flags))
+}
+
+/// Builds another's server to compare with. Each is a project of its own, no part of the workspace: nobody but this command
+/// compiles it.
+fn peer(name: &str) -> Result<()> {
+    let manifest = shell::root().join("tests/peers").join(name).join("Cargo.toml");
+    let mut build = shell::cargo();
+    build.args(["build", "--locked", "--quiet", "--manifest-path"]).arg(manifest);
+    build.arg("--target-dir").arg(shell::target_dir().join("peers"));
+    shell::quietly(&format!("the peer {name}"), &mut build)
 }

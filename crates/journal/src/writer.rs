@@ -210,7 +210,8 @@ impl Worker {
             if self.bytes > header && self.bytes + u64_of(first.frame_bytes()) > self.segment_bytes_max {
                 self.rotate(first.lsn)?;
             }
-            let mut bytes = Vec::new();
+            let room = frame_bytes(rest).min(self.segment_bytes_max);
+            let mut bytes = Vec::with_capacity(usize::try_from(room).unwrap_or_default());
             let mut offsets = Vec::new();
             let mut count = 0;
             for record in rest {

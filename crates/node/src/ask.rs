@@ -12,6 +12,7 @@ use economy::{Input, Owed, Usdc};
 use journal::crash_point;
 use pay::book::channels::RefundAsk;
 use pay::book::{AbortWhy, BookInput, Decision, Delivery, LimitReached, RequestId, Reservation, Timing};
+use pay::facilitator::remote::Remote;
 use pay::scheme::channel::{ChannelConfig, ChannelId, ChannelState, Deposit};
 use pay::{Reason, Settle, TransferMethod, book};
 use tokio::sync::oneshot;
@@ -19,6 +20,9 @@ use tokio::sync::oneshot;
 /// Closed payments and calls are remembered this long, chain seconds: as long as their answers are kept.
 const KEPT_SECS: u64 = 86_400;
 const PRUNE_EVERY_SECS: u64 = 3_600;
+/// A payment that is settled after it was served must be valid this much longer, chain seconds: for a long answer, the
+/// batch's wait, and a second try. A guess.
+const LATE_SECS_MIN: u64 = 150;
 
 pub enum Ask {
     /// A verified payment wants to be served.
@@ -55,6 +59,17 @@ pub struct Want {
     pub max_tokens: u32,
 }
 
+/// When a payment with a transaction of its own is settled: docs/decisions/0022.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum When {
+    /// While it is served, since the treasury can give it back.
+    Beside,
+    /// When all is made and before its last byte leaves, since nobody can.
+    AtEnd,
+    /// After it was served, together with others.
+    After,
+}
+
 /// The answer to `Ask::Reserve`, sent when the record is durable (and replicated, at the exposure's bound).
 #[derive(Debug)]
 pub enum Reserved {
@@ -62,6 +77,7 @@ pub enum Reserved {
     Yes {
         request: RequestId,
         known_payer: bool,
+        when: When,
     },
     Replay {
         request: RequestId,
@@ -176,10 +192,14 @@ impl Node {
         let request = RequestId::of_payment(want.ask.method, &want.ask.payer, &want.ask.nonce);
         let known_payer = live.state.knows_payer(&want.ask.payer);
         let amount = want.settlement.value().0;
-        // What the treasury cannot give back is settled only when something was delivered for it.
-        let timing = match want.ask.method {
-            TransferMethod::Eip3009 => Timing::AtOnce,
-            TransferMethod::Permit2 => Timing::OnDelivery,
+        let terms = &self.cx.manifest.payments;
+        let has_another = self.cx.facilitator.as_ref().is_some_and(Remote::is_healthy);
+        let room = Usdc(terms.settle_after_uusdc).saturating_sub(live.state.book.exposure());
+        let when = when(&want.settlement, known_payer, room, has_another, now);
+        // What is not settled beside its answer is settled only when something was delivered for it.
+        let timing = match when {
+            When::Beside => Timing::AtOnce,
+            When::AtEnd | When::After => Timing::OnDelivery,
         };
         let reservation = Reservation {
             request,
@@ -198,7 +218,7 @@ impl Node {
         let answer = move || {
             crash_point!("pay.reserved");
             // The customer may have hung up; the handler's absence is noticed by its own guard.
-            drop(reply.send(Reserved::Yes { request, known_payer }));
+            drop(reply.send(Reserved::Yes { request, known_payer, when }));
         };
         if exposed {
             self.waiting_for_replication.push((lsn, Box::new(answer)));
@@ -254,6 +274,24 @@ impl Node {
     }
 }
 
+/// `room`: what more may be open for something to be settled after it was served. `has_another`: somebody else's
+/// facilitator settles, which leaves no record to refund from.
+fn when(settlement: &Settle, known_payer: bool, room: Usdc, has_another: bool, now: u64) -> When {
+    let Settle::Exact(terms) = settlement else { return When::AtEnd };
+    if !terms.is_signed_by_key {
+        // A contract may change its mind as long as it has not paid.
+        return When::Beside;
+    }
+    let is_long_valid = terms.valid_before >= now.saturating_add(LATE_SECS_MIN);
+    if known_payer && is_long_valid && terms.value <= room {
+        When::After
+    } else if has_another {
+        When::AtEnd
+    } else {
+        When::Beside
+    }
+}
+
 /// What the book's decision means for a customer; `None` for a request that is new.
 fn refusal(decision: Decision) -> Option<Reserved> {
     match decision {
@@ -282,5 +320,39 @@ pub fn say_what_is_owed(node: &mut Node) {
         .collect();
     if let Err(e) = node.life(Input::Owed(owed)) {
         tracing::error!(error = %e, "what is owed cannot be recorded");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pay::SettleExact;
+
+    #[test]
+    fn only_a_key_with_a_record_is_settled_after_it_was_served_and_only_while_there_is_room() {
+        const NOW: u64 = 1_000;
+        let terms = SettleExact {
+            payer: [1; 20],
+            value: Usdc(100),
+            valid_after: 0,
+            valid_before: NOW + LATE_SECS_MIN,
+            nonce: [2; 32],
+            signature: vec![0; 65],
+            is_signed_by_key: true,
+        };
+        let asked = |terms: &SettleExact, known, room, another| {
+            when(&Settle::Exact(terms.clone()), known, Usdc(room), another, NOW)
+        };
+        assert_eq!(asked(&terms, true, 100, false), When::After);
+        assert_eq!(asked(&terms, true, 99, false), When::Beside, "no room");
+        assert_eq!(asked(&terms, false, 100, false), When::Beside, "no record");
+        let short = SettleExact { valid_before: NOW + LATE_SECS_MIN - 1, ..terms.clone() };
+        assert_eq!(asked(&short, true, 100, false), When::Beside, "it could expire");
+        // Another's facilitator leaves no record, so nothing is sent to it before the answer is made.
+        assert_eq!(asked(&terms, false, 100, true), When::AtEnd);
+        assert_eq!(asked(&terms, true, 0, true), When::AtEnd);
+        assert_eq!(asked(&terms, true, 100, true), When::After);
+        let contract = SettleExact { is_signed_by_key: false, ..terms };
+        assert_eq!(asked(&contract, true, 100, true), When::Beside, "a contract may change its mind");
     }
 }

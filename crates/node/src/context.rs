@@ -1,5 +1,6 @@
 //! What every part of a node shares: configuration, keys, clients. Nothing here changes after the start.
 
+use crate::batches::Batches;
 use crate::config::NodeConfig;
 use crate::contract_payers;
 use crate::keys::Keys;
@@ -35,6 +36,8 @@ pub struct Context {
     pub operator: SenderHandle,
     /// Sends settlements of strangers' payments.
     pub relay: SenderHandle,
+    /// Sends by it, too, what can wait for company.
+    pub batches: Batches,
     /// What of them was for contracts and has not gone through.
     pub contract_attempts: contract_payers::Attempts,
     /// Another's facilitator, where the manifest names one.

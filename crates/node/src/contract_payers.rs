@@ -120,9 +120,9 @@ pub enum NotMade {
     Unknown(chain::Error),
 }
 
-/// The settlement of an authorisation.
-pub async fn settlement(cx: &Context, terms: &SettleExact) -> Result<ForPayer, NotMade> {
-    let call = calls::settle_exact(&calls::ExactAuthorization {
+/// What settles an authorisation, once its payer exists.
+pub fn settle_call(cx: &Context, terms: &SettleExact) -> Call {
+    let data = calls::settle_exact(&calls::ExactAuthorization {
         payer: Address::from(terms.payer),
         value: U256::from(terms.value.0),
         valid_after: U256::from(terms.valid_after),
@@ -130,7 +130,12 @@ pub async fn settlement(cx: &Context, terms: &SettleExact) -> Result<ForPayer, N
         nonce: B256::from(terms.nonce),
         signature: signature::of_deployed(&terms.signature),
     });
-    let call = Call { to: cx.config.treasury, data: call };
+    Call { to: cx.config.treasury, data }
+}
+
+/// The settlement of an authorisation.
+pub async fn settlement(cx: &Context, terms: &SettleExact) -> Result<ForPayer, NotMade> {
+    let call = settle_call(cx, terms);
     let by_key = terms.is_signed_by_key;
     make(cx, terms.payer.into(), &terms.signature, by_key, call, "settle").await
 }

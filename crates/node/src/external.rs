@@ -1,7 +1,8 @@
 //! Settling by somebody else's facilitator, where the manifest names one.
 //!
-//! It leaves no record in the treasury, so that nothing could be given back: only what was delivered is settled so.
-//! Whatever it says, the chain is asked; the authorisation is taken once, whoever sends it.
+//! It leaves no record in the treasury, so that nothing could be given back: an answer is made first, then it is asked,
+//! and the last byte waits (for a payer without a record the first one, too). Whatever it says, the chain is asked; the
+//! authorisation is taken once, whoever sends it, so the relay may settle what it did not.
 
 use crate::api::sale;
 use crate::context::Context;

@@ -9,6 +9,7 @@ mod answers;
 mod api;
 mod ask;
 mod authorization;
+pub mod batches;
 mod channels;
 mod checkpoint;
 mod config;
@@ -48,9 +49,12 @@ use crate::manifest::Manifest;
 use crate::memory::RingFile;
 use crate::shared::{Engine, Shared};
 use axum::serve::ListenerExt;
+use batches::{Batches, Ether};
 use chain::{Chain, Sender};
 use infer::{ChatTemplate, EngineClient, EngineConfig};
 use net::chain_of;
+use pay::Usdc;
+use pay::facilitator::batch::{BatchPolicy, SETTLE_EXACT_GAS};
 use pay::facilitator::remote::Remote;
 use serde_json::json;
 use std::future::Future;
@@ -60,6 +64,12 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch as channel};
 
+/// A batch of payments that are settled after they were served is sent when its gas is at most this share of its sum, in
+/// millionths, when it is full, or when its oldest row has waited so long: a fraction of the five minutes that offers
+/// give a payment. Guesses, unmeasured.
+const BATCH_FEE_PPM_MAX: u32 = 100_000;
+const BATCH_ROWS_MAX: usize = 50;
+const BATCH_WAIT_MS_MAX: u64 = 20_000;
 /// Events that may wait for the main loop. Beyond it askers wait: back-pressure instead of memory.
 const EVENTS_MAX: usize = 4_096;
 /// The chain's head is looked at this often.
@@ -103,6 +113,15 @@ pub async fn run(config: NodeConfig, stop: impl Future<Output = ()> + Send + 'st
     let relay = Sender::spawn(chain.clone(), keys.relay.clone(), confirmations);
     let ring_file = RingFile::new(&config.data_dir, seal_key);
     let born_at = patiently("the chain", || chain.head()).await?.timestamp;
+    // Nothing may wait so long that its money could be gone: half of what may be owed in all, or a while.
+    let policy = BatchPolicy {
+        gas: SETTLE_EXACT_GAS,
+        fee_ppm_max: BATCH_FEE_PPM_MAX,
+        sum_max: Usdc(manifest.payments.settle_after_uusdc / 2),
+        wait_ms_max: BATCH_WAIT_MS_MAX,
+        rows_max: BATCH_ROWS_MAX,
+    };
+    let batches = Batches::start(chain.clone(), relay.clone(), Ether::Feed(birth.options.gas.oracle), policy);
     let facilitator = manifest.payments.facilitator_url.as_deref().map(|url| Remote::new(url, &http));
     let cx = Arc::new(Context {
         config,
@@ -120,6 +139,7 @@ pub async fn run(config: NodeConfig, stop: impl Future<Output = ()> + Send + 'st
         treasury,
         operator,
         relay,
+        batches,
         contract_attempts: contract_payers::Attempts::default(),
         facilitator,
         store,

@@ -109,10 +109,14 @@ pub struct Payments {
     /// Factories whose calls the relay sends for payers that do not exist yet (ERC-6492). Empty: none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub factories: Vec<Address>,
-    /// Another's facilitator (x402 `/settle`) for `exact`, once the answer was delivered. Whatever it says, the chain
-    /// is asked; when it fails the relay settles. None: the relay settles everything.
+    /// Another's facilitator (x402 `/settle`) for `exact`, once the answer is made. Whatever it says, the chain is asked;
+    /// when it fails the relay settles. None: the relay settles everything.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub facilitator_url: Option<String>,
+    /// Most that may be open at once, micro-USDC, for `exact` payments to be settled *after* they were served, in batches:
+    /// what payers with a paid call here could keep by emptying their accounts meanwhile. 0: none is.
+    #[serde(with = "decimal", skip_serializing_if = "is_zero")]
+    pub settle_after_uusdc: u128,
 }
 
 impl Payments {
@@ -148,6 +152,9 @@ pub struct Steward {
 /// else vouches for.
 pub const INDEPENDENCE: &str = "self-declared";
 
+fn is_zero(amount: &u128) -> bool {
+    *amount == 0
+}
 fn prepay_days() -> u32 {
     2
 }

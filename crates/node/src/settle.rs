@@ -19,7 +19,7 @@ use chain::Outcome as Sent;
 use journal::crash_point;
 use net::chain_of;
 use pay::book::channels::{CallService, ChannelInput};
-use pay::book::{BookInput, BookOutput, Payment, RequestId, Service, UnpaidWhy};
+use pay::book::{BookInput, BookOutput, Payment, RequestId, Service, Timing, UnpaidWhy};
 use pay::scheme::upto::{Permit2Payment, Proxy, facilitator};
 use pay::{Receipt, Settle, SettleExact, TransferMethod, Usdc};
 use std::collections::{BTreeMap, BTreeSet};
@@ -85,19 +85,19 @@ impl Node {
         if !may {
             return Ok(());
         }
-        let is_delivered = matches!(entry.service, Service::Delivered(_));
         let task = Task::of(live, &request);
         let lsn = live.record(now, &Recorded::Book(BookInput::SettleSent { request }))?;
         let cx = self.cx.clone();
         let Some(task) = task else { return Ok(()) };
         live.when_durable(lsn, move || {
             tokio::spawn(async move {
-                // Without a record of its own nothing could be given back: only after the delivery.
-                let by_another = match (&cx.facilitator, &task.settlement) {
-                    (Some(remote), Settle::Exact(terms)) if is_delivered => external::settle(&cx, remote, terms).await,
+                let outcome = match (&cx.facilitator, &task.settlement) {
+                    // Without a record of its own nothing could be given back: only what is made and charged.
+                    (Some(remote), Settle::Exact(terms)) if task.can_wait => external::settle(&cx, remote, terms).await,
+                    (None, Settle::Exact(terms)) if task.can_wait => with_others(&cx, terms).await,
                     _ => None,
                 };
-                let outcome = match by_another {
+                let outcome = match outcome {
                     Some(outcome) => outcome,
                     None => task.send(&cx, poor).await,
                 };
@@ -362,6 +362,8 @@ struct Task {
     charge: Usdc,
     /// Transactions that are known to have paid for other requests of this payer.
     taken: BTreeSet<B256>,
+    /// Settled only once its answer was made.
+    can_wait: bool,
 }
 
 impl Task {
@@ -377,12 +379,20 @@ impl Task {
                 _ => None,
             })
             .collect();
-        Some(Self { settlement, charge: entry.charge, taken })
+        let can_wait = entry.reservation.timing == Timing::OnDelivery;
+        Some(Self { settlement, charge: entry.charge, taken, can_wait })
     }
 
     async fn send(&self, cx: &Arc<Context>, relay_is_poor: bool) -> Settlement {
         match &self.settlement {
-            Settle::Exact(terms) => send(cx, terms, relay_is_poor).await,
+            Settle::Exact(terms) => match send(cx, terms, relay_is_poor).await {
+                // Another's facilitator may have it, too, and send it as long as it is valid; it would leave no record
+                // that tells. So it is asked about until it is over.
+                Settlement::Unpaid(UnpaidWhy::Refused) if self.can_wait && cx.facilitator.is_some() => {
+                    Settlement::Unknown
+                }
+                outcome => outcome,
+            },
             Settle::Permit2(payment) if is_facilitator(cx, payment) => self.send_permit2(cx, payment).await,
             // A node before this one was named: what its relay sent shows on the chain, or nothing will.
             Settle::Permit2(_) => self.reconcile(cx).await,
@@ -436,6 +446,22 @@ fn is_facilitator(cx: &Context, payment: &Permit2Payment) -> bool {
     match payment.proxy {
         Proxy::Exact => true,
         Proxy::Upto { facilitator } => cx.relay.address() == facilitator,
+    }
+}
+
+/// In one transaction with others, whose going through says nothing of this one: the chain is asked. `None`: not paid by
+/// it, so that it is sent alone, and what is wrong with it is its own.
+async fn with_others(cx: &Arc<Context>, terms: &SettleExact) -> Option<Settlement> {
+    // Only keys' payments are settled so, and they need no contract made first.
+    let call = contract_payers::settle_call(cx, terms);
+    let sent = cx.batches.send(call, terms.value).await;
+    match (reconcile(cx, terms).await, sent) {
+        (Settlement::Unknown, Sent::Unknown { txs }) => {
+            tracing::warn!(?txs, "a batch's outcome is unknown: asking the chain");
+            Some(Settlement::Unknown)
+        }
+        (Settlement::Unknown, _) => None,
+        (known, _) => Some(known),
     }
 }
 

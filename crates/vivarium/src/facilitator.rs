@@ -153,7 +153,8 @@ async fn credit(State(facilitator): State<Facilitator>, Path(account): Path<Addr
     let inner = &facilitator.0;
     let credit = inner.books.read(|accounts| accounts.credit(&account.into_array()));
     let price = inner.settler.gas_price().await.ok();
-    let fee = price.map(|price| facilitator.fee(&price, pay::facilitator::batch::SINGLE_GAS).micro().to_string());
+    let fee =
+        price.map(|price| facilitator.fee(&price, pay::facilitator::batch::TRANSFER_GAS.single).micro().to_string());
     Json(json!({
         "account": account,
         "credit_uusdc": credit.micro().to_string(),

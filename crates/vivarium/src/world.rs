@@ -51,6 +51,8 @@ pub struct Options {
     pub day_secs: Option<u32>,
     pub lease_days: Option<u32>,
     pub seed: Option<Usdc>,
+    /// Most that may be open of what is settled after it was served.
+    pub settle_after: Option<Usdc>,
     pub port: Option<u16>,
     /// Daemons that die are started again.
     pub restart: bool,
@@ -542,6 +544,7 @@ fn new_world(options: &Options) -> Result<Internal> {
         day_secs: options.day_secs.unwrap_or(default.day_secs),
         lease_days: options.lease_days.unwrap_or(default.lease_days),
         seed_uusdc: options.seed.map_or(default.seed_uusdc, Usdc::micro),
+        settle_after_uusdc: options.settle_after.map_or(default.settle_after_uusdc, Usdc::micro),
     };
     choices.check()?;
     let ports = Ports::choose(options.port, genesis::STEWARDS, genesis::PROVIDERS)?;
@@ -567,6 +570,9 @@ fn known_world(internal: Internal, options: &Options) -> Result<Internal> {
         }
         Options { seed: Some(seed), .. } if seed.micro() != own.seed_uusdc => {
             differs("--seed-usdc", Usdc(own.seed_uusdc).to_string())
+        }
+        Options { settle_after: Some(sum), .. } if sum.micro() != own.settle_after_uusdc => {
+            differs("--settle-after", Usdc(own.settle_after_uusdc).to_string())
         }
         Options { port: Some(port), .. } if *port != internal.ports.chain => {
             differs("--port", internal.ports.chain.to_string())

@@ -13,7 +13,7 @@ pub use deliver::{BeforeEnd, Form, Whole};
 use super::Api;
 use super::problem::{Problem, fresh_id};
 use crate::answers::{Answer, Question};
-use crate::ask::{Ask, Reserved, Want};
+use crate::ask::{Ask, Reserved, Want, When};
 use crate::context::Context;
 use crate::main_loop::Event;
 use crate::permit2;
@@ -110,9 +110,11 @@ enum Paying {
     /// `exact` by EIP-3009: the price, settled while it is served, since the treasury can give it back. A payer who has
     /// never paid is settled before its first byte, everybody else before its last.
     Beside,
-    /// By Permit2: settled when all is made, before the last byte, since nobody can give it back. A payer who has never
-    /// paid gets its first byte after that, too.
-    AtEnd(Proxy),
+    /// By Permit2, through this proxy, or by another's facilitator: settled when all is made, before the last byte, since
+    /// nobody can give it back. A payer who has never paid gets its first byte after that, too.
+    AtEnd(Option<Proxy>),
+    /// `exact` by EIP-3009 of a payer who has paid before: settled after the last byte, with others.
+    After,
     /// A voucher: charged before the last byte, and never waits for the chain.
     Voucher(Box<Call>),
 }
@@ -225,9 +227,9 @@ impl Api {
         self.can_pay(&settlement, &terms).await?;
 
         let tariff = Tariff { price: terms.tariff, gas: self.gas() };
-        let paying = match &settlement {
-            Settle::Exact(_) => Paying::Beside,
-            Settle::Permit2(payment) => Paying::AtEnd(payment.proxy),
+        let proxy = match &settlement {
+            Settle::Exact(_) => None,
+            Settle::Permit2(payment) => Some(payment.proxy),
         };
         // By Permit2 only keys' signatures are taken.
         let is_signed_by_key = !matches!(&settlement, Settle::Exact(terms) if !terms.is_signed_by_key);
@@ -241,7 +243,7 @@ impl Api {
         let generation = start(&terms.engine, request).map_err(IntoResponse::into_response)?;
         let reserved = answer.await.map_err(|_| Problem::for_unavail("the node is stopping", 5).into_response())?;
         match reserved {
-            Reserved::Yes { request, known_payer } => Ok(Sale {
+            Reserved::Yes { request, known_payer, when } => Ok(Sale {
                 request,
                 prompt_tokens: terms.prompt_tokens,
                 payer,
@@ -249,7 +251,11 @@ impl Api {
                 generation,
                 // A contract may change its mind as long as it has not paid.
                 known_payer: known_payer && is_signed_by_key,
-                paying,
+                paying: match when {
+                    When::Beside => Paying::Beside,
+                    When::AtEnd => Paying::AtEnd(proxy),
+                    When::After => Paying::After,
+                },
                 tariff,
                 question: order.question,
                 signature,

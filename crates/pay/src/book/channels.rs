@@ -77,7 +77,8 @@ pub struct ClaimPolicy {
 pub struct Channels {
     limits: ChannelLimits,
     channels: BTreeMap<ChannelId, Channel>,
-    calls: BTreeMap<RequestId, Call>,
+    /// Boxed: a call is 400 bytes, and a tree moves half a node of them for each new one.
+    calls: BTreeMap<RequestId, Box<Call>>,
     /// Latest request of a channel with this route and body.
     by_body: BTreeMap<(ChannelId, Hash), RequestId>,
     /// Calls being served, by payer and in all.
@@ -115,11 +116,11 @@ impl Channels {
     }
 
     pub fn call(&self, request: &RequestId) -> Option<&Call> {
-        self.calls.get(request)
+        self.calls.get(request).map(Box::as_ref)
     }
 
     pub fn calls(&self) -> impl Iterator<Item = (&RequestId, &Call)> {
-        self.calls.iter()
+        self.calls.iter().map(|(request, call)| (request, call.as_ref()))
     }
 
     pub fn totals(&self) -> ChannelTotals {
@@ -158,7 +159,8 @@ impl Channels {
 
     fn decide_on(&self, channel: &Channel, ask: &ChannelAsk, now: u64) -> ChannelDecision {
         let needed = channel.charged.saturating_add(channel.reserved).saturating_add(ask.ceiling);
-        if let Some(decision) = self.known(ask, ask.max >= needed, now) {
+        let body_key = ask.body_key();
+        if let Some(decision) = self.known(ask, body_key, ask.max >= needed, now) {
             return decision;
         }
         if ask.max < needed {
@@ -201,7 +203,10 @@ impl Channels {
             }
             return ChannelDecision::Deposit;
         }
-        ChannelDecision::New { request: Self::request_of(channel, ask) }
+        // What was charged and served before is part of the id, so that none comes twice, even when the first call under
+        // the same voucher is forgotten.
+        let before = (channel.charged, channel.served);
+        ChannelDecision::New { request: RequestId::of_voucher(&ask.channel, ask.max, &body_key, before) }
     }
 
     /// Whether this very request was served before, under this voucher or another one.
@@ -209,11 +214,11 @@ impl Channels {
     /// A voucher that has room for one more call (streams leave it some, see [`Channel::told`]) pays for the same
     /// question again once its answer has arrived; without room, or with an answer that may not have arrived, the
     /// question is the old one.
-    fn known(&self, ask: &ChannelAsk, has_room: bool, now: u64) -> Option<ChannelDecision> {
+    fn known(&self, ask: &ChannelAsk, body_key: Hash, has_room: bool, now: u64) -> Option<ChannelDecision> {
         if ask.fresh {
             return None;
         }
-        let request = *self.by_body.get(&(ask.channel, ask.body_key()))?;
+        let request = *self.by_body.get(&(ask.channel, body_key))?;
         let call = &self.calls[&request];
         let is_same_voucher = call.reservation.voucher.max == ask.max;
         match &call.service {
@@ -226,12 +231,6 @@ impl Channels {
             }
             CallService::Aborted { .. } => None,
         }
-    }
-
-    /// The id that a new call gets. What was charged and served before is part of it, so that no id comes twice, even
-    /// when the first call under the same voucher is forgotten.
-    fn request_of(channel: &Channel, ask: &ChannelAsk) -> RequestId {
-        RequestId::of_voucher(&ask.channel, ask.max, &ask.body_key(), (channel.charged, channel.served))
     }
 
     fn limit_reached(&self, channel: &Channel) -> Option<LimitReached> {
@@ -376,7 +375,9 @@ impl Channels {
             }),
             ChannelInput::Charged { request, amount, delivery } => {
                 self.clock = self.clock.max(delivery.at);
-                if let Some(Call { service: CallService::Delivered(known), .. }) = self.calls.get_mut(&request) {
+                if let Some(call) = self.calls.get_mut(&request)
+                    && let CallService::Delivered(known) = &mut call.service
+                {
                     known.delivery.confirmed |= delivery.confirmed;
                     return Vec::new();
                 }
@@ -445,8 +446,8 @@ impl Channels {
             channel.served += 1;
             channel.hold(reservation.voucher.clone());
         });
-        self.calls
-            .insert(request, Call { reservation, service: CallService::Serving { tokens: 0, amount: Usdc::ZERO } });
+        let service = CallService::Serving { tokens: 0, amount: Usdc::ZERO };
+        self.calls.insert(request, Box::new(Call { reservation, service }));
         outputs
     }
 
@@ -483,14 +484,15 @@ impl Channels {
     fn change(&mut self, id: ChannelId, change: impl FnOnce(&mut Channel)) -> Vec<ChannelOutput> {
         let Some(channel) = self.channels.get_mut(&id) else { return Vec::new() };
         let (before, was_leaving) = (ChannelTotals::of(channel), channel.chain.withdrawal.is_some());
-        let (claimed, deposit, refund) = (channel.chain.claimed, channel.deposit.clone(), channel.refund);
+        let claimed = channel.chain.claimed;
+        let (had_deposit, had_refund) = (channel.deposit.is_some(), channel.refund.is_some());
         change(channel);
         self.totals.replace(&before, &ChannelTotals::of(channel));
         let mut outputs = Vec::new();
-        if deposit.is_none() && channel.deposit.is_some() {
+        if !had_deposit && channel.deposit.is_some() {
             outputs.push(ChannelOutput::Deposit { channel: id });
         }
-        if refund.is_none() && channel.refund.is_some() {
+        if !had_refund && channel.refund.is_some() {
             outputs.push(ChannelOutput::Refund { channel: id });
         }
         if channel.chain.claimed > claimed {

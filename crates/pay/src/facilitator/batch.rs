@@ -2,12 +2,21 @@
 
 use crate::Usdc;
 
-/// Gas of one EIP-3009 transfer in a transaction of its own, and of a batch: what the transaction and Multicall3 cost
-/// without rows, and a row. Measured on the development token (`crates/pay/tests/it/batches.rs` holds them to it):
-/// one row alone is cheaper without Multicall3, from two on the batch is.
-pub const SINGLE_GAS: u64 = 75_000;
-pub const BATCH_GAS: u64 = 42_000;
-pub const ROW_GAS: u64 = 40_000;
+/// Gas of one kind of call: in a transaction of its own, and in a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RowGas {
+    pub single: u64,
+    /// What the transaction and Multicall3 cost without rows.
+    pub batch: u64,
+    pub row: u64,
+}
+
+/// Of an EIP-3009 transfer. Measured on the development token (`crates/pay/tests/it/batches.rs` holds it to it): one row
+/// alone is cheaper without Multicall3, from two on the batch is.
+pub const TRANSFER_GAS: RowGas = RowGas { single: 75_000, batch: 42_000, row: 40_000 };
+/// Of a treasury's `settleExact`: alone 111,034 (docs/concepts/fees.md); a row less by a transaction's 21,000 and what the
+/// row before has warmed, a guess.
+pub const SETTLE_EXACT_GAS: RowGas = RowGas { single: 112_000, batch: 42_000, row: 85_000 };
 
 /// What gas costs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,15 +39,18 @@ impl GasPrice {
     }
 }
 
-/// Of so many rows in one transaction.
-pub fn gas_of(rows: usize) -> u64 {
-    let rows = u64::try_from(rows).unwrap_or(u64::MAX);
-    if rows <= 1 { SINGLE_GAS } else { BATCH_GAS.saturating_add(rows.saturating_mul(ROW_GAS)) }
+impl RowGas {
+    /// Of so many rows in one transaction.
+    pub fn of(&self, rows: usize) -> u64 {
+        let rows = u64::try_from(rows).unwrap_or(u64::MAX);
+        if rows <= 1 { self.single } else { self.batch.saturating_add(rows.saturating_mul(self.row)) }
+    }
 }
 
 /// How long settlements may wait for company.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchPolicy {
+    pub gas: RowGas,
     /// Sent once the fee is at most this share of the sum, in millionths.
     pub fee_ppm_max: u32,
     /// Sent once this much waits: what is lost if the payers empty their accounts meanwhile.
@@ -60,7 +72,7 @@ pub enum Due {
 /// Whether to send what waits: `amounts` in their order, the oldest for `oldest_ms`.
 pub fn due(policy: &BatchPolicy, price: &GasPrice, amounts: &[Usdc], oldest_ms: u64) -> Due {
     let sum: Usdc = amounts.iter().copied().sum();
-    let fee = price.cost_up(gas_of(amounts.len())).micro();
+    let fee = price.cost_up(policy.gas.of(amounts.len())).micro();
     let is_cheap = fee.saturating_mul(1_000_000) <= sum.micro().saturating_mul(u128::from(policy.fee_ppm_max));
     if is_cheap || sum >= policy.sum_max || amounts.len() >= policy.rows_max || oldest_ms >= policy.wait_ms_max {
         return Due::Now;
@@ -72,8 +84,13 @@ pub fn due(policy: &BatchPolicy, price: &GasPrice, amounts: &[Usdc], oldest_ms: 
 mod tests {
     use super::*;
 
-    const POLICY: BatchPolicy =
-        BatchPolicy { fee_ppm_max: 100_000, sum_max: Usdc(1_000_000), wait_ms_max: 2_000, rows_max: 50 };
+    const POLICY: BatchPolicy = BatchPolicy {
+        gas: TRANSFER_GAS,
+        fee_ppm_max: 100_000,
+        sum_max: Usdc(1_000_000),
+        wait_ms_max: 2_000,
+        rows_max: 50,
+    };
     /// 0.1 gwei, 3,000 USDC.
     const PRICE: GasPrice = GasPrice { wei: 100_000_000, ether: Usdc(3_000_000_000) };
 
@@ -82,7 +99,7 @@ mod tests {
         assert_eq!(PRICE.cost_up(0), Usdc(0));
         assert_eq!(PRICE.cost_up(1), Usdc(1));
         // 75,000 x 1e8 wei = 7.5e-6 ether = 0.0225 USDC.
-        assert_eq!(PRICE.cost_up(SINGLE_GAS), Usdc(22_500));
+        assert_eq!(PRICE.cost_up(TRANSFER_GAS.single), Usdc(22_500));
         let dear = GasPrice { wei: u128::MAX, ether: Usdc::MAX };
         assert_eq!(dear.cost_up(u64::MAX), Usdc::MAX);
     }

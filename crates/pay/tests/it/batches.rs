@@ -4,7 +4,7 @@ use crate::chain::{CHAIN_ID, Chain, RELAY, TREASURY};
 use alloy::primitives::{Address, B256, U256, keccak256};
 use alloy::signers::local::PrivateKeySigner;
 use pay::Usdc;
-use pay::facilitator::batch::{BATCH_GAS, ROW_GAS, SINGLE_GAS, gas_of};
+use pay::facilitator::batch::TRANSFER_GAS;
 use pay::facilitator::multicall::{self, Call, MULTICALL3};
 use pay::scheme::exact::client::sign;
 use pay::scheme::exact::facilitator::transfer_call;
@@ -49,11 +49,12 @@ async fn a_batch_saves_gas_and_a_bad_row_spoils_nothing() {
     let base = batches[0] - 2 * row;
     println!("alone {single}, a batch {base} and {row} a row");
     // The constants that decide are no lower than what is used, and at most a fifth above it.
-    for (constant, used) in [(SINGLE_GAS, single), (ROW_GAS, row), (gas_of(10), batches[1])] {
+    for (constant, used) in [(TRANSFER_GAS.single, single), (TRANSFER_GAS.row, row), (TRANSFER_GAS.of(10), batches[1])]
+    {
         assert!((used..=used + used / 5).contains(&constant), "{constant} for {used}");
     }
-    assert!(BATCH_GAS >= base, "{BATCH_GAS} for {base}");
-    assert!(gas_of(2) < 2 * SINGLE_GAS && batches[0] < 2 * single, "two are cheaper together");
+    assert!(TRANSFER_GAS.batch >= base, "{TRANSFER_GAS:?} for {base}");
+    assert!(TRANSFER_GAS.of(2) < 2 * TRANSFER_GAS.single && batches[0] < 2 * single, "two are cheaper together");
 
     let before = chain.balance(chain.usdc, TREASURY).await;
     let good = [call_of(&chain, &payer, 9_001).await, call_of(&chain, &payer, 9_002).await];

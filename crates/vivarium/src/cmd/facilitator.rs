@@ -5,7 +5,7 @@ use alloy::primitives::Address;
 use anyhow::{Context, Result, ensure};
 use chain::{Chain, Sender};
 use economy::Usdc;
-use pay::facilitator::batch::BatchPolicy;
+use pay::facilitator::batch::{BatchPolicy, TRANSFER_GAS};
 use serde_json::json;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -96,6 +96,7 @@ async fn serve(flags: Flags) -> Result<()> {
         println!("a payee buys credit with POST {url}/credit/ADDRESS, {} a lot; Ctrl-C ends", flags.lot);
     }
     let batch = BatchPolicy {
+        gas: TRANSFER_GAS,
         fee_ppm_max: 10_000,
         // A dollar at risk is not worth a wait.
         sum_max: Usdc(1_000_000),

@@ -35,6 +35,10 @@ pub struct Flags {
     /// What the creator pays in at birth, in test USDC [default: 100]
     #[arg(long, value_name = "USDC", value_parser = Usdc::parse)]
     seed_usdc: Option<Usdc>,
+    /// `exact` payments of customers who have paid before are settled after they were served, in batches, while at most this
+    /// much is open, in test USDC [default: 0, none]
+    #[arg(long, value_name = "USDC", value_parser = Usdc::parse)]
+    settle_after: Option<Usdc>,
     /// Paying customers with real prompts
     #[arg(long, value_name = "N", default_value_t = 0)]
     customers: u16,
@@ -79,6 +83,7 @@ pub fn run(flags: Flags) -> Result<()> {
             day_secs: flags.day,
             lease_days: flags.lease,
             seed: flags.seed_usdc,
+            settle_after: flags.settle_after,
             port: flags.port,
             restart: !flags.no_restart,
             model: flags.model,

@@ -6,9 +6,10 @@ use alloy::rpc::types::{Filter, Log, TransactionRequest};
 use alloy::sol_types::SolEvent;
 use chain::{Chain, Outcome, SenderHandle, Tx};
 use net::chain_of;
+use node::batches::{Batches, Ether};
 use pay::facilitator::account::Settlement;
 use pay::facilitator::api::Job;
-use pay::facilitator::batch::{BatchPolicy, Due, GasPrice, due};
+use pay::facilitator::batch::{BatchPolicy, GasPrice};
 use pay::facilitator::multicall::{self, Call, MULTICALL3};
 use pay::scheme::exact::Hash;
 use pay::scheme::exact::facilitator::{self as exact, Expected};
@@ -16,13 +17,9 @@ use pay::scheme::permit2::PERMIT2;
 use pay::scheme::signature;
 use pay::{Reason, Refusal, Usdc};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, oneshot};
 
 /// Gas that one settlement may take, a contract's signature and its making included.
 const GAS_MAX: u64 = 1_200_000;
-/// Settlements that wait to be sent. Beyond it askers wait.
-const QUEUE_MAX: usize = 1_024;
 
 mod abi {
     alloy::sol! {
@@ -55,14 +52,7 @@ pub struct Settler {
     chain: Chain,
     sender: SenderHandle,
     factories: Arc<[Address]>,
-    ether: Usdc,
-    queue: mpsc::Sender<Row>,
-}
-
-struct Row {
-    job: Job,
-    since: Instant,
-    reply: oneshot::Sender<End>,
+    batches: Batches,
 }
 
 impl Settler {
@@ -73,10 +63,8 @@ impl Settler {
         ether: Usdc,
         policy: BatchPolicy,
     ) -> Self {
-        let (queue, waiting) = mpsc::channel(QUEUE_MAX);
-        let settler = Self { chain, sender, factories: factories.into(), ether, queue };
-        tokio::spawn(gather(settler.clone(), policy, waiting));
-        settler
+        let batches = Batches::start(chain.clone(), sender.clone(), Ether::Said(ether), policy);
+        Self { chain, sender, factories: factories.into(), batches }
     }
 
     /// Wei a unit of gas now, with the price of an ether beside it.
@@ -84,8 +72,7 @@ impl Settler {
     /// # Errors
     /// `Rpc`.
     pub async fn gas_price(&self) -> Result<GasPrice, chain::Error> {
-        let wei: U256 = self.chain.request("eth_gasPrice", ()).await?;
-        Ok(GasPrice { wei: wei.saturating_to(), ether: self.ether })
+        self.batches.gas_price().await
     }
 
     /// Simulates the real transaction: whether it would go through now, and its gas.
@@ -130,28 +117,8 @@ impl Settler {
             let sent = self.sender.submit(Tx::call(plan.call.to, plan.call.data, "settle").with_gas(gas)).await;
             return self.ended(job, &sent).await;
         }
-        let (reply, end) = oneshot::channel();
-        let row = Row { job: job.clone(), since: Instant::now(), reply };
-        if self.queue.send(row).await.is_err() {
-            return End::Unknown(None);
-        }
-        end.await.unwrap_or(End::Unknown(None))
-    }
-
-    async fn send(&self, rows: Vec<Row>) {
-        let tx = match rows.as_slice() {
-            [row] => Tx::call(row.job.call.to, row.job.call.data.clone(), "settle"),
-            rows => {
-                let calls = rows.iter().map(|row| row.job.call.clone()).collect();
-                Tx::call(MULTICALL3, multicall::each(calls), "settle a batch")
-            }
-        };
-        let sent = self.sender.submit(tx).await;
-        for row in rows {
-            let end = self.ended(&row.job, &sent).await;
-            // Whoever asked may have gone; the books hear of it from the same task.
-            drop(row.reply.send(end));
-        }
+        let sent = self.batches.send(job.call.clone(), job.settlement.amount).await;
+        self.ended(job, &sent).await
     }
 
     /// What became of a job whose transaction ended so.
@@ -252,39 +219,4 @@ fn of_token(log: &Log) -> Option<exact::Log> {
 fn away(error: &chain::Error) -> Refusal {
     tracing::warn!(error = %chain_of(error), "a payment cannot be looked at");
     Refusal::new(Reason::UnexpectedVerifyError, "the chain does not answer")
-}
-
-/// Puts settlements together while they wait for a good moment.
-async fn gather(settler: Settler, policy: BatchPolicy, mut waiting: mpsc::Receiver<Row>) {
-    let mut rows: Vec<Row> = Vec::new();
-    loop {
-        let Some(oldest) = rows.first().map(|row| row.since) else {
-            match waiting.recv().await {
-                Some(row) => rows.push(row),
-                None => return,
-            }
-            continue;
-        };
-        while rows.len() < policy.rows_max
-            && let Ok(row) = waiting.try_recv()
-        {
-            rows.push(row);
-        }
-        let amounts: Vec<Usdc> = rows.iter().map(|row| row.job.settlement.amount).collect();
-        let oldest_ms = u64::try_from(oldest.elapsed().as_millis()).unwrap_or(u64::MAX);
-        // An endpoint that does not tell the price keeps nobody waiting.
-        let due = settler.gas_price().await.map_or(Due::Now, |price| due(&policy, &price, &amounts, oldest_ms));
-        match due {
-            Due::Now => {
-                let (settler, batch) = (settler.clone(), std::mem::take(&mut rows));
-                tokio::spawn(async move { settler.send(batch).await });
-            }
-            Due::WithinMs(ms) => {
-                // The timeout is the answer, too: the policy says "now" then.
-                if let Ok(Some(row)) = tokio::time::timeout(Duration::from_millis(ms), waiting.recv()).await {
-                    rows.push(row);
-                }
-            }
-        }
-    }
 }

@@ -47,11 +47,13 @@ pub struct Choices {
     pub day_secs: u32,
     pub lease_days: u32,
     pub seed_uusdc: u128,
+    #[serde(default)]
+    pub settle_after_uusdc: u128,
 }
 
 impl Default for Choices {
     fn default() -> Self {
-        Self { day_secs: DAY_SECS, lease_days: 30, seed_uusdc: 100_000_000 }
+        Self { day_secs: DAY_SECS, lease_days: 30, seed_uusdc: 100_000_000, settle_after_uusdc: 0 }
     }
 }
 
@@ -156,7 +158,10 @@ pub fn manifest(choices: &Choices, names: Names) -> Manifest {
         daemons_rescue: true,
         store_urls: vec![store_url],
         archive: node::manifest::Archive::default(),
-        payments: node::manifest::Payments::default(),
+        payments: node::manifest::Payments {
+            settle_after_uusdc: choices.settle_after_uusdc,
+            ..node::manifest::Payments::default()
+        },
         model: node::manifest::Model {
             name: model.name.clone(),
             cid: model_cid,

@@ -208,3 +208,53 @@ async fn an_authorisation_is_settled_once_and_batches_are_settled_together() {
     let wrong = settle(&url, &json!({ "x402Version": 2 })).await;
     assert_eq!((&wrong["success"], &wrong["errorReason"]), (&json!(false), &json!("invalid_payload")));
 }
+
+/// Rows wait while gas is dear and share one transaction when it is not; one that fails leaves the others alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_wait_for_cheap_gas_and_a_bad_one_spoils_nothing() {
+    use ::chain::{Outcome, Sender};
+    use node::batches::{Batches, Ether};
+    use pay::facilitator::batch::{BatchPolicy, RowGas, TRANSFER_GAS};
+    use pay::facilitator::multicall::Call;
+    use pay::scheme::exact::{client::sign, facilitator::transfer_call, server::verify};
+    use pay::wire::PaymentRequirements;
+    const EACH: u128 = 100_000_000;
+    let chain = Chain::start().await;
+    chain.mint(chain.usdc, customer().address(), EACH).await;
+    let extra = json!({ "name": "USD Coin", "version": "2" });
+    let network = format!("eip155:{CHAIN_ID}");
+    let offer = PaymentRequirements::new(("exact", &network), Usdc(EACH), (chain.usdc, TREASURY), 300, extra);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let row = |payer: &PrivateKeySigner, nonce: u8| {
+        let payment = sign(payer, &offer, now, [nonce; 32].into()).unwrap();
+        let terms = verify(&payment, &offer, now).unwrap().settlement();
+        Call { to: chain.usdc, data: transfer_call(&terms, TREASURY).into() }
+    };
+    let poor = PrivateKeySigner::from_bytes(&keccak256(b"a customer without money")).unwrap();
+    let (good, bad) = (row(&customer(), 1), row(&poor, 2));
+
+    let endpoint = ::chain::Chain::connect(&chain.url, CHAIN_ID).unwrap();
+    let sender = Sender::spawn(endpoint.clone(), KEY.parse().unwrap(), 1);
+    // Nothing but cheap gas makes them due: a hundredth of the sum, at 3,000 USDC an ether. One alone is never cheap, so
+    // that it waits for the other one however this machine schedules.
+    let policy = BatchPolicy {
+        gas: RowGas { single: 1_000_000_000_000, ..TRANSFER_GAS },
+        fee_ppm_max: 10_000,
+        sum_max: Usdc::MAX,
+        wait_ms_max: u64::MAX,
+        rows_max: 50,
+    };
+    let base_fee = async |gwei: u64| {
+        let wei = format!("{:#x}", gwei * 1_000_000_000);
+        chain.rpc("anvil_setNextBlockBaseFeePerGas", json!([wei])).await;
+    };
+    // More than the sender's whole money for one of them: what is sent now is not sent.
+    base_fee(1_000_000_000).await;
+    let batches = Batches::start(endpoint, sender, Ether::Said(Usdc(3_000_000_000)), policy);
+    let send = |call: Call| batches.send(call, Usdc(EACH));
+    // Both are queued before the price falls: they are polled first.
+    let (good, bad, ()) = tokio::join!(send(good), send(bad), base_fee(1));
+    let Outcome::Done { tx_hash, .. } = good else { panic!("{good:?}") };
+    assert!(matches!(bad, Outcome::Done { tx_hash: same, .. } if same == tx_hash), "{bad:?}");
+    assert_eq!(chain.balance(chain.usdc, TREASURY).await, Usdc(EACH));
+}

@@ -221,7 +221,7 @@ impl Sale {
 
     /// Whether it is charged by what is delivered.
     fn is_metered(&self) -> bool {
-        matches!(self.paying, Paying::Voucher(_) | Paying::AtEnd(Proxy::Upto { .. }))
+        matches!(self.paying, Paying::Voucher(_) | Paying::AtEnd(Some(Proxy::Upto { .. })))
     }
 
     /// Puts the delivery into the book and waits until it is there.
@@ -435,10 +435,11 @@ impl<F: Form> Run<F> {
             let delivery = delivery(&sale, &self, usage, ended(finish), arrives);
             sale.charge(delivery).await;
         }
-        if !matches!(sale.paying, Paying::Voucher(_)) && settled.is_none() {
+        let waits = matches!(sale.paying, Paying::Beside | Paying::AtEnd(_));
+        if waits && settled.is_none() {
             settled = sale.when_settled().await;
         }
-        let is_paid = matches!(sale.paying, Paying::Voucher(_)) || matches!(settled, Some(Settlement::Paid { .. }));
+        let is_paid = !waits || matches!(settled, Some(Settlement::Paid { .. }));
         let confirmed = if is_paid {
             let extra = sale.extra(settled.as_ref(), usage.completion_tokens);
             let closing = self.end(finish, usage, extra);
@@ -471,7 +472,7 @@ impl<F: Form> Run<F> {
             (false, _) => Ended::Broken,
         };
         // Said before for a voucher, and again for what settled at its end: that it arrived.
-        if !charged || (confirmed && matches!(sale.paying, Paying::AtEnd(_))) {
+        if !charged || (confirmed && matches!(sale.paying, Paying::AtEnd(_) | Paying::After)) {
             let delivery = delivery(&sale, &self, usage, finish, confirmed);
             // The sender goes last: the body ends when the book has heard.
             sale.say(delivery).await;

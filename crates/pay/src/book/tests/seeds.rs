@@ -37,7 +37,10 @@ impl Chance {
     }
 }
 
-/// A payment by one of the three ways that have a transaction of their own.
+/// Added to the nonces of payments that are settled late.
+const LATE: u8 = 50;
+
+/// A payment by one of the ways that have a transaction of their own, or a row in one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Coin {
     way: Way,
@@ -48,13 +51,17 @@ struct Coin {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Way {
     Exact,
+    /// Settled after it was served: in a batch with others, or by somebody else's facilitator.
+    ExactLate,
     ExactPermit2,
     Upto,
 }
 
 impl Coin {
-    fn drawn(chance: &mut Chance) -> Self {
-        let way = [Way::Exact, Way::ExactPermit2, Way::Upto][chance.below(3)];
+    const WAYS: [Way; 4] = [Way::Exact, Way::ExactLate, Way::ExactPermit2, Way::Upto];
+
+    fn drawn(ways: &[Way], chance: &mut Chance) -> Self {
+        let way = ways[chance.below(ways.len())];
         let small = |n: usize| u8::try_from(n + 1).unwrap();
         Self { way, payer: small(chance.below(PAYERS)), nonce: small(chance.below(NONCES)) }
     }
@@ -62,6 +69,10 @@ impl Coin {
     fn reservation(self) -> Reservation {
         match self.way {
             Way::Exact => reservation(self.payer, self.nonce, self.nonce, Timing::AtOnce),
+            Way::ExactLate => {
+                let nonce = self.nonce + LATE;
+                reservation(self.payer, nonce, nonce, Timing::OnDelivery)
+            }
             Way::ExactPermit2 => permitted(self.payer, self.nonce, self.nonce, Proxy::Exact),
             // Of its own question, so that the two Permit2 ways don't take one another for a lost answer.
             Way::Upto => permitted(self.payer, self.nonce + 100, self.nonce + 100, UPTO),
@@ -94,8 +105,8 @@ enum Fate {
 #[derive(Default)]
 struct Chain {
     fates: BTreeMap<Coin, Fate>,
-    /// Our settlements in the mempool, and what they move.
-    pending: BTreeMap<Coin, u128>,
+    /// Settlements in the mempool, what they move, and whether through the treasury.
+    pending: BTreeMap<Coin, (u128, bool)>,
     refunded: BTreeSet<Coin>,
     frozen: BTreeSet<u8>,
     block: u64,
@@ -120,11 +131,15 @@ impl Chain {
 }
 
 struct World {
+    /// What its customers pay by.
+    ways: &'static [Way],
     chance: Chance,
     chain: Chain,
     book: ChannelBook,
     /// All records that were durable when something left the process.
     journal: Vec<BookInput>,
+    /// Authorisations that somebody else's facilitator has seen, and may send at any time.
+    handed_out: BTreeSet<Coin>,
     /// What customers got, by the meter.
     served: BTreeMap<Coin, u128>,
     /// Income said and taken back.
@@ -138,11 +153,15 @@ struct World {
 impl World {
     fn new(seed: u64) -> Self {
         let limits = ChannelLimits { deposit_min: Usdc(50), ..ChannelLimits::default() };
+        // Batches need several that wait.
+        let ways: &[Way] = if seed.is_multiple_of(2) { &Coin::WAYS } else { &[Way::ExactLate] };
         Self {
+            ways,
             chance: Chance(seed),
             chain: Chain::default(),
             book: ChannelBook::with_channels(Limits::default(), limits),
             journal: Vec::new(),
+            handed_out: BTreeSet::new(),
             served: BTreeMap::new(),
             earned: 0,
             calls_charged: 0,
@@ -216,7 +235,7 @@ impl World {
     }
 
     fn coins(&self) -> Vec<Coin> {
-        let ways = [Way::Exact, Way::ExactPermit2, Way::Upto];
+        let ways = Coin::WAYS;
         let all = |n: usize| 1..=u8::try_from(n).unwrap();
         let coins = ways.into_iter().flat_map(|way| all(PAYERS).map(move |payer| (way, payer)));
         coins.flat_map(|(way, payer)| all(NONCES).map(move |nonce| Coin { way, payer, nonce })).collect()
@@ -271,7 +290,16 @@ impl World {
         if !self.record_or_lose(BookInput::SettleSent { request }) {
             return;
         }
-        let recorded = coin.way == Way::Exact;
+        let recorded = match coin.way {
+            Way::Exact => true,
+            // Somebody else's facilitator leaves no record.
+            Way::ExactLate if self.chance.one_in(2) => {
+                self.handed_out.insert(coin);
+                false
+            }
+            Way::ExactLate => true,
+            Way::ExactPermit2 | Way::Upto => false,
+        };
         match self.chance.below(6) {
             0 | 1 => {
                 let mined = self.chain.mine(coin, charge, recorded);
@@ -280,7 +308,7 @@ impl World {
                     self.pass("reverted");
                     match self.said(coin) {
                         Some(said) => self.record(said),
-                        None if coin.way == Way::Exact => {
+                        None if matches!(coin.way, Way::Exact | Way::ExactLate) && !self.handed_out.contains(&coin) => {
                             self.record(BookInput::Unpaid { request, why: UnpaidWhy::Refused });
                         }
                         // No event would tell that it paid after all: it is asked about until it is over.
@@ -307,7 +335,7 @@ impl World {
             }
             4 => {
                 self.pass("answered late");
-                self.chain.pending.insert(coin, charge);
+                self.chain.pending.insert(coin, (charge, recorded));
                 self.record(BookInput::SettleUnknown { request });
             }
             _ => {
@@ -317,11 +345,64 @@ impl World {
         }
     }
 
+    /// What a node does with payments that wait for company: one transaction, in which each row stands or falls alone.
+    fn send_batch(&mut self) {
+        let due: Vec<Coin> = self.coins().into_iter().filter(|coin| coin.way == Way::ExactLate).collect();
+        let mut rows = Vec::new();
+        for coin in due {
+            if !self.book.may_settle(&coin.request()) || self.expired {
+                continue;
+            }
+            if !self.record_or_lose(BookInput::SettleSent { request: coin.request() }) {
+                return;
+            }
+            rows.push(coin);
+        }
+        if rows.len() < 2 {
+            return;
+        }
+        match self.chance.below(5) {
+            0 | 1 => {
+                let mined: Vec<bool> = rows.iter().map(|coin| self.chain.mine(*coin, VALUE, true)).collect();
+                if mined.contains(&true) && mined.contains(&false) {
+                    self.pass("a bad row in a batch");
+                }
+                // The transaction went through; of its rows the chain is asked, and one that did not is sent alone.
+                for coin in rows {
+                    match self.said(coin) {
+                        Some(said) => self.record(said),
+                        None => self.send(coin),
+                    }
+                }
+            }
+            2 => {
+                self.pass("crash between a batch and its outcome");
+                for coin in rows {
+                    self.chain.mine(coin, VALUE, true);
+                }
+                self.restart();
+            }
+            3 => {
+                self.pass("crash while a batch waits");
+                self.restart();
+            }
+            _ => {
+                self.pass("a batch without an outcome");
+                for coin in rows {
+                    if self.chance.one_in(2) {
+                        self.chain.pending.insert(coin, (VALUE, true));
+                    }
+                    self.record(BookInput::SettleUnknown { request: coin.request() });
+                }
+            }
+        }
+    }
+
     fn step(&mut self) {
-        let coin = Coin::drawn(&mut self.chance);
+        let coin = Coin::drawn(self.ways, &mut self.chance);
         let request = coin.request();
         let serving = self.book.in_flight().any(|(r, _)| *r == request);
-        match self.chance.below(22) {
+        match self.chance.below(23) {
             0..=4 => {
                 let decided = self.book.decide(&coin.ask(), NOW);
                 if decided == Decision::New && !self.expired {
@@ -348,11 +429,12 @@ impl World {
                 self.pass("nothing delivered");
                 self.record(BookInput::Aborted { request, why: AbortWhy::Engine });
             }
+            11 | 12 if coin.way == Way::ExactLate => self.send_batch(),
             11..=13 => self.send(coin),
             14 => self.ask_chain(coin),
             15 => {
-                if let Some(amount) = self.chain.pending.remove(&coin) {
-                    self.chain.mine(coin, amount, coin.way == Way::Exact);
+                if let Some((amount, recorded)) = self.chain.pending.remove(&coin) {
+                    self.chain.mine(coin, amount, recorded);
                     self.hear(coin);
                 }
             }
@@ -369,6 +451,7 @@ impl World {
             }
             19 => self.reorg(),
             20 => self.restart(),
+            21 => self.send_batch(),
             _ => self.refund(),
         }
         self.on_channel();
@@ -379,11 +462,11 @@ impl World {
         let unpaid = self.book.entry(&coin.request()).is_some_and(|e| matches!(e.payment, Payment::Unpaid { .. }));
         let has_settled = match coin.way {
             Way::Upto => false,
-            Way::Exact if self.chance.one_in(2) => self.chain.mine(coin, VALUE, true),
+            Way::Exact | Way::ExactLate if self.chance.one_in(2) => self.chain.mine(coin, VALUE, true),
             // Whoever said that it can never pay has looked for the last time.
             _ if unpaid => false,
             // A payer who signs one nonce twice and has the smaller one settled: dust.
-            Way::Exact => {
+            Way::Exact | Way::ExactLate => {
                 let amount = if self.chance.one_in(3) { 1 } else { VALUE };
                 self.chain.mine(coin, amount, false)
             }
@@ -434,7 +517,11 @@ impl World {
         let owed: Vec<_> = self.book.owed().map(|(_, e, amount)| (e.reservation.settlement.clone(), amount)).collect();
         for (terms, amount) in owed {
             let (payer, nonce) = (terms.payer(), terms.nonce());
-            let coin = Coin { way: Way::Exact, payer: payer[0], nonce: nonce[0] };
+            let (way, number) = match nonce[0].checked_sub(LATE) {
+                Some(late) => (Way::ExactLate, late),
+                None => (Way::Exact, nonce[0]),
+            };
+            let coin = Coin { way, payer: payer[0], nonce: number };
             assert!(self.chain.refunded.insert(coin), "{coin:?} is refunded twice");
             self.pass("refunded");
             self.record(BookInput::Refunded { payer, nonce, amount });
@@ -641,8 +728,8 @@ impl World {
         self.chain.frozen.clear();
         self.restart();
         for coin in self.coins() {
-            if let Some(amount) = self.chain.pending.remove(&coin) {
-                self.chain.mine(coin, amount, coin.way == Way::Exact);
+            if let Some((amount, recorded)) = self.chain.pending.remove(&coin) {
+                self.chain.mine(coin, amount, recorded);
             }
             self.hear(coin);
             self.ask_chain(coin);
@@ -655,8 +742,8 @@ impl World {
                     break;
                 }
                 self.send(coin);
-                if let Some(amount) = self.chain.pending.remove(&coin) {
-                    self.chain.mine(coin, amount, coin.way == Way::Exact);
+                if let Some((amount, recorded)) = self.chain.pending.remove(&coin) {
+                    self.chain.mine(coin, amount, recorded);
                 }
                 self.hear(coin);
                 self.ask_chain(coin);
@@ -690,7 +777,7 @@ impl World {
                     assert_eq!(moved, 0, "paid for nothing: {story}");
                     0
                 }
-                (Way::Exact | Way::ExactPermit2, _) => VALUE,
+                (Way::Exact | Way::ExactLate | Way::ExactPermit2, _) => VALUE,
             };
             if coin.way == Way::Upto && moved > 0 {
                 assert_eq!(moved, charge, "charged by what was delivered: {story}");
@@ -745,6 +832,10 @@ fn no_seed_charges_twice_serves_for_nothing_or_loses_money() {
     }
     // A fault that never happens tests nothing.
     for what in [
+        "a bad row in a batch",
+        "a batch without an outcome",
+        "crash between a batch and its outcome",
+        "crash while a batch waits",
         "answer lost after it settled",
         "answered late",
         "answered twice",

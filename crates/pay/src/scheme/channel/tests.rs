@@ -159,3 +159,27 @@ fn state_is_read_from_the_contracts_words() {
     assert_eq!(facilitator::read_state(&answers, 9).unwrap().withdrawal, None);
     assert_eq!(facilitator::read_state(&[vec![], vec![], vec![]], 9), None, "no contract there");
 }
+
+/// Verifying with a key that is known from before would save a sixth of a recovery. It takes what the contract refuses:
+/// `v` is no part of what libsecp256k1 verifies, and a voucher with the wrong one can never be claimed.
+#[test]
+fn a_signature_that_a_known_key_verifies_may_still_be_worth_nothing() {
+    let domain = ChannelDomain::new(CHAIN_ID);
+    for seed in 1u8..=64 {
+        let signer = PrivateKeySigner::from_bytes(&[seed; 32].into()).unwrap();
+        let mut key = [4; 65];
+        key[1..].copy_from_slice(signer.public_key().as_slice());
+        let (channel, max) = (ChannelId([seed; 32]), Usdc(u128::from(seed)));
+        let voucher = client::sign_voucher(&signer, &domain, &channel, max).unwrap();
+        let digest = domain.voucher_digest(&channel, max);
+        let mut turned = voucher.signature;
+        turned[64] = 27 + 28 - turned[64];
+        for (signature, is_claimable) in [(voucher.signature, true), (turned, false)] {
+            let parity = signature[64] == 28;
+            let plain = alloy::primitives::Signature::from_bytes_and_parity(&signature[..64], parity);
+            let by_key = alloy::consensus::crypto::secp256k1::verify_and_compute_signer(&key, &plain, digest);
+            assert_eq!(by_key.ok(), Some(signer.address()), "the key alone takes both");
+            assert_eq!(server::recover(&signature, digest).ok() == Some(signer.address()), is_claimable);
+        }
+    }
+}

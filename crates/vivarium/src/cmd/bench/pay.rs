@@ -1,7 +1,8 @@
 //! `vivarium bench pay`: what a payment costs, in time, transactions and gas.
 //!
 //! No model and no host is in it: a shop that does what a node does for a paid request ([`shop`]), its journal on this
-//! machine's disk, a development chain, and the official Express server as peer, all on loopback, in one run.
+//! machine's disk, a development chain, and as peers the official Express server and a Rust server with `x402-axum`, all
+//! on loopback, in one run.
 
 mod client;
 mod devchain;
@@ -17,7 +18,7 @@ use client::Customer;
 use devchain::{CHAIN_ID, DevChain, RECEIVER, Used};
 use pay::Usdc;
 use pay::buyer::{Buyer, BuyerPolicy, ChannelPolicy, Schemes};
-use peer::Express;
+use peer::{Axum, Express};
 use serde_json::{Value, json};
 use shop::{FREE, PAID, PRICE, Shop};
 use std::path::{Path, PathBuf};
@@ -25,7 +26,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vivarium::world::{Programs, anvil};
 
-/// Figures of the payment layer, with the official Express server beside them
+/// Figures of the payment layer, with other servers beside them
 #[derive(clap::Args)]
 pub struct Flags {
     /// Vouchers to verify and make durable
@@ -46,7 +47,7 @@ pub struct Flags {
     /// Channels that are opened, used once and claimed from
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..))]
     channels: u32,
-    /// Calls of one client, first with ours, then with the Express server
+    /// Calls of one client, first with ours, then with a peer
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..))]
     peer_calls: u32,
     /// Seconds of each rate of the unpaid flood
@@ -82,6 +83,7 @@ pub async fn run(flags: Flags) -> Result<()> {
     exact(&mut report, &flags, (&shop, &chain), &customer).await?;
     many_channels(&mut report, &flags, (&shop, &chain), &customer).await?;
     beside_express(&mut report, &flags, (&shop, &chain), &project).await?;
+    beside_axum(&mut report, &flags, (&shop, &chain), &project).await?;
     flood(&mut report, &flags, &shop, &customer).await?;
     shop.claim_and_settle().await?;
     shop.close();
@@ -117,24 +119,25 @@ impl Drop for Scratch {
     }
 }
 
-/// Time to the first byte of a stream: free, by voucher and by `exact` in turn, the payments signed before.
+/// Time to the first byte of a stream: free, by voucher, by `exact` and by `upto` in turn, the payments signed before.
 async fn first_byte(report: &mut Report, flags: &Flags, shop: &Shop, customer: &Customer) -> Result<()> {
     let mut channel = customer.channel(shop, 0).await?;
     channel.open(flags.streams + 1).await?;
     shop.take_commits();
     let url = |path: &str| format!("{}{path}", shop.url);
-    let mut times: [Vec<Duration>; 4] = Default::default();
+    let mut times: [Vec<Duration>; 5] = Default::default();
     for turn in 0..flags.streams {
         let voucher = channel.payment(0)?;
         let exact = customer.exact(shop).await?;
-        let requests = [(FREE, None), (PAID, Some(&voucher)), (PAID, Some(&exact)), (PAID, None)];
+        let upto = customer.upto(shop).await?;
+        let requests = [(FREE, None), (PAID, Some(&voucher)), (PAID, Some(&exact)), (PAID, Some(&upto)), (PAID, None)];
         for (times, (path, payment)) in times.iter_mut().zip(requests) {
             let body = format!("{{\"turn\":{turn}}}");
             times.push(customer.first_byte(&url(path), payment.map(String::as_str), body).await?);
         }
     }
     let commits = shop.take_commits();
-    let [free, voucher, exact, quote] = &times;
+    let [free, voucher, exact, upto, quote] = &times;
     let both = |of: &[Duration]| format!("{} / {}", millis(percentile(of, 50)), millis(percentile(of, 99)));
     let minus = |of: &[Duration]| {
         let at = |percent| millis_between(percentile(of, percent), percentile(free, percent));
@@ -145,6 +148,8 @@ async fn first_byte(report: &mut Report, flags: &Flags, shop: &Shop, customer: &
     let commit = format!("a journal commit took {} in the same run", both(&commits));
     report.row("paid minus unpaid, a voucher, p50 / p99", minus(voucher), commit);
     report.row("paid minus unpaid, `exact` of a known payer, p50 / p99", minus(exact), "settled before the last byte");
+    let beside = "settled for what was made, before the last byte";
+    report.row("paid minus unpaid, `upto` of a known payer, p50 / p99", minus(upto), beside);
     report.row("the 402 before it, for clients that ask first, p50 / p99", both(quote), "one round trip more");
     // So that the next claim is the next channel's alone.
     shop.claim_and_settle().await
@@ -239,7 +244,7 @@ async fn many_channels(
     Ok(())
 }
 
-fn buyer(chain: &DevChain, key: PrivateKeySigner, pay_to: Address) -> Buyer {
+fn buyer(chain: &DevChain, key: PrivateKeySigner, pay_to: Address, schemes: Schemes) -> Buyer {
     let policy = BuyerPolicy {
         network: format!("eip155:{CHAIN_ID}"),
         asset: chain.usdc,
@@ -247,15 +252,7 @@ fn buyer(chain: &DevChain, key: PrivateKeySigner, pay_to: Address) -> Buyer {
         max_per_call: Usdc(10 * PRICE.micro()),
         max_total: Usdc::MAX,
     };
-    let channels = ChannelPolicy {
-        deposit: Usdc(1_000_000_000),
-        deposit_calls: 1,
-        deposit_max: Usdc(10_000_000_000),
-        withdraw_delay_secs_max: 30 * 86_400,
-        slots: 1,
-        lane: 0,
-    };
-    Buyer::new(net::Client::new(), key, policy).with_schemes(Schemes::Channel(channels))
+    Buyer::new(net::Client::new(), key, policy).with_schemes(schemes)
 }
 
 /// The same client, one call after the other, with ours and with the official server.
@@ -267,25 +264,33 @@ async fn beside_express(
 ) -> Result<()> {
     let key = PrivateKeySigner::random();
     chain.mint(key.address(), Usdc(1_000_000_000_000)).await?;
+    let schemes = Schemes::Channel(ChannelPolicy {
+        deposit: Usdc(1_000_000_000),
+        deposit_calls: 1,
+        deposit_max: Usdc(10_000_000_000),
+        withdraw_delay_secs_max: 30 * 86_400,
+        slots: 1,
+        lane: 0,
+    });
     let mut express = Express::start(project, chain, PRICE.micro()).await?;
     let height = chain.height().await?;
-    let ours = calls(&buyer(chain, key.clone(), RECEIVER), &format!("{}{PAID}", shop.url), flags.peer_calls).await?;
+    let ours = buyer(chain, key.clone(), RECEIVER, schemes);
+    let ours = calls(&ours, &format!("{}{PAID}", shop.url), flags.peer_calls).await?;
     shop.claim_and_settle().await?;
     let our_gas = chain.used_since(height).await?;
     let height = chain.height().await?;
-    let theirs = calls(&buyer(chain, key, peer::RECEIVER), &express.url, flags.peer_calls).await?;
+    let theirs = buyer(chain, key, peer::RECEIVER, schemes);
+    let theirs = calls(&theirs, &express.url, flags.peer_calls).await?;
     express.claim().await?;
     let their_gas = chain.used_since(height).await?;
     express.stop().await?;
-    let sum = |times: &[Duration]| times.iter().sum::<Duration>().as_secs_f64();
-    let rate = |times: &[Duration]| times.len() as f64 / sum(times);
-    let ratio = sum(&theirs) / sum(&ours);
+    let ratio = a_second(&ours) / a_second(&theirs);
     report.row(
         &format!("{} calls on one channel, one after the other, 402 and payment each", flags.peer_calls),
-        format!("{:.0}/s, p99 {}", rate(&ours), millis(percentile(&ours, 99))),
+        format!("{:.0}/s, p99 {}", a_second(&ours), millis(percentile(&ours, 99))),
         format!(
             "official Express server: {:.0}/s, p99 {}; ours is {ratio:.1} times as fast (and durable before the first byte)",
-            rate(&theirs),
+            a_second(&theirs),
             millis(percentile(&theirs, 99))
         ),
     );
@@ -295,6 +300,47 @@ async fn beside_express(
         format!("official Express server: {}, {}", their_gas.transactions, their_gas.gas),
     );
     Ok(())
+}
+
+/// The same by `exact`, which both speak. Theirs settles by the facilitator that it is given, over HTTP; ours by itself.
+async fn beside_axum(
+    report: &mut Report,
+    flags: &Flags,
+    (shop, chain): (&Shop, &DevChain),
+    project: &Path,
+) -> Result<()> {
+    let what = format!("{} calls by `exact`, one after the other, 402 and payment each", flags.peer_calls);
+    let Some(axum) = Axum::start(project, chain, PRICE.micro()).await? else {
+        report.row(&what, "not measured", "`cargo xtask bench pay` builds the peer");
+        return Ok(());
+    };
+    let key = PrivateKeySigner::random();
+    chain.mint(key.address(), Usdc(1_000_000_000_000)).await?;
+    let ours = buyer(chain, key.clone(), RECEIVER, Schemes::Exact);
+    let ours = calls(&ours, &format!("{}{PAID}", shop.url), flags.peer_calls).await?;
+    let height = chain.height().await?;
+    let theirs = buyer(chain, key, peer::RECEIVER, Schemes::Exact);
+    let theirs = calls(&theirs, &axum.url, flags.peer_calls).await?;
+    let Used { transactions, .. } = chain.used_since(height).await?;
+    axum.stop().await?;
+    let ratio = a_second(&ours) / a_second(&theirs);
+    report.row(
+        &what,
+        format!("{:.0}/s, p99 {}", a_second(&ours), millis(percentile(&ours, 99))),
+        format!(
+            "x402-axum {}: {:.0}/s, p99 {}, {transactions} transactions by the official facilitator over HTTP; ours, \
+             which settles by itself, is {ratio:.1} times as fast",
+            peer::AXUM_VERSION,
+            a_second(&theirs),
+            millis(percentile(&theirs, 99))
+        ),
+    );
+    Ok(())
+}
+
+/// Calls a second of one client that waits for each.
+fn a_second(times: &[Duration]) -> f64 {
+    times.len() as f64 / times.iter().sum::<Duration>().as_secs_f64()
 }
 
 /// One call after the other; the first one, which opens the channel, is not counted.

@@ -60,6 +60,7 @@ pub async fn run(flags: Flags) -> Result<()> {
         day_secs: Some(flags.day_secs),
         lease_days: Some(3),
         seed: Some(Usdc(100_000_000)),
+        settle_after: None,
         port: None,
         // A host that is killed stays dead: that is what a takeover is for.
         restart: false,

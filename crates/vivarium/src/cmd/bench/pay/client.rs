@@ -10,6 +10,7 @@ use pay::Usdc;
 use pay::scheme::channel::client::{TopUp, config, pay};
 use pay::scheme::channel::{CHANNEL, ChannelConfig, ChannelDomain};
 use pay::scheme::exact::{EXACT, client::sign};
+use pay::scheme::upto::{self, UPTO};
 use pay::wire::{PAYMENT_REQUIRED, PAYMENT_SIGNATURE, PaymentRequired, PaymentRequirements};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -39,6 +40,7 @@ impl Customer {
     pub async fn with_money(chain: &DevChain) -> Result<Self> {
         let key = PrivateKeySigner::random();
         chain.mint(key.address(), MONEY).await?;
+        chain.allow_permit2(key.address()).await?;
         Ok(Self { key, http: net::Client::new(), offer: Arc::default() })
     }
 
@@ -56,6 +58,12 @@ impl Customer {
     pub async fn exact(&self, shop: &Shop) -> Result<String> {
         let offer = self.offer(shop, EXACT).await?;
         let payment = sign(&self.key, &offer, now(), B256::from(rand::random::<[u8; 32]>()));
+        Ok(payment.map_err(|e| anyhow!("{}", e.message))?.to_header())
+    }
+
+    pub async fn upto(&self, shop: &Shop) -> Result<String> {
+        let offer = self.offer(shop, UPTO).await?;
+        let payment = upto::client::sign(&self.key, &offer, now(), rand::random());
         Ok(payment.map_err(|e| anyhow!("{}", e.message))?.to_header())
     }
 

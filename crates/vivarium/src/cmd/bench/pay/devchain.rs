@@ -9,6 +9,8 @@ use chain::bindings::TestUSDC;
 use pay::Usdc;
 use pay::scheme::channel::facilitator::{read_state, state_calls};
 use pay::scheme::channel::{BATCH_SETTLEMENT, COLLECTOR_3009, ChannelId, ChannelState};
+use pay::scheme::permit2::PERMIT2;
+use pay::scheme::upto::UPTO_PROXY;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -54,6 +56,8 @@ impl DevChain {
         for (at, name) in [
             (BATCH_SETTLEMENT, "BatchSettlement"),
             (COLLECTOR_3009, "DepositCollector3009"),
+            (PERMIT2, "Permit2"),
+            (UPTO_PROXY, "UptoPermit2Proxy"),
             (MULTICALL3, "Multicall3"),
         ] {
             let made = chain.deploy(name).await?;
@@ -115,6 +119,15 @@ impl DevChain {
     pub async fn mint(&self, to: Address, amount: Usdc) -> Result<()> {
         let mint = TestUSDC::mintCall { to, value: U256::from(amount.micro()) }.abi_encode();
         ensure!(self.send(RELAY, self.usdc, mint).await?.is_done, "the test token mints nothing");
+        Ok(())
+    }
+
+    /// Lets Permit2 spend for `owner`, as a customer with gas does it once.
+    pub async fn allow_permit2(&self, owner: Address) -> Result<()> {
+        self.rpc("anvil_setBalance", json!([owner, "0xde0b6b3a7640000"])).await?;
+        self.rpc("anvil_impersonateAccount", json!([owner])).await?;
+        let allow = TestUSDC::approveCall { spender: PERMIT2, value: U256::MAX }.abi_encode();
+        ensure!(self.send(owner, self.usdc, allow).await?.is_done, "the test token allows nothing");
         Ok(())
     }
 

@@ -1,4 +1,5 @@
-//! The peer: the official Express middleware and facilitator with `batch-settlement`, unmodified, on the same chain.
+//! The peers, on the same chain: the official Express middleware and facilitator with `batch-settlement`, unmodified; and
+//! the Rust middleware `x402-axum` with `exact`, which settles by a facilitator's URL: the official one's.
 
 use super::devchain::{CHAIN_ID, DevChain};
 use alloy::primitives::{Address, address};
@@ -14,6 +15,9 @@ const FACILITATOR_KEY: &str = "0xac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5ef
 const RECEIVER_KEY: &str = "0x5de4111afa1a4b94908f83103eb1f1706367c2e68ca870fc3fb9a804cdab365a";
 pub const RECEIVER: Address = address!("3C44CdDdB6a900fa2b585dd299e03d12FA4293BC");
 
+/// Of `tests/peers/x402-axum`.
+pub const AXUM_VERSION: &str = "2.0.2";
+
 pub struct Express {
     pub url: String,
     server: Child,
@@ -28,19 +32,12 @@ impl Express {
             clients.join("node_modules/@x402/express").is_dir(),
             "the peer is not installed; run `cargo xtask setup`"
         );
-        let mut server = Command::new("node")
+        let mut command = Command::new("node");
+        command
             .current_dir(clients)
             .args(["batch-server.mjs", &chain.url, &CHAIN_ID.to_string(), &chain.usdc.to_string()])
-            .args([RECEIVER_KEY, FACILITATOR_KEY, &price.to_string()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .context("node does not start")?;
-        let mut said = BufReader::new(server.stdout.take().context("its output is piped")?).lines();
-        let hello = said.next_line().await?.context("the peer ended at once")?;
-        let hello: Value = serde_json::from_str(&hello)?;
-        let url = hello["url"].as_str().context("the peer names no URL")?.to_owned();
+            .args([RECEIVER_KEY, FACILITATOR_KEY, &price.to_string()]);
+        let Served { url, server, said } = Served::start(command).await?;
         Ok(Self { url, server, said })
     }
 
@@ -51,9 +48,68 @@ impl Express {
         Ok(())
     }
 
-    pub async fn stop(mut self) -> Result<()> {
-        drop(self.server.stdin.take());
-        self.server.wait().await?;
-        Ok(())
+    pub async fn stop(self) -> Result<()> {
+        stop(self.server).await
     }
+}
+
+pub struct Axum {
+    pub url: String,
+    server: Child,
+    facilitator: Child,
+}
+
+impl Axum {
+    /// `None`: it is not built. It is no part of the workspace, so that nobody compiles it who does not measure.
+    pub async fn start(project: &Path, chain: &DevChain, price: u128) -> Result<Option<Self>> {
+        let program = std::env::current_exe().context("cannot find this program's own file")?;
+        let target = program.ancestors().nth(2).context("cargo puts programs into folders")?;
+        let peer = target.join("peers/debug/x402-axum-peer");
+        if !peer.is_file() {
+            return Ok(None);
+        }
+        let mut command = Command::new("node");
+        command.current_dir(project.join("tests/clients")).args(["facilitator.mjs", &chain.url, &CHAIN_ID.to_string()]);
+        command.arg(FACILITATOR_KEY);
+        let facilitator = Served::start(command).await?;
+        let mut command = Command::new(peer);
+        command.args([&facilitator.url, &CHAIN_ID.to_string(), &chain.usdc.to_string()]);
+        command.args([RECEIVER.to_string(), price.to_string()]);
+        let Served { url, server, .. } = Served::start(command).await?;
+        Ok(Some(Self { url, server, facilitator: facilitator.server }))
+    }
+
+    pub async fn stop(self) -> Result<()> {
+        stop(self.server).await?;
+        stop(self.facilitator).await
+    }
+}
+
+/// A process that says its URL in its first line and ends with its input.
+struct Served {
+    url: String,
+    server: Child,
+    said: Lines<BufReader<ChildStdout>>,
+}
+
+impl Served {
+    async fn start(mut command: Command) -> Result<Self> {
+        let mut server = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .context("the peer does not start")?;
+        let mut said = BufReader::new(server.stdout.take().context("its output is piped")?).lines();
+        let hello = said.next_line().await?.context("the peer ended at once")?;
+        let hello: Value = serde_json::from_str(&hello)?;
+        let url = hello["url"].as_str().context("the peer names no URL")?.to_owned();
+        Ok(Self { url, server, said })
+    }
+}
+
+async fn stop(mut server: Child) -> Result<()> {
+    drop(server.stdin.take());
+    server.wait().await?;
+    Ok(())
 }

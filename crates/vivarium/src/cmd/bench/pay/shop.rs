@@ -2,7 +2,7 @@
 //! development chain. It does for a paid request what a node does, in the same order, with nothing to compute between.
 
 use super::devchain::{CHAIN_ID, DevChain, RECEIVER, RELAY};
-use alloy::primitives::{B256, Bytes as AbiBytes, U256};
+use alloy::primitives::{Address, Bytes as AbiBytes, U256};
 use alloy::sol_types::SolCall;
 use anyhow::{Context, Result, ensure};
 use axum::body::{Body, Bytes};
@@ -21,6 +21,7 @@ use pay::book::channels::{
 use pay::book::{Ask, Delivery, Finish, Limits, Reservation, Timing};
 use pay::scheme::channel::server::{VerifiedVoucher, VoucherKind};
 use pay::scheme::channel::{BATCH_SETTLEMENT, ChannelDomain, facilitator};
+use pay::scheme::upto::{self, Permit2Payment};
 use pay::seller::offers::TransferMethod;
 use pay::wire::{PAYMENT_RESPONSE, Resource};
 use pay::{
@@ -191,7 +192,7 @@ impl Inner {
         then(&Terms {
             prices: Prices {
                 channel: Some(ChannelPrice { ceiling: PRICE, carry: Usdc::ZERO }),
-                upto: None,
+                upto: Some(PRICE),
                 exact: Some(PRICE),
                 exact_permit2: None,
             },
@@ -215,7 +216,8 @@ impl Inner {
             Err(challenge) => Ok(Err(challenge)),
             Ok(Accepted::Channel(paid)) => self.on_channel(*paid, body).await,
             Ok(Accepted::Exact(paid)) => self.on_exact(&paid, body).await,
-            Ok(Accepted::Permit2(_) | Accepted::Unproven(_)) => {
+            Ok(Accepted::Permit2(payment)) => self.on_upto(payment, body).await,
+            Ok(Accepted::Unproven(_)) => {
                 Ok(Err(Box::new(self.refuse(Refusal::new(Reason::InvalidScheme, "not offered")))))
             }
         }
@@ -319,10 +321,14 @@ impl Inner {
         Ok(Ok(self.answer(told, move |_| async move { Ok(charged) })))
     }
 
-    /// A payer who is known: the first byte waits for the disk, the last one for the chain.
-    async fn on_exact(self: &Arc<Self>, paid: &Verified, body: &Bytes) -> Result<Result<Response, Box<Challenge>>> {
-        let (payer, nonce) = (paid.payer.into_array(), paid.nonce.0);
-        let method = TransferMethod::Eip3009;
+    /// Reserves a payment that has a transaction of its own.
+    async fn reserve_alone(
+        &self,
+        settlement: Settle,
+        timing: Timing,
+        body: &Bytes,
+    ) -> Result<Result<RequestId, Box<Challenge>>> {
+        let (method, payer, nonce) = (settlement.method(), settlement.payer(), settlement.nonce());
         let body_digest = Sha256::digest(body).into();
         let ask = Ask { method, payer, nonce, route: PAID.to_owned(), body_digest, identifier: None, fresh: true };
         let request = RequestId::of_payment(method, &payer, &nonce);
@@ -335,10 +341,10 @@ impl Inner {
             }
             desk.apply(BookInput::Reserved(Reservation {
                 request,
-                settlement: Settle::Exact(paid.settlement()),
-                timing: Timing::AtOnce,
+                settlement,
+                timing,
                 route: ask.route,
-                body_digest: ask.body_digest,
+                body_digest,
                 identifier: None,
                 prompt_tokens: 1,
                 max_tokens: 1,
@@ -346,6 +352,34 @@ impl Inner {
             }))
         };
         self.until_reserved(lsn).await?;
+        Ok(Ok(request))
+    }
+
+    /// Sends what settles a payment, and records that it is in.
+    async fn settle(&self, request: RequestId, terms: &Settle, (to, call): (Address, Vec<u8>)) -> Result<()> {
+        self.desk().apply(BookInput::SettleSent { request });
+        let mined = self.chain.send(RELAY, to, call).await?;
+        ensure!(mined.is_done, "a settlement reverted");
+        let block = self.chain.height().await?;
+        self.desk().apply(BookInput::Settled {
+            method: terms.method(),
+            payer: terms.payer(),
+            nonce: terms.nonce(),
+            amount: PRICE,
+            tx: mined.hash.0,
+            block,
+            recorded: matches!(terms, Settle::Exact(_)),
+        });
+        Ok(())
+    }
+
+    /// A payer who is known: the first byte waits for the disk, the last one for the chain.
+    async fn on_exact(self: &Arc<Self>, paid: &Verified, body: &Bytes) -> Result<Result<Response, Box<Challenge>>> {
+        let terms = Settle::Exact(paid.settlement());
+        let request = match self.reserve_alone(terms.clone(), Timing::AtOnce, body).await? {
+            Ok(request) => request,
+            Err(challenge) => return Ok(Err(challenge)),
+        };
         let told = self.seller.settled_header(paid.payer, paid.value, &[0; 32]);
         let transfer = TestUSDC::transferWithAuthorization_0Call {
             from: paid.payer,
@@ -353,18 +387,35 @@ impl Inner {
             value: U256::from(paid.value.micro()),
             validAfter: U256::from(paid.valid_after),
             validBefore: U256::from(paid.valid_before),
-            nonce: B256::from(nonce),
+            nonce: paid.nonce,
             signature: AbiBytes::copy_from_slice(&paid.signature),
         };
-        let (call, amount) = (transfer.abi_encode(), paid.value);
+        let call = transfer.abi_encode();
         let settle = move |shop: Arc<Self>| async move {
-            shop.desk().apply(BookInput::SettleSent { request });
-            let mined = shop.chain.send(RELAY, shop.chain.usdc, call).await?;
-            ensure!(mined.is_done, "a transfer reverted");
-            let block = shop.chain.height().await?;
-            let settled = BookInput::Settled { method, payer, nonce, amount, tx: mined.hash.0, block, recorded: true };
-            shop.desk().apply(settled);
-            Ok(BookInput::Delivered { request, delivery: delivery(), amount })
+            shop.settle(request, &terms, (shop.chain.usdc, call)).await?;
+            Ok(BookInput::Delivered { request, delivery: delivery(), amount: PRICE })
+        };
+        Ok(Ok(self.answer(told, settle)))
+    }
+
+    /// The same by Permit2, settled for what was made, once it is.
+    async fn on_upto(
+        self: &Arc<Self>,
+        payment: Permit2Payment,
+        body: &Bytes,
+    ) -> Result<Result<Response, Box<Challenge>>> {
+        let terms = Settle::Permit2(payment.clone());
+        let request = match self.reserve_alone(terms.clone(), Timing::OnDelivery, body).await? {
+            Ok(request) => request,
+            Err(challenge) => return Ok(Err(challenge)),
+        };
+        let told = self.seller.settled_header(payment.payer.into(), payment.amount, &[0; 32]);
+        let call = (payment.proxy.address(), upto::facilitator::settle_call(&payment, PRICE));
+        let settle = move |shop: Arc<Self>| async move {
+            let delivered = BookInput::Delivered { request, delivery: delivery(), amount: PRICE };
+            shop.desk().apply(delivered.clone());
+            shop.settle(request, &terms, call).await?;
+            Ok(delivered)
         };
         Ok(Ok(self.answer(told, settle)))
     }

@@ -1,0 +1,153 @@
+//! Settlements that can wait, put together into one transaction (Multicall3) when that is worth it: of a node, which
+//! settles some `exact` payments after it has served them, and of `vivarium facilitator`.
+//!
+//! Each call of a batch stands or falls alone, so one bad row spoils nothing; whoever waits for a row hears what became
+//! of the *transaction* and asks the chain what became of the row. Nothing is kept here: a row is on record with its
+//! owner before it comes, and after a crash its owner asks the chain first and brings it again.
+
+use alloy::eips::BlockId;
+use alloy::primitives::{Address, U256};
+use alloy::sol;
+use chain::{Chain, Error, Outcome, SenderHandle, Tx};
+use journal::crash_point;
+use pay::Usdc;
+use pay::facilitator::batch::{BatchPolicy, Due, GasPrice, due};
+use pay::facilitator::multicall::{self, Call, MULTICALL3};
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot};
+
+/// Rows that wait to be sent. Beyond it askers wait.
+const QUEUE_MAX: usize = 1_024;
+/// Between two looks at the price of gas while rows wait for a better one: a block of the slower roll-ups.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
+
+sol! {
+    function decimals() external view returns (uint8);
+    function latestRoundData() external view returns (uint80 roundId, int256 answer, uint256 startedAt, uint256 updatedAt, uint80 answeredInRound);
+}
+
+/// Where the price of an ether comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ether {
+    /// Whoever runs this says it, micro-USDC.
+    Said(Usdc),
+    /// The feed that the treasury's contract buys gas by. Zero: nobody tells, and rows wait for company or their bounds.
+    Feed(Address),
+}
+
+/// Where rows go. Clones share one queue.
+#[derive(Clone)]
+pub struct Batches {
+    chain: Chain,
+    sender: SenderHandle,
+    ether: Ether,
+    queue: mpsc::Sender<Row>,
+}
+
+/// One call of a batch.
+struct Row {
+    call: Call,
+    amount: Usdc,
+    since: Instant,
+    reply: oneshot::Sender<Outcome>,
+}
+
+impl Batches {
+    pub fn start(chain: Chain, sender: SenderHandle, ether: Ether, policy: BatchPolicy) -> Self {
+        let (queue, waiting) = mpsc::channel(QUEUE_MAX);
+        let batches = Self { chain, sender, ether, queue };
+        tokio::spawn(gather(batches.clone(), policy, waiting));
+        batches
+    }
+
+    /// What gas costs now.
+    ///
+    /// # Errors
+    /// `Rpc`.
+    pub async fn gas_price(&self) -> Result<GasPrice, Error> {
+        let wei: U256 = self.chain.request("eth_gasPrice", ()).await?;
+        Ok(GasPrice { wei: wei.saturating_to(), ether: self.ether().await? })
+    }
+
+    /// An ether's price, micro-USDC. What nobody tells is too dear to be worth anything.
+    async fn ether(&self) -> Result<Usdc, Error> {
+        let feed = match self.ether {
+            Ether::Said(price) => return Ok(price),
+            Ether::Feed(Address::ZERO) => return Ok(Usdc::MAX),
+            Ether::Feed(feed) => feed,
+        };
+        let latest = BlockId::latest();
+        let decimals = self.chain.read(feed, decimalsCall {}, latest).await?;
+        let answer = self.chain.read(feed, latestRoundDataCall {}, latest).await?.answer;
+        let scale = 10_u128.checked_pow(u32::from(decimals)).unwrap_or(u128::MAX);
+        let answer = u128::try_from(answer).unwrap_or(u128::MAX);
+        Ok(Usdc(answer.saturating_mul(1_000_000).div_ceil(scale)))
+    }
+
+    /// Has `call`, which moves `amount`, sent with others, and waits for the end of their transaction. Only what anyone
+    /// may call, and what runs no stranger's code.
+    ///
+    /// `Done` says that the transaction went through, not that this row did.
+    pub async fn send(&self, call: Call, amount: Usdc) -> Outcome {
+        let (reply, outcome) = oneshot::channel();
+        let row = Row { call, amount, since: Instant::now(), reply };
+        let unknown = || Outcome::Unknown { txs: Vec::new() };
+        if self.queue.send(row).await.is_err() {
+            return unknown();
+        }
+        outcome.await.unwrap_or_else(|_| unknown())
+    }
+
+    async fn send_all(&self, rows: Vec<Row>) {
+        let tx = match rows.as_slice() {
+            [row] => Tx::call(row.call.to, row.call.data.clone(), "settle"),
+            rows => {
+                let calls = rows.iter().map(|row| row.call.clone()).collect();
+                Tx::call(MULTICALL3, multicall::each(calls), "settle a batch")
+            }
+        };
+        let waiting = self.sender.submit(tx);
+        crash_point!("pay.settle_sent");
+        let outcome = waiting.await;
+        for row in rows {
+            // Whoever asked may have gone.
+            drop(row.reply.send(outcome.clone()));
+        }
+    }
+}
+
+/// Puts rows together while they wait for a good moment.
+async fn gather(batches: Batches, policy: BatchPolicy, mut waiting: mpsc::Receiver<Row>) {
+    let mut rows: Vec<Row> = Vec::new();
+    loop {
+        let Some(oldest) = rows.first().map(|row| row.since) else {
+            match waiting.recv().await {
+                Some(row) => rows.push(row),
+                None => return,
+            }
+            continue;
+        };
+        while rows.len() < policy.rows_max
+            && let Ok(row) = waiting.try_recv()
+        {
+            rows.push(row);
+        }
+        let amounts: Vec<Usdc> = rows.iter().map(|row| row.amount).collect();
+        let oldest_ms = u64::try_from(oldest.elapsed().as_millis()).unwrap_or(u64::MAX);
+        // An endpoint that does not tell the price keeps nobody waiting.
+        let due = batches.gas_price().await.map_or(Due::Now, |price| due(&policy, &price, &amounts, oldest_ms));
+        match due {
+            Due::Now => {
+                let (batches, batch) = (batches.clone(), std::mem::take(&mut rows));
+                tokio::spawn(async move { batches.send_all(batch).await });
+            }
+            Due::WithinMs(ms) => {
+                // The timeout is an answer, too: the price is asked for again, or the policy says "now".
+                let until = Duration::from_millis(ms).min(LOOK_AGAIN);
+                if let Ok(Some(row)) = tokio::time::timeout(until, waiting.recv()).await {
+                    rows.push(row);
+                }
+            }
+        }
+    }
+}
