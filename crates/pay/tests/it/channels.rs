@@ -480,7 +480,9 @@ async fn a_payer_that_leaves_cannot_outrun_a_claim() {
     };
     let due = |now| market.with(|desk| desk.book.channels().due_claims(&patient, now).len());
     assert_eq!((due(since + 599), due(since + 600)), (0, 1));
-    assert_eq!(buyer.post_json(&url, &question("c", false)).await.unwrap_err().kind, Kind::Refused);
+    let no_more = ChannelPolicy { slots: 1, deposit_max: Usdc(10_000), ..CHANNELS };
+    let careful = buyer.clone().with_schemes(Schemes::Channel(no_more));
+    assert_eq!(careful.post_json(&url, &question("c", false)).await.unwrap_err().kind, Kind::TooExpensive);
     market.claim_and_settle().await;
     let finalize = facilitator::finalize_withdraw_call(&config);
     assert!(!chain.send(RELAY, BATCH_SETTLEMENT, &finalize).await.1, "not before its time");

@@ -133,7 +133,7 @@ struct Proxy {
 impl Proxy {
     fn start(world: &World, flags: &[&str]) -> Self {
         let mut process = Command::new(program())
-            .args(["proxy", "--listen", "127.0.0.1:0", "--json", "--max-usdc", "5", "--data-dir"])
+            .args(["proxy", "--listen", "127.0.0.1:0", "--json", "--max-usdc", "20", "--data-dir"])
             .arg(world.data_dir())
             .args(flags)
             .stdin(Stdio::null())
@@ -256,7 +256,8 @@ fn metered_by_class(world: &mut World) {
             .iter()
             .map(|which| {
                 let question = format!("{beginning} Say {which}.");
-                let told = w.ask(&["--scheme", "batch-settlement", "--max-tokens", "4", &question])?;
+                let told =
+                    w.ask(&["--scheme", "batch-settlement", "--max-usdc", "20", "--max-tokens", "4", &question])?;
                 get_json(&format!("{}/receipts/{}", w.world()["agent"]["url"].as_str()?, told["request_id"].as_str()?))
             })
             .collect::<Option<_>>()?;
@@ -336,7 +337,7 @@ fn a_whole_life() {
     metered_by_class(&mut world);
     let gifts = micro(&world.agent().expect("a status"), "gifts_uusdc");
     by_permit2(&mut world);
-    let proxy = Proxy::start(&world, &["--budget", "50/day", "--scheme", "batch-settlement"]);
+    let proxy = Proxy::start(&world, &["--budget", "100/day", "--scheme", "batch-settlement"]);
     openai_sdks_through(&proxy);
     // And from somebody who was told nothing but a number.
     stranger(&world);
