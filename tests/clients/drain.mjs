@@ -32,7 +32,8 @@ async function ask(prompt) {
       characters += body.choices?.[0]?.message?.content?.length ?? 0;
       return;
     }
-    if (response.status < 500 && response.status !== 429) {
+    // 409: the host died on this answer. SDKs ask again by themselves, like after a 429.
+    if (response.status < 500 && ![409, 429].includes(response.status)) {
       refused[response.status] = (refused[response.status] ?? 0) + 1;
       return;
     }

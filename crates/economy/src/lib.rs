@@ -34,7 +34,7 @@ pub use money::{Address, AmountError, USDC, Usdc, mul_div_down, mul_div_up};
 pub use note::{Level, MoveWaits, NoHost, Note, Side, StandbyGone};
 pub use output::{Output, OutputId, StopWhy, Task};
 pub use policy::{Genesis, Limits, Policy};
-pub use price::Price;
+pub use price::{Price, Tokens};
 pub use timers::{DAY_SECS, MOVE_ATTEMPTS, MOVE_BLOCKS, RENEW_PCT, Raised, TimerError, Timers};
 
 use borsh::{BorshDeserialize, BorshSerialize};

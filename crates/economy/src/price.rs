@@ -13,16 +13,37 @@ pub struct Price {
     pub call_uusdc_max: Usdc,
     /// One million prompt tokens, rounded up.
     pub mtok_prompt_uusdc: Usdc,
+    /// One million prompt tokens that an earlier call left in the context, rounded up. Never above a prompt token's.
+    pub mtok_cached_uusdc: Usdc,
     /// One million completion tokens, rounded up.
     pub mtok_completion_uusdc: Usdc,
 }
 
+/// Tokens of one call, by class.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tokens {
+    /// The whole prompt.
+    pub prompt: u64,
+    /// Those of the prompt that were not computed for this call; more than the prompt count as all of it.
+    pub cached: u64,
+    pub completion: u64,
+}
+
 impl Price {
-    /// The ceiling of one call: metered, rounded up once, at least the least and at most the most a call may cost.
+    /// The ceiling of one call: nothing of its prompt cached, its answer as long as it may be.
     pub fn quote_up(&self, prompt_tokens: u64, completion_tokens_max: u64) -> Usdc {
-        let prompt = self.mtok_prompt_uusdc.0.saturating_mul(u128::from(prompt_tokens));
-        let completion = self.mtok_completion_uusdc.0.saturating_mul(u128::from(completion_tokens_max));
-        let metered = Usdc(prompt.saturating_add(completion).div_ceil(1_000_000));
+        self.meter_up(Tokens { prompt: prompt_tokens, cached: 0, completion: completion_tokens_max })
+    }
+
+    /// The charge for these tokens: the classes summed and rounded up once, at least the least and at most the most a call
+    /// may cost.
+    pub fn meter_up(&self, tokens: Tokens) -> Usdc {
+        let of = |price: Usdc, tokens: u64| price.0.saturating_mul(u128::from(tokens));
+        let cached = tokens.cached.min(tokens.prompt);
+        let prompt = of(self.mtok_prompt_uusdc, tokens.prompt - cached);
+        let cached = of(self.mtok_cached_uusdc, cached);
+        let completion = of(self.mtok_completion_uusdc, tokens.completion);
+        let metered = Usdc(prompt.saturating_add(cached).saturating_add(completion).div_ceil(1_000_000));
         metered.max(self.call_uusdc).min(self.call_uusdc_max)
     }
 }
@@ -132,6 +153,7 @@ impl Pricing {
             call_uusdc: limits.min_call,
             call_uusdc_max: limits.max_call,
             mtok_prompt_uusdc: prompt,
+            mtok_cached_uusdc: mul_div_up(prompt.0, u128::from(policy.cached_pct.min(100)), 100).map_or(prompt, Usdc),
             mtok_completion_uusdc: completion,
         }
     }
@@ -177,6 +199,7 @@ mod tests {
             call_uusdc: Usdc(10),
             call_uusdc_max: Usdc(1_000),
             mtok_prompt_uusdc: Usdc(1),
+            mtok_cached_uusdc: Usdc(1),
             mtok_completion_uusdc: Usdc(1_000_000),
         };
         assert_eq!(price.quote_up(0, 0), Usdc(10));
@@ -184,6 +207,40 @@ mod tests {
         assert_eq!(price.quote_up(1_000_000, 20), Usdc(21));
         assert_eq!(price.quote_up(0, 5_000), Usdc(1_000));
         assert_eq!(price.quote_up(u64::MAX, u64::MAX), Usdc(1_000));
+    }
+
+    #[test]
+    fn a_kept_beginning_costs_half() {
+        let price = Pricing::new(&policy()).price(10_000_000, &policy(), None);
+        assert_eq!(price.mtok_cached_uusdc.0, price.mtok_prompt_uusdc.0.div_ceil(2));
+    }
+
+    proptest! {
+        /// Exact to the micro-USDC: the sum of the classes rounded up once, within the bounds of a call. What is cached
+        /// never makes a call dearer, and a quote is never below the charge that comes of it.
+        #[test]
+        fn a_charge_is_the_sum_of_its_classes_rounded_up_once(
+            prompt in 0u64..1 << 30, cached in 0u64..1 << 31, completion in 0u64..1 << 30, room in 0u64..1 << 20,
+            mtok in 0u128..1 << 40, cached_pct in 0u128..=100, mtok_completion in 0u128..1 << 40,
+            least in 0u128..1 << 20, span in 0u128..1 << 60,
+        ) {
+            let price = Price {
+                call_uusdc: Usdc(least),
+                call_uusdc_max: Usdc(least + span),
+                mtok_prompt_uusdc: Usdc(mtok),
+                mtok_cached_uusdc: Usdc((mtok * cached_pct).div_ceil(100)),
+                mtok_completion_uusdc: Usdc(mtok_completion),
+            };
+            let charge = price.meter_up(Tokens { prompt, cached, completion });
+            let kept = u128::from(cached.min(prompt));
+            let cost_e6 = mtok * (u128::from(prompt) - kept)
+                + price.mtok_cached_uusdc.0 * kept
+                + mtok_completion * u128::from(completion);
+            prop_assert_eq!(charge.0, cost_e6.div_ceil(1_000_000).clamp(least, least + span));
+            let computed = price.meter_up(Tokens { prompt, cached: 0, completion });
+            prop_assert!(charge <= computed);
+            prop_assert!(charge <= price.quote_up(prompt, completion + room));
+        }
     }
 
     #[test]

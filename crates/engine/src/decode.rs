@@ -358,21 +358,21 @@ impl Answer {
         if !text.is_empty() {
             let count = std::mem::take(&mut self.unsent);
             let logprobs = std::mem::take(&mut self.unsent_logprobs);
-            let _ = self.out.send(FromEngine::Tokens { id: self.key.id, text, count, logprobs });
+            let (id, cached_tokens) = (self.key.id, self.cached_tokens);
+            let _ = self.out.send(FromEngine::Tokens { id, text, count, cached_tokens, logprobs });
         }
     }
 
     fn done(mut self, finish: Finish) {
         let rest = std::mem::replace(&mut self.text, TextStream::new(Vec::new())).finish();
         self.send(rest);
-        let id = self.key.id;
+        let (id, cached_tokens) = (self.key.id, self.cached_tokens);
         if self.unsent > 0 {
             // Tokens without text of their own (control tokens, a stop string) are counted all the same.
-            let (count, logprobs) = (self.unsent, self.unsent_logprobs);
-            let _ = self.out.send(FromEngine::Tokens { id, text: String::new(), count, logprobs });
+            let (text, count, logprobs) = (String::new(), self.unsent, self.unsent_logprobs);
+            let _ = self.out.send(FromEngine::Tokens { id, text, count, cached_tokens, logprobs });
         }
         let (prompt_tokens, completion_tokens) = (self.prompt_tokens, self.tokens);
-        let cached_tokens = self.cached_tokens;
         let _ = self.out.send(FromEngine::Done { id, finish, prompt_tokens, cached_tokens, completion_tokens });
     }
 }

@@ -46,7 +46,7 @@ impl EngineConfig {
 #[derive(Clone, Debug, PartialEq)]
 pub enum EngineEvent {
     Accepted { prompt_tokens: u32 },
-    Tokens { text: String, count: u32, logprobs: Vec<TokenLogprob> },
+    Tokens { text: String, count: u32, cached_tokens: u32, logprobs: Vec<TokenLogprob> },
     Done { finish: Finish, prompt_tokens: u32, cached_tokens: u32, completion_tokens: u32 },
     Failed { kind: FailureKind, message: String },
 }

@@ -209,12 +209,14 @@ pub enum FromEngine {
         id: u64,
         prompt_tokens: u32,
     },
-    /// More text, cut at a UTF-8 boundary, and how many tokens it stands for. `logprobs` has an entry for each of
+    /// More text, cut at a UTF-8 boundary, and how many tokens it stands for. `cached_tokens` as in `Done`: whoever leaves
+    /// early is charged by it, too. `logprobs` has an entry for each of
     /// them where they were asked for; a stop string's tokens have none.
     Tokens {
         id: u64,
         text: String,
         count: u32,
+        cached_tokens: u32,
         logprobs: Vec<TokenLogprob>,
     },
     /// The end. The counts of all `Tokens` sum to `completion_tokens`; the token that ends a turn is not counted.

@@ -10,8 +10,8 @@ use crate::settle::Settlement;
 use crate::state::Recorded;
 use economy::{Input, Owed, Usdc};
 use journal::crash_point;
-use pay::book::channels::RefundAsk;
-use pay::book::{AbortWhy, BookInput, Decision, Delivery, LimitReached, RequestId, Reservation, Timing};
+use pay::book::channels::{CallService, RefundAsk};
+use pay::book::{AbortWhy, BookInput, Decision, Delivery, LimitReached, RequestId, Reservation, Service, Timing};
 use pay::facilitator::remote::Remote;
 use pay::scheme::channel::{ChannelConfig, ChannelId, ChannelState, Deposit};
 use pay::{Reason, Settle, TransferMethod, book};
@@ -68,6 +68,16 @@ pub enum When {
     AtEnd,
     /// After it was served, together with others.
     After,
+}
+
+/// What became of a request whose answer is asked for again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Being made, or settled.
+    Coming,
+    Made,
+    /// Nothing was delivered.
+    Aborted,
 }
 
 /// The answer to `Ask::Reserve`, sent when the record is durable (and replicated, at the exposure's bound).
@@ -153,14 +163,21 @@ impl Node {
         refusal(self.live.as_ref()?.state.book.decide(ask, self.now()))
     }
 
-    /// The signature that the answer of `request` is kept under, and whether it is still being made or settled.
-    pub(crate) fn kept_under(&self, request: &RequestId) -> Option<(Vec<u8>, bool)> {
+    /// The signature that the answer of `request` is kept under, and what became of it so far.
+    pub(crate) fn kept_under(&self, request: &RequestId) -> Option<(Vec<u8>, Stage)> {
+        let stage = |is_aborted, is_closed| match (is_aborted, is_closed) {
+            (true, _) => Stage::Aborted,
+            (false, true) => Stage::Made,
+            (false, false) => Stage::Coming,
+        };
         let book = &self.live.as_ref()?.state.book;
         if let Some(entry) = book.entry(request) {
-            return Some((entry.reservation.settlement.signature().to_vec(), !entry.is_closed()));
+            let is_aborted = matches!(entry.service, Service::Aborted { .. });
+            return Some((entry.reservation.settlement.signature().to_vec(), stage(is_aborted, entry.is_closed())));
         }
         let call = book.channels().call(request)?;
-        Some((call.reservation.voucher.signature.to_vec(), !call.is_closed()))
+        let is_aborted = matches!(call.service, CallService::Aborted { .. });
+        Some((call.reservation.voucher.signature.to_vec(), stage(is_aborted, call.is_closed())))
     }
 
     /// One record of the book. A node whose journal is closed reports to its successor instead.

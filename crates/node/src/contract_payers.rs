@@ -17,7 +17,9 @@ use pay::facilitator::multicall::{self, Call, MULTICALL3};
 use pay::scheme::channel::facilitator::deposit_call;
 use pay::scheme::channel::{BATCH_SETTLEMENT, ChannelConfig, Deposit};
 use pay::scheme::signature::{self, NotTaken};
-use pay::{Reason, Refusal, SettleExact};
+use pay::scheme::upto::facilitator::settle_call;
+use pay::scheme::upto::{Permit2Payment, Proxy};
+use pay::{Reason, Refusal, SettleExact, Usdc};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
@@ -140,6 +142,19 @@ pub async fn settlement(cx: &Context, terms: &SettleExact) -> Result<ForPayer, N
     make(cx, terms.payer.into(), &terms.signature, by_key, call, "settle").await
 }
 
+/// The settlement of a payment by Permit2, which moves `charge`. Always the relay's. `upto` names who may call its proxy, so
+/// the call that makes a payer cannot go with its settlement: such a payer makes itself first.
+pub async fn permit2(cx: &Context, payment: &Permit2Payment, charge: Usdc) -> Result<ForPayer, NotMade> {
+    let to = payment.proxy.address();
+    let call = Call { to, data: settle_call(payment, charge).into() };
+    let payer = payment.payer.into();
+    let made = make(cx, payer, &payment.signature, payment.is_signed_by_key, call, "permit2 settlement").await?;
+    if made.call.to != to && matches!(payment.proxy, Proxy::Upto { .. }) {
+        return Err(NotMade::NotTaken(NotTaken::NoContract));
+    }
+    Ok(made)
+}
+
 /// A deposit into a channel.
 pub async fn deposit(cx: &Context, config: &ChannelConfig, deposit: &Deposit) -> Result<ForPayer, NotMade> {
     let call = Call { to: BATCH_SETTLEMENT, data: deposit_call(config, deposit).into() };
@@ -200,6 +215,16 @@ pub async fn simulate_settlement(cx: &Context, terms: &SettleExact) -> Result<()
     let _turn = turn()?;
     let names = [Reason::Signature, Reason::FactoryNotAllowed, Reason::Simulation];
     simulate(cx, settlement(cx, terms).await, names).await
+}
+
+/// [`permit2`] of all that is permitted, simulated.
+///
+/// # Errors
+/// The refusal to send.
+pub async fn simulate_permit2(cx: &Context, payment: &Permit2Payment) -> Result<(), Refusal> {
+    let _turn = turn()?;
+    let names = [Reason::Permit2Signature, Reason::FactoryNotAllowed, Reason::Permit2Simulation];
+    simulate(cx, permit2(cx, payment, payment.amount).await, names).await
 }
 
 /// [`deposit`], simulated: a key's too, whose balance and allowance only the chain knows.

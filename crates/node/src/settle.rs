@@ -14,13 +14,13 @@ use crate::main_loop::{Event, Node};
 use crate::permit2;
 use crate::shared::Role;
 use crate::state::Recorded;
-use alloy::primitives::{Address, B256, Bytes, U256};
+use alloy::primitives::{Address, B256, U256};
 use chain::Outcome as Sent;
 use journal::crash_point;
 use net::chain_of;
 use pay::book::channels::{CallService, ChannelInput};
 use pay::book::{BookInput, BookOutput, Payment, RequestId, Service, Timing, UnpaidWhy};
-use pay::scheme::upto::{Permit2Payment, Proxy, facilitator};
+use pay::scheme::upto::{Permit2Payment, Proxy};
 use pay::{Receipt, Settle, SettleExact, TransferMethod, Usdc};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -230,6 +230,7 @@ impl Node {
             prompt: entry.reservation.body_digest,
             output: delivery.output_digest,
             prompt_tokens: entry.reservation.prompt_tokens,
+            cached_tokens: delivery.cached_tokens,
             completion_tokens: delivery.completion_tokens,
             amount: *amount,
             transaction: *tx,
@@ -259,6 +260,7 @@ impl Node {
             prompt: call.reservation.body_digest,
             output: delivery.output_digest,
             prompt_tokens: call.reservation.prompt_tokens,
+            cached_tokens: delivery.cached_tokens,
             completion_tokens: delivery.completion_tokens,
             amount: call.charged(),
             transaction: [0; 32],
@@ -402,10 +404,22 @@ impl Task {
     /// Through its proxy, by the relay and by no other key.
     async fn send_permit2(&self, cx: &Arc<Context>, payment: &Permit2Payment) -> Settlement {
         loop {
-            let data = Bytes::from(facilitator::settle_call(payment, self.charge));
-            let waiting = cx.relay.submit(chain::Tx::call(payment.proxy.address(), data, "permit2 settlement"));
-            crash_point!("pay.permit2_sent");
-            match waiting.await {
+            let settlement = match contract_payers::permit2(cx, payment, self.charge).await {
+                Ok(settlement) => settlement,
+                Err(why) => {
+                    tracing::warn!(?why, "a settlement is not sent: asking the chain");
+                    return self.reconcile(cx).await;
+                }
+            };
+            let sent = match settlement.send(cx, false, || crash_point!("pay.permit2_sent")).await {
+                Ok(sent) => sent,
+                Err(why) => {
+                    // Anybody may settle `exact` until its deadline.
+                    tracing::info!(%why, "a settlement is not sent: asking the chain");
+                    return self.reconcile(cx).await;
+                }
+            };
+            match sent {
                 Sent::Done { tx_hash, .. } => match permit2::paid_in(cx, payment, tx_hash).await {
                     Ok(Some(paid)) => return paid,
                     // Mined, and what it moved is not read yet.

@@ -67,6 +67,7 @@ pub struct BlockStatus {
 pub struct PriceStatus {
     pub call_uusdc: String,
     pub mtok_prompt_uusdc: String,
+    pub mtok_cached_uusdc: String,
     pub mtok_completion_uusdc: String,
 }
 
@@ -154,6 +155,7 @@ impl Node {
             price: PriceStatus {
                 call_uusdc: money(price.map(|p| p.call_uusdc)),
                 mtok_prompt_uusdc: money(price.map(|p| p.mtok_prompt_uusdc)),
+                mtok_cached_uusdc: money(price.map(|p| p.mtok_cached_uusdc)),
                 mtok_completion_uusdc: money(price.map(|p| p.mtok_completion_uusdc)),
             },
             selling: price.is_some() && self.acts() && self.shared.engine().is_some(),

@@ -42,6 +42,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
+use tokio::sync::Notify;
 
 /// Redirects followed for one call. A move of the agent is one; more than a few is a loop.
 const HOPS_MAX: usize = 4;
@@ -91,6 +92,8 @@ pub struct Buyer {
     schemes: Schemes,
     /// Shared by clones. A std Mutex: it is never held over an await.
     known: Arc<Mutex<Known>>,
+    /// A call ended, and with it its use of a channel.
+    freed: Arc<Notify>,
     record: Option<Arc<Record>>,
     /// To the head of the answer to an unpaid request; `None`: the client's own deadline.
     quote_within: Option<Duration>,
@@ -130,13 +133,14 @@ impl Known {
 /// Keeps a call on the wire until it is dropped.
 struct OnWire {
     known: Arc<Mutex<Known>>,
+    freed: Arc<Notify>,
     key: Hash,
 }
 
 impl OnWire {
     fn new(buyer: &Buyer, key: Hash) -> Self {
         *buyer.known().on_wire.entry(key).or_default() += 1;
-        Self { known: Arc::clone(&buyer.known), key }
+        Self { known: Arc::clone(&buyer.known), freed: Arc::clone(&buyer.freed), key }
     }
 }
 
@@ -149,6 +153,30 @@ impl Drop for OnWire {
                 known.on_wire.remove(&self.key);
             }
         }
+        drop(known);
+        self.freed.notify_one();
+    }
+}
+
+/// What a call has learnt of its ways to pay.
+#[derive(Debug, Default)]
+struct Tried {
+    /// Channels that the seller holds back for now: it thinks that another call is being paid from them.
+    busy: BTreeSet<ChannelId>,
+    /// It refused a deposit: the payer may be short of money. `exact` needs less.
+    no_deposits: bool,
+}
+
+/// Why an offer cannot be paid.
+struct NoWay {
+    error: Error,
+    /// Channels free when the calls end that are paid from them: worth waiting for.
+    passes: bool,
+}
+
+impl From<Error> for NoWay {
+    fn from(error: Error) -> Self {
+        Self { error, passes: false }
     }
 }
 
@@ -176,6 +204,7 @@ impl Buyer {
             limits: SpendLimits::default(),
             schemes: Schemes::Exact,
             known: Arc::default(),
+            freed: Arc::default(),
             record: None,
             quote_within: None,
             patience: PATIENCE,
@@ -228,7 +257,8 @@ impl Buyer {
     }
 
     /// Bounds how long a payment whose answer does not come is sent again: after that its outcome is unknown. Together
-    /// with the client's deadline this is the longest that a call waits for an answer's head.
+    /// with the client's deadline this is the longest that a call waits for an answer's head. A call that finds all
+    /// channels in use waits as long for one of them before anything is signed.
     pub fn with_patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
         self
@@ -354,7 +384,12 @@ impl Buyer {
             };
             match answer.status {
                 StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT => call.follow(&answer)?,
-                StatusCode::PAYMENT_REQUIRED => call.pay(&answer, attached)?,
+                StatusCode::PAYMENT_REQUIRED => {
+                    if let Some(none_free) = call.pay(&answer, attached).await? {
+                        call.wait(none_free).await?;
+                    }
+                    first_sent = None;
+                }
                 // "It is being answered", says our seller: ask again with the same payment.
                 StatusCode::CONFLICT
                     if attached.is_some()
@@ -377,18 +412,23 @@ impl Buyer {
     fn choose<'o>(
         &self,
         known: &Known,
-        (key, offer): (&Hash, &'o PaymentRequired),
+        (key, offer, tried): (&Hash, &'o PaymentRequired, &Tried),
         url: &str,
-    ) -> Result<(&'o PaymentRequirements, Option<Slot>), Error> {
+    ) -> Result<(&'o PaymentRequirements, Option<Slot>), NoWay> {
         let (policy, exact_too) = match &self.schemes {
             Schemes::Exact => return Ok((self.choose_exact(offer, url)?, None)),
             Schemes::ChannelElseExact(policy) => (policy, true),
             Schemes::Channel(policy) => (policy, false),
         };
-        match self.choose_channel(policy, known, (key, offer), url) {
+        match self.choose_channel(policy, known, (key, offer, tried), url) {
             Ok((chosen, slot)) => Ok((chosen, Some(slot))),
-            Err(_) if exact_too => Ok((self.choose_exact(offer, url)?, None)),
-            Err(error) => Err(error),
+            Err(none) if exact_too => match self.choose_exact(offer, url) {
+                Ok(chosen) => Ok((chosen, None)),
+                // A channel will do, once one is free.
+                Err(_) if none.passes => Err(none),
+                Err(error) => Err(error.into()),
+            },
+            Err(none) => Err(none),
         }
     }
 
@@ -428,10 +468,10 @@ impl Buyer {
     }
 
     /// Signs within the limits and remembers it, on disk too, before it leaves.
-    fn sign(&self, key: Hash, offer: &PaymentRequired, url: &str) -> Result<(), Error> {
+    fn sign(&self, key: Hash, (offer, tried): (&PaymentRequired, &Tried), url: &str) -> Result<(), NoWay> {
         let now = (self.clock)();
         let mut known = self.known();
-        let (chosen, slot) = self.choose(&known, (&key, offer), url)?;
+        let (chosen, slot) = self.choose(&known, (&key, offer, tried), url)?;
         // A copy is changed and made durable; only then is it what we know.
         let mut next = known.memory.clone();
         next.turn_to(self.day_now());
@@ -458,13 +498,13 @@ impl Buyer {
             let Some(limit) = limit else { continue };
             if signed.checked_add(amount).is_none_or(|sum| sum > limit) {
                 let message = format!("asks {amount}; {signed} of at most {limit} are signed {what}");
-                return Err(Error::new(Kind::BudgetUsed, url, message));
+                return Err(Error::new(Kind::BudgetUsed, url, message).into());
             }
         }
         if next.unknown() >= UNRESOLVED_MAX {
             let message =
                 format!("{UNRESOLVED_MAX} payments have unknown outcomes, and neither seller nor chain tells them");
-            return Err(Error::new(Kind::OutcomeUnknown, url, message));
+            return Err(Error::new(Kind::OutcomeUnknown, url, message).into());
         }
         next.count(&host, amount);
         let signed = Signed {
@@ -521,8 +561,11 @@ struct Call<'b> {
     /// Signed in this call and not sent yet.
     is_new: bool,
     on_wire: Option<OnWire>,
-    /// A refused payment was replaced once; a second refusal is final.
+    /// A refused payment was replaced once; a second refusal is final. A busy channel is no refusal.
     replaced: bool,
+    tried: Tried,
+    /// Since when it waits for a channel, and how often it has looked.
+    waits: Option<(Instant, u32)>,
 }
 
 impl<'b> Call<'b> {
@@ -530,8 +573,18 @@ impl<'b> Call<'b> {
         let uri = parse(url, url)?;
         let key = buyer.key(&uri, body);
         let on_wire = Some(OnWire::new(buyer, key));
-        let vetted = BTreeSet::new();
-        Ok(Self { buyer, key, url: url.to_owned(), hops: 0, vetted, is_new: false, on_wire, replaced: false })
+        Ok(Self {
+            buyer,
+            key,
+            url: url.to_owned(),
+            hops: 0,
+            vetted: BTreeSet::new(),
+            is_new: false,
+            on_wire,
+            replaced: false,
+            tried: Tried::default(),
+            waits: None,
+        })
     }
 
     /// The remembered payment, if the host at hand has named our payee.
@@ -568,34 +621,12 @@ impl<'b> Call<'b> {
         Ok(())
     }
 
-    /// Answers a 402: vets the host, and signs unless a payment for this call is out already.
-    fn pay(&mut self, answer: &net::Response, attached: Option<Signed>) -> Result<(), Error> {
-        let header = answer
-            .header(&PAYMENT_REQUIRED)
-            .ok_or_else(|| Error::new(Kind::BadAnswer, &self.url, "answers 402 without PAYMENT-REQUIRED"))?;
-        let offer = PaymentRequired::from_header(header)
-            .map_err(|e| Error::new(Kind::BadAnswer, &self.url, format!("PAYMENT-REQUIRED: {e}")))?;
-        if attached.is_some() {
-            let said = |reason: &Reason| reason.as_str() == offer.error;
-            if [Reason::UnexpectedSettleError, Reason::UnexpectedVerifyError].iter().any(said) {
-                let message = format!("does not know what became of the payment: {}", offer.error);
-                return Err(Error::new(Kind::OutcomeUnknown, &self.url, message));
-            }
-            // The payee says that it did not take this one.
-            let on_channel = attached.as_ref().and_then(|signed| signed.on_channel);
-            let is_corrected = on_channel.is_some_and(|on| self.buyer.correct(&offer, &on));
-            // Its money is elsewhere: given back, or lost with the last blocks of a chain.
-            let is_empty = [Reason::ChannelNotFound, Reason::CumulativeExceedsBalance].iter().any(said);
-            if let Some(on) = on_channel.filter(|_| is_empty) {
-                self.buyer.change(|memory| memory.channels.entry(on.id).or_default().balance = Usdc::ZERO);
-            }
-            self.buyer.resolve(&self.key);
-            let worth_another = [Reason::PriceMoved, Reason::ValidBefore, Reason::PaymentAborted];
-            let is_worth_another = is_corrected || on_channel.is_some() && is_empty || worth_another.iter().any(said);
-            if self.replaced || !is_worth_another {
-                return Err(Error::new(Kind::Refused, &self.url, format!("refused the payment: {}", offer.error)));
-            }
-            self.replaced = true;
+    /// Answers a 402: vets the host, and signs unless a payment for this call is out already. `Some`: every way to pay is
+    /// in use by other calls.
+    async fn pay(&mut self, answer: &net::Response, attached: Option<Signed>) -> Result<Option<Error>, Error> {
+        let offer = required(answer, &self.url)?;
+        if let Some(signed) = attached {
+            self.refused(&offer, &signed).await?;
         }
         let is_out = {
             let known = self.buyer.known();
@@ -607,10 +638,70 @@ impl<'b> Call<'b> {
             is_out
         };
         if !is_out {
-            self.buyer.sign(self.key, &offer, &self.url)?;
-            self.is_new = true;
+            self.buyer.look_at_uncertain(&offer, &self.url).await;
+            match self.buyer.sign(self.key, (&offer, &self.tried), &self.url) {
+                Ok(()) => self.is_new = true,
+                Err(NoWay { error, passes: true }) => return Ok(Some(error)),
+                Err(NoWay { error, .. }) => return Err(error),
+            }
         }
         self.vetted.insert(authority(&self.url));
+        Ok(None)
+    }
+
+    /// The payee says that it did not take this payment. Returns if another one is worth signing in its place.
+    async fn refused(&mut self, offer: &PaymentRequired, signed: &Signed) -> Result<(), Error> {
+        let said = |reasons: &[Reason]| reasons.iter().any(|reason| reason.as_str() == offer.error);
+        if said(&[Reason::UnexpectedSettleError, Reason::UnexpectedVerifyError]) {
+            let message = format!("does not know what became of the payment: {}", offer.error);
+            return Err(Error::new(Kind::OutcomeUnknown, &self.url, message));
+        }
+        let mut is_worth_another = said(&[Reason::PriceMoved, Reason::ValidBefore, Reason::PaymentAborted]);
+        let mut is_busy = false;
+        if let Some(on) = &signed.on_channel {
+            let is_mismatch = said(&[Reason::CumulativeMismatch, Reason::CumulativeBelowClaimed]);
+            // Its money is elsewhere: given back, or lost with the last blocks of a chain.
+            let is_empty = said(&[Reason::ChannelNotFound, Reason::CumulativeExceedsBalance]);
+            let is_corrected = is_mismatch && self.buyer.correct(offer, on);
+            if is_empty || (is_mismatch && !is_corrected) {
+                is_worth_another |= self.buyer.look_at(&on.id).await;
+            }
+            if is_empty && !is_worth_another {
+                self.buyer.change(|memory| memory.channels.entry(on.id).or_default().balance = Usdc::ZERO);
+            }
+            is_worth_another |= is_corrected || is_empty;
+            is_busy = said(&[Reason::ChannelBusy]);
+            if is_busy {
+                self.tried.busy.insert(on.id);
+            }
+            let is_deposit = said(&[Reason::DepositSimulation, Reason::DepositFailed, Reason::InsufficientFunds]);
+            if is_deposit && !on.deposit.is_zero() && matches!(self.buyer.schemes, Schemes::ChannelElseExact(_)) {
+                self.tried.no_deposits = true;
+                is_worth_another = true;
+            }
+        }
+        self.buyer.resolve(&self.key);
+        if is_busy {
+            return Ok(());
+        }
+        if self.replaced || !is_worth_another {
+            return Err(Error::new(Kind::Refused, &self.url, format!("refused the payment: {}", offer.error)));
+        }
+        self.replaced = true;
+        Ok(())
+    }
+
+    /// Waits until a channel may be free: for a while, then `none_free` is final.
+    async fn wait(&mut self, none_free: Error) -> Result<(), Error> {
+        let (since, looks) = self.waits.get_or_insert_with(|| (Instant::now(), 0));
+        if since.elapsed() >= self.buyer.patience {
+            return Err(none_free);
+        }
+        let longest = pause_after(*looks);
+        *looks += 1;
+        // One that the seller holds back frees without a word of ours.
+        tokio::time::timeout(longest, self.buyer.freed.notified()).await.ok();
+        self.tried.busy.clear();
         Ok(())
     }
 
@@ -652,9 +743,21 @@ fn header_value(text: &str) -> HeaderValue {
 }
 
 async fn pause(resends: &mut u32) {
-    let pause = PAUSE.saturating_mul(1 << (*resends).min(10)).min(PAUSE_MAX);
+    let pause = pause_after(*resends);
     *resends += 1;
     tokio::time::sleep(pause).await;
+}
+
+fn pause_after(times: u32) -> Duration {
+    PAUSE.saturating_mul(1 << times.min(10)).min(PAUSE_MAX)
+}
+
+/// The offer in a 402.
+fn required(answer: &net::Response, url: &str) -> Result<PaymentRequired, Error> {
+    let header = answer
+        .header(&PAYMENT_REQUIRED)
+        .ok_or_else(|| Error::new(Kind::BadAnswer, url, "answers 402 without PAYMENT-REQUIRED"))?;
+    PaymentRequired::from_header(header).map_err(|e| Error::new(Kind::BadAnswer, url, format!("PAYMENT-REQUIRED: {e}")))
 }
 
 fn parse(url: &str, at: &str) -> Result<Uri, Error> {

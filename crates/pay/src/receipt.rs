@@ -28,6 +28,7 @@ mod signed {
             bytes32 prompt;
             bytes32 output;
             uint32 promptTokens;
+            uint32 cachedTokens;
             uint32 completionTokens;
             uint128 amount;
             bytes32 transactionHash;
@@ -54,6 +55,8 @@ pub struct Receipt {
     /// sha2-256 of the output; zero when a crash lost it.
     pub output: Hash,
     pub prompt_tokens: u32,
+    /// Of the prompt's: not computed for this request, and cheaper. Zero when a crash lost the count; the amount knows it.
+    pub cached_tokens: u32,
     pub completion_tokens: u32,
     /// Micro-USDC charged.
     pub amount: Usdc,
@@ -75,6 +78,7 @@ impl Receipt {
             prompt: B256::from(self.prompt),
             output: B256::from(self.output),
             promptTokens: self.prompt_tokens,
+            cachedTokens: self.cached_tokens,
             completionTokens: self.completion_tokens,
             amount: self.amount.micro(),
             transactionHash: B256::from(self.transaction),
@@ -91,7 +95,7 @@ impl Receipt {
     fn domain(&self) -> Eip712Domain {
         eip712_domain! {
             name: "Vivarium Receipt",
-            version: "1",
+            version: "2",
             chain_id: self.chain_id,
             verifying_contract: self.agent,
         }
@@ -132,7 +136,7 @@ impl SignedReceipt {
         let receipt = &self.receipt;
         let hex32 = |bytes: &Hash| format!("0x{}", hex::encode(bytes));
         let json = Json {
-            version: 1,
+            version: 2,
             agent: receipt.agent.to_string(),
             chain_id: receipt.chain_id,
             epoch: receipt.epoch,
@@ -143,6 +147,7 @@ impl SignedReceipt {
             prompt_sha256: hex32(&receipt.prompt),
             output_sha256: hex32(&receipt.output),
             prompt_tokens: receipt.prompt_tokens,
+            cached_tokens: receipt.cached_tokens,
             completion_tokens: receipt.completion_tokens,
             amount_uusdc: receipt.amount.micro().to_string(),
             transaction: hex32(&receipt.transaction),
@@ -156,8 +161,8 @@ impl SignedReceipt {
     /// Reads what [`to_json`](Self::to_json) wrote; unknown fields are refused because they are not signed.
     pub fn from_json(text: &str) -> Result<Self, Error> {
         let json: Json = serde_json::from_str(text).map_err(|e| Error(format!("not a receipt: {e}")))?;
-        if json.version != 1 {
-            return Err(Error(format!("receipt version {}; version 1 is known", json.version)));
+        if json.version != 2 {
+            return Err(Error(format!("receipt version {}; version 2 is known", json.version)));
         }
         let address = |text: &str| wire::address(text).map_err(|e| Error(e.message));
         let receipt = Receipt {
@@ -171,6 +176,7 @@ impl SignedReceipt {
             prompt: bytes("prompt_sha256", &json.prompt_sha256)?,
             output: bytes("output_sha256", &json.output_sha256)?,
             prompt_tokens: json.prompt_tokens,
+            cached_tokens: json.cached_tokens,
             completion_tokens: json.completion_tokens,
             amount: wire::amount(&json.amount_uusdc).map_err(|e| Error(e.message))?,
             transaction: bytes("transaction", &json.transaction)?,
@@ -207,6 +213,7 @@ struct Json {
     prompt_sha256: String,
     output_sha256: String,
     prompt_tokens: u32,
+    cached_tokens: u32,
     completion_tokens: u32,
     amount_uusdc: String,
     transaction: String,
@@ -238,6 +245,7 @@ mod tests {
             prompt: [3; 32],
             output: [4; 32],
             prompt_tokens: 12,
+            cached_tokens: 8,
             completion_tokens: 64,
             amount: Usdc(1234),
             transaction: [5; 32],
@@ -258,7 +266,7 @@ mod tests {
     #[test]
     fn every_field_is_signed() {
         let mut digests = vec![receipt().digest()];
-        let changes: [fn(&mut Receipt); 14] = [
+        let changes: [fn(&mut Receipt); 15] = [
             |r| r.agent = Address::ZERO,
             |r| r.chain_id += 1,
             |r| r.epoch += 1,
@@ -269,6 +277,7 @@ mod tests {
             |r| r.prompt[0] += 1,
             |r| r.output[0] += 1,
             |r| r.prompt_tokens += 1,
+            |r| r.cached_tokens += 1,
             |r| r.completion_tokens += 1,
             |r| r.amount = Usdc(1235),
             |r| r.transaction[0] += 1,
@@ -281,14 +290,14 @@ mod tests {
         }
         digests.sort();
         digests.dedup();
-        assert_eq!(digests.len(), 15);
+        assert_eq!(digests.len(), 16);
     }
 
     #[test]
     fn unknown_fields_and_versions_are_refused() {
         let operator = PrivateKeySigner::from_bytes(&keccak256(b"operator")).unwrap();
         let json = receipt().sign(&operator).unwrap().to_json();
-        for (from, to) in [("{", "{\"tip\":1,"), ("\"version\":1", "\"version\":2"), ("\"1234\"", "\"01234\"")] {
+        for (from, to) in [("{", "{\"tip\":1,"), ("\"version\":2", "\"version\":1"), ("\"1234\"", "\"01234\"")] {
             assert!(SignedReceipt::from_json(&json.replacen(from, to, 1)).is_err(), "{to}");
         }
     }

@@ -79,6 +79,14 @@ impl Settle {
         }
     }
 
+    /// The payer's key signed; else a contract may have, and may change its mind until it has paid.
+    pub fn is_signed_by_key(&self) -> bool {
+        match self {
+            Self::Exact(settlement) => settlement.is_signed_by_key,
+            Self::Permit2(payment) => payment.is_signed_by_key,
+        }
+    }
+
     /// What is charged for a delivery that is worth `metered`: all of it for `exact`, at most the ceiling for `upto`.
     pub fn charge(&self, metered: Usdc) -> Usdc {
         match self {

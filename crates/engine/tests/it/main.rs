@@ -78,16 +78,18 @@ async fn whole(mut generation: Generation) -> Whole {
     let Some(EngineEvent::Accepted { prompt_tokens: announced }) = generation.recv().await else {
         panic!("the first event is not Accepted");
     };
-    let (mut text, mut counted, mut told) = (String::new(), 0, Vec::new());
+    let (mut text, mut counted, mut told, mut cached) = (String::new(), 0, Vec::new(), None);
     loop {
         match generation.recv().await.expect("an answer ends with Done or Failed") {
-            EngineEvent::Tokens { text: more, count, logprobs } => {
+            EngineEvent::Tokens { text: more, count, cached_tokens, logprobs } => {
+                assert_eq!(*cached.get_or_insert(cached_tokens), cached_tokens);
                 text.push_str(&more);
                 told.extend(logprobs);
                 counted += count;
             }
             EngineEvent::Done { finish, prompt_tokens, cached_tokens, completion_tokens } => {
                 assert_eq!((prompt_tokens, completion_tokens), (announced, counted));
+                assert_eq!(cached.unwrap_or(cached_tokens), cached_tokens, "who leaves early is told the same");
                 assert_eq!(generation.recv().await, None);
                 return Whole { text, logprobs: told, finish, prompt_tokens, cached_tokens, completion_tokens };
             }

@@ -180,7 +180,9 @@ fn obey(command: Command, pending: &mut BTreeMap<u64, Pending>) -> Option<ToEngi
 fn dispatch(frame: FromEngine, pending: &mut BTreeMap<u64, Pending>) {
     let (id, event) = match frame {
         FromEngine::Accepted { id, prompt_tokens } => (id, EngineEvent::Accepted { prompt_tokens }),
-        FromEngine::Tokens { id, text, count, logprobs } => (id, EngineEvent::Tokens { text, count, logprobs }),
+        FromEngine::Tokens { id, text, count, cached_tokens, logprobs } => {
+            (id, EngineEvent::Tokens { text, count, cached_tokens, logprobs })
+        }
         FromEngine::Done { id, finish, prompt_tokens, cached_tokens, completion_tokens } => {
             (id, EngineEvent::Done { finish, prompt_tokens, cached_tokens, completion_tokens })
         }

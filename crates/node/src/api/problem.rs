@@ -43,6 +43,11 @@ impl Problem {
         Self { beside: value.map(|value| Box::new((name, value))), ..self }
     }
 
+    pub fn retry_after(mut self, secs: u32) -> Self {
+        self.error.retry_after_secs = Some(secs);
+        self
+    }
+
     pub fn api(&self) -> &ApiError {
         &self.error
     }

@@ -13,7 +13,7 @@ pub use deliver::{BeforeEnd, Form, Whole};
 use super::Api;
 use super::problem::{Problem, fresh_id};
 use crate::answers::{Answer, Question};
-use crate::ask::{Ask, Reserved, Want, When};
+use crate::ask::{Ask, Reserved, Stage, Want, When};
 use crate::context::Context;
 use crate::main_loop::Event;
 use crate::permit2;
@@ -25,8 +25,8 @@ use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use call::Call;
-use economy::{Price, Usdc};
-use infer::api::{ApiError, Settings};
+use economy::{Price, Tokens, Usdc};
+use infer::api::{ApiError, Settings, Usage};
 use infer::{Generate, Generation};
 use net::chain_of;
 use pay::book::{AbortWhy, LimitReached, RequestId};
@@ -38,7 +38,7 @@ use pay::wire::Resource;
 use pay::{Challenge, Reason, Refusal, Seller, Settle, book};
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 /// EIP-712 domain of the token. USDC's own on every chain it is native to.
@@ -53,6 +53,8 @@ const FIRST_PRICE: Duration = Duration::from_secs(3);
 /// one that is being written down.
 const TWIN_PATIENCE: Duration = Duration::from_secs(60);
 const WRITING_PATIENCE: Duration = Duration::from_secs(2);
+/// Between two looks at what became of the first one.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 pub fn seller(cx: &Context) -> Seller {
     Seller::new(cx.config.chain_id, cx.birth.token, TOKEN, cx.config.treasury)
@@ -129,8 +131,12 @@ struct Tariff {
 
 impl Tariff {
     /// Metered, rounded up once.
-    fn quote_up(&self, prompt_tokens: u32, completion_tokens: u32) -> Usdc {
-        let metered = self.price.quote_up(u64::from(prompt_tokens), u64::from(completion_tokens));
+    fn meter_up(&self, tokens: Usage) -> Usdc {
+        let metered = self.price.meter_up(Tokens {
+            prompt: u64::from(tokens.prompt_tokens),
+            cached: u64::from(tokens.cached_tokens),
+            completion: u64::from(tokens.completion_tokens),
+        });
         metered.saturating_add(self.gas).min(self.price.call_uusdc_max)
     }
 }
@@ -189,9 +195,7 @@ impl Api {
             (Accepted::Channel(paid), _) => return self.sell_call(*paid, order, terms, wishes, entered).await,
             (Accepted::Exact(verified), Errand::Buy) => Settle::Exact(verified.settlement()),
             (Accepted::Permit2(payment), Errand::Buy) => Settle::Permit2(payment),
-            (Accepted::Unproven(payer), Errand::Buy) => {
-                Settle::Exact(self.contract_payer(*payer, &terms).await?.settlement())
-            }
+            (Accepted::Unproven(payer), Errand::Buy) => self.contract_payer(*payer, &terms).await?,
             (Accepted::Exact(_) | Accepted::Permit2(_) | Accepted::Unproven(_), Errand::Probe) => {
                 let refusal = Refusal::new(Reason::PaymentRequired, "nothing is sold here: post your question");
                 return Err(self.refuse(&terms, refusal));
@@ -231,8 +235,7 @@ impl Api {
             Settle::Exact(_) => None,
             Settle::Permit2(payment) => Some(payment.proxy),
         };
-        // By Permit2 only keys' signatures are taken.
-        let is_signed_by_key = !matches!(&settlement, Settle::Exact(terms) if !terms.is_signed_by_key);
+        let is_signed_by_key = settlement.is_signed_by_key();
         let (payer, amount, signature) =
             (Address::from(settlement.payer()), settlement.value(), settlement.signature().to_vec());
         let request = order.settings.generate(order.prompt, terms.max_tokens, rand::random());
@@ -344,16 +347,18 @@ impl Api {
         let quote_key = Sha256::new().chain_update(order.question.digest).chain_update(order.route).finalize().into();
         let path = order.route.split_once(' ').map_or(order.route, |(_, path)| path);
         let alone = Tariff { price, gas: self.gas() };
+        // Nothing of it may be in the cache when its turn comes.
+        let most = Usage { prompt_tokens, cached_tokens: 0, completion_tokens: max_tokens };
         Ok(Terms {
             engine,
             prompt_tokens,
             max_tokens,
             price: price.quote_up(u64::from(prompt_tokens), u64::from(max_tokens)),
-            price_alone: Some(alone.quote_up(prompt_tokens, max_tokens)).filter(|whole| *whole > alone.gas),
+            price_alone: Some(alone.meter_up(most)).filter(|whole| *whole > alone.gas),
             tariff: price,
             resource: Resource {
                 url: format!("{}{path}", self.cx.config.public_url),
-                description: order.description.to_owned(),
+                description: described(order.description, &price),
                 mime_type: "application/json".to_owned(),
             },
             quote_key,
@@ -364,6 +369,8 @@ impl Api {
     async fn can_pay(&self, settlement: &Settle, terms: &Terms) -> Result<(), Response> {
         let missing = match settlement {
             Settle::Exact(payment) => self.has_the_money(payment.payer.into(), payment.value).await,
+            // A contract's was simulated before the book was asked.
+            Settle::Permit2(payment) if !payment.is_signed_by_key => Ok(None),
             Settle::Permit2(payment) => self.can_be_moved(payment).await,
         };
         match missing {
@@ -439,10 +446,35 @@ impl Api {
             Ok(known) => known,
             Err(problem) => return problem.into_response(),
         };
-        if let Some((signature, is_coming)) = known {
-            let patience = if is_coming { TWIN_PATIENCE } else { WRITING_PATIENCE };
-            if let Some(answer) = self.answers.read((request, question, &signature), patience).await {
-                return replay(&request, answer);
+        if let Some((signature, stage)) = known {
+            let patience = if stage == Stage::Coming { TWIN_PATIENCE } else { WRITING_PATIENCE };
+            let until = Instant::now() + patience;
+            let mut stage = stage;
+            loop {
+                let left = until.saturating_duration_since(Instant::now());
+                if let Some(answer) = self.answers.read((request, question, &signature), left.min(LOOK_AGAIN)).await {
+                    return replay(&request, answer);
+                }
+                if left.is_zero() || stage == Stage::Aborted {
+                    break;
+                }
+                // Its host may have died on it: then it ends here, with nothing delivered.
+                if let Ok(Some((_, now))) = self.look(move |node| node.kept_under(&request)).await {
+                    stage = now;
+                }
+            }
+            let message = match stage {
+                Stage::Made => None,
+                Stage::Coming => {
+                    Some("the answer to this payment is still being made: ask again with the same payment")
+                }
+                Stage::Aborted => {
+                    Some("nothing was delivered for this payment, and nothing charged: ask again with the same payment")
+                }
+            };
+            if let Some(message) = message {
+                let error = Problem::for_conflict("answer_not_ready", message);
+                return error.retry_after(1).into_response();
             }
         }
         let id = request.to_string();
@@ -454,6 +486,14 @@ impl Api {
         let receipt = receipt.ok().flatten().and_then(|kept| serde_json::from_str(&kept.json).ok());
         Problem::for_conflict("answer_not_kept", message).with("receipt", receipt).into_response()
     }
+}
+
+/// What is sold, and how it is metered.
+fn described(what: &str, price: &Price) -> String {
+    format!(
+        "{what}; a million tokens cost: prompt {}, of the prompt what is cached {}, generated {}; a call at least {}",
+        price.mtok_prompt_uusdc, price.mtok_cached_uusdc, price.mtok_completion_uusdc, price.call_uusdc
+    )
 }
 
 /// Refuses what this model cannot do, before anything is paid for it.

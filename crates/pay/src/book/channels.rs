@@ -318,6 +318,7 @@ impl Channels {
                 }
                 CallService::Serving { tokens, amount } => {
                     let delivery = Delivery {
+                        cached_tokens: 0,
                         completion_tokens: *tokens,
                         bytes: 0,
                         output_digest: [0; 32],

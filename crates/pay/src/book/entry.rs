@@ -32,6 +32,8 @@ pub enum Service {
 /// What was delivered: frames that the server's transport took while the client was connected.
 #[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct Delivery {
+    /// Prompt tokens that were not computed for this request; zero when a crash lost the count.
+    pub cached_tokens: u32,
     pub completion_tokens: u32,
     pub bytes: u64,
     /// sha2-256 of the output; zero when a crash lost it.
@@ -162,6 +164,14 @@ impl Entry {
             Service::Serving { tokens, .. } => tokens,
             _ => 0,
         };
-        Delivery { completion_tokens, bytes: 0, output_digest: [0; 32], finish: Finish::Broken, at, confirmed: false }
+        Delivery {
+            cached_tokens: 0,
+            completion_tokens,
+            bytes: 0,
+            output_digest: [0; 32],
+            finish: Finish::Broken,
+            at,
+            confirmed: false,
+        }
     }
 }

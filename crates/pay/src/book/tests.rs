@@ -34,6 +34,7 @@ fn permitted(payer: u8, nonce: u8, body: u8, proxy: Proxy) -> Reservation {
         valid_after: 0,
         deadline: NOW + 299,
         signature: vec![0; 65],
+        is_signed_by_key: true,
         permit: None,
     };
     reserved_by(Settle::Permit2(payment), body, Timing::OnDelivery)
@@ -63,6 +64,7 @@ fn reserved(payer: u8, nonce: u8) -> BookInput {
 
 fn delivered(payer: u8, nonce: u8, confirmed: bool) -> BookInput {
     let delivery = Delivery {
+        cached_tokens: 0,
         completion_tokens: 5,
         bytes: 20,
         output_digest: [1; 32],

@@ -1,14 +1,19 @@
 //! Channels of a buyer: which one pays a call, when it is topped up, and what the seller's word about it is worth.
 
 use super::record::{Memory, OnChannel, OwnChannel};
-use super::{Buyer, Error, Kind, Known};
-use crate::scheme::channel::client::{TopUp, config, pay};
+use super::{Buyer, Call, Error, Kind, Known, NoWay, Tried, header_value, required};
+use crate::scheme::channel::client::{TopUp, config, pay, refund};
+use crate::scheme::channel::facilitator::{read_state, state_calls};
 use crate::scheme::channel::server::recover;
-use crate::scheme::channel::{CHANNEL, ChannelConfig, ChannelDomain, ChannelId};
+use crate::scheme::channel::{BATCH_SETTLEMENT, CHANNEL, ChannelConfig, ChannelDomain, ChannelId, ChannelState};
 use crate::scheme::exact::Hash;
-use crate::wire::{self, PaymentPayload, PaymentRequired, PaymentRequirements, SettlementResponse};
+use crate::wire::{
+    self, PAYMENT_RESPONSE, PAYMENT_SIGNATURE, PaymentPayload, PaymentRequired, PaymentRequirements, SettlementResponse,
+};
 use crate::{Reason, Usdc};
-use serde_json::Value;
+use alloy::primitives::Bytes;
+use http::{HeaderMap, Method, StatusCode};
+use serde_json::{Value, json};
 
 /// What is paid by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,7 +37,7 @@ pub struct ChannelPolicy {
     pub deposit_max: Usdc,
     /// Longest way out without the seller that is accepted, in seconds.
     pub withdraw_delay_secs_max: u64,
-    /// Channels with one seller, one for each call at the same time. Over it, `exact` is paid.
+    /// Channels with one seller, one for each call at the same time. Over it, `exact` is paid, or a call waits.
     pub slots: u8,
     /// Tells programs apart that pay with one key and do not share a record: each lane has channels of its own. The
     /// official clients use the first channel of lane 0.
@@ -56,12 +61,52 @@ impl Buyer {
         &self,
         policy: &ChannelPolicy,
         known: &Known,
-        (key, offer): (&Hash, &'o PaymentRequired),
+        (key, offer, tried): (&Hash, &'o PaymentRequired, &Tried),
         url: &str,
-    ) -> Result<(&'o PaymentRequirements, Slot), Error> {
+    ) -> Result<(&'o PaymentRequirements, Slot), NoWay> {
+        let domain = self.channel_domain(url)?;
+        let offer = self.channel_offer(policy, offer, url)?;
+        if offer.amount() > self.policy.max_per_call {
+            let message = format!("asks up to {}, the limit of a call is {}", offer.amount(), self.policy.max_per_call);
+            return Err(Error::new(Kind::TooExpensive, url, message).into());
+        }
+        let mut none = None;
+        for (id, config) in self.own_channels(policy, &domain, offer) {
+            if known.is_in_use(&id) || tried.busy.contains(&id) {
+                continue;
+            }
+            match self.fill(policy, known, (key, offer, &id), url) {
+                Ok((_, deposit)) if tried.no_deposits && !deposit.is_zero() => {
+                    let message = format!("refused a deposit of {deposit}");
+                    none = Some(Error::new(Kind::Refused, url, message));
+                }
+                Ok((max, deposit)) => return Ok((offer, Slot { config, id, domain, max, deposit })),
+                Err(error) => none = Some(error),
+            }
+        }
+        Err(none.map_or_else(
+            || {
+                let message = format!("all {} channels with it are in use; nothing was paid", policy.slots);
+                NoWay { error: Error::new(Kind::Unreachable, url, message), passes: true }
+            },
+            NoWay::from,
+        ))
+    }
+
+    fn channel_domain(&self, url: &str) -> Result<ChannelDomain, Error> {
         let chain_id = wire::chain_id(&self.policy.network);
-        let chain_id = chain_id.ok_or_else(|| Error::new(Kind::Usage, url, "the policy's network is not eip155"))?;
-        let domain = ChannelDomain::new(chain_id);
+        chain_id
+            .map(ChannelDomain::new)
+            .ok_or_else(|| Error::new(Kind::Usage, url, "the policy's network is not eip155"))
+    }
+
+    /// The offer of a channel to our payee, claimed and refunded by nobody else.
+    fn channel_offer<'o>(
+        &self,
+        policy: &ChannelPolicy,
+        offer: &'o PaymentRequired,
+        url: &str,
+    ) -> Result<&'o PaymentRequirements, Error> {
         let is_ours = |o: &&PaymentRequirements| {
             let delay = o.json().get("extra").and_then(|e| e.get("withdrawDelay")).and_then(Value::as_u64);
             let authorizer = o.extra_text("receiverAuthorizer").and_then(|text| wire::address(text).ok());
@@ -74,28 +119,39 @@ impl Buyer {
                 && delay.is_none_or(|delay| delay <= policy.withdraw_delay_secs_max)
                 && o.extra_text("assetTransferMethod").is_none_or(|m| m == "eip3009")
         };
-        let offer = offer.accepts.iter().filter(is_ours).min_by_key(|o| o.amount()).ok_or_else(|| {
+        offer.accepts.iter().filter(is_ours).min_by_key(|o| o.amount()).ok_or_else(|| {
             let message = format!("offers no channel to {} that the policy allows", self.policy.pay_to);
             Error::new(Kind::WrongSeller, url, message)
-        })?;
-        if offer.amount() > self.policy.max_per_call {
-            let message = format!("asks up to {}, the limit of a call is {}", offer.amount(), self.policy.max_per_call);
-            return Err(Error::new(Kind::TooExpensive, url, message));
-        }
-        let mut ids = (0..policy.slots).filter_map(|slot| {
+        })
+    }
+
+    /// All channels that policy lets us have by this offer, whether they exist or not.
+    fn own_channels(
+        &self,
+        policy: &ChannelPolicy,
+        domain: &ChannelDomain,
+        offer: &PaymentRequirements,
+    ) -> Vec<(ChannelId, ChannelConfig)> {
+        let channel = |slot| {
             let mut salt = [0; 32];
             (salt[30], salt[31]) = (policy.lane, slot);
             let config = config(self.address(), offer, salt).ok()?;
             Some((domain.channel_id(&config), config))
-        });
-        let free = ids.find(|(id, _)| !known.is_in_use(id));
-        let (id, config) = free.ok_or_else(|| {
-            let message = format!("all {} channels with it are in use; nothing was paid", policy.slots);
-            Error::new(Kind::Unreachable, url, message)
-        })?;
-        let own = known.memory.channels.get(&id).copied().unwrap_or_default();
+        };
+        (0..policy.slots).filter_map(channel).collect()
+    }
+
+    /// The voucher to sign on a channel for a call, and the deposit that it needs.
+    fn fill(
+        &self,
+        policy: &ChannelPolicy,
+        known: &Known,
+        (key, offer, id): (&Hash, &PaymentRequirements, &ChannelId),
+        url: &str,
+    ) -> Result<(Usdc, Usdc), Error> {
+        let own = known.memory.channels.get(id).copied().unwrap_or_default();
         // What is out and unanswered may yet be charged: the next voucher covers that, too.
-        let max = own.charged.max(known.memory.unknown_on(&id, key)).saturating_add(offer.amount());
+        let max = own.charged.max(known.memory.unknown_on(id, key)).saturating_add(offer.amount());
         let missing = max.saturating_sub(own.balance);
         let mut deposit = Usdc::ZERO;
         if !missing.is_zero() {
@@ -110,7 +166,111 @@ impl Buyer {
                 return Err(Error::new(Kind::TooExpensive, url, message));
             }
         }
-        Ok((offer, Slot { config, id, domain, max, deposit }))
+        Ok((max, deposit))
+    }
+
+    /// Asks the chain about channels whose deposits nobody has answered for, before more is put into them. In use: their
+    /// call's answer says it.
+    pub(super) async fn look_at_uncertain(&self, offer: &PaymentRequired, url: &str) {
+        let (Schemes::Channel(policy) | Schemes::ChannelElseExact(policy)) = &self.schemes else { return };
+        let Ok(domain) = self.channel_domain(url) else { return };
+        let Ok(offer) = self.channel_offer(policy, offer, url) else { return };
+        let ids = self.own_channels(policy, &domain, offer).into_iter().map(|(id, _)| id);
+        let uncertain: Vec<ChannelId> = {
+            let known = self.known();
+            let is_uncertain = |id: &ChannelId| known.memory.channels.get(id).is_some_and(OwnChannel::is_uncertain);
+            ids.filter(|id| is_uncertain(id) && !known.is_in_use(id)).collect()
+        };
+        for id in uncertain {
+            self.look_at(&id).await;
+        }
+    }
+
+    /// Asks the chain how a channel stands and believes it; whether it answered.
+    pub(super) async fn look_at(&self, id: &ChannelId) -> bool {
+        let Some(state) = self.state_of(id).await else { return false };
+        let now = (self.clock)();
+        self.change(|memory| memory.see(id, &state, now));
+        true
+    }
+
+    async fn state_of(&self, id: &ChannelId) -> Option<ChannelState> {
+        let chain = self.chain.as_deref()?;
+        let call = |data| ("eth_call", json!([{ "to": BATCH_SETTLEMENT, "data": Bytes::from(data) }, "latest"]));
+        let answers = self.rpc(chain, &state_calls(id).map(call)).await?;
+        let bytes = |answer: &Value| answer.as_str()?.parse::<Bytes>().ok().map(|bytes| bytes.to_vec());
+        let answers: Vec<Vec<u8>> = answers.iter().map(bytes).collect::<Option<_>>()?;
+        read_state(&answers.try_into().ok()?, 0)
+    }
+
+    /// What lies in channels and is not spent, of all sellers in this buyer's record.
+    pub fn left_in_channels(&self) -> Usdc {
+        self.known().memory.channels.values().map(OwnChannel::left).sum()
+    }
+
+    /// Asks the seller at `url`, a paid route, to give back what its channels with this buyer hold beyond its charges;
+    /// what came back. Channels that calls are being paid from are left alone.
+    ///
+    /// # Errors
+    /// `Refused` with the seller's reason, `WrongSeller`, `Unreachable`, `BadAnswer`. What came back before that is counted
+    /// in the record.
+    pub async fn refund(&self, url: &str) -> Result<Usdc, Error> {
+        let (Schemes::Channel(policy) | Schemes::ChannelElseExact(policy)) = &self.schemes else {
+            return Ok(Usdc::ZERO);
+        };
+        let mut call = Call::new(self, url, &bytes::Bytes::new())?;
+        let offer = loop {
+            let answer = self.get(&call.url, HeaderMap::new()).await?;
+            match answer.status {
+                StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT => call.follow(&answer)?,
+                StatusCode::PAYMENT_REQUIRED => break required(&answer, &call.url)?,
+                status => return Err(Error::new(Kind::BadAnswer, &call.url, format!("answers {status} to a look"))),
+            }
+        };
+        let domain = self.channel_domain(&call.url)?;
+        let offer = self.channel_offer(policy, &offer, &call.url)?;
+        let mut back = Usdc::ZERO;
+        for (id, config) in self.own_channels(policy, &domain, offer) {
+            if self.known().is_in_use(&id) {
+                continue;
+            }
+            self.look_at(&id).await;
+            let own = self.known().memory.channels.get(&id).copied().unwrap_or_default();
+            if own.left().is_zero() {
+                continue;
+            }
+            let asked = refund(&self.signer, &domain, &config, offer, own.charged, None)
+                .map_err(|refusal| Error::new(Kind::WrongSeller, &call.url, refusal))?;
+            let headers = HeaderMap::from_iter([(PAYMENT_SIGNATURE, header_value(&asked.to_header()))]);
+            let answer = self.get(&call.url, headers).await?;
+            if answer.status == StatusCode::PAYMENT_REQUIRED {
+                let why = required(&answer, &call.url)?.error;
+                return Err(Error::new(
+                    Kind::Refused,
+                    &call.url,
+                    format!("refuses to give back {}: {why}", own.left()),
+                ));
+            }
+            let said = answer.header(&PAYMENT_RESPONSE).and_then(|text| SettlementResponse::from_header(text).ok());
+            let Some(amount) = said.filter(|said| said.success).and_then(|said| said.amount) else {
+                let message = format!("answers {} to a refund, without a word about its amount", answer.status);
+                return Err(Error::new(Kind::BadAnswer, &call.url, message));
+            };
+            self.change(|memory| {
+                let own = memory.channels.entry(id).or_default();
+                own.balance = own.balance.saturating_sub(amount);
+                own.deposited = own.deposited.saturating_sub(amount);
+                // All that is free came back: what stays was charged, as far as we allowed it.
+                own.charged = own.charged.max(own.balance.min(own.max));
+            });
+            back = back.saturating_add(amount);
+        }
+        Ok(back)
+    }
+
+    async fn get(&self, url: &str, headers: HeaderMap) -> Result<net::Response, Error> {
+        let sent = self.client.send(Method::GET, url, headers, bytes::Bytes::new()).await;
+        sent.map_err(|error| Error::new(Kind::Unreachable, url, error.message))
     }
 
     /// Signs the next voucher of a channel, with a deposit if it needs one. Changes `memory`, which the caller makes
@@ -127,7 +287,10 @@ impl Buyer {
         let valid_before = (self.clock)().saturating_add(offer.max_timeout_secs());
         let top_up = TopUp { amount: slot.deposit, valid_before, salt: rand::random() };
         let top_up = Some(top_up).filter(|top_up| !top_up.amount.is_zero());
-        own.deposited = own.deposited.saturating_add(slot.deposit);
+        if top_up.is_some() {
+            own.deposited = own.deposited.saturating_add(slot.deposit);
+            own.deposit_until = own.deposit_until.max(valid_before);
+        }
         let payment = pay(&self.signer, &slot.domain, &slot.config, offer, max, top_up.as_ref())
             .map_err(|refusal| Error::new(Kind::WrongSeller, url, refusal))?;
         let more = max.saturating_sub(own.max);

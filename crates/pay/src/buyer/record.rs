@@ -1,8 +1,9 @@
 //! What a buyer must not forget: what it signed, what is out, how its channels stand. On disk before anything leaves.
 
+use super::unknown::EXPIRED_SECS;
 use super::{Error, Kind};
 use crate::Usdc;
-use crate::scheme::channel::ChannelId;
+use crate::scheme::channel::{ChannelId, ChannelState};
 use crate::scheme::exact::Hash;
 use borsh::{BorshDeserialize, BorshSerialize};
 use std::collections::BTreeMap;
@@ -19,7 +20,7 @@ const SETTLED_MAX: usize = 1_000;
 const SETTLED_SECS: u64 = 86_400;
 
 /// First bytes of the file: what it is, and in the last one the version of its form.
-const MAGIC: &[u8; 8] = b"vivbuy\0\x03";
+const MAGIC: &[u8; 8] = b"vivbuy\0\x04";
 
 #[derive(Debug, Default, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub(super) struct Memory {
@@ -75,13 +76,44 @@ pub(super) struct OwnChannel {
     pub charged: Usdc,
     /// Deposits that were answered for.
     pub balance: Usdc,
-    /// All deposits ever signed, executed or not.
+    /// All deposits that are in or may still go in: what was signed and not executed counts until the chain, asked after
+    /// its time, says that it is not there.
     pub deposited: Usdc,
+    /// Until when the newest deposit can be executed, in seconds of the buyer's clock.
+    pub deposit_until: u64,
     /// The largest voucher ever signed.
     pub max: Usdc,
 }
 
+impl OwnChannel {
+    /// In the channel and not spent.
+    pub fn left(&self) -> Usdc {
+        self.balance.saturating_sub(self.charged)
+    }
+
+    /// A deposit was signed, and nobody has said that it is in.
+    pub fn is_uncertain(&self) -> bool {
+        self.deposited > self.balance
+    }
+}
+
 impl Memory {
+    /// Believes what the chain says of a channel at `now`. Deposits on their way are part of it from here on, whatever
+    /// their answers say.
+    pub fn see(&mut self, id: &ChannelId, state: &ChannelState, now: u64) {
+        let own = self.channels.entry(*id).or_default();
+        let leaving = state.withdrawal.map_or(Usdc::ZERO, |withdrawal| withdrawal.amount);
+        own.balance = state.balance.saturating_sub(leaving);
+        own.charged = own.charged.max(state.claimed);
+        let may_land = now <= own.deposit_until.saturating_add(EXPIRED_SECS);
+        own.deposited = if may_land { own.deposited.max(own.balance) } else { own.balance };
+        for on in self.unresolved.values_mut().filter_map(|signed| signed.on_channel.as_mut()) {
+            if on.id == *id {
+                on.deposit = Usdc::ZERO;
+            }
+        }
+    }
+
     /// Starts the day that `now` is in, if it is a new one. A clock that goes back starts none.
     pub fn turn_to(&mut self, now: u64) {
         let day = now / 86_400;
@@ -219,6 +251,7 @@ fn fail(path: &Path, what: &str, e: &dyn std::fmt::Display) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scheme::channel::Withdrawal;
     use sha2::{Digest, Sha256};
 
     fn signed(at: u64, standing: Standing) -> Signed {
@@ -266,6 +299,33 @@ mod tests {
         fs::write(&path, [&MAGIC[..7], &[1]].concat()).unwrap();
         let error = Record::open(&path).unwrap_err();
         assert!(error.message.contains("another version"), "{error}");
+    }
+
+    #[test]
+    fn a_deposit_that_never_went_in_is_forgotten_when_it_no_longer_can() {
+        let id = ChannelId([1; 32]);
+        let mut memory = Memory::default();
+        let signed = OwnChannel { deposited: Usdc(50), deposit_until: 1_000, ..OwnChannel::default() };
+        memory.channels.insert(id, signed);
+        let on_channel = Some(OnChannel { id, max: Usdc(9), deposit: Usdc(50) });
+        memory.unresolved.insert([2; 32], Signed { on_channel, ..self::signed(7, Standing::Unknown) });
+        let state =
+            |balance, claimed| ChannelState { balance: Usdc(balance), claimed: Usdc(claimed), ..Default::default() };
+        memory.see(&id, &state(0, 0), 1_000 + EXPIRED_SECS);
+        assert_eq!(memory.channels[&id].deposited, Usdc(50), "it may still go in");
+        // What the chain said counts: the answer that comes after all adds nothing to it.
+        assert_eq!(memory.unresolved[&[2; 32]].on_channel.unwrap().deposit, Usdc::ZERO);
+        memory.see(&id, &state(50, 20), 1_000);
+        let own = memory.channels[&id];
+        assert_eq!((own.balance, own.charged, own.left(), own.is_uncertain()), (Usdc(50), Usdc(20), Usdc(30), false));
+        memory.channels.get_mut(&id).unwrap().deposited = Usdc(90);
+        memory.see(&id, &state(50, 0), 1_001 + EXPIRED_SECS);
+        let own = memory.channels[&id];
+        assert_eq!((own.deposited, own.charged, own.is_uncertain()), (Usdc(50), Usdc(20), false));
+        // What the payer takes out can pay for nothing.
+        let withdrawal = Some(Withdrawal { amount: Usdc(30), since: 5 });
+        memory.see(&id, &ChannelState { withdrawal, ..state(50, 20) }, 2_000);
+        assert_eq!(memory.channels[&id].left(), Usdc::ZERO);
     }
 
     #[test]

@@ -24,7 +24,7 @@ use tokio::time::{Instant, timeout_at};
 
 /// Chain seconds after its expiry from which an unused authorisation counts as dead: a reorg may take back the blocks in
 /// which it still was alive. A guess, unmeasured.
-const EXPIRED_SECS: u64 = 60;
+pub(super) const EXPIRED_SECS: u64 = 60;
 /// After this a voucher whose answer never came is answered by the next one's. As long as an offer stands.
 const VOUCHER_SECS: u64 = 300;
 /// One look at all of them takes no longer than this.
@@ -257,7 +257,7 @@ impl Buyer {
     }
 
     /// Several requests in one body, answered in order. `None` if any of them is not.
-    async fn rpc(&self, chain: &str, calls: &[(&str, Value)]) -> Option<Vec<Value>> {
+    pub(super) async fn rpc(&self, chain: &str, calls: &[(&str, Value)]) -> Option<Vec<Value>> {
         let batch: Vec<Value> = calls
             .iter()
             .enumerate()

@@ -7,14 +7,19 @@ use crate::schemes::clients;
 use alloy::primitives::{Address, keccak256};
 use alloy::signers::local::PrivateKeySigner;
 use pay::Usdc;
+use pay::book::channels::ClaimPolicy;
 use pay::buyer::{Buyer, BuyerPolicy, ChannelPolicy, Fate, Fates, Kind, Schemes, SpendLimits};
+use pay::scheme::channel::{BATCH_SETTLEMENT, facilitator};
 use pay::seller::FRESH_ANSWER;
 use pay::seller::offers::TransferMethod;
 use serde_json::{Value, json};
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::Command;
+use tokio::sync::Notify;
 
 const CHANNELS: ChannelPolicy = ChannelPolicy {
     deposit: Usdc(10_000),
@@ -159,7 +164,12 @@ async fn what_is_out_does_not_block_its_channel() {
     let answer = first.post_stream(&endpoint(&market), Default::default(), &question("a", false)).await.unwrap();
     std::fs::copy(&file, &crashed).unwrap();
     // In the process that lives, the channel is in use.
-    let error = first.post_json(&endpoint(&market), &question("b", false)).await.unwrap_err();
+    let error = first
+        .clone()
+        .with_patience(Duration::ZERO)
+        .post_json(&endpoint(&market), &question("b", false))
+        .await
+        .unwrap_err();
     assert_eq!((error.kind, first.unresolved()), (Kind::Unreachable, 1), "{error}");
     drop(answer);
 
@@ -260,7 +270,7 @@ async fn an_answer_that_is_read_twice_is_one_deposit() {
 #[tokio::test(flavor = "multi_thread")]
 async fn limits_hold_and_strangers_get_no_channel() {
     let market = open().await;
-    let one = crate::market::TARIFF.price_up(11, 16);
+    let one = crate::market::price_up(16);
     for limits in [
         SpendLimits { per_day: Some(one), ..SpendLimits::default() },
         SpendLimits { per_host_day: Some(one), ..SpendLimits::default() },
@@ -308,6 +318,192 @@ async fn calls_at_once_use_channels_of_their_own_then_exact() {
         while answer.chunk().await.unwrap().is_some() {}
     }
     assert_eq!(buyer.unresolved(), 0);
+}
+
+fn only(slots: u8) -> Schemes {
+    Schemes::Channel(ChannelPolicy { slots, ..CHANNELS })
+}
+
+fn long_question(text: &str) -> Value {
+    json!({ "messages": [{ "role": "user", "content": text }], "max_tokens": 64, "stream": true })
+}
+
+/// Another program with the same key, or a call that its host left open: the seller holds the channel for that. The next
+/// channel pays; with only one, the call waits until it is free.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_busy_channel_is_no_refusal() {
+    let market = open().await;
+    let url = endpoint(&market);
+    let other = buyer(market.token(), TREASURY).with_schemes(only(1));
+    let goes_on = Arc::new(Notify::new());
+    market.with(|desk| desk.held = Some(Arc::clone(&goes_on)));
+    let mut held = other.post_stream(&url, Default::default(), &long_question("a")).await.unwrap();
+    market.with(|desk| desk.held = None);
+
+    let two = buyer(market.token(), TREASURY).with_schemes(only(2));
+    assert_eq!(two.post_json(&url, &question("b", false)).await.unwrap().status, 200);
+    assert_eq!((transactions(&market, "deposit"), transactions(&market, "exact")), (2, 0));
+
+    let one = || buyer(market.token(), TREASURY).with_schemes(only(1));
+    let error = one().with_patience(Duration::ZERO).post_json(&url, &question("c", false)).await.unwrap_err();
+    assert_eq!(error.kind, Kind::Unreachable, "{error}");
+    // Where `exact` will do, nobody waits.
+    let or_exact = one().with_channels(ChannelPolicy { slots: 1, ..CHANNELS });
+    or_exact.post_json(&url, &question("d", false)).await.unwrap();
+    assert_eq!(transactions(&market, "exact"), 1);
+
+    let before = market.with(|desk| desk.paid);
+    let (call, asked) = (one(), question("c", false));
+    let (paid, ()) = tokio::join!(call.post_json(&url, &asked), async {
+        // It has been told that the channel is busy.
+        while market.with(|desk| desk.paid) == before {
+            tokio::task::yield_now().await;
+        }
+        goes_on.notify_one();
+        while held.chunk().await.unwrap().is_some() {}
+    });
+    assert_eq!((paid.unwrap().status.as_u16(), call.unresolved()), (200, 0));
+    assert_eq!(transactions(&market, "exact"), 1);
+    market.claim_and_settle().await;
+    let receipts: Usdc = market.with(|desk| desk.receipts.values().copied().sum());
+    assert_eq!(market.chain().balance(market.token(), TREASURY).await, receipts);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_waits_for_a_channel_of_its_own_where_nothing_else_pays() {
+    let market = open().await;
+    let url = endpoint(&market);
+    let buyer = buyer(market.token(), TREASURY).with_schemes(only(1));
+    let mut held = buyer.post_stream(&url, Default::default(), &question("a", true)).await.unwrap();
+    let asked = market.with(|desk| desk.asked);
+    let question = question("b", false);
+    let (paid, ()) = tokio::join!(buyer.post_json(&url, &question), async {
+        while market.with(|desk| desk.asked) == asked {
+            tokio::task::yield_now().await;
+        }
+        while held.chunk().await.unwrap().is_some() {}
+        drop(held);
+    });
+    assert_eq!(paid.unwrap().status, 200);
+    assert_eq!((transactions(&market, "deposit"), buyer.unresolved()), (1, 0));
+}
+
+/// A deposit went in and nobody heard of it. The chain is asked before more is put in.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deposit_that_nobody_answered_for_is_found_on_the_chain() {
+    let market = open().await;
+    let url = endpoint(&market);
+    let dir = tempfile::tempdir().unwrap();
+    let record = |name: &str| dir.path().join(name);
+    let with = |path: &Path| {
+        let buyer = buyer(market.token(), TREASURY).with_schemes(only(1)).with_chain(&market.chain().url);
+        buyer.with_record(path).unwrap()
+    };
+    // On disk is what was known when the payment left: signed, not answered.
+    market.with(|desk| desk.hangs_after_deposit = true);
+    let first = with(&record("a.record"));
+    let asked = question("a", false);
+    let hung = first.post_json(&url, &asked);
+    tokio::select! {
+        _ = hung => panic!("the seller hangs"),
+        () = async {
+            while transactions(&market, "deposit") == 0 || market.with(|desk| desk.hangs_after_deposit) {
+                tokio::task::yield_now().await;
+            }
+        } => {}
+    }
+    assert_eq!(first.left_in_channels(), Usdc::ZERO, "nobody said that it is in");
+    first.post_json(&url, &question("b", false)).await.unwrap();
+    assert_eq!((transactions(&market, "deposit"), market.with(|desk| desk.corrected)), (1, 0));
+    // A buyer that knows nothing at all of it.
+    let second = buyer(market.token(), TREASURY).with_schemes(only(2)).with_chain(&market.chain().url);
+    second.post_json(&url, &question("c", false)).await.unwrap();
+    assert_eq!(transactions(&market, "deposit"), 1);
+    market.claim_and_settle().await;
+    let receipts: Usdc = market.with(|desk| desk.receipts.values().copied().sum());
+    assert_eq!(market.chain().balance(market.token(), TREASURY).await, receipts);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_left_comes_back_and_a_later_call_deposits_again() {
+    let market = open().await;
+    let url = endpoint(&market);
+    let buyer = buyer(market.token(), TREASURY).with_schemes(only(2)).with_chain(&market.chain().url);
+    let mut held = buyer.post_stream(&url, Default::default(), &question("a", true)).await.unwrap();
+    buyer.post_json(&url, &question("b", false)).await.unwrap();
+    let of_customer = async || market.chain().balance(market.token(), signer().address()).await;
+    assert_eq!((of_customer().await, transactions(&market, "deposit")), (Usdc(1_000_000 - 20_000), 2));
+    // What a call is being paid from stays.
+    let first = buyer.refund(&url).await.unwrap();
+    assert_eq!(of_customer().await, Usdc(1_000_000 - 20_000).saturating_add(first));
+    while held.chunk().await.unwrap().is_some() {}
+    drop(held);
+    let second = buyer.refund(&url).await.unwrap();
+    let receipts: Usdc = market.with(|desk| desk.receipts.values().copied().sum());
+    assert_eq!(first.saturating_add(second), Usdc(20_000).saturating_sub(receipts));
+    assert_eq!(of_customer().await, Usdc(1_000_000).saturating_sub(receipts));
+    assert_eq!((buyer.left_in_channels(), buyer.refund(&url).await.unwrap()), (Usdc::ZERO, Usdc::ZERO));
+    buyer.post_json(&url, &question("c", false)).await.unwrap();
+    assert_eq!(transactions(&market, "deposit"), 3);
+    // From a stranger nothing is asked.
+    let stranger = self::buyer(market.token(), Address::repeat_byte(0x66));
+    assert_eq!(stranger.refund(&url).await.unwrap_err().kind, Kind::WrongSeller);
+}
+
+/// A payer leaves without us. What it owes is claimed before it can be gone, no voucher reaches into what is leaving, and
+/// it gets all the rest.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_payer_that_leaves_cannot_outrun_a_claim() {
+    let market = open().await;
+    let url = endpoint(&market);
+    let chain = market.chain();
+    let buyer = buyer(market.token(), TREASURY).with_schemes(only(1));
+    buyer.post_json(&url, &question("a", false)).await.unwrap();
+    buyer.post_json(&url, &question("b", false)).await.unwrap();
+    let (id, config, deposited) = market.with(|desk| {
+        let (id, channel) = desk.book.channels().channels().next().unwrap();
+        (*id, channel.config.clone(), channel.chain.balance)
+    });
+    let receipts: Usdc = market.with(|desk| desk.receipts.values().copied().sum());
+    chain.rpc("anvil_setBalance", json!([signer().address(), "0xde0b6b3a7640000"])).await;
+    let leave = facilitator::initiate_withdraw_call(&config, deposited);
+    assert!(chain.send(signer().address(), BATCH_SETTLEMENT, &leave).await.1);
+    // Seen, the claim is due although little is owed, and the next voucher reaches into nothing.
+    market.inner.see(&id, &config).await;
+    let since = chain.channel(&id).await.withdrawal.unwrap().since;
+    let patient = ClaimPolicy {
+        channel_max: Usdc::MAX,
+        all_max: Usdc::MAX,
+        row_min: Usdc::MAX,
+        rows_max: 50,
+        withdraw_margin_secs: 300,
+    };
+    let due = |now| market.with(|desk| desk.book.channels().due_claims(&patient, now).len());
+    assert_eq!((due(since + 599), due(since + 600)), (0, 1));
+    let no_more = ChannelPolicy { slots: 1, deposit_max: Usdc(10_000), ..CHANNELS };
+    let careful = buyer.clone().with_schemes(Schemes::Channel(no_more));
+    assert_eq!(careful.post_json(&url, &question("c", false)).await.unwrap_err().kind, Kind::TooExpensive);
+    market.claim_and_settle().await;
+    let finalize = facilitator::finalize_withdraw_call(&config);
+    assert!(!chain.send(RELAY, BATCH_SETTLEMENT, &finalize).await.1, "not before its time");
+    chain.rpc("evm_increaseTime", json!([900])).await;
+    assert!(chain.send(RELAY, BATCH_SETTLEMENT, &finalize).await.1);
+    assert_eq!(chain.balance(market.token(), TREASURY).await, receipts);
+    let back = chain.balance(market.token(), signer().address()).await;
+    assert_eq!(back, Usdc(1_000_000).saturating_sub(receipts));
+}
+
+/// A deposit needs more money than one answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_cannot_deposit_pays_by_exact() {
+    let market = Market::open(&["batch-settlement", "exact"], TransferMethod::Eip3009).await;
+    market.chain().mint(market.token(), signer().address(), 500).await;
+    let url = endpoint(&market);
+    let poor = buyer(market.token(), TREASURY);
+    assert_eq!(poor.post_json(&url, &question("a", false)).await.unwrap().status, 200);
+    assert_eq!((transactions(&market, "deposit"), transactions(&market, "exact")), (0, 1));
+    let only = buyer(market.token(), TREASURY).with_schemes(only(2));
+    assert_eq!(only.post_json(&url, &question("b", false)).await.unwrap_err().kind, Kind::Refused);
 }
 
 /// anvil's development keys of accounts 0 ([`RELAY`]) and 2.

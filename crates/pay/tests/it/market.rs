@@ -20,7 +20,7 @@ use pay::book::{AbortWhy, Decision, Delivery, Finish, Limits};
 use pay::facilitator::api::Asked;
 use pay::facilitator::multicall::{self, Call, MULTICALL3};
 use pay::facilitator::remote::{Remote, Said};
-use pay::meter::Tariff;
+use pay::meter::{Tariff, Tokens};
 use pay::scheme::channel::client::deposit_of;
 use pay::scheme::channel::server::{VerifiedVoucher, VoucherKind};
 use pay::scheme::channel::{BATCH_SETTLEMENT, ChannelDomain, ChannelId, Deposit, facilitator};
@@ -39,10 +39,21 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
+use tokio::sync::Notify;
 
-pub const TARIFF: Tariff =
-    Tariff { call_min: Usdc(20), mtok_prompt: Usdc(3_000_000), mtok_completion: Usdc(7_300_000) };
+const TARIFF: Tariff = Tariff {
+    call_min: Usdc(20),
+    mtok_prompt: Usdc(3_000_000),
+    mtok_cached: Usdc(1_500_000),
+    mtok_completion: Usdc(7_300_000),
+};
 const PROMPT_TOKENS: u64 = 11;
+
+/// What a call costs with an answer of so many tokens.
+pub fn price_up(completion: u64) -> Usdc {
+    TARIFF.price_up(Tokens { prompt: PROMPT_TOKENS, cached: 0, completion })
+}
+
 const ROUTE: &str = "POST /v1/chat/completions";
 
 pub struct Market {
@@ -90,6 +101,10 @@ pub struct Desk {
     pub transactions: BTreeMap<&'static str, u32>,
     /// The next payment by `exact` ends in a 500.
     pub fails: Option<Fails>,
+    /// The next call that brings a deposit gets no answer after it is in; then this is over.
+    pub hangs_after_deposit: bool,
+    /// Streams that begin now do not end before this is told.
+    pub held: Option<Arc<Notify>>,
     /// The last authorisation seen.
     last: Option<Verified>,
     /// Room for a call that a stream's head does not know of yet.
@@ -117,6 +132,8 @@ impl Market {
             corrected: 0,
             transactions: BTreeMap::new(),
             fails: None,
+            hangs_after_deposit: false,
+            held: None,
             last: None,
             carry: true,
             factories: Vec::new(),
@@ -215,7 +232,7 @@ impl Inner {
     async fn handle(self: Arc<Self>, headers: HeaderMap, body: Bytes) -> Response {
         let asked: Value = serde_json::from_slice(&body).unwrap_or_default();
         let is_stream = asked["stream"] == json!(true);
-        let ceiling = TARIFF.price_up(PROMPT_TOKENS, max_tokens(&asked));
+        let ceiling = price_up(max_tokens(&asked));
         let is_offered = |scheme: &str| self.schemes.contains(&scheme);
         let carry = {
             let mut desk = self.desk.lock().unwrap();
@@ -281,7 +298,7 @@ impl Inner {
     }
 
     /// Reads a channel and tells the book.
-    async fn see(&self, id: &ChannelId, config: &pay::scheme::channel::ChannelConfig) {
+    pub async fn see(&self, id: &ChannelId, config: &pay::scheme::channel::ChannelConfig) {
         let state = self.chain.channel(id).await;
         self.apply(ChannelInput::Seen { channel: *id, config: config.clone(), state, at: wall() });
     }
@@ -362,13 +379,19 @@ impl Inner {
                     }
                     self.apply(ChannelInput::DepositDone { channel: id, key });
                     put_in = Some((amount, tx));
+                    if std::mem::take(&mut self.desk.lock().unwrap().hangs_after_deposit) {
+                        std::future::pending::<()>().await;
+                    }
                 }
                 ChannelDecision::Corrective(reason) => {
                     let mut desk = self.desk.lock().unwrap();
-                    desk.corrected += 1;
                     let refusal = Refusal::new(reason, "the voucher does not cover what was charged and this call");
-                    let channel = desk.book.channels().channel(&id).unwrap();
-                    return Err(Box::new(self.seller.correct(terms, refusal, &id, channel)));
+                    let Some(channel) = desk.book.channels().channel(&id) else {
+                        return Err(Box::new(self.seller.refuse(terms, refusal)));
+                    };
+                    let corrected = self.seller.correct(terms, refusal, &id, channel);
+                    desk.corrected += 1;
+                    return Err(Box::new(corrected));
                 }
                 ChannelDecision::Refused(reason) => return Err(self.refuse(terms, reason, "see the name")),
                 ChannelDecision::Replay { request } => {
@@ -400,7 +423,8 @@ impl Inner {
         let tokens = tokens_of(body);
         if is_stream {
             let (_, payment) = self.told(&paid, put_in);
-            let stream = Streaming { shop: self, paid, request, tokens, given: 0, done: false };
+            let held = self.desk.lock().unwrap().held.clone();
+            let stream = Streaming { shop: self, paid, request, tokens, held, given: 0, done: false };
             let body = Body::from_stream(futures::stream::unfold(stream, Streaming::next));
             let form = HeaderValue::from_static("text/event-stream");
             return Ok(([(header::CONTENT_TYPE, form), (PAYMENT_RESPONSE, payment)], body).into_response());
@@ -436,6 +460,7 @@ impl Inner {
 
     fn charge(&self, request: RequestId, tokens: u64, finish: Finish, confirmed: bool) {
         let delivery = Delivery {
+            cached_tokens: 0,
             completion_tokens: tokens.try_into().unwrap(),
             bytes: tokens * 5,
             output_digest: [0; 32],
@@ -443,7 +468,7 @@ impl Inner {
             at: wall(),
             confirmed,
         };
-        let amount = TARIFF.price_up(PROMPT_TOKENS, tokens);
+        let amount = price_up(tokens);
         self.apply(ChannelInput::Charged { request, amount, delivery });
     }
 
@@ -492,7 +517,7 @@ impl Inner {
         let tokens = tokens_of(body);
         let amount = match paid.proxy {
             Proxy::Exact => paid.amount,
-            Proxy::Upto { .. } => TARIFF.charge_up(PROMPT_TOKENS, tokens, paid.amount),
+            Proxy::Upto { .. } => price_up(tokens).min(paid.amount),
         };
         let (tx, done) = self.send("permit2", RELAY, to, &upto::facilitator::settle_call(paid, amount)).await;
         assert!(done, "it was simulated");
@@ -633,6 +658,7 @@ struct Streaming {
     paid: VerifiedVoucher,
     request: RequestId,
     tokens: u64,
+    held: Option<Arc<Notify>>,
     given: u64,
     done: bool,
 }
@@ -646,6 +672,9 @@ impl Streaming {
             self.given += 1;
             let chunk = json!({ "choices": [{ "index": 0, "delta": { "content": "word " } }] });
             return Some((Ok(Bytes::from(format!("data: {chunk}\n\n"))), self));
+        }
+        if let Some(held) = self.held.take() {
+            held.notified().await;
         }
         // Charged before the last frame leaves: whoever has read it can rely on it.
         self.done = true;

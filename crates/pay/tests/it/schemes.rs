@@ -146,7 +146,7 @@ async fn ts_rs_rs_upto() {
         let lines = ts(&market, 3, mode, "upto", &[]).await;
         let paid: u128 = lines.iter().map(|line| parse(line["payment"]["amount"].as_str().unwrap())).sum();
         assert_eq!(agree(&market, 5_000_000).await, Usdc(paid));
-        let most = crate::market::TARIFF.price_up(11, 16).micro() * 3;
+        let most = crate::market::price_up(16).micro() * 3;
         assert!(paid < most, "metered: {paid} of at most {most}");
     }
 }
@@ -162,7 +162,7 @@ async fn ts_rs_rs_exact() {
         let market = Market::open(&["exact"], transfer).await;
         fund(&market, 5_000_000).await;
         ts(&market, 3, mode, "exact", &[]).await;
-        assert_eq!(agree(&market, 5_000_000).await.micro(), crate::market::TARIFF.price_up(11, 16).micro() * 3);
+        assert_eq!(agree(&market, 5_000_000).await.micro(), crate::market::price_up(16).micro() * 3);
     }
 }
 
@@ -198,7 +198,7 @@ async fn py_rs_rs_exact() {
     for mode in ["plain", "stream"] {
         py(&market, 3, mode, "exact").await;
     }
-    assert_eq!(agree(&market, 5_000_000).await.micro(), crate::market::TARIFF.price_up(11, 16).micro() * 6);
+    assert_eq!(agree(&market, 5_000_000).await.micro(), crate::market::price_up(16).micro() * 6);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -164,6 +164,7 @@ async fn receipt(State(shop): State<Arc<Inner>>, Path(id): Path<String>) -> Resp
         prompt: entry.reservation.body_digest,
         output: [0; 32],
         prompt_tokens: 1,
+        cached_tokens: 0,
         completion_tokens: 3,
         amount: settlement.value(),
         transaction: [0; 32],
@@ -276,6 +277,7 @@ impl Inner {
             json!({ "choices": [{ "index": 0, "message": { "role": "assistant", "content": text } }] }).to_string()
         };
         let delivery = Delivery {
+            cached_tokens: 0,
             completion_tokens: 3,
             bytes: u64::try_from(answer.len()).unwrap(),
             output_digest: Sha256::digest(&text).into(),

@@ -208,6 +208,7 @@ async fn rs_rs_rs_exact_permit2_by_a_contract() {
             valid_after: 0,
             deadline: wall() + 300,
             signature: Vec::new(),
+            is_signed_by_key: false,
             permit: None,
         };
         paid.signature = wallet.sign(Permit2Domain { chain_id: CHAIN_ID }.digest(&paid));

@@ -415,6 +415,7 @@ impl Life {
             at: now,
         };
         let delivered = Delivery {
+            cached_tokens: 0,
             completion_tokens: 100,
             bytes: 400,
             output_digest: [1; 32],

@@ -5,7 +5,7 @@ use alloy::primitives::Address;
 use alloy::signers::local::PrivateKeySigner;
 use anyhow::{Context, Result, ensure};
 use economy::Usdc;
-use pay::buyer::{Buyer, BuyerPolicy, Clock, SpendLimits};
+use pay::buyer::{Buyer, BuyerPolicy, ChannelPolicy, Clock, Schemes, SpendLimits};
 use serde_json::json;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::net::TcpListener;
 use vivarium::proxy::{self, Agent, Config, WhenUnknown, Whereabouts};
-use vivarium::world::crowd::{ChainClock, policy};
+use vivarium::world::crowd::{ChainClock, channels, policy};
 use vivarium::world::files::read_key;
 use vivarium::world::record::Record;
 
@@ -28,10 +28,23 @@ const QUOTE_WITHIN: Duration = Duration::from_secs(30);
 /// move. Nothing is paid until then.
 const QUOTE_WITHIN_OF_MANY: Duration = Duration::from_secs(9);
 
+/// Channels with each agent: calls at the same time that do not wait for each other. A guess.
+const SLOTS: u8 = 4;
+/// A deposit is for this many calls like the one at hand, as far as the budget allows.
+const DEPOSIT_CALLS: u32 = 20;
+/// Channels of this command; the official clients and `vivarium ask` have others with the same key.
+const LANE: u8 = 2;
+/// A route that is sold by everything that an agent offers.
+const PAID_ROUTE: &str = "/v1/chat/completions";
+
 /// Serves the OpenAI API on this machine and pays the agent for each call by x402, within a budget.
 ///
 /// Ordinary SDKs work through it: set their base URL to the one printed, and any API key (it is never forwarded).
 /// The agent's address is taken from the chain and followed when it moves; only its treasury is paid.
+///
+/// Calls are paid from channels where the agent offers them: up to four calls at once with each agent, opened and topped
+/// up by use. At most the budget lies in all of them together; it is not spent, the next proxy goes on from it, and
+/// --refund has it given back. A fifth call at once, and one that needs a greater deposit, is paid by `exact`.
 ///
 /// A day of the budget is a day of real time, midnight to midnight UTC. What was signed counts, taken or not, and is
 /// kept in the world's folder, so that neither a restart nor a crash opens the budget again.
@@ -40,8 +53,8 @@ const QUOTE_WITHIN_OF_MANY: Duration = Duration::from_secs(9);
                         OPENAI_BASE_URL=http://127.0.0.1:4021/v1 OPENAI_API_KEY=unused")]
 pub struct Flags {
     /// The most that may be spent in a day of real time (UTC), in USDC, like 1/day or 0.25/day
-    #[arg(long, value_name = "USDC/day", value_parser = parse_budget)]
-    budget: Usdc,
+    #[arg(long, value_name = "USDC/day", value_parser = parse_budget, required_unless_present = "refund")]
+    budget: Option<Usdc>,
     /// The most that one call may cost, in USDC. Agents price the longest answer that a call allows: set `max_tokens`
     #[arg(long, value_name = "USDC", value_parser = Usdc::parse, default_value = "1")]
     max_usdc: Usdc,
@@ -55,6 +68,13 @@ pub struct Flags {
     /// fails the call, and the same call again is the same payment; `pay-another` pays the next agent, too
     #[arg(long, value_name = "WHAT", default_value = "wait")]
     when_unknown: Unknown,
+    /// What to pay by [default: from channels where the agent offers them, else exact]. With batch-settlement alone a call
+    /// waits for a free channel
+    #[arg(long, value_name = "SCHEME")]
+    scheme: Option<Scheme>,
+    /// Serves nothing: has the agents give back what lies in this command's channels and is not spent, and says how much
+    #[arg(long, conflicts_with = "scheme")]
+    refund: bool,
     /// Who pays [default: the world's customer]
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
@@ -64,6 +84,14 @@ pub struct Flags {
     /// One JSON object when it listens: {"base_url", "budget_uusdc", "payer"}
     #[arg(long)]
     json: bool,
+}
+
+#[derive(clap::ValueEnum, Clone, Copy, Debug)]
+enum Scheme {
+    /// One authorisation and one transaction a call
+    Exact,
+    /// Vouchers on channels
+    BatchSettlement,
 }
 
 #[derive(clap::ValueEnum, Clone, Copy, Debug)]
@@ -89,7 +117,12 @@ async fn serve(flags: Flags) -> Result<()> {
     let link = flags.place.link()?;
     let key = read_key(flags.key.as_ref().unwrap_or(&link.world.customer.key_file))?;
     let payer = key.address();
-    let agents = agents(&flags, &link, key)?;
+    // Without one nothing is bought, and nothing put in.
+    let budget = flags.budget.unwrap_or_default();
+    let agents = agents(&flags, budget, &link, key)?;
+    if flags.refund {
+        return refund(&agents).await;
+    }
     let listener =
         TcpListener::bind(flags.listen).await.with_context(|| format!("cannot listen on {}", flags.listen))?;
     let bound = listener.local_addr().context("cannot tell the port")?;
@@ -98,29 +131,71 @@ async fn serve(flags: Flags) -> Result<()> {
         eprintln!("warning: {bound} is not a loopback address; whoever reaches it spends the budget");
     }
     if flags.json {
-        let budget = flags.budget.micro().to_string();
+        let budget = budget.micro().to_string();
         println!("{}", json!({ "base_url": base_url, "budget_uusdc": budget, "payer": payer }));
     } else {
         println!("OPENAI_BASE_URL={base_url}");
         println!("OPENAI_API_KEY=unused");
         let spent = agents[0].buyer().signed_today();
-        eprintln!("{payer} pays at most {} a day (UTC), {spent} of it spent today; Ctrl-C ends", flags.budget);
+        eprintln!("{payer} pays at most {budget} a day (UTC), {spent} of it spent today; Ctrl-C ends");
     }
+    let buyer = agents[0].buyer().clone();
     let config = Config {
         agents,
         client: link.http.with_deadline(HEAD_DEADLINE),
-        budget_per_day: flags.budget,
+        budget_per_day: budget,
         when_unknown: match flags.when_unknown {
             Unknown::Wait => WhenUnknown::Wait,
             Unknown::PayAnother => WhenUnknown::PayAnother,
         },
         now: real_time(),
     };
-    proxy::serve(listener, config, until).await
+    proxy::serve(listener, config, until).await?;
+    let left = buyer.left_in_channels();
+    if !left.is_zero() {
+        eprintln!(
+            "{left} lie in channels and are not spent: the next proxy with this key goes on from them, `vivarium proxy \
+             --refund` has them given back, and an agent that is gone cannot keep them (docs/reference/payments.md)"
+        );
+    }
+    Ok(())
+}
+
+/// Has every agent give back what is not spent; tries all before it fails.
+async fn refund(agents: &[Agent]) -> Result<()> {
+    let mut failed = 0;
+    for agent in agents {
+        let back = match agent.url().await {
+            Ok(url) => agent.buyer().refund(&format!("{url}{PAID_ROUTE}")).await.map_err(anyhow::Error::from),
+            Err(error) => Err(error),
+        };
+        match back {
+            Ok(back) => println!("{back} came back from {}", agent.treasury()),
+            Err(error) => {
+                failed += 1;
+                eprintln!("{}: {error:#}", agent.treasury());
+            }
+        }
+    }
+    let left = agents[0].buyer().left_in_channels();
+    ensure!(failed == 0, "{left} still lie in channels; try again later");
+    Ok(())
+}
+
+/// How calls are paid, with this many agents. At most the budget lies in all channels together.
+fn schemes(scheme: Option<Scheme>, budget: Usdc, agents: usize) -> Schemes {
+    let channels_in_all = u128::from(SLOTS) * u128::try_from(agents.max(1)).unwrap_or(u128::MAX);
+    let channels =
+        ChannelPolicy { deposit_calls: DEPOSIT_CALLS, ..channels(Usdc(budget.micro() / channels_in_all), SLOTS, LANE) };
+    match scheme {
+        None => Schemes::ChannelElseExact(channels),
+        Some(Scheme::Exact) => Schemes::Exact,
+        Some(Scheme::BatchSettlement) => Schemes::Channel(channels),
+    }
 }
 
 /// The agents to buy from, first the world's own. One budget and one record for all.
-fn agents(flags: &Flags, link: &Link, key: PrivateKeySigner) -> Result<Vec<Agent>> {
+fn agents(flags: &Flags, budget: Usdc, link: &Link, key: PrivateKeySigner) -> Result<Vec<Agent>> {
     let world = &link.world;
     let rpc_url = |record: &Record| record.chain.url().to_owned();
     let mut places = vec![(link.record.clone(), world.chain_id, world.usdc)];
@@ -140,7 +215,8 @@ fn agents(flags: &Flags, link: &Link, key: PrivateKeySigner) -> Result<Vec<Agent
     // By payer: another key has a budget of its own, and two proxies with one key would each have the whole.
     let file = flags.place.dir().join(format!("proxy-{}.record", key.address()));
     let quote_within = if places.len() > 1 { QUOTE_WITHIN_OF_MANY } else { QUOTE_WITHIN };
-    let limits = SpendLimits { per_day: Some(flags.budget), per_host_day: None };
+    let schemes = schemes(flags.scheme, budget, places.len());
+    let limits = SpendLimits { per_day: Some(budget), per_host_day: None };
     let mut places = places.into_iter().map(|(record, chain_id, usdc)| {
         // The days are bounded, not the life.
         (policy(chain_id, usdc, record.treasury, flags.max_usdc, Usdc::MAX), record, ChainClock::default())
@@ -150,6 +226,7 @@ fn agents(flags: &Flags, link: &Link, key: PrivateKeySigner) -> Result<Vec<Agent
         .with_clock(clock.reader())
         .with_day_clock(real_time())
         .with_limits(limits)
+        .with_schemes(schemes)
         .with_quote_within(quote_within)
         .with_patience(PATIENCE)
         .with_chain(&rpc_url(&record))
@@ -169,6 +246,19 @@ fn real_time() -> Clock {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn at_most_the_budget_lies_in_channels() {
+        let budget = Usdc(1_000_003);
+        for agents in 1..4 {
+            let Schemes::ChannelElseExact(channels) = schemes(None, budget, agents) else { panic!("channels first") };
+            let all = channels.deposit_max.micro() * u128::from(channels.slots) * agents as u128;
+            assert!(all <= budget.micro() && all > budget.micro() * 99 / 100, "{all}");
+            assert_ne!(channels.lane, 1, "of `vivarium ask`");
+        }
+        assert_eq!(schemes(Some(Scheme::Exact), budget, 1), Schemes::Exact);
+        assert!(matches!(schemes(Some(Scheme::BatchSettlement), budget, 1), Schemes::Channel(_)));
+    }
 
     #[test]
     fn a_budget_is_usdc_a_day_and_nothing_else() {

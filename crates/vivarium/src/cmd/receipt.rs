@@ -211,7 +211,10 @@ async fn cose(link: &Link, id: &str) -> Result<Vec<u8>> {
 fn show(receipt: &Receipt) {
     println!("receipt     {} (epoch {})", receipt.request, receipt.epoch);
     println!("paid        {} by {}", receipt.amount, receipt.payer);
-    println!("for         {} prompt and {} completion tokens", receipt.prompt_tokens, receipt.completion_tokens);
+    println!(
+        "for         {} prompt tokens, {} of them cached, and {} completion tokens",
+        receipt.prompt_tokens, receipt.cached_tokens, receipt.completion_tokens
+    );
 }
 
 fn write(file: &Path, bytes: &[u8]) -> Result<()> {

@@ -64,7 +64,7 @@ impl Problem {
                 StatusCode::PAYMENT_REQUIRED,
                 "invalid_request_error",
                 "price_over_limit",
-                format!("{error}; nothing was paid. Raise --max-usdc, or ask for fewer max_tokens"),
+                format!("{error}; nothing was paid. Raise --max-usdc or --budget, or ask for fewer max_tokens"),
             ),
             Kind::BudgetUsed => {
                 let left = DAY_SECS - now % DAY_SECS;

@@ -92,6 +92,7 @@ impl Sale {
             text: String::new(),
             logprobs: Vec::new(),
             tokens: 0,
+            cached: 0,
             bytes: 0,
             kept: Vec::new(),
         };
@@ -205,7 +206,7 @@ impl Sale {
         self.keep(&answer).await;
         self.guard.disarm();
         let delivery = delivery(&self, &run, usage, ended(finish), true);
-        let amount = self.worth(usage.completion_tokens);
+        let amount = self.worth(usage);
         let then = Some((self.api.cx.clone(), request, delivery, amount));
         let last = OnTaken { frame: Some(answer.body), taken: false, then, _guard: self.guard };
         let mut response = Body::from_stream(last).into_response();
@@ -215,8 +216,13 @@ impl Sale {
     }
 
     /// What so many tokens are worth in this way to pay, at the price that was quoted and never above it.
-    fn worth(&self, completion_tokens: u32) -> Usdc {
-        self.tariff.quote_up(self.prompt_tokens, completion_tokens).min(self.amount)
+    fn worth(&self, used: Usage) -> Usdc {
+        self.tariff.meter_up(Usage { prompt_tokens: self.prompt_tokens, ..used }).min(self.amount)
+    }
+
+    fn worth_of(&self, delivery: &Delivery) -> Usdc {
+        let Delivery { cached_tokens, completion_tokens, .. } = *delivery;
+        self.worth(Usage { prompt_tokens: self.prompt_tokens, cached_tokens, completion_tokens })
     }
 
     /// Whether it is charged by what is delivered.
@@ -226,7 +232,7 @@ impl Sale {
 
     /// Puts the delivery into the book and waits until it is there.
     async fn charge(&self, delivery: Delivery) {
-        let amount = self.worth(delivery.completion_tokens);
+        let amount = self.worth_of(&delivery);
         let (reply, heard) = oneshot::channel();
         let ask = Ask::Delivered { request: self.request, delivery, amount, reply: Some(reply) };
         self.api.cx.tell(Event::Ask(Box::new(ask))).await;
@@ -236,7 +242,7 @@ impl Sale {
 
     /// Puts the delivery into the book.
     async fn say(&self, delivery: Delivery) {
-        let amount = self.worth(delivery.completion_tokens);
+        let amount = self.worth_of(&delivery);
         let ask = Ask::Delivered { request: self.request, delivery, amount, reply: None };
         self.api.cx.tell(Event::Ask(Box::new(ask))).await;
     }
@@ -247,11 +253,11 @@ impl Sale {
     }
 
     /// What the last piece of an answer says about its payment.
-    fn extra(&self, settlement: Option<&Settlement>, completion_tokens: u32) -> Map<String, Value> {
+    fn extra(&self, settlement: Option<&Settlement>, used: Usage) -> Map<String, Value> {
         let mut x402 = Map::new();
         x402.insert("request".into(), json!(self.request.to_string()));
         x402.insert("receipt".into(), json!(format!("{}/receipts/{}", self.api.cx.config.public_url, self.request)));
-        let amount = if self.is_metered() { self.worth(completion_tokens) } else { self.amount };
+        let amount = if self.is_metered() { self.worth(used) } else { self.amount };
         x402.insert("amount".into(), json!(amount.0.to_string()));
         if self.is_metered() {
             x402.insert("charged".into(), json!(amount.0.to_string()));
@@ -273,6 +279,7 @@ fn ended(finish: Finish) -> Ended {
 
 fn delivery(sale: &Sale, run: &Run<impl Form>, usage: Usage, finish: Ended, confirmed: bool) -> Delivery {
     Delivery {
+        cached_tokens: usage.cached_tokens,
         completion_tokens: usage.completion_tokens,
         bytes: run.bytes,
         output_digest: Sha256::digest(run.text.as_bytes()).into(),
@@ -299,6 +306,8 @@ struct Run<F> {
     text: String,
     logprobs: Vec<TokenLogprob>,
     tokens: u32,
+    /// Tokens of the prompt that were not computed for it.
+    cached: u32,
     bytes: u64,
     /// A copy of all frames, for a repetition of the request.
     kept: Vec<u8>,
@@ -323,7 +332,8 @@ impl<F: Form> Run<F> {
         while let Some(event) = sale.generation.recv().await {
             match event {
                 EngineEvent::Accepted { .. } => {}
-                EngineEvent::Tokens { text, count, logprobs } => {
+                EngineEvent::Tokens { text, count, cached_tokens, logprobs } => {
+                    self.cached = cached_tokens;
                     self.text.push_str(&text);
                     self.logprobs.extend(logprobs);
                     self.tokens += count;
@@ -335,6 +345,12 @@ impl<F: Form> Run<F> {
             }
         }
         Err(ApiError::for_internal())
+    }
+
+    /// What was used up to here.
+    fn used(&self, sale: &Sale) -> Usage {
+        let (cached_tokens, completion_tokens) = (self.cached, self.tokens);
+        Usage { prompt_tokens: sale.prompt_tokens, cached_tokens, completion_tokens }
     }
 
     /// The last frames.
@@ -355,7 +371,7 @@ impl<F: Form> Run<F> {
 
     /// The whole body, of which nothing has left, with its header.
     async fn close(&mut self, sale: &Sale, settled: Option<&Settlement>, finish: Finish, usage: Usage) -> Answer {
-        let extra = sale.extra(settled, usage.completion_tokens);
+        let extra = sale.extra(settled, usage);
         let mut frames = self.form.open();
         frames.extend(self.form.delta(&self.text, &self.logprobs));
         frames.extend(self.end(finish, usage, extra));
@@ -388,7 +404,8 @@ impl<F: Form> Run<F> {
             };
             match event {
                 EngineEvent::Accepted { .. } => {}
-                EngineEvent::Tokens { text, count, logprobs } => {
+                EngineEvent::Tokens { text, count, cached_tokens, logprobs } => {
+                    self.cached = cached_tokens;
                     self.text.push_str(&text);
                     let frames = self.form.delta(&text, &logprobs);
                     self.logprobs.extend(logprobs);
@@ -398,7 +415,7 @@ impl<F: Form> Run<F> {
                     }
                     if self.tokens >= marked + MARK_TOKENS {
                         marked = self.tokens;
-                        let amount = sale.worth(marked);
+                        let amount = sale.worth(self.used(&sale));
                         let ask = Ask::Mark { request: sale.request, tokens: marked, amount };
                         sale.api.cx.tell(Event::Ask(Box::new(ask))).await;
                     }
@@ -441,7 +458,7 @@ impl<F: Form> Run<F> {
         }
         let is_paid = !waits || matches!(settled, Some(Settlement::Paid { .. }));
         let confirmed = if is_paid {
-            let extra = sale.extra(settled.as_ref(), usage.completion_tokens);
+            let extra = sale.extra(settled.as_ref(), usage);
             let closing = self.end(finish, usage, extra);
             let payment_response = match &sale.paying {
                 Paying::Voucher(call) => sale.api.told(call).await,
@@ -495,7 +512,7 @@ impl<F: Form> Run<F> {
             sale.api.cx.tell(Event::Ask(Box::new(Ask::Aborted { request: sale.request, why }))).await;
             return;
         }
-        let usage = Usage { prompt_tokens: sale.prompt_tokens, cached_tokens: 0, completion_tokens: self.tokens };
+        let usage = self.used(&sale);
         let delivery = delivery(&sale, &self, usage, finish, false);
         // The sender goes last: the body ends when the book has heard.
         sale.say(delivery).await;

@@ -65,7 +65,15 @@ fn reserve(channels: &Channels, ask: &ChannelAsk) -> CallReservation {
 }
 
 fn delivery(confirmed: bool) -> Delivery {
-    Delivery { completion_tokens: 5, bytes: 20, output_digest: [1; 32], finish: Finish::Stop, at: NOW + 1, confirmed }
+    Delivery {
+        cached_tokens: 0,
+        completion_tokens: 5,
+        bytes: 20,
+        output_digest: [1; 32],
+        finish: Finish::Stop,
+        at: NOW + 1,
+        confirmed,
+    }
 }
 
 fn charged(request: RequestId, amount: u128, confirmed: bool) -> ChannelInput {

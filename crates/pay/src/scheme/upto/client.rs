@@ -42,6 +42,7 @@ pub fn sign(
         valid_after: 0,
         deadline: chain_now.saturating_add(offer.max_timeout_secs()),
         signature: Vec::new(),
+        is_signed_by_key: true,
         permit: None,
     };
     let digest = Permit2Domain { chain_id }.digest(&payment);

@@ -65,6 +65,7 @@ pub fn verify_any(
     }
     found.permit = permit_of(payment, &found)?;
     let by_key = signed_by_key(domain, &found);
+    found.is_signed_by_key = by_key.is_ok();
     Ok((found, by_key))
 }
 
@@ -120,6 +121,7 @@ fn read(payment: &PaymentPayload, offered: &PaymentRequirements) -> Result<Permi
             let message = "a signature is 0x and hexadecimal digits, at most 4 KiB";
             Refusal::new(Reason::Permit2Signature, message)
         })?,
+        is_signed_by_key: false,
         permit: None,
     })
 }

@@ -45,6 +45,8 @@ pub struct Permit2Payment {
     pub deadline: u64,
     /// Of a key: r, s, v with low s and v 27 or 28. Of a contract: as it came ([`crate::scheme::signature`]).
     pub signature: Vec<u8>,
+    /// The payer's key made the signature. If not, only its simulated settlement tells whether it holds.
+    pub is_signed_by_key: bool,
     /// Lets Permit2 spend, where the payer never allowed it.
     pub permit: Option<Permit2612>,
 }

@@ -459,6 +459,7 @@ fn reservation(request: RequestId, paid: &VerifiedVoucher, ask: &ChannelAsk) -> 
 
 fn delivery() -> Delivery {
     Delivery {
+        cached_tokens: 0,
         completion_tokens: 1,
         bytes: TOKEN.len() as u64,
         output_digest: [0; 32],
