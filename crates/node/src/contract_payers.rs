@@ -123,7 +123,7 @@ pub enum NotMade {
 }
 
 /// What settles an authorisation, once its payer exists.
-pub fn settle_call(cx: &Context, terms: &SettleExact) -> Call {
+pub fn exact_call(cx: &Context, terms: &SettleExact) -> Call {
     let data = calls::settle_exact(&calls::ExactAuthorization {
         payer: Address::from(terms.payer),
         value: U256::from(terms.value.0),
@@ -137,7 +137,7 @@ pub fn settle_call(cx: &Context, terms: &SettleExact) -> Call {
 
 /// The settlement of an authorisation.
 pub async fn settlement(cx: &Context, terms: &SettleExact) -> Result<ForPayer, NotMade> {
-    let call = settle_call(cx, terms);
+    let call = exact_call(cx, terms);
     let by_key = terms.is_signed_by_key;
     make(cx, terms.payer.into(), &terms.signature, by_key, call, "settle").await
 }

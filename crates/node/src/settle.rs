@@ -467,7 +467,7 @@ fn is_facilitator(cx: &Context, payment: &Permit2Payment) -> bool {
 /// it, so that it is sent alone, and what is wrong with it is its own.
 async fn with_others(cx: &Arc<Context>, terms: &SettleExact) -> Option<Settlement> {
     // Only keys' payments are settled so, and they need no contract made first.
-    let call = contract_payers::settle_call(cx, terms);
+    let call = contract_payers::exact_call(cx, terms);
     let sent = cx.batches.send(call, terms.value).await;
     match (reconcile(cx, terms).await, sent) {
         (Settlement::Unknown, Sent::Unknown { txs }) => {
