@@ -65,8 +65,7 @@ fn pay_past(world: &World, point: &str) {
 #[test]
 fn every_crash_point_is_survived() {
     let _turn = world::turn();
-    let mut world =
-        World::start(&["--day", "20s", "--lease", "3d", "--seed-usdc", "90", "--no-restart", "--settle-after", "0.5"]);
+    let mut world = World::start(&["--day", "20s", "--lease", "3d", "--seed-usdc", "90", "--no-restart"]);
     world.until("birth", |w| (w.agent()?["selling"] == true).then_some(()));
     let active = POINTS.iter().map(|p| p.name).filter(|p| !SUCCESSOR.contains(p) && !END.contains(p));
     for point in active {
