@@ -93,7 +93,7 @@ impl Drop for Provider {
 
 /// A third provider on an empty machine: money and a key of its own, another's configuration with nothing of what that
 /// one has, and three places to ask for content, the honest one last.
-async fn empty_host(world: &World, hostile: &Hostile) -> Provider {
+async fn empty_host(world: &World, theirs: HostConfig, hostile: &Hostile) -> Provider {
     let file = world.world();
     let text = |value: &Value| value.as_str().expect("a word in world.json").to_owned();
     let chain = Chain::connect(&text(&file["rpc_url"]), file["chain_id"].as_u64().expect("a number")).expect("a chain");
@@ -110,8 +110,6 @@ async fn empty_host(world: &World, hostile: &Hostile) -> Provider {
     let key_file = machine.join("provider.development-key");
     std::fs::write(&key_file, format!("{}\n", key.to_bytes())).expect("a key file");
     std::fs::set_permissions(&key_file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("a private file");
-    let theirs = std::fs::read_to_string(world.data_dir().join("provider-1/config.toml")).expect("a configuration");
-    let theirs: HostConfig = toml::from_str(&theirs).expect("a configuration");
     let port = Ports::choose(None, 1, 1).expect("free ports").providers[0];
     let mut offers = theirs.offers.clone();
     // The cheapest, so that the stewards choose it.
@@ -182,8 +180,10 @@ fn an_agent_is_rebuilt_on_an_empty_host_from_the_chain_and_from_sources_that_lie
         "a garbage collection takes nothing of it: {pins:?}"
     );
     let hostile = runtime.block_on(hostile(&blocks));
+    let theirs = std::fs::read_to_string(world.data_dir().join("provider-1/config.toml")).expect("a configuration");
+    let theirs = toml::from_str(&theirs).expect("a configuration");
     destroy_hosts(&world);
-    let _provider = runtime.block_on(empty_host(&world, &hostile));
+    let _provider = runtime.block_on(empty_host(&world, theirs, &hostile));
 
     world.within(COMES_BACK, "a rescue onto the empty host", |w| {
         let now = w.file()?;
