@@ -51,9 +51,14 @@ async fn liar(honest: String, lies: Arc<AtomicBool>) -> String {
     let answer = move |request: axum::Json<Value>| async move {
         let answer = net::Client::new().post_json(&honest, &request.0).await.unwrap();
         let mut answer: Value = answer.json().await.unwrap();
-        let block = &mut answer["result"];
-        if lies.load(Ordering::SeqCst) && block["parentHash"].is_string() {
-            block["hash"] = B256::repeat_byte(0xbb).to_string().into();
+        let one_by_one = match &mut answer {
+            Value::Array(batch) => batch.iter_mut().collect(),
+            one => vec![one],
+        };
+        for block in one_by_one.into_iter().filter_map(|one| one.get_mut("result")) {
+            if lies.load(Ordering::SeqCst) && block.get("parentHash").is_some() {
+                block["hash"] = B256::repeat_byte(0xbb).to_string().into();
+            }
         }
         axum::Json(answer)
     };

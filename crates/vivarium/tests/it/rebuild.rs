@@ -92,12 +92,13 @@ impl Drop for Provider {
 }
 
 /// A third provider on an empty machine: money and a key of its own, another's configuration with nothing of what that
-/// one has, and three places to ask for content, the honest one last. Its URL goes with it.
-async fn empty_host(world: &World, hostile: &Hostile) -> (Provider, String) {
+/// one has, and three places to ask for content, the honest one last.
+async fn empty_host(world: &World, theirs: HostConfig, hostile: &Hostile) -> Provider {
     let file = world.world();
     let text = |value: &Value| value.as_str().expect("a word in world.json").to_owned();
     let chain = Chain::connect(&text(&file["rpc_url"]), file["chain_id"].as_u64().expect("a number")).expect("a chain");
     let creator = std::fs::read_to_string(world.data_dir().join("keys/creator.development-key")).expect("a key");
+    let creator = creator.lines().find(|line| line.starts_with("0x")).expect("a line with the key");
     let creator: PrivateKeySigner = creator.trim().parse().expect("a key");
     let key = PrivateKeySigner::random();
     chain::deploy::fund_eth(&chain, key.address(), ACCOUNT_WEI).await.expect("ether");
@@ -109,10 +110,7 @@ async fn empty_host(world: &World, hostile: &Hostile) -> (Provider, String) {
     let key_file = machine.join("provider.development-key");
     std::fs::write(&key_file, format!("{}\n", key.to_bytes())).expect("a key file");
     std::fs::set_permissions(&key_file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("a private file");
-    let theirs = std::fs::read_to_string(world.data_dir().join("provider-1/config.toml")).expect("a configuration");
-    let theirs: HostConfig = toml::from_str(&theirs).expect("a configuration");
     let port = Ports::choose(None, 1, 1).expect("free ports").providers[0];
-    let url = format!("http://127.0.0.1:{port}");
     let mut offers = theirs.offers.clone();
     // The cheapest, so that the stewards choose it.
     offers.iter_mut().for_each(|offer| offer.price_e6 /= 2);
@@ -120,7 +118,7 @@ async fn empty_host(world: &World, hostile: &Hostile) -> (Provider, String) {
     let config = HostConfig {
         data_dir: machine.join("data"),
         listen: ([127, 0, 0, 1], port).into(),
-        public_url: url.clone(),
+        public_url: format!("http://127.0.0.1:{port}"),
         key_file,
         store_urls: sources,
         offers,
@@ -138,7 +136,7 @@ async fn empty_host(world: &World, hostile: &Hostile) -> (Provider, String) {
         .stderr(log)
         .spawn()
         .expect("a provider starts");
-    (Provider(child), url)
+    Provider(child)
 }
 
 /// The hosts and everything they had: daemons, tenants, files.
@@ -182,8 +180,10 @@ fn an_agent_is_rebuilt_on_an_empty_host_from_the_chain_and_from_sources_that_lie
         "a garbage collection takes nothing of it: {pins:?}"
     );
     let hostile = runtime.block_on(hostile(&blocks));
+    let theirs = std::fs::read_to_string(world.data_dir().join("provider-1/config.toml")).expect("a configuration");
+    let theirs = toml::from_str(&theirs).expect("a configuration");
     destroy_hosts(&world);
-    let (_provider, _) = runtime.block_on(empty_host(&world, &hostile));
+    let _provider = runtime.block_on(empty_host(&world, theirs, &hostile));
 
     world.within(COMES_BACK, "a rescue onto the empty host", |w| {
         let now = w.file()?;
@@ -207,7 +207,7 @@ fn an_agent_is_rebuilt_on_an_empty_host_from_the_chain_and_from_sources_that_lie
 fn weights_below(dir: &Path) -> bool {
     let leases = std::fs::read_dir(dir.join("data/leases")).into_iter().flatten().flatten();
     leases.map(|lease| lease.path().join("data/model")).any(|model| {
-        let files = std::fs::read_dir(model).into_iter().flatten().flatten();
-        files.into_iter().any(|file| file.path().extension().is_some_and(|extension| extension == "gguf"))
+        let mut files = std::fs::read_dir(model).into_iter().flatten().flatten();
+        files.any(|file| file.path().extension().is_some_and(|extension| extension == "gguf"))
     })
 }
