@@ -227,7 +227,7 @@ mod tests {
         let signed = theirs.len() - 64;
         assert_eq!(theirs[..signed], ours[..signed]);
         // `cwt` 3.3.0 takes these bytes (seen on 2026-11-28).
-        expect_test::expect!["1c270e00c40a79522d13a541b9e377363fad4aebd458ee584340a473e06b5f6c5af51221d4829d8bb622161f2ff01309c5d7b6beb333b3c749efb953eeb77a65"]
+        expect_test::expect!["9196780e9b93103ca2ccfdc1e95abb8bb9b73bf9ae2325be54f232393f83e10e54335213604c5f9ec91187a675d6ceddd5e3ad2ab564c8088ef4048007683980"]
             .assert_eq(&hex::encode(&ours[signed..]));
     }
 
