@@ -3,7 +3,7 @@
 
 use crate::{contracts, mutants, setup, shell};
 use anyhow::{Context, Result, bail, ensure};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
@@ -12,6 +12,9 @@ use std::time::Instant;
 
 /// Long walks over the contracts, each of 1,024,000 calls from a seed of its own.
 const WALKS: u32 = 10;
+/// Short lives of the simulator, and in how many steps: each takes some minutes, and what passed is not lived again.
+const LIVES: u64 = 200_000;
+const LIVES_SHARDS: u64 = 50;
 const PAGE: &str = "docs/benchmarks.md";
 const BEGIN: &str = "<!-- deep: begin -->";
 const END: &str = "<!-- deep: end -->";
@@ -52,7 +55,7 @@ pub fn run(names: &[String]) -> Result<()> {
     for name in names {
         ensure!(
             steps.iter().any(|step| step.name.starts_with(name.as_str())),
-            "no deep step begins with {name:?}: invariants, fuzz, mutants, parsers, payments, drain, differential"
+            "no deep step begins with {name:?}: invariants, fuzz, mutants, parsers, payments, drain, differential, lives"
         );
     }
     steps.retain(|step| names.is_empty() || names.iter().any(|name| step.name.starts_with(name.as_str())));
@@ -97,6 +100,14 @@ fn steps() -> Vec<Step> {
         command.args(["test", "--workspace", "--no-fail-fast", "--"]).args(filters).env("VIVARIUM_DEEP", "1");
         Step { name: name.to_owned(), about, work: Work::Run(command) }
     };
+    let lives = |shard: u64| {
+        let per = LIVES / LIVES_SHARDS;
+        let mut command = shell::cargo();
+        command.args(["test", "--workspace", "--no-fail-fast", "--", "--nocapture", "very_many_short_lives"]);
+        command.env("VIVARIUM_LIVES", format!("{}..{}", shard * per, (shard + 1) * per));
+        let name = format!("lives {:02}/{LIVES_SHARDS}", shard + 1);
+        Step { name, about: "crates", work: Work::Run(command) }
+    };
     let mut fuzz = forge("deep");
     fuzz.args(["--no-match-path", "test/Invariants.t.sol"]);
     let mut steps: Vec<Step> = (1..=WALKS).map(walk).collect();
@@ -112,7 +123,9 @@ fn steps() -> Vec<Step> {
         rust("payments: 10,000 streamed calls on one channel", "crates/pay", &["ts_rs_rs_batch_settlement_streamed"]),
         rust("differential of contracts and model", "crates", &["contracts_and_model_agree"]),
         rust("drain: 1,000 prompts", "crates", &["no_text_moves_money"]),
+        rust("whole lives: 300", "crates", &["whole_lives_with_all_faults"]),
     ]);
+    steps.extend((0..LIVES_SHARDS).map(lives));
     steps
 }
 
@@ -141,7 +154,7 @@ fn is_closing(line: &str) -> bool {
     let cargo = line.starts_with("test result:") && !line.contains(" 0 passed");
     let forge = line.starts_with("Ran ") && line.contains("tests passed");
     let walk = line.contains("(runs: ") && line.contains("calls: ");
-    cargo || forge || walk
+    cargo || forge || walk || line.starts_with("lives: ")
 }
 
 /// Git's name of what a folder holds, with nothing in it that is not committed.
@@ -221,6 +234,7 @@ mod tests {
             "test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 12 filtered out; finished in 4.00s",
             "Ran 2 test suites in 71.60s (140.11s CPU time): 3 tests passed, 0 failed, 0 skipped (3 total tests)",
             "[PASS] invariant_whatever_happens() (runs: 2000, calls: 512000, reverts: 0)",
+            "lives: 20000 from seed 0, none broke anything; 900000 blocks",
         ] {
             assert!(is_closing(line), "{line}");
         }
@@ -240,7 +254,7 @@ mod tests {
     #[test]
     fn every_filter_names_a_test_that_exists() {
         let steps = steps();
-        let filters: Vec<String> = steps
+        let filters: BTreeSet<String> = steps
             .iter()
             .filter_map(|step| match &step.work {
                 Work::Run(command) if command.get_program() == shell::cargo().get_program() => Some(command),
@@ -248,7 +262,7 @@ mod tests {
             })
             .filter_map(|command| command.get_args().last()?.to_str().map(str::to_owned))
             .collect();
-        assert_eq!(filters.len(), 5);
+        assert_eq!(filters.len(), 7);
         let sources = Command::new("grep")
             .args(["-rhoE", "(async )?fn [a-z0-9_]+\\(", "--include=*.rs", "crates"])
             .current_dir(shell::root())

@@ -385,6 +385,18 @@ impl Agent {
         spend && day.min(money) >= half
     }
 
+    /// By rent alone, of the offers that a lease may be taken on: free, within the cap, for the term.
+    pub(crate) fn cheapest<'v>(&self, view: &'v View, count: usize) -> Vec<&'v OfferView> {
+        let limits = &self.genesis.policy.limits;
+        let fits = |o: &&OfferView| {
+            o.free > 0 && o.price_e6 <= limits.price_e6_max && (o.min_term..=o.max_term).contains(&limits.term)
+        };
+        let mut fitting: Vec<&OfferView> = view.offers.iter().filter(fits).collect();
+        fitting.sort_by_key(|o| (o.price_e6, o.id));
+        fitting.truncate(count);
+        fitting
+    }
+
     /// The offer with the lowest cost per served token, and of how many it was chosen. `replacing`: the standby whose
     /// place would be free.
     fn choose<'v>(

@@ -157,4 +157,8 @@ pub enum ChainEventKind {
     /// A transfer that a customer had signed (EIP-3009, or Permit2 through an x402 proxy), without a record in the
     /// Treasury: a payment and no gift.
     CustomerPaid { from: Address, amount: Usdc },
+    /// Market `Owed` to the Treasury: the token refused what a closed lease gave back, so it waits at the market.
+    MarketOwes { amount: Usdc },
+    /// Market `Collected` for the Treasury: what waited there came, whoever asked for it.
+    MarketPaid { amount: Usdc },
 }

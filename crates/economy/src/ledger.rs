@@ -27,6 +27,8 @@ pub enum Account {
     Rent,
     /// Pulled by the beneficiary after the end. Equity.
     Withdrawn,
+    /// Came back from a lease while the token refused the treasury: waits at the market until anyone collects it. Asset.
+    AtMarket,
 }
 
 /// What is known of one open lease.
@@ -133,6 +135,11 @@ impl Ledger {
         self.credit(Account::Customers)
     }
 
+    /// Waits at the market: whoever calls its `collect` brings it home.
+    pub fn at_market(&self) -> Usdc {
+        self.debit(Account::AtMarket)
+    }
+
     pub fn withdrawn(&self) -> Usdc {
         self.debit(Account::Withdrawn)
     }
@@ -216,7 +223,7 @@ impl Ledger {
     }
 
     fn book(&mut self, kind: &ChainEventKind, back: bool) -> Option<Note> {
-        use Account::{Customers, Escrow, Gifts, Seed, Treasury, Withdrawn};
+        use Account::{AtMarket, Customers, Escrow, Gifts, Seed, Treasury, Withdrawn};
         match *kind {
             ChainEventKind::Activated { .. } => self.activated = !back,
             ChainEventKind::ExactSettled { amount, .. } => self.post_or_reverse(back, Treasury, Customers, amount),
@@ -258,6 +265,8 @@ impl Ledger {
                 return Some(note);
             }
             ChainEventKind::Withdrawn { amount } => self.post_or_reverse(back, Withdrawn, Treasury, amount),
+            ChainEventKind::MarketOwes { amount } => self.post_or_reverse(back, AtMarket, Treasury, amount),
+            ChainEventKind::MarketPaid { amount } => self.post_or_reverse(back, Treasury, AtMarket, amount),
             // Unwrapped by the caller; a reversal of a reversal does not exist.
             ChainEventKind::Reverted(_) => {}
         }

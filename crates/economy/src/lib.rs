@@ -35,6 +35,7 @@ pub use note::{Level, MoveWaits, NoHost, Note, Side, StandbyGone};
 pub use output::{Output, OutputId, StopWhy, Task};
 pub use policy::{Genesis, Limits, Policy};
 pub use price::{Price, Tokens};
+pub use runway::BreakEven;
 pub use timers::{DAY_SECS, MOVE_ATTEMPTS, MOVE_BLOCKS, RENEW_PCT, Raised, TimerError, Timers};
 
 use borsh::{BorshDeserialize, BorshSerialize};
@@ -166,6 +167,21 @@ impl Agent {
     /// Seconds the money lasts at the present hosts' cost less the last day's income; `None`: for ever, or unknown.
     pub fn runway_secs(&self, now: u64) -> Option<u64> {
         self.view.as_ref().and_then(|view| self.runway_at(view, now))
+    }
+
+    /// What pays for the hosts there are, first, and for each of the cheapest offers that fit, at most `offers` of them.
+    /// With a standby at the same price, unless it is too hungry for one. Empty before the first view.
+    pub fn break_even(&self, offers: usize) -> Vec<BreakEven> {
+        let Some(view) = &self.view else { return Vec::new() };
+        let (policy, day) = (&self.genesis.policy, self.genesis.timers.day);
+        let two = self.life.level() < Level::Frugal;
+        let call = self.serving.map_or(policy.limits.min_call, |price| price.call_uusdc);
+        let here = BreakEven::up(None, self.cost_e6(view, two), day, call);
+        let there = |offer: &&OfferView| {
+            let hosts = offer.price_e6.saturating_mul(if two { 2 } else { 1 });
+            BreakEven::up(Some(offer.id), hosts.saturating_add(policy.overhead_e6), day, call)
+        };
+        std::iter::once(here).chain(self.cheapest(view, offers).iter().map(there)).collect()
     }
 
     /// When the active host should be left, chain seconds.

@@ -56,6 +56,26 @@ pub(crate) fn secs_left(funds: Usdc, cost_e6: u64, income_e6: u64) -> Option<u64
     }
 }
 
+/// How many calls a day pay for a host, each at what a call brings at least.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BreakEven {
+    /// `None`: the hosts there are.
+    pub offer: Option<u64>,
+    /// Hosts and overhead, rounded up.
+    pub cost_day: Usdc,
+    /// Rounded up; `u64::MAX` when calls bring nothing.
+    pub calls_a_day: u64,
+}
+
+impl BreakEven {
+    /// `cost_e6`: micro-USDC x 1e-6 per second. `call`: what the cheapest call brings.
+    pub fn up(offer: Option<u64>, cost_e6: u64, day: u32, call: Usdc) -> Self {
+        let cost_day = Usdc::rent_up(cost_e6, day.into());
+        let calls = if call.is_zero() { u128::MAX } else { cost_day.0.div_ceil(call.0) };
+        Self { offer, cost_day, calls_a_day: u64::try_from(calls).unwrap_or(u64::MAX) }
+    }
+}
+
 /// The level of hunger at this runway. It rises at 7, 3 and 1 days and falls back only a quarter (from frugal a half)
 /// above that, so that a runway at the edge does not make the agent waver.
 pub(crate) fn level_at(before: Level, secs: Option<u64>, day: u32) -> Level {
@@ -98,6 +118,15 @@ mod tests {
         assert_eq!(secs_left(Usdc(100), 1_000_000, 500_000), Some(200));
         assert_eq!(secs_left(Usdc(100), 1_000_000, 1_000_000), None);
         assert_eq!(secs_left(Usdc(0), 1, 0), Some(0));
+    }
+
+    #[test]
+    fn break_even_rounds_up_what_it_costs_and_what_must_be_sold() {
+        // 864,000.0000086 micro-USDC a day: the last call is needed for the last fraction.
+        assert_eq!(BreakEven::up(None, 10_000_001, DAY, Usdc(1_000)).cost_day, Usdc(864_001));
+        let calls = |cost_e6, call| BreakEven::up(Some(1), cost_e6, DAY, Usdc(call)).calls_a_day;
+        assert_eq!((calls(10_000_000, 1_000), calls(10_000_001, 1_000)), (864, 865));
+        assert_eq!((calls(0, 1_000), calls(1, 0)), (0, u64::MAX));
     }
 
     #[test]

@@ -250,9 +250,11 @@ pub fn ask_standby(node: &mut Node) {
     });
 }
 
-/// Keeps the relay known to the treasury; the life asks for its fuel. Idempotent, so it is no decision of the life.
+/// Keeps the relay known to the treasury; the life asks for its fuel. Fetches what the market owes the treasury since
+/// the token refused it. Idempotent, so neither is a decision of the life.
 pub fn housekeeping(node: &mut Node) {
     let now_ms = crate::fence::boottime_ms();
+    collect(node, now_ms);
     let Some(news) = &node.news else { return };
     let relay = node.cx.keys.relay.address();
     if news.state.relay == relay || now_ms.saturating_sub(node.relay_asked_ms) < 15_000 {
@@ -265,6 +267,23 @@ pub fn housekeeping(node: &mut Node) {
         let sent = waiting.await;
         if !matches!(sent, Sent::Done { .. }) {
             tracing::info!(?sent, "the relay is not set yet");
+        }
+    });
+}
+
+/// Anybody may ask for it, so the relay does. While the token still refuses, that is found out without a transaction.
+fn collect(node: &mut Node, now_ms: u64) {
+    let owed = node.live.as_ref().map_or(economy::Usdc::ZERO, |live| live.state.agent.ledger().at_market());
+    if owed.is_zero() || now_ms.saturating_sub(node.collect_asked_ms) < 60_000 {
+        return;
+    }
+    node.collect_asked_ms = now_ms;
+    let call = chain::market::calls::collect(node.cx.config.treasury);
+    let waiting = node.cx.relay.submit(chain::Tx::call(node.cx.config.lease_market, call, "collect"));
+    tokio::spawn(async move {
+        let sent = waiting.await;
+        if !matches!(sent, Sent::Done { .. }) {
+            tracing::info!(?sent, "what the market owes is not collected yet");
         }
     });
 }

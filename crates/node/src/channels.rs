@@ -321,7 +321,7 @@ impl Node {
         let Some(known) = channels.channel(&channel) else { return Ok(()) };
         let Some(refund) = known.refund else { return Ok(()) };
         let claim = channels.claim_before_refund(&channel);
-        let (config, nonce_before) = (known.config.clone(), known.chain.refund_nonce);
+        let (config, nonce_before) = (known.config.clone(), refund.nonce);
         let cx = self.cx.clone();
         tokio::spawn(async move {
             // A run before this one may have sent it, and a second one would take out more than was asked for.
@@ -394,7 +394,9 @@ impl Node {
     pub(crate) fn claim_due(&mut self) -> Result<()> {
         let now = self.now();
         let ends = self.shared.price().is_none();
-        if !self.acts() || self.cx.birth.options.channels.is_zero() {
+        // While it is being restored the treasury takes no claim.
+        let restores = self.news.as_ref().is_none_or(|news| news.state.restoring);
+        if !self.acts() || restores || self.cx.birth.options.channels.is_zero() {
             return Ok(());
         }
         let Some(live) = self.live.as_mut().filter(|live| !live.sealed) else { return Ok(()) };
@@ -458,26 +460,20 @@ impl Node {
         let channels = live.state.book.channels();
         let deposits: Vec<ChannelId> = channels.deposits().map(|(id, _, _)| *id).collect();
         let refunds: Vec<ChannelId> = channels.refunds().map(|(id, _, _)| *id).collect();
-        let claims: Vec<(ChannelId, ChannelConfig, Usdc)> = channels
-            .open_claims()
-            .filter_map(|(id, open)| Some((*id, channels.channel(id)?.config.clone(), open.total)))
-            .collect();
+        let claims: Vec<(ChannelId, ChannelConfig)> =
+            channels.open_claims().filter_map(|(id, _)| Some((*id, channels.channel(id)?.config.clone()))).collect();
         for channel in deposits {
             self.send_deposit(channel)?;
         }
         for channel in refunds {
             self.send_refund(channel)?;
         }
-        for (channel, config, total) in claims {
+        for (channel, config) in claims {
             let cx = self.cx.clone();
             tokio::spawn(async move {
+                // Whether it was mined shows; if not, that is no fault of its row, and it is made again.
                 let state = read(&cx, &channel).await;
-                let rows = vec![channel];
-                let end = if state.claimed >= total {
-                    ChannelInput::ClaimDone { rows }
-                } else {
-                    ChannelInput::ClaimFailed { rows }
-                };
+                let end = ChannelInput::ClaimDone { rows: vec![channel] };
                 cx.tell(ReadBack { seen: vec![(channel, config, state)], end: Some(end), moved: None }.event()).await;
             });
         }
@@ -505,7 +501,11 @@ async fn claim(cx: Arc<Context>, batch: Vec<ClaimRow>) {
     let waiting = cx.operator.submit(chain::Tx::call(cx.config.treasury, call, "claim"));
     crash_point!("pay.claim_sent");
     let sent = waiting.await;
-    if !matches!(sent, Sent::Done { .. }) {
+    // The treasury skips bad rows, so only a claim that was carried out says something about its rows. One that it refused
+    // as a whole, or that nobody knows of, is made again: a row that is blamed waits for a newer voucher, which may never
+    // come.
+    let is_done = matches!(sent, Sent::Done { .. });
+    if !is_done {
         tracing::info!(?sent, rows = batch.len(), "a claim did not go through");
     }
     let mut seen = Vec::new();
@@ -513,7 +513,7 @@ async fn claim(cx: Arc<Context>, batch: Vec<ClaimRow>) {
     let mut failed = Vec::new();
     for row in &batch {
         let state = read(&cx, &row.channel).await;
-        if state.claimed >= row.total {
+        if state.claimed >= row.total || !is_done {
             done.push(row.channel)
         } else {
             failed.push(row.channel)

@@ -154,6 +154,7 @@ pub struct Node {
     pub(crate) channel_waiters: BTreeMap<ChannelId, Vec<oneshot::Sender<Moved>>>,
     pub(crate) waiting_for_replication: Vec<(u64, Box<dyn FnOnce() + Send>)>,
     pub(crate) relay_asked_ms: u64,
+    pub(crate) collect_asked_ms: u64,
     pub(crate) posted_ms: u64,
     /// Chain seconds when the channels were last looked at.
     pub(crate) payers_seen_at: u64,
@@ -189,6 +190,7 @@ impl Node {
             channel_waiters: BTreeMap::new(),
             waiting_for_replication: Vec::new(),
             relay_asked_ms: 0,
+            collect_asked_ms: 0,
             posted_ms: 0,
             payers_seen_at: 0,
             pruned_at: 0,

@@ -19,7 +19,8 @@ pub struct Money {
 /// Translates in chain order. `leases` are those this agent rented before; market events about others are
 /// somebody else's. A token transfer counts as unexplained only if no event of its own transaction explains it; one
 /// that its payer had signed (`signed`: the transactions) is a customer's all the same. The market pays a tenant nothing
-/// but what `LeaseClosed` told, in the same transaction or, when the token was frozen then, by `collect` later.
+/// but what `LeaseClosed` told, in the same transaction or, when the token was frozen then (`Owed`), by
+/// `collect` later (`Collected`).
 pub fn translate(
     items: &[LogItem],
     signed: &BTreeSet<B256>,
@@ -97,6 +98,14 @@ fn life_event(
             let lease = e.lease.saturating_to();
             let (rent_total, refund) = (Usdc(e.rentTotal), Usdc(e.refund));
             leases.contains(&lease).then_some(ChainEventKind::LeaseClosed { lease, rent_total, refund })
+        }
+        Event::Market(MarketEvent::Owed(e)) => {
+            let amount = Usdc(e.amount.saturating_to());
+            (e.to == cx.config.treasury).then_some(ChainEventKind::MarketOwes { amount })
+        }
+        Event::Market(MarketEvent::Collected(e)) => {
+            let amount = Usdc(e.amount.saturating_to());
+            (e.to == cx.config.treasury).then_some(ChainEventKind::MarketPaid { amount })
         }
         Event::Market(_) => None,
         Event::Transfer { from, to, amount } => {

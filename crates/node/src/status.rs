@@ -36,6 +36,8 @@ pub struct Status {
     pub refunds_uusdc: String,
     /// Null while income covers the cost.
     pub runway_secs: Option<u64>,
+    /// For the hosts there are, first, and the three cheapest offers. Empty before the first block.
+    pub break_even: Vec<BreakEvenStatus>,
     pub requests: RequestStatus,
     pub lease: Option<LeaseStatus>,
     pub standby: Option<LeaseStatus>,
@@ -69,6 +71,15 @@ pub struct PriceStatus {
     pub mtok_prompt_uusdc: String,
     pub mtok_cached_uusdc: String,
     pub mtok_completion_uusdc: String,
+}
+
+/// What a day costs, and how many calls at the least price pay for it.
+#[derive(Clone, Debug, Serialize)]
+pub struct BreakEvenStatus {
+    /// Null: the hosts there are.
+    pub offer: Option<u64>,
+    pub cost_day_uusdc: String,
+    pub calls_a_day: u64,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -169,6 +180,15 @@ impl Node {
             gifts_uusdc: money(ledger.map(|l| l.gifts())),
             refunds_uusdc: money(ledger.map(|l| l.refunds())),
             runway_secs: live.and_then(|l| l.state.agent.runway_secs(view.timestamp)),
+            break_even: live.map_or_else(Vec::new, |l| {
+                let told = l.state.agent.break_even(3).into_iter();
+                told.map(|b| BreakEvenStatus {
+                    offer: b.offer,
+                    cost_day_uusdc: b.cost_day.0.to_string(),
+                    calls_a_day: b.calls_a_day,
+                })
+                .collect()
+            }),
             requests: RequestStatus {
                 served: live.map_or(0, |l| l.state.served),
                 open: live.map_or(0, |l| l.state.book.open()),

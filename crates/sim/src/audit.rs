@@ -7,8 +7,18 @@ use chain::bindings::{Stage, State, TreasuryEvent};
 use std::collections::BTreeSet;
 
 /// Entries that only the operator of the present epoch may call.
-const OPERATORS: [&str; 9] =
-    ["announce", "commit", "handover", "heartbeat", "hibernate", "refundExact", "release", "rent", "topUp"];
+const OPERATORS: [&str; 10] = [
+    "announce",
+    "claimAndSettle",
+    "commit",
+    "handover",
+    "heartbeat",
+    "hibernate",
+    "refundExact",
+    "release",
+    "rent",
+    "topUp",
+];
 
 #[derive(Clone, Debug)]
 pub struct Audit {
@@ -76,6 +86,7 @@ impl Audit {
             ("I5: checkpoints never go back", call.after.checkpointSeq >= self.checkpoint_seq),
             ("I7: in a pause no money leaves", self.stays_in_a_pause(call, was_paused)),
         ];
+        self.gross.retain(|(at, _)| at + self.day > call.now);
         match holds.into_iter().find(|(_, holds)| !holds) {
             Some((what, _)) => Err(format!("{what}; broken by {}", call.name)),
             None => {
@@ -92,6 +103,9 @@ impl Audit {
             TreasuryEvent::ToppedUp(e) => self.gross.push((call.now, e.amount)),
             TreasuryEvent::ExactRefunded(e) if call.before.stage() == Stage::Alive => {
                 self.gross.push((call.now, e.amount.saturating_to()));
+            }
+            TreasuryEvent::ChannelRefunded(e) if call.before.stage() == Stage::Alive => {
+                self.gross.push((call.now, e.amount));
             }
             TreasuryEvent::Activated(e) => self.succeed(e.operator),
             TreasuryEvent::HandedOver(e) => self.succeed(e.operator),

@@ -7,22 +7,37 @@
 //! [`Evm::gas_price`] says so; no transaction signature is checked, for a sender is whoever the caller says it is.
 
 mod deploy;
+mod signatures;
+mod store;
 
 use alloy::primitives::{Address, Bytes, Log, U256};
 use alloy::sol_types::SolCall;
 use chain::{Revert, anvil::DEV_CHAIN_ID};
-use revm::context::{BlockEnv, CfgEnv, Context, TxEnv, result::ExecutionResult};
-use revm::database::InMemoryDB;
+use revm::context::result::{EVMError, ExecutionResult, ResultAndState};
+use revm::context::{BlockEnv, CfgEnv, Context, Evm as Machine, FrameStack, TxEnv};
 use revm::database_interface::WrapDatabaseRef;
+use revm::handler::instructions::EthInstructions;
+use revm::handler::{EthFrame, EthPrecompiles};
 use revm::primitives::TxKind;
+use revm::primitives::hardfork::SpecId;
 use revm::state::{AccountInfo, Bytecode};
-use revm::{DatabaseRef, ExecuteCommitEvm, ExecuteEvm, MainBuilder, MainContext};
+use revm::{ExecuteEvm, MainContext};
+use signatures::Precompiles;
+pub use signatures::stand_in;
+use std::cell::Cell;
+use std::convert::Infallible;
+use store::Store;
 
 /// Seconds between two blocks: Base's.
 pub const BLOCK_SECS: u64 = 2;
 
 /// Gas that a transaction may use: below the 2^24 that Ethereum allows since Osaka, far above what any entry needs.
 const GAS_LIMIT: u64 = 16_000_000;
+
+thread_local! {
+    /// The machine's stacks, a quarter of a megabyte: made once a thread and not once a call.
+    static FRAMES: Cell<FrameStack<EthFrame>> = Cell::new(FrameStack::new_prealloc(8));
+}
 
 /// A transaction that was carried out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,18 +57,20 @@ pub type Outcome = Result<Done, Revert>;
 /// The chain.
 #[derive(Clone, Debug)]
 pub struct Evm {
-    db: InMemoryDB,
+    store: Store,
     number: u64,
     timestamp: u64,
     /// Wei that senders pay for a unit of gas; it goes to nobody.
     pub gas_price: u128,
+    /// Signatures made by [`stand_in`] hold here, beside those on the curve.
+    pub takes_stand_ins: bool,
     logs: Vec<(u64, Log)>,
 }
 
 impl Evm {
     /// An empty chain, whose present block is the first, at `timestamp` (chain seconds).
     pub fn new(timestamp: u64) -> Self {
-        Self { db: InMemoryDB::default(), number: 1, timestamp, gas_price: 0, logs: Vec::new() }
+        Self { store: Store::default(), number: 1, timestamp, gas_price: 0, takes_stand_ins: false, logs: Vec::new() }
     }
 
     /// The present block's number.
@@ -106,9 +123,7 @@ impl Evm {
 
     /// What would become of a transaction. Nothing changes.
     pub fn what_if(&self, from: Address, to: Address, data: impl Into<Bytes>) -> Outcome {
-        let tx = self.tx(from, TxKind::Call(to), data.into(), 0);
-        let context = Context::mainnet().with_db(WrapDatabaseRef(&self.db)).with_block(self.block()).with_cfg(cfg());
-        outcome(context.build_mainnet().transact(tx).map(|done| done.result))
+        outcome(self.run(from, TxKind::Call(to), data.into(), 0).map(|done| done.result))
     }
 
     /// All that was ever logged, each with its block's number.
@@ -118,56 +133,75 @@ impl Evm {
 
     /// Wei of an account.
     pub fn wei(&self, account: Address) -> u128 {
-        self.account(account).map_or(0, |info| info.balance.saturating_to())
+        self.store.info(account).map_or(0, |info| info.balance.saturating_to())
     }
 
     /// Sets an account's wei.
     pub fn set_wei(&mut self, account: Address, wei: u128) {
-        let info = self.account(account).unwrap_or_default();
-        self.db.insert_account_info(account, AccountInfo { balance: U256::from(wei), ..info });
+        let info = self.store.info(account).cloned().unwrap_or_default();
+        self.store.set_info(account, AccountInfo { balance: U256::from(wei), ..info });
     }
 
     /// What lies at an address; empty for a person's account.
     pub fn code(&self, at: Address) -> Bytes {
-        let info = self.account(at).unwrap_or_default();
-        info.code.map_or_else(Bytes::new, |code| code.original_bytes())
+        let code = self.store.info(at).and_then(|info| info.code.as_ref());
+        code.map_or_else(Bytes::new, Bytecode::original_bytes)
     }
 
     /// Puts runtime code at an address.
     pub fn set_code(&mut self, at: Address, code: Bytes) {
-        let info = self.account(at).unwrap_or_default();
-        self.db.insert_account_info(at, info.with_code(Bytecode::new_raw(code)));
+        let info = self.store.info(at).cloned().unwrap_or_default();
+        self.store.set_info(at, info.with_code(Bytecode::new_raw(code)));
     }
 
     /// A word of a contract's storage.
     pub fn slot(&self, at: Address, index: u64) -> U256 {
-        self.db.storage_ref(at, U256::from(index)).expect("memory does not fail")
+        self.word(at, U256::from(index))
+    }
+
+    /// The same, of a mapping.
+    pub fn word(&self, at: Address, index: U256) -> U256 {
+        self.store.word(at, index)
     }
 
     /// Changes a word of a contract's storage, past all its rules: to show that a wrong contract is found out.
     pub fn set_slot(&mut self, at: Address, index: u64, word: U256) {
-        self.db.insert_account_storage(at, U256::from(index), word).expect("memory does not fail");
+        self.store.set_word(at, U256::from(index), word);
     }
 
     /// Transactions of an account so far: its next one's nonce.
     pub fn nonce(&self, account: Address) -> u64 {
-        self.account(account).map_or(0, |info| info.nonce)
-    }
-
-    fn account(&self, at: Address) -> Option<AccountInfo> {
-        let mut info = self.db.basic_ref(at).expect("memory does not fail")?;
-        info.code = info.code.or_else(|| self.db.cache.contracts.get(&info.code_hash).cloned());
-        Some(info)
+        self.store.info(account).map_or(0, |info| info.nonce)
     }
 
     fn commit(&mut self, from: Address, kind: TxKind, data: Bytes, value: u128) -> Outcome {
-        let (tx, block) = (self.tx(from, kind, data, value), self.block());
-        let context = Context::mainnet().with_db(&mut self.db).with_block(block).with_cfg(cfg());
-        let outcome = outcome(context.build_mainnet().transact_commit(tx));
+        let ran = self.run(from, kind, data, value).map(|ran| {
+            self.store.commit(ran.state);
+            ran.result
+        });
+        let outcome = outcome(ran);
         if let Ok(done) = &outcome {
             self.logs.extend(done.logs.iter().map(|log| (self.number, log.clone())));
         }
         outcome
+    }
+
+    fn run(
+        &self,
+        from: Address,
+        kind: TxKind,
+        data: Bytes,
+        value: u128,
+    ) -> Result<ResultAndState, EVMError<Infallible>> {
+        let tx = self.tx(from, kind, data, value);
+        let ctx = Context::mainnet().with_db(WrapDatabaseRef(&self.store)).with_block(self.block()).with_cfg(cfg());
+        let (spec, takes_stand_ins) = (SpecId::default(), self.takes_stand_ins);
+        let precompiles = Precompiles { published: EthPrecompiles::new(spec), takes_stand_ins };
+        let instruction = EthInstructions::new_mainnet_with_spec(spec);
+        let mut machine = Machine { ctx, inspector: (), instruction, precompiles, frame_stack: FRAMES.take() };
+        let ran = machine.transact(tx);
+        FRAMES.set(machine.frame_stack);
+        ran
     }
 
     fn tx(&self, caller: Address, kind: TxKind, data: Bytes, value: u128) -> TxEnv {

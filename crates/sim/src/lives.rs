@@ -5,12 +5,14 @@
 //! whoever is not is a [`Fault`]. An auditor written apart ([`crate::audit`], and the end of [`life`]) looks after every
 //! transaction and block. docs/reference/sim.md says what is left out.
 //!
-//! Read in this order: this file, [`chain`], [`node`], [`life`].
+//! Read in this order: this file, [`chain`], [`node`], [`channels`], [`life`].
 
 mod chain;
+mod channels;
 mod life;
 mod node;
 
+use economy::DAY_SECS;
 use std::fmt;
 
 /// What goes wrong, now and then.
@@ -136,15 +138,48 @@ impl Bug {
     ];
 }
 
+/// How much of a life there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// Days, on leases of six days.
+    Whole,
+    /// Eleven hours on leases of twelve, with a move in them; faults come eight times as often. For very many lives.
+    Short,
+}
+
+impl Pace {
+    /// Of a lease.
+    fn term_secs(self) -> u32 {
+        match self {
+            Self::Whole => 6 * DAY_SECS,
+            Self::Short => DAY_SECS / 2,
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setting {
     pub seed: u64,
     /// Ascending.
     pub faults: Vec<Fault>,
-    /// Until stewards stop it and it closes its affairs.
+    /// Until stewards stop it and it closes its affairs; a short life has its own time.
     pub days: u64,
+    pub pace: Pace,
     pub bug: Option<Bug>,
 }
+
+impl Setting {
+    /// Until stewards stop it.
+    fn life_secs(&self) -> u64 {
+        match self.pace {
+            Pace::Whole => self.days * u64::from(DAY_SECS),
+            Pace::Short => SHORT_SECS,
+        }
+    }
+}
+
+/// Of a short life: past the time of its first move, before its lease ends.
+const SHORT_SECS: u64 = 11 * 3_600;
 
 /// Days of an ordinary life: with leases of six days, two moves at least.
 pub const DAYS: u64 = 8;
@@ -157,12 +192,20 @@ pub struct Lived {
     pub done: u64,
     pub refused: u64,
     pub calls: u64,
+    /// Served on channels.
+    pub channel_calls: u64,
     pub moves: u64,
     pub takeovers: u64,
     /// Orders of the quorum, refused ones included.
     pub rescues: u64,
+    /// Blocks in which the market owed it what a frozen token had refused.
+    pub owed_blocks: u64,
+    /// Its host was gone and no other was to be had: stewards stopped it and closed its affairs.
+    pub given_up: bool,
     /// How often each fault really came.
     pub faults: Vec<(Fault, u64)>,
+    /// How often its process died, by moment.
+    pub crashes: Vec<(String, u64)>,
     /// sha2-256 of all that was told: equal for equal seeds.
     pub digest: [u8; 32],
 }
@@ -182,7 +225,11 @@ impl Broken {
     pub fn command(&self) -> String {
         let faults: Vec<&str> = self.setting.faults.iter().map(|fault| fault.name()).collect();
         let faults = if faults.is_empty() { "none".to_owned() } else { faults.join(",") };
-        format!("vivarium sim --from {} --seeds 1 --faults {faults} --days {}", self.setting.seed, self.setting.days)
+        let length = match self.setting.pace {
+            Pace::Whole => format!("--days {}", self.setting.days),
+            Pace::Short => "--short".to_owned(),
+        };
+        format!("vivarium sim --from {} --seeds 1 --faults {faults} {length}", self.setting.seed)
     }
 }
 

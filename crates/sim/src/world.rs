@@ -3,7 +3,7 @@
 //! Keys come from names, so the same world has the same addresses. The people here are honest and do what their part of
 //! the protocol says; whoever is not is written where it is tried.
 
-use crate::evm::{Evm, Outcome};
+use crate::evm::{Evm, Outcome, stand_in};
 use alloy::primitives::{Address, B256, Bytes, U256, keccak256};
 use alloy::signers::{SignerSync, local::PrivateKeySigner};
 use alloy::sol_types::SolCall;
@@ -18,6 +18,8 @@ use chain::{anvil::DEV_CHAIN_ID, market, usdc};
 use economy::{DAY_SECS, LeaseView, Stage, Usdc, View};
 use pay::scheme::channel::BATCH_SETTLEMENT;
 use pay::scheme::exact::{Domain, TransferWithAuthorization};
+use std::collections::BTreeMap;
+use std::sync::Mutex;
 
 /// With what a simulated chain begins, chain seconds.
 const BEGIN: u64 = 1_800_000_000;
@@ -31,7 +33,15 @@ const VALID_SECS: u64 = 3_600;
 
 /// A key that belongs to a name.
 pub fn key(name: &str) -> PrivateKeySigner {
-    PrivateKeySigner::from_bytes(&keccak256(name)).expect("a digest is a key, but for one in 2^128")
+    /// Made once: to find a key's address costs more than most calls.
+    static KEYS: Mutex<BTreeMap<String, PrivateKeySigner>> = Mutex::new(BTreeMap::new());
+    let mut keys = KEYS.lock().expect("nothing panics while it is held");
+    if let Some(known) = keys.get(name) {
+        return known.clone();
+    }
+    let made = PrivateKeySigner::from_bytes(&keccak256(name)).expect("a digest is a key, but for one in 2^128");
+    keys.insert(name.to_owned(), made.clone());
+    made
 }
 
 /// The treasury's stage in the model's words.
@@ -190,6 +200,11 @@ impl World {
     /// The agent alive on its first lease; that lease.
     pub fn live(&mut self, offer: u64, term: u32, prepay: u128) -> u64 {
         self.create();
+        self.move_in(offer, term, prepay)
+    }
+
+    /// The same, of one that is created already.
+    pub fn move_in(&mut self, offer: u64, term: u32, prepay: u128) -> u64 {
         self.act(creator(), calls::birth_rent(offer, term, prepay)).expect("the creator rents once");
         let lease = self.last_lease();
         self.make_ready(lease).expect("the provider is in time");
@@ -300,7 +315,19 @@ impl World {
         let domain = orders::domain(DEV_CHAIN_ID, self.treasury);
         let mut signers: Vec<_> = signers.iter().collect();
         signers.sort_by_key(|signer| signer.address());
-        signers.into_iter().map(|signer| orders::sign(message, &domain, signer).expect("a key in memory")).collect()
+        let sign = |signer: &PrivateKeySigner| match self.evm.takes_stand_ins {
+            true => stand_in(signer.address(), message.eip712_signing_hash(&domain)),
+            false => orders::sign(message, &domain, signer).expect("a key in memory"),
+        };
+        signers.into_iter().map(sign).collect()
+    }
+
+    /// As this chain takes it: by hand, or by a stand-in.
+    pub fn sign(&self, signer: &PrivateKeySigner, digest: B256) -> Bytes {
+        match self.evm.takes_stand_ins {
+            true => stand_in(signer.address(), digest),
+            false => sign(signer, digest),
+        }
     }
 
     /// k of the stewards.
@@ -329,10 +356,15 @@ impl World {
 
     /// What the chain shows a node of somebody else: no gas, no offers, and not its operator.
     pub fn view(&self, state: &State) -> View {
+        self.view_of(state, |id| self.lease(id))
+    }
+
+    /// The same, by whoever knows the leases already.
+    pub fn view_of(&self, state: &State, lease_of: impl Fn(u64) -> Lease) -> View {
         let lease = |id: U256| {
             let id = id.to::<u64>();
             (id != 0).then(|| {
-                let l = self.lease(id);
+                let l = lease_of(id);
                 LeaseView {
                     id,
                     offer: l.offer.to(),
@@ -421,7 +453,7 @@ impl World {
             valid_after: message.validAfter,
             valid_before: message.validBefore,
             nonce,
-            signature: sign(payer, self.token_domain().digest(&message)),
+            signature: self.sign(payer, self.token_domain().digest(&message)),
         }
     }
 

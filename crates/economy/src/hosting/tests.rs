@@ -169,3 +169,17 @@ fn a_standby_that_is_silent_after_a_gap_of_our_own_is_not_blamed() {
         releases the standby on lease 2: it has not answered for 25200 s"#]],
     );
 }
+
+#[test]
+fn break_even_is_told_for_the_hosts_there_are_and_the_cheapest_that_fit() {
+    let mut agent = agent();
+    assert_eq!(agent.break_even(3), vec![]);
+    let full = OfferView { free: 0, ..offer(6, 1, 0, 0) };
+    let offers = vec![offer(2, 9_000_000, 0, 0), offer(3, 30_000_000, 0, 0), offer(4, 8_000_000, 0, 0), full];
+    agent.step(NOW, 1, Input::Block(Box::new(view(offers))));
+    let overhead = agent.genesis.policy.overhead_e6;
+    let told: Vec<(Option<u64>, u64)> = agent.break_even(3).iter().map(|b| (b.offer, b.calls_a_day)).collect();
+    // A micro-USDC a call. Two hosts each: the missing standby counts, and the offer over the cap does not.
+    let day = |price_e6: u64| u64::try_from(Usdc::rent_up(2 * price_e6 + overhead, 86_400).0).unwrap();
+    assert_eq!(told, [(None, day(10_000_000)), (Some(4), day(8_000_000)), (Some(2), day(9_000_000))]);
+}

@@ -275,3 +275,34 @@ fn less_on_chain_than_in_the_ledger_is_said_and_said_again_when_it_is_over() {
         balanced"#]],
     );
 }
+
+#[test]
+fn what_a_frozen_token_leaves_at_the_market_is_neither_lost_nor_counted_twice() {
+    let mut ledger = born();
+    ledger.event(&event(5, 1, ChainEventKind::LeaseClosed { lease: 1, rent_total: Usdc(40), refund: Usdc(60) }));
+    ledger.event(&event(5, 2, ChainEventKind::MarketOwes { amount: Usdc(60) }));
+    check(
+        &mut ledger,
+        &view(900, 0, &[]),
+        expect![[r#"
+        Treasury 900
+        Seed -1000
+        Rent 40
+        AtMarket 60
+        balanced"#]],
+    );
+    let paid = event(9, 0, ChainEventKind::MarketPaid { amount: Usdc(60) });
+    ledger.event(&paid);
+    ledger.event(&reverted(&paid));
+    assert_eq!(ledger.at_market(), Usdc(60));
+    ledger.event(&event(10, 0, paid.kind));
+    check(
+        &mut ledger,
+        &view(960, 0, &[]),
+        expect![[r#"
+        Treasury 960
+        Seed -1000
+        Rent 40
+        balanced"#]],
+    );
+}

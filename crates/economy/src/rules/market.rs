@@ -2,6 +2,7 @@ use super::{Refusal, Token, refuse_if};
 use crate::input::ChainEventKind;
 use crate::money::{Address, Usdc};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// What the market's constructor fixes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,11 +71,12 @@ pub struct Market {
     /// Its own account.
     pub at: Address,
     terms: MarketTerms,
-    stakes: BTreeMap<Address, u128>,
+    // Shared by a treasury and what it was before a call, which is needed only when the call is refused.
+    stakes: Arc<BTreeMap<Address, u128>>,
     /// (served, failed).
-    records: BTreeMap<Address, (u32, u32)>,
-    offers: Vec<Offer>,
-    leases: Vec<Lease>,
+    records: Arc<BTreeMap<Address, (u32, u32)>>,
+    offers: Arc<Vec<Offer>>,
+    leases: Arc<Vec<Lease>>,
     /// What it told the world of each tenant's leases since somebody listened.
     pub told: Vec<(Address, ChainEventKind)>,
 }
@@ -84,10 +86,10 @@ impl Market {
         Self {
             at,
             terms,
-            stakes: BTreeMap::new(),
-            records: BTreeMap::new(),
-            offers: Vec::new(),
-            leases: Vec::new(),
+            stakes: Arc::default(),
+            records: Arc::default(),
+            offers: Arc::default(),
+            leases: Arc::default(),
             told: Vec::new(),
         }
     }
@@ -145,7 +147,7 @@ impl Market {
         refuse_if(token.of(who) < stake, Refusal::InsufficientBalance)?;
         let total = self.stake(who) + stake;
         refuse_if(total < self.terms.stake_min, Refusal::NotStaked)?;
-        self.stakes.insert(who, total);
+        Arc::make_mut(&mut self.stakes).insert(who, total);
         token.transfer(who, self.at, stake)
     }
 
@@ -153,7 +155,7 @@ impl Market {
         let stake = self.stake(who);
         refuse_if(stake == 0, Refusal::NotStaked)?;
         refuse_if(self.open_leases(who) != 0, Refusal::StakeInUse)?;
-        self.stakes.remove(&who);
+        Arc::make_mut(&mut self.stakes).remove(&who);
         token.transfer(self.at, who, stake)
     }
 
@@ -161,7 +163,7 @@ impl Market {
     pub fn post_offer(&mut self, offer: Offer) -> Result<u64, Refusal> {
         refuse_if(self.stake(offer.provider) < self.terms.stake_min, Refusal::NotStaked)?;
         refuse_if(offer.min_term == 0 || offer.min_term > offer.max_term, Refusal::BadTerm)?;
-        self.offers.push(offer);
+        Arc::make_mut(&mut self.offers).push(offer);
         Ok(u64::try_from(self.offers.len()).expect("a count"))
     }
 
@@ -223,7 +225,7 @@ impl Market {
         refuse_if(prepay > Usdc::rent_up(o.price_e6, u64::from(term)).0, Refusal::OverEscrow)?;
         token.transfer(tenant, self.at, prepay)?;
         self.expect_offer(offer).used += 1;
-        self.leases.push(Lease {
+        Arc::make_mut(&mut self.leases).push(Lease {
             tenant,
             provider: o.provider,
             offer,
@@ -294,7 +296,7 @@ impl Market {
         let lease = self.expect_lease(id).clone();
         let earned = self.accrued_up(now, &lease);
         let (paid, refund) = (earned - lease.withdrawn, lease.escrow - earned);
-        let record = self.records.entry(lease.provider).or_default();
+        let record = Arc::make_mut(&mut self.records).entry(lease.provider).or_default();
         let vouched = now <= lease.vouched_at + u64::from(self.terms.grace);
         match lease.state {
             LeaseState::Ready if now >= lease.end || vouched => record.0 += 1,
@@ -322,11 +324,14 @@ impl Market {
 
     fn own_offer(&mut self, who: Address, offer: u64) -> Result<&mut Offer, Refusal> {
         let index = usize::try_from(offer).ok().and_then(|id| id.checked_sub(1));
-        index.and_then(|i| self.offers.get_mut(i)).filter(|o| o.provider == who).ok_or(Refusal::NotProvider)
+        index
+            .and_then(|i| Arc::make_mut(&mut self.offers).get_mut(i))
+            .filter(|o| o.provider == who)
+            .ok_or(Refusal::NotProvider)
     }
 
     fn lease_mut(&mut self, id: u64) -> Option<&mut Lease> {
-        usize::try_from(id).ok().and_then(|id| self.leases.get_mut(id.checked_sub(1)?))
+        usize::try_from(id).ok().and_then(|id| Arc::make_mut(&mut self.leases).get_mut(id.checked_sub(1)?))
     }
 
     fn expect_lease(&mut self, id: u64) -> &mut Lease {
@@ -335,6 +340,6 @@ impl Market {
 
     fn expect_offer(&mut self, id: u64) -> &mut Offer {
         let index = usize::try_from(id).expect("a count of leases") - 1;
-        &mut self.offers[index]
+        &mut Arc::make_mut(&mut self.offers)[index]
     }
 }

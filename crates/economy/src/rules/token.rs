@@ -1,13 +1,14 @@
 use super::{Refusal, refuse_if};
 use crate::money::Address;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// The token, as far as it refuses only for want of money. Allowances are taken as given.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Token {
-    balances: BTreeMap<Address, u128>,
+    balances: Arc<BTreeMap<Address, u128>>,
     /// Authorisations used (EIP-3009).
-    used: BTreeSet<(Address, [u8; 32])>,
+    used: Arc<BTreeSet<(Address, [u8; 32])>>,
 }
 
 impl Token {
@@ -18,12 +19,12 @@ impl Token {
 
     /// Test money, or what was there before the model begins.
     pub fn mint(&mut self, to: Address, amount: u128) {
-        *self.balances.entry(to).or_default() += amount;
+        *Arc::make_mut(&mut self.balances).entry(to).or_default() += amount;
     }
 
     pub fn transfer(&mut self, from: Address, to: Address, amount: u128) -> Result<(), Refusal> {
         refuse_if(self.of(from) < amount, Refusal::InsufficientBalance)?;
-        *self.balances.entry(from).or_default() -= amount;
+        *Arc::make_mut(&mut self.balances).entry(from).or_default() -= amount;
         self.mint(to, amount);
         Ok(())
     }
@@ -36,7 +37,7 @@ impl Token {
         amount: u128,
         nonce: [u8; 32],
     ) -> Result<(), Refusal> {
-        refuse_if(!self.used.insert((from, nonce)), Refusal::AuthorizationUsedOrCanceled)?;
+        refuse_if(!Arc::make_mut(&mut self.used).insert((from, nonce)), Refusal::AuthorizationUsedOrCanceled)?;
         self.transfer(from, to, amount)
     }
 

@@ -3,6 +3,7 @@ use crate::input::{ChainEventKind, Stage};
 use crate::money::{Address, Usdc};
 use crate::timers::Timers;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// Nobody's account.
 const NOBODY: Address = [0; 20];
@@ -41,7 +42,7 @@ struct Payment {
 pub struct Treasury {
     /// Its own account.
     pub at: Address,
-    terms: Terms,
+    terms: Arc<Terms>,
     pub stage: Stage,
     pub paused: bool,
     pub restoring: bool,
@@ -66,9 +67,9 @@ pub struct Treasury {
     pub hibernate_until: u64,
     pub starve_notice_at: u64,
     spent: DayLimit,
-    payments: BTreeMap<(Address, [u8; 32]), Payment>,
-    barred: BTreeSet<Address>,
-    was_operator: BTreeSet<Address>,
+    payments: Arc<BTreeMap<(Address, [u8; 32]), Payment>>,
+    barred: Arc<BTreeSet<Address>>,
+    was_operator: Arc<BTreeSet<Address>>,
     pub token: Token,
     pub market: Market,
     /// What its own events told since somebody listened, in order with the market's of its leases.
@@ -80,7 +81,7 @@ impl Treasury {
     pub fn new(at: Address, terms: Terms, now: u64, token: Token, market: Market) -> Self {
         Self {
             at,
-            terms,
+            terms: Arc::new(terms),
             stage: Stage::Unborn,
             paused: false,
             restoring: false,
@@ -103,9 +104,9 @@ impl Treasury {
             hibernate_until: 0,
             starve_notice_at: 0,
             spent: DayLimit::default(),
-            payments: BTreeMap::new(),
-            barred: BTreeSet::new(),
-            was_operator: BTreeSet::new(),
+            payments: Arc::default(),
+            barred: Arc::default(),
+            was_operator: Arc::default(),
             token,
             market,
             told: Vec::new(),
@@ -330,7 +331,7 @@ impl Treasury {
             t.living()?;
             refuse_if(amount == 0, Refusal::ZeroAmount)?;
             t.token.authorised(payer, t.at, amount, nonce)?;
-            t.payments.insert((payer, nonce), Payment { amount, refunded: 0 });
+            Arc::make_mut(&mut t.payments).insert((payer, nonce), Payment { amount, refunded: 0 });
             t.told.push(ChainEventKind::ExactSettled { payer, nonce, amount: Usdc(amount) });
             Ok(())
         })
@@ -355,7 +356,8 @@ impl Treasury {
             if t.stage == Stage::Alive {
                 t.spend(now, amount)?;
             }
-            t.payments.insert((payer, nonce), Payment { amount: paid, refunded: refunded + amount });
+            Arc::make_mut(&mut t.payments)
+                .insert((payer, nonce), Payment { amount: paid, refunded: refunded + amount });
             t.token.transfer(t.at, payer, amount)?;
             t.told.push(ChainEventKind::ExactRefunded { payer, nonce, amount: Usdc(amount) });
             Ok(())
@@ -415,7 +417,7 @@ impl Treasury {
             let was_restoring = t.restoring;
             t.active = keep;
             if same {
-                t.was_operator.remove(&node_key);
+                Arc::make_mut(&mut t.was_operator).remove(&node_key);
             }
             t.succeed(now, node_key)?;
             if keep != 0 && (!same || was_restoring) {
@@ -423,7 +425,7 @@ impl Treasury {
             }
             for lease in leases.into_iter().filter(|lease| *lease != 0 && *lease != keep) {
                 let provider = t.market.lease(lease).map(|l| l.provider);
-                t.barred.extend(provider.filter(|provider| Some(*provider) != spared));
+                Arc::make_mut(&mut t.barred).extend(provider.filter(|provider| Some(*provider) != spared));
                 t.close_lease(now, lease)?;
             }
             Ok(())
@@ -433,7 +435,7 @@ impl Treasury {
     pub fn clear_bar(&mut self, provider: Address) -> Result<(), Refusal> {
         self.entry(|t| {
             t.living()?;
-            t.barred.remove(&provider);
+            Arc::make_mut(&mut t.barred).remove(&provider);
             Ok(())
         })
     }
@@ -610,7 +612,7 @@ impl Treasury {
     /// A key serves one epoch only.
     fn succeed(&mut self, now: u64, operator: Address) -> Result<(), Refusal> {
         if operator != NOBODY {
-            refuse_if(!self.was_operator.insert(operator), Refusal::KeyUsed)?;
+            refuse_if(!Arc::make_mut(&mut self.was_operator).insert(operator), Refusal::KeyUsed)?;
             self.hibernate_until = 0;
         }
         self.epoch += 1;

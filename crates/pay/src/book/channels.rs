@@ -410,7 +410,8 @@ impl Channels {
                 let amount = self.decide_refund(&asked).ok();
                 self.change(channel, |channel| {
                     if let Some(amount) = amount {
-                        channel.refund = Some(OpenRefund { amount, at });
+                        let nonce = channel.chain.refund_nonce;
+                        channel.refund = Some(OpenRefund { amount, at, nonce });
                     }
                 })
             }

@@ -4,9 +4,11 @@ use crate::audit::{Audit, Call};
 use crate::world::World;
 use alloy::primitives::{Address, B256, Bytes, Log, U256, keccak256};
 use alloy::rpc::types::Log as RpcLog;
+use alloy::sol_types::{SolEvent, SolValue};
 use chain::Head;
-use chain::bindings::{State, Treasury::TreasuryCalls};
+use chain::bindings::{Lease, LeaseMarket, State, Treasury::TreasuryCalls};
 use economy::OfferView;
+use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 
 /// Branches reach so far back at most.
@@ -51,17 +53,37 @@ pub struct Block {
 struct Past {
     world: World,
     audit: Audit,
+    offers: Vec<OfferView>,
+    owed: u128,
     blocks: usize,
     epoch: u64,
+}
+
+/// What an endpoint shows: the chain at one of its last blocks.
+#[derive(Clone, Copy, Debug)]
+pub struct Sight<'a> {
+    pub world: &'a World,
+    pub head: Head,
+    pub offers: &'a [OfferView],
+    /// What the market owes the treasury.
+    pub owed: u128,
 }
 
 #[derive(Clone, Debug)]
 pub struct Chain {
     pub world: World,
     pub audit: Audit,
-    /// What the treasury and the market show now: asking costs more than all else here.
+    /// What the treasury showed after its last transaction: what grows with time may have grown since ([`Chain::state_now`]).
+    /// Asking costs more than all else here, so what was asked is kept until something changes it.
     pub state: State,
-    pub offers: Vec<OfferView>,
+    /// The block in which it was asked.
+    state_of: u64,
+    offers: Vec<OfferView>,
+    leases: RefCell<BTreeMap<u64, Lease>>,
+    /// What the market owes the treasury since a frozen token refused it, micro-USDC.
+    pub owed: u128,
+    /// Where the token keeps balances.
+    balances: U256,
     /// The last block moved tokens.
     pub moved_money: bool,
     pub blocks: Vec<Block>,
@@ -92,7 +114,11 @@ impl Chain {
         let birth = Block { head, logs, receipts: BTreeMap::new(), txs: Vec::new() };
         Self {
             state: world.state(),
+            state_of: head.number,
             offers: offers(&world),
+            leases: RefCell::default(),
+            owed: 0,
+            balances: balances_of(&world),
             moved_money: true,
             world,
             audit,
@@ -116,13 +142,31 @@ impl Chain {
         self.blocks[self.blocks.len() - 1].head
     }
 
-    /// The world as it stood `lag` blocks ago, as far as it is remembered.
-    pub fn seen(&self, lag: usize) -> (&World, Head) {
-        let lag = lag.min(self.past.len());
-        match lag {
-            0 => (&self.world, self.head()),
-            _ => (&self.past[self.past.len() - lag].world, self.blocks[self.blocks.len() - 1 - lag].head),
+    /// The treasury's state in the present block.
+    pub fn state_now(&mut self) -> &State {
+        if self.state_of != self.head().number {
+            (self.state, self.state_of) = (self.world.state(), self.head().number);
         }
+        &self.state
+    }
+
+    pub fn lease(&self, id: u64) -> Lease {
+        self.leases.borrow_mut().entry(id).or_insert_with(|| self.world.lease(id)).clone()
+    }
+
+    /// Micro-USDC of an account, as the token's storage has it.
+    pub fn balance(&self, account: Address) -> u128 {
+        balance(&self.world, self.balances, account)
+    }
+
+    /// The world as it stood `lag` blocks ago, as far as it is remembered.
+    pub fn seen(&self, lag: usize) -> Sight<'_> {
+        let lag = lag.min(self.past.len());
+        if lag == 0 {
+            return Sight { world: &self.world, head: self.head(), offers: &self.offers, owed: self.owed };
+        }
+        let Past { world, offers, owed, .. } = &self.past[self.past.len() - lag];
+        Sight { world, head: self.blocks[self.blocks.len() - 1 - lag].head, offers, owed: *owed }
     }
 
     pub fn header(&self, hash: B256) -> Option<Head> {
@@ -182,9 +226,9 @@ impl Chain {
     /// An invariant does not hold after one of its transactions.
     pub fn mine(&mut self, secs: u64) -> Result<(), String> {
         if self.depth > 0 {
-            let (world, audit) = (self.world.clone(), self.audit.clone());
+            let (world, audit, offers) = (self.world.clone(), self.audit.clone(), self.offers.clone());
             let (blocks, epoch) = (self.blocks.len(), self.state.epoch);
-            self.past.push_back(Past { world, audit, blocks, epoch });
+            self.past.push_back(Past { world, audit, offers, owed: self.owed, blocks, epoch });
         }
         while self.past.len() > self.depth {
             self.past.pop_front();
@@ -200,7 +244,7 @@ impl Chain {
             base_fee: 1,
         };
         self.blocks.push(Block { head, logs: Vec::new(), receipts: BTreeMap::new(), txs: Vec::new() });
-        (self.state, self.moved_money) = (self.world.state(), false);
+        self.moved_money = false;
         for tx in std::mem::take(&mut self.people) {
             self.execute(tx)?;
         }
@@ -231,12 +275,27 @@ impl Chain {
         match outcome {
             Ok(done) => {
                 self.done += 1;
-                self.state = self.world.state();
-                let after = self.state.clone();
-                self.moved_money |= done.logs.iter().any(|log| log.address == self.world.at.usdc);
-                if done.logs.iter().any(|log| log.address == self.world.at.market) {
-                    self.offers = offers(&self.world);
+                let at = self.world.at;
+                let emits = |address: Address| done.logs.iter().any(move |log| log.address == address);
+                let tells = |topic: B256| done.logs.iter().any(move |log| log.topics().first() == Some(&topic));
+                self.moved_money |= emits(at.usdc);
+                if emits(self.world.treasury) {
+                    (self.state, self.state_of) = (self.world.state(), block.head.number);
+                } else if emits(at.usdc) {
+                    self.state.balance = U256::from(balance(&self.world, self.balances, self.world.treasury));
                 }
+                if emits(at.market) {
+                    self.leases.borrow_mut().clear();
+                    let steady = [LeaseMarket::RentPaid::SIGNATURE_HASH, LeaseMarket::LeaseVouched::SIGNATURE_HASH];
+                    let mut of_market = done.logs.iter().filter(|log| log.address == at.market);
+                    if !of_market.all(|log| log.topics().first().is_some_and(|topic| steady.contains(topic))) {
+                        self.offers = offers(&self.world);
+                    }
+                }
+                if tells(LeaseMarket::Owed::SIGNATURE_HASH) || tells(LeaseMarket::Collected::SIGNATURE_HASH) {
+                    self.owed = owed(&self.world);
+                }
+                let after = self.state.clone();
                 block.logs.extend(logs.into_iter().map(|(_, log)| (hash, log)));
                 let name = if to_us { name.as_str() } else { "of others" };
                 let call = Call {
@@ -258,7 +317,9 @@ impl Chain {
 
     /// After something that no transaction of ours did.
     pub fn look_again(&mut self) {
-        (self.state, self.offers, self.moved_money) = (self.world.state(), offers(&self.world), true);
+        (self.state, self.state_of) = (self.world.state(), self.head().number);
+        (self.offers, self.owed, self.moved_money) = (offers(&self.world), owed(&self.world), true);
+        self.leases.borrow_mut().clear();
     }
 
     /// Whether these blocks can be taken back without undoing a succession.
@@ -274,16 +335,37 @@ impl Chain {
         let Past { world, audit, blocks, .. } = self.past[at].clone();
         self.past.truncate(at);
         (self.world, self.audit) = (world, audit);
+        let gone = self.blocks.split_off(blocks);
         self.look_again();
-        for block in self.blocks.split_off(blocks) {
+        for block in gone {
             block.txs.into_iter().for_each(|tx| self.send(tx));
         }
         now - self.now()
     }
 }
 
+/// Where the token keeps what accounts hold: the mapping in which an account that has something has just that.
+///
+/// # Panics
+/// Nobody has anything, or the token keeps it otherwise.
+fn balances_of(world: &World) -> U256 {
+    let (account, held) = (world.at.market, world.usdc(world.at.market));
+    let fits = |slot: &U256| held != 0 && balance(world, *slot, account) == held;
+    (0..16).map(U256::from).find(fits).expect("a mapping of balances")
+}
+
+fn balance(world: &World, balances: U256, account: Address) -> u128 {
+    let place = keccak256((account, balances).abi_encode());
+    world.evm.word(world.at.usdc, place.into()).saturating_to()
+}
+
+fn owed(world: &World) -> u128 {
+    let call = LeaseMarket::owedToCall { who: world.treasury };
+    world.evm.ask(world.at.market, &call).expect("a market").saturating_to()
+}
+
 /// As an agent sees them.
-pub fn offers(world: &World) -> Vec<OfferView> {
+fn offers(world: &World) -> Vec<OfferView> {
     let offers = (1..=world.offer_count()).map(|id| (id, world.offer_of(id)));
     offers
         .map(|(id, offer)| {
@@ -303,7 +385,7 @@ pub fn offers(world: &World) -> Vec<OfferView> {
 }
 
 /// The entry's name, as the treasury has it.
-fn entry(data: &[u8], to_us: bool) -> String {
+pub fn entry(data: &[u8], to_us: bool) -> String {
     let selector = data.first_chunk::<4>().copied().unwrap_or_default();
     let name = to_us.then(|| TreasuryCalls::name_by_selector(selector)).flatten();
     name.map_or_else(

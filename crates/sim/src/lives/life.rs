@@ -1,29 +1,45 @@
 //! A life from birth to close, and what the auditor asks of it as a whole.
 
 use super::chain::{Chain, DEPTH, Tx};
-use super::node::{Endpoint, Node};
-use super::{Broken, Bug, Fault, Lived, Setting};
+use super::channels::{Payer, read};
+use super::node::{Endpoint, Node, Seen};
+use super::{Broken, Bug, Fault, Lived, Pace, Setting};
 use crate::Chance;
 use crate::audit::Audit;
 use crate::world::{STAKE, Terms, World, creator, key, stage};
 use alloy::primitives::{Address, B256, U256, keccak256};
 use alloy::signers::local::PrivateKeySigner;
 use alloy::sol_types::SolCall;
-use chain::bindings::{LeaseStatus, TestUSDC};
+use chain::bindings::{LeaseStatus, Options, TestUSDC};
 use chain::market;
 use chain::treasury::calls;
 use economy::{Genesis, Limits, Policy, Stage, Timers, Usdc};
 use pay::book::{AbortWhy, Ask, Decision, Delivery, Finish, Reservation, Timing};
+use pay::scheme::channel::BATCH_SETTLEMENT;
 use pay::{BookInput, RequestId, Settle, SettleExact, TransferMethod};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::OnceLock;
 
 /// Seconds between two looks while something is under way, and of a quiet block at most.
 const BLOCK_SECS: u64 = 300;
 const QUIET_SECS: u64 = 7_200;
-const TERM_DAYS: u32 = 6;
+/// The same, while everybody waits for a silence or an answer to run out.
+const WAIT_SECS: u64 = 1_800;
+/// After so many days without any host to be had stewards give a life up, and anybody winds it down.
+const GIVE_UP_DAYS: u64 = 3;
+/// Of a thousand blocks: a payer takes its money out by itself, or asks the agent for the rest.
+const LEAVES_PERMILLE: u64 = 3;
+const ASKS_BACK_PERMILLE: u64 = 10;
 const PROVIDERS: u64 = 5;
 const CUSTOMERS: u64 = 3;
+/// Customers with a channel.
+const PAYERS: u64 = 2;
+/// Micro-USDC.
+const CUSTOMERS_HAVE: u128 = 1_000_000_000;
+/// Faults come so much more often in a short life, but in no more than so many of a thousand blocks.
+const SHORT_FACTOR: u64 = 8;
+const SHORT_PERMILLE_MAX: u64 = 250;
 /// Calls for which an answer is on its way or unpaid at once, at most: what a lost host may cost.
 const EXPOSURE_CALLS: u64 = 60;
 /// Of the last events, so many are told.
@@ -50,10 +66,15 @@ pub struct Life {
     old_keys: Vec<Address>,
     customers: Vec<PrivateKeySigner>,
     bought: Vec<Bought>,
+    payers: Vec<Payer>,
     minted: u128,
+    /// Whoever may hold tokens here.
+    holders: Vec<Address>,
     genesis: Genesis,
     /// The active host is gone since then.
     dead_since: Option<u64>,
+    /// The process dies in the next look.
+    crash_comes: bool,
     gone: BTreeSet<Address>,
     /// Leases that will not be made ready.
     lazy: BTreeSet<u64>,
@@ -62,6 +83,7 @@ pub struct Life {
     frozen_until: u64,
     owes_secs: u64,
     happened: BTreeMap<Fault, u64>,
+    crashes: BTreeMap<String, u64>,
     lived: Lived,
     told: VecDeque<String>,
     digest: Sha256,
@@ -71,26 +93,35 @@ pub struct Life {
 
 impl Life {
     pub fn born(setting: Setting) -> Self {
-        let terms = Terms::plain();
-        let mut world = World::new(terms);
+        let mut world = before_birth(setting.pace);
+        let term = setting.pace.term_secs();
         let day = u64::from(world.terms.timers.day);
         let mut chance = Chance::new(setting.seed);
-        let offers: Vec<u64> = (1..=PROVIDERS)
-            .map(|n| {
-                let a_day = 500_000 + chance.below(700_000);
-                world.provider(&format!("provider-{n}"), a_day * 1_000_000 / day, 4)
-            })
-            .collect();
-        let customers: Vec<PrivateKeySigner> = (1..=CUSTOMERS).map(|n| key(&format!("customer-{n}"))).collect();
-        for customer in &customers {
-            world.mint(customer.address(), 1_000_000_000);
+        for offer in 1..=PROVIDERS {
+            let provider = world.offer_of(offer).provider;
+            let price = (500_000 + chance.below(700_000)) * 1_000_000 / day;
+            world.evm.call(provider, world.at.market, market::calls::reprice(offer, price), 0).expect("its own");
         }
-        let price = world.offer_of(offers[0]).priceE6;
-        world.live(offers[0], TERM_DAYS * world.terms.timers.day, Usdc::rent_down(price, 2 * day).micro());
-        let minted = u128::from(PROVIDERS) * STAKE + u128::from(CUSTOMERS) * 1_000_000_000 + world.terms.seed;
-        let genesis = genesis(&world);
+        let customers: Vec<PrivateKeySigner> = (1..=CUSTOMERS).map(customer).collect();
+        let price = world.offer_of(1).priceE6;
+        world.move_in(1, term, Usdc::rent_down(price, (2 * day).min(term.into())).micro());
+        let minted = u128::from(PROVIDERS) * STAKE + u128::from(CUSTOMERS + PAYERS) * CUSTOMERS_HAVE + world.terms.seed;
+        let genesis = genesis(&world, setting.pace);
         let mut audit = Audit::new(world.treasury, day, world.terms.policy.dayLimit);
         audit.begin(&world.state());
+        let people = customers.iter().chain(&world.stewards).map(PrivateKeySigner::address);
+        let people = people.chain((1..=PAYERS).map(|n| key(&format!("payer-{n}")).address()));
+        let providers = (1..=PROVIDERS).map(|n| key(&format!("provider-{n}")).address());
+        let payers: Vec<Payer> = (1..=PAYERS).map(|n| Payer::new(n, &world)).collect();
+        let others = [
+            world.treasury,
+            BATCH_SETTLEMENT,
+            world.at.market,
+            world.standing().purse,
+            creator(),
+            key("beneficiary").address(),
+        ];
+        let holders = people.chain(providers).chain(others).collect();
         let forks = [Fault::Reorg, Fault::RpcLag].iter().any(|fault| setting.faults.contains(fault));
         let chain = Chain::new(world, audit, if forks { DEPTH } else { 0 });
         let node = Node::first(genesis.clone(), &chain, setting.bug == Some(Bug::DeafLedger));
@@ -102,9 +133,12 @@ impl Life {
             old_keys: Vec::new(),
             customers,
             bought: Vec::new(),
+            payers,
             minted,
+            holders,
             genesis,
             dead_since: None,
+            crash_comes: false,
             gone: BTreeSet::new(),
             lazy: BTreeSet::new(),
             down_until: 0,
@@ -112,6 +146,7 @@ impl Life {
             frozen_until: 0,
             owes_secs: 0,
             happened: BTreeMap::new(),
+            crashes: BTreeMap::new(),
             lived: Lived::default(),
             told: VecDeque::new(),
             digest: Sha256::new(),
@@ -124,6 +159,7 @@ impl Life {
         match self.live_on() {
             Ok(()) => {
                 self.lived.faults = self.happened.into_iter().collect();
+                self.lived.crashes = self.crashes.into_iter().collect();
                 (self.lived.done, self.lived.refused) = (self.chain.done, self.chain.refused);
                 self.lived.digest = self.digest.finalize().into();
                 Ok(self.lived)
@@ -134,7 +170,7 @@ impl Life {
 
     fn live_on(&mut self) -> Result<(), String> {
         let begin = self.chain.now();
-        let end = begin + self.setting.days * u64::from(self.genesis.timers.day);
+        let end = begin + self.setting.life_secs();
         while self.stage() != Stage::Closed {
             self.lived.blocks += 1;
             if self.lived.blocks > BLOCKS {
@@ -174,9 +210,17 @@ impl Life {
         }
     }
 
+    /// A short life has as much to suffer as a whole one.
+    fn permille(&self, fault: Fault) -> u64 {
+        match (self.setting.pace, fault) {
+            (Pace::Whole, _) | (_, Fault::RpcDrop | Fault::RpcLie | Fault::NeverReady) => fault.permille(),
+            (Pace::Short, _) => (fault.permille() * SHORT_FACTOR).min(SHORT_PERMILLE_MAX),
+        }
+    }
+
     /// Whether this fault comes now.
     fn comes(&mut self, fault: Fault) -> bool {
-        let comes = self.setting.faults.contains(&fault) && self.chance.of_1000(fault.permille());
+        let comes = self.setting.faults.contains(&fault) && self.chance.of_1000(self.permille(fault));
         if comes {
             *self.happened.entry(fault).or_default() += 1;
         }
@@ -189,8 +233,11 @@ impl Life {
         self.rain();
         self.plant();
         self.people();
-        let busy = self.node.is_busy() || self.dead_since.is_some() || self.has_steps();
-        let secs = if busy { BLOCK_SECS } else { BLOCK_SECS + self.chance.below(QUIET_SECS) };
+        let secs = match self.dead_since {
+            Some(_) => BLOCK_SECS + self.chance.below(WAIT_SECS),
+            None if self.node.is_busy() || self.has_steps() => BLOCK_SECS,
+            None => BLOCK_SECS + self.chance.below(QUIET_SECS),
+        };
         let secs = secs + std::mem::take(&mut self.owes_secs);
         let epoch = self.chain.state.epoch;
         let mined = self.chain.mine(secs);
@@ -200,13 +247,15 @@ impl Life {
         mined?;
         self.succession(epoch);
         self.works();
+        self.lived.owed_blocks += u64::from(self.chain.owed != 0);
+        self.books()?;
         self.money()
     }
 
     fn has_steps(&self) -> bool {
-        let state = self.chain.state.clone();
+        let state = &self.chain.state;
         let standby = state.standbyLease.to::<u64>();
-        let requested = standby != 0 && self.chain.world.lease(standby).status() == LeaseStatus::Requested;
+        let requested = standby != 0 && self.chain.lease(standby).status() == LeaseStatus::Requested;
         requested || !state.announcedLease.is_zero() || state.restoring || self.stopped
     }
 
@@ -219,7 +268,8 @@ impl Life {
         if self.comes(Fault::RpcLag) {
             endpoint.lag = 1 + usize::try_from(self.chance.below(3)).expect("small");
         }
-        let rate = |life: &Self, fault: Fault| if life.setting.faults.contains(&fault) { fault.permille() } else { 0 };
+        let rate =
+            |life: &Self, fault: Fault| if life.setting.faults.contains(&fault) { life.permille(fault) } else { 0 };
         (endpoint.drops, endpoint.lies) = (rate(self, Fault::RpcDrop), rate(self, Fault::RpcLie));
         for fault in [Fault::RpcDrop, Fault::RpcLie] {
             if rate(self, fault) > 0 {
@@ -227,12 +277,18 @@ impl Life {
                 *self.happened.entry(fault).or_default() += 1;
             }
         }
-        if self.node.dies_after.is_none() && self.comes(Fault::Crash) {
+        if std::mem::take(&mut self.crash_comes) {
+            self.node.begins_to_keep();
             self.node.dies_after = Some(self.chance.below(4));
+        } else if self.node.dies_after.is_none() && self.comes(Fault::Crash) {
+            self.node.begins_to_keep();
+            self.crash_comes = true;
         }
         let standby = self.answering_standby();
         if !self.node.looks(&mut self.chain, endpoint, standby, &mut self.chance) {
-            self.tell("the node's process dies, and another one starts on the same host");
+            let moment = std::mem::take(&mut self.node.died_at);
+            self.tell(format!("the node's process dies {moment}, and another one starts on the same host"));
+            *self.crashes.entry(moment).or_default() += 1;
             self.node.restarts(&self.chain);
         }
         for told in std::mem::take(&mut self.node.told) {
@@ -242,8 +298,11 @@ impl Life {
 
     fn answering_standby(&self) -> Option<u64> {
         let standby = self.chain.state.standbyLease.to::<u64>();
-        let ready = standby != 0 && self.chain.world.lease(standby).status() == LeaseStatus::Ready;
-        (ready && !self.gone.contains(&self.chain.world.lease(standby).provider)).then_some(standby)
+        if standby == 0 {
+            return None;
+        }
+        let lease = self.chain.lease(standby);
+        (lease.status() == LeaseStatus::Ready && !self.gone.contains(&lease.provider)).then_some(standby)
     }
 
     /// After a handover or takeover the successor's process begins.
@@ -274,6 +333,7 @@ impl Life {
         self.providers();
         self.stewards();
         self.buy();
+        self.buy_by_channel();
         self.relay();
     }
 
@@ -283,7 +343,7 @@ impl Life {
         if standby == 0 {
             return;
         }
-        let lease = self.chain.world.lease(standby);
+        let lease = self.chain.lease(standby);
         let waits = lease.status() == LeaseStatus::Requested && lease.tenant == treasury;
         if waits && !self.lazy.contains(&standby) && !self.gone.contains(&lease.provider) {
             let known = self.chain.world.last_lease();
@@ -296,7 +356,8 @@ impl Life {
         }
     }
 
-    /// The daemons: they relay what a silent operator's standby asks for, and rescue who has none.
+    /// The daemons: they relay what a silent operator's standby asks for, rescue who has none, and close the affairs of
+    /// whoever cannot be rescued.
     fn stewards(&mut self) {
         let state = self.chain.state.clone();
         let (now, timers, treasury) = (self.chain.now(), self.genesis.timers, self.chain.world.treasury);
@@ -307,11 +368,18 @@ impl Life {
             self.send(steward, treasury, resume);
             self.paused_until = 0;
         }
-        if self.frozen_until == 0 && self.owed_by_market() != 0 {
-            self.send(steward, self.chain.world.at.market, market::calls::collect(treasury));
+        let Some(dead_since) = self.dead_since else { return };
+        match stage(&state) {
+            Stage::Alive => {}
+            Stage::Stopped => return self.send(steward, treasury, calls::wind_down()),
+            Stage::WindingDown if now >= state.windDownAt + t(timers.refund_window) => {
+                return self.send(steward, treasury, calls::close());
+            }
+            Stage::Unborn | Stage::WindingDown | Stage::Closed => return,
         }
-        if self.dead_since.is_none() || stage(&state) != Stage::Alive {
-            return;
+        if !self.stopped && now > dead_since + GIVE_UP_DAYS * t(timers.day) {
+            self.tell("stewards give it up: there is no host to be had");
+            (self.stopped, self.lived.given_up) = (true, true);
         }
         match self.answering_standby() {
             Some(standby) => {
@@ -328,11 +396,11 @@ impl Life {
     }
 
     fn rescue(&mut self, steward: Address) {
+        let (state, day) = (self.chain.state_now().clone(), self.genesis.timers.day);
         let world = &self.chain.world;
-        let (state, day) = (self.chain.state.clone(), self.genesis.timers.day);
         let standby = state.standbyLease.to::<u64>();
         if standby != 0 {
-            let lease = world.lease(standby);
+            let lease = self.chain.lease(standby);
             let waiting = lease.status() == LeaseStatus::Requested && self.chain.now() <= lease.readyBy;
             if waiting && !self.gone.contains(&lease.provider) && !self.lazy.contains(&standby) {
                 return;
@@ -344,7 +412,10 @@ impl Life {
         let Some((offer, of)) = within.min_by_key(|(_, offer)| offer.priceE6) else { return };
         let left = world.terms.policy.dayLimit.saturating_sub(state.spentInDay);
         let prepay = Usdc::rent_down(of.priceE6, day.into()).micro().min(left).min(state.balance.to());
-        let (term, argument) = (TERM_DAYS * day, chain::orders::rescue_argument(offer, TERM_DAYS * day, prepay));
+        let (term, argument) = (
+            self.genesis.policy.limits.term,
+            chain::orders::rescue_argument(offer, self.genesis.policy.limits.term, prepay),
+        );
         let order = world.order("rescue", argument, &world.quorum());
         let (treasury, data) = (world.treasury, calls::rescue(offer, term, prepay, order));
         self.lived.rescues += 1;
@@ -438,6 +509,35 @@ impl Life {
         self.bought.push(Bought { payer, nonce, authorised, delivered });
     }
 
+    /// Customers with channels: a call, now and then the rest back, and sometimes out without a word.
+    fn buy_by_channel(&mut self) {
+        let now = self.chain.now();
+        let serving = self.dead_since.is_none() && self.stage() == Stage::Alive;
+        let price = self.node.call_price().filter(|_| serving);
+        for index in 0..self.payers.len() {
+            if let Some(data) = self.payers[index].takes_out(now) {
+                self.send(self.payers[index].address(), BATCH_SETTLEMENT, data);
+            }
+            if self.chance.of_1000(LEAVES_PERMILLE)
+                && let Some(data) = self.payers[index].leaves(&self.chain)
+            {
+                self.tell(format!("payer {} takes out what is not claimed", index + 1));
+                self.send(self.payers[index].address(), BATCH_SETTLEMENT, data);
+            }
+            let (asks, asks_back) = (self.chance.of_1000(350), self.chance.of_1000(ASKS_BACK_PERMILLE));
+            if self.payers[index].leaving_since.is_some() {
+                continue;
+            }
+            if asks_back && serving {
+                self.payers[index].asks_back(&mut self.node, &self.chain);
+            } else if let Some(price) = price.filter(|_| asks) {
+                let fails = self.comes(Fault::Unserved);
+                let served = self.payers[index].asks(&mut self.node, &self.chain, price, fails);
+                self.lived.channel_calls += u64::from(served);
+            }
+        }
+    }
+
     /// Sends what is due, again and again until the chain shows it.
     fn relay(&mut self) {
         if self.dead_since.is_some() {
@@ -462,6 +562,15 @@ impl Life {
             if !self.comes(Fault::RpcDrop) {
                 self.send(key("relay").address(), treasury, calls::settle_exact(&payment));
             }
+        }
+        for deposit in self.node.deposits() {
+            if !self.comes(Fault::RpcDrop) {
+                self.send(key("relay").address(), BATCH_SETTLEMENT, deposit);
+            }
+        }
+        // While the token refuses, that shows without a transaction.
+        if self.frozen_until == 0 && !self.node.agent.ledger().at_market().is_zero() && !self.comes(Fault::RpcDrop) {
+            self.send(key("relay").address(), self.chain.world.at.market, market::calls::collect(treasury));
         }
     }
 
@@ -523,13 +632,13 @@ impl Life {
         if can_lose && self.dead_since.is_none() && !state.restoring && self.comes(Fault::HostGone) {
             let lease = state.activeLease.to();
             self.tell(format!("the host of lease {lease} is gone, with everything on it"));
-            self.gone.insert(self.chain.world.lease(lease).provider);
+            self.gone.insert(self.chain.lease(lease).provider);
             self.dead_since = Some(self.chain.now());
         }
         let standby = state.standbyLease.to::<u64>();
         if can_lose && standby != 0 && self.comes(Fault::StandbyGone) {
-            let provider = self.chain.world.lease(standby).provider;
-            let active = self.chain.world.lease(state.activeLease.to()).provider;
+            let provider = self.chain.lease(standby).provider;
+            let active = self.chain.lease(state.activeLease.to()).provider;
             if provider != active {
                 self.tell(format!("the standby's host of lease {standby} falls silent"));
                 self.gone.insert(provider);
@@ -544,7 +653,7 @@ impl Life {
         }
         let from = self.chance.pick(&self.old_keys);
         let state = self.chain.state.clone();
-        let (treasury, term) = (self.chain.world.treasury, TERM_DAYS * self.genesis.timers.day);
+        let (treasury, term) = (self.chain.world.treasury, self.genesis.policy.limits.term);
         let lease = state.activeLease.to();
         let tries = [
             calls::heartbeat(B256::ZERO, B256::ZERO, true),
@@ -630,51 +739,59 @@ impl Life {
         self.send(provider, at, market::calls::reprice(offer, policy.priceE6Max));
         self.send(operator, treasury, calls::release(state.standbyLease.to()));
         for lease in next..=next + u64::try_from(policy.dayLimit / prepay).expect("few") {
-            self.send(operator, treasury, calls::rent(offer, TERM_DAYS * self.genesis.timers.day, prepay));
+            self.send(operator, treasury, calls::rent(offer, self.genesis.policy.limits.term, prepay));
             self.send(operator, treasury, calls::release(lease));
         }
     }
 
     // ---- the auditor's part that needs the whole ----
 
-    /// I1, after each block: no money is made or lost, and the node's books say what it saw. While the market owes the
-    /// treasury what a frozen token did not take, they may differ by that.
-    fn money(&mut self) -> Result<(), String> {
+    /// I1, after each block: no money is made or lost.
+    fn money(&self) -> Result<(), String> {
         if !self.chain.moved_money {
             return Ok(());
         }
-        let world = &self.chain.world;
-        let people = self.customers.iter().map(PrivateKeySigner::address);
-        let providers = (1..=PROVIDERS).map(|n| key(&format!("provider-{n}")).address());
-        let stewards = world.stewards.iter().map(PrivateKeySigner::address);
-        let known = people.chain(providers).chain(stewards).chain([
-            world.treasury,
-            world.at.market,
-            world.standing().purse,
-            creator(),
-            key("beneficiary").address(),
-        ]);
-        let sum: u128 = known.map(|account| world.usdc(account)).sum();
-        if sum != self.minted {
-            return Err(format!("I1: {} micro-USDC were minted, the people here hold {sum}", self.minted));
+        let sum: u128 = self.holders.iter().map(|account| self.chain.balance(*account)).sum();
+        match sum == self.minted {
+            true => Ok(()),
+            false => Err(format!("I1: {} micro-USDC were minted, the people here hold {sum}", self.minted)),
         }
-        if !self.node.agent.books_balance() && self.owed_by_market() == 0 {
-            let ledger = self.node.agent.ledger();
-            let (balance, escrow) = (ledger.balance(), ledger.escrow());
-            return Err(format!("I1: the ledger says {balance} and {escrow} in escrow, the chain another sum"));
-        }
-        Ok(())
     }
 
-    fn owed_by_market(&self) -> u128 {
-        let call = chain::bindings::LeaseMarket::owedToCall { who: self.chain.world.treasury };
-        self.chain.world.evm.ask(self.chain.world.at.market, &call).expect("a market").saturating_to()
+    /// I1, after each look of the agent: its books say to the micro-USDC what the chain showed it, however late that was,
+    /// and call nothing a gift, for nobody gives here.
+    fn books(&mut self) -> Result<(), String> {
+        let Some(Seen { balance, escrow, owed }) = self.node.seen.take() else { return Ok(()) };
+        let signed = |amount: u128| i128::try_from(amount).expect("USDC's whole supply fits 64 bits");
+        let ledger = self.node.agent.ledger();
+        let books = (ledger.balance(), ledger.escrow(), signed(ledger.at_market().micro()));
+        let chain = (signed(balance.micro()), signed(escrow.micro()), signed(owed));
+        match books == chain && ledger.gifts().is_zero() {
+            true => Ok(()),
+            false => Err(format!(
+                "I1: (balance, escrow, owed by the market) on chain {chain:?}, in the ledger {books:?}, gifts {}",
+                ledger.gifts()
+            )),
+        }
     }
 
-    /// I3 and I6, once: who paid got an answer or its money, and nothing lies where nobody gets it.
+    /// I1 of the last look, I3 and I6, once: who paid got an answer or its money, and nothing lies where nobody gets it.
     fn after_the_end(&mut self) -> Result<(), String> {
+        if self.frozen_until != 0 {
+            self.freeze(false);
+        }
         self.chain.mine(BLOCK_SECS)?;
+        if self.dead_since.is_none() {
+            // What a bad endpoint hid so long shows now.
+            self.node.dies_after = None;
+            self.node.looks(&mut self.chain, Endpoint::default(), None, &mut self.chance);
+            if self.node.seen.is_none() {
+                return Err("I1: it never saw its end".to_owned());
+            }
+            self.books()?;
+        }
         let world = &mut self.chain.world;
+        world.act(creator(), calls::sweep()).map_err(|revert| format!("I6: sweep: {}", revert.text))?;
         let beneficiary = key("beneficiary").address();
         world.act(beneficiary, calls::withdraw()).map_err(|revert| format!("I6: withdraw: {}", revert.text))?;
         let open = (1..=world.last_lease()).map(|lease| (lease, world.lease(lease)));
@@ -683,7 +800,9 @@ impl Life {
             .map(|(lease, _)| lease)
             .collect();
         let left = world.usdc(world.treasury);
-        if !stranded.is_empty() || left != 0 || self.owed_by_market() != 0 {
+        self.channels_end()?;
+        self.chain.look_again();
+        if !stranded.is_empty() || left != 0 || self.chain.owed != 0 {
             return Err(format!("I6: stranded: leases {stranded:?}, {left} in the treasury"));
         }
         let world = &self.chain.world;
@@ -699,39 +818,119 @@ impl Life {
             unpaid += u64::from(call.delivered && paid == 0);
         }
         // A host that is lost takes what was not in the last checkpoint with it.
-        let excused = self.lived.takeovers * EXPOSURE_CALLS;
+        let lost = self.lived.takeovers + u64::from(self.dead_since.is_some());
+        let excused = lost * EXPOSURE_CALLS;
         if unanswered > excused || unpaid > excused + EXPOSURE_CALLS {
             return Err(format!(
                 "I3: {unanswered} calls were paid, not answered and not refunded, {unpaid} answered and not paid; \
-                 {} takeovers excuse {excused}",
-                self.lived.takeovers
+                 {lost} lost hosts excuse {excused}"
             ));
         }
         Ok(())
     }
 }
 
-fn genesis(world: &World) -> Genesis {
-    let (timers, policy): (Timers, _) = (world.terms.timers, &world.terms.policy);
+/// I3 and I6 of channels: nothing claimed beyond what was signed or delivered, nothing delivered and left unclaimed but
+/// what lost hosts excuse, and payers have the rest, by themselves.
+impl Life {
+    fn channels_end(&mut self) -> Result<(), String> {
+        let lost = self.lived.takeovers + u64::from(self.dead_since.is_some());
+        let excused = u128::from(lost * EXPOSURE_CALLS) * self.genesis.policy.limits.max_call.micro();
+        let mut unclaimed = 0;
+        for index in 0..self.payers.len() {
+            let Payer { id, signed, delivered, .. } = self.payers[index];
+            let claimed = read(&self.chain, &id, 0).claimed.micro();
+            if claimed > signed || claimed > delivered {
+                return Err(format!(
+                    "I3: {claimed} claimed from payer {} for {delivered} of {signed} signed",
+                    index + 1
+                ));
+            }
+            unclaimed += delivered - claimed;
+            // Its own way out, which needs nobody.
+            let (payer, delay) = (self.payers[index].address(), self.payers[index].delay_secs());
+            if let Some(data) = self.payers[index].leaves(&self.chain) {
+                self.chain.world.evm.call(payer, BATCH_SETTLEMENT, data, 0).map_err(|r| format!("I6: {}", r.text))?;
+            }
+            self.chain.world.evm.next_block(delay + 3_700);
+            let now = self.chain.world.evm.now();
+            if let Some(data) = self.payers[index].takes_out(now) {
+                // Taken out before, perhaps.
+                let _ = self.chain.world.evm.call(payer, BATCH_SETTLEMENT, data, 0);
+            }
+        }
+        if unclaimed > excused {
+            return Err(format!(
+                "I3: {unclaimed} micro-USDC were delivered on channels and not claimed; excused {excused}"
+            ));
+        }
+        let stranded = self.chain.balance(BATCH_SETTLEMENT);
+        if stranded != 0 {
+            return Err(format!("I6: {stranded} micro-USDC stay in the channel contract"));
+        }
+        Ok(())
+    }
+}
+
+fn customer(n: u64) -> PrivateKeySigner {
+    key(&format!("customer-{n}"))
+}
+
+/// The world into which every life is born, its treasury made and funded: set up once.
+fn before_birth(pace: Pace) -> World {
+    static WORLDS: [OnceLock<World>; 2] = [const { OnceLock::new() }; 2];
+    let made = || {
+        let mut world = World::new(terms(pace));
+        world.evm.takes_stand_ins = true;
+        for n in 1..=PROVIDERS {
+            world.provider(&format!("provider-{n}"), 1, 4);
+        }
+        for n in 1..=CUSTOMERS {
+            world.mint(customer(n).address(), CUSTOMERS_HAVE);
+        }
+        for n in 1..=PAYERS {
+            world.mint(key(&format!("payer-{n}")).address(), CUSTOMERS_HAVE);
+        }
+        world.create();
+        world
+    };
+    WORLDS[usize::from(pace == Pace::Short)].get_or_init(made).clone()
+}
+
+/// Real timers; in a short life nobody has a whole day for refunds.
+fn terms(pace: Pace) -> Terms {
+    let plain = Terms::plain();
+    let timers = &plain.timers;
+    // Longer than a takeover and a rescue take: what vouchers promise can be claimed before a payer is gone.
+    let withdraw_delay = timers.answer_time + timers.restore_timeout + timers.silence + timers.day;
+    let options = Options { channels: BATCH_SETTLEMENT, withdrawDelay: withdraw_delay, ..Options::default() };
+    let plain = Terms { options, ..plain };
+    match pace {
+        Pace::Whole => plain,
+        Pace::Short => Terms { timers: Timers { refund_window: 7_200, ..plain.timers }, ..plain },
+    }
+}
+
+fn genesis(world: &World, pace: Pace) -> Genesis {
+    let (timers, birth): (Timers, _) = (world.terms.timers, &world.terms.policy);
     let limits = Limits {
-        day_limit: Usdc(policy.dayLimit),
-        price_e6_max: policy.priceE6Max,
-        term: TERM_DAYS * timers.day,
-        prepay_secs: policy.prepayMax,
-        gas_target_wei: policy.gasTarget,
-        starve_floor: Usdc(policy.starveFloor),
+        day_limit: Usdc(birth.dayLimit),
+        price_e6_max: birth.priceE6Max,
+        term: pace.term_secs(),
+        prepay_secs: birth.prepayMax,
+        gas_target_wei: birth.gasTarget,
+        starve_floor: Usdc(birth.starveFloor),
         margin_pct: 20,
         min_call: Usdc(20_000),
         max_call: Usdc(50_000),
         block_secs: u32::try_from(BLOCK_SECS).expect("small"),
     };
     timers.check(limits.term, limits.block_secs).expect("the timers fit");
-    Genesis {
-        chain_id: chain::anvil::DEV_CHAIN_ID,
-        treasury: world.treasury.into_array(),
-        timers,
-        policy: Policy::new(limits, &timers),
+    let mut policy = Policy::new(limits, &timers);
+    if pace == Pace::Short {
+        policy.checkpoint_every *= 3;
     }
+    Genesis { chain_id: chain::anvil::DEV_CHAIN_ID, treasury: world.treasury.into_array(), timers, policy }
 }
 
 /// Words in which the treasury keeps birth and life; mappings lie elsewhere.

@@ -3,18 +3,20 @@
 //! **Invariant:** what was recorded is folded again after a crash, and every record must give the outputs that it gave.
 //! **Invariant:** the outbox is kept before anything is sent.
 
-use super::chain::{Chain, Tx, offers};
+use super::chain::{Chain, Sight, Tx, entry};
+use super::channels::Errand;
 use crate::Chance;
-use crate::world::World;
 use alloy::primitives::{Address, B256, Bytes, keccak256};
-use chain::bindings::{MarketEvent, State, TreasuryEvent};
+use chain::bindings::{Lease, MarketEvent, State, TreasuryEvent};
 use chain::logs::{ChainLog, Event, LogCore, LogItem, Sources, Step};
 use chain::outbox::{self, Outbox, SendError};
 use chain::treasury::calls;
 use economy::{
-    Agent, ChainEvent, ChainEventKind, Genesis, Input, OfferView, Outcome, Output, OutputId, Owed, Price, Usdc, View,
+    Agent, ChainEvent, ChainEventKind, Genesis, Input, Outcome, Output, OutputId, Owed, Price, Task, Usdc, View,
     outputs_digest,
 };
+use pay::book::ChannelOutput;
+use pay::scheme::channel::{BATCH_SETTLEMENT, ChannelId};
 use pay::{BookInput, BookOutput, ChannelBook, RequestId, TransferMethod};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -33,6 +35,15 @@ pub struct Endpoint {
 enum Record {
     Life(u64, Box<Input>, [u8; 32]),
     Book(Box<BookInput>),
+}
+
+/// What the chain showed when the agent last looked, for the auditor: with that its books must agree.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen {
+    pub balance: Usdc,
+    pub escrow: Usdc,
+    /// What the market owes.
+    pub owed: u128,
 }
 
 /// What a successor starts from, as a checkpoint holds it: the journal's first records, and the log reader then.
@@ -65,11 +76,19 @@ pub struct Node {
     pub memories: BTreeMap<u64, Memory>,
     /// Acts left until the process dies.
     pub dies_after: Option<u64>,
+    /// Between which two acts it died.
+    pub died_at: String,
+    /// It may die in this look or the next: what it keeps is written down. Nobody reads it otherwise.
+    pub keeps: bool,
+    /// Of the last look, until it is taken.
+    pub seen: Option<Seen>,
     pub told: Vec<String>,
     /// What the outbox said when something was submitted, to be done with the next head.
     answered: Vec<outbox::Output>,
     clock_ms: u64,
     is_deaf: bool,
+    pub(super) errands: BTreeMap<outbox::Id, Errand>,
+    pub(super) refunding: BTreeSet<ChannelId>,
 }
 
 impl Node {
@@ -78,8 +97,8 @@ impl Node {
         let world = &chain.world;
         let sources = Sources { treasury: world.treasury, market: world.at.market, usdc: world.at.usdc };
         let logs = LogCore::new(sources, chain.blocks[0].head.number);
-        let mut node = Self::with(genesis, sources, world.state().operator, 1, Vec::new(), logs, is_deaf);
-        node.boots(chain.now(), world.state().epoch, false);
+        let mut node = Self::with(genesis, sources, chain.state.operator, 1, Vec::new(), logs, is_deaf);
+        node.boots(chain.now(), chain.state.epoch, false);
         node
     }
 
@@ -111,10 +130,15 @@ impl Node {
             price: None,
             memories: BTreeMap::new(),
             dies_after: None,
+            died_at: String::new(),
+            keeps: false,
+            seen: None,
             told: Vec::new(),
             answered: Vec::new(),
             clock_ms: 0,
             is_deaf,
+            errands: BTreeMap::new(),
+            refunding: BTreeSet::new(),
         }
     }
 
@@ -127,7 +151,7 @@ impl Node {
     pub fn successor(&self, chain: &Chain, seq: Option<u64>) -> Self {
         let state = &chain.state;
         let memory = match seq {
-            None => Memory { records: self.journal.len(), logs: self.kept_logs.clone() },
+            None => Memory { records: self.journal.len(), logs: self.logs.to_bytes() },
             Some(seq) => self.memories.get(&seq).cloned().unwrap_or_else(|| {
                 // Nothing was ever acknowledged: a life that begins anew, with what the chain tells.
                 let logs = LogCore::new(self.sources, chain.blocks[0].head.number).to_bytes();
@@ -146,18 +170,20 @@ impl Node {
         for input in next.book.interrupted(chain.now()) {
             next.pay(chain.now(), input);
         }
+        next.resume_channels(chain);
         next
     }
 
     /// The process died. The same host starts another one from what was kept.
     pub fn restarts(&mut self, chain: &Chain) {
-        self.dies_after = None;
+        (self.dies_after, self.keeps) = (None, false);
         self.outbox = Outbox::from_bytes(&self.kept_outbox, self.key, outbox::Options::new(1)).expect("its own bytes");
         self.logs = LogCore::from_bytes(&self.kept_logs, self.sources).expect("its own bytes");
         let before = self.agent.digest();
         self.fold_again();
         assert_eq!(self.agent.digest(), before, "a journal folded again ends in another state");
         self.boots(chain.now(), chain.state.epoch, false);
+        self.resume_channels(chain);
         // What was asked for and has no end is asked for again, under the same name.
         for (id, output) in self.agent.unfinished() {
             self.submit(id, &output, chain);
@@ -243,6 +269,11 @@ impl Node {
                     let outputs = self.record(now, earned);
                     tasks.extend(self.hear(now, outputs));
                 }
+                BookOutput::Channel(ChannelOutput::Charged { amount, .. }) => {
+                    let earned = Input::Earned { first_lsn: lsn, last_lsn: lsn, count: 1, tokens: 100, sum: amount };
+                    let outputs = self.record(now, earned);
+                    tasks.extend(self.hear(now, outputs));
+                }
                 BookOutput::Owe { .. } => tasks.extend(self.say_owed(now)),
                 _ => {}
             }
@@ -259,11 +290,16 @@ impl Node {
             return true;
         }
         let now = chain.now();
-        let (world, head) = chain.seen(endpoint.lag);
+        if endpoint.lag == 0 {
+            chain.state_now();
+        }
+        let sight = chain.seen(endpoint.lag);
+        let head = sight.head;
         let view = match endpoint.lag {
-            0 => self.view(world, &chain.state, chain.offers.clone(), head.number),
-            _ => self.view(world, &world.state(), offers(world), head.number),
+            0 => self.view(&sight, &chain.state, |id| chain.lease(id)),
+            _ => self.view(&sight, &sight.world.state(), |id| sight.world.lease(id)),
         };
+        let seen = Seen { balance: view.balance, escrow: view.escrow, owed: sight.owed };
         let mut tasks = Vec::new();
         if let Some(lease) = standby {
             let outputs = self.record(now, Input::StandbyAnswered { lease, ready: true });
@@ -271,7 +307,7 @@ impl Node {
         }
         let items = self.read(chain, head);
         let (events, payments) = self.translate(&items);
-        if !items.is_empty() {
+        if !items.is_empty() && self.keeps {
             self.kept_logs = self.logs.to_bytes();
         }
         for input in payments {
@@ -285,9 +321,11 @@ impl Node {
         if head.number + 1 >= self.logs.next_block() {
             let outputs = self.record(now, Input::Block(Box::new(view)));
             tasks.extend(self.hear(now, outputs));
+            self.seen = Some(seen);
         }
+        self.tend_channels(chain, endpoint.lag);
         for (id, task) in tasks {
-            if self.dies() {
+            if self.dies("before", "asking for", || task.task().map_or_else(String::new, name)) {
                 return false;
             }
             self.submit(id, &task, chain);
@@ -296,9 +334,33 @@ impl Node {
         self.sends(head, chain, endpoint, chance)
     }
 
-    fn dies(&mut self) -> bool {
+    /// The name of a task that is on its way.
+    fn unfinished(&self, id: outbox::Id) -> String {
+        let all = if self.dies_after == Some(0) { self.agent.unfinished() } else { Vec::new() };
+        let one = all.into_iter().find(|(output, _)| self.sent.get(&id) == Some(output));
+        one.and_then(|(_, output)| output.task()).map_or_else(|| "what is over".to_owned(), name)
+    }
+
+    fn keep_outbox(&mut self) {
+        if self.keeps {
+            self.kept_outbox = self.outbox.to_bytes();
+        }
+    }
+
+    /// From the next look on. What was not written down so far is kept as it is now.
+    pub fn begins_to_keep(&mut self) {
+        if !std::mem::replace(&mut self.keeps, true) {
+            (self.kept_logs, self.kept_outbox) = (self.logs.to_bytes(), self.outbox.to_bytes());
+        }
+    }
+
+    /// When and before or after what is told only if it does.
+    fn dies(&mut self, when: &str, act: &str, what: impl FnOnce() -> String) -> bool {
         match &mut self.dies_after {
-            Some(0) => true,
+            Some(0) => {
+                self.died_at = format!("{when} {act} {}", what());
+                true
+            }
             Some(left) => {
                 *left -= 1;
                 false
@@ -316,6 +378,7 @@ impl Node {
                 Step::NeedHeader(hash) => {
                     headers.insert(hash, chain.header(hash).expect("a block of this branch"));
                 }
+                Step::Range { .. } if self.lost_newest(chain, &mut out) => {}
                 Step::Range { first, last } => {
                     let blocks = chain.blocks.iter().map(|block| block.head);
                     let logs =
@@ -335,6 +398,16 @@ impl Node {
         }
     }
 
+    /// Far behind, headers are not walked: if the newest block that was read no longer stands, it is taken back.
+    fn lost_newest(&mut self, chain: &Chain, out: &mut Vec<LogItem>) -> bool {
+        let Some((number, hash)) = self.logs.newest() else { return false };
+        let lost = chain.header(hash).is_none();
+        if lost {
+            self.logs.revert_from(number, out);
+        }
+        lost
+    }
+
     fn decoded(&self, chain: &Chain, hash: B256) -> Vec<ChainLog> {
         let logs = chain.logs(hash).into_iter();
         logs.filter_map(|log| self.logs.decode(&log).expect("our contracts' ABI")).collect()
@@ -349,9 +422,6 @@ impl Node {
             match &log.event {
                 Event::Treasury(TreasuryEvent::ExactSettled(e)) => {
                     *explained.entry((log.tx, e.payer)).or_default() += e.amount.saturating_to::<u128>();
-                }
-                Event::Market(MarketEvent::LeaseClosed(e)) => {
-                    *explained.entry((log.tx, self.sources.market)).or_default() += e.refund;
                 }
                 _ => {}
             }
@@ -397,11 +467,20 @@ impl Node {
                 let (rent_total, refund) = (Usdc(e.rentTotal), Usdc(e.refund));
                 ChainEventKind::LeaseClosed { lease: e.lease.to(), rent_total, refund }
             }
+            Event::Market(MarketEvent::Owed(e)) if e.to == self.sources.treasury => {
+                ChainEventKind::MarketOwes { amount: usdc(e.amount) }
+            }
+            Event::Market(MarketEvent::Collected(e)) if e.to == self.sources.treasury => {
+                ChainEventKind::MarketPaid { amount: usdc(e.amount) }
+            }
             Event::Transfer { from, to, amount } if *to == self.sources.treasury => {
                 let known = explained.get(&(log.tx, *from)).copied().unwrap_or(0);
-                // What the market owed since a token refused it was booked when the lease closed: no gift.
+                // What the market pays was told by `LeaseClosed` or `Collected`: no gift.
                 if known >= *amount || *from == self.sources.market {
                     return None;
+                }
+                if *from == BATCH_SETTLEMENT {
+                    return Some(ChainEventKind::ChannelsSettled { amount: Usdc(*amount) });
                 }
                 ChainEventKind::TransferIn { from: from.into_array(), amount: Usdc(*amount - known) }
             }
@@ -416,10 +495,26 @@ impl Node {
         // The same after every restart; another in every epoch's outbox.
         let name = outbox::Id((u128::from(id.lsn) << 32 | u128::from(id.index)).to_be_bytes());
         self.sent.insert(name, id);
-        let request = outbox::Request { to: Some(self.sources.treasury), data, value: 0, gas: None };
+        self.put(name, outbox::Request { to: Some(self.sources.treasury), data, value: 0, gas: None });
+    }
+
+    pub(super) fn put(&mut self, id: outbox::Id, request: outbox::Request) {
         let mut out = Vec::new();
-        self.outbox.handle(self.clock_ms, outbox::Input::Submit { id: name, request }, &mut out);
+        self.outbox.handle(self.clock_ms, outbox::Input::Submit { id, request }, &mut out);
         self.answered.extend(out);
+    }
+
+    pub(super) fn fresh_id(&mut self) -> outbox::Id {
+        self.outbox.fresh_id()
+    }
+
+    pub(super) fn treasury(&self) -> Address {
+        self.sources.treasury
+    }
+
+    /// Of the last record.
+    pub(super) fn lsn(&self) -> u64 {
+        u64::try_from(self.journal.len()).expect("small")
     }
 
     pub fn submit_all(&mut self, tasks: Vec<(OutputId, Output)>, chain: &Chain) {
@@ -436,7 +531,7 @@ impl Node {
             }
             Output::Checkpoint => {
                 let seq = chain.state.checkpointSeq + 1;
-                let memory = Memory { records: self.journal.len(), logs: self.kept_logs.clone() };
+                let memory = Memory { records: self.journal.len(), logs: self.logs.to_bytes() };
                 self.memories.insert(seq, memory);
                 self.memories.retain(|kept, _| kept + 4 > seq);
                 chain.world.commit(keccak256(seq.to_be_bytes()), &chain.world.quorum())
@@ -464,24 +559,28 @@ impl Node {
                 return true;
             }
             for output in std::mem::take(&mut todo) {
-                if matches!(output, outbox::Output::Send { .. }) {
-                    self.kept_outbox = self.outbox.to_bytes();
-                    if self.dies() {
+                let mut sent = None;
+                if let outbox::Output::Send { request, .. } = &output {
+                    self.keep_outbox();
+                    sent = Some(request.data.clone());
+                    if self.dies("before", "sending", || entry(&request.data, true)) {
                         return false;
                     }
                 }
                 match output {
                     outbox::Output::Settled { id, outcome } => {
-                        self.kept_outbox = self.outbox.to_bytes();
-                        if self.dies() {
+                        self.keep_outbox();
+                        let unfinished = self.unfinished(id);
+                        if self.dies("before", "hearing of", || unfinished) {
                             return false;
                         }
-                        self.settled(id, outcome, chain);
+                        self.settled(id, outcome, chain, endpoint.lag);
                         todo.append(&mut self.answered);
                     }
                     asked => inputs.extend(self.ask(asked, chain, endpoint, chance)),
                 }
-                if matches!(inputs.last(), Some(outbox::Input::Sent { .. })) && self.dies() {
+                let arrived = sent.filter(|_| matches!(inputs.last(), Some(outbox::Input::Sent { .. })));
+                if arrived.is_some_and(|data| self.dies("after", "sending", || entry(&data, true))) {
                     return false;
                 }
             }
@@ -497,7 +596,7 @@ impl Node {
         chance: &mut Chance,
     ) -> Option<outbox::Input> {
         let (lost, lies) = (chance.of_1000(endpoint.drops), chance.of_1000(endpoint.lies));
-        let (seen, _) = chain.seen(endpoint.lag);
+        let seen = chain.seen(endpoint.lag).world;
         Some(match output {
             outbox::Output::AskNonce if lost => return None,
             outbox::Output::AskNonce => outbox::Input::NonceIs {
@@ -541,7 +640,10 @@ impl Node {
         })
     }
 
-    fn settled(&mut self, id: outbox::Id, outcome: outbox::Outcome, chain: &Chain) {
+    fn settled(&mut self, id: outbox::Id, outcome: outbox::Outcome, chain: &Chain, lag: usize) {
+        if let Some(errand) = self.errands.remove(&id) {
+            return self.errand_over(errand, matches!(outcome, outbox::Outcome::Done { .. }), chain, lag);
+        }
         let Some(output) = self.sent.remove(&id) else { return };
         let outcome = match outcome {
             outbox::Outcome::Done { block, .. } => Outcome::Done { block },
@@ -562,16 +664,34 @@ impl Node {
         self.outbox.is_busy()
     }
 
-    fn view(&self, world: &World, state: &State, offers: Vec<OfferView>, number: u64) -> View {
+    fn view(&self, sight: &Sight<'_>, state: &State, lease: impl Fn(u64) -> Lease) -> View {
         View {
-            number,
+            number: sight.head.number,
             operator_is_me: state.operator == self.key,
             operator_gas_wei: u128::MAX,
             relay_gas_wei: u128::MAX,
-            offers,
-            ..world.view(state)
+            offers: sight.offers.to_vec(),
+            ..sight.world.view_of(state, lease)
         }
     }
+}
+
+/// As the treasury has it.
+fn name(task: Task) -> String {
+    let name = match task {
+        Task::Rent => "rent",
+        Task::TopUp { .. } => "topUp",
+        Task::Release { .. } => "release",
+        Task::Heartbeat => "heartbeat",
+        Task::Checkpoint => "commit",
+        Task::Announce => "announce",
+        Task::Handover => "handover",
+        Task::Refuel => "refuel",
+        Task::Refund { .. } => "refundExact",
+        Task::WindDown => "windDown",
+        Task::Close => "close",
+    };
+    name.to_owned()
 }
 
 fn rented(event: &ChainEvent) -> Option<u64> {

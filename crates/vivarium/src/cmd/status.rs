@@ -103,6 +103,9 @@ fn agent_lines(out: &mut String, a: &Value) {
     );
     let runway = a["runway_secs"].as_u64().map_or_else(|| "income covers the cost".to_owned(), |s| duration(s, day));
     let _ = writeln!(out, "runway      {runway}");
+    if let Some(line) = break_even(&a["break_even"]) {
+        let _ = writeln!(out, "break-even  {line}");
+    }
     if a["lease"].is_object() {
         let _ = writeln!(
             out,
@@ -144,6 +147,18 @@ fn agent_lines(out: &mut String, a: &Value) {
     if let Some(trouble) = a["trouble"].as_str() {
         let _ = writeln!(out, "trouble     {trouble}");
     }
+}
+
+/// In calls a day: here, and on the cheapest offers.
+fn break_even(told: &Value) -> Option<String> {
+    let (here, offers) = told.as_array()?.split_first()?;
+    let offers: Vec<String> = offers.iter().map(|o| format!("{} on offer {}", o["calls_a_day"], o["offer"])).collect();
+    let elsewhere = if offers.is_empty() { String::new() } else { format!("; {}", offers.join(", ")) };
+    Some(format!(
+        "{} calls a day at the least price ({} USDC a day){elsewhere}",
+        here["calls_a_day"],
+        usdc(&here["cost_day_uusdc"])
+    ))
 }
 
 /// A JSON string without quotes; `-` for null.

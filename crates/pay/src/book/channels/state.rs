@@ -57,6 +57,9 @@ pub struct OpenClaim {
 pub struct OpenRefund {
     pub amount: Usdc,
     pub at: u64,
+    /// The channel's `refund_nonce` when it was asked for: it was mined when the chain shows a larger one. What the
+    /// chain shows now is no measure, for that may have been read after it was mined and before its end was recorded.
+    pub nonce: u64,
 }
 
 /// What an answer tells a customer about its channel.

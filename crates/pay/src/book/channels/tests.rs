@@ -555,3 +555,14 @@ proptest! {
         prop_assert!(on_chain <= channels.totals().charged);
     }
 }
+
+/// A crash between what the chain showed and the end of the refund must not make a second one.
+#[test]
+fn a_refund_remembers_what_the_chain_showed_before_it() {
+    let mut channels = open(1_000);
+    run(&mut channels, [ChannelInput::RefundAsked { channel: id(1), amount: Usdc(300), at: NOW }]);
+    let mined = ChannelState { refund_nonce: 1, ..state(700, 0, 2) };
+    run(&mut channels, [seen(1, mined)]);
+    let (_, channel, refund) = channels.refunds().next().unwrap();
+    assert_eq!((refund.nonce, channel.chain.refund_nonce), (0, 1));
+}

@@ -1,0 +1,406 @@
+//! Calls that are paid from channels: what a node does about them, wired as a node wires it, and customers who deposit,
+//! sign vouchers, ask for what is left, or leave without a word and try to take more than is theirs.
+
+use super::chain::Chain;
+use super::node::Node;
+use crate::world::{World, key};
+use alloy::primitives::{Address, B256, Bytes, aliases::U40, keccak256};
+use alloy::signers::local::PrivateKeySigner;
+use chain::anvil::DEV_CHAIN_ID;
+use chain::bindings::{ChannelConfig as OnChain, Voucher, VoucherClaim};
+use chain::outbox;
+use chain::treasury::calls;
+use pay::book::channels::{
+    AskedDeposit, CallReservation, ChannelAsk, ChannelDecision, ChannelInput, ClaimPolicy, RefundAsk,
+};
+use pay::book::{AbortWhy, Delivery, Finish};
+use pay::scheme::channel::{
+    BATCH_SETTLEMENT, ChannelConfig, ChannelDomain, ChannelId, ChannelState, ClaimRow, Deposit, DepositMethod,
+    HeldVoucher, facilitator,
+};
+use pay::{BookInput, Usdc};
+
+/// As a node's, in proportion to what a call costs here.
+const UNCLAIMED_CHANNEL_MAX: Usdc = Usdc(250_000);
+const UNCLAIMED_ALL_MAX: Usdc = Usdc(500_000);
+const ROW_MIN: Usdc = Usdc(1_000);
+const WITHDRAW_MARGIN_SECS: u64 = 3_600;
+/// Calls that a deposit pays for.
+const DEPOSIT_CALLS: u128 = 12;
+
+/// What is on its way to the chain for channels. As in a node, only its process knows: after a crash the chain is asked.
+#[derive(Clone, Debug)]
+pub enum Errand {
+    Claim(Vec<ClaimRow>),
+    /// What is charged is claimed before the rest goes back.
+    ClaimFirst(ChannelId),
+    Refund(ChannelId),
+}
+
+/// What the chain, so many blocks ago, says of a channel.
+pub fn read(chain: &Chain, id: &ChannelId, lag: usize) -> ChannelState {
+    let sight = chain.seen(lag);
+    let ask = |data: Vec<u8>| {
+        let answer = sight.world.evm.what_if(Address::ZERO, BATCH_SETTLEMENT, data);
+        answer.expect("a channel contract").output.to_vec()
+    };
+    facilitator::read_state(&facilitator::state_calls(id).map(ask), sight.head.number).expect("its words")
+}
+
+impl Node {
+    fn channel(&mut self, now: u64, input: ChannelInput) {
+        // None of these asks for a transaction of the life's.
+        self.pay(now, BookInput::Channel(input));
+    }
+
+    fn sees(&mut self, chain: &Chain, id: ChannelId, lag: usize) -> ChannelState {
+        let state = read(chain, &id, lag);
+        let config = self.book.channels().channel(&id).map(|channel| channel.config.clone());
+        if let Some(config) = config {
+            self.channel(
+                chain.now(),
+                ChannelInput::Seen { channel: id, config, state: state.clone(), at: chain.now() },
+            );
+        }
+        state
+    }
+
+    /// After each look: deposits that came in, refunds and claims that are due, payers that leave.
+    pub fn tend_channels(&mut self, chain: &Chain, lag: usize) {
+        let open: Vec<(ChannelId, Usdc, B256)> = self
+            .book
+            .channels()
+            .deposits()
+            .map(|(id, channel, open)| {
+                (*id, channel.chain.balance.saturating_add(open.deposit.amount), open.key.into())
+            })
+            .collect();
+        for (channel, expected, key) in open {
+            // Whoever sent it, the balance decides.
+            if read(chain, &channel, lag).balance >= expected {
+                self.sees(chain, channel, lag);
+                self.channel(chain.now(), ChannelInput::DepositDone { channel, key: key.0 });
+            }
+        }
+        if chain.state.operator != self.key || chain.state.restoring {
+            return;
+        }
+        let refunds: Vec<ChannelId> = self.book.channels().refunds().map(|(id, ..)| *id).collect();
+        for channel in refunds.into_iter().filter(|id| !self.refunding.contains(id)).collect::<Vec<_>>() {
+            self.refund(chain, channel, lag);
+        }
+        let owing = |channel: &pay::book::channels::Channel| channel.charged > channel.chain.claimed;
+        let owing: Vec<ChannelId> =
+            self.book.channels().channels().filter(|(_, channel)| owing(channel)).map(|(id, _)| *id).collect();
+        for channel in owing {
+            if read(chain, &channel, lag).withdrawal.is_some() {
+                self.sees(chain, channel, lag);
+            }
+        }
+        self.claim_due(chain.now());
+    }
+
+    fn claim_due(&mut self, now: u64) {
+        let channels = self.book.channels();
+        if channels.totals().unclaimed.is_zero() || channels.open_claims().next().is_some() {
+            return;
+        }
+        let ends = self.call_price().is_none();
+        let bound = |sum| if ends { Usdc::ZERO } else { sum };
+        let policy = ClaimPolicy {
+            channel_max: bound(UNCLAIMED_CHANNEL_MAX),
+            all_max: bound(UNCLAIMED_ALL_MAX),
+            row_min: if ends { Usdc(1) } else { ROW_MIN },
+            rows_max: 50,
+            withdraw_margin_secs: WITHDRAW_MARGIN_SECS,
+        };
+        for batch in channels.due_claims(&policy, now) {
+            let rows = batch.iter().map(|row| (row.channel, row.total)).collect();
+            self.channel(now, ChannelInput::ClaimSent { rows });
+            let data = calls::claim_and_settle(batch.iter().map(row_on_chain).collect());
+            self.send_errand(Errand::Claim(batch), data);
+        }
+    }
+
+    fn refund(&mut self, chain: &Chain, channel: ChannelId, lag: usize) {
+        let channels = self.book.channels();
+        let Some((config, refund)) = channels.channel(&channel).and_then(|c| Some((c.config.clone(), c.refund?)))
+        else {
+            return;
+        };
+        let claim = channels.claim_before_refund(&channel);
+        // A process before this one may have sent it.
+        if read(chain, &channel, lag).refund_nonce > refund.nonce {
+            return self.end_refund(chain, channel, lag);
+        }
+        self.refunding.insert(channel);
+        match claim {
+            Some(row) => {
+                self.send_errand(Errand::ClaimFirst(channel), calls::claim_and_settle(vec![row_on_chain(&row)]))
+            }
+            None => self.send_refund(channel, &config, refund.amount),
+        }
+    }
+
+    fn send_refund(&mut self, channel: ChannelId, config: &ChannelConfig, amount: Usdc) {
+        let data = calls::refund_channel(config_on_chain(config), amount.micro());
+        self.send_errand(Errand::Refund(channel), data);
+    }
+
+    fn end_refund(&mut self, chain: &Chain, channel: ChannelId, lag: usize) {
+        self.refunding.remove(&channel);
+        self.sees(chain, channel, lag);
+        self.channel(chain.now(), ChannelInput::RefundEnded { channel });
+    }
+
+    /// What became of it.
+    pub fn errand_over(&mut self, errand: Errand, carried_out: bool, chain: &Chain, lag: usize) {
+        match errand {
+            Errand::Claim(rows) => {
+                let (mut done, mut failed) = (Vec::new(), Vec::new());
+                for row in rows {
+                    let claimed = self.sees(chain, row.channel, lag).claimed;
+                    // Only a claim that was carried out says something about its rows.
+                    if claimed >= row.total || !carried_out { done.push(row.channel) } else { failed.push(row.channel) }
+                }
+                self.claims_end(chain.now(), done, failed);
+            }
+            Errand::ClaimFirst(channel) => {
+                let known = self.book.channels().channel(&channel);
+                match known.and_then(|c| Some((c.config.clone(), c.refund?.amount))).filter(|_| carried_out) {
+                    Some((config, amount)) => self.send_refund(channel, &config, amount),
+                    None => self.end_refund(chain, channel, lag),
+                }
+            }
+            Errand::Refund(channel) => self.end_refund(chain, channel, lag),
+        }
+    }
+
+    fn claims_end(&mut self, now: u64, done: Vec<ChannelId>, failed: Vec<ChannelId>) {
+        if !done.is_empty() {
+            self.channel(now, ChannelInput::ClaimDone { rows: done });
+        }
+        if !failed.is_empty() {
+            self.channel(now, ChannelInput::ClaimFailed { rows: failed });
+        }
+    }
+
+    /// After a start: what was on its way is asked about; deposits and refunds are tended as ever.
+    pub fn resume_channels(&mut self, chain: &Chain) {
+        self.errands.clear();
+        self.refunding.clear();
+        let open: Vec<ChannelId> = self.book.channels().open_claims().map(|(id, _)| *id).collect();
+        for channel in open {
+            self.sees(chain, channel, 0);
+            self.claims_end(chain.now(), vec![channel], Vec::new());
+        }
+    }
+
+    fn send_errand(&mut self, errand: Errand, data: Bytes) {
+        let id = self.fresh_id();
+        self.errands.insert(id, errand);
+        let request = outbox::Request { to: Some(self.treasury()), data, value: 0, gas: None };
+        self.put(id, request);
+    }
+
+    /// Deposits on their way, for the relay.
+    pub fn deposits(&self) -> Vec<Bytes> {
+        let open = self.book.channels().deposits();
+        open.map(|(_, channel, open)| facilitator::deposit_call(&channel.config, &open.deposit).into()).collect()
+    }
+}
+
+/// A customer with a channel.
+#[derive(Clone, Debug)]
+pub struct Payer {
+    signer: PrivateKeySigner,
+    config: ChannelConfig,
+    pub id: ChannelId,
+    /// What it was told that it was charged in all.
+    believed: u128,
+    /// Its largest voucher that left its hands, and what it got for them.
+    pub signed: u128,
+    pub delivered: u128,
+    deposits: u64,
+    /// Until it is in.
+    pending: Option<Deposit>,
+    /// It takes its money out by itself since then.
+    pub leaving_since: Option<u64>,
+}
+
+impl Payer {
+    pub fn new(n: u64, world: &World) -> Self {
+        let signer = key(&format!("payer-{n}"));
+        let treasury = world.treasury.into_array();
+        let config = ChannelConfig {
+            payer: signer.address().into_array(),
+            payer_authorizer: signer.address().into_array(),
+            receiver: treasury,
+            receiver_authorizer: treasury,
+            token: world.at.usdc.into_array(),
+            withdraw_delay_secs: world.terms.options.withdrawDelay.into(),
+            salt: [0; 32],
+        };
+        let id = ChannelDomain::new(DEV_CHAIN_ID).channel_id(&config);
+        Self {
+            signer,
+            config,
+            id,
+            believed: 0,
+            signed: 0,
+            delivered: 0,
+            deposits: 0,
+            pending: None,
+            leaving_since: None,
+        }
+    }
+
+    pub fn address(&self) -> Address {
+        self.signer.address()
+    }
+
+    /// Asks for one call at `price`. Returns whether it was served.
+    pub fn asks(&mut self, node: &mut Node, chain: &Chain, price: Usdc, engine_fails: bool) -> bool {
+        let now = chain.now();
+        let domain = ChannelDomain::new(DEV_CHAIN_ID);
+        let max = self.believed + price.micro();
+        let state = read(chain, &self.id, 0);
+        if max <= state.balance.micro() {
+            self.pending = None;
+        } else if self.pending.is_none() {
+            self.deposits += 1;
+            let amount = Usdc(price.micro() * DEPOSIT_CALLS);
+            let (salt, validity) = (keccak256(self.deposits.to_be_bytes()).0, (0, u64::MAX));
+            let token = chain.world.token_domain();
+            let digest = domain.deposit_digest(&token, &self.id, self.config.payer, amount, validity, &salt);
+            let signature = chain.world.sign(&self.signer, digest).to_vec();
+            let method = DepositMethod::Eip3009 { valid_after: 0, valid_before: u64::MAX, salt, signature };
+            self.pending = Some(Deposit { amount, method, is_signed_by_key: true });
+        }
+        let deposit = self.pending.clone();
+        self.signed = self.signed.max(max);
+        let ask = ChannelAsk {
+            channel: self.id,
+            max: Usdc(max),
+            ceiling: price,
+            deposit: deposit.as_ref().map(|d| AskedDeposit { key: d.key(&self.id), amount: d.amount }),
+            route: "POST /v1/chat/completions".to_owned(),
+            body_digest: keccak256([now.to_be_bytes(), node.lsn().to_be_bytes()].concat()).0,
+            fresh: true,
+        };
+        let channels = node.book.channels();
+        let decision = match channels.decide(&ask, now) {
+            ChannelDecision::Look => {
+                let decision = channels.decide_seen(&ask, &self.config, &state, now);
+                if matches!(decision, ChannelDecision::New { .. } | ChannelDecision::Deposit) {
+                    let config = self.config.clone();
+                    node.channel(now, ChannelInput::Seen { channel: self.id, config, state, at: now });
+                }
+                decision
+            }
+            decision => decision,
+        };
+        match (decision, deposit) {
+            (ChannelDecision::New { request }, _) => {
+                let signature = chain.world.sign(&self.signer, domain.voucher_digest(&self.id, Usdc(max)));
+                let signature = <[u8; 65]>::try_from(signature.as_ref()).expect("r, s, v");
+                let reservation = CallReservation {
+                    request,
+                    channel: self.id,
+                    voucher: HeldVoucher { max: Usdc(max), signature },
+                    accepted: price,
+                    ceiling: price,
+                    route: ask.route,
+                    body_digest: ask.body_digest,
+                    identifier: None,
+                    prompt_tokens: 200,
+                    max_tokens: 100,
+                    at: now,
+                };
+                node.channel(now, ChannelInput::Reserved(reservation));
+                if engine_fails {
+                    node.channel(now, ChannelInput::Aborted { request, why: AbortWhy::Engine });
+                    return false;
+                }
+                let delivery = Delivery {
+                    completion_tokens: 100,
+                    bytes: 400,
+                    output_digest: [1; 32],
+                    finish: Finish::Length,
+                    at: now,
+                    confirmed: true,
+                };
+                node.channel(now, ChannelInput::Charged { request, amount: price, delivery });
+                self.believed += price.micro();
+                self.delivered += price.micro();
+                true
+            }
+            (ChannelDecision::Deposit, Some(deposit)) => {
+                node.channel(now, ChannelInput::DepositAsked { channel: self.id, deposit, at: now });
+                false
+            }
+            (ChannelDecision::Corrective(_), _) => {
+                // It believes a seller that says less, and more only up to what it signed.
+                let charged = node.book.channels().channel(&self.id).map_or(0, |channel| channel.charged.micro());
+                self.believed = charged.min(self.signed);
+                false
+            }
+            _ => false,
+        }
+    }
+
+    /// Wants back what is not charged.
+    pub fn asks_back(&self, node: &mut Node, chain: &Chain) {
+        let (channel, now) = (self.id, chain.now());
+        if node.book.channels().channel(&channel).is_none() {
+            return;
+        }
+        node.sees(chain, channel, 0);
+        if let Ok(amount) = node.book.channels().decide_refund(&RefundAsk { channel, amount: None }) {
+            node.channel(now, ChannelInput::RefundAsked { channel, amount, at: now });
+        }
+    }
+
+    /// Its way out without the agent: all that is not claimed, the part that it owes included.
+    pub fn leaves(&mut self, chain: &Chain) -> Option<Bytes> {
+        let state = read(chain, &self.id, 0);
+        let amount = state.balance.saturating_sub(state.claimed);
+        if amount.is_zero() || state.withdrawal.is_some() {
+            return None;
+        }
+        self.leaving_since = Some(chain.now());
+        Some(facilitator::initiate_withdraw_call(&self.config, amount).into())
+    }
+
+    /// When its delay is over.
+    pub fn takes_out(&mut self, now: u64) -> Option<Bytes> {
+        let since = self.leaving_since.filter(|since| now > since + self.config.withdraw_delay_secs)?;
+        // A block may be taken back: it is sent again later.
+        self.leaving_since = Some(since + 3_600);
+        Some(facilitator::finalize_withdraw_call(&self.config).into())
+    }
+
+    pub fn delay_secs(&self) -> u64 {
+        self.config.withdraw_delay_secs
+    }
+}
+
+fn row_on_chain(row: &ClaimRow) -> VoucherClaim {
+    VoucherClaim {
+        voucher: Voucher { channel: config_on_chain(&row.config), maxClaimableAmount: row.voucher.max.micro() },
+        signature: Bytes::copy_from_slice(&row.voucher.signature),
+        totalClaimed: row.total.micro(),
+    }
+}
+
+fn config_on_chain(config: &ChannelConfig) -> OnChain {
+    OnChain {
+        payer: Address::from(config.payer),
+        payerAuthorizer: Address::from(config.payer_authorizer),
+        receiver: Address::from(config.receiver),
+        receiverAuthorizer: Address::from(config.receiver_authorizer),
+        token: Address::from(config.token),
+        withdrawDelay: U40::wrapping_from(config.withdraw_delay_secs),
+        salt: B256::from(config.salt),
+    }
+}
