@@ -296,8 +296,8 @@ impl Agent {
             ChainEventKind::Reverted(event) => (&event.kind, true),
             kind => (kind, false),
         };
-        if let ChainEventKind::ExactRefunded { payer, nonce, .. } = *kind {
-            self.life.refunded((payer, nonce), back);
+        if let ChainEventKind::ExactRefunded { payer, nonce, amount } = *kind {
+            self.life.refunded((payer, nonce), amount, back);
         }
         if !back {
             self.flights.event(kind);

@@ -67,10 +67,11 @@ impl Life {
         }
     }
 
-    /// A refund was mined, or taken back by a reorg.
-    pub fn refunded(&mut self, payment: Payment, back: bool) {
+    /// A refund was mined, or taken back by a reorg: then it is owed again, for what was sent may be refused now.
+    pub fn refunded(&mut self, payment: Payment, amount: Usdc, back: bool) {
         if back {
             self.refunded.remove(&payment);
+            self.owed.insert(payment, amount);
         } else {
             self.owed.remove(&payment);
             self.refunded.insert(payment);
@@ -331,10 +332,16 @@ mod tests {
         let outputs = agent.step(NOW, 2, Input::Owed((0..6).map(owed).collect()));
         assert_eq!(refunds(&outputs), REFUNDS_AT_ONCE);
         let refunded = ChainEventKind::ExactRefunded { payer: [0; 20], nonce: [0; 32], amount: Usdc(100) };
-        agent.step(NOW, 3, Input::Chain(vec![ChainEvent { block: 1, index: 0, kind: refunded }]));
+        agent.step(NOW, 3, Input::Chain(vec![ChainEvent { block: 1, index: 0, kind: refunded.clone() }]));
         // The node's book had not heard of it yet.
         agent.step(NOW, 4, Input::Owed((0..6).map(owed).collect()));
         assert_eq!(agent.life.owed(), Usdc(500));
+        // Gone with a block: the book says it before the chain does, and then it is owed all the same.
+        agent.step(NOW, 5, Input::Owed((0..6).map(owed).collect()));
+        let mined = ChainEvent { block: 1, index: 0, kind: refunded };
+        let kind = ChainEventKind::Reverted(Box::new(mined));
+        agent.step(NOW, 6, Input::Chain(vec![ChainEvent { block: 1, index: 0, kind }]));
+        assert_eq!(agent.life.owed(), Usdc(600));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::tenant::{self, Tenants};
 use alloy::primitives::{Address, U256};
 use alloy::signers::local::PrivateKeySigner;
 use anyhow::Context;
+use axum::serve::ListenerExt;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -68,7 +69,8 @@ pub async fn run(config: HostConfig, shutdown: impl Future<Output = ()>) -> anyh
         (s.provider, s.url, s.stake_uusdc) =
             (me.to_string(), config.public_url.clone(), config.stake_uusdc.to_string());
     });
-    let served = tokio::spawn(axum::serve(listener, api::router(board.clone())).into_future());
+    let served =
+        tokio::spawn(axum::serve(listener.tap_io(net::send_at_once), api::router(board.clone())).into_future());
 
     let (events, news) = unbounded_channel();
     let (tenant_events, tenant_news) = unbounded_channel();

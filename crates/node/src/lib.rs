@@ -154,10 +154,7 @@ pub async fn run(config: NodeConfig, stop: impl Future<Output = ()> + Send + 'st
     tokio::spawn(prepare_engine(cx.clone(), shared.clone()));
     tokio::spawn(watch::watch(cx.clone(), HEAD_EVERY, logs_wanted));
     let router = api::router(cx.clone(), shared.clone(), answers).into_make_service_with_connect_info::<SocketAddr>();
-    // Frames of a stream are small. One that waits for the acknowledgement of the one before comes up to 40 ms late.
-    let listener = listener.tap_io(|stream| {
-        stream.set_nodelay(true).ok();
-    });
+    let listener = listener.tap_io(net::send_at_once);
     tokio::spawn(async move {
         if let Err(e) = axum::serve(listener, router).await {
             tracing::error!(error = %e, "the HTTP server ended");

@@ -279,6 +279,9 @@ impl State {
                 let method = TransferMethod::Eip3009;
                 Some(Recorded::Book(BookInput::Reversed { method, payer: *payer, nonce: *nonce }))
             }
+            ChainEventKind::ExactRefunded { payer, nonce, .. } => {
+                Some(Recorded::Book(BookInput::RefundReversed { payer: *payer, nonce: *nonce }))
+            }
             _ => None,
         });
         // No event of the treasury tells of these.

@@ -11,6 +11,7 @@ use crate::watch::{BlockView, Input, Output, Rescue, Watch};
 use alloy::primitives::{Address, B256, Bytes};
 use alloy::signers::local::PrivateKeySigner;
 use anyhow::{Context, Result, anyhow};
+use axum::serve::ListenerExt;
 use chain::sender::{Sender, SenderHandle, Tx};
 use chain::treasury::calls;
 use serde::Deserialize;
@@ -57,7 +58,9 @@ pub async fn run(config: StewardConfig, shutdown: impl Future<Output = ()>) -> R
     let desk = Desk::new(config, eyes, order_key, share_key).with_context(|| format!("cannot write {data_dir}"))?;
     let desk = Arc::new(desk);
     let notes = Notes::default();
-    let served = tokio::spawn(axum::serve(listener, api::router(desk.clone(), notes.clone())).into_future());
+    let served = tokio::spawn(
+        axum::serve(listener.tap_io(net::send_at_once), api::router(desk.clone(), notes.clone())).into_future(),
+    );
     let sender = Sender::spawn(desk.eyes.first().clone(), desk.order_key.clone(), CONFIRMATIONS);
     tracing::info!(steward = %desk.address(), %listen, "steward daemon runs");
     let (events, news) = unbounded_channel();

@@ -1,6 +1,7 @@
 use crate::blocks::Blocks;
 use crate::error::{Error, Result};
 use crate::gateway;
+use axum::serve::ListenerExt;
 use std::future::{Future, IntoFuture};
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -21,7 +22,9 @@ pub async fn serve(
         // Dropping the sender is the signal; nobody needs to be listening.
         drop(stopping);
     };
-    let serving = axum::serve(listener, gateway::router(blocks)).with_graceful_shutdown(graceful).into_future();
+    let serving = axum::serve(listener.tap_io(net::send_at_once), gateway::router(blocks))
+        .with_graceful_shutdown(graceful)
+        .into_future();
     let overdue = async move {
         // Ends with an error when the sender is dropped, which is what is waited for.
         let _ = stopped.changed().await;

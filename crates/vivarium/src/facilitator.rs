@@ -106,10 +106,7 @@ pub async fn serve(
         .route("/credit/{account}", get(credit).post(buy_credit))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(facilitator);
-    // An answer's head and body must not wait for each other.
-    let listener = listener.tap_io(|stream| {
-        stream.set_nodelay(true).ok();
-    });
+    let listener = listener.tap_io(net::send_at_once);
     Ok(axum::serve(listener, app).with_graceful_shutdown(until).await?)
 }
 

@@ -73,10 +73,7 @@ pub enum WhenUnknown {
 pub async fn serve(listener: TcpListener, config: Config, until: impl Future<Output = ()>) -> anyhow::Result<()> {
     assert!(!config.agents.is_empty(), "a proxy has an agent to buy from");
     let app = Router::new().fallback(answer).with_state(Arc::new(config));
-    // Pieces of a stream are small and must not wait for each other.
-    let listener = listener.tap_io(|stream| {
-        stream.set_nodelay(true).ok();
-    });
+    let listener = listener.tap_io(net::send_at_once);
     let (close, closed) = tokio::sync::oneshot::channel::<()>();
     let serving = axum::serve(listener, app).with_graceful_shutdown(async {
         closed.await.ok();

@@ -63,6 +63,12 @@ impl ChannelBook {
                     None => Vec::new(),
                 }
             }
+            BookInput::RefundReversed { payer, nonce } => {
+                match self.by_payment.get(&(TransferMethod::Eip3009, payer, nonce)) {
+                    Some(request) => self.change(*request, |entry| entry.refunded = Usdc::ZERO),
+                    None => Vec::new(),
+                }
+            }
             BookInput::Pruned { before } => {
                 self.channels.apply(ChannelInput::Pruned { before });
                 self.prune(before)

@@ -148,6 +148,8 @@ pub enum BookInput {
     Pruned { before: u64 },
     /// Something happened on a payment channel.
     Channel(super::ChannelInput),
+    /// A reorganisation took `refundExact` back: it is owed again.
+    RefundReversed { payer: [u8; 20], nonce: Hash },
 }
 
 /// What has to happen because of an input.

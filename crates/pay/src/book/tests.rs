@@ -208,6 +208,17 @@ fn nothing_delivered_is_nothing_charged() {
         vec![reserved(1, 1), settled(1, 1, 100, true), aborted(1, 1), refunded.clone()],
         expect!["settle owe | settled 100, refunded 100 | open 0"],
     );
+    // Taken back by a reorganisation it is owed again, and made again. It may have gone with its settlement, in any order.
+    let reversed = BookInput::RefundReversed { payer: [1; 20], nonce: [1; 32] };
+    let paid = || vec![reserved(1, 1), settled(1, 1, 100, true), aborted(1, 1), refunded.clone()];
+    check([paid(), vec![reversed.clone()]].concat(), expect!["settle owe owe | settled 100, owed 100 | open 1"]);
+    check(
+        [paid(), vec![reversed.clone(), refunded.clone()]].concat(),
+        expect!["settle owe owe | settled 100, refunded 100 | open 0"],
+    );
+    let settlement = BookInput::Reversed { method: TransferMethod::Eip3009, payer: [1; 20], nonce: [1; 32] };
+    check([paid(), vec![settlement.clone(), reversed.clone()]].concat(), expect!["settle owe |  | open 1"]);
+    check([paid(), vec![reversed, settlement]].concat(), expect!["settle owe owe |  | open 1"]);
     // A refund of something earned is not this book's doing and changes nothing here.
     check(
         vec![reserved(1, 1), settled(1, 1, 100, true), delivered(1, 1, true), refunded],

@@ -722,6 +722,9 @@ fn payment(log: &ChainLog, reverted: bool) -> Option<BookInput> {
             nonce: e.nonce.0,
             amount: Usdc(e.amount.saturating_to()),
         },
+        (Event::Treasury(TreasuryEvent::ExactRefunded(e)), true) => {
+            BookInput::RefundReversed { payer: e.payer.into_array(), nonce: e.nonce.0 }
+        }
         _ => return None,
     })
 }

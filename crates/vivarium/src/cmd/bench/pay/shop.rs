@@ -117,9 +117,7 @@ impl Shop {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let url = format!("http://{}", listener.local_addr()?);
         // As a node does.
-        let listener = listener.tap_io(|stream| {
-            stream.set_nodelay(true).ok();
-        });
+        let listener = listener.tap_io(net::send_at_once);
         let server = tokio::spawn(async move { axum::serve(listener, app).await.expect("it serves") });
         Ok(Self { url, inner, server })
     }
