@@ -781,6 +781,7 @@ impl Life {
             self.freeze(false);
         }
         self.chain.mine(BLOCK_SECS)?;
+        let mut books: Result<(), String> = Ok(());
         if self.dead_since.is_none() {
             // What a bad endpoint hid so long shows now.
             self.node.dies_after = None;
@@ -788,7 +789,7 @@ impl Life {
             if self.node.seen.is_none() {
                 return Err("I1: it never saw its end".to_owned());
             }
-            self.books()?;
+            books = self.books();
         }
         let world = &mut self.chain.world;
         world.act(creator(), calls::sweep()).map_err(|revert| format!("I6: sweep: {}", revert.text))?;
@@ -805,6 +806,7 @@ impl Life {
         if !stranded.is_empty() || left != 0 || self.chain.owed != 0 {
             return Err(format!("I6: stranded: leases {stranded:?}, {left} in the treasury"));
         }
+        books?;
         let world = &self.chain.world;
         let (mut unanswered, mut unpaid) = (0, 0);
         for call in &self.bought {
