@@ -323,6 +323,7 @@ impl Payer {
                     return false;
                 }
                 let delivery = Delivery {
+                    cached_tokens: 0,
                     completion_tokens: 100,
                     bytes: 400,
                     output_digest: [1; 32],
