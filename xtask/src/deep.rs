@@ -227,6 +227,7 @@ fn table(record: &BTreeMap<String, Passed>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
 
     #[test]
     fn only_lines_that_count_something_close_a_step() {
