@@ -419,11 +419,8 @@ impl Node {
         let mut explained: BTreeMap<(B256, Address), u128> = BTreeMap::new();
         for item in items {
             let (LogItem::Emitted(log) | LogItem::Reverted(log)) = item;
-            match &log.event {
-                Event::Treasury(TreasuryEvent::ExactSettled(e)) => {
-                    *explained.entry((log.tx, e.payer)).or_default() += e.amount.saturating_to::<u128>();
-                }
-                _ => {}
+            if let Event::Treasury(TreasuryEvent::ExactSettled(e)) = &log.event {
+                *explained.entry((log.tx, e.payer)).or_default() += e.amount.saturating_to::<u128>();
             }
         }
         for item in items {
