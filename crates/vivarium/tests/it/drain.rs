@@ -10,9 +10,10 @@ use chain::alloy::primitives::{Address, B256, U256, keccak256};
 use chain::alloy::rpc::types::{Block, Filter, Log};
 use chain::alloy::signers::local::PrivateKeySigner;
 use chain::alloy::sol_types::{SolCall, SolEvent};
-use chain::bindings::{Offer, TestUSDC, Treasury};
+use chain::bindings::{BatchSettlement, Offer, TestUSDC, Treasury};
 use chain::deploy::fund_eth;
 use chain::{Chain, Sender, Tx, market, usdc};
+use pay::scheme::channel::BATCH_SETTLEMENT;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
@@ -126,7 +127,10 @@ async fn look(chain: &Chain, treasury: Address, token: Address, market_at: Addre
                 None if tx.input().is_empty() => Some("gas back"),
                 _ => None,
             };
-            match name.filter(|_| tx.to() == Some(treasury)) {
+            // A customer's deposit into its own channel, which the operator brings in while the relay has no gas yet.
+            let is_deposit = tx.to() == Some(BATCH_SETTLEMENT) && selector == BatchSettlement::depositCall::SELECTOR;
+            let name = name.filter(|_| tx.to() == Some(treasury));
+            match name.or(is_deposit.then_some("deposit").filter(|_| tx.value().is_zero())) {
                 Some(name) => *signed.entry(name).or_default() += 1,
                 None => odd.push(format!("{selector:02x?} to {:?} with {} wei", tx.to(), tx.value())),
             }
