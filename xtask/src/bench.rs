@@ -14,7 +14,7 @@ pub fn run(flags: &[String]) -> Result<()> {
                 println!("{error:#}; its row will say that it was not measured");
             }
         }
-        Some("store") => {}
+        Some("store") => setup::for_bench_store()?,
         _ => setup::for_up()?,
     }
     setup::build()?;

@@ -54,6 +54,12 @@ pub fn for_bench_infer() -> Result<()> {
     python_of("tests/peers/requirements.txt", ".vivarium/peers", "llama.cpp's own server")
 }
 
+/// What `bench store` needs: the peer.
+pub fn for_bench_store() -> Result<()> {
+    packages()?;
+    npm("tests/helia")
+}
+
 /// Debian packages, found by what they bring and not by asking dpkg, so that other systems pass too.
 fn packages() -> Result<()> {
     let mut missing = Vec::new();

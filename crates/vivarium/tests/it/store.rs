@@ -75,6 +75,7 @@ fn the_store_bench_runs() {
     let (said, why) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     assert!(out.status.success(), "{said}{why}");
     let rows: Vec<&str> = said.lines().filter(|line| line.starts_with("| ")).collect();
-    assert_eq!(rows.len(), 8, "{said}");
+    // One more where Helia is installed.
+    assert!((9..=10).contains(&rows.len()), "{said}");
     assert!(rows.iter().all(|row| row.matches(" | ").count() == 2 && !row.contains("NaN")), "{said}");
 }
