@@ -2,6 +2,7 @@
 //! sign vouchers, ask for what is left, or leave without a word and try to take more than is theirs.
 
 use super::chain::Chain;
+use super::life::whole_answer;
 use super::node::Node;
 use crate::world::{World, key};
 use alloy::primitives::{Address, B256, Bytes, aliases::U40, keccak256};
@@ -10,10 +11,10 @@ use chain::anvil::DEV_CHAIN_ID;
 use chain::bindings::{ChannelConfig as OnChain, Voucher, VoucherClaim};
 use chain::outbox;
 use chain::treasury::calls;
+use pay::book::AbortWhy;
 use pay::book::channels::{
     AskedDeposit, CallReservation, ChannelAsk, ChannelDecision, ChannelInput, ClaimPolicy, RefundAsk,
 };
-use pay::book::{AbortWhy, Delivery, Finish};
 use pay::scheme::channel::{
     BATCH_SETTLEMENT, ChannelConfig, ChannelDomain, ChannelId, ChannelState, ClaimRow, Deposit, DepositMethod,
     HeldVoucher, facilitator,
@@ -322,15 +323,7 @@ impl Payer {
                     node.channel(now, ChannelInput::Aborted { request, why: AbortWhy::Engine });
                     return false;
                 }
-                let delivery = Delivery {
-                    cached_tokens: 0,
-                    completion_tokens: 100,
-                    bytes: 400,
-                    output_digest: [1; 32],
-                    finish: Finish::Length,
-                    at: now,
-                    confirmed: true,
-                };
+                let delivery = whole_answer(now);
                 node.channel(now, ChannelInput::Charged { request, amount: price, delivery });
                 self.believed += price.micro();
                 self.delivered += price.micro();

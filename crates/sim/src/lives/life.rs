@@ -485,15 +485,7 @@ impl Life {
             max_tokens: 100,
             at: now,
         };
-        let delivered = Delivery {
-            cached_tokens: 0,
-            completion_tokens: 100,
-            bytes: 400,
-            output_digest: [1; 32],
-            finish: Finish::Length,
-            at: now,
-            confirmed: true,
-        };
+        let delivered = whole_answer(now);
         let lies = self.setting.bug == Some(Bug::ChargedForNothing);
         let ends = match unserved && !lies {
             true => BookInput::Aborted { request, why: AbortWhy::Engine },
@@ -933,6 +925,19 @@ fn genesis(world: &World, pace: Pace) -> Genesis {
         policy.checkpoint_every *= 3;
     }
     Genesis { chain_id: chain::anvil::DEV_CHAIN_ID, treasury: world.treasury.into_array(), timers, policy }
+}
+
+/// What is delivered for a call when nothing goes wrong, however it is paid.
+pub(super) fn whole_answer(at: u64) -> Delivery {
+    Delivery {
+        cached_tokens: 0,
+        completion_tokens: 100,
+        bytes: 400,
+        output_digest: [1; 32],
+        finish: Finish::Length,
+        at,
+        confirmed: true,
+    }
 }
 
 /// Words in which the treasury keeps birth and life; mappings lie elsewhere.

@@ -4,7 +4,7 @@
 //! Speed is what the one who asks sees: tokens of all streams over the time from asking to the last end. Each figure is
 //! the median of a few rounds; the ratio is of medians.
 
-use super::report::{Report, median, millis};
+use super::report::{Report, median, memory_kib, millis};
 use anyhow::{Context, Result, bail, ensure};
 use futures::StreamExt;
 use futures::future::try_join_all;
@@ -302,7 +302,5 @@ impl Asked for Theirs {
 }
 
 fn resident_mib(pid: u32) -> Result<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("Linux tells it")?;
-    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? >> 10)
+    Ok(memory_kib(pid, "VmRSS:").context("Linux tells it")? >> 10)
 }

@@ -57,6 +57,13 @@ pub fn median(mut of: Vec<f64>) -> f64 {
     of.get(of.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
+/// A process's memory as Linux counts it under this name (`VmRSS:` now, `VmHWM:` at most), in KiB; `None` once it ended.
+pub fn memory_kib(pid: u32, name: &str) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+    line.trim().trim_end_matches(" kB").parse().ok()
+}
+
 /// `1.23 ms`, with its sign.
 pub fn millis_between(more: Duration, less: Duration) -> String {
     format!("{:+.2} ms", (more.as_secs_f64() - less.as_secs_f64()) * 1e3)

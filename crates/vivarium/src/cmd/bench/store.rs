@@ -3,7 +3,7 @@
 //! The file is made of random bytes; disk cache and load are as they are, so each figure stands beside a plain read
 //! with SHA-256 of the same file in the same run.
 
-use super::report::Report;
+use super::report::{Report, memory_kib};
 use anyhow::{Context, Result, ensure};
 use axum::Router;
 use axum::body::Body;
@@ -230,13 +230,9 @@ fn peak_kib(arguments: &[&str], paths: &[&Path], data_dir: &Path) -> Result<u64>
     let mut command = Command::new(std::env::current_exe()?);
     let mut child =
         command.args(arguments).args(paths).arg("--data-dir").arg(data_dir).stdout(Stdio::null()).spawn()?;
-    let status = format!("/proc/{}/status", child.id());
     let mut peak = 0;
     let ended = loop {
-        let text = std::fs::read_to_string(&status).unwrap_or_default();
-        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
-        peak = peak.max(kib.unwrap_or(0));
+        peak = peak.max(memory_kib(child.id(), "VmHWM:").unwrap_or(0));
         if let Some(ended) = child.try_wait()? {
             break ended;
         }
