@@ -15,6 +15,15 @@ const WALKS: u32 = 10;
 /// Short lives of the simulator, and in how many steps: each takes some minutes, and what passed is not lived again.
 const LIVES: u64 = 200_000;
 const LIVES_SHARDS: u64 = 50;
+/// What the long walks walk over, and what walks: other contract tests have no say in it.
+const WALKED: &[&str] = &[
+    "contracts/src",
+    "contracts/foundry.toml",
+    "contracts/test/Invariants.t.sol",
+    "contracts/test/LifeHandler.sol",
+    "contracts/test/MarketHandler.sol",
+    "contracts/test/World.sol",
+];
 const PAGE: &str = "docs/benchmarks.md";
 const BEGIN: &str = "<!-- deep: begin -->";
 const END: &str = "<!-- deep: end -->";
@@ -22,8 +31,8 @@ const END: &str = "<!-- deep: end -->";
 /// One thing that passes or fails as a whole, and is not done again until what it is about has changed.
 struct Step {
     name: String,
-    /// The folder whose contents it is about, as git knows it.
-    about: &'static str,
+    /// Folders and files whose contents it is about, as git knows them.
+    about: &'static [&'static str],
     work: Work,
 }
 
@@ -37,7 +46,7 @@ enum Work {
 /// What is on record of a step that has passed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Passed {
-    /// Git's name of the folder's contents.
+    /// Git's name of what it was about.
     tree: String,
     date: String,
     seconds: u64,
@@ -93,9 +102,9 @@ fn steps() -> Vec<Step> {
     let walk = |n: u32| {
         let mut command = forge("ci");
         command.args(["--match-path", "test/Invariants.t.sol", "--fuzz-seed", &format!("{n:#x}")]);
-        Step { name: format!("invariants {n}/{WALKS}"), about: "contracts", work: Work::Run(command) }
+        Step { name: format!("invariants {n}/{WALKS}"), about: WALKED, work: Work::Run(command) }
     };
-    let rust = |name: &str, about: &'static str, filters: &[&str]| {
+    let rust = |name: &str, about: &'static [&'static str], filters: &[&str]| {
         let mut command = shell::cargo();
         command.args(["test", "--workspace", "--no-fail-fast", "--"]).args(filters).env("VIVARIUM_DEEP", "1");
         Step { name: name.to_owned(), about, work: Work::Run(command) }
@@ -106,24 +115,28 @@ fn steps() -> Vec<Step> {
         command.args(["test", "--workspace", "--no-fail-fast", "--", "--nocapture", "very_many_short_lives"]);
         command.env("VIVARIUM_LIVES", format!("{}..{}", shard * per, (shard + 1) * per));
         let name = format!("lives {:02}/{LIVES_SHARDS}", shard + 1);
-        Step { name, about: "crates", work: Work::Run(command) }
+        Step { name, about: &["crates"], work: Work::Run(command) }
     };
     let mut fuzz = forge("deep");
     fuzz.args(["--no-match-path", "test/Invariants.t.sol"]);
     let mut steps: Vec<Step> = (1..=WALKS).map(walk).collect();
     steps.push(Step {
         name: "fuzz of every entry point, 10,000 runs each".to_owned(),
-        about: "contracts",
+        about: &["contracts"],
         work: Work::Run(fuzz),
     });
-    steps.push(Step { name: "mutants".to_owned(), about: "contracts", work: Work::Mutants });
+    steps.push(Step { name: "mutants".to_owned(), about: &["contracts"], work: Work::Mutants });
     steps.extend([
-        rust("parsers: millions of inputs each", "crates", &["strangers_"]),
-        rust("payments: crash points in 1,000,000 seeded worlds", "crates/pay", &["book::tests::seeds"]),
-        rust("payments: 10,000 streamed calls on one channel", "crates/pay", &["ts_rs_rs_batch_settlement_streamed"]),
-        rust("differential of contracts and model", "crates", &["contracts_and_model_agree"]),
-        rust("drain: 1,000 prompts", "crates", &["no_text_moves_money"]),
-        rust("whole lives: 300", "crates", &["whole_lives_with_all_faults"]),
+        rust("parsers: millions of inputs each", &["crates"], &["strangers_"]),
+        rust("payments: crash points in 1,000,000 seeded worlds", &["crates/pay"], &["book::tests::seeds"]),
+        rust(
+            "payments: 10,000 streamed calls on one channel",
+            &["crates/pay"],
+            &["ts_rs_rs_batch_settlement_streamed"],
+        ),
+        rust("differential of contracts and model", &["crates"], &["contracts_and_model_agree"]),
+        rust("drain: 1,000 prompts", &["crates"], &["no_text_moves_money"]),
+        rust("whole lives: 300", &["crates"], &["whole_lives_with_all_faults"]),
     ]);
     steps.extend((0..LIVES_SHARDS).map(lives));
     steps
@@ -157,16 +170,35 @@ fn is_closing(line: &str) -> bool {
     cargo || forge || walk || line.starts_with("lives: ")
 }
 
-/// Git's name of what a folder holds, with nothing in it that is not committed.
-fn tree_of(folder: &str) -> Result<String> {
+/// Git's name of what a folder holds, with nothing in it that is not committed; of several things, the name of the list of
+/// their names (`git rev-parse HEAD:A HEAD:B | git hash-object --stdin`).
+fn tree_of(about: &[&str]) -> Result<String> {
     let git = |arguments: &[&str]| -> Result<String> {
         let output = shell::program("git").args(arguments).output().context("git")?;
         ensure!(output.status.success(), "git {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     };
-    let changed = git(&["status", "--porcelain", "--", folder])?;
-    ensure!(changed.is_empty(), "{folder} has uncommitted changes, so nobody could say what was tested:\n{changed}");
-    git(&["rev-parse", "--short=12", &format!("HEAD:{folder}")])
+    let changed = git(&[&["status", "--porcelain", "--"], about].concat())?;
+    ensure!(changed.is_empty(), "uncommitted changes, so nobody could say what was tested:\n{changed}");
+    let places: Vec<String> = about.iter().map(|path| format!("HEAD:{path}")).collect();
+    let places: Vec<&str> = places.iter().map(String::as_str).collect();
+    let names = git(&[&["rev-parse"], places.as_slice()].concat())?;
+    let name = if about.len() == 1 { names } else { name_of(&format!("{names}\n"))? };
+    Ok(name.chars().take(12).collect())
+}
+
+/// As git would name a file with these contents.
+fn name_of(contents: &str) -> Result<String> {
+    let mut child = shell::program("git")
+        .args(["hash-object", "--stdin"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("git")?;
+    child.stdin.take().context("git's input")?.write_all(contents.as_bytes())?;
+    let output = child.wait_with_output()?;
+    ensure!(output.status.success(), "git hash-object: {}", output.status);
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 fn today() -> Result<String> {
