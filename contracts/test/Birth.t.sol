@@ -1,9 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity ^0.8.24;
 
+import {IERC5267} from "@openzeppelin/contracts/interfaces/IERC5267.sol";
+import {Errors} from "@openzeppelin/contracts/utils/Errors.sol";
 import {ILeaseMarket} from "../src/interfaces/ILeaseMarket.sol";
-import {ITreasury} from "../src/interfaces/ITreasury.sol";
+import {ITreasury, ITreasuryFactory} from "../src/interfaces/ITreasury.sol";
 import {World} from "./World.sol";
+
+/// What an audit asks of a treasury besides its entries: where its other half is.
+interface IHalf {
+    function OVERSIGHT() external view returns (address);
+}
 
 /// create, initialize, birthRent, activate, abortBirth.
 contract BirthTest is World {
@@ -34,6 +41,33 @@ contract BirthTest is World {
         eq(treasury.domainSeparator(), domain(), "EIP-712 domain");
     }
 
+    function test_a_factory_says_where_both_halves_are() public {
+        address oversight = deploy("Oversight", "");
+        factory = ITreasuryFactory(deploy("TreasuryFactory", abi.encode(oversight)));
+        eq(IHalf(factory.implementation()).OVERSIGHT(), oversight, "of the implementation");
+        eq(IHalf(address(create(birth()))).OVERSIGHT(), oversight, "and of each of its treasuries");
+    }
+
+    function test_a_treasury_tells_what_its_signatures_are_over() public {
+        treasury = create(birth());
+        (bytes1 fields, string memory name, string memory version, uint256 chain, address where,,) =
+            IERC5267(address(treasury)).eip712Domain();
+        eq(bytes32(fields), bytes32(bytes1(0x0f)), "name, version, chain, contract; no salt");
+        eq(keccak256(bytes(name)), keccak256("Vivarium Treasury"), "name");
+        eq(keccak256(bytes(version)), keccak256("1"), "version");
+        eq(chain, block.chainid, "chain");
+        eq(where, address(treasury), "the treasury itself, not its implementation");
+        eq(treasury.ACK_TYPEHASH(), keccak256("Ack(uint64 epoch,uint64 seq,bytes32 digest,bytes32 prev)"), "ack");
+        eq(
+            treasury.ACT_TYPEHASH(),
+            keccak256("Act(string action,uint256 lease,uint64 epoch,uint64 nonce,uint64 deadline)"), "act"
+        );
+        eq(
+            treasury.ORDER_TYPEHASH(),
+            keccak256("Order(string action,uint256 argument,uint256 nonce,uint64 deadline)"), "order"
+        );
+    }
+
     function test_only_the_creator_creates(address who) public {
         vm.assume(who != creator);
         refuses(ITreasury.NotCreator.selector);
@@ -43,7 +77,7 @@ contract BirthTest is World {
 
     function test_the_same_birth_happens_once() public {
         create(birth());
-        vm.expectRevert();
+        refuses(Errors.FailedDeployment.selector);
         vm.prank(creator);
         factory.create(birth());
     }

@@ -245,6 +245,71 @@ contract TetherDouble {
     }
 }
 
+/// A token with a will of its own: it calls back whenever it moves, or says no instead of moving, as ERC-20 allows. It
+/// takes every authorisation for signed.
+contract WilfulDouble {
+    mapping(address who => uint256) public balanceOf;
+    mapping(address owner => mapping(address spender => uint256)) public allowance;
+    uint256 public totalSupply;
+    bool private says = true;
+    address private where;
+    bytes[] private inside;
+    uint256 public calls; // back, so far
+    mapping(uint256 call_ => bytes4) public heard; // how each was refused the last time; 0: it wasn't
+
+    function mint(address to, uint256 amount) external {
+        totalSupply += amount;
+        balanceOf[to] += amount;
+    }
+
+    function say(bool yes) external {
+        says = yes;
+    }
+
+    function callBack(address where_, bytes[] calldata inside_) external {
+        where = where_;
+        delete inside;
+        for (uint256 i = 0; i < inside_.length; ++i) {
+            inside.push(inside_[i]);
+        }
+    }
+
+    function approve(address spender, uint256 amount) external returns (bool) {
+        allowance[msg.sender][spender] = amount;
+        return true;
+    }
+
+    function transfer(address to, uint256 amount) external returns (bool) {
+        return move(msg.sender, to, amount);
+    }
+
+    function transferFrom(address from, address to, uint256 amount) external returns (bool) {
+        if (says) allowance[from][msg.sender] -= amount;
+        return move(from, to, amount);
+    }
+
+    function transferWithAuthorization(
+        address from, address to, uint256 value, uint256, uint256, bytes32, bytes calldata
+    ) external {
+        move(from, to, value);
+    }
+
+    function move(address from, address to, uint256 amount) private returns (bool) {
+        if (!says) return false;
+        balanceOf[from] -= amount;
+        balanceOf[to] += amount;
+        address target = where;
+        where = address(0); // not from within itself
+        for (uint256 i = 0; target != address(0) && i < inside.length; ++i) {
+            (bool done, bytes memory why) = target.call(inside[i]);
+            ++calls;
+            heard[i] = done ? bytes4(0) : bytes4(why);
+        }
+        where = target;
+        return true;
+    }
+}
+
 /// ERC-4337 as far as it goes: the account says whether an operation is its owner's, and then does it.
 contract EntryPointDouble {
     function hashOf(address sender, address target, bytes memory data) public view returns (bytes32) {

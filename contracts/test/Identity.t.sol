@@ -300,6 +300,36 @@ contract IdentityTest is World {
         says("http://one");
     }
 
+    /// Whoever sent it too little learns it by name: the last limit before enough.
+    function test_too_little_gas_for_the_registry_is_named() public {
+        born();
+        vm.prank(creator);
+        uint256 lease = treasury.birthRent(offerA, TERM, PREPAY_MAX / 2);
+        readyAt(lease, "http://one");
+        bytes memory call_ = abi.encodeCall(ITreasury.activate, (lease));
+        bytes memory why;
+        bool alive;
+        for (uint256 gas = 400_000; gas < 900_000 && !alive; gas += 1_000) {
+            vm.prank(creator);
+            bytes memory said;
+            (alive, said) = address(treasury).call{gas: gas}(call_);
+            if (!alive) why = said;
+        }
+        yes(alive, "enough at last");
+        eq(keccak256(why), keccak256(abi.encodePacked(ITreasury.LowGas.selector)), "too little gas");
+        yes(treasury.standing().isRegistered, "nothing was left out");
+    }
+
+    /// The registry asks; so does anybody who sends an identity of another's.
+    function test_a_treasury_takes_whatever_identity_it_is_given(address by, address from, uint256 id, bytes memory data)
+        public
+    {
+        lived();
+        vm.prank(by);
+        bytes4 taken = treasury.onERC721Received(by, from, id, data);
+        eq(bytes32(taken), bytes32(bytes4(keccak256("onERC721Received(address,address,uint256,bytes)"))), "ERC-721's word");
+    }
+
     function test_what_failed_is_mended_by_anyone() public {
         HostileRegistry made = hostile(0, "");
         lived();

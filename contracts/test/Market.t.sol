@@ -31,22 +31,39 @@ contract MarketTest is World {
 
     // ------------------------------------------------------------------ constructor, register, unregister
 
-    function test_a_market_needs_sense(uint32 grace, uint32 dropAfter) public {
-        bytes memory code = vm.getCode("out/LeaseMarket.sol/LeaseMarket.json");
-        no(made(code, abi.encode(address(0), STAKE, 1, 1, 1)), "no token");
-        no(made(code, abi.encode(address(usdc), 0, 1, 1, 1)), "no stake");
-        no(made(code, abi.encode(address(usdc), STAKE, 0, 1, 1)), "no time to get ready");
-        bool sane = grace != 0 && grace <= dropAfter;
-        yes(made(code, abi.encode(address(usdc), STAKE, 1, grace, dropAfter)) == sane, "0 < grace <= dropAfter");
+    function test_a_market_needs_sense(uint32 readyWithin, uint32 grace, uint32 dropAfter) public {
+        bytes4 bad = ILeaseMarket.BadMarket.selector;
+        makes(address(0), STAKE, 1, 1, 1, ILeaseMarket.ZeroAddress.selector);
+        makes(address(usdc), 0, 1, 1, 1, bad);
+        makes(address(usdc), STAKE, 0, 1, 1, bad);
+        makes(address(usdc), STAKE, 1, 0, 1, bad);
+        makes(address(usdc), STAKE, 1, 2, 1, bad);
+        bool sane = readyWithin != 0 && grace != 0 && grace <= dropAfter;
+        address place = makes(address(usdc), STAKE + grace, readyWithin, grace, dropAfter, sane ? bytes4(0) : bad);
+        if (!sane) return;
+        market = ILeaseMarket(place);
+        eq(market.token(), address(usdc), "token");
+        eq(market.minStake(), STAKE + grace, "stake");
+        eq(market.readyWithin(), readyWithin, "time to get ready");
+        eq(market.grace(), grace, "grace");
+        eq(market.dropAfter(), dropAfter, "silence");
     }
 
-    function made(bytes memory code, bytes memory arguments) private returns (bool) {
-        code = bytes.concat(code, arguments);
-        address place;
-        assembly {
+    /// A market of these numbers, or the refusal that is wanted.
+    function makes(address token, uint256 stake, uint32 within, uint32 grace, uint32 dropAfter, bytes4 wanted)
+        private returns (address place)
+    {
+        bytes memory code = vm.getCode("out/LeaseMarket.sol/LeaseMarket.json");
+        code = bytes.concat(code, abi.encode(token, stake, within, grace, dropAfter));
+        bytes4 why;
+        assembly ("memory-safe") {
             place := create(0, add(code, 32), mload(code))
+            if iszero(place) {
+                returndatacopy(0, 0, 4)
+                why := mload(0)
+            }
         }
-        return place != address(0);
+        eq(bytes32(why) >> 224, bytes32(wanted) >> 224, "as wanted");
     }
 
     function test_a_stake_is_whole_and_comes_back(uint256 first, uint256 second) public {

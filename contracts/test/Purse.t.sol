@@ -90,6 +90,31 @@ contract PurseTest is World {
         pay(NODE_KEY, 1);
     }
 
+    function test_a_purse_is_of_one_treasury_one_token_and_one_cap() public view {
+        eq(purse.treasury(), address(treasury), "treasury");
+        eq(purse.token(), address(usdc), "token");
+        eq(purse.cap(), 3e6, "cap");
+    }
+
+    function test_the_treasury_says_whose_signature_counts() public {
+        eq(treasury.purseSigner(), vm.addr(NODE_KEY), "the operator's");
+        treasury.pause(approve("pause", 0));
+        eq(treasury.purseSigner(), address(0), "nobody's in a pause");
+        treasury.resume(approve("resume", 0));
+        eq(treasury.purseSigner(), vm.addr(NODE_KEY), "the operator's again");
+        vm.prank(operator());
+        treasury.rent(offerB, TERM, 1e5);
+        readyWith(2, NEXT_KEY);
+        challengeUnanswered();
+        vm.prank(vm.addr(NEXT_KEY));
+        treasury.takeover();
+        eq(treasury.purseSigner(), address(0), "nobody's while restoring");
+        commitNext("restored");
+        eq(treasury.purseSigner(), vm.addr(NEXT_KEY), "the successor's");
+        treasury.stop(approve("stop", 0));
+        eq(treasury.purseSigner(), address(0), "nobody's after a stop");
+    }
+
     function test_nothing_signed_in_an_old_epoch_counts(bool planned) public {
         vm.prank(operator());
         treasury.rent(offerB, TERM, 1e5);

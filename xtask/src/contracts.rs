@@ -107,6 +107,7 @@ fn sources(contracts: &Path) -> Result<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
 
     /// What is to be audited in one sitting. See docs/decisions/0008-a-treasury-in-two-halves.md for what counts as a line.
     const LINES_MAX: usize = 1_000;
@@ -209,6 +210,55 @@ mod tests {
             }
         }
         assert!(named > 30, "only {named} names were found: the pages are written in another way");
+    }
+
+    /// What an outsider may call, be refused with, or read is what a test calls, is refused with, or compares: functions and
+    /// errors stand somewhere after a dot, events after `emit`. A declaration or a comment is no test.
+    #[test]
+    fn every_entry_error_and_event_is_named_by_a_test() {
+        /// In the ABI, and never seen from outside.
+        const UNSEEN: [(&str, &str); 4] = [
+            ("EIP712DomainChanged", "OpenZeppelin declares it; a domain here never changes"),
+            ("InvalidShortString", "how OpenZeppelin reads a name that it stored; ours is short and constant"),
+            ("StringTooLong", "the same: for names of 32 bytes and more"),
+            ("InsufficientBalance", "the factory sends no value with a creation, it sends it with `initialize`"),
+        ];
+        let contracts = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("in the root").join("contracts");
+        let mut tests = String::new();
+        for entry in fs::read_dir(contracts.join("test")).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|extension| extension == "sol") {
+                let text = fs::read_to_string(path).unwrap();
+                tests.extend(text.lines().flat_map(|line| [line.split("//").next().unwrap_or_default(), "\n"]));
+            }
+        }
+        let word =
+            |text: &str| -> String { text.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect() };
+        let used: BTreeSet<_> = tests.split('.').skip(1).map(word).collect();
+        let emitted: BTreeSet<_> = tests.split("emit IRecord.").skip(1).map(word).collect();
+        let mut seen = BTreeSet::new();
+        let mut unnamed = Vec::new();
+        for contract in ["Treasury", "Oversight", "Purse", "LeaseMarket", "TreasuryFactory"] {
+            let text = fs::read_to_string(contracts.join(format!("abi/{contract}.json"))).unwrap();
+            let file: serde_json::Value = serde_json::from_str(&text).unwrap();
+            for item in file["abi"].as_array().expect("an ABI") {
+                let (kind, name) = (item["type"].as_str().expect("a type"), item["name"].as_str().unwrap_or_default());
+                let is_named = match kind {
+                    "function" | "error" => used.contains(name),
+                    "event" => emitted.contains(name),
+                    _ => continue,
+                };
+                seen.insert((name.to_owned(), is_named));
+                if !is_named && !UNSEEN.iter().any(|(unseen, _)| *unseen == name) {
+                    unnamed.push(format!("{contract}: {kind} {name}"));
+                }
+            }
+        }
+        assert!(unnamed.is_empty(), "no test in contracts/test names {}", unnamed.join(", "));
+        assert!(seen.len() > 150, "only {} names were found: the ABIs are written in another way", seen.len());
+        for (unseen, why) in UNSEEN {
+            assert!(seen.contains(&(unseen.to_owned(), false)), "{unseen} is no exception any more: {why}");
+        }
     }
 
     /// The second half runs in the first one's storage, so neither may have a variable of its own.
