@@ -297,7 +297,7 @@ impl Agent {
             kind => (kind, false),
         };
         if let ChainEventKind::ExactRefunded { payer, nonce, amount } = *kind {
-            self.life.refunded((payer, nonce), amount, back);
+            self.life.refunded((payer, nonce), amount, event.block, back);
         }
         if !back {
             self.flights.event(kind);

@@ -12,10 +12,13 @@ use crate::{Agent, Turn};
 use borsh::{BorshDeserialize, BorshSerialize};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Attempts at a refund or the last checkpoint after which the end goes on without.
+/// Attempts at a refund or the last checkpoint after which the end goes on without. A refund is tried all the same, while
+/// there is anybody to do so: what refused it (a frozen token) may be over.
 const TRIES: u32 = 3;
 /// Refunds on their way at once: one key's transactions are a queue.
 const REFUNDS_AT_ONCE: usize = 4;
+/// Blocks after the last refund before the treasury is closed: a branch that takes it back would leave nobody to repeat it.
+const REFUND_DEPTH: u64 = 8;
 /// Refunds remembered, so that an old list does not ask for one again.
 const REFUNDS_KEPT: usize = 1_024;
 
@@ -37,6 +40,8 @@ pub(crate) struct Life {
     ending: Option<Ending>,
     owed: BTreeMap<Payment, Usdc>,
     refunded: BTreeSet<Payment>,
+    /// The block of the last refund.
+    refunded_in: u64,
     paused: bool,
     challenged_at: u64,
     stage_noted: Option<Stage>,
@@ -68,7 +73,8 @@ impl Life {
     }
 
     /// A refund was mined, or taken back by a reorg: then it is owed again, for what was sent may be refused now.
-    pub fn refunded(&mut self, payment: Payment, amount: Usdc, back: bool) {
+    pub fn refunded(&mut self, payment: Payment, amount: Usdc, block: u64, back: bool) {
+        self.refunded_in = self.refunded_in.max(block);
         if back {
             self.refunded.remove(&payment);
             self.owed.insert(payment, amount);
@@ -248,6 +254,7 @@ impl Agent {
             Stage::Alive if self.is_starved(view) && !view.paused => self.wind_down(turn),
             Stage::WindingDown
                 if turn.now >= view.wind_down_at + u64::from(self.genesis.timers.refund_window)
+                    && view.number >= self.life.refunded_in + REFUND_DEPTH
                     && !self.end_needs_checkpoint(view, turn.now) =>
             {
                 self.ask(Output::Close, turn);
@@ -277,17 +284,14 @@ impl Agent {
         let mut pending = self.flights.refunds() > 0;
         let owed: Vec<(Payment, Usdc)> = self.life.owed.iter().map(|(p, a)| (*p, *a)).collect();
         for ((payer, nonce), amount) in owed {
-            let task = Task::Refund { payer, nonce };
-            if self.flights.fails(task) >= TRIES {
-                continue;
-            }
+            let holds_up = self.flights.fails(Task::Refund { payer, nonce }) < TRIES;
             let (day, money) = self.room(view);
             // The wind-down lifts the day limit for refunds, so what it does not leave room for waits for that.
             let room = if view.stage == Stage::Alive { day.min(money) } else { money };
             if amount > room {
                 continue;
             }
-            pending = true;
+            pending |= holds_up;
             if self.flights.refunds() < REFUNDS_AT_ONCE {
                 self.ask(Output::Refund { payer, nonce, amount }, turn);
             }
@@ -315,7 +319,7 @@ pub(crate) fn funds(view: &View) -> Usdc {
 mod tests {
     use super::*;
     use crate::hosting::tests::{NOW, agent, view};
-    use crate::{ChainEvent, ChainEventKind, Input};
+    use crate::{ChainEvent, ChainEventKind, Input, Outcome, OutputId};
 
     fn owed(n: u8) -> Owed {
         Owed { payer: [n; 20], nonce: [n; 32], amount: Usdc(100) }
@@ -342,6 +346,25 @@ mod tests {
         let kind = ChainEventKind::Reverted(Box::new(mined));
         agent.step(NOW, 6, Input::Chain(vec![ChainEvent { block: 1, index: 0, kind }]));
         assert_eq!(agent.life.owed(), Usdc(600));
+    }
+
+    /// A frozen token refuses for a while. Three failures were once the end of it, and the customer never got its money.
+    #[test]
+    fn a_refund_that_keeps_failing_holds_nothing_up_and_is_tried_all_the_same() {
+        let mut agent = agent();
+        let (mut now, mut lsn) = (NOW, 2);
+        agent.step(now, 1, Input::Block(Box::new(view(vec![]))));
+        let mut outputs = agent.step(now, lsn, Input::Owed(vec![owed(1)]));
+        for attempt in 1..=TRIES + 2 {
+            let index = outputs.iter().position(|o| matches!(o, Output::Refund { .. })).expect("it is tried");
+            let id = OutputId { lsn, index: u32::try_from(index).unwrap() };
+            lsn += 1;
+            agent.step(now, lsn, Input::Done { id, outcome: Outcome::Failed { reason: "frozen".to_owned() } });
+            let mut turn = Turn { now, lsn: lsn + 1, outputs: Vec::new() };
+            assert_eq!(agent.refund(&view(vec![]), &mut turn), attempt < TRIES, "it holds the end up");
+            (now, lsn) = (now + 3_600, lsn + 2);
+            outputs = agent.step(now, lsn, Input::Block(Box::new(View { timestamp: now, ..view(vec![]) })));
+        }
     }
 
     #[test]

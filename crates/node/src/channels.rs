@@ -37,8 +37,6 @@ const UNCLAIMED_ALL_MAX: Usdc = Usdc(500_000);
 const ROW_MIN: Usdc = Usdc(1_000);
 /// Rows in one transaction; about 40,000 gas each.
 const ROWS_MAX: u32 = 50;
-/// Chain seconds before a payer can take its deposit out at which we claim at the latest.
-const WITHDRAW_MARGIN_SECS: u64 = 300;
 /// Chain seconds between two looks at payers that owe: a fifteenth of the shortest `withdrawDelay`.
 const LOOK_SECS: u64 = 60;
 /// Between two reads of a chain that does not answer.
@@ -105,14 +103,27 @@ pub type Moved = Option<(Usdc, B256)>;
 
 /// What the chain says now; asked until it answers.
 pub async fn read(cx: &Context, id: &ChannelId) -> ChannelState {
+    read_since(cx, id, 0).await
+}
+
+/// What it says in this block or a later one: an endpoint that lags behind the one that saw a transaction mined would show
+/// the channel as it was before.
+async fn read_since(cx: &Context, id: &ChannelId, block: u64) -> ChannelState {
     loop {
         match try_read(cx, id).await {
-            Ok(state) => return state,
-            Err(e) => {
-                tracing::warn!(error = %chain_of(&e), "a channel cannot be read: asking again");
-                tokio::time::sleep(ASK_AGAIN).await;
-            }
+            Ok(state) if state.block >= block => return state,
+            Ok(state) => tracing::debug!(seen = state.block, block, "a channel is read too early: asking again"),
+            Err(e) => tracing::warn!(error = %chain_of(&e), "a channel cannot be read: asking again"),
         }
+        tokio::time::sleep(ASK_AGAIN).await;
+    }
+}
+
+/// The block in which it was carried out; 0: it was not.
+fn done_in(sent: &Sent) -> u64 {
+    match sent {
+        Sent::Done { block, .. } => *block,
+        _ => 0,
     }
 }
 
@@ -300,7 +311,7 @@ impl Node {
                 }
             };
             // Whatever the sender says, the channel's balance decides: somebody else may have sent it, too.
-            let state = read(&cx, &channel).await;
+            let state = read_since(&cx, &channel, sent.as_ref().map_or(0, done_in)).await;
             let done =
                 matches!(sent, Some(Sent::Done { .. })) || state.balance >= before.saturating_add(deposit.amount);
             let moved = done.then_some((deposit.amount, tx));
@@ -341,19 +352,20 @@ impl Node {
                 }
                 None => true,
             };
-            let mut moved = None;
+            let (mut moved, mut block) = (None, 0);
             if claimed {
                 let call = calls::refund_channel(config_on_chain(&config), refund.amount.micro());
                 let waiting = cx.operator.submit(chain::Tx::call(cx.config.treasury, call, "channel refund"));
                 crash_point!("pay.refund_sent");
                 let sent = waiting.await;
+                block = done_in(&sent);
                 if let Sent::Done { tx_hash, .. } = sent {
                     moved = Some((refund.amount, tx_hash));
                 } else {
                     tracing::warn!(?sent, %channel, "a channel refund did not go through");
                 }
             }
-            let state = read(&cx, &channel).await;
+            let state = read_since(&cx, &channel, block).await;
             if moved.is_none() && state.refund_nonce > nonce_before {
                 moved = Some((refund.amount, B256::ZERO));
             }
@@ -411,7 +423,6 @@ impl Node {
             all_max: bound(UNCLAIMED_ALL_MAX),
             row_min: if ends { Usdc(1) } else { ROW_MIN },
             rows_max: ROWS_MAX,
-            withdraw_margin_secs: WITHDRAW_MARGIN_SECS,
         };
         for batch in live.state.book.channels().due_claims(&policy, now) {
             let rows = batch.iter().map(|row| (row.channel, row.total)).collect();
@@ -423,7 +434,7 @@ impl Node {
     }
 
     /// A payer that begins to withdraw can be gone after `withdrawDelay`: whoever owes is looked at now and then, and
-    /// a withdrawal that is seen makes a claim due.
+    /// a withdrawal that is seen makes a claim due. So is what was last read in a block that the chain took back.
     pub(crate) fn watch_payers(&mut self) {
         let now = self.now();
         if now < self.payers_seen_at.saturating_add(LOOK_SECS) {
@@ -431,23 +442,23 @@ impl Node {
         }
         self.payers_seen_at = now;
         let Some(live) = &self.live else { return };
-        let owing: Vec<(ChannelId, ChannelConfig)> = live
+        let owing: Vec<(ChannelId, ChannelConfig, bool)> = live
             .state
             .book
             .channels()
             .channels()
-            .filter(|(_, channel)| channel.charged > channel.chain.claimed)
-            .map(|(id, channel)| (*id, channel.config.clone()))
+            .filter(|(_, channel)| channel.is_to_be_watched())
+            .map(|(id, channel)| (*id, channel.config.clone(), channel.is_in_doubt))
             .collect();
         if owing.is_empty() {
             return;
         }
         let cx = self.cx.clone();
         tokio::spawn(async move {
-            for (channel, config) in owing {
+            for (channel, config, is_in_doubt) in owing {
                 // One that cannot be read now is read in the next round.
                 let Ok(state) = try_read(&cx, &channel).await else { continue };
-                if state.withdrawal.is_some() {
+                if state.withdrawal.is_some() || is_in_doubt {
                     cx.tell(ReadBack { seen: vec![(channel, config, state)], end: None, moved: None }.event()).await;
                 }
             }
@@ -512,7 +523,7 @@ async fn claim(cx: Arc<Context>, batch: Vec<ClaimRow>) {
     let mut done = Vec::new();
     let mut failed = Vec::new();
     for row in &batch {
-        let state = read(&cx, &row.channel).await;
+        let state = read_since(&cx, &row.channel, done_in(&sent)).await;
         if state.claimed >= row.total || !is_done {
             done.push(row.channel)
         } else {

@@ -5,6 +5,7 @@ use alloy::primitives::{Address, B256};
 use chain::bindings::{MarketEvent, TreasuryEvent};
 use chain::logs::{ChainLog, Event, LogItem};
 use economy::{ChainEvent, ChainEventKind, Usdc};
+use pay::book::channels::ChannelInput;
 use pay::book::{Entry, Payment};
 use pay::{BookInput, ChannelBook, TransferMethod};
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,7 +21,7 @@ pub struct Money {
 /// somebody else's. A token transfer counts as unexplained only if no event of its own transaction explains it; one
 /// that its payer had signed (`signed`: the transactions) is a customer's all the same. The market pays a tenant nothing
 /// but what `LeaseClosed` told, in the same transaction or, when the token was frozen then (`Owed`), by
-/// `collect` later (`Collected`).
+/// `collect` later (`Collected`). Blocks that are taken back put in doubt what was read of channels there.
 pub fn translate(
     items: &[LogItem],
     signed: &BTreeSet<B256>,
@@ -51,7 +52,19 @@ pub fn translate(
             event
         });
     }
+    money.book.extend(channels_taken_back(items, book));
     money
+}
+
+/// The oldest block with a log of ours that the chain took back, if channels were read there or later.
+fn channels_taken_back(items: &[LogItem], book: &ChannelBook) -> Option<BookInput> {
+    let gone = |item: &LogItem| match item {
+        LogItem::Reverted(log) => Some(log.block),
+        LogItem::Emitted(_) => None,
+    };
+    let from = items.iter().filter_map(gone).min()?;
+    let concerned = book.channels().channels().any(|(_, channel)| channel.chain.block >= from);
+    concerned.then_some(BookInput::Channel(ChannelInput::TakenBack { from }))
 }
 
 /// (transaction, payer) → amount that the treasury's own events account for.

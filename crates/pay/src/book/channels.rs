@@ -68,8 +68,6 @@ pub struct ClaimPolicy {
     pub row_min: Usdc,
     /// Rows in one transaction.
     pub rows_max: u32,
-    /// Claim this long before a withdrawal can be taken: time for several attempts.
-    pub withdraw_margin_secs: u64,
 }
 
 /// See the module's documentation.
@@ -280,7 +278,7 @@ impl Channels {
     /// otherwise everything that is worth its gas comes along. Each batch is a transaction.
     pub fn due_claims(&self, policy: &ClaimPolicy, now: u64) -> Vec<Vec<ClaimRow>> {
         let rows = || self.channels.iter().filter(|(_, channel)| channel.is_claimable());
-        let is_urgent = |channel: &Channel| channel.is_leaving_by(now.saturating_add(policy.withdraw_margin_secs));
+        let is_urgent = |channel: &Channel| channel.is_endangered(now);
         let unclaimed: Usdc = rows().map(|(_, channel)| channel.claimable()).sum();
         let is_due = unclaimed > policy.all_max
             || rows().any(|(_, channel)| is_urgent(channel) || channel.claimable() > policy.channel_max);
@@ -417,6 +415,13 @@ impl Channels {
             }
             ChannelInput::RefundEnded { channel } => self.change(channel, |channel| channel.refund = None),
             ChannelInput::Pruned { before } => self.prune(before),
+            ChannelInput::TakenBack { from } => {
+                let read_there = self.channels.iter().filter(|(_, channel)| channel.chain.block >= from);
+                for id in read_there.map(|(id, _)| *id).collect::<Vec<_>>() {
+                    self.change(id, |channel| channel.doubt(from));
+                }
+                Vec::new()
+            }
         }
     }
 

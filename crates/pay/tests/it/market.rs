@@ -184,13 +184,7 @@ impl Market {
 
     /// Claims everything that is charged and has it paid out; transactions sent.
     pub async fn claim_and_settle(&self) -> u32 {
-        let policy = ClaimPolicy {
-            channel_max: Usdc(0),
-            all_max: Usdc(0),
-            row_min: Usdc(1),
-            rows_max: 50,
-            withdraw_margin_secs: 300,
-        };
+        let policy = ClaimPolicy { channel_max: Usdc(0), all_max: Usdc(0), row_min: Usdc(1), rows_max: 50 };
         let batches = self.with(|desk| desk.book.channels().due_claims(&policy, wall()));
         let mut sent = 0;
         for batch in batches {

@@ -328,7 +328,8 @@ impl Chain {
         past.is_some_and(|past| past.epoch == self.state.epoch)
     }
 
-    /// The last `depth` blocks never happened. What was in them waits in the pool again; time goes on.
+    /// The last `depth` blocks never happened. What was in them waits in the pool again, before what was sent since; time
+    /// goes on.
     pub fn branch(&mut self, depth: usize) -> u64 {
         let now = self.now();
         let at = self.past.len() - depth;
@@ -337,9 +338,11 @@ impl Chain {
         (self.world, self.audit) = (world, audit);
         let gone = self.blocks.split_off(blocks);
         self.look_again();
+        let newer = std::mem::take(&mut self.people);
         for block in gone {
             block.txs.into_iter().for_each(|tx| self.send(tx));
         }
+        self.people.extend(newer);
         now - self.now()
     }
 }

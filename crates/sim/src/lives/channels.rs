@@ -25,7 +25,6 @@ use pay::{BookInput, Usdc};
 const UNCLAIMED_CHANNEL_MAX: Usdc = Usdc(250_000);
 const UNCLAIMED_ALL_MAX: Usdc = Usdc(500_000);
 const ROW_MIN: Usdc = Usdc(1_000);
-const WITHDRAW_MARGIN_SECS: u64 = 3_600;
 /// Calls that a deposit pays for.
 const DEPOSIT_CALLS: u128 = 12;
 
@@ -49,25 +48,25 @@ pub fn read(chain: &Chain, id: &ChannelId, lag: usize) -> ChannelState {
 }
 
 impl Node {
-    fn channel(&mut self, now: u64, input: ChannelInput) {
-        // None of these asks for a transaction of the life's.
-        self.pay(now, BookInput::Channel(input));
+    fn channel(&mut self, chain: &Chain, input: ChannelInput) {
+        let tasks = self.pay(chain.now(), BookInput::Channel(input));
+        self.submit_all(tasks, chain);
     }
 
     fn sees(&mut self, chain: &Chain, id: ChannelId, lag: usize) -> ChannelState {
         let state = read(chain, &id, lag);
         let config = self.book.channels().channel(&id).map(|channel| channel.config.clone());
         if let Some(config) = config {
-            self.channel(
-                chain.now(),
-                ChannelInput::Seen { channel: id, config, state: state.clone(), at: chain.now() },
-            );
+            self.channel(chain, ChannelInput::Seen { channel: id, config, state: state.clone(), at: chain.now() });
         }
         state
     }
 
     /// After each look: deposits that came in, refunds and claims that are due, payers that leave.
     pub fn tend_channels(&mut self, chain: &Chain, lag: usize) {
+        for (errand, done_in) in std::mem::take(&mut self.unread) {
+            self.errand_over(errand, done_in, chain, lag);
+        }
         let open: Vec<(ChannelId, Usdc, B256)> = self
             .book
             .channels()
@@ -80,7 +79,7 @@ impl Node {
             // Whoever sent it, the balance decides.
             if read(chain, &channel, lag).balance >= expected {
                 self.sees(chain, channel, lag);
-                self.channel(chain.now(), ChannelInput::DepositDone { channel, key: key.0 });
+                self.channel(chain, ChannelInput::DepositDone { channel, key: key.0 });
             }
         }
         if chain.state.operator != self.key || chain.state.restoring {
@@ -90,18 +89,17 @@ impl Node {
         for channel in refunds.into_iter().filter(|id| !self.refunding.contains(id)).collect::<Vec<_>>() {
             self.refund(chain, channel, lag);
         }
-        let owing = |channel: &pay::book::channels::Channel| channel.charged > channel.chain.claimed;
-        let owing: Vec<ChannelId> =
-            self.book.channels().channels().filter(|(_, channel)| owing(channel)).map(|(id, _)| *id).collect();
-        for channel in owing {
-            if read(chain, &channel, lag).withdrawal.is_some() {
+        let channels = self.book.channels().channels().filter(|(_, channel)| channel.is_to_be_watched());
+        for (channel, is_in_doubt) in channels.map(|(id, channel)| (*id, channel.is_in_doubt)).collect::<Vec<_>>() {
+            if is_in_doubt || read(chain, &channel, lag).withdrawal.is_some() {
                 self.sees(chain, channel, lag);
             }
         }
-        self.claim_due(chain.now());
+        self.claim_due(chain);
     }
 
-    fn claim_due(&mut self, now: u64) {
+    fn claim_due(&mut self, chain: &Chain) {
+        let now = chain.now();
         let channels = self.book.channels();
         if channels.totals().unclaimed.is_zero() || channels.open_claims().next().is_some() {
             return;
@@ -113,11 +111,10 @@ impl Node {
             all_max: bound(UNCLAIMED_ALL_MAX),
             row_min: if ends { Usdc(1) } else { ROW_MIN },
             rows_max: 50,
-            withdraw_margin_secs: WITHDRAW_MARGIN_SECS,
         };
         for batch in channels.due_claims(&policy, now) {
             let rows = batch.iter().map(|row| (row.channel, row.total)).collect();
-            self.channel(now, ChannelInput::ClaimSent { rows });
+            self.channel(chain, ChannelInput::ClaimSent { rows });
             let data = calls::claim_and_settle(batch.iter().map(row_on_chain).collect());
             self.send_errand(Errand::Claim(batch), data);
         }
@@ -151,11 +148,15 @@ impl Node {
     fn end_refund(&mut self, chain: &Chain, channel: ChannelId, lag: usize) {
         self.refunding.remove(&channel);
         self.sees(chain, channel, lag);
-        self.channel(chain.now(), ChannelInput::RefundEnded { channel });
+        self.channel(chain, ChannelInput::RefundEnded { channel });
     }
 
-    /// What became of it.
-    pub fn errand_over(&mut self, errand: Errand, carried_out: bool, chain: &Chain, lag: usize) {
+    /// What became of it. An endpoint that lags shows the channel as it was before: it is looked at later.
+    pub fn errand_over(&mut self, errand: Errand, done_in: Option<u64>, chain: &Chain, lag: usize) {
+        if done_in.is_some_and(|block| chain.seen(lag).head.number < block) {
+            return self.unread.push((errand, done_in));
+        }
+        let carried_out = done_in.is_some();
         match errand {
             Errand::Claim(rows) => {
                 let (mut done, mut failed) = (Vec::new(), Vec::new());
@@ -164,7 +165,7 @@ impl Node {
                     // Only a claim that was carried out says something about its rows.
                     if claimed >= row.total || !carried_out { done.push(row.channel) } else { failed.push(row.channel) }
                 }
-                self.claims_end(chain.now(), done, failed);
+                self.claims_end(chain, done, failed);
             }
             Errand::ClaimFirst(channel) => {
                 let known = self.book.channels().channel(&channel);
@@ -177,23 +178,24 @@ impl Node {
         }
     }
 
-    fn claims_end(&mut self, now: u64, done: Vec<ChannelId>, failed: Vec<ChannelId>) {
+    fn claims_end(&mut self, chain: &Chain, done: Vec<ChannelId>, failed: Vec<ChannelId>) {
         if !done.is_empty() {
-            self.channel(now, ChannelInput::ClaimDone { rows: done });
+            self.channel(chain, ChannelInput::ClaimDone { rows: done });
         }
         if !failed.is_empty() {
-            self.channel(now, ChannelInput::ClaimFailed { rows: failed });
+            self.channel(chain, ChannelInput::ClaimFailed { rows: failed });
         }
     }
 
     /// After a start: what was on its way is asked about; deposits and refunds are tended as ever.
     pub fn resume_channels(&mut self, chain: &Chain) {
         self.errands.clear();
+        self.unread.clear();
         self.refunding.clear();
         let open: Vec<ChannelId> = self.book.channels().open_claims().map(|(id, _)| *id).collect();
         for channel in open {
             self.sees(chain, channel, 0);
-            self.claims_end(chain.now(), vec![channel], Vec::new());
+            self.claims_end(chain, vec![channel], Vec::new());
         }
     }
 
@@ -295,7 +297,7 @@ impl Payer {
                 let decision = channels.decide_seen(&ask, &self.config, &state, now);
                 if matches!(decision, ChannelDecision::New { .. } | ChannelDecision::Deposit) {
                     let config = self.config.clone();
-                    node.channel(now, ChannelInput::Seen { channel: self.id, config, state, at: now });
+                    node.channel(chain, ChannelInput::Seen { channel: self.id, config, state, at: now });
                 }
                 decision
             }
@@ -318,19 +320,19 @@ impl Payer {
                     max_tokens: 100,
                     at: now,
                 };
-                node.channel(now, ChannelInput::Reserved(reservation));
+                node.channel(chain, ChannelInput::Reserved(reservation));
                 if engine_fails {
-                    node.channel(now, ChannelInput::Aborted { request, why: AbortWhy::Engine });
+                    node.channel(chain, ChannelInput::Aborted { request, why: AbortWhy::Engine });
                     return false;
                 }
                 let delivery = whole_answer(now);
-                node.channel(now, ChannelInput::Charged { request, amount: price, delivery });
+                node.channel(chain, ChannelInput::Charged { request, amount: price, delivery });
                 self.believed += price.micro();
                 self.delivered += price.micro();
                 true
             }
             (ChannelDecision::Deposit, Some(deposit)) => {
-                node.channel(now, ChannelInput::DepositAsked { channel: self.id, deposit, at: now });
+                node.channel(chain, ChannelInput::DepositAsked { channel: self.id, deposit, at: now });
                 false
             }
             (ChannelDecision::Corrective(_), _) => {
@@ -351,7 +353,7 @@ impl Payer {
         }
         node.sees(chain, channel, 0);
         if let Ok(amount) = node.book.channels().decide_refund(&RefundAsk { channel, amount: None }) {
-            node.channel(now, ChannelInput::RefundAsked { channel, amount, at: now });
+            node.channel(chain, ChannelInput::RefundAsked { channel, amount, at: now });
         }
     }
 

@@ -37,7 +37,12 @@ const CUSTOMERS: u64 = 3;
 const PAYERS: u64 = 2;
 /// Micro-USDC.
 const CUSTOMERS_HAVE: u128 = 1_000_000_000;
-/// Faults come so much more often in a short life, but in no more than so many of a thousand blocks.
+/// How long these faults last in a whole life.
+const DOWN_SECS: u64 = 4 * 3_600;
+const FROZEN_SECS: u64 = 6 * 3_600;
+const PAUSE_SECS: u64 = 12 * 3_600;
+/// Faults come so much more often in a short life, but in no more than so many of a thousand blocks, and are over so much
+/// sooner.
 const SHORT_FACTOR: u64 = 8;
 const SHORT_PERMILLE_MAX: u64 = 250;
 /// Calls for which an answer is on its way or unpaid at once, at most: what a lost host may cost.
@@ -215,6 +220,13 @@ impl Life {
         match (self.setting.pace, fault) {
             (Pace::Whole, _) | (_, Fault::RpcDrop | Fault::RpcLie | Fault::NeverReady) => fault.permille(),
             (Pace::Short, _) => (fault.permille() * SHORT_FACTOR).min(SHORT_PERMILLE_MAX),
+        }
+    }
+
+    fn lasts(&self, secs: u64) -> u64 {
+        match self.setting.pace {
+            Pace::Whole => secs,
+            Pace::Short => secs / SHORT_FACTOR,
         }
     }
 
@@ -586,19 +598,19 @@ impl Life {
             return;
         }
         if now >= self.down_until && self.comes(Fault::RpcDown) {
-            self.tell("the endpoint is gone for four hours");
-            self.down_until = now + 4 * 3_600;
+            self.tell("the endpoint is gone for hours");
+            self.down_until = now + self.lasts(DOWN_SECS);
         }
         if self.paused_until == 0 && !state.paused && self.comes(Fault::Pause) {
-            self.tell("stewards pause it for half a day");
+            self.tell("stewards pause it for a while");
             let order = self.chain.world.order("pause", U256::ZERO, &self.chain.world.quorum());
             self.send(steward, treasury, calls::pause(order));
-            self.paused_until = now + 43_200;
+            self.paused_until = now + self.lasts(PAUSE_SECS);
         }
         if self.frozen_until == 0 && self.comes(Fault::Frozen) {
-            self.tell("the token freezes the treasury for six hours");
+            self.tell("the token freezes the treasury for hours");
             self.freeze(true);
-            self.frozen_until = now + 6 * 3_600;
+            self.frozen_until = now + self.lasts(FROZEN_SECS);
         }
         if self.comes(Fault::PriceRaise) {
             let offer = 1 + self.chance.below(PROVIDERS);
@@ -841,17 +853,7 @@ impl Life {
                 ));
             }
             unclaimed += delivered - claimed;
-            // Its own way out, which needs nobody.
-            let (payer, delay) = (self.payers[index].address(), self.payers[index].delay_secs());
-            if let Some(data) = self.payers[index].leaves(&self.chain) {
-                self.chain.world.evm.call(payer, BATCH_SETTLEMENT, data, 0).map_err(|r| format!("I6: {}", r.text))?;
-            }
-            self.chain.world.evm.next_block(delay + 3_700);
-            let now = self.chain.world.evm.now();
-            if let Some(data) = self.payers[index].takes_out(now) {
-                // Taken out before, perhaps.
-                let _ = self.chain.world.evm.call(payer, BATCH_SETTLEMENT, data, 0);
-            }
+            self.takes_the_rest(index)?;
         }
         if unclaimed > excused {
             return Err(format!(
@@ -861,6 +863,23 @@ impl Life {
         let stranded = self.chain.balance(BATCH_SETTLEMENT);
         if stranded != 0 {
             return Err(format!("I6: {stranded} micro-USDC stay in the channel contract"));
+        }
+        Ok(())
+    }
+
+    /// A payer's own way out, which needs nobody. Twice: a deposit may have come in since it asked for the first time.
+    fn takes_the_rest(&mut self, index: usize) -> Result<(), String> {
+        let (payer, delay) = (self.payers[index].address(), self.payers[index].delay_secs());
+        for _ in 0..2 {
+            if let Some(data) = self.payers[index].leaves(&self.chain) {
+                self.chain.world.evm.call(payer, BATCH_SETTLEMENT, data, 0).map_err(|r| format!("I6: {}", r.text))?;
+            }
+            self.chain.world.evm.next_block(delay + 3_700);
+            let now = self.chain.world.evm.now();
+            if let Some(data) = self.payers[index].takes_out(now) {
+                // Taken out before, perhaps.
+                let _ = self.chain.world.evm.call(payer, BATCH_SETTLEMENT, data, 0);
+            }
         }
         Ok(())
     }

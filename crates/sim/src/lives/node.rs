@@ -16,6 +16,7 @@ use economy::{
     outputs_digest,
 };
 use pay::book::ChannelOutput;
+use pay::book::channels::ChannelInput;
 use pay::scheme::channel::{BATCH_SETTLEMENT, ChannelId};
 use pay::{BookInput, BookOutput, ChannelBook, RequestId, TransferMethod};
 use std::collections::{BTreeMap, BTreeSet};
@@ -88,6 +89,8 @@ pub struct Node {
     clock_ms: u64,
     is_deaf: bool,
     pub(super) errands: BTreeMap<outbox::Id, Errand>,
+    /// Over, and not seen in the channels yet: the block in which each was carried out.
+    pub(super) unread: Vec<(Errand, Option<u64>)>,
     pub(super) refunding: BTreeSet<ChannelId>,
 }
 
@@ -138,6 +141,7 @@ impl Node {
             clock_ms: 0,
             is_deaf,
             errands: BTreeMap::new(),
+            unread: Vec::new(),
             refunding: BTreeSet::new(),
         }
     }
@@ -437,6 +441,11 @@ impl Node {
                 true => ChainEvent { block: log.block, index, kind: ChainEventKind::Reverted(Box::new(event)) },
             });
         }
+        let gone = items.iter().filter_map(|item| match item {
+            LogItem::Reverted(log) => Some(log.block),
+            LogItem::Emitted(_) => None,
+        });
+        payments.extend(gone.min().map(|from| BookInput::Channel(ChannelInput::TakenBack { from })));
         (events, payments)
     }
 
@@ -639,7 +648,11 @@ impl Node {
 
     fn settled(&mut self, id: outbox::Id, outcome: outbox::Outcome, chain: &Chain, lag: usize) {
         if let Some(errand) = self.errands.remove(&id) {
-            return self.errand_over(errand, matches!(outcome, outbox::Outcome::Done { .. }), chain, lag);
+            let done_in = match outcome {
+                outbox::Outcome::Done { block, .. } => Some(block),
+                _ => None,
+            };
+            return self.errand_over(errand, done_in, chain, lag);
         }
         let Some(output) = self.sent.remove(&id) else { return };
         let outcome = match outcome {

@@ -125,6 +125,9 @@ pub enum ChannelInput {
     /// Closed calls from before this time (chain seconds), and channels that the chain alone tells all about, are
     /// forgotten; their sums stay.
     Pruned { before: u64 },
+    /// The chain took blocks back, from this one on: what was read of channels there may never have happened. They are
+    /// read again.
+    TakenBack { from: u64 },
 }
 
 /// What has to happen because of an input.

@@ -34,6 +34,8 @@ pub struct Channel {
     pub is_claimed_alone: bool,
     /// This voucher's row failed alone: it is not tried again before a newer one comes.
     pub is_row_bad: bool,
+    /// `chain` was read in a block that the chain took back, and not again since.
+    pub is_in_doubt: bool,
 }
 
 /// A deposit that is to be sent or under way.
@@ -88,6 +90,7 @@ impl Channel {
             served: 0,
             is_claimed_alone: false,
             is_row_bad: false,
+            is_in_doubt: false,
         }
     }
 
@@ -117,9 +120,19 @@ impl Channel {
         !self.claimable().is_zero() && self.claim.is_none() && !self.is_row_bad && self.voucher.is_some()
     }
 
-    /// A withdrawal can be taken at `at` or before.
-    pub fn is_leaving_by(&self, at: u64) -> bool {
-        self.chain.withdrawal.is_some_and(|w| w.since.saturating_add(self.config.withdraw_delay_secs) <= at)
+    /// What is charged reaches into what the payer takes out, so it has to be claimed first: at once, or when the calls
+    /// that are being served have ended, so that one claim does for all; at the latest when half of the delay is over.
+    /// The other half is for hosts, endpoints and stewards that are gone for a while.
+    pub fn is_endangered(&self, now: u64) -> bool {
+        self.chain.withdrawal.is_some_and(|withdrawal| {
+            let half = withdrawal.since.saturating_add(self.config.withdraw_delay_secs / 2);
+            self.charged > self.available() && (self.open == 0 || now >= half)
+        })
+    }
+
+    /// Whether the chain has to be asked about it again though nothing of ours is on its way.
+    pub fn is_to_be_watched(&self) -> bool {
+        self.charged > self.chain.claimed || self.is_in_doubt
     }
 
     pub(super) fn claim_row(&self, id: &ChannelId) -> Option<ClaimRow> {
@@ -146,7 +159,8 @@ impl Channel {
 
     /// The chain alone tells everything about it: it can be forgotten.
     pub(super) fn is_told_by_chain(&self) -> bool {
-        self.open == 0
+        !self.is_in_doubt
+            && self.open == 0
             && self.deposit.is_none()
             && self.claim.is_none()
             && self.refund.is_none()
@@ -161,6 +175,14 @@ impl Channel {
         // Claimed more than we know of: records were lost with a host, the money was not.
         self.charged = self.charged.max(state.claimed);
         self.chain = state;
+        self.is_in_doubt = false;
+    }
+
+    /// Block `from` and all after it are gone. What was read there stands until the channel is read again, in any block
+    /// of the new branch.
+    pub(super) fn doubt(&mut self, from: u64) {
+        self.chain.block = from.saturating_sub(1);
+        self.is_in_doubt = true;
     }
 
     pub(super) fn hold(&mut self, voucher: HeldVoucher) {

@@ -3,13 +3,7 @@ use crate::scheme::channel::{Deposit, DepositMethod, HeldVoucher, Withdrawal};
 use proptest::prelude::*;
 
 const NOW: u64 = 1_000_000;
-const POLICY: ClaimPolicy = ClaimPolicy {
-    channel_max: Usdc(500),
-    all_max: Usdc(800),
-    row_min: Usdc(50),
-    rows_max: 10,
-    withdraw_margin_secs: 600,
-};
+const POLICY: ClaimPolicy = ClaimPolicy { channel_max: Usdc(500), all_max: Usdc(800), row_min: Usdc(50), rows_max: 10 };
 
 fn id(n: u8) -> ChannelId {
     ChannelId([n; 32])
@@ -337,13 +331,43 @@ fn a_payer_that_leaves_is_claimed_in_time() {
     assert_eq!(run(&mut channels, [seen(1, leaving.clone())]), [ChannelOutput::ClaimNow { channel: id(1) }]);
     // What it takes out pays for nothing any more.
     assert_eq!(channels.decide(&ask(1, 101, 10, 2), NOW), ChannelDecision::Refused(Reason::CumulativeExceedsBalance));
-    assert_eq!(channels.due_claims(&POLICY, NOW + 299), Vec::<Vec<ClaimRow>>::new());
-    let due = channels.due_claims(&POLICY, NOW + 300);
+    assert_eq!(channels.due_claims(&POLICY, NOW + 899), Vec::<Vec<ClaimRow>>::new(), "it leaves what it owes");
+    // It takes what it owes, too, while another call of its is being served.
+    let open = reserve(&channels, &ask(1, 80, 20, 2));
+    let request = open.request;
+    run(&mut channels, [ChannelInput::Reserved(open)]);
+    leaving.withdrawal = Some(Withdrawal { amount: Usdc(941), since: NOW });
+    leaving.block = 3;
+    run(&mut channels, [seen(1, leaving.clone())]);
+    assert_eq!(channels.due_claims(&POLICY, NOW + 449), Vec::<Vec<ClaimRow>>::new(), "one claim for all calls");
+    assert_eq!(channels.due_claims(&POLICY, NOW + 450).len(), 1, "half of its delay is over");
+    run(&mut channels, [ChannelInput::Aborted { request, why: AbortWhy::Engine }]);
+    let due = channels.due_claims(&POLICY, NOW);
     assert_eq!((due.len(), due[0][0].total, due[0][0].voucher.max), (1, Usdc(60), Usdc(100)));
     // Too late after all: the loss has a name.
-    run(&mut channels, [seen(1, state(20, 0, 3))]);
-    assert_eq!((channels.totals().uncovered, channels.due_claims(&POLICY, NOW + 300)), (Usdc(40), vec![]));
+    run(&mut channels, [seen(1, state(20, 0, 4))]);
+    assert_eq!((channels.totals().uncovered, channels.due_claims(&POLICY, NOW + 450)), (Usdc(40), vec![]));
     assert_eq!(channels.channel(&id(1)).unwrap().claimable(), Usdc(20));
+}
+
+/// A claim that a reorganisation took back is no claim: the channel is read again, in whatever block, and claimed again.
+#[test]
+fn what_was_read_in_a_block_that_was_taken_back_is_read_again() {
+    let mut channels = open(1_000);
+    serve(&mut channels, &ask(1, 900, 900, 1), 900);
+    let rows = vec![(id(1), Usdc(900))];
+    run(&mut channels, [ChannelInput::ClaimSent { rows }, seen(1, state(1_000, 900, 7))]);
+    run(&mut channels, [ChannelInput::ClaimDone { rows: vec![id(1)] }]);
+    run(&mut channels, [ChannelInput::TakenBack { from: 8 }]);
+    assert!(!channels.channel(&id(1)).unwrap().is_to_be_watched(), "it was read before that");
+    run(&mut channels, [ChannelInput::TakenBack { from: 6 }]);
+    assert!(channels.channel(&id(1)).unwrap().is_to_be_watched());
+    assert_eq!(channels.due_claims(&POLICY, NOW), Vec::<Vec<ClaimRow>>::new(), "nobody knows");
+    run(&mut channels, [seen(1, state(1_000, 0, 4))]);
+    assert!(channels.channel(&id(1)).unwrap().is_to_be_watched(), "news from before the branch are none");
+    run(&mut channels, [seen(1, state(1_000, 0, 6))]);
+    assert_eq!(channels.due_claims(&POLICY, NOW)[0][0].total, Usdc(900));
+    assert_eq!((channels.totals().claimed, channels.totals().unclaimed), (Usdc(0), Usdc(900)));
 }
 
 #[test]

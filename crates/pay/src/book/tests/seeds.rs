@@ -693,13 +693,7 @@ impl World {
     }
 
     fn claim(&mut self) {
-        let policy = ClaimPolicy {
-            channel_max: Usdc(0),
-            all_max: Usdc(0),
-            row_min: Usdc(1),
-            rows_max: 10,
-            withdraw_margin_secs: 600,
-        };
+        let policy = ClaimPolicy { channel_max: Usdc(0), all_max: Usdc(0), row_min: Usdc(1), rows_max: 10 };
         for batch in self.book.channels().due_claims(&policy, NOW) {
             let rows: Vec<(ChannelId, Usdc)> = batch.iter().map(|row| (row.channel, row.total)).collect();
             self.channel(ChannelInput::ClaimSent { rows: rows.clone() });

@@ -129,13 +129,8 @@ impl Shop {
 
     /// Claims all that is charged and has it paid out. The book must then agree with the chain.
     pub async fn claim_and_settle(&self) -> Result<()> {
-        let policy = ClaimPolicy {
-            channel_max: Usdc::ZERO,
-            all_max: Usdc::ZERO,
-            row_min: Usdc(1),
-            rows_max: CLAIM_ROWS,
-            withdraw_margin_secs: 300,
-        };
+        let policy =
+            ClaimPolicy { channel_max: Usdc::ZERO, all_max: Usdc::ZERO, row_min: Usdc(1), rows_max: CLAIM_ROWS };
         let chain = &self.inner.chain;
         let before = chain.balance(RECEIVER).await?;
         let batches = self.inner.desk().book.channels().due_claims(&policy, now());
