@@ -101,13 +101,8 @@ impl ReadBack {
 /// What became of a deposit or a refund: its transaction, if it did what it should.
 pub type Moved = Option<(Usdc, B256)>;
 
-/// What the chain says now; asked until it answers.
-pub async fn read(cx: &Context, id: &ChannelId) -> ChannelState {
-    read_since(cx, id, 0).await
-}
-
-/// What it says in this block or a later one: an endpoint that lags behind the one that saw a transaction mined would show
-/// the channel as it was before.
+/// What the chain says in this block or a later one; asked until it answers. An endpoint that lags behind the one that saw
+/// a transaction mined would show the channel as it was before.
 async fn read_since(cx: &Context, id: &ChannelId, block: u64) -> ChannelState {
     loop {
         match try_read(cx, id).await {
@@ -333,10 +328,10 @@ impl Node {
         let Some(refund) = known.refund else { return Ok(()) };
         let claim = channels.claim_before_refund(&channel);
         let (config, nonce_before) = (known.config.clone(), refund.nonce);
-        let cx = self.cx.clone();
+        let (cx, seen) = (self.cx.clone(), self.newest_block());
         tokio::spawn(async move {
             // A run before this one may have sent it, and a second one would take out more than was asked for.
-            let state = read(&cx, &channel).await;
+            let state = read_since(&cx, &channel, seen).await;
             if state.refund_nonce > nonce_before {
                 let (end, moved) = (Some(ChannelInput::RefundEnded { channel }), Some((refund.amount, B256::ZERO)));
                 return cx.tell(ReadBack { seen: vec![(channel, config, state)], end, moved }.event()).await;
@@ -365,7 +360,7 @@ impl Node {
                     tracing::warn!(?sent, %channel, "a channel refund did not go through");
                 }
             }
-            let state = read_since(&cx, &channel, block).await;
+            let state = read_since(&cx, &channel, block.max(seen)).await;
             if moved.is_none() && state.refund_nonce > nonce_before {
                 moved = Some((refund.amount, B256::ZERO));
             }
@@ -373,6 +368,11 @@ impl Node {
             cx.tell(ReadBack { seen: vec![(channel, config, state)], end: Some(end), moved }.event()).await;
         });
         Ok(())
+    }
+
+    /// An endpoint that shows less than this lags.
+    fn newest_block(&self) -> u64 {
+        self.news.as_ref().map_or(0, |news| news.head.number)
     }
 
     /// What the chain says after a deposit, a claim or a refund.
@@ -480,10 +480,10 @@ impl Node {
             self.send_refund(channel)?;
         }
         for (channel, config) in claims {
-            let cx = self.cx.clone();
+            let (cx, seen) = (self.cx.clone(), self.newest_block());
             tokio::spawn(async move {
                 // Whether it was mined shows; if not, that is no fault of its row, and it is made again.
-                let state = read(&cx, &channel).await;
+                let state = read_since(&cx, &channel, seen).await;
                 let end = ChannelInput::ClaimDone { rows: vec![channel] };
                 cx.tell(ReadBack { seen: vec![(channel, config, state)], end: Some(end), moved: None }.event()).await;
             });

@@ -64,6 +64,9 @@ impl Node {
 
     /// After each look: deposits that came in, refunds and claims that are due, payers that leave.
     pub fn tend_channels(&mut self, chain: &Chain, lag: usize) {
+        if self.falls_back(chain, lag) {
+            return;
+        }
         for (errand, done_in) in std::mem::take(&mut self.unread) {
             self.errand_over(errand, done_in, chain, lag);
         }
@@ -153,7 +156,7 @@ impl Node {
 
     /// What became of it. An endpoint that lags shows the channel as it was before: it is looked at later.
     pub fn errand_over(&mut self, errand: Errand, done_in: Option<u64>, chain: &Chain, lag: usize) {
-        if done_in.is_some_and(|block| chain.seen(lag).head.number < block) {
+        if self.falls_back(chain, lag) || done_in.is_some_and(|block| chain.seen(lag).head.number < block) {
             return self.unread.push((errand, done_in));
         }
         let carried_out = done_in.is_some();

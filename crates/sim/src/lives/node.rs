@@ -321,8 +321,7 @@ impl Node {
             let outputs = self.record(now, Input::Chain(events));
             tasks.extend(self.hear(now, outputs));
         }
-        // An endpoint that fell back shows an older state than the events that were heard: it is not believed.
-        if head.number + 1 >= self.logs.next_block() {
+        if !self.falls_back(chain, endpoint.lag) {
             let outputs = self.record(now, Input::Block(Box::new(view)));
             tasks.extend(self.hear(now, outputs));
             self.seen = Some(seen);
@@ -336,6 +335,11 @@ impl Node {
         }
         let head = outbox::Input::Head { number: head.number, hash: head.hash, base_fee: 1 };
         self.sends(head, chain, endpoint, chance)
+    }
+
+    /// The endpoint shows an older state than the events that were heard: it is not believed.
+    pub(super) fn falls_back(&self, chain: &Chain, lag: usize) -> bool {
+        chain.seen(lag).head.number + 1 < self.logs.next_block()
     }
 
     /// The name of a task that is on its way.
