@@ -21,6 +21,9 @@ const QUEUE_MAX: usize = 1_024;
 /// Between two looks at the price of gas while rows wait for a better one: a block of the slower roll-ups.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
+/// What no row is worth.
+const DEAREST: GasPrice = GasPrice { wei: u128::MAX, ether: Usdc::MAX };
+
 sol! {
     function decimals() external view returns (uint8);
     function latestRoundData() external view returns (uint80 roundId, int256 answer, uint256 startedAt, uint256 updatedAt, uint80 answeredInRound);
@@ -117,8 +120,12 @@ impl Batches {
 }
 
 /// Puts rows together while they wait for a good moment.
+///
+/// The price of gas is asked for once a look, however many rows come in between, and never longer than the oldest row
+/// may wait: an endpoint that does not tell keeps nobody waiting.
 async fn gather(batches: Batches, policy: BatchPolicy, mut waiting: mpsc::Receiver<Row>) {
     let mut rows: Vec<Row> = Vec::new();
+    let mut price: Option<(Instant, GasPrice)> = None;
     loop {
         let Some(oldest) = rows.first().map(|row| row.since) else {
             match waiting.recv().await {
@@ -133,9 +140,26 @@ async fn gather(batches: Batches, policy: BatchPolicy, mut waiting: mpsc::Receiv
             rows.push(row);
         }
         let amounts: Vec<Usdc> = rows.iter().map(|row| row.amount).collect();
-        let oldest_ms = u64::try_from(oldest.elapsed().as_millis()).unwrap_or(u64::MAX);
-        // An endpoint that does not tell the price keeps nobody waiting.
-        let due = batches.gas_price().await.map_or(Due::Now, |price| due(&policy, &price, &amounts, oldest_ms));
+        let due_at = |price: &GasPrice| {
+            let oldest_ms = u64::try_from(oldest.elapsed().as_millis()).unwrap_or(u64::MAX);
+            due(&policy, price, &amounts, oldest_ms)
+        };
+        let known = price.filter(|(asked, _)| asked.elapsed() < LOOK_AGAIN);
+        let due = match (due_at(&DEAREST), known) {
+            // At a bound the price does not matter.
+            (Due::Now, _) => Due::Now,
+            (Due::WithinMs(_), Some((_, price))) => due_at(&price),
+            (Due::WithinMs(left), None) => {
+                let left = Duration::from_millis(left);
+                match tokio::time::timeout(left, batches.gas_price()).await {
+                    Ok(Ok(told)) => {
+                        price = Some((Instant::now(), told));
+                        due_at(&told)
+                    }
+                    Ok(Err(_)) | Err(_) => Due::Now,
+                }
+            }
+        };
         match due {
             Due::Now => {
                 let (batches, batch) = (batches.clone(), std::mem::take(&mut rows));
@@ -143,7 +167,8 @@ async fn gather(batches: Batches, policy: BatchPolicy, mut waiting: mpsc::Receiv
             }
             Due::WithinMs(ms) => {
                 // The timeout is an answer, too: the price is asked for again, or the policy says "now".
-                let until = Duration::from_millis(ms).min(LOOK_AGAIN);
+                let next_look = price.map_or(LOOK_AGAIN, |(asked, _)| LOOK_AGAIN.saturating_sub(asked.elapsed()));
+                let until = Duration::from_millis(ms).min(next_look);
                 if let Ok(Some(row)) = tokio::time::timeout(until, waiting.recv()).await {
                     rows.push(row);
                 }
