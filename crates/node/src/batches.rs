@@ -11,7 +11,7 @@ use alloy::sol;
 use chain::{Chain, Error, Outcome, SenderHandle, Tx};
 use journal::crash_point;
 use pay::Usdc;
-use pay::facilitator::batch::{BatchPolicy, Due, GasPrice, due};
+use pay::facilitator::batch::{BatchPolicy, Due, GasPrice, RowGas, due};
 use pay::facilitator::multicall::{self, Call, MULTICALL3};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
@@ -21,6 +21,8 @@ const QUEUE_MAX: usize = 1_024;
 /// Between two looks at the price of gas while rows wait for a better one: a block of the slower roll-ups.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
+/// Gas limit of a batch, times what its rows are reckoned to use. What is not used costs nothing.
+const GAS_ROOM: u64 = 2;
 /// What no row is worth.
 const DEAREST: GasPrice = GasPrice { wei: u128::MAX, ether: Usdc::MAX };
 
@@ -101,12 +103,15 @@ impl Batches {
         outcome.await.unwrap_or_else(|_| unknown())
     }
 
-    async fn send_all(&self, rows: Vec<Row>) {
+    async fn send_all(&self, rows: Vec<Row>, gas: RowGas) {
         let tx = match rows.as_slice() {
             [row] => Tx::call(row.call.to, row.call.data.clone(), "settle"),
             rows => {
                 let calls = rows.iter().map(|row| row.call.clone()).collect();
-                Tx::call(MULTICALL3, multicall::each(calls), "settle a batch")
+                // Never estimated: an estimate is the least with which the whole goes through, and it goes through when
+                // each row fails for want of gas.
+                let gas = gas.of(rows.len()).saturating_mul(GAS_ROOM);
+                Tx::call(MULTICALL3, multicall::each(calls), "settle a batch").with_gas(gas)
             }
         };
         let waiting = self.sender.submit(tx);
@@ -162,8 +167,8 @@ async fn gather(batches: Batches, policy: BatchPolicy, mut waiting: mpsc::Receiv
         };
         match due {
             Due::Now => {
-                let (batches, batch) = (batches.clone(), std::mem::take(&mut rows));
-                tokio::spawn(async move { batches.send_all(batch).await });
+                let (batches, batch, gas) = (batches.clone(), std::mem::take(&mut rows), policy.gas);
+                tokio::spawn(async move { batches.send_all(batch, gas).await });
             }
             Due::WithinMs(ms) => {
                 // The timeout is an answer, too: the price is asked for again, or the policy says "now".
