@@ -126,6 +126,9 @@ struct Slot {
     missing_at: u64,
     #[borsh(skip)]
     short_since: Option<u64>,
+    /// An endpoint has refused less than this, wei per gas.
+    #[borsh(skip)]
+    fee_min: u128,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
@@ -148,6 +151,8 @@ enum Next {
     SendSame,
     /// Send with fees of the day at the next block.
     SendRepriced,
+    /// The same, or once this time has passed: the next block may wait for this very transaction.
+    SendRepricedAt(u64),
     /// Send the same bytes once this time has passed.
     SendSameAt(u64),
     /// The pool holds a stranger's transaction under this nonce: ask whether it still does.
@@ -313,6 +318,7 @@ impl Outbox {
         let due = |slot: &Slot| match slot.next {
             Next::SendSame => Some(false),
             Next::SendRepriced if changed => Some(true),
+            Next::SendRepricedAt(at) if changed || at <= now_ms => Some(true),
             _ => None,
         };
         let sends: Vec<(u64, bool)> =
@@ -500,7 +506,12 @@ impl Outbox {
                 slot.next = Next::Contested;
                 self.ask_nonce(now_ms, out);
             }
-            SendError::FeeTooLow => slot.next = Next::SendRepriced,
+            SendError::FeeTooLow => {
+                // The block that is being made asks more than the last one let expect: offer twice as much, up to the
+                // ceiling. What a block does not ask for is not paid.
+                slot.fee_min = slot.max_fee.saturating_mul(2);
+                slot.next = Next::SendRepricedAt(now_ms + STILL_MS);
+            }
             SendError::InsufficientFunds => {
                 slot.next = Next::SendRepriced;
                 let since = *slot.short_since.get_or_insert(head);
@@ -619,6 +630,7 @@ impl Slot {
             missing: 0,
             missing_at: 0,
             short_since: None,
+            fee_min: 0,
         }
     }
 
@@ -637,7 +649,7 @@ impl Slot {
     /// pools would not take the new version.
     fn reprice(&mut self, base_fee: u128, options: &Options) {
         let (mut tip, mut max_fee) =
-            (options.tip_wei, base_fee.saturating_mul(2).saturating_add(options.tip_wei).max(1));
+            (options.tip_wei, base_fee.saturating_mul(2).saturating_add(options.tip_wei).max(1).max(self.fee_min));
         if self.exposed {
             tip = tip.max(self.tip + self.tip / 8 + 1);
             max_fee = max_fee.max(self.max_fee + self.max_fee / 8 + 1);

@@ -38,12 +38,19 @@ impl Price {
     /// The charge for these tokens: the classes summed and rounded up once, at least the least and at most the most a call
     /// may cost.
     pub fn meter_up(&self, tokens: Tokens) -> Usdc {
+        self.meter_beside_up(tokens, 0)
+    }
+
+    /// The same where the call has more to pay for than its tokens: `beside_e6`, in millionths of a micro-USDC, is summed
+    /// with their classes before it is rounded.
+    pub fn meter_beside_up(&self, tokens: Tokens, beside_e6: u128) -> Usdc {
         let of = |price: Usdc, tokens: u64| price.0.saturating_mul(u128::from(tokens));
         let cached = tokens.cached.min(tokens.prompt);
         let prompt = of(self.mtok_prompt_uusdc, tokens.prompt - cached);
         let cached = of(self.mtok_cached_uusdc, cached);
         let completion = of(self.mtok_completion_uusdc, tokens.completion);
-        let metered = Usdc(prompt.saturating_add(cached).saturating_add(completion).div_ceil(1_000_000));
+        let all = prompt.saturating_add(cached).saturating_add(completion).saturating_add(beside_e6);
+        let metered = Usdc(all.div_ceil(1_000_000));
         metered.max(self.call_uusdc).min(self.call_uusdc_max)
     }
 }
@@ -206,6 +213,11 @@ mod tests {
         assert_eq!(price.quote_up(1, 20), Usdc(21));
         assert_eq!(price.quote_up(1_000_000, 20), Usdc(21));
         assert_eq!(price.quote_up(0, 5_000), Usdc(1_000));
+        // What comes beside the tokens is rounded with them.
+        let tokens = Tokens { prompt: 500_000, cached: 0, completion: 20 };
+        assert_eq!(price.meter_beside_up(tokens, 500_000), Usdc(21));
+        assert_eq!(price.meter_beside_up(tokens, 500_001), Usdc(22));
+        assert_eq!(price.meter_beside_up(tokens, u128::MAX), Usdc(1_000));
         assert_eq!(price.quote_up(u64::MAX, u64::MAX), Usdc(1_000));
     }
 

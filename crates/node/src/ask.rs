@@ -135,6 +135,7 @@ impl Node {
                 Ok(())
             }
             Ask::Aborted { request, why } => {
+                self.settled_after.remove(&request);
                 self.served(BookInput::Aborted { request, why })?;
                 say_what_is_owed(self);
                 Ok(())
@@ -230,6 +231,9 @@ impl Node {
             at: now,
         };
         let lsn = live.record(now, &Recorded::Book(BookInput::Reserved(reservation)))?;
+        if when == When::After {
+            self.settled_after.insert(request);
+        }
         let exposed = live.exposure() + amount > self.cx.manifest.exposure_uusdc_max;
         live.unreplicated.push_back((lsn, amount));
         let answer = move || {

@@ -11,7 +11,7 @@ use alloy::sol;
 use chain::{Chain, Error, Outcome, SenderHandle, Tx};
 use journal::crash_point;
 use pay::Usdc;
-use pay::facilitator::batch::{BatchPolicy, Due, GasPrice, due};
+use pay::facilitator::batch::{BatchPolicy, Due, GasPrice, RowGas, due};
 use pay::facilitator::multicall::{self, Call, MULTICALL3};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
@@ -20,6 +20,11 @@ use tokio::sync::{mpsc, oneshot};
 const QUEUE_MAX: usize = 1_024;
 /// Between two looks at the price of gas while rows wait for a better one: a block of the slower roll-ups.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
+
+/// Gas limit of a batch, times what its rows are reckoned to use. What is not used costs nothing.
+const GAS_ROOM: u64 = 2;
+/// What no row is worth.
+const DEAREST: GasPrice = GasPrice { wei: u128::MAX, ether: Usdc::MAX };
 
 sol! {
     function decimals() external view returns (uint8);
@@ -98,12 +103,15 @@ impl Batches {
         outcome.await.unwrap_or_else(|_| unknown())
     }
 
-    async fn send_all(&self, rows: Vec<Row>) {
+    async fn send_all(&self, rows: Vec<Row>, gas: RowGas) {
         let tx = match rows.as_slice() {
             [row] => Tx::call(row.call.to, row.call.data.clone(), "settle"),
             rows => {
                 let calls = rows.iter().map(|row| row.call.clone()).collect();
-                Tx::call(MULTICALL3, multicall::each(calls), "settle a batch")
+                // Never estimated: an estimate is the least with which the whole goes through, and it goes through when
+                // each row fails for want of gas.
+                let gas = gas.of(rows.len()).saturating_mul(GAS_ROOM);
+                Tx::call(MULTICALL3, multicall::each(calls), "settle a batch").with_gas(gas)
             }
         };
         let waiting = self.sender.submit(tx);
@@ -117,8 +125,12 @@ impl Batches {
 }
 
 /// Puts rows together while they wait for a good moment.
+///
+/// The price of gas is asked for once a look, however many rows come in between, and never longer than the oldest row
+/// may wait: an endpoint that does not tell keeps nobody waiting.
 async fn gather(batches: Batches, policy: BatchPolicy, mut waiting: mpsc::Receiver<Row>) {
     let mut rows: Vec<Row> = Vec::new();
+    let mut price: Option<(Instant, GasPrice)> = None;
     loop {
         let Some(oldest) = rows.first().map(|row| row.since) else {
             match waiting.recv().await {
@@ -133,17 +145,35 @@ async fn gather(batches: Batches, policy: BatchPolicy, mut waiting: mpsc::Receiv
             rows.push(row);
         }
         let amounts: Vec<Usdc> = rows.iter().map(|row| row.amount).collect();
-        let oldest_ms = u64::try_from(oldest.elapsed().as_millis()).unwrap_or(u64::MAX);
-        // An endpoint that does not tell the price keeps nobody waiting.
-        let due = batches.gas_price().await.map_or(Due::Now, |price| due(&policy, &price, &amounts, oldest_ms));
+        let due_at = |price: &GasPrice| {
+            let oldest_ms = u64::try_from(oldest.elapsed().as_millis()).unwrap_or(u64::MAX);
+            due(&policy, price, &amounts, oldest_ms)
+        };
+        let known = price.filter(|(asked, _)| asked.elapsed() < LOOK_AGAIN);
+        let due = match (due_at(&DEAREST), known) {
+            // At a bound the price does not matter.
+            (Due::Now, _) => Due::Now,
+            (Due::WithinMs(_), Some((_, price))) => due_at(&price),
+            (Due::WithinMs(left), None) => {
+                let left = Duration::from_millis(left);
+                match tokio::time::timeout(left, batches.gas_price()).await {
+                    Ok(Ok(told)) => {
+                        price = Some((Instant::now(), told));
+                        due_at(&told)
+                    }
+                    Ok(Err(_)) | Err(_) => Due::Now,
+                }
+            }
+        };
         match due {
             Due::Now => {
-                let (batches, batch) = (batches.clone(), std::mem::take(&mut rows));
-                tokio::spawn(async move { batches.send_all(batch).await });
+                let (batches, batch, gas) = (batches.clone(), std::mem::take(&mut rows), policy.gas);
+                tokio::spawn(async move { batches.send_all(batch, gas).await });
             }
             Due::WithinMs(ms) => {
                 // The timeout is an answer, too: the price is asked for again, or the policy says "now".
-                let until = Duration::from_millis(ms).min(LOOK_AGAIN);
+                let next_look = price.map_or(LOOK_AGAIN, |(asked, _)| LOOK_AGAIN.saturating_sub(asked.elapsed()));
+                let until = Duration::from_millis(ms).min(next_look);
                 if let Ok(Some(row)) = tokio::time::timeout(until, waiting.recv()).await {
                     rows.push(row);
                 }

@@ -214,6 +214,19 @@ impl Node {
         Ok(())
     }
 
+    /// Whether a deposit into this channel of `payer`, or a refund from it, is sent or on its way: see
+    /// [`crate::channel_gas`].
+    pub(crate) fn has_gas_for(&self, channel: &ChannelId, payer: &[u8; 20]) -> bool {
+        let Some(live) = &self.live else { return false };
+        let channels = live.state.book.channels();
+        if channels.channel(channel).is_some_and(|known| known.deposit.is_some() || known.refund.is_some()) {
+            return true;
+        }
+        let of_payer = channels.channels().filter(|(_, channel)| channel.config.payer == *payer);
+        let charged = of_payer.map(|(_, channel)| channel.charged).sum();
+        self.channel_gas.allows(payer, charged, Usdc(self.cx.manifest.settlement_uusdc), self.now())
+    }
+
     /// A deposit that was simulated: sent once its record is durable. Answered when it is in, or can never be.
     pub(crate) fn put_in(&mut self, channel: ChannelId, deposit: Deposit, reply: oneshot::Sender<Moved>) -> Result<()> {
         let now = self.now();
@@ -221,6 +234,9 @@ impl Node {
         let Some(live) = self.live.as_mut().filter(|live| !live.sealed) else { return Ok(()) };
         if live.state.book.channels().channel(&channel).is_none_or(|known| known.deposit.is_some()) {
             return Ok(());
+        }
+        if let Some(known) = live.state.book.channels().channel(&channel) {
+            self.channel_gas.count(known.config.payer, now);
         }
         let asked = ChannelInput::DepositAsked { channel, deposit, at: now };
         live.record(now, &Recorded::Book(BookInput::Channel(asked))).map(|_| ())
@@ -247,6 +263,9 @@ impl Node {
                 let _ = reply.send(Err(reason));
             }
             Ok(amount) => {
+                if let Some(known) = live.state.book.channels().channel(&channel) {
+                    self.channel_gas.count(known.config.payer, now);
+                }
                 let asked = ChannelInput::RefundAsked { channel, amount, at: now };
                 live.record(now, &Recorded::Book(BookInput::Channel(asked)))?;
                 let (moved, ended) = oneshot::channel();

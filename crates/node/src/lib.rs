@@ -10,6 +10,7 @@ mod api;
 mod ask;
 mod authorization;
 pub mod batches;
+mod channel_gas;
 mod channels;
 mod checkpoint;
 mod config;

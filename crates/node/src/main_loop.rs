@@ -4,6 +4,7 @@
 //! runs beside it and comes back as an event.
 
 use crate::ask::Ask;
+use crate::channel_gas::ChannelGas;
 use crate::channels::{Moved, ReadBack};
 use crate::checkpoint::Committed;
 use crate::context::Context;
@@ -150,8 +151,13 @@ pub struct Node {
     pub(crate) successor: Option<(String, store::seal::Recipient)>,
     pub(crate) tail_waiters: Vec<(u64, oneshot::Sender<Result<moving::TailPart>>)>,
     pub(crate) settled_waiters: BTreeMap<pay::RequestId, Vec<oneshot::Sender<Settlement>>>,
+    /// Reserved to be settled after they were served, and not sent yet: nobody waits for their settlement. A restart
+    /// forgets it, and needs no more of it: then nobody waits for any.
+    pub(crate) settled_after: BTreeSet<pay::RequestId>,
     /// Who waits for a channel's deposit or refund.
     pub(crate) channel_waiters: BTreeMap<ChannelId, Vec<oneshot::Sender<Moved>>>,
+    /// Transactions for payers' channels.
+    pub(crate) channel_gas: ChannelGas,
     pub(crate) waiting_for_replication: Vec<(u64, Box<dyn FnOnce() + Send>)>,
     pub(crate) relay_asked_ms: u64,
     pub(crate) collect_asked_ms: u64,
@@ -187,7 +193,9 @@ impl Node {
             takeover_in_flight: Arc::default(),
             tail_waiters: Vec::new(),
             settled_waiters: BTreeMap::new(),
+            settled_after: BTreeSet::new(),
             channel_waiters: BTreeMap::new(),
+            channel_gas: ChannelGas::default(),
             waiting_for_replication: Vec::new(),
             relay_asked_ms: 0,
             collect_asked_ms: 0,

@@ -103,7 +103,7 @@ impl Archive {
 }
 
 /// How customers may pay, beyond what every agent takes.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Payments {
     /// Factories whose calls the relay sends for payers that do not exist yet (ERC-6492). Empty: none.
@@ -117,6 +117,28 @@ pub struct Payments {
     /// what payers with a paid call here could keep by emptying their accounts meanwhile. 0: none is.
     #[serde(with = "decimal", skip_serializing_if = "is_zero")]
     pub settle_after_uusdc: u128,
+    /// What a million bytes of stored conversation (`store: true`) cost once, micro-USDC: of the text of all its turns, as
+    /// its customer can count it; sealing adds some hundred bytes to each. 0: nothing. The default is a guess, unmeasured.
+    #[serde(with = "decimal", skip_serializing_if = "is_storage_default")]
+    pub storage_uusdc_per_mbyte: u128,
+}
+
+/// A dollar for a thousand megabytes, which are kept until the customer deletes them or ten thousand newer ones came.
+const STORAGE_UUSDC_PER_MBYTE: u128 = 1_000;
+
+fn is_storage_default(price: &u128) -> bool {
+    *price == STORAGE_UUSDC_PER_MBYTE
+}
+
+impl Default for Payments {
+    fn default() -> Self {
+        Self {
+            factories: Vec::new(),
+            facilitator_url: None,
+            settle_after_uusdc: 0,
+            storage_uusdc_per_mbyte: STORAGE_UUSDC_PER_MBYTE,
+        }
+    }
 }
 
 impl Payments {

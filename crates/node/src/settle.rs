@@ -88,17 +88,18 @@ impl Node {
         let task = Task::of(live, &request);
         let lsn = live.record(now, &Recorded::Book(BookInput::SettleSent { request }))?;
         let cx = self.cx.clone();
+        let nobody_waits = self.settled_after.remove(&request);
         let Some(task) = task else { return Ok(()) };
         live.when_durable(lsn, move || {
             tokio::spawn(async move {
                 let outcome = match (&cx.facilitator, &task.settlement) {
                     // Without a record of its own nothing could be given back: only what is made and charged.
                     (Some(remote), Settle::Exact(terms)) if task.can_wait => external::settle(&cx, remote, terms).await,
-                    (None, Settle::Exact(terms)) if task.can_wait => with_others(&cx, terms).await,
                     _ => None,
                 };
                 let outcome = match outcome {
                     Some(outcome) => outcome,
+                    None if nobody_waits => task.send_with_others(&cx, poor).await,
                     None => task.send(&cx, poor).await,
                 };
                 cx.tell(Event::Settled { request, settlement: outcome }).await;
@@ -339,6 +340,7 @@ pub fn resume(node: &mut Node) -> Result<()> {
         live.state.book.unsettled().map(|(request, entry)| (*request, matches!(entry.payment, Payment::Due))).collect();
     for (request, due) in unsettled {
         if due {
+            node.settled_after.insert(request);
             node.settle(request)?;
             continue;
         }
@@ -346,8 +348,9 @@ pub fn resume(node: &mut Node) -> Result<()> {
         let cx = node.cx.clone();
         tokio::spawn(async move {
             let found = match task.reconcile(&cx).await {
-                // It may never have left the process: sending it again is safe, a nonce is taken once.
-                Settlement::Unknown => task.send(&cx, true).await,
+                // It may never have left the process: sending it again is safe, a nonce is taken once. Whoever waited for
+                // it was on another process's line.
+                Settlement::Unknown => task.send_with_others(&cx, true).await,
                 known => known,
             };
             cx.tell(Event::Settled { request, settlement: found }).await;
@@ -383,6 +386,18 @@ impl Task {
             .collect();
         let can_wait = entry.reservation.timing == Timing::OnDelivery;
         Some(Self { settlement, charge: entry.charge, taken, can_wait })
+    }
+
+    /// In company where it can wait; alone, when that has not settled it.
+    async fn send_with_others(&self, cx: &Arc<Context>, relay_is_poor: bool) -> Settlement {
+        let in_company = match &self.settlement {
+            Settle::Exact(terms) if self.can_wait && terms.is_signed_by_key => with_others(cx, terms).await,
+            Settle::Exact(_) | Settle::Permit2(_) => None,
+        };
+        match in_company {
+            Some(settlement) => settlement,
+            None => self.send(cx, relay_is_poor).await,
+        }
     }
 
     async fn send(&self, cx: &Arc<Context>, relay_is_poor: bool) -> Settlement {

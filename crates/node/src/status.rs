@@ -71,6 +71,8 @@ pub struct PriceStatus {
     pub mtok_prompt_uusdc: String,
     pub mtok_cached_uusdc: String,
     pub mtok_completion_uusdc: String,
+    /// A million bytes of stored conversation, once.
+    pub mbyte_stored_uusdc: String,
 }
 
 /// What a day costs, and how many calls at the least price pay for it.
@@ -168,6 +170,7 @@ impl Node {
                 mtok_prompt_uusdc: money(price.map(|p| p.mtok_prompt_uusdc)),
                 mtok_cached_uusdc: money(price.map(|p| p.mtok_cached_uusdc)),
                 mtok_completion_uusdc: money(price.map(|p| p.mtok_completion_uusdc)),
+                mbyte_stored_uusdc: self.cx.manifest.payments.storage_uusdc_per_mbyte.to_string(),
             },
             selling: price.is_some() && self.acts() && self.shared.engine().is_some(),
             closed_because: self.shared.closed_because(),

@@ -71,6 +71,8 @@ pub struct BuyerPolicy {
     pub asset: Address,
     /// The treasury that the agent's identity names; an offer for anyone else is an imposter's.
     pub pay_to: Address,
+    /// What a call may cost. On a channel a voucher may allow up to twice as much, where the offer has room for a call
+    /// before whose charge is not told yet; all of it counts as signed in the sums.
     pub max_per_call: Usdc,
     /// Over this buyer's lifetime. Counts what was signed, taken or not, so that a lying seller cannot exceed it.
     pub max_total: Usdc,

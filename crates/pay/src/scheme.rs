@@ -107,23 +107,25 @@ pub(crate) fn check_terms(payment: &PaymentPayload, offered: &PaymentRequirement
         let message = format!("network {:.60?} was not offered, {:?} was", text("network"), offered.network());
         return Err(Refusal::new(Reason::InvalidNetwork, message));
     }
-    if !same_terms(&without_state(&payment.accepted), offered.json()) {
+    if !same_terms(&without_news(&payment.accepted), offered.json()) {
         let message = "`accepted` is not what is offered: echo one of `accepts` untouched";
         return Err(Refusal::new(Reason::InvalidPaymentRequirements, message));
     }
     Ok(())
 }
 
-/// `accepted` less what a corrective 402 had added to the offer: the state of the customer's own channel.
-fn without_state(accepted: &Value) -> Cow<'_, Value> {
-    let has_state = |extra: &Value| extra.get("channelState").is_some() || extra.get("voucherState").is_some();
-    if !accepted.get("extra").is_some_and(has_state) {
+/// `accepted` less what an offer tells beside its terms: what the call can cost, and in a corrective 402 the state of the
+/// customer's own channel.
+fn without_news(accepted: &Value) -> Cow<'_, Value> {
+    const NEWS: [&str; 3] = [channel::CALL_CEILING, "channelState", "voucherState"];
+    if !accepted.get("extra").is_some_and(|extra| NEWS.iter().any(|name| extra.get(name).is_some())) {
         return Cow::Borrowed(accepted);
     }
     let mut accepted = accepted.clone();
     if let Some(Value::Object(extra)) = accepted.get_mut("extra") {
-        extra.shift_remove("channelState");
-        extra.shift_remove("voucherState");
+        for name in NEWS {
+            extra.shift_remove(name);
+        }
     }
     Cow::Owned(accepted)
 }

@@ -339,6 +339,27 @@ fn a_gap_closes_on_a_chain_that_makes_no_blocks_by_itself() {
     assert_eq!(world.network.mined(), HashMap::from([(1.into(), 1), (2.into(), 1)]));
 }
 
+/// anvil without a block time, told that its next block costs a hundred times the last one.
+#[test]
+fn a_fee_under_the_next_blocks_is_raised_on_a_chain_that_makes_no_blocks_by_itself() {
+    let mut world = World::new(1);
+    world.faults = false;
+    let Input::Head { number, hash, base_fee } = world.network.head() else { unreachable!() };
+    world.network.base_fee = 100 * base_fee;
+    world.submit();
+    for _ in 0..1_000 {
+        world.feed(Input::Head { number, hash, base_fee });
+        while let Some(answer) = world.answers.pop() {
+            world.feed(answer);
+        }
+    }
+    let sent = world.network.pool.get(&0).expect("it was taken");
+    // The first offer doubled until it is enough.
+    assert!((100 * base_fee..200 * base_fee + 2 * options().tip_wei).contains(&sent.max_fee), "{sent:?}");
+    world.calm(5);
+    assert_eq!(world.network.mined(), HashMap::from([(1.into(), 1)]));
+}
+
 #[test]
 fn a_stuck_transaction_gets_a_higher_fee() {
     let mut world = World::new(1);

@@ -46,6 +46,7 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) ->
         prompt,
         prompt_field: "messages",
         settings: request.settings.clone(),
+        stored_bytes: None,
     };
     let sale = api.sell(headers, order).await?;
     let reply = ChatReply {

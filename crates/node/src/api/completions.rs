@@ -47,6 +47,7 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) ->
         prompt: request.prompt,
         prompt_field: "prompt",
         settings: request.settings,
+        stored_bytes: None,
     };
     let sale = api.sell(headers, order).await?;
     Ok(if request.stream {

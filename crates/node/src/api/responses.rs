@@ -60,6 +60,7 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) ->
         prompt,
         prompt_field: "input",
         settings: request.settings.clone(),
+        stored_bytes: request.store.then(|| bytes_of(&before) + bytes_of(&said(&request))),
     };
     let sale = api.sell(headers, order).await?;
     let reply = ResponseReply {
@@ -101,18 +102,28 @@ fn conversation(request: &ResponsesRequest, before: &[Turn]) -> Result<Vec<Messa
     Ok(messages)
 }
 
+/// What the customer says in this request.
+fn said(request: &ResponsesRequest) -> Vec<Turn> {
+    let turn = |m: &Message| Turn { role: m.role.as_str().to_owned(), content: m.content.clone() };
+    request.input.iter().map(turn).collect()
+}
+
+/// The text of these turns, as storing it is priced: what its customer can count, not what sealing makes of it.
+fn bytes_of(turns: &[Turn]) -> u64 {
+    turns.iter().map(|turn| u64::try_from(turn.content.len()).unwrap_or(u64::MAX)).fold(0, u64::saturating_add)
+}
+
 /// Seals the exchange to the current memory key, stores it, and has its place made durable: all before the last
 /// byte, so that an id in the customer's hands can always be gone on from.
 fn keep(api: Api, id: String, before: Vec<Turn>, request: ResponsesRequest) -> BeforeEnd {
     Box::new(move |text| {
         Box::pin(async move {
             let mut turns = before;
-            turns.extend(
-                request.input.iter().map(|m| Turn { role: m.role.as_str().to_owned(), content: m.content.clone() }),
-            );
+            turns.extend(said(&request));
             turns.push(Turn { role: Role::Assistant.as_str().to_owned(), content: text });
+            let bytes = bytes_of(&turns);
             let transcript = Transcript { response: id.clone(), turns };
-            api.store_transcript(id, &transcript).await.map_err(|problem| problem.api().clone())
+            api.store_transcript(id, &transcript).await.map(|()| bytes).map_err(|problem| problem.api().clone())
         })
     })
 }

@@ -45,6 +45,9 @@ use tokio::sync::oneshot;
 const TOKEN: (&str, &str) = ("USD Coin", "2");
 /// Completion tokens when the customer names no bound.
 pub const MAX_TOKENS_DEFAULT: u32 = 256;
+/// Bytes of text that a generated token may be, for the price of storing it. They have 4 on average; an answer of longer
+/// ones costs no more to store. A guess.
+const TOKEN_BYTES_MAX: u64 = 16;
 /// How long a request waits for an engine that still starts.
 pub const ENGINE_START: Duration = Duration::from_secs(15);
 /// How long a request waits for a price when none is set.
@@ -78,6 +81,8 @@ pub struct Order {
     /// Where the prompt comes from, to be named when it is too long.
     pub prompt_field: &'static str,
     pub settings: Settings,
+    /// Bytes of text that are stored beside the answer's own; `None`: nothing is stored.
+    pub stored_bytes: Option<u64>,
 }
 
 /// What a customer says about repetitions.
@@ -100,6 +105,8 @@ pub struct Sale {
     known_payer: bool,
     paying: Paying,
     tariff: Tariff,
+    /// Text that was stored for it. Zero until it is.
+    stored_bytes: u64,
     question: Question,
     /// Of the payment: the other half of the key that the answer is kept under.
     signature: Vec<u8>,
@@ -121,22 +128,25 @@ enum Paying {
     Voucher(Box<Call>),
 }
 
-/// What tokens cost in one way to pay.
+/// What tokens and stored bytes cost in one way to pay.
 #[derive(Clone, Copy)]
 struct Tariff {
     price: Price,
+    /// Of a million bytes.
+    stored: Usdc,
     /// The way's own gas, on top.
     gas: Usdc,
 }
 
 impl Tariff {
     /// Metered, rounded up once.
-    fn meter_up(&self, tokens: Usage) -> Usdc {
-        let metered = self.price.meter_up(Tokens {
+    fn meter_up(&self, tokens: Usage, stored_bytes: u64) -> Usdc {
+        let tokens = Tokens {
             prompt: u64::from(tokens.prompt_tokens),
             cached: u64::from(tokens.cached_tokens),
             completion: u64::from(tokens.completion_tokens),
-        });
+        };
+        let metered = self.price.meter_beside_up(tokens, self.stored.0.saturating_mul(u128::from(stored_bytes)));
         metered.saturating_add(self.gas).min(self.price.call_uusdc_max)
     }
 }
@@ -230,7 +240,7 @@ impl Api {
         }
         self.can_pay(&settlement, &terms).await?;
 
-        let tariff = Tariff { price: terms.tariff, gas: self.gas() };
+        let tariff = self.tariff(terms.tariff, self.gas());
         let proxy = match &settlement {
             Settle::Exact(_) => None,
             Settle::Permit2(payment) => Some(payment.proxy),
@@ -260,6 +270,7 @@ impl Api {
                     When::After => Paying::After,
                 },
                 tariff,
+                stored_bytes: 0,
                 question: order.question,
                 signature,
                 guard: Guard { cx: self.cx.clone(), request: Some(request), _in_flight: entered },
@@ -304,6 +315,10 @@ impl Api {
         })
     }
 
+    fn tariff(&self, price: Price, gas: Usdc) -> Tariff {
+        Tariff { price, stored: Usdc(self.cx.manifest.payments.storage_uusdc_per_mbyte), gas }
+    }
+
     /// What a transaction of its own adds to a call's price.
     fn gas(&self) -> Usdc {
         Usdc(self.cx.manifest.settlement_uusdc)
@@ -346,19 +361,25 @@ impl Api {
         let max_tokens = order.settings.max_tokens.unwrap_or(MAX_TOKENS_DEFAULT).min(room);
         let quote_key = Sha256::new().chain_update(order.question.digest).chain_update(order.route).finalize().into();
         let path = order.route.split_once(' ').map_or(order.route, |(_, path)| path);
-        let alone = Tariff { price, gas: self.gas() };
+        let (alone, channel) = (self.tariff(price, self.gas()), self.tariff(price, Usdc::ZERO));
         // Nothing of it may be in the cache when its turn comes.
         let most = Usage { prompt_tokens, cached_tokens: 0, completion_tokens: max_tokens };
+        let answer_bytes = u64::from(max_tokens).saturating_mul(TOKEN_BYTES_MAX);
+        let stored_max = order.stored_bytes.map_or(0, |beside| beside.saturating_add(answer_bytes));
+        let mut description = described(order.description, &price);
+        if order.stored_bytes.is_some() {
+            description += &format!("; a million bytes that are stored {}", alone.stored);
+        }
         Ok(Terms {
             engine,
             prompt_tokens,
             max_tokens,
-            price: price.quote_up(u64::from(prompt_tokens), u64::from(max_tokens)),
-            price_alone: Some(alone.meter_up(most)).filter(|whole| *whole > alone.gas),
+            price: channel.meter_up(most, stored_max),
+            price_alone: Some(alone.meter_up(most, stored_max)).filter(|whole| *whole > alone.gas),
             tariff: price,
             resource: Resource {
                 url: format!("{}{path}", self.cx.config.public_url),
-                description: described(order.description, &price),
+                description,
                 mime_type: "application/json".to_owned(),
             },
             quote_key,
@@ -539,5 +560,28 @@ fn stamp(response: &mut Response, request: &RequestId, payment_response: Option<
     }
     if let Some(value) = payment_response.and_then(|v| HeaderValue::from_str(v).ok()) {
         response.headers_mut().insert(pay::wire::PAYMENT_RESPONSE, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stored_bytes_are_a_class_like_the_others() {
+        let price = Price {
+            call_uusdc: Usdc(10),
+            call_uusdc_max: Usdc(1_000),
+            mtok_prompt_uusdc: Usdc(500_000),
+            mtok_cached_uusdc: Usdc(250_000),
+            mtok_completion_uusdc: Usdc(1_000_000),
+        };
+        let tokens = Usage { prompt_tokens: 21, cached_tokens: 0, completion_tokens: 30 };
+        let cost = |stored, bytes| Tariff { price, stored: Usdc(stored), gas: Usdc(7) }.meter_up(tokens, bytes);
+        assert_eq!(cost(1_000, 0), Usdc(48), "40.5 and the gas");
+        // 40.5 and 0.5, rounded up once.
+        assert_eq!((cost(1_000, 500), cost(1_000, 501)), (Usdc(48), Usdc(49)));
+        assert_eq!(cost(0, u64::MAX), Usdc(48), "storing may be free");
+        assert_eq!(cost(u128::MAX, u64::MAX), Usdc(1_000), "never above the most a call may cost");
     }
 }

@@ -5,7 +5,9 @@ use super::{Buyer, Call, Error, Kind, Known, NoWay, Tried, header_value, require
 use crate::scheme::channel::client::{TopUp, config, pay, refund};
 use crate::scheme::channel::facilitator::{read_state, state_calls};
 use crate::scheme::channel::server::recover;
-use crate::scheme::channel::{BATCH_SETTLEMENT, CHANNEL, ChannelConfig, ChannelDomain, ChannelId, ChannelState};
+use crate::scheme::channel::{
+    BATCH_SETTLEMENT, CALL_CEILING, CHANNEL, ChannelConfig, ChannelDomain, ChannelId, ChannelState,
+};
 use crate::scheme::exact::Hash;
 use crate::wire::{
     self, PAYMENT_RESPONSE, PAYMENT_SIGNATURE, PaymentPayload, PaymentRequired, PaymentRequirements, SettlementResponse,
@@ -55,6 +57,14 @@ pub(super) struct Slot {
     deposit: Usdc,
 }
 
+/// The most that a call costs by this offer of a channel. Its amount is more than that where it has room for a call
+/// before, whose charge we were not told yet; that room is at most one such call, or nobody's word but the amount counts.
+fn cost_max(offer: &PaymentRequirements) -> Usdc {
+    let told = offer.extra_text(CALL_CEILING).and_then(|text| wire::amount(text).ok());
+    let is_plausible = |told: &Usdc| *told <= offer.amount() && offer.amount().saturating_sub(*told) <= *told;
+    told.filter(is_plausible).unwrap_or(offer.amount())
+}
+
 impl Buyer {
     /// The offer of a channel that policy allows, with a free channel for it.
     pub(super) fn choose_channel<'o>(
@@ -66,8 +76,9 @@ impl Buyer {
     ) -> Result<(&'o PaymentRequirements, Slot), NoWay> {
         let domain = self.channel_domain(url)?;
         let offer = self.channel_offer(policy, offer, url)?;
-        if offer.amount() > self.policy.max_per_call {
-            let message = format!("asks up to {}, the limit of a call is {}", offer.amount(), self.policy.max_per_call);
+        let (cost, limit) = (cost_max(offer), self.policy.max_per_call);
+        if cost > limit {
+            let message = format!("a call costs up to {cost} on a channel, the limit of a call is {limit}");
             return Err(Error::new(Kind::TooExpensive, url, message).into());
         }
         let mut none = None;

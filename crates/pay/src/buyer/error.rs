@@ -18,6 +18,8 @@ pub enum Kind {
     Refused,
     /// The peer does not speak x402 v2 properly: go elsewhere.
     BadAnswer,
+    /// Another process pays by this record: end it, then try again. Nothing was signed.
+    InUse,
     /// The call itself is wrong: fix the caller.
     Usage,
 }

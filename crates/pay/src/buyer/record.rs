@@ -187,7 +187,10 @@ impl Record {
     /// Opens or creates the record; it must belong to nobody else.
     pub fn open(path: &Path) -> Result<(Self, Memory), Error> {
         let lock = open_lock(path)?;
-        lock.try_lock().map_err(|e| fail(path, "the record is in use by another process", &e))?;
+        lock.try_lock().map_err(|_| {
+            let message = "another process pays by this record, and two would each spend its limits";
+            Error::new(Kind::InUse, &path.display().to_string(), message)
+        })?;
         Self::read(path, lock)
     }
 
@@ -271,7 +274,7 @@ mod tests {
         let on_channel = Some(OnChannel { id: ChannelId([1; 32]), max: Usdc(9), deposit: Usdc(0) });
         memory.unresolved.insert([2; 32], Signed { on_channel, ..signed(7, Standing::Unknown) });
         record.save(&memory).unwrap();
-        assert_eq!(Record::open(&path).unwrap_err().kind, Kind::Usage, "in use");
+        assert_eq!(Record::open(&path).unwrap_err().kind, Kind::InUse);
         drop(record);
         assert_eq!(Record::open(&path).unwrap().1, memory);
         fs::write(&path, b"something else").unwrap();

@@ -24,6 +24,10 @@ use alloy::primitives::{Address, address};
 /// The scheme's name on the wire.
 pub const CHANNEL: &str = "batch-settlement";
 
+/// In an offer's `extra`, where `amount` has room for a call before: the most that the call at hand will be charged. News
+/// and no term: a customer may leave it out of `accepted`, and only `amount` binds.
+pub const CALL_CEILING: &str = "callCeiling";
+
 /// The contract, at the same address on every chain.
 pub const BATCH_SETTLEMENT: Address = address!("4020074e9dF2ce1deE5A9C1b5c3f541D02a10003");
 /// Its collector of EIP-3009 deposits.

@@ -5,7 +5,7 @@ use super::{Challenge, MAX_TIMEOUT_SECS, Seller, base64_value, payment_header};
 use crate::book::channels::{Channel, Told};
 use crate::reason::{Reason, Refusal};
 use crate::scheme::channel::server::{VerifiedVoucher, verify as verify_voucher};
-use crate::scheme::channel::{CHANNEL, ChannelDomain, ChannelId};
+use crate::scheme::channel::{CALL_CEILING, CHANNEL, ChannelDomain, ChannelId};
 use crate::scheme::exact::server::verify_any_in;
 use crate::scheme::exact::{EXACT, Hash, Verified};
 use crate::scheme::upto::server::verify_any as verify_permit2;
@@ -147,7 +147,10 @@ impl Seller {
     pub fn offers(&self, terms: &Terms<'_>, reason: Reason) -> PaymentRequired {
         let mut priced = terms.ways();
         priced.sort_by_key(|(price, _, _)| *price);
-        let accepts = priced.iter().map(|(_, way, amount)| self.requirements_of(*way, *amount, terms));
+        let accepts = priced.iter().map(|(ceiling, way, amount)| {
+            let offer = self.requirements_of(*way, *amount, terms);
+            if ceiling < amount { offer.with_extra(CALL_CEILING, ceiling.micro().to_string()) } else { offer }
+        });
         let mut offer = PaymentRequired::new(reason.as_str(), terms.resource, accepts.collect());
         let mut extensions = json!({ IDENTIFIER: identifier::declaration() });
         if terms.takes_permits && priced.iter().any(|(_, (_, method), _)| *method == TransferMethod::Permit2) {

@@ -107,6 +107,12 @@ impl PaymentRequirements {
         Self { json: Value::Object(fields), scheme, network, amount, asset, pay_to, max_timeout_secs }
     }
 
+    /// The same, telling more in `extra`.
+    pub fn with_extra(mut self, name: &str, value: impl Into<Value>) -> Self {
+        self.json["extra"][name] = value.into();
+        self
+    }
+
     /// Reads one offer, ours or another seller's, or what a customer says it accepted.
     pub fn from_json(json: Value) -> Result<Self, Refusal> {
         let text = |name: &str| {

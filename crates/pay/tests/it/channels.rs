@@ -304,6 +304,26 @@ async fn limits_hold_and_strangers_get_no_channel() {
     assert_eq!(transactions(&market, "exact"), 1);
 }
 
+/// The offer has room for a call before this one, and asks for twice what a call costs: the limit is on a call.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_limit_of_a_call_is_held_against_what_it_can_cost() {
+    let market = open().await;
+    let one = crate::market::price_up(16);
+    let limited = |max_per_call: Usdc| {
+        let policy = BuyerPolicy { max_per_call, ..buyer(market.token(), TREASURY).policy().clone() };
+        Buyer::new(net::Client::new(), signer(), policy).with_schemes(Schemes::Channel(CHANNELS))
+    };
+    let error = limited(Usdc(one.micro() - 1)).post_json(&endpoint(&market), &question("a", false)).await.unwrap_err();
+    assert_eq!(error.kind, Kind::TooExpensive);
+    assert!(error.message.contains(&format!("a call costs up to {one}")), "{error}");
+    let paid = limited(one).post_json(&endpoint(&market), &question("a", false)).await.unwrap();
+    assert!(paid.status == 200 && paid.spent <= one, "{}", paid.spent);
+    // A seller without such room says no more than its amount, and that counts.
+    market.with(|desk| desk.carry = false);
+    let error = limited(Usdc(one.micro() - 1)).post_json(&endpoint(&market), &question("b", false)).await.unwrap_err();
+    assert_eq!(error.kind, Kind::TooExpensive);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_at_once_use_channels_of_their_own_then_exact() {
     let market = open().await;

@@ -241,6 +241,7 @@ fn explain(error: pay::buyer::Error) -> anyhow::Error {
         Kind::Unreachable => "the agent may be moving; try again in a moment",
         Kind::Refused => "the customer may be out of test USDC",
         Kind::BadAnswer | Kind::Usage => "this is not what an agent answers",
+        Kind::InUse => "end that process first",
     };
     anyhow::anyhow!("{error}; {advice}")
 }

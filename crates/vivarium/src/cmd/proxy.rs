@@ -3,9 +3,9 @@
 use super::link::{Link, Place, block_on, stopped};
 use alloy::primitives::Address;
 use alloy::signers::local::PrivateKeySigner;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use economy::Usdc;
-use pay::buyer::{Buyer, BuyerPolicy, ChannelPolicy, Clock, Schemes, SpendLimits};
+use pay::buyer::{Buyer, BuyerPolicy, ChannelPolicy, Clock, Kind, Schemes, SpendLimits};
 use serde_json::json;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -212,10 +212,22 @@ fn agents(flags: &Flags, budget: Usdc, link: &Link, key: PrivateKeySigner) -> Re
             }
         });
     }
+    let payer = key.address();
     // By payer: another key has a budget of its own, and two proxies with one key would each have the whole.
-    let file = flags.place.dir().join(format!("proxy-{}.record", key.address()));
+    let file = flags.place.dir().join(format!("proxy-{payer}.record"));
     let quote_within = if places.len() > 1 { QUOTE_WITHIN_OF_MANY } else { QUOTE_WITHIN };
     let schemes = schemes(flags.scheme, budget, places.len());
+    let in_use = |error: pay::buyer::Error| match (error.kind, flags.refund) {
+        (Kind::InUse, true) => anyhow!(
+            "nothing was asked back: a `vivarium proxy` that pays with {payer} is running, and its channels pay for its \
+             calls. End it with Ctrl-C, then say `vivarium proxy --refund` again"
+        ),
+        (Kind::InUse, false) => anyhow!(
+            "a `vivarium proxy` that pays with {payer} is running already, and two would each spend the whole budget. Use \
+             that one, end it with Ctrl-C, or name another --key"
+        ),
+        _ => error.into(),
+    };
     let limits = SpendLimits { per_day: Some(budget), per_host_day: None };
     let mut places = places.into_iter().map(|(record, chain_id, usdc)| {
         // The days are bounded, not the life.
@@ -230,7 +242,8 @@ fn agents(flags: &Flags, budget: Usdc, link: &Link, key: PrivateKeySigner) -> Re
         .with_quote_within(quote_within)
         .with_patience(PATIENCE)
         .with_chain(&rpc_url(&record))
-        .with_record(&file)?;
+        .with_record(&file)
+        .map_err(in_use)?;
     let mut agents = vec![Agent::new(buyer.clone(), Whereabouts::Chain { record, clock })];
     for (policy, record, clock) in places {
         let buyer = buyer.for_seller(policy, clock.reader()).with_chain(&rpc_url(&record));

@@ -89,7 +89,7 @@ impl Problem {
                 "not_the_agent",
                 format!("{error}; nothing was paid to it"),
             ),
-            Kind::Usage => {
+            Kind::InUse | Kind::Usage => {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", "proxy_error", error.to_string())
             }
         }

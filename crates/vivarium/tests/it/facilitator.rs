@@ -11,8 +11,10 @@ use alloy::signers::local::PrivateKeySigner;
 use pay::Usdc;
 use pay::buyer::{Buyer, BuyerPolicy};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
@@ -207,4 +209,102 @@ async fn an_authorisation_is_settled_once_and_batches_are_settled_together() {
     // What is not asked for in words that it knows.
     let wrong = settle(&url, &json!({ "x402Version": 2 })).await;
     assert_eq!((&wrong["success"], &wrong["errorReason"]), (&json!(false), &json!("invalid_payload")));
+}
+
+/// A chain endpoint that counts what it is asked.
+struct Counting {
+    url: String,
+    asked: Arc<Mutex<BTreeMap<String, u32>>>,
+}
+
+impl Counting {
+    async fn start(of: &Chain) -> Self {
+        let asked: Arc<Mutex<BTreeMap<String, u32>>> = Arc::default();
+        let (counts, to, http) = (asked.clone(), of.url.clone(), net::Client::new());
+        let forward = move |axum::Json(request): axum::Json<Value>| {
+            let (counts, to, http) = (counts.clone(), to.clone(), http.clone());
+            async move {
+                let method = request["method"].as_str().unwrap_or_default().to_owned();
+                *counts.lock().unwrap().entry(method).or_default() += 1;
+                let answer: Value = http.call_json(&to, &request).await.unwrap();
+                axum::Json(answer)
+            }
+        };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let app = axum::Router::new().route("/", axum::routing::post(forward));
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        Self { url, asked }
+    }
+
+    fn asked(&self, method: &str) -> u32 {
+        self.asked.lock().unwrap().get(method).copied().unwrap_or_default()
+    }
+}
+
+/// Rows wait while gas is dear, ask for its price once a look, and share one transaction when it is cheap; one that fails
+/// leaves the others alone. And nobody waits longer than the policy says, however dear gas is.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_wait_for_cheap_gas_and_not_for_ever() {
+    use ::chain::{Outcome, Sender};
+    use node::batches::{Batches, Ether};
+    use pay::facilitator::batch::{BatchPolicy, TRANSFER_GAS};
+    use pay::facilitator::multicall::Call;
+    use pay::scheme::exact::{client::sign, facilitator::transfer_call, server::verify};
+    use pay::wire::PaymentRequirements;
+    const EACH: u128 = 100_000_000;
+    const DEAR: u64 = 8_000_000_000;
+    const CHEAP: u64 = 1_000_000_000;
+    let chain = Chain::start().await;
+    chain.mint(chain.usdc, customer().address(), 3 * EACH).await;
+    let extra = json!({ "name": "USD Coin", "version": "2" });
+    let network = format!("eip155:{CHAIN_ID}");
+    let offer = PaymentRequirements::new(("exact", &network), Usdc(EACH), (chain.usdc, TREASURY), 300, extra);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let row = |payer: &PrivateKeySigner, nonce: u8| {
+        let payment = sign(payer, &offer, now, [nonce; 32].into()).unwrap();
+        let terms = verify(&payment, &offer, now).unwrap().settlement();
+        Call { to: chain.usdc, data: transfer_call(&terms, TREASURY).into() }
+    };
+    let poor = PrivateKeySigner::from_bytes(&keccak256(b"a customer without money")).unwrap();
+    let base_fee = async |wei: u64| {
+        chain.rpc("anvil_setNextBlockBaseFeePerGas", json!([format!("{wei:#x}")])).await;
+    };
+
+    let counting = Counting::start(&chain).await;
+    let endpoint = ::chain::Chain::connect(&counting.url, CHAIN_ID).unwrap();
+    let sender = Sender::spawn(endpoint.clone(), KEY.parse().unwrap(), 1);
+    // Nothing but cheap gas makes them due: a hundredth of the sum, at 3,000 USDC an ether.
+    let patient =
+        BatchPolicy { gas: TRANSFER_GAS, fee_ppm_max: 10_000, sum_max: Usdc::MAX, wait_ms_max: u64::MAX, rows_max: 50 };
+    let ether = Ether::Said(Usdc(3_000_000_000));
+    base_fee(DEAR).await;
+    let batches = Batches::start(endpoint.clone(), sender.clone(), ether, patient);
+    let send = |payer: &PrivateKeySigner, nonce| batches.send(row(payer, nonce), Usdc(EACH));
+    let begun = std::time::Instant::now();
+    // All are queued before anybody looks at what was asked: they are polled first.
+    let fall = async {
+        while counting.asked("eth_gasPrice") < 3 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(counting.asked("eth_sendRawTransaction"), 0, "sent while gas is dear");
+        base_fee(CHEAP).await;
+    };
+    let (first, bad, second, ()) = tokio::join!(send(&customer(), 1), send(&poor, 2), send(&customer(), 3), fall);
+    let Outcome::Done { tx_hash, .. } = first else { panic!("{first:?}") };
+    for outcome in [bad, second] {
+        assert!(matches!(outcome, Outcome::Done { tx_hash: same, .. } if same == tx_hash), "{outcome:?}");
+    }
+    assert_eq!(chain.balance(chain.usdc, TREASURY).await, Usdc(2 * EACH));
+    let looks = 1 + begun.elapsed().as_secs() / 2;
+    assert!(u64::from(counting.asked("eth_gasPrice")) <= looks, "the price was asked for more often than once a look");
+
+    // As dear as before, and little patience.
+    base_fee(DEAR).await;
+    let hasty = Batches::start(endpoint, sender, ether, BatchPolicy { wait_ms_max: 200, ..patient });
+    let Outcome::Done { tx_hash, .. } = hasty.send(row(&customer(), 4), Usdc(EACH)).await else { panic!("not sent") };
+    let receipt = chain.rpc("eth_getTransactionReceipt", json!([tx_hash])).await;
+    let paid = receipt["effectiveGasPrice"].as_str().unwrap().trim_start_matches("0x");
+    assert!(u64::from_str_radix(paid, 16).unwrap() >= DEAR, "it waited for cheaper gas: {receipt}");
+    assert_eq!(chain.balance(chain.usdc, TREASURY).await, Usdc(3 * EACH));
 }

@@ -8,6 +8,7 @@ mod life;
 mod proxy;
 mod rebuild;
 mod refusals;
+mod settling;
 mod sim;
 mod store;
 mod world;

@@ -1,7 +1,7 @@
 //! A sale that is paid by a voucher: put the deposit in if one came along, reserve, serve, charge what was delivered.
 //! Nothing of it waits for the chain but a deposit and a refund.
 
-use super::{Errand, Guard, Offers, Order, Paying, Sale, Tariff, Terms, Wishes, refused, start};
+use super::{Errand, Guard, Offers, Order, Paying, Sale, Terms, Wishes, refused, start};
 use crate::api::Api;
 use crate::api::problem::Problem;
 use crate::ask::{Ask, Reserved};
@@ -128,7 +128,8 @@ impl Api {
                         amount: ceiling,
                         generation,
                         known_payer: true,
-                        tariff: Tariff { price: terms.tariff, gas: Usdc::ZERO },
+                        tariff: self.tariff(terms.tariff, Usdc::ZERO),
+                        stored_bytes: 0,
                         question: order.question,
                         signature: paid.voucher.signature.to_vec(),
                         paying: Paying::Voucher(Box::new(Call { paid, put_in })),
@@ -168,6 +169,7 @@ impl Api {
     /// Simulated, sent, waited for.
     async fn deposit(&self, paid: &VerifiedVoucher, deposit: Deposit, terms: &Terms) -> Result<Moved, Response> {
         let channel = paid.channel;
+        self.has_gas_for(paid, terms).await?;
         if let Err(refusal) = contract_payers::simulate_deposit(&self.cx, &paid.config, &deposit).await {
             // The same deposit may just be going in by an earlier try: then it is waited for.
             let state = channels::try_read(&self.cx, &channel).await.map_err(|e| chain_is_away(&e))?;
@@ -187,6 +189,17 @@ impl Api {
         }
     }
 
+    /// Refuses a deposit or a refund of a payer that has had many for what it bought.
+    async fn has_gas_for(&self, paid: &VerifiedVoucher, terms: &Terms) -> Result<(), Response> {
+        let (channel, payer) = (paid.channel, paid.config.payer);
+        if self.look(move |node| node.has_gas_for(&channel, &payer)).await.map_err(IntoResponse::into_response)? {
+            return Ok(());
+        }
+        let message = "too many deposits and refunds today for what was bought: use what lies in your channels, pay by \
+                       exact, or take it out by the contract (initiateWithdraw)";
+        Err(self.refuse(terms, Refusal::new(Reason::TooManyOpen, message)))
+    }
+
     /// Gives back what is not charged, for a payer that signed for it.
     async fn refund_call(&self, paid: &VerifiedVoucher, amount: Option<Usdc>, terms: &Terms) -> Response {
         let channel = paid.channel;
@@ -196,6 +209,9 @@ impl Api {
         };
         if state.balance == state.claimed {
             return self.refuse(terms, Refusal::new(Reason::RefundNoBalance, "nothing is left in this channel"));
+        }
+        if let Err(refused) = self.has_gas_for(paid, terms).await {
+            return refused;
         }
         let ask = RefundAsk { channel, amount };
         let seen = (paid.config.clone(), state);

@@ -78,8 +78,8 @@ where
     }
 }
 
-/// What runs once, when the whole text is there and before the last bytes leave.
-pub type BeforeEnd = Box<dyn FnOnce(String) -> Pin<Box<dyn Future<Output = Result<(), ApiError>> + Send>> + Send>;
+/// What runs once, when the whole text is there and before the last bytes leave: it stores, and says how many bytes.
+pub type BeforeEnd = Box<dyn FnOnce(String) -> Pin<Box<dyn Future<Output = Result<u64, ApiError>> + Send>> + Send>;
 
 impl Sale {
     /// The answer: generation runs on in a task of its own, the body takes what it makes.
@@ -173,7 +173,10 @@ impl Sale {
     async fn whole(mut self, mut run: Run<impl Form>, mut settled: Option<Settlement>) -> Response {
         let made = match run.generate(&mut self).await {
             Ok(made) => match run.before_end.take() {
-                Some(before_end) => before_end(run.text.clone()).await.map(|()| made),
+                Some(before_end) => before_end(run.text.clone()).await.map(|stored| {
+                    self.stored_bytes = stored;
+                    made
+                }),
                 None => Ok(made),
             },
             Err(error) => Err(error),
@@ -215,9 +218,11 @@ impl Sale {
         response
     }
 
-    /// What so many tokens are worth in this way to pay, at the price that was quoted and never above it.
+    /// What so many tokens are worth in this way to pay, with what was stored, at the price that was quoted and never
+    /// above it.
     fn worth(&self, used: Usage) -> Usdc {
-        self.tariff.meter_up(Usage { prompt_tokens: self.prompt_tokens, ..used }).min(self.amount)
+        let used = Usage { prompt_tokens: self.prompt_tokens, ..used };
+        self.tariff.meter_up(used, self.stored_bytes).min(self.amount)
     }
 
     fn worth_of(&self, delivery: &Delivery) -> Usdc {
@@ -261,6 +266,9 @@ impl Sale {
         x402.insert("amount".into(), json!(amount.0.to_string()));
         if self.is_metered() {
             x402.insert("charged".into(), json!(amount.0.to_string()));
+        }
+        if self.stored_bytes > 0 {
+            x402.insert("stored_bytes".into(), json!(self.stored_bytes));
         }
         if let Some(Settlement::Paid { tx, .. }) = settlement {
             x402.insert("transaction".into(), json!(tx.to_string()));
@@ -430,10 +438,11 @@ impl<F: Form> Run<F> {
                 }
             }
         }
-        if let (Ok(_), Some(before_end)) = (&end, self.before_end.take())
-            && let Err(error) = before_end(self.text.clone()).await
-        {
-            end = Err(error);
+        if let (Ok(_), Some(before_end)) = (&end, self.before_end.take()) {
+            match before_end(self.text.clone()).await {
+                Ok(stored) => sale.stored_bytes = stored,
+                Err(error) => end = Err(error),
+            }
         }
         sale.guard.disarm();
         match end {

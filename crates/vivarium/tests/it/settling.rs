@@ -1,0 +1,295 @@
+//! When and by whom `exact` payments are settled, in a world of real processes: after they were served and several at
+//! once, across a `kill -9`, with payers who take their word back meanwhile; and by somebody else's facilitator, which
+//! dies. What counts is what the chain says that was paid.
+
+mod customers;
+
+use crate::world::{self, World, get_json, program, signal};
+use alloy::primitives::{Address, B256};
+use alloy::signers::local::PrivateKeySigner;
+use customers::{Paid, Town, Wallet, amount_of, pays, transaction_of, transactions};
+use pay::{Reason, Usdc};
+use serde_json::{Value, json};
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use vivarium::world::files::read_key;
+
+/// Most that may be open. The chain of a world has no price of ether, so that a batch leaves at half of it, or by time.
+const SETTLE_AFTER: &str = "0.02";
+const SETTLE_AFTER_UUSDC: u128 = 20_000;
+/// What a million stored bytes cost at the second agent's.
+const STORAGE: u64 = 100_000_000;
+
+#[test]
+fn payments_are_settled_after_they_were_served_and_by_anothers_facilitator() {
+    let _turn = world::turn();
+    let mut world = World::start(&["--settle-after", SETTLE_AFTER, "--no-restart"]);
+    world.until("birth", |w| (w.agent()?["selling"] == true).then_some(()));
+    let town = Town::of(&world);
+    let key_file = world.world()["customer"]["key_file"].as_str().expect("a key file").to_owned();
+    let customer = read_key(Path::new(&key_file)).expect("a key");
+    // Batches are the relay's. In a world of whole days it waits hours for the treasury's gas.
+    world.until("the relay", |_| town.fund_relay(town.treasury));
+    world.until("offers by its gas", |w| town.offer(&url_of(w), "Is there gas?", "permit2"));
+    let mut sales = served_first(&mut world, &town, &customer);
+    killed_with_open_rows(&mut world, &town, &customer, &mut sales);
+    let by_others = words_taken_back(&mut world, &town, &customer, &mut sales);
+
+    // To the micro-USDC: what was sold, what the chain moved, and what the books say.
+    let agent = world.agent().expect("a status");
+    let treasury = agent["agent"].as_str().and_then(|a| a.parse().ok()).expect("an address");
+    let payers = by_others.iter().copied().chain([customer.address()]);
+    let moved: u128 = payers.flat_map(|payer| town.paid(payer, treasury)).map(|paid| paid.amount).sum();
+    assert_eq!(moved, sales.sum);
+    dust_is_refused(&world, &town, &customer);
+    one_proxy_a_key(&world);
+    balanced(&mut world, agent["url"].as_str().expect("a URL"), sales.sum);
+    anothers_facilitator(&mut world, &town, &customer);
+}
+
+/// What was sold so far.
+struct Sales {
+    /// Of the customer.
+    count: usize,
+    /// Of everybody who pays, micro-USDC.
+    sum: u128,
+    /// Payments that make a batch.
+    rows: usize,
+}
+
+impl Sales {
+    fn add(&mut self, answers: &[Value]) {
+        self.count += answers.len();
+        self.sum += answers.iter().map(amount_of).sum::<u128>();
+    }
+}
+
+fn url_of(world: &World) -> String {
+    world.world()["agent"]["url"].as_str().expect("a URL").to_owned()
+}
+
+fn balanced(world: &mut World, url: &str, sum: u128) {
+    let sum = sum.to_string();
+    let books = world.until("balanced books", |_| {
+        let status = get_json(&format!("{url}/status"))?;
+        (status["ledger_ok"] == true && status["earned_uusdc"] == sum.as_str()).then_some(status)
+    });
+    assert_eq!((&books["settled_uusdc"], &books["gifts_uusdc"]), (&json!(sum), &json!("0")), "{books}");
+}
+
+/// Whoever has never paid is settled before the answer leaves. From then on it is served first, and its payments wait for
+/// each other.
+fn served_first(world: &mut World, town: &Town, customer: &PrivateKeySigner) -> Sales {
+    let url = url_of(world);
+    let first = pays(&url, customer, 1);
+    assert_ne!(transaction_of(&first[0]), B256::ZERO, "{first:?}");
+    let price = amount_of(&first[0]);
+    let rows = usize::try_from((SETTLE_AFTER_UUSDC / 2).div_ceil(price)).expect("few");
+    assert!(rows >= 3, "a call costs {price}: no batch worth the name");
+    let mut sales = Sales { count: 0, sum: 0, rows };
+    sales.add(&first);
+    let later = pays(&url, customer, rows);
+    assert!(later.iter().all(|answer| answer["payment"].is_null()), "its head names no settlement: {later:?}");
+    sales.add(&later);
+    let paid = world.until("a batch", |_| Some(town.of_payer(customer)).filter(|paid| paid.len() == sales.count));
+    assert!(transactions(&paid[1..]) < rows, "{rows} payments, each in a transaction of its own: {paid:?}");
+    sales
+}
+
+/// The node dies while rows are open, which only its own disk knows. None is lost and none doubled.
+fn killed_with_open_rows(world: &mut World, town: &Town, customer: &PrivateKeySigner, sales: &mut Sales) {
+    loop {
+        let agent = world.agent().expect("a status");
+        let lease = agent["lease"]["id"].as_u64().expect("a lease");
+        let pid = world.tenant_pid(lease).expect("the node");
+        let settled = town.of_payer(customer).len();
+        sales.add(&pays(&url_of(world), customer, sales.rows - 1));
+        signal(pid, "KILL");
+        let were_open = town.of_payer(customer).len() == settled;
+        world.until("the node again", |w| {
+            let agent = w.agent()?;
+            (agent["selling"] == true && w.tenant_pid(lease)? != pid).then_some(())
+        });
+        // On a slow machine they may have left by time: once more, then.
+        if were_open {
+            break;
+        }
+    }
+    let before = transactions(&town.of_payer(customer));
+    // One more makes them worth a transaction, as it would have before the crash.
+    sales.add(&pays(&url_of(world), customer, 1));
+    let paid = world.until("what was open", |_| Some(town.of_payer(customer)).filter(|paid| paid.len() >= sales.count));
+    assert_eq!(paid.len(), sales.count, "nothing is lost and nothing doubled");
+    assert!(transactions(&paid) - before < sales.rows, "what the crash left open went together: {paid:?}");
+}
+
+/// Between serving and settling one payer cancels, one payment is brought in by somebody else, and one payer is frozen:
+/// each is only its own trouble. Who paid though nobody expected it.
+fn words_taken_back(world: &mut World, town: &Town, customer: &PrivateKeySigner, sales: &mut Sales) -> Vec<Address> {
+    let url = url_of(world);
+    let [cancels, overtaken, frozen] = ["cancels", "is overtaken", "is frozen"].map(|name| town.stranger(name));
+    for payer in [&cancels, &overtaken, &frozen] {
+        let first = town.buys(&url, payer, "Say hello.", None);
+        assert_ne!(transaction_of(&first.answer), B256::ZERO, "settled before its first byte");
+        sales.sum += amount_of(&first.answer);
+    }
+    let count = || [&cancels, &overtaken, &frozen].map(|payer| town.of_payer(payer).len());
+    let mut tries = 0;
+    let (ours, (theirs, brought_in), nobodys) = loop {
+        tries += 1;
+        assert!(tries < 6, "this machine is too slow to come in between");
+        let before = count();
+        let of = |payer| town.buys(&url, payer, &format!("Say {tries}."), None);
+        let bought = [of(&cancels), of(&overtaken), of(&frozen)];
+        for served in &bought {
+            assert_eq!((served.status, &served.answer["payment"]), (200, &Value::Null), "served first");
+        }
+        let [ours, theirs, nobodys] = bought;
+        let (cancelled, overtook) = (town.cancel(&cancels, &ours), town.bring_in(&theirs));
+        town.freeze(frozen.address(), true);
+        if let (true, Some(tx), true) = (cancelled, overtook, count()[2] == before[2]) {
+            break (ours, (theirs, tx), nobodys);
+        }
+        // Some of them were settled by time before we came.
+        town.freeze(frozen.address(), false);
+        world.until("all is settled", |w| (w.agent()?["requests"]["open"] == 0).then_some(()));
+        for (before, (after, bought)) in before.iter().zip(count().iter().zip([&ours, &theirs, &nobodys])) {
+            sales.sum += if after > before { amount_of(&bought.answer) } else { 0 };
+        }
+    };
+    // Two more for the batch, and what one payment, or one name of a request, cannot buy twice.
+    let once = town.buys(&url, customer, "What is a lease?", None);
+    let again = town.sends(&url, "What is a voucher?", &once.header, None);
+    assert_eq!((again.0, &again.1["error"]["code"]), (409, &json!("payment_reused")), "{}", again.1);
+    let named = town.buys(&url, customer, "What is a channel?", Some("a name"));
+    let renamed = town.buys(&url, customer, "What is a receipt?", Some("a name"));
+    assert_eq!((renamed.status, &renamed.answer["error"]["code"]), (409, &json!("payment_reused")));
+    for sold in [&once, &named] {
+        assert_eq!(sold.status, 200, "{}", sold.answer);
+        sales.add(std::slice::from_ref(&sold.answer));
+    }
+    sales.add(&pays(&url, customer, sales.rows.saturating_sub(5)));
+    world.until("all is settled", |w| (w.agent()?["requests"]["open"] == 0).then_some(()));
+
+    assert_eq!(town.of_payer(customer).len(), sales.count, "two good rows between three bad ones");
+    let paid = town.of_payer(&overtaken);
+    assert_eq!(paid.last().map(|paid| paid.tx), Some(brought_in), "paid by another's transaction");
+    sales.sum += amount_of(&theirs.answer);
+    let receipt = world.until("its receipt", |_| get_json(&format!("{url}/receipts/{}", theirs.request())));
+    assert_eq!(receipt["transaction"].as_str().and_then(|tx| tx.parse().ok()), Some(brought_in), "{receipt}");
+    for unpaid in [&ours, &nobodys] {
+        assert_eq!(get_json(&format!("{url}/receipts/{}", unpaid.request())), None, "no receipt for what nobody paid");
+    }
+    town.freeze(frozen.address(), false);
+    [cancels, overtaken, frozen].map(|payer| payer.address()).to_vec()
+}
+
+/// A channel that would hold less than its own gas is not opened.
+fn dust_is_refused(world: &World, town: &Town, customer: &PrivateKeySigner) {
+    let (status, answer) = town.opens_with(&url_of(world), customer, Usdc(9_999));
+    assert_eq!((status, &answer["error"]["code"]), (402, &json!(Reason::DepositBelowMin.as_str())), "{answer}");
+}
+
+/// Whoever asks for the channels' money while a proxy pays from them hears what is in the way and what to do.
+fn one_proxy_a_key(world: &World) {
+    let mut proxy = Command::new(program())
+        .args(["proxy", "--listen", "127.0.0.1:0", "--json", "--budget", "1/day", "--data-dir"])
+        .arg(world.data_dir())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the proxy starts");
+    let mut line = String::new();
+    BufReader::new(proxy.stdout.take().expect("its words")).read_line(&mut line).expect("one line");
+    let refused = |flags: &[&str]| {
+        let (worked, said) = world.run(&[&["proxy"], flags].concat());
+        assert!(!worked && said.trim_end().lines().count() == 1, "{said}");
+        said
+    };
+    let said = refused(&["--refund"]);
+    for words in ["nothing was asked back", "is running", "End it with Ctrl-C", "`vivarium proxy --refund` again"] {
+        assert!(said.contains(words), "{said}");
+    }
+    let said = refused(&["--listen", "127.0.0.1:0", "--budget", "1/day"]);
+    assert!(said.contains("is running already") && said.contains("another --key"), "{said}");
+    signal(proxy.id(), "TERM");
+    proxy.wait().expect("it ends");
+}
+
+/// A second agent, whose manifest names somebody else's facilitator and a factory that makes payers.
+fn anothers_facilitator(world: &mut World, town: &Town, customer: &PrivateKeySigner) {
+    let (mut facilitator, its_url, its_key) = town.facilitator(world.dir.path());
+    let factory = town.deploy("TestWalletFactory");
+    let text = std::fs::read_to_string(world.data_dir().join("manifest.toml")).expect("the world's own manifest");
+    let mut manifest: toml::Table = text.parse().expect("TOML");
+    let mut payments = toml::Table::new();
+    payments.insert("facilitator_url".to_owned(), its_url.clone().into());
+    payments.insert("factories".to_owned(), vec![factory.to_string()].into());
+    payments.insert("storage_uusdc_per_mbyte".to_owned(), STORAGE.to_string().into());
+    payments.insert("settle_after_uusdc".to_owned(), SETTLE_AFTER_UUSDC.to_string().into());
+    manifest.insert("payments".to_owned(), payments.into());
+    let file = world.dir.path().join("second.toml");
+    std::fs::write(&file, manifest.to_string()).expect("a file");
+    let (born, said) = world.run(&["birth", file.to_str().expect("UTF-8"), "--yes", "--json"]);
+    assert!(born, "{said}");
+    let told: Value = said.lines().find_map(|line| serde_json::from_str(line).ok()).expect("a JSON line");
+    let treasury: Address = told["treasury"].as_str().and_then(|a| a.parse().ok()).expect("an address");
+    let url = town.place_of(told["lease"].as_u64().expect("a lease"));
+    let selling = |url: &str| get_json(&format!("{url}/status")).filter(|status| status["selling"] == true);
+    world.until("the second agent sells", |_| selling(&url));
+    town.buy_credit(&its_url, its_key, treasury, customer);
+
+    // It settles for a payer who waits, and for one that is served first.
+    let first = town.stranger("a first stranger");
+    let waited = pays(&url, &first, 1);
+    assert_eq!(town.sender_of(transaction_of(&waited[0])), its_key, "{waited:?}");
+    let later = pays(&url, &first, 1);
+    assert!(later[0]["payment"].is_null(), "{later:?}");
+    let paid =
+        world.until("a settlement by it", |_| Some(town.paid(first.address(), treasury)).filter(|p| p.len() == 2));
+    assert_eq!(town.sender_of(paid[1].tx), its_key);
+
+    // What is stored is a class of the price: five bytes asked, and sixteen for each of four tokens. A call has a least
+    // price, which the tokens alone may not reach.
+    let ((plain, told), (stored, told_too)) = (town.response_offer(&url, false), town.response_offer(&url, true));
+    let bytes = u128::from(STORAGE) * (5 + 4 * 16) / 1_000_000;
+    assert!((bytes - 1_000..=bytes).contains(&(stored - plain)), "{plain} and {stored}");
+    assert!(
+        !told.contains("stored") && told_too.ends_with("a million bytes that are stored 100.000000 USDC"),
+        "{told_too}"
+    );
+    let price = &get_json(&format!("{url}/status")).expect("a status")["price"];
+    assert_eq!(price["mbyte_stored_uusdc"], STORAGE.to_string().as_str(), "{price}");
+
+    // It dies: the agent's own relay settles, and nobody notices.
+    town.end(&mut facilitator);
+    let second = town.stranger("a second stranger");
+    let helped = pays(&url, &second, 1);
+    let relay = town.sender_of(transaction_of(&helped[0]));
+    assert_ne!(relay, its_key, "{helped:?}");
+
+    // A payer by Permit2 that is no contract yet (ERC-6492): made by the factory that the manifest names, by no other, and
+    // never by the operator's key.
+    world.until("the second relay", |_| town.fund_relay(treasury));
+    let wallet = Wallet::planned(town, factory);
+    let offer = world.until("an offer by Permit2", |_| town.offer(&url, "Say it by Permit2.", "permit2"));
+    let elsewhere = Wallet::planned(town, town.deploy("TestWalletFactory"));
+    let refused = town.sends(&url, "Say it by Permit2.", &elsewhere.permit2(town, &offer).to_header(), None);
+    assert_eq!((refused.0, &refused.1["error"]["code"]), (402, &json!("eip6492_factory_not_allowed")), "{}", refused.1);
+    let made = town.sends(&url, "Say it by Permit2.", &wallet.permit2(town, &offer).to_header(), None);
+    assert_eq!(made.0, 200, "{}", made.1);
+    let by_wallet = town.paid(wallet.address, treasury);
+    assert_eq!(by_wallet.iter().map(|paid| paid.amount).collect::<Vec<_>>(), [offer.amount().micro()]);
+    let status = get_json(&format!("{url}/status")).expect("a status");
+    let operator: Address = status["operator"].as_str().and_then(|a| a.parse().ok()).expect("an address");
+    assert_ne!(town.sender_of(by_wallet[0].tx), operator, "the operator's key runs no stranger's code");
+    assert!(town.has_code(wallet.address) && !town.has_code(elsewhere.address));
+
+    let payers = [first.address(), second.address(), wallet.address];
+    let moved: Vec<Paid> = payers.iter().flat_map(|payer| town.paid(*payer, treasury)).collect();
+    let sold: u128 = waited.iter().chain(&later).chain(&helped).map(amount_of).sum::<u128>() + offer.amount().micro();
+    assert_eq!(moved.iter().map(|paid| paid.amount).sum::<u128>(), sold);
+    balanced(world, &url, sold);
+}
