@@ -186,7 +186,7 @@ impl Journal {
             ));
         }
         let lsn = self.next_lsn;
-        self.writer.push(vec![Record { lsn, kind, time, outputs_digest, payload: payload.to_vec() }])?;
+        self.writer.push([Record { lsn, kind, time, outputs_digest, payload: payload.to_vec() }])?;
         self.next_lsn += 1;
         Ok(lsn)
     }

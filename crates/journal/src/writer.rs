@@ -123,15 +123,22 @@ impl Writer {
     }
 
     /// Queues records in order; those of one call share one commit.
-    pub fn push(&self, records: Vec<Record>) -> Result<()> {
+    pub fn push(&self, records: impl IntoIterator<Item = Record>) -> Result<()> {
         let mut state = self.shared.lock();
         if let Some(error) = &state.failed {
             return Err(error.clone());
         }
-        state.queued_bytes += frame_bytes(&records);
-        state.queue.extend(records);
+        let was_empty = state.queue.is_empty();
+        for record in records {
+            state.queued_bytes += u64_of(record.frame_bytes());
+            state.queue.push(record);
+        }
         drop(state);
-        self.shared.work.notify_one();
+        // The worker sleeps only on an empty queue, and looks at it again after each commit: whoever finds records there
+        // has nothing to say. Each word is a system call, which thousands of records a second would feel.
+        if was_empty {
+            self.shared.work.notify_one();
+        }
         Ok(())
     }
 

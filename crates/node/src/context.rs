@@ -1,4 +1,5 @@
-//! What every part of a node shares: configuration, keys, clients. Nothing here changes after the start.
+//! What every part of a node shares: configuration, keys, clients. Nothing here changes after the start but the height of
+//! the chain.
 
 use crate::batches::Batches;
 use crate::config::NodeConfig;
@@ -11,7 +12,7 @@ use crate::permit2;
 use chain::bindings::ITreasury::Birth;
 use chain::{Chain, SenderHandle, TreasuryClient};
 use pay::facilitator::remote::Remote;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 /// The market's own clockwork, seconds.
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +47,8 @@ pub struct Context {
     pub http: net::Client,
     /// Chain seconds when this process started.
     pub born_at: u64,
+    /// Height of the newest block that was looked at, for tasks that wait for the next one.
+    pub head: watch::Sender<u64>,
     /// Everything that can wake the agent goes through here.
     pub events: mpsc::Sender<Event>,
 }

@@ -146,6 +146,7 @@ pub async fn run(config: NodeConfig, stop: impl Future<Output = ()> + Send + 'st
         store,
         http,
         born_at,
+        head: channel::Sender::new(0),
         events,
     });
     let shared = Arc::new(Shared::default());

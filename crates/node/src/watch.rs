@@ -79,7 +79,7 @@ impl Reader {
     }
 }
 
-/// Follows the head and tells the main loop of each new block. Ends with the main loop.
+/// Follows the head and tells the main loop, and whoever waits for it, of each new block. Ends with the main loop.
 pub async fn watch(cx: Arc<Context>, every: Duration, mut logs_from: channel::Receiver<Option<u64>>) {
     let mut last = None;
     let mut reader: Option<Reader> = None;
@@ -102,6 +102,7 @@ pub async fn watch(cx: Arc<Context>, every: Duration, mut logs_from: channel::Re
             Ok(None) => {}
             Ok(Some(news)) => {
                 last = Some(news.head.hash);
+                cx.head.send_replace(news.head.number);
                 cx.tell(Event::Chain(Box::new(news))).await;
             }
             Err(e) => cx.tell(Event::ChainLost(chain_of(&e))).await,

@@ -7,7 +7,7 @@ use expect_test::{Expect, expect};
 mod seeds;
 mod world;
 
-const NOW: u64 = 1_000_000;
+pub(super) const NOW: u64 = 1_000_000;
 
 fn reservation(payer: u8, nonce: u8, body: u8, timing: Timing) -> Reservation {
     let settlement = SettleExact {
@@ -62,8 +62,9 @@ fn reserved(payer: u8, nonce: u8) -> BookInput {
     BookInput::Reserved(reservation(payer, nonce, nonce, Timing::AtOnce))
 }
 
-fn delivered(payer: u8, nonce: u8, confirmed: bool) -> BookInput {
-    let delivery = Delivery {
+/// A whole answer, of the channels' tests too.
+pub(super) fn delivery(confirmed: bool) -> Delivery {
+    Delivery {
         cached_tokens: 0,
         completion_tokens: 5,
         bytes: 20,
@@ -71,8 +72,11 @@ fn delivered(payer: u8, nonce: u8, confirmed: bool) -> BookInput {
         finish: Finish::Stop,
         at: NOW + 1,
         confirmed,
-    };
-    BookInput::Delivered { request: id(payer, nonce), delivery, amount: Usdc(40) }
+    }
+}
+
+fn delivered(payer: u8, nonce: u8, confirmed: bool) -> BookInput {
+    BookInput::Delivered { request: id(payer, nonce), delivery: delivery(confirmed), amount: Usdc(40) }
 }
 
 fn aborted(payer: u8, nonce: u8) -> BookInput {

@@ -2,7 +2,7 @@
 //! call.
 
 use crate::chain::{CHAIN_ID, RELAY, TREASURY};
-use crate::market::{Fails, Market};
+use crate::market::{Fails, Market, wall};
 use crate::schemes::clients;
 use alloy::primitives::{Address, keccak256};
 use alloy::signers::local::PrivateKeySigner;
@@ -442,6 +442,54 @@ async fn a_deposit_that_nobody_answered_for_is_found_on_the_chain() {
     market.claim_and_settle().await;
     let receipts: Usdc = market.with(|desk| desk.receipts.values().copied().sum());
     assert_eq!(market.chain().balance(market.token(), TREASURY).await, receipts);
+}
+
+/// The first agent takes a deposit and falls silent; the question goes to a second one, which is paid from a channel of its
+/// own. One key, one record, one budget.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_agent_is_paid_from_a_channel_of_its_own() {
+    const OTHER: Address = Address::repeat_byte(0x78);
+    let first = open().await;
+    let second = first.beside(OTHER).await;
+    let dir = tempfile::tempdir().unwrap();
+    let here = buyer(first.token(), TREASURY).with_schemes(only(1)).with_chain(&first.chain().url);
+    let here = here.with_record(&dir.path().join("buyer.record")).unwrap();
+    let there = here.for_seller(BuyerPolicy { pay_to: OTHER, ..here.policy().clone() }, Arc::new(wall));
+
+    first.with(|desk| desk.hangs_after_deposit = true);
+    let asked = question("a", false);
+    let url = endpoint(&first);
+    let hung = here.post_json(&url, &asked);
+    tokio::select! {
+        _ = hung => panic!("the seller hangs"),
+        () = async {
+            while transactions(&first, "deposit") == 0 || first.with(|desk| desk.hangs_after_deposit) {
+                tokio::task::yield_now().await;
+            }
+        } => {}
+    }
+    let body = serde_json::to_vec(&asked).unwrap();
+    assert_eq!(here.ask_about(&url, &body).await, Some(Fate::Unknown));
+
+    let paid = there.post_json(&endpoint(&second), &asked).await.unwrap();
+    assert_eq!((paid.status.as_u16(), transactions(&second, "deposit"), transactions(&second, "exact")), (200, 1, 0));
+    let signed = (here.signed_total(), here.unresolved());
+    assert_eq!(signed, (there.signed_total(), 1), "one record for both, and the first payment is still out");
+    // Back again, the first is shown the payment that it has: no new signature, no second deposit.
+    here.post_json(&url, &asked).await.unwrap();
+    assert_eq!((transactions(&first, "deposit"), transactions(&first, "exact")), (1, 0));
+    assert_eq!((here.signed_total(), here.unresolved()), (signed.0, 0));
+    // What one may still sign is what the other left.
+    let day = SpendLimits { per_day: Some(here.signed_today()), per_host_day: None };
+    let full = there.clone().with_limits(day).post_json(&endpoint(&second), &question("b", false)).await;
+    assert_eq!(full.unwrap_err().kind, Kind::BudgetUsed);
+
+    for (market, treasury) in [(&first, TREASURY), (&second, OTHER)] {
+        market.claim_and_settle().await;
+        let receipts: Usdc = market.with(|desk| desk.receipts.values().copied().sum());
+        assert!(!receipts.is_zero());
+        assert_eq!(market.chain().balance(market.token(), treasury).await, receipts);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -130,7 +130,7 @@ fn strangers_headers_break_no_parser() {
 }
 
 #[test]
-fn amounts_have_one_form() {
+fn strangers_amounts_have_one_form() {
     for seed in 0..runs() {
         let mut chance = Chance(seed);
         let value = u128::from(chance.draw()) << chance.below(65) | u128::from(chance.draw());

@@ -76,7 +76,7 @@ struct Wants {
 }
 
 pub struct Inner {
-    pub chain: Chain,
+    pub chain: Arc<Chain>,
     pub seller: Seller,
     pub domain: ChannelDomain,
     pub terms: ChannelTerms,
@@ -118,7 +118,16 @@ pub struct Desk {
 impl Market {
     /// Opens a market that offers these schemes, in tokens with EIP-3009 or only by Permit2.
     pub async fn open(schemes: &[&'static str], transfer: TransferMethod) -> Self {
-        let chain = Chain::start().await;
+        Self::open_on(Arc::new(Chain::start().await), TREASURY, schemes, transfer).await
+    }
+
+    /// Another seller on the same chain, of the same kind, paid to this address.
+    pub async fn beside(&self, pay_to: Address) -> Self {
+        self.chain().rpc("anvil_setBalance", json!([pay_to, "0xde0b6b3a7640000"])).await;
+        Self::open_on(Arc::clone(&self.inner.chain), pay_to, &self.inner.schemes, self.inner.transfer).await
+    }
+
+    async fn open_on(chain: Arc<Chain>, pay_to: Address, schemes: &[&'static str], transfer: TransferMethod) -> Self {
         let (token, domain) = match transfer {
             TransferMethod::Eip3009 => (chain.usdc, ("USD Coin", "2")),
             TransferMethod::Permit2 => (chain.permit_token, ("Test Dollar", "1")),
@@ -141,9 +150,9 @@ impl Market {
         };
         let inner = Arc::new(Inner {
             chain,
-            seller: Seller::new(CHAIN_ID, token, domain, TREASURY),
+            seller: Seller::new(CHAIN_ID, token, domain, pay_to),
             domain: ChannelDomain::new(CHAIN_ID),
-            terms: ChannelTerms { receiver_authorizer: TREASURY, withdraw_delay_secs: 900, deposit_min: Usdc(10_000) },
+            terms: ChannelTerms { receiver_authorizer: pay_to, withdraw_delay_secs: 900, deposit_min: Usdc(10_000) },
             transfer,
             schemes: schemes.to_vec(),
             another: Mutex::default(),
@@ -191,7 +200,7 @@ impl Market {
             let rows = batch.iter().map(|row| (row.channel, row.total)).collect();
             self.inner.apply(ChannelInput::ClaimSent { rows });
             let data = facilitator::claim_call(&batch);
-            assert!(self.inner.send("claim", TREASURY, BATCH_SETTLEMENT, &data).await.1);
+            assert!(self.inner.send("claim", self.inner.seller.pay_to, BATCH_SETTLEMENT, &data).await.1);
             sent += 1;
             for row in &batch {
                 self.inner.see(&row.channel, &row.config).await;
@@ -199,7 +208,7 @@ impl Market {
             let rows = batch.iter().map(|row| row.channel).collect();
             self.inner.apply(ChannelInput::ClaimDone { rows });
         }
-        let settle = facilitator::settle_call(TREASURY, self.token());
+        let settle = facilitator::settle_call(self.inner.seller.pay_to, self.token());
         assert!(self.inner.send("settle", RELAY, BATCH_SETTLEMENT, &settle).await.1);
         sent + 1
     }
@@ -481,7 +490,8 @@ impl Inner {
         let mut calls: Vec<Vec<u8>> =
             claim.iter().map(|row| facilitator::claim_call(std::slice::from_ref(row))).collect();
         calls.push(facilitator::refund_call(&paid.config, amount));
-        let (tx, done) = self.send("refund", TREASURY, BATCH_SETTLEMENT, &facilitator::all_calls(calls)).await;
+        let (tx, done) =
+            self.send("refund", self.seller.pay_to, BATCH_SETTLEMENT, &facilitator::all_calls(calls)).await;
         self.see(&id, &paid.config).await;
         self.apply(ChannelInput::RefundEnded { channel: id });
         if !done {
@@ -546,7 +556,7 @@ impl Inner {
                 _ => [0; 32],
             }
         } else {
-            let data = exact::facilitator::transfer_call(&settlement, TREASURY);
+            let data = exact::facilitator::transfer_call(&settlement, self.seller.pay_to);
             let (tx, done) = self.send("exact", RELAY, self.seller.asset, &data).await;
             if !done {
                 return Err(self.refuse(terms, Reason::InvalidTransactionState, "the transfer reverted"));
@@ -571,7 +581,7 @@ impl Inner {
     ) -> Result<Response, Box<pay::Challenge>> {
         let (owner, call, signature, amount, names) = match &payer.payment {
             UnprovenPayment::Exact(paid) => {
-                let data = exact::facilitator::transfer_call(&paid.settlement(), TREASURY);
+                let data = exact::facilitator::transfer_call(&paid.settlement(), self.seller.pay_to);
                 let names = [Reason::Signature, Reason::FactoryNotAllowed, Reason::Simulation];
                 (paid.payer, Call { to: self.seller.asset, data: data.into() }, &paid.signature, paid.value, names)
             }

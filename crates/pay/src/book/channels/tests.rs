@@ -1,8 +1,8 @@
+use super::super::tests::{NOW, delivery};
 use super::*;
 use crate::scheme::channel::{Deposit, DepositMethod, HeldVoucher, Withdrawal};
 use proptest::prelude::*;
 
-const NOW: u64 = 1_000_000;
 const POLICY: ClaimPolicy = ClaimPolicy { channel_max: Usdc(500), all_max: Usdc(800), row_min: Usdc(50), rows_max: 10 };
 
 fn id(n: u8) -> ChannelId {
@@ -55,18 +55,6 @@ fn reserve(channels: &Channels, ask: &ChannelAsk) -> CallReservation {
         prompt_tokens: 1,
         max_tokens: 64,
         at: NOW,
-    }
-}
-
-fn delivery(confirmed: bool) -> Delivery {
-    Delivery {
-        cached_tokens: 0,
-        completion_tokens: 5,
-        bytes: 20,
-        output_digest: [1; 32],
-        finish: Finish::Stop,
-        at: NOW + 1,
-        confirmed,
     }
 }
 

@@ -810,10 +810,22 @@ impl World {
     }
 }
 
-#[test]
-fn no_seed_charges_twice_serves_for_nothing_or_loses_money() {
+/// Says which seed it was, whatever broke.
+struct Named(u64);
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("seed {}", self.0);
+        }
+    }
+}
+
+/// One life in each of these worlds; how often what happened.
+fn live(seeds: impl Iterator<Item = u64>) -> BTreeMap<&'static str, u64> {
     let mut passed: BTreeMap<&'static str, u64> = BTreeMap::new();
-    for seed in 0..seeds() {
+    for seed in seeds {
+        let _named = Named(seed);
         let mut world = World::new(seed);
         for _ in 0..STEPS {
             world.step();
@@ -824,6 +836,23 @@ fn no_seed_charges_twice_serves_for_nothing_or_loses_money() {
             *passed.entry(what).or_default() += count;
         }
     }
+    passed
+}
+
+#[test]
+fn no_seed_charges_twice_serves_for_nothing_or_loses_money() {
+    // No world knows of another: as many at once as there are cores.
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let of_thread = |first: usize| (0..seeds()).skip(first).step_by(threads);
+    let mut passed: BTreeMap<&'static str, u64> = BTreeMap::new();
+    std::thread::scope(|scope| {
+        let lives: Vec<_> = (0..threads).map(|first| scope.spawn(move || live(of_thread(first)))).collect();
+        for life in lives {
+            for (what, count) in life.join().unwrap_or_else(|broken| std::panic::resume_unwind(broken)) {
+                *passed.entry(what).or_default() += count;
+            }
+        }
+    });
     // A fault that never happens tests nothing.
     for what in [
         "a bad row in a batch",

@@ -64,6 +64,21 @@ pub fn memory_kib(pid: u32, name: &str) -> Option<u64> {
     line.trim().trim_end_matches(" kB").parse().ok()
 }
 
+/// CPU time of this process, all its threads: user and system time of proc(5)'s `stat`, in ticks that are 10 ms on every
+/// Linux.
+pub fn cpu_time() -> Duration {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // The name before may hold spaces; behind it, the times are fields 12 and 13.
+    let after = stat.rsplit_once(')').map_or("", |(_, after)| after);
+    let ticks = after.split_ascii_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok());
+    Duration::from_millis(ticks.sum::<u64>() * 10)
+}
+
+/// `12.3 µs`: a part of `of`, which so many share.
+pub fn micros_each(of: Duration, count: u32) -> String {
+    format!("{:.1} µs", of.as_secs_f64() * 1e6 / f64::from(count))
+}
+
 /// `1.23 ms`, with its sign.
 pub fn millis_between(more: Duration, less: Duration) -> String {
     format!("{:+.2} ms", (more.as_secs_f64() - less.as_secs_f64()) * 1e3)

@@ -1,5 +1,5 @@
 //! The peers, on the same chain: the official Express middleware and facilitator with `batch-settlement`, unmodified; and
-//! the Rust middleware `x402-axum` with `exact`, which settles by a facilitator's URL: the official one's.
+//! the Rust middleware `x402-axum` with `exact`, which settles by a facilitator's URL: the official one's, or ours.
 
 use super::devchain::{CHAIN_ID, DevChain};
 use alloy::primitives::{Address, address};
@@ -14,6 +14,9 @@ use tokio::process::{Child, ChildStdout, Command};
 const FACILITATOR_KEY: &str = "0xac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80";
 const RECEIVER_KEY: &str = "0x5de4111afa1a4b94908f83103eb1f1706367c2e68ca870fc3fb9a804cdab365a";
 pub const RECEIVER: Address = address!("3C44CdDdB6a900fa2b585dd299e03d12FA4293BC");
+/// anvil's account 4, for our facilitator.
+const OUR_FACILITATOR_KEY: &str = "47e179ec197488593b187f80a00eb0da91f1b9d0b13f8733639f19c30a34926a";
+pub const OUR_FACILITATOR: Address = address!("15d34AAf54267DB7D7c367839AAf71A00a2C6A65");
 
 /// Of `tests/peers/x402-axum`.
 pub const AXUM_VERSION: &str = "2.0.2";
@@ -53,35 +56,66 @@ impl Express {
     }
 }
 
+/// Settles for others, over HTTP.
+pub struct Facilitator {
+    pub url: String,
+    server: Child,
+}
+
+impl Facilitator {
+    pub async fn official(project: &Path, chain: &DevChain) -> Result<Self> {
+        let mut command = Command::new("node");
+        command.current_dir(project.join("tests/clients"));
+        command.args(["facilitator.mjs", &chain.url, &CHAIN_ID.to_string(), FACILITATOR_KEY]);
+        let Served { url, server, .. } = Served::start(command).await?;
+        Ok(Self { url, server })
+    }
+
+    /// `vivarium facilitator`, with nothing to wait for and a fee of next to nothing; its files are in the folder `dir`.
+    pub async fn ours(dir: &Path, chain: &DevChain) -> Result<Self> {
+        let key = dir.join("facilitator.key");
+        std::fs::write(&key, OUR_FACILITATOR_KEY)?;
+        let mut command = Command::new(std::env::current_exe().context("cannot find this program's own file")?);
+        command
+            .args(["facilitator", "--json", "--listen", "127.0.0.1:0", "--ether", "0.000001", "--wait", "0"])
+            .args(["--lot", "0.001", "--rpc", &chain.url, "--chain-id", &CHAIN_ID.to_string()])
+            .args(["--token", &chain.usdc.to_string(), "--key"])
+            .arg(key)
+            .arg("--journal")
+            .arg(dir.join("journal"));
+        let Served { url, server, .. } = Served::start(command).await?;
+        Ok(Self { url, server })
+    }
+
+    /// Ours ends by a signal only, the official one by anything.
+    pub async fn stop(mut self) -> Result<()> {
+        self.server.kill().await.context("the facilitator does not end")
+    }
+}
+
 pub struct Axum {
     pub url: String,
     server: Child,
-    facilitator: Child,
 }
 
 impl Axum {
     /// `None`: it is not built. It is no part of the workspace, so that nobody compiles it who does not measure.
-    pub async fn start(project: &Path, chain: &DevChain, price: u128) -> Result<Option<Self>> {
+    pub async fn start(chain: &DevChain, price: u128, facilitator: &Facilitator) -> Result<Option<Self>> {
         let program = std::env::current_exe().context("cannot find this program's own file")?;
         let target = program.ancestors().nth(2).context("cargo puts programs into folders")?;
         let peer = target.join("peers/debug/x402-axum-peer");
         if !peer.is_file() {
             return Ok(None);
         }
-        let mut command = Command::new("node");
-        command.current_dir(project.join("tests/clients")).args(["facilitator.mjs", &chain.url, &CHAIN_ID.to_string()]);
-        command.arg(FACILITATOR_KEY);
-        let facilitator = Served::start(command).await?;
         let mut command = Command::new(peer);
         command.args([&facilitator.url, &CHAIN_ID.to_string(), &chain.usdc.to_string()]);
         command.args([RECEIVER.to_string(), price.to_string()]);
         let Served { url, server, .. } = Served::start(command).await?;
-        Ok(Some(Self { url, server, facilitator: facilitator.server }))
+        Ok(Some(Self { url, server }))
     }
 
     pub async fn stop(self) -> Result<()> {
-        stop(self.server).await?;
-        stop(self.facilitator).await
+        stop(self.server).await
     }
 }
 

@@ -1,6 +1,7 @@
 //! A shop without a model, for figures of the payment layer alone: `pay`'s seller and book over a real journal and a
 //! development chain. It does for a paid request what a node does, in the same order, with nothing to compute between.
 
+use super::super::report::cpu_time;
 use super::devchain::{CHAIN_ID, DevChain, RECEIVER, RELAY};
 use alloy::primitives::{Address, Bytes as AbiBytes, U256};
 use alloy::sol_types::SolCall;
@@ -23,7 +24,7 @@ use pay::scheme::channel::server::{VerifiedVoucher, VoucherKind};
 use pay::scheme::channel::{BATCH_SETTLEMENT, ChannelDomain, facilitator};
 use pay::scheme::upto::{self, Permit2Payment};
 use pay::seller::offers::TransferMethod;
-use pay::wire::{PAYMENT_RESPONSE, Resource};
+use pay::wire::{PAYMENT_RESPONSE, PAYMENT_SIGNATURE, Resource};
 use pay::{
     Accepted, BookInput, Challenge, ChannelBook, ChannelPrice, ChannelTerms, Decision, Prices, Reason, Refusal,
     RequestId, Seller, Settle, Terms, Usdc, Verified,
@@ -125,6 +126,25 @@ impl Shop {
     /// How long reservations took to become durable since the last time this was asked.
     pub fn take_commits(&self) -> Vec<Duration> {
         std::mem::take(&mut self.inner.desk().commits)
+    }
+
+    /// Records that were appended.
+    pub fn records(&self) -> Lsn {
+        self.inner.desk().journal.last_lsn()
+    }
+
+    /// CPU time of so many requests that are refused, without the HTTP around them.
+    pub async fn refused(&self, requests: u32, payment: Option<&str>) -> Result<Duration> {
+        let mut headers = HeaderMap::new();
+        if let Some(payment) = payment {
+            headers.insert(PAYMENT_SIGNATURE, HeaderValue::try_from(payment)?);
+        }
+        let cpu = cpu_time();
+        for _ in 0..requests {
+            let answer = paid(State(Arc::clone(&self.inner)), headers.clone(), Bytes::from_static(b"{}")).await;
+            ensure!(answer.status() == StatusCode::PAYMENT_REQUIRED, "answered {}", answer.status());
+        }
+        Ok(cpu_time().saturating_sub(cpu))
     }
 
     /// Claims all that is charged and has it paid out. The book must then agree with the chain.
