@@ -49,6 +49,14 @@ sha256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 bytes = 98362432
 context = 8192
 
+[embedding]
+name = "e"
+cid = "{WEIGHTS}"
+file = "e.gguf"
+sha256 = "4672e27e4bacba1f619aa31f198f54a3733a51e6858d3d6d078f5c672bcdbd5a"
+bytes = 25282080
+context = 256
+
 [[stewards]]
 address = "0x4444444444444444444444444444444444444444"
 url = "http://127.0.0.1:1"
