@@ -93,6 +93,23 @@ fn a_manifest_says_where_its_weights_are_archived() {
     }
 }
 
+#[test]
+fn an_embedding_model_is_another_model() {
+    let read = Manifest::parse(&whole()).unwrap();
+    assert_eq!(read.embedding.as_ref().map(|model| model.context), Some(256));
+    for (from, to, why) in [
+        ("name = \"e\"", "name = \"m\"", "another name"),
+        ("file = \"e.gguf\"", "file = \"m.gguf\"", "another file"),
+        ("sha256 = \"4672", "sha256 = \"x672", "`embedding.sha256`"),
+        ("[embedding]", "[embeddings]", "unknown field"),
+    ] {
+        let text = whole();
+        assert!(text.contains(from), "{from}");
+        let refused = Manifest::parse(&text.replace(from, to)).unwrap_err().to_string();
+        assert!(refused.contains(why), "{refused}");
+    }
+}
+
 /// What TOML, amounts and lists look like where they hurt.
 const TOKENS: [&str; 16] = [
     "0",
