@@ -76,8 +76,9 @@ impl Policy {
             // Reading a kept beginning takes a copy in memory instead of prefill; the memory and the attention over it are
             // used all the same. Half is a choice, not a measurement (docs/decisions/0020).
             cached_pct: 50,
-            // EMBEDDING-RATIO
-            embedding_pct: 10,
+            // The embedding model reads 15.6 to 16.7 times as many tokens in a second of a core as the model that answers
+            // (docs/benchmarks.md): a sixteenth, rounded up.
+            embedding_pct: 7,
             overhead_e6: 0,
             milli_tokens_per_sec: 20_000,
             reprice_every: real_hours(1).max(10),

@@ -223,7 +223,7 @@ mod tests {
 
     #[test]
     fn a_kept_beginning_costs_half_and_a_vector_its_share() {
-        const EMBEDDING_PCT: u128 = 10;
+        const EMBEDDING_PCT: u128 = 7;
         let price = Pricing::new(&policy()).price(10_000_000, &policy(), None);
         assert_eq!(price.mtok_cached_uusdc.0, price.mtok_prompt_uusdc.0.div_ceil(2));
         assert_eq!(price.mtok_embedding_uusdc.0, (price.mtok_prompt_uusdc.0 * EMBEDDING_PCT).div_ceil(100));
