@@ -358,7 +358,7 @@ mod tests {
             failed to fill whole buffer
             frame of 2 bytes does not parse: expected value at line 1 column 2
             frame of 28 bytes does not parse: unknown field `why`, expected `id` at line 1 column 23
-            frame of 17 bytes does not parse: unknown variant `sing`, expected one of `generate`, `cancel`, `tokenize`, `check` at line 1 column 7
+            frame of 17 bytes does not parse: unknown variant `sing`, expected one of `generate`, `cancel`, `tokenize`, `check`, `embed` at line 1 column 7
         "#]]
         .assert_eq(
             &[
