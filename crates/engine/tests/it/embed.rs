@@ -134,8 +134,8 @@ async fn what_is_no_text_for_it_is_refused_and_nothing_else_suffers() {
 
     // The longest that fits, spaces alone, control tokens that are only spelled, what makes tokenizers trip, and a word of
     // 200 kB that the vocabulary lacks: one token.
-    let fits = "word ".repeat(254);
-    let odd = [fits.as_str(), " ", "[SEP] [CLS]", "\u{0} \u{fffd} \u{301}\u{301} 🦀 ﷽ 漢字", &"🦀".repeat(50_000)];
+    let (fits, unknown) = ("word ".repeat(254), "🦀".repeat(50_000));
+    let odd = [fits.as_str(), " ", "[SEP] [CLS]", "\u{0} \u{fffd} \u{301}\u{301} 🦀 ﷽ 漢字", unknown.as_str()];
     let (vectors, _) = embed(&engine.client, &odd).await.unwrap();
     assert_eq!(vectors.len(), 5);
     assert!(engine.client.count_tokens("[SEP] [CLS]", true).await.unwrap() > 4, "text, and no control tokens");
