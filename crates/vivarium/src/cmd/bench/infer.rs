@@ -145,11 +145,11 @@ async fn measure(ours: &Ours, theirs: &Theirs, rounds: u32, report: &mut Report)
 /// The embedding model, beside how fast a prompt is read: what `embedding_pct` of `economy::Policy` comes from.
 async fn vectors(program: &Path, project: &Path, flags: &Flags, reading: f64, report: &mut Report) -> Result<()> {
     let model = model::Model::embedding(project);
-    let directory = tempfile::tempdir()?;
+    let socket = std::env::temp_dir().join(format!("vivarium-bench-embed-{}.sock", std::process::id()));
     let config = EngineConfig {
         program: program.to_owned(),
         model: model.path,
-        socket: directory.path().join("embed.sock"),
+        socket: socket.clone(),
         threads: flags.threads,
         ctx: model.context,
         slots: EngineConfig::TEXTS_DEFAULT,
@@ -182,6 +182,8 @@ async fn vectors(program: &Path, project: &Path, flags: &Flags, reading: f64, re
     }
     let memory = resident_mib(engine.pid().context("the embedding engine is gone")?)?;
     report.row("memory of the embedding engine", format!("{memory} MiB"), String::new());
+    // It listens no more once the last client is gone; an early end leaves the file to the system.
+    std::fs::remove_file(&socket).ok();
     Ok(())
 }
 
