@@ -2,8 +2,8 @@
 //
 //   node openai.mjs BASE_URL
 //
-// Prints one JSON line a step: {models}, {plain}, {streamed, chunks}, {json}, {call}, {told}, {refused, status, code,
-// param} twice. Exits with 1 if any step was not what an OpenAI program expects.
+// Prints one JSON line a step: {models}, {plain}, {streamed, chunks}, {json}, {call}, {told}, {vectors, tokens, near,
+// far}, {refused, status, code, param} twice. Exits with 1 if any step was not what an OpenAI program expects.
 import OpenAI from 'openai';
 
 const [baseURL] = process.argv.slice(2);
@@ -68,6 +68,15 @@ const tokens = told.choices[0].logprobs.content;
 say({ told: told.choices[0].message.content, tokens: tokens.length });
 if (call.name !== 'weather' || finish !== 'tool_calls' || !('city' in JSON.parse(call.arguments))) process.exitCode = 1;
 if (tokens.length === 0 || tokens.some((token) => !(token.logprob <= 0) || token.top_logprobs.length !== 2)) process.exitCode = 1;
+
+// Vectors: the SDK asks for base64 by itself, and shows numbers.
+const input = ['How do I bake bread?', 'Mix flour, water, salt and yeast; let it rise and bake it.', 'The ocean is deep.'];
+const vectors = await openai.embeddings.create({ model: models[1], input });
+const [question, near, far] = vectors.data.map((item) => item.embedding);
+const cosine = (one, other) => one.reduce((sum, number, at) => sum + number * other[at], 0);
+say({ vectors: vectors.data.length, tokens: vectors.usage.prompt_tokens, near: cosine(question, near), far: cosine(question, far) });
+if (question.length !== 384 || Math.abs(cosine(question, question) - 1) > 1e-5) process.exitCode = 1;
+if (!(cosine(question, near) > cosine(question, far) + 0.2)) process.exitCode = 1;
 
 // What an agent refuses is an ordinary API error, and nothing is paid for it.
 for (const wrong of [{ model: 'no-such-model' }, { n: 2 }]) {

@@ -2,8 +2,8 @@
 
     python openai_sdk.py BASE_URL
 
-Prints one JSON line a step: {models}, {plain}, {streamed, chunks, tokens}, {left}, {parsed}, {completion}, {refused,
-status, code, param} twice. The fourth leaves a stream after its first piece. Exits with 1 if any step was not what an
+Prints one JSON line a step: {models}, {plain}, {streamed, chunks, tokens}, {left}, {parsed}, {completion}, {vectors,
+tokens, near, far}, {refused, status, code, param} four times. The fourth leaves a stream after its first piece. Exits with 1 if any step was not what an
 OpenAI program expects.
 """
 
@@ -58,10 +58,27 @@ say(parsed=verdict.choices[0].message.parsed.model_dump())
 plain = openai.completions.create(model=models[0], prompt="The capital of France is", max_tokens=4, temperature=0)
 say(completion=plain.choices[0].text, finish=plain.choices[0].finish_reason)
 good &= plain.choices[0].text.startswith(" Paris") and plain.choices[0].finish_reason == "length"
+# The SDK asks for base64 by itself and shows numbers; asked for numbers it gets the same.
+texts = ["How do I bake bread?", "Mix flour, water, salt and yeast; let it rise and bake it.", "The ocean is deep."]
+vectors = openai.embeddings.create(model=models[1], input=texts)
+plainly = openai.embeddings.create(model=models[1], input=texts[0], encoding_format="float")
+question, near, far = [item.embedding for item in vectors.data]
+cosine = lambda one, other: sum(a * b for a, b in zip(one, other))
+say(vectors=len(vectors.data), tokens=vectors.usage.prompt_tokens, near=cosine(question, near), far=cosine(question, far))
+good &= len(question) == 384 and abs(cosine(question, question) - 1) < 1e-5 and vectors.usage.total_tokens > 20
+good &= cosine(question, near) > cosine(question, far) + 0.2
+good &= max(abs(a - b) for a, b in zip(question, plainly.data[0].embedding)) < 1e-4
 broken = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "thing"}}}
 for wrong in [{"model": "no-such-model"}, {"response_format": broken}]:
     try:
         ask(**{"model": models[0], **wrong})
+        good = False
+    except APIStatusError as error:
+        say(refused=error.message, status=error.status_code, code=error.code, param=error.param)
+        good &= error.param == next(iter(wrong))
+for wrong in [{"model": models[0]}, {"dimensions": 64}]:
+    try:
+        openai.embeddings.create(**{"model": models[1], "input": "a", **wrong})
         good = False
     except APIStatusError as error:
         say(refused=error.message, status=error.status_code, code=error.code, param=error.param)

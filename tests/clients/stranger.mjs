@@ -1,9 +1,9 @@
 // Somebody who knows a chain, an ERC-8004 identity registry and one number in it, and nothing else. Finds the agent,
-// checks that it asks to be paid as the identity's owner, and buys one answer with the official client.
+// checks that it asks to be paid as the identity's owner, and buys one answer and two vectors with the official client.
 //
 //   node stranger.mjs RPC_URL REGISTRY AGENT_ID PRIVATE_KEY
 //
-// Prints one JSON line {owner, url, price, status, text}. Exits with 1 at the first thing that does not fit.
+// Prints one JSON line {owner, url, price, status, text, vectors: {request, tokens, amount}}. Exits with 1 at the first thing that does not fit.
 import assert from 'node:assert/strict';
 import { x402Client } from '@x402/core/client';
 import { decodePaymentRequiredHeader } from '@x402/core/http';
@@ -61,5 +61,16 @@ client.setSpendControls({ allowedAssets: [{ network, asset: exact.asset, maxAmou
 const answer = await wrapFetchWithPayment(fetch, client)(resource, request);
 const body = await answer.text();
 const text = answer.ok ? JSON.parse(body).choices[0].message.content : body;
+
+// Vectors are a class of their own: the offer says so before anything is paid.
+const place = discovery.resources.find((r) => r.endsWith('/embeddings'));
+const wanted = { ...request, body: JSON.stringify({ model: models.data[1].id, input: ['bread', 'water'] }) };
+const terms = decodePaymentRequiredHeader((await fetch(place, wanted)).headers.get('payment-required'));
+assert.match(terms.resource.description, /a million tokens of the texts cost /);
+const paid = await wrapFetchWithPayment(fetch, client)(place, wanted);
+assert.equal(paid.status, 200, paid.status === 200 ? '' : await paid.text());
+const { data, usage, x402 } = await paid.json();
+assert.deepEqual(data.map((item) => [item.index, item.embedding.length]), [[0, 384], [1, 384]]);
+const vectors = { request: x402.request, tokens: usage.prompt_tokens, amount: x402.amount };
 const url = uri.slice(0, uri.indexOf('/.well-known/'));
-console.log(JSON.stringify({ owner, url, price: exact.amount, status: answer.status, text }));
+console.log(JSON.stringify({ owner, url, price: exact.amount, status: answer.status, text, vectors }));

@@ -6,6 +6,7 @@
 mod bench;
 mod contracts;
 mod deep;
+mod gguf;
 mod mutants;
 mod setup;
 mod shell;

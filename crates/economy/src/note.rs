@@ -329,10 +329,11 @@ impl fmt::Display for Note {
             }
             Self::PriceSet { price, floor, busy_pct } => write!(
                 f,
-                "sells a million tokens at {} (prompt {}, cached {}), at least {} a call: floor {}, {busy_pct} % busy",
+                "sells a million tokens at {} (prompt {}, cached {}, embedded {}), at least {} a call: floor {}, {busy_pct} % busy",
                 Dollars(price.mtok_completion_uusdc),
                 Dollars(price.mtok_prompt_uusdc),
                 Dollars(price.mtok_cached_uusdc),
+                Dollars(price.mtok_embedding_uusdc),
                 Dollars(price.call_uusdc),
                 Dollars(*floor)
             ),

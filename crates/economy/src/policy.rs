@@ -45,6 +45,8 @@ pub struct Policy {
     /// A prompt token's price where it was in the context already, as a share of one that is computed, percent; at most
     /// 100.
     pub cached_pct: u32,
+    /// A token's price in a text that becomes a vector, as a share of a prompt token's, percent.
+    pub embedding_pct: u32,
     /// Storage and gas, micro-USDC x 1e-6 per second.
     pub overhead_e6: u64,
     /// Tokens x 1e-3 per second until the first measurement.
@@ -74,6 +76,9 @@ impl Policy {
             // Reading a kept beginning takes a copy in memory instead of prefill; the memory and the attention over it are
             // used all the same. Half is a choice, not a measurement (docs/decisions/0020).
             cached_pct: 50,
+            // The embedding model reads 15.6 to 16.7 times as many tokens in a second of a core as the model that answers
+            // (docs/benchmarks.md): a sixteenth, rounded up.
+            embedding_pct: 7,
             overhead_e6: 0,
             milli_tokens_per_sec: 20_000,
             reprice_every: real_hours(1).max(10),

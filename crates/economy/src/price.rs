@@ -15,6 +15,8 @@ pub struct Price {
     pub mtok_prompt_uusdc: Usdc,
     /// One million prompt tokens that an earlier call left in the context, rounded up. Never above a prompt token's.
     pub mtok_cached_uusdc: Usdc,
+    /// One million tokens of texts that become vectors, rounded up. The same in an agent that makes none.
+    pub mtok_embedding_uusdc: Usdc,
     /// One million completion tokens, rounded up.
     pub mtok_completion_uusdc: Usdc,
 }
@@ -30,6 +32,11 @@ pub struct Tokens {
 }
 
 impl Price {
+    /// The price of a call that makes vectors: all of its prompt is of that class, and nothing of it is ever cached.
+    pub fn of_embeddings(self) -> Price {
+        Price { mtok_prompt_uusdc: self.mtok_embedding_uusdc, mtok_cached_uusdc: self.mtok_embedding_uusdc, ..self }
+    }
+
     /// The ceiling of one call: nothing of its prompt cached, its answer as long as it may be.
     pub fn quote_up(&self, prompt_tokens: u64, completion_tokens_max: u64) -> Usdc {
         self.meter_up(Tokens { prompt: prompt_tokens, cached: 0, completion: completion_tokens_max })
@@ -161,6 +168,7 @@ impl Pricing {
             call_uusdc_max: limits.max_call,
             mtok_prompt_uusdc: prompt,
             mtok_cached_uusdc: mul_div_up(prompt.0, u128::from(policy.cached_pct.min(100)), 100).map_or(prompt, Usdc),
+            mtok_embedding_uusdc: mul_div_up(prompt.0, u128::from(policy.embedding_pct), 100).map_or(Usdc::MAX, Usdc),
             mtok_completion_uusdc: completion,
         }
     }
@@ -207,6 +215,7 @@ mod tests {
             call_uusdc_max: Usdc(1_000),
             mtok_prompt_uusdc: Usdc(1),
             mtok_cached_uusdc: Usdc(1),
+            mtok_embedding_uusdc: Usdc(500_000),
             mtok_completion_uusdc: Usdc(1_000_000),
         };
         assert_eq!(price.quote_up(0, 0), Usdc(10));
@@ -219,12 +228,17 @@ mod tests {
         assert_eq!(price.meter_beside_up(tokens, 500_001), Usdc(22));
         assert_eq!(price.meter_beside_up(tokens, u128::MAX), Usdc(1_000));
         assert_eq!(price.quote_up(u64::MAX, u64::MAX), Usdc(1_000));
+        // Texts that become vectors: their own class, rounded up once, and the same least and most.
+        let charge = |prompt| price.of_embeddings().meter_up(Tokens { prompt, cached: 9, completion: 0 });
+        assert_eq!([charge(0), charge(19), charge(41), charge(5_000)].map(|c| c.0), [10, 10, 21, 1_000]);
     }
 
     #[test]
-    fn a_kept_beginning_costs_half() {
+    fn a_kept_beginning_costs_half_and_a_vector_its_share() {
+        const EMBEDDING_PCT: u128 = 7;
         let price = Pricing::new(&policy()).price(10_000_000, &policy(), None);
         assert_eq!(price.mtok_cached_uusdc.0, price.mtok_prompt_uusdc.0.div_ceil(2));
+        assert_eq!(price.mtok_embedding_uusdc.0, (price.mtok_prompt_uusdc.0 * EMBEDDING_PCT).div_ceil(100));
     }
 
     proptest! {
@@ -241,6 +255,7 @@ mod tests {
                 call_uusdc_max: Usdc(least + span),
                 mtok_prompt_uusdc: Usdc(mtok),
                 mtok_cached_uusdc: Usdc((mtok * cached_pct).div_ceil(100)),
+                mtok_embedding_uusdc: Usdc(mtok),
                 mtok_completion_uusdc: Usdc(mtok_completion),
             };
             let charge = price.meter_up(Tokens { prompt, cached, completion });

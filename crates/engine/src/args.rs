@@ -8,11 +8,11 @@ vivarium-engine: serves one model on a Unix socket
 
 usage: vivarium-engine --model FILE --socket PATH [options]
 
-  --model FILE       the model, a GGUF file
+  --model FILE       the model, a GGUF file; one that pools makes vectors, another answers
   --socket PATH      where to listen; frames as in crates/infer/src/wire.rs
   --threads N        threads of arithmetic (default 1: more only pay on idle cores)
   --ctx N            tokens of context for each request (default 2048)
-  --slots N          requests that decode side by side (default 8)
+  --slots N          requests that decode, or texts that become vectors, side by side (default 8)
   --exit-with-stdin  end when standard input closes
   --help             this text";
 

@@ -4,13 +4,14 @@
 //! key, drops what it does not need as soon as the model is loaded ([`confine`]), and its death is ordinary:
 //! the node starts another.
 //!
-//! One thread owns the model's context and does nothing but decode ([`decode`]); connections have threads of
-//! their own ([`serve`]). What is decided is decided by plain values: which tokens go into a step
+//! One thread owns the model's context and does nothing but decode ([`decode`]), or, for a model that turns texts into
+//! vectors, encode ([`embed`]); connections have threads of their own ([`serve`]). What is decided is decided by plain values: which tokens go into a step
 //! ([`schedule`]), which token comes out ([`sample`], [`grammar`]), and which text may be shown ([`text`]).
 
 mod args;
 mod confine;
 mod decode;
+mod embed;
 mod grammar;
 mod model;
 mod sample;
@@ -30,6 +31,7 @@ use infer::wire::Hello;
 
 use args::{Args, Command};
 use model::Model;
+use serve::{Acceptor, Work};
 
 fn main() -> ExitCode {
     end_the_process_on_panic();
@@ -71,19 +73,42 @@ fn run(args: &Args) -> anyhow::Result<std::convert::Infallible> {
         );
     }
     let listener = listen(&args.socket)?;
-    let (ready, is_ready) = mpsc::channel();
-    let (orders, received) = mpsc::channel();
     // The context is made, and the limits are put on, by the thread that will use it: the others begin after that
     // and inherit them.
-    let decoder = decode::Decoder::new(&model, args)?;
+    match model.dimensions()? {
+        None => {
+            let decoder = decode::Decoder::new(&model, args)?;
+            let hello = confined(args, &model, None)?;
+            let (orders, received) = mpsc::channel();
+            let grammars = Arc::new(grammar::Grammars::new(Arc::clone(&model)));
+            open(
+                args,
+                listener,
+                Acceptor { model: Arc::clone(&model), hello, work: Work::Answers { grammars, orders } },
+            )?;
+            decoder.run(&received)
+        }
+        Some(dimensions) => {
+            let embedder = embed::Embedder::new(&model, args)?;
+            let hello = confined(args, &model, Some(dimensions))?;
+            let (orders, received) = mpsc::channel();
+            open(args, listener, Acceptor { model: Arc::clone(&model), hello, work: Work::Vectors { orders } })?;
+            embedder.run(&received)
+        }
+    }
+}
+
+/// Gives up what is not needed any more, and says what this engine is.
+fn confined(args: &Args, model: &Model, dimensions: Option<u32>) -> anyhow::Result<Hello> {
     let confinement = confine::confine()?;
     eprintln!("vivarium-engine: in force: {confinement}");
-    let hello = Hello {
+    Ok(Hello {
         model_name: model.name(),
         n_ctx: args.ctx,
         n_ctx_train: model.n_ctx_train(),
         n_vocab: model.n_vocab(),
         slots: args.slots,
+        dimensions,
         chat_template: model.chat_template(),
         bos: model.bos(),
         eos: model.eos(),
@@ -91,17 +116,21 @@ fn run(args: &Args) -> anyhow::Result<std::convert::Infallible> {
         isa: model.isa(),
         threads: args.threads,
         confinement,
-    };
+    })
+}
+
+/// Takes connections from now on, and says so.
+fn open(args: &Args, listener: UnixListener, acceptor: Acceptor) -> anyhow::Result<()> {
+    let hello = acceptor.hello.clone();
+    let (ready, is_ready) = mpsc::channel();
     if args.exit_with_stdin {
         exit_with_stdin().context("no thread for standard input")?;
     }
-    let grammars = Arc::new(grammar::Grammars::new(Arc::clone(&model)));
-    let acceptor = serve::Acceptor { model: Arc::clone(&model), grammars, hello: hello.clone(), orders };
     acceptor.start(listener, ready).context("no thread for connections")?;
-    // An error would mean that the thread just started is gone, and then `decoder.run` says so.
+    // An error would mean that the thread just started is gone, and then whoever waits for its orders says so.
     let _ = is_ready.recv();
     announce(&hello);
-    decoder.run(&received)
+    Ok(())
 }
 
 /// Binds the socket, for this user alone. A file there that nobody listens on is a dead engine's, and removed.

@@ -50,6 +50,23 @@ impl Model {
         self.model.vocab().tokenize(text.as_bytes(), add_bos, true)
     }
 
+    /// The tokens of a text that is nothing but text, with what the model puts around one.
+    pub(crate) fn tokenize_plain(&self, text: &str) -> Vec<LlamaToken> {
+        self.model.vocab().tokenize(text.as_bytes(), true, false)
+    }
+
+    /// How many numbers a vector has, of a model that turns texts into vectors; `None` of one that answers. Its file says
+    /// which it is: only the former have a way of pooling.
+    pub(crate) fn dimensions(&self) -> anyhow::Result<Option<u32>> {
+        let about = |key: &str| self.model.meta_val_str(key).ok();
+        let architecture = about("general.architecture").unwrap_or_default();
+        match about(&format!("{architecture}.pooling_type")).as_deref() {
+            None | Some("0") => Ok(None),
+            Some("4") => bail!("the model {} ranks pairs of texts, which is not supported", self.path.display()),
+            Some(_) => Ok(Some(u32::try_from(self.model.n_embd_out()).context("the model's vectors")?)),
+        }
+    }
+
     /// A token's bytes, which need not be whole characters; a control token has none.
     pub(crate) fn piece(&self, token: LlamaToken) -> Vec<u8> {
         self.model.vocab().token_to_piece(token, false, None)

@@ -11,7 +11,8 @@ use std::time::Duration;
 use infer::wire::{self, FailureKind, FromEngine, Generate, Hello, ToEngine};
 use llama_cpp_2::token::LlamaToken;
 
-use crate::decode::{Key, Order};
+use crate::decode::{self, Key};
+use crate::embed;
 use crate::grammar::{Form, Grammars};
 use crate::model::Model;
 
@@ -23,9 +24,15 @@ const STACK_BYTES: usize = 512 << 20;
 #[derive(Clone)]
 pub(crate) struct Acceptor {
     pub(crate) model: Arc<Model>,
-    pub(crate) grammars: Arc<Grammars>,
     pub(crate) hello: Hello,
-    pub(crate) orders: Sender<Order>,
+    pub(crate) work: Work,
+}
+
+/// What the model does, and who takes orders for it.
+#[derive(Clone)]
+pub(crate) enum Work {
+    Answers { grammars: Arc<Grammars>, orders: Sender<decode::Order> },
+    Vectors { orders: Sender<embed::Order> },
 }
 
 impl Acceptor {
@@ -68,7 +75,11 @@ impl Acceptor {
             if let Err(error) = self.read_all(connection, &socket, &out) {
                 eprintln!("vivarium-engine: connection {connection} is closed: {error}");
             }
-            let _ = self.orders.send(Order::HangUp(connection));
+            // Fails like all sending here: only when the process is ending.
+            let _ = match &self.work {
+                Work::Answers { orders, .. } => orders.send(decode::Order::HangUp(connection)).is_ok(),
+                Work::Vectors { orders } => orders.send(embed::Order::HangUp(connection)).is_ok(),
+            };
             let _ = socket.shutdown(std::net::Shutdown::Both);
         })?;
         Ok(())
@@ -77,34 +88,92 @@ impl Acceptor {
     fn read_all(&self, connection: u64, socket: &UnixStream, out: &Sender<FromEngine>) -> std::io::Result<()> {
         let mut from = BufReader::new(socket);
         while let Some(message) = wire::read::<ToEngine>(&mut from)? {
-            // Sending fails only when the other threads are gone, and then the process is.
-            match message {
-                ToEngine::Generate { id, request } => match self.prepare(&request) {
-                    Ok((prompt, form)) => {
-                        let key = Key { connection, id };
-                        let (form, request) = (form.map(Box::new), Box::new(request));
-                        let _ = self.orders.send(Order::Start { key, prompt, form, request, out: out.clone() });
-                    }
-                    Err((kind, message)) => {
-                        let _ = out.send(FromEngine::Failed { id, kind, message });
-                    }
-                },
-                ToEngine::Cancel { id } => {
-                    let _ = self.orders.send(Order::Cancel(Key { connection, id }));
-                }
-                ToEngine::Tokenize { id, text, add_bos } => {
-                    let at_least = self.tokens_min(&text);
-                    let count =
-                        if at_least >= self.n_ctx() { at_least } else { self.model.tokenize(&text, add_bos).len() };
-                    let _ = out.send(FromEngine::Tokenized { id, count: u32::try_from(count).unwrap_or(u32::MAX) });
-                }
-                ToEngine::Check { id, grammar } => {
-                    let why = self.grammars.form(&grammar).err();
-                    let _ = out.send(FromEngine::Checked { id, why });
-                }
+            match &self.work {
+                Work::Answers { grammars, orders } => self.answer(connection, message, grammars, orders, out),
+                Work::Vectors { orders } => self.embed(connection, message, orders, out),
             }
         }
         Ok(())
+    }
+
+    /// Sending fails only when the other threads are gone, and then the process is: here and below.
+    fn answer(
+        &self,
+        connection: u64,
+        message: ToEngine,
+        grammars: &Grammars,
+        orders: &Sender<decode::Order>,
+        out: &Sender<FromEngine>,
+    ) {
+        match message {
+            ToEngine::Generate { id, request } => match self.prepare(&request, grammars) {
+                Ok((prompt, form)) => {
+                    let key = Key { connection, id };
+                    let (form, request) = (form.map(Box::new), Box::new(request));
+                    let _ = orders.send(decode::Order::Start { key, prompt, form, request, out: out.clone() });
+                }
+                Err((kind, message)) => {
+                    let _ = out.send(FromEngine::Failed { id, kind, message });
+                }
+            },
+            ToEngine::Cancel { id } => {
+                let _ = orders.send(decode::Order::Cancel(Key { connection, id }));
+            }
+            ToEngine::Tokenize { id, text, add_bos } => {
+                let at_least = self.tokens_min(&text);
+                let count = if at_least >= self.n_ctx() { at_least } else { self.model.tokenize(&text, add_bos).len() };
+                let _ = out.send(FromEngine::Tokenized { id, count: u32::try_from(count).unwrap_or(u32::MAX) });
+            }
+            ToEngine::Check { id, grammar } => {
+                let why = grammars.form(&grammar).err();
+                let _ = out.send(FromEngine::Checked { id, why });
+            }
+            ToEngine::Embed { id, .. } => {
+                let message = "this model answers and makes no vectors".to_owned();
+                let _ = out.send(FromEngine::Failed { id, kind: FailureKind::Invalid, message });
+            }
+        }
+    }
+
+    fn embed(&self, connection: u64, message: ToEngine, orders: &Sender<embed::Order>, out: &Sender<FromEngine>) {
+        match message {
+            ToEngine::Embed { id, texts } => {
+                // Spelled control tokens stay text: a vector is of what was written.
+                let texts: Vec<_> = texts.iter().map(|text| self.model.tokenize_plain(text)).collect();
+                let too_long = texts.iter().position(|tokens| tokens.len() > self.n_ctx());
+                let refused = match too_long {
+                    _ if texts.is_empty() => Some((FailureKind::Invalid, "there is no text".to_owned())),
+                    Some(at) => {
+                        let (size, n_ctx) = (texts[at].len(), self.n_ctx());
+                        Some((FailureKind::TooLong, format!("text {at} has {size} tokens; this model takes {n_ctx}")))
+                    }
+                    None => None,
+                };
+                let _ = match refused {
+                    Some((kind, message)) => out.send(FromEngine::Failed { id, kind, message }).is_ok(),
+                    None => {
+                        let key = Key { connection, id };
+                        orders.send(embed::Order::Start { key, texts, out: out.clone() }).is_ok()
+                    }
+                };
+            }
+            ToEngine::Cancel { id } => {
+                let _ = orders.send(embed::Order::Cancel(Key { connection, id }));
+            }
+            // Counted in full: a word that the vocabulary lacks is one token, however long it is.
+            ToEngine::Tokenize { id, text, .. } => {
+                let count = u32::try_from(self.model.tokenize_plain(&text).len()).unwrap_or(u32::MAX);
+                let _ = out.send(FromEngine::Tokenized { id, count });
+            }
+            ToEngine::Check { id, .. } => {
+                let _ =
+                    out.send(FromEngine::Checked { id, why: Some("this model makes vectors and no text".to_owned()) });
+            }
+            ToEngine::Generate { id, .. } => {
+                let message = "this model makes vectors and does not answer".to_owned();
+                let _ = out.send(FromEngine::Failed { id, kind: FailureKind::Invalid, message });
+            }
+        }
     }
 
     fn n_ctx(&self) -> usize {
@@ -118,7 +187,11 @@ impl Acceptor {
     }
 
     /// The prompt in tokens and the form of the answer, if the request can be served.
-    fn prepare(&self, request: &Generate) -> Result<(Vec<LlamaToken>, Option<Form>), (FailureKind, String)> {
+    fn prepare(
+        &self,
+        request: &Generate,
+        grammars: &Grammars,
+    ) -> Result<(Vec<LlamaToken>, Option<Form>), (FailureKind, String)> {
         let invalid = |what: &str| Err((FailureKind::Invalid, what.to_owned()));
         if !(request.temperature.is_finite() && request.temperature >= 0.0) {
             return invalid("temperature must be finite and not negative");
@@ -156,7 +229,7 @@ impl Acceptor {
         if prompt.len() >= n_ctx {
             return too_long(prompt.len().to_string());
         }
-        let form = request.grammar.as_ref().map(|grammar| self.grammars.form(grammar)).transpose();
+        let form = request.grammar.as_ref().map(|grammar| grammars.form(grammar)).transpose();
         Ok((prompt, form.map_err(|why| (FailureKind::Grammar, why))?))
     }
 }

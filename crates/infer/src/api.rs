@@ -8,6 +8,7 @@
 
 pub mod chat;
 pub mod completions;
+pub mod embeddings;
 mod error;
 pub mod models;
 pub mod responses;
@@ -17,6 +18,7 @@ mod tools;
 
 pub use chat::{ChatCompletionRequest, ChatReply, ChatStream};
 pub use completions::{CompletionReply, CompletionRequest};
+pub use embeddings::{EmbeddingReply, EmbeddingRequest};
 pub use error::ApiError;
 pub use models::models_list;
 pub use responses::{ResponseReply, ResponseStream, ResponsesRequest};

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::wire::{FailureKind, Finish, Generate, Grammar, Hello, TokenLogprob};
+use crate::wire::{FailureKind, Finish, Generate, Grammar, Hello, ToEngine, TokenLogprob};
 use process::Process;
 use supervise::{Command, State};
 
@@ -39,21 +39,25 @@ impl EngineConfig {
     pub const CTX_DEFAULT: u32 = 2_048;
     /// Requests side by side when nobody asks for more.
     pub const SLOTS_DEFAULT: u32 = 8;
+    /// Texts that become vectors side by side: what fits a batch of 512 tokens, if they are sentences.
+    pub const TEXTS_DEFAULT: u32 = 32;
 }
 
-/// What a running request says, in this order: `Accepted`, `Tokens` any number of times, then `Done`.
+/// What a running request says, in this order: `Accepted`, `Tokens` any number of times, then `Done`; or, where texts
+/// become vectors, `Accepted`, then `Embedded` with one for each text, in their order, and the tokens of all together.
 /// `Failed` may take the place of any of them, and nothing follows it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum EngineEvent {
     Accepted { prompt_tokens: u32 },
     Tokens { text: String, count: u32, cached_tokens: u32, logprobs: Vec<TokenLogprob> },
     Done { finish: Finish, prompt_tokens: u32, cached_tokens: u32, completion_tokens: u32 },
+    Embedded { vectors: Vec<Vec<f32>>, prompt_tokens: u32 },
     Failed { kind: FailureKind, message: String },
 }
 
 impl EngineEvent {
     fn is_last(&self) -> bool {
-        matches!(self, EngineEvent::Done { .. } | EngineEvent::Failed { .. })
+        matches!(self, EngineEvent::Done { .. } | EngineEvent::Embedded { .. } | EngineEvent::Failed { .. })
     }
 }
 
@@ -124,13 +128,23 @@ impl EngineClient {
 
     /// Starts an answer. Fails at once when there is no engine at this moment.
     pub fn generate(&self, request: Generate) -> Result<Generation, Error> {
+        self.start(|id| ToEngine::Generate { id, request })
+    }
+
+    /// Starts to turn texts into vectors; none of them is empty. Fails at once when there is no engine at this moment.
+    pub fn embed(&self, texts: Vec<String>) -> Result<Generation, Error> {
+        self.start(|id| ToEngine::Embed { id, texts })
+    }
+
+    fn start(&self, request: impl FnOnce(u64) -> ToEngine) -> Result<Generation, Error> {
         if self.pid().is_none() {
             return Err(Error::unavailable());
         }
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         // Unbounded, so that a slow reader never holds up the others; an answer's length is bounded by the context.
         let (events, received) = mpsc::unbounded_channel();
-        self.commands.send(Command::Generate { id, request, events }).map_err(|_| Error::unavailable())?;
+        let request = request(id);
+        self.commands.send(Command::Start { id, request, events }).map_err(|_| Error::unavailable())?;
         Ok(Generation { id, events: received, commands: self.commands.clone(), ended: false })
     }
 

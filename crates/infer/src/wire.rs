@@ -87,6 +87,8 @@ pub enum ToEngine {
     Tokenize { id: u64, text: String, add_bos: bool },
     /// Can an answer be held to this grammar?
     Check { id: u64, grammar: Grammar },
+    /// A vector for each of these texts. At least one, and none empty. Only of a model with `dimensions`.
+    Embed { id: u64, texts: Vec<String> },
 }
 
 /// What the engine says of itself, first on every connection.
@@ -103,6 +105,8 @@ pub struct Hello {
     pub n_vocab: u32,
     /// Requests that decode side by side.
     pub slots: u32,
+    /// How many numbers a vector has, of a model that turns texts into vectors and does nothing else. `None`: it answers.
+    pub dimensions: Option<u32>,
     /// The model's own Jinja template, if its file has one.
     pub chat_template: Option<String>,
     /// Text of the tokens that open and close a sequence; empty where the model has none.
@@ -238,6 +242,12 @@ pub enum FromEngine {
         id: u64,
         count: u32,
     },
+    /// The end: a vector of length 1 for each text, in their order, and the tokens of all of them together.
+    Embedded {
+        id: u64,
+        vectors: Vec<Vec<f32>>,
+        prompt_tokens: u32,
+    },
     /// `why` an answer cannot be held to the grammar; `None`: it can.
     Checked {
         id: u64,
@@ -348,7 +358,7 @@ mod tests {
             failed to fill whole buffer
             frame of 2 bytes does not parse: expected value at line 1 column 2
             frame of 28 bytes does not parse: unknown field `why`, expected `id` at line 1 column 23
-            frame of 17 bytes does not parse: unknown variant `sing`, expected one of `generate`, `cancel`, `tokenize`, `check` at line 1 column 7
+            frame of 17 bytes does not parse: unknown variant `sing`, expected one of `generate`, `cancel`, `tokenize`, `check`, `embed` at line 1 column 7
         "#]]
         .assert_eq(
             &[

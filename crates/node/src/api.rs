@@ -4,6 +4,7 @@ mod chat;
 mod completions;
 mod dashboard;
 mod discover;
+pub(crate) mod embeddings;
 mod events;
 mod gate;
 mod models;
@@ -55,6 +56,7 @@ pub fn router(cx: Arc<Context>, shared: Arc<Shared>, answers: Answers) -> Router
     let sold = Router::new()
         .route("/v1/chat/completions", post(chat::complete).get(chat::terms))
         .route("/v1/completions", post(completions::complete).get(completions::terms))
+        .route("/v1/embeddings", post(embeddings::embed).get(embeddings::terms))
         .route("/v1/responses", post(responses::respond).get(responses::terms))
         .route_layer(middleware::from_fn_with_state(gate::Gate::default(), gate::keep));
     Router::new()

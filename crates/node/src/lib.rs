@@ -48,7 +48,7 @@ use crate::keys::Keys;
 use crate::main_loop::{Event, Node};
 use crate::manifest::Manifest;
 use crate::memory::RingFile;
-use crate::shared::{Engine, Shared};
+use crate::shared::{Embedder, Engine, Shared};
 use axum::serve::ListenerExt;
 use batches::{Batches, Ether};
 use chain::{Chain, Sender};
@@ -153,7 +153,7 @@ pub async fn run(config: NodeConfig, stop: impl Future<Output = ()> + Send + 'st
     let (logs_from, logs_wanted) = channel::channel(None);
 
     say_hello(&cx)?;
-    tokio::spawn(prepare_engine(cx.clone(), shared.clone()));
+    tokio::spawn(prepare_engines(cx.clone(), shared.clone()));
     tokio::spawn(watch::watch(cx.clone(), HEAD_EVERY, logs_wanted));
     let router = api::router(cx.clone(), shared.clone(), answers).into_make_service_with_connect_info::<SocketAddr>();
     let listener = listener.tap_io(net::send_at_once);
@@ -248,6 +248,12 @@ async fn fetch_manifest(store: &store::StoreClient, birth: &chain::bindings::Bir
     Manifest::parse(&text)
 }
 
+/// The model that answers first: without it nothing is sold, and a standby cannot take over.
+async fn prepare_engines(cx: Arc<Context>, shared: Arc<Shared>) {
+    prepare_engine(cx.clone(), shared.clone()).await;
+    prepare_embedder(cx, shared).await;
+}
+
 /// Weights from the store, verified; then the engine in a process of its own.
 async fn prepare_engine(cx: Arc<Context>, shared: Arc<Shared>) {
     loop {
@@ -267,8 +273,44 @@ async fn prepare_engine(cx: Arc<Context>, shared: Arc<Shared>) {
     }
 }
 
+/// The same for the embedding model, if there is one: another process of the same program (docs/decisions/0023). Its want
+/// keeps nothing else from being sold.
+async fn prepare_embedder(cx: Arc<Context>, shared: Arc<Shared>) {
+    let Some(model) = &cx.manifest.embedding else { return };
+    loop {
+        match start_embedder(&cx, model).await {
+            Ok(embedder) => {
+                tracing::info!(model = model.name, dimensions = embedder.dimensions, "the embedding engine is ready");
+                return shared.set_embedder(embedder);
+            }
+            Err(e) => {
+                tracing::error!(error = %chain_of(&e), "no embedding engine yet: trying again");
+                tokio::time::sleep(Duration::from_secs(2)).await;
+            }
+        }
+    }
+}
+
+async fn start_embedder(cx: &Context, model: &manifest::Model) -> Result<Embedder> {
+    let config = EngineConfig {
+        program: cx.config.code_dir.join("vivarium-engine"),
+        model: weights::ready(cx, model).await?,
+        socket: cx.config.data_dir.join("embed.sock"),
+        // A text is short work, and one thread never waits for another that other work keeps from its core.
+        threads: 1,
+        ctx: model.context,
+        slots: EngineConfig::TEXTS_DEFAULT,
+    };
+    let (client, hello) = EngineClient::spawn(config)
+        .await
+        .map_err(|e| Error::retry("the embedding engine does not start").caused_by(e))?;
+    let dimensions =
+        hello.dimensions.ok_or_else(|| Error::usage("the manifest's `embedding` is no embedding model"))?;
+    Ok(Embedder { client, hello: Arc::new(hello), dimensions })
+}
+
 async fn start_engine(cx: &Context) -> Result<Engine> {
-    let model = weights::ready(cx).await?;
+    let model = weights::ready(cx, &cx.manifest.model).await?;
     let config = EngineConfig {
         program: cx.config.code_dir.join("vivarium-engine"),
         model,
@@ -279,6 +321,9 @@ async fn start_engine(cx: &Context) -> Result<Engine> {
     };
     let (client, hello) =
         EngineClient::spawn(config).await.map_err(|e| Error::retry("the engine does not start").caused_by(e))?;
+    if hello.dimensions.is_some() {
+        return Err(Error::usage("the manifest's `model` is an embedding model, and answers nothing"));
+    }
     let template = ChatTemplate::new(hello.chat_template.as_deref(), &hello.bos, &hello.eos)
         .map_err(|e| Error::usage("the model's chat template does not parse").caused_by(e))?;
     Ok(Engine { client, hello: Arc::new(hello), template: Arc::new(template) })

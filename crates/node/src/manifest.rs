@@ -65,6 +65,9 @@ pub struct Manifest {
     #[serde(default, skip_serializing_if = "Payments::is_default")]
     pub payments: Payments,
     pub model: Model,
+    /// Turns texts into vectors. None: the agent does not sell them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub embedding: Option<Model>,
     pub stewards: Vec<Steward>,
 }
 
@@ -156,7 +159,7 @@ pub struct Model {
     pub file: String,
     pub sha256: String,
     pub bytes: u64,
-    /// Context length in tokens.
+    /// Context length in tokens; of an embedding model the longest text.
     pub context: u32,
 }
 
@@ -242,8 +245,14 @@ impl Manifest {
         if self.min_call_uusdc == 0 || self.min_call_uusdc > self.max_call_uusdc {
             return refuse("`min_call_uusdc` must be above 0 and not above `max_call_uusdc`".into());
         }
-        if self.model.sha256.len() != 64 || !self.model.sha256.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return refuse("`model.sha256` must have 64 hex digits".into());
+        for (what, model) in [("model", Some(&self.model)), ("embedding", self.embedding.as_ref())] {
+            let Some(model) = model else { continue };
+            if model.sha256.len() != 64 || !model.sha256.bytes().all(|b| b.is_ascii_hexdigit()) {
+                return refuse(format!("`{what}.sha256` must have 64 hex digits"));
+            }
+        }
+        if self.embedding.as_ref().is_some_and(|e| e.name == self.model.name || e.file == self.model.file) {
+            return refuse("`embedding` must have another name and another file than `model`".into());
         }
         if self.store_urls.is_empty() {
             return refuse("`store_urls` needs at least one content store".into());

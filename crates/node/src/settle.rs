@@ -4,6 +4,7 @@
 //! proxies, which anyone or the named facilitator may call; it has no role. The operator key stands in for it at the
 //! treasury, never at a proxy. "Reverted" and "timed out" are questions for the chain, not answers.
 
+use crate::api::embeddings;
 use crate::authorization::{self, Fate};
 use crate::context::Context;
 use crate::contract_payers::{self, NotMade};
@@ -220,6 +221,7 @@ impl Node {
         else {
             return Ok(());
         };
+        let sold = Sold::by(&cx, &entry.reservation.route, entry.reservation.prompt_tokens);
         let receipt = Receipt {
             agent: cx.config.treasury,
             chain_id: cx.config.chain_id,
@@ -227,12 +229,13 @@ impl Node {
             request,
             payer: Address::from(entry.reservation.settlement.payer()),
             nonce: entry.reservation.settlement.nonce(),
-            model: model_digest(&cx),
+            model: sold.model,
             prompt: entry.reservation.body_digest,
             output: delivery.output_digest,
-            prompt_tokens: entry.reservation.prompt_tokens,
+            prompt_tokens: sold.prompt_tokens,
             cached_tokens: delivery.cached_tokens,
             completion_tokens: delivery.completion_tokens,
+            embedding_tokens: sold.embedding_tokens,
             amount: *amount,
             transaction: *tx,
             issued_at: now,
@@ -250,6 +253,7 @@ impl Node {
         let Some(call) = channels.call(&request) else { return Ok(()) };
         let CallService::Delivered(delivery) = &call.service else { return Ok(()) };
         let Some(channel) = channels.channel(&call.reservation.channel) else { return Ok(()) };
+        let sold = Sold::by(&cx, &call.reservation.route, call.reservation.prompt_tokens);
         let receipt = Receipt {
             agent: cx.config.treasury,
             chain_id: cx.config.chain_id,
@@ -257,12 +261,13 @@ impl Node {
             request,
             payer: Address::from(channel.config.payer),
             nonce: call.reservation.channel.0,
-            model: model_digest(&cx),
+            model: sold.model,
             prompt: call.reservation.body_digest,
             output: delivery.output_digest,
-            prompt_tokens: call.reservation.prompt_tokens,
+            prompt_tokens: sold.prompt_tokens,
             cached_tokens: delivery.cached_tokens,
             completion_tokens: delivery.completion_tokens,
+            embedding_tokens: sold.embedding_tokens,
             amount: call.charged(),
             transaction: [0; 32],
             issued_at: now,
@@ -574,6 +579,23 @@ async fn look(cx: &Context, terms: &SettleExact) -> std::result::Result<Settleme
     Ok(Settlement::Unknown)
 }
 
-fn model_digest(cx: &Context) -> [u8; 32] {
-    store::cid::parse(&cx.manifest.model.cid).map_or([0; 32], |cid| store::cid::digest(&cid))
+/// Which model a receipt names, and the class of what it was given: the route that was reserved says both, on every host
+/// and after every crash.
+struct Sold {
+    /// sha2-256 digest in the model's CID.
+    model: [u8; 32],
+    prompt_tokens: u32,
+    embedding_tokens: u32,
+}
+
+impl Sold {
+    fn by(cx: &Context, route: &str, tokens: u32) -> Sold {
+        let digest = |cid: &str| store::cid::parse(cid).map_or([0; 32], |cid| store::cid::digest(&cid));
+        match &cx.manifest.embedding {
+            Some(embedding) if route == embeddings::ROUTE => {
+                Sold { model: digest(&embedding.cid), prompt_tokens: 0, embedding_tokens: tokens }
+            }
+            _ => Sold { model: digest(&cx.manifest.model.cid), prompt_tokens: tokens, embedding_tokens: 0 },
+        }
+    }
 }

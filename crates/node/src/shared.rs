@@ -48,6 +48,15 @@ pub struct Engine {
     pub template: Arc<ChatTemplate>,
 }
 
+/// The embedding model's engine once it runs.
+#[derive(Clone)]
+pub struct Embedder {
+    pub client: EngineClient,
+    pub hello: Arc<Hello>,
+    /// Numbers of a vector.
+    pub dimensions: u32,
+}
+
 /// News for readers of `/events`.
 #[derive(Clone, Debug)]
 pub enum Bulletin {
@@ -64,6 +73,7 @@ pub struct Shared {
     moved: watch::Sender<Option<String>>,
     status: watch::Sender<Option<Arc<Status>>>,
     engine: watch::Sender<Option<Engine>>,
+    embedder: watch::Sender<Option<Embedder>>,
     bulletins: broadcast::Sender<Bulletin>,
     in_flight: AtomicU64,
     refused: AtomicU64,
@@ -84,6 +94,7 @@ impl Default for Shared {
             moved: watch::channel(None).0,
             status: watch::channel(None).0,
             engine: watch::channel(None).0,
+            embedder: watch::channel(None).0,
             bulletins: broadcast::channel(256).0,
             in_flight: AtomicU64::new(0),
             refused: AtomicU64::new(0),
@@ -169,6 +180,18 @@ impl Shared {
     }
     pub(crate) fn set_engine(&self, engine: Engine) {
         self.engine.send_replace(Some(engine));
+    }
+
+    pub fn embedder(&self) -> Option<Embedder> {
+        self.embedder.borrow().clone()
+    }
+    /// As [`Shared::engine_within`].
+    pub async fn embedder_within(&self, patience: Duration) -> Option<Embedder> {
+        let mut embedders = self.embedder.subscribe();
+        tokio::time::timeout(patience, embedders.wait_for(Option::is_some)).await.ok()?.ok()?.clone()
+    }
+    pub(crate) fn set_embedder(&self, embedder: Embedder) {
+        self.embedder.send_replace(Some(embedder));
     }
 
     pub fn bulletins(&self) -> broadcast::Receiver<Bulletin> {

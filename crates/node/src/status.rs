@@ -22,6 +22,8 @@ pub struct Status {
     pub node_key: Address,
     pub block: BlockStatus,
     pub model: String,
+    /// None: it sells no vectors.
+    pub embedding_model: Option<String>,
     pub price: PriceStatus,
     pub selling: bool,
     pub closed_because: Option<String>,
@@ -70,6 +72,7 @@ pub struct PriceStatus {
     pub call_uusdc: String,
     pub mtok_prompt_uusdc: String,
     pub mtok_cached_uusdc: String,
+    pub mtok_embedding_uusdc: String,
     pub mtok_completion_uusdc: String,
     /// A million bytes of stored conversation, once.
     pub mbyte_stored_uusdc: String,
@@ -165,10 +168,12 @@ impl Node {
             node_key: self.cx.me(),
             block: BlockStatus { number: view.number, timestamp: view.timestamp },
             model: self.cx.manifest.model.name.clone(),
+            embedding_model: self.cx.manifest.embedding.as_ref().map(|model| model.name.clone()),
             price: PriceStatus {
                 call_uusdc: money(price.map(|p| p.call_uusdc)),
                 mtok_prompt_uusdc: money(price.map(|p| p.mtok_prompt_uusdc)),
                 mtok_cached_uusdc: money(price.map(|p| p.mtok_cached_uusdc)),
+                mtok_embedding_uusdc: money(price.map(|p| p.mtok_embedding_uusdc)),
                 mtok_completion_uusdc: money(price.map(|p| p.mtok_completion_uusdc)),
                 mbyte_stored_uusdc: self.cx.manifest.payments.storage_uusdc_per_mbyte.to_string(),
             },

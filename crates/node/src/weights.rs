@@ -2,6 +2,7 @@
 
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::manifest::Model;
 use sha2::{Digest, Sha256};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -10,17 +11,18 @@ use store::Blocks;
 use store::fetch::Fetcher;
 use store::unixfs::Limits;
 
-/// The model file, fetched if it is not here yet. Every block is verified on arrival, and the whole file
+/// A model's file, fetched if it is not here yet. Every block is verified on arrival, and the whole file
 /// against the manifest's sha2-256 once more before the engine maps it.
-pub async fn ready(cx: &Context) -> Result<PathBuf> {
-    let model = &cx.manifest.model;
+pub async fn ready(cx: &Context, model: &Model) -> Result<PathBuf> {
     let dir = cx.config.data_dir.join("model");
     let path = dir.join(safe_name(&model.file)?);
     if matches(&path, model.bytes, &model.sha256).await? {
         return Ok(path);
     }
     let cid = store::cid::parse(&model.cid).map_err(|e| Error::usage("the manifest's model CID").caused_by(e))?;
-    let blocks = Blocks::open(dir.join("blocks")).map_err(|e| Error::retry("no place for the weights").caused_by(e))?;
+    // Of its own: another model may be on its way at the same time.
+    let gathered = dir.join(format!("blocks-{cid}"));
+    let blocks = Blocks::open(&gathered).map_err(|e| Error::retry("no place for the weights").caused_by(e))?;
     let mut fetcher = Fetcher::new(cx.http.clone(), cx.config.store_urls.clone());
     if let Some((arweave, transaction)) = cx.manifest.archive.of(&cx.http, &cid) {
         fetcher = fetcher.with_archive(arweave, transaction);
@@ -45,7 +47,7 @@ pub async fn ready(cx: &Context) -> Result<PathBuf> {
     }
     // The file is whole and checked: the blocks have done their work.
     drop(blocks);
-    let _ = std::fs::remove_dir_all(dir.join("blocks"));
+    let _ = std::fs::remove_dir_all(&gathered);
     Ok(path)
 }
 

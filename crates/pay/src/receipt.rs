@@ -17,6 +17,27 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 
 mod signed {
+    /// Of texts that became vectors: the same fields, and their tokens.
+    pub mod embedding {
+        alloy::sol! {
+            struct Receipt {
+                bytes16 request;
+                uint64 epoch;
+                address payer;
+                bytes32 nonce;
+                bytes32 model;
+                bytes32 prompt;
+                bytes32 output;
+                uint32 promptTokens;
+                uint32 cachedTokens;
+                uint32 completionTokens;
+                uint128 amount;
+                bytes32 transactionHash;
+                uint64 issuedAt;
+                uint32 embeddingTokens;
+            }
+        }
+    }
     alloy::sol! {
         /// The signed struct. Its fields are the receipt's, in EIP-712 types.
         struct Receipt {
@@ -58,6 +79,9 @@ pub struct Receipt {
     /// Of the prompt's: not computed for this request, and cheaper. Zero when a crash lost the count; the amount knows it.
     pub cached_tokens: u32,
     pub completion_tokens: u32,
+    /// Of texts that became vectors; then `model` made them, `output` is the digest of their numbers (32 bits each, little
+    /// endian), and no other class has tokens. Not zero: a receipt of version 3; the others stay what they were.
+    pub embedding_tokens: u32,
     /// Micro-USDC charged.
     pub amount: Usdc,
     /// The settlement.
@@ -84,7 +108,38 @@ impl Receipt {
             transactionHash: B256::from(self.transaction),
             issuedAt: self.issued_at,
         };
+        if self.embedding_tokens == 0 {
+            return message.eip712_signing_hash(&self.domain());
+        }
+        let message = signed::embedding::Receipt {
+            request: message.request,
+            epoch: message.epoch,
+            payer: message.payer,
+            nonce: message.nonce,
+            model: message.model,
+            prompt: message.prompt,
+            output: message.output,
+            promptTokens: message.promptTokens,
+            cachedTokens: message.cachedTokens,
+            completionTokens: message.completionTokens,
+            amount: message.amount,
+            transactionHash: message.transactionHash,
+            issuedAt: message.issuedAt,
+            embeddingTokens: self.embedding_tokens,
+        };
         message.eip712_signing_hash(&self.domain())
+    }
+
+    /// Of all its forms. Each receipt has one: 3 where texts became vectors, else 2.
+    pub fn version(&self) -> u32 {
+        if self.embedding_tokens == 0 { 2 } else { 3 }
+    }
+
+    fn is_of_version(&self, named: u128) -> Result<(), Error> {
+        match named == u128::from(self.version()) {
+            true => Ok(()),
+            false => Err(Error(format!("receipt version {named}; 2 is known, and 3 with embedding tokens alone"))),
+        }
     }
 
     /// The receipt's leaf under the roots on chain.
@@ -95,7 +150,7 @@ impl Receipt {
     fn domain(&self) -> Eip712Domain {
         eip712_domain! {
             name: "Vivarium Receipt",
-            version: "2",
+            version: self.version().to_string(),
             chain_id: self.chain_id,
             verifying_contract: self.agent,
         }
@@ -136,7 +191,7 @@ impl SignedReceipt {
         let receipt = &self.receipt;
         let hex32 = |bytes: &Hash| format!("0x{}", hex::encode(bytes));
         let json = Json {
-            version: 2,
+            version: receipt.version(),
             agent: receipt.agent.to_string(),
             chain_id: receipt.chain_id,
             epoch: receipt.epoch,
@@ -149,6 +204,7 @@ impl SignedReceipt {
             prompt_tokens: receipt.prompt_tokens,
             cached_tokens: receipt.cached_tokens,
             completion_tokens: receipt.completion_tokens,
+            embedding_tokens: receipt.embedding_tokens,
             amount_uusdc: receipt.amount.micro().to_string(),
             transaction: hex32(&receipt.transaction),
             issued_at: receipt.issued_at,
@@ -161,9 +217,6 @@ impl SignedReceipt {
     /// Reads what [`to_json`](Self::to_json) wrote; unknown fields are refused because they are not signed.
     pub fn from_json(text: &str) -> Result<Self, Error> {
         let json: Json = serde_json::from_str(text).map_err(|e| Error(format!("not a receipt: {e}")))?;
-        if json.version != 2 {
-            return Err(Error(format!("receipt version {}; version 2 is known", json.version)));
-        }
         let address = |text: &str| wire::address(text).map_err(|e| Error(e.message));
         let receipt = Receipt {
             agent: address(&json.agent)?,
@@ -178,10 +231,12 @@ impl SignedReceipt {
             prompt_tokens: json.prompt_tokens,
             cached_tokens: json.cached_tokens,
             completion_tokens: json.completion_tokens,
+            embedding_tokens: json.embedding_tokens,
             amount: wire::amount(&json.amount_uusdc).map_err(|e| Error(e.message))?,
             transaction: bytes("transaction", &json.transaction)?,
             issued_at: json.issued_at,
         };
+        receipt.is_of_version(json.version.into())?;
         Ok(Self { receipt, signature: bytes("signature", &json.signature)? })
     }
 }
@@ -215,10 +270,16 @@ struct Json {
     prompt_tokens: u32,
     cached_tokens: u32,
     completion_tokens: u32,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    embedding_tokens: u32,
     amount_uusdc: String,
     transaction: String,
     issued_at: u64,
     signature: String,
+}
+
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 fn bytes<const N: usize>(name: &str, text: &str) -> Result<[u8; N], Error> {
@@ -247,6 +308,7 @@ mod tests {
             prompt_tokens: 12,
             cached_tokens: 8,
             completion_tokens: 64,
+            embedding_tokens: 0,
             amount: Usdc(1234),
             transaction: [5; 32],
             issued_at: 1_795_453_200,
@@ -263,10 +325,36 @@ mod tests {
         assert!(read.verify(Address::ZERO).is_err());
     }
 
+    /// Of texts that became vectors.
+    pub(super) fn embedded() -> Receipt {
+        Receipt { prompt_tokens: 0, cached_tokens: 0, completion_tokens: 0, embedding_tokens: 24, ..receipt() }
+    }
+
+    #[test]
+    fn vectors_have_a_version_of_their_own() {
+        let operator = PrivateKeySigner::from_bytes(&keccak256(b"operator")).unwrap();
+        let signed = embedded().sign(&operator).unwrap();
+        let json = signed.to_json();
+        assert_eq!(SignedReceipt::from_json(&json), Ok(signed.clone()));
+        assert_eq!(signed.verify(operator.address()), Ok(()));
+        assert!(json.contains("\"version\":3,") && json.contains("\"embedding_tokens\":24,"), "{json}");
+        assert!(!receipt().sign(&operator).unwrap().to_json().contains("embedding"));
+        // Neither passes for the other: the tokens cannot be taken out or put in.
+        for (from, to) in [
+            ("\"version\":3", "\"version\":2"),
+            ("\"embedding_tokens\":24,", ""),
+            ("\"embedding_tokens\":24,", "\"embedding_tokens\":0,"),
+        ] {
+            assert!(SignedReceipt::from_json(&json.replacen(from, to, 1)).is_err(), "{to}");
+        }
+        let as_answer = json.replacen("\"embedding_tokens\":24,", "", 1).replacen("\"version\":3", "\"version\":2", 1);
+        assert!(SignedReceipt::from_json(&as_answer).unwrap().verify(operator.address()).is_err());
+    }
+
     #[test]
     fn every_field_is_signed() {
         let mut digests = vec![receipt().digest()];
-        let changes: [fn(&mut Receipt); 15] = [
+        let changes: [fn(&mut Receipt); 17] = [
             |r| r.agent = Address::ZERO,
             |r| r.chain_id += 1,
             |r| r.epoch += 1,
@@ -279,6 +367,8 @@ mod tests {
             |r| r.prompt_tokens += 1,
             |r| r.cached_tokens += 1,
             |r| r.completion_tokens += 1,
+            |r| r.embedding_tokens += 1,
+            |r| r.embedding_tokens += 2,
             |r| r.amount = Usdc(1235),
             |r| r.transaction[0] += 1,
             |r| r.issued_at += 1,
@@ -290,7 +380,7 @@ mod tests {
         }
         digests.sort();
         digests.dedup();
-        assert_eq!(digests.len(), 16);
+        assert_eq!(digests.len(), 18);
     }
 
     #[test]

@@ -204,8 +204,10 @@ impl World {
             Some(file) => Model::from_file(file)?,
             None => Model::standard(&self.options.programs.project),
         };
+        let embedding = Model::embedding(&self.options.programs.project);
         // A missing or wrong model is said before anything runs.
-        let checked = if new { Some(progress.step("model checked", async { model.check() }).await?) } else { None };
+        let check = async { anyhow::Ok((model.check()?, embedding.check()?)) };
+        let checked = if new { Some(progress.step("models checked", check).await?) } else { None };
 
         progress.step("development chain (anvil)", self.start_chain()).await?;
         let contracts = self.deployed().await?;
@@ -214,7 +216,9 @@ impl World {
         progress.step("two providers, their stakes and offers", self.start_providers(&contracts)).await?;
         let treasury = match (self.internal.treasury, checked) {
             (Some(treasury), _) => treasury,
-            (None, Some(checked)) => self.birth(&contracts, &model, &checked).await?,
+            (None, Some((of_model, of_embedding))) => {
+                self.birth(&contracts, (&model, &of_model), (&embedding, &of_embedding)).await?
+            }
             (None, None) => bail!("a world without an agent has no checked model: this is a bug"),
         };
         self.file = Some(self.describe(treasury, &contracts));
@@ -299,11 +303,17 @@ impl World {
         Ok(())
     }
 
-    async fn birth(&mut self, contracts: &Contracts, model: &Model, checked: &model::Checked) -> Result<Address> {
+    async fn birth(
+        &mut self,
+        contracts: &Contracts,
+        (model, checked): (&Model, &model::Checked),
+        (embedding, embedding_checked): (&Model, &model::Checked),
+    ) -> Result<Address> {
         let progress = self.options.progress;
         let store = store::StoreClient::new(net::Client::new(), vec![local_url(self.internal.ports.store)]);
         let goods = birth::Goods {
             model: model.path.clone(),
+            embedding: Some(embedding.path.clone()),
             vivarium: self.options.programs.vivarium.clone(),
             engine: self.options.programs.engine.clone(),
         };
@@ -312,9 +322,12 @@ impl World {
             stewards: self.manifest_stewards()?,
             beneficiary: self.people.beneficiary,
             code_cid: stored.code.to_string(),
-            model_cid: stored.model.to_string(),
-            model,
-            checked,
+            model: genesis::Weights { cid: stored.model.to_string(), model, checked },
+            embedding: genesis::Weights {
+                cid: stored.embedding.context("the embedding model was not stored: this is a bug")?.to_string(),
+                model: embedding,
+                checked: embedding_checked,
+            },
             store_url: local_url(self.internal.ports.store),
         };
         let manifest = genesis::manifest(&self.internal.choices, names).to_toml()?;

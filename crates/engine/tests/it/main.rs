@@ -1,6 +1,7 @@
 //! The engine as the node sees it: a real process with a real model.
 
 mod answers;
+mod embed;
 mod forms;
 mod life;
 mod prefix;

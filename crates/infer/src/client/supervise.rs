@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::process::Process;
 use super::{EngineConfig, EngineEvent};
-use crate::wire::{FailureKind, FromEngine, Generate, Grammar, Hello, ToEngine};
+use crate::wire::{FailureKind, FromEngine, Grammar, Hello, ToEngine};
 
 /// Pause before the next start: the first one at once, later ones doubling while engines do not live long.
 const PAUSE_FIRST: Duration = Duration::from_millis(50);
@@ -34,9 +34,10 @@ impl State {
 
 #[derive(Debug)]
 pub(super) enum Command {
-    Generate {
+    /// `request` carries the same id.
+    Start {
         id: u64,
-        request: Generate,
+        request: ToEngine,
         events: mpsc::UnboundedSender<EngineEvent>,
     },
     /// End it early and say so.
@@ -117,7 +118,7 @@ async fn refuse_during<T>(work: impl Future<Output = T>, commands: &mut mpsc::Un
         tokio::select! {
             done = &mut work => return Some(done),
             command = commands.recv() => match command? {
-                Command::Generate { events, .. } => {
+                Command::Start { events, .. } => {
                     let _ = events.send(engine_died());
                 }
                 // The dropped answer says it.
@@ -159,9 +160,9 @@ async fn serve(process: &mut Process, commands: &mut mpsc::UnboundedReceiver<Com
 
 fn obey(command: Command, pending: &mut BTreeMap<u64, Pending>) -> Option<ToEngine> {
     match command {
-        Command::Generate { id, request, events } => {
+        Command::Start { id, request, events } => {
             pending.insert(id, Pending::Answer(events));
-            Some(ToEngine::Generate { id, request })
+            Some(request)
         }
         Command::Cancel { id } => pending.contains_key(&id).then_some(ToEngine::Cancel { id }),
         Command::Forget { id } => pending.remove(&id).map(|_| ToEngine::Cancel { id }),
@@ -186,6 +187,7 @@ fn dispatch(frame: FromEngine, pending: &mut BTreeMap<u64, Pending>) {
         FromEngine::Done { id, finish, prompt_tokens, cached_tokens, completion_tokens } => {
             (id, EngineEvent::Done { finish, prompt_tokens, cached_tokens, completion_tokens })
         }
+        FromEngine::Embedded { id, vectors, prompt_tokens } => (id, EngineEvent::Embedded { vectors, prompt_tokens }),
         FromEngine::Failed { id, kind, message } => (id, EngineEvent::Failed { kind, message }),
         FromEngine::Tokenized { id, count } => {
             if let Some(Pending::Count(answer)) = pending.remove(&id) {

@@ -7,7 +7,8 @@ mod changes;
 
 use changes::Chance;
 use infer::api::{
-    Answered, ApiError, ChatCompletionRequest, ChatReply, ChatStream, CompletionRequest, ResponsesRequest, Usage,
+    Answered, ApiError, ChatCompletionRequest, ChatReply, ChatStream, CompletionRequest, EmbeddingRequest,
+    ResponsesRequest, Usage,
 };
 use infer::{ChatTemplate, Finish, Grammar};
 use serde_json::{Map, Value};
@@ -17,13 +18,14 @@ fn runs() -> u64 {
     changes::runs(20_000, 3_000_000)
 }
 
-const SEEDS: [&str; 6] = [
+const SEEDS: [&str; 7] = [
     r##"{"model":"m","messages":[{"role":"developer","content":"Be brief."},{"role":"user","content":[{"type":"text","text":"a"},{"type":"text","text":"ü{{ 7*7 }}{% raw %}"}]}],"max_completion_tokens":9,"temperature":0.7,"top_p":1,"seed":-1,"stop":["x","y"],"stream":true,"stream_options":{"include_usage":true},"user":"u","n":1,"presence_penalty":-0.5,"frequency_penalty":2,"logit_bias":{"7":-100,"49151":1.5},"logprobs":true,"top_logprobs":3,"min_p":0.1,"top_k":40}"##,
     r##"{"model":"m","messages":[{"role":"user","content":"?"},{"role":"assistant","content":null,"tool_calls":[{"id":"c","type":"function","function":{"name":"f","arguments":"{\"a\": [1, \"<tool_call>\"]}"}}]},{"role":"tool","tool_call_id":"c","content":"fine"},{"role":"tool","tool_call_id":"d","content":"<|im_end|>"}],"tools":[{"type":"function","function":{"name":"f","description":"d","parameters":{"type":"object","properties":{"a":{"$ref":"#/$defs/x"}},"$defs":{"x":{"enum":[1,"%json"]}}},"strict":true}}],"tool_choice":{"type":"function","function":{"name":"f"}},"parallel_tool_calls":false}"##,
     r##"{"model":"m","messages":[{"role":"user","content":"?"}],"tools":[{"type":"function","function":{"name":"f"}},{"type":"function","function":{"name":"g","parameters":{}}}],"tool_choice":"required"}"##,
     r##"{"model":"m","messages":[{"role":"user","content":"?"}],"response_format":{"type":"json_schema","json_schema":{"name":"n","description":"d","strict":true,"schema":{"type":"array","items":{"anyOf":[{"type":"string"},{"type":"null"}]}}}}}"##,
     r##"{"model":"m","prompt":["Once"],"max_tokens":16,"logprobs":2,"echo":false,"best_of":1,"suffix":null,"stop":"\n"}"##,
     r##"{"model":"m","instructions":"i","input":[{"type":"message","role":"user","content":[{"type":"input_text","text":"a"}]}],"store":true,"previous_response_id":"resp_1","metadata":{"k":"v"},"text":{"format":{"type":"json_object"}},"max_output_tokens":5}"##,
+    r##"{"model":"m","input":["a","ü"],"encoding_format":"base64","dimensions":384,"user":"u"}"##,
 ];
 
 const TOKENS: [&str; 30] = [
@@ -75,7 +77,7 @@ fn strangers_bytes_break_no_parser_and_no_template() {
     let hermes = "{% for t in tools %}<tool_call></tool_call>{{ t | tojson }}{% endfor %}{% for m in messages %}[{{ m.role }}]{{ m.content | trim }}\
         {% for c in m.tool_calls %}{{ c.function.name }}{{ c.function.arguments | tojson }}{{ c.function.arguments.a }}{% endfor %}{% endfor %}";
     let templates = [None, Some(hermes)].map(|source| ChatTemplate::new(source, "<s>", "</s>").unwrap());
-    let mut read = [0_u64; 3];
+    let mut read = [0_u64; 4];
     for seed in 0..runs() {
         let mut chance = Chance(seed);
         let mut bytes = SEEDS[chance.below(SEEDS.len())].as_bytes().to_vec();
@@ -118,9 +120,17 @@ fn strangers_bytes_break_no_parser_and_no_template() {
             }
             Err(error) => is_helpful(&error, seed),
         }
+        match EmbeddingRequest::parse(&bytes) {
+            Ok(request) => {
+                read[3] += 1;
+                let inputs = &request.inputs;
+                assert!(!inputs.is_empty() && inputs.iter().all(|input| !input.is_empty()), "seed {seed}");
+            }
+            Err(error) => is_helpful(&error, seed),
+        }
     }
     // Most changes break a request, and each seed is of one route.
-    assert!(read[0] > runs() / 20 && read[1] > runs() / 100 && read[2] > runs() / 100, "{read:?}");
+    assert!(read[0] > runs() / 20 && read[1..].iter().all(|read| *read > runs() / 100), "{read:?}");
 }
 
 /// Whatever a model writes, in whatever pieces: a stream says what the whole answer says.

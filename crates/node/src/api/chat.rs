@@ -2,7 +2,7 @@
 
 use super::Api;
 use super::problem::{Posted, Problem, fresh_id};
-use super::sale::{ENGINE_START, Errand, Form, Order, Whole};
+use super::sale::{ENGINE_START, Errand, Form, Order, Prompt, Whole};
 use crate::answers::Question;
 use axum::body::Bytes;
 use axum::extract::State;
@@ -43,7 +43,7 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) ->
         route: ROUTE,
         description: "one chat completion",
         question: Question::of(body),
-        prompt,
+        prompt: Prompt::Text(prompt),
         prompt_field: "messages",
         settings: request.settings.clone(),
         stored_bytes: None,

@@ -2,7 +2,7 @@
 
 use super::Api;
 use super::problem::{Posted, Problem, fresh_id};
-use super::sale::{Errand, Form, Order, Whole};
+use super::sale::{Errand, Form, Order, Prompt, Whole};
 use crate::answers::Question;
 use axum::body::Bytes;
 use axum::extract::State;
@@ -44,7 +44,7 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) ->
         route: ROUTE,
         description: "one completion",
         question: Question::of(body),
-        prompt: request.prompt,
+        prompt: Prompt::Text(request.prompt),
         prompt_field: "prompt",
         settings: request.settings,
         stored_bytes: None,

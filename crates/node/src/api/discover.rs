@@ -5,7 +5,7 @@
 //! identity names the treasury, and whoever pays compares `payTo` with that.
 
 use super::problem::Problem;
-use super::{Api, chat, completions, responses};
+use super::{Api, chat, completions, embeddings, responses};
 use crate::context::Context;
 use alloy::primitives::U256;
 use axum::Json;
@@ -19,7 +19,7 @@ pub const CARD: &str = "/.well-known/agent-card.json";
 pub const X402: &str = "/.well-known/x402";
 pub const LLMS: &str = "/llms.txt";
 
-/// What is sold, each by POST.
+/// What every agent sells, each by POST.
 const PAID: [&str; 3] = [chat::ROUTE, completions::ROUTE, responses::ROUTE];
 /// A leaf; registries show a picture beside the name.
 const IMAGE: &str = "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E%3Cpath \
@@ -73,7 +73,12 @@ impl Api {
 }
 
 fn urls(cx: &Context) -> Vec<String> {
-    PAID.iter().map(|route| format!("{}{}", cx.config.public_url, path(route))).collect()
+    paid(cx).map(|route| format!("{}{}", cx.config.public_url, path(route))).collect()
+}
+
+/// What this agent sells.
+fn paid(cx: &Context) -> impl Iterator<Item = &'static str> {
+    PAID.into_iter().chain(cx.manifest.embedding.as_ref().map(|_| embeddings::ROUTE))
 }
 
 fn path(route: &str) -> &str {
@@ -157,6 +162,10 @@ fn words(cx: &Context) -> String {
     };
     let sold: String =
         PAID.iter().map(|route| format!("- [{route}]({url}{}): paid; `stream` too\n", path(route))).collect();
+    let vectors = cx.manifest.embedding.as_ref().map_or_else(String::new, |model| {
+        let route = embeddings::ROUTE;
+        format!("- [{route}]({url}{}): paid; vectors by the model {}\n", path(route), model.name)
+    });
     format!(
         "# {name}\n\n\
          > {description}\n\n\
@@ -165,7 +174,7 @@ fn words(cx: &Context) -> String {
          eip155:{chain_id}). Send it again with `PAYMENT-SIGNATURE`. Every `payTo` must be {treasury}.\n\
          {identity}\n\
          ## Sold\n\n\
-         {sold}\n\
+         {sold}{vectors}\n\
          ## Free\n\n\
          - [Models]({url}/v1/models)\n\
          - [Status]({url}/status): books, hosts, runway\n\

@@ -4,7 +4,7 @@
 
 use super::Api;
 use super::problem::{Posted, Problem, fresh_id};
-use super::sale::{BeforeEnd, Errand, Form, Order, Whole};
+use super::sale::{BeforeEnd, Errand, Form, Order, Prompt, Whole};
 use crate::answers::Question;
 use crate::ask::Ask;
 use crate::conversation::{ConversationInput, Stored, Transcript, Turn};
@@ -57,7 +57,7 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) ->
         route: ROUTE,
         description: "one response",
         question: Question::of(body),
-        prompt,
+        prompt: Prompt::Text(prompt),
         prompt_field: "input",
         settings: request.settings.clone(),
         stored_bytes: request.store.then(|| bytes_of(&before) + bytes_of(&said(&request))),

@@ -18,7 +18,7 @@ use crate::context::Context;
 use crate::main_loop::Event;
 use crate::permit2;
 use crate::settle::Settlement;
-use crate::shared::{Engine, InFlight};
+use crate::shared::{Embedder, Engine, InFlight};
 use alloy::primitives::{Address, U256};
 use axum::Json;
 use axum::body::Body;
@@ -26,8 +26,10 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use call::Call;
 use economy::{Price, Tokens, Usdc};
+use futures::future::try_join_all;
+use infer::api::embeddings::tokens_of;
 use infer::api::{ApiError, Settings, Usage};
-use infer::{Generate, Generation};
+use infer::{EngineClient, Generate, Generation};
 use net::chain_of;
 use pay::book::{AbortWhy, LimitReached, RequestId};
 use pay::scheme::channel::CHANNEL;
@@ -77,12 +79,36 @@ pub struct Order {
     pub route: &'static str,
     pub description: &'static str,
     pub question: Question,
-    pub prompt: String,
+    pub prompt: Prompt,
     /// Where the prompt comes from, to be named when it is too long.
     pub prompt_field: &'static str,
     pub settings: Settings,
     /// Bytes of text that are stored beside the answer's own; `None`: nothing is stored.
     pub stored_bytes: Option<u64>,
+}
+
+/// What the model gets.
+pub enum Prompt {
+    /// It goes on with it.
+    Text(String),
+    /// It makes a vector of each. `is_list` says how their customer gave them, to be named in errors.
+    Texts { texts: Vec<String>, is_list: bool },
+}
+
+/// What the engine is asked for.
+#[derive(Clone)]
+enum Work {
+    Answer(Box<Generate>),
+    Vectors(Vec<String>),
+}
+
+impl Work {
+    fn of(prompt: Prompt, settings: Settings, max_tokens: u32) -> Work {
+        match prompt {
+            Prompt::Text(text) => Work::Answer(Box::new(settings.generate(text, max_tokens, rand::random()))),
+            Prompt::Texts { texts, .. } => Work::Vectors(texts),
+        }
+    }
 }
 
 /// What a customer says about repetitions.
@@ -180,7 +206,7 @@ fn tell(cx: &Arc<Context>, ask: Ask) {
 
 /// The price of an order and whether it fits the model, or the refusal.
 struct Terms {
-    engine: Engine,
+    engine: EngineClient,
     prompt_tokens: u32,
     max_tokens: u32,
     /// The most that this order costs on a channel.
@@ -248,12 +274,12 @@ impl Api {
         let is_signed_by_key = settlement.is_signed_by_key();
         let (payer, amount, signature) =
             (Address::from(settlement.payer()), settlement.value(), settlement.signature().to_vec());
-        let request = order.settings.generate(order.prompt, terms.max_tokens, rand::random());
+        let work = Work::of(order.prompt, order.settings, terms.max_tokens);
         let (reply, answer) = oneshot::channel();
         let want = Want { settlement, ask, prompt_tokens: terms.prompt_tokens, max_tokens: terms.max_tokens };
         self.cx.tell(Event::Ask(Box::new(Ask::Reserve { want: Box::new(want), reply }))).await;
         // Prefill runs while the record becomes durable.
-        let generation = start(&terms.engine, request).map_err(IntoResponse::into_response)?;
+        let generation = start(&terms.engine, work).map_err(IntoResponse::into_response)?;
         let reserved = answer.await.map_err(|_| Problem::for_unavail("the node is stopping", 5).into_response())?;
         match reserved {
             Reserved::Yes { request, known_payer, when } => Ok(Sale {
@@ -338,26 +364,16 @@ impl Api {
         let mut prices = self.shared.prices();
         let opened = tokio::time::timeout(FIRST_PRICE, prices.wait_for(Option::is_some)).await.is_ok();
         let price = self.shared.price().filter(|_| opened).ok_or_else(closed)?;
-        let engine = self
-            .shared
-            .engine_within(ENGINE_START)
-            .await
-            .ok_or_else(|| Problem::for_unavail("the engine is still starting", 5))?;
-        let prompt_tokens = engine
-            .client
-            .count_tokens(&order.prompt, order.settings.add_bos)
-            .await
-            .map_err(|e| Problem::for_unavail(format!("the engine does not answer: {e}"), 1))?;
-        can_do(&engine, &order.settings).await?;
-        let room = engine.hello.n_ctx.saturating_sub(prompt_tokens);
-        if room == 0 {
-            return Err(ApiError::for_field(
-                "context_length_exceeded",
-                order.prompt_field,
-                format!("the prompt has {prompt_tokens} tokens; the context holds {}", engine.hello.n_ctx),
-            )
-            .into());
-        }
+        let (engine, prompt_tokens, room, price) = match &order.prompt {
+            Prompt::Text(text) => {
+                let (engine, tokens, room) = self.room_after(text, order).await?;
+                (engine, tokens, room, price)
+            }
+            Prompt::Texts { texts, is_list } => {
+                let (engine, tokens) = self.texts_fit(texts, *is_list, order.prompt_field).await?;
+                (engine, tokens, 0, price.of_embeddings())
+            }
+        };
         let max_tokens = order.settings.max_tokens.unwrap_or(MAX_TOKENS_DEFAULT).min(room);
         let quote_key = Sha256::new().chain_update(order.question.digest).chain_update(order.route).finalize().into();
         let path = order.route.split_once(' ').map_or(order.route, |(_, path)| path);
@@ -366,7 +382,7 @@ impl Api {
         let most = Usage { prompt_tokens, cached_tokens: 0, completion_tokens: max_tokens };
         let answer_bytes = u64::from(max_tokens).saturating_mul(TOKEN_BYTES_MAX);
         let stored_max = order.stored_bytes.map_or(0, |beside| beside.saturating_add(answer_bytes));
-        let mut description = described(order.description, &price);
+        let mut description = described(order, &price);
         if order.stored_bytes.is_some() {
             description += &format!("; a million bytes that are stored {}", alone.stored);
         }
@@ -384,6 +400,46 @@ impl Api {
             },
             quote_key,
         })
+    }
+
+    /// The engine, the prompt's tokens, and the most that an answer to it may have.
+    async fn room_after(&self, prompt: &str, order: &Order) -> Result<(EngineClient, u32, u32), Problem> {
+        let engine = self
+            .shared
+            .engine_within(ENGINE_START)
+            .await
+            .ok_or_else(|| Problem::for_unavail("the engine is still starting", 5))?;
+        let prompt_tokens = engine
+            .client
+            .count_tokens(prompt, order.settings.add_bos)
+            .await
+            .map_err(|e| Problem::for_unavail(format!("the engine does not answer: {e}"), 1))?;
+        can_do(&engine, &order.settings).await?;
+        let room = engine.hello.n_ctx.saturating_sub(prompt_tokens);
+        if room == 0 {
+            return Err(ApiError::for_field(
+                "context_length_exceeded",
+                order.prompt_field,
+                format!("the prompt has {prompt_tokens} tokens; the context holds {}", engine.hello.n_ctx),
+            )
+            .into());
+        }
+        Ok((engine.client, prompt_tokens, room))
+    }
+
+    /// The engine that makes vectors, and the tokens of all texts together, if it takes each of them.
+    async fn texts_fit(&self, texts: &[String], is_list: bool, field: &str) -> Result<(EngineClient, u32), Problem> {
+        let embedder = self.embedder().await?;
+        let counts = try_join_all(texts.iter().map(|text| embedder.client.count_tokens(text, true))).await;
+        let counts = counts.map_err(|e| Problem::for_unavail(format!("the engine does not answer: {e}"), 1))?;
+        let name_of = |at| if is_list { format!("{field}[{at}]") } else { field.to_owned() };
+        let tokens = tokens_of(field, &counts, embedder.hello.n_ctx, name_of)?;
+        Ok((embedder.client, tokens))
+    }
+
+    pub async fn embedder(&self) -> Result<Embedder, Problem> {
+        let embedder = self.shared.embedder_within(ENGINE_START).await;
+        embedder.ok_or_else(|| Problem::for_unavail("the embedding engine is still starting", 5))
     }
 
     /// One look at the chain before work is done. The settlement is what decides.
@@ -510,7 +566,12 @@ impl Api {
 }
 
 /// What is sold, and how it is metered.
-fn described(what: &str, price: &Price) -> String {
+fn described(order: &Order, price: &Price) -> String {
+    let what = order.description;
+    if matches!(order.prompt, Prompt::Texts { .. }) {
+        let (embedded, least) = (price.mtok_embedding_uusdc, price.call_uusdc);
+        return format!("{what}; a million tokens of the texts cost {embedded}; a call at least {least}");
+    }
     format!(
         "{what}; a million tokens cost: prompt {}, of the prompt what is cached {}, generated {}; a call at least {}",
         price.mtok_prompt_uusdc, price.mtok_cached_uusdc, price.mtok_completion_uusdc, price.call_uusdc
@@ -531,8 +592,12 @@ async fn can_do(engine: &Engine, settings: &Settings) -> Result<(), Problem> {
     }
 }
 
-fn start(engine: &Engine, request: Generate) -> Result<Generation, Problem> {
-    engine.client.generate(request).map_err(|e| Problem::for_unavail(format!("the engine cannot take it: {e}"), 1))
+fn start(engine: &EngineClient, work: Work) -> Result<Generation, Problem> {
+    let started = match work {
+        Work::Answer(request) => engine.generate(*request),
+        Work::Vectors(texts) => engine.embed(texts),
+    };
+    started.map_err(|e| Problem::for_unavail(format!("the engine cannot take it: {e}"), 1))
 }
 
 /// 402 and its relatives.

@@ -49,6 +49,14 @@ sha256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 bytes = 98362432
 context = 8192
 
+[embedding]
+name = "e"
+cid = "{WEIGHTS}"
+file = "e.gguf"
+sha256 = "4672e27e4bacba1f619aa31f198f54a3733a51e6858d3d6d078f5c672bcdbd5a"
+bytes = 25282080
+context = 256
+
 [[stewards]]
 address = "0x4444444444444444444444444444444444444444"
 url = "http://127.0.0.1:1"
@@ -77,6 +85,23 @@ fn a_manifest_says_where_its_weights_are_archived() {
         ("= \"BNttz", "= \"Nttz", "archive.transactions"),
         ("gateways = [\"http://127.0.0.1:1984\"]", "gateways = []", "`archive.gateways` needs one"),
         ("[archive]\n", "[archive]\nkey = \"k\"\n", "unknown field"),
+    ] {
+        let text = whole();
+        assert!(text.contains(from), "{from}");
+        let refused = Manifest::parse(&text.replace(from, to)).unwrap_err().to_string();
+        assert!(refused.contains(why), "{refused}");
+    }
+}
+
+#[test]
+fn an_embedding_model_is_another_model() {
+    let read = Manifest::parse(&whole()).unwrap();
+    assert_eq!(read.embedding.as_ref().map(|model| model.context), Some(256));
+    for (from, to, why) in [
+        ("name = \"e\"", "name = \"m\"", "another name"),
+        ("file = \"e.gguf\"", "file = \"m.gguf\"", "another file"),
+        ("sha256 = \"4672", "sha256 = \"x672", "`embedding.sha256`"),
+        ("[embedding]", "[embeddings]", "unknown field"),
     ] {
         let text = whole();
         assert!(text.contains(from), "{from}");

@@ -20,6 +20,8 @@ pub const MEDIA_TYPE: &str = "application/cose; cose-type=\"cose-sign1\"";
 const CONTENT: &str = "application/vnd.vivarium.receipt+cbor";
 /// Longest message read, bytes: three times the longest there is.
 const BYTES_MAX: usize = 1_024;
+/// The one field that a receipt need not have.
+const EMBEDDING_TOKENS: u8 = 17;
 /// CBOR's tag of an unsigned integer above 64 bits.
 const BIGNUM: u64 = 2;
 
@@ -109,7 +111,7 @@ fn message(receipt: &Receipt, operator: Address, signature: Vec<u8>) -> CoseSign
 /// A map from small integers, in ascending order: the deterministic one.
 fn payload(receipt: &Receipt) -> Vec<u8> {
     let fields = [
-        Value::from(2),
+        Value::from(receipt.version()),
         Value::Bytes(receipt.agent.to_vec()),
         Value::from(receipt.chain_id),
         Value::from(receipt.epoch),
@@ -126,7 +128,11 @@ fn payload(receipt: &Receipt) -> Vec<u8> {
         Value::from(receipt.issued_at),
         Value::from(receipt.cached_tokens),
     ];
-    let map = Value::Map((0u8..).map(Value::from).zip(fields).collect());
+    let mut map: Vec<(Value, Value)> = (0u8..).map(Value::from).zip(fields).collect();
+    if receipt.embedding_tokens != 0 {
+        map.push((Value::from(EMBEDDING_TOKENS), Value::from(receipt.embedding_tokens)));
+    }
+    let map = Value::Map(map);
     let mut bytes = Vec::new();
     coset::cbor::into_writer(&map, &mut bytes).expect("encoding into memory does not fail");
     bytes
@@ -158,11 +164,9 @@ fn read(payload: &[u8]) -> Result<Receipt, Error> {
     let long = |key, name| -> Result<u64, Error> {
         number(key, name)?.try_into().map_err(|_| Error(format!("`{name}` is too large")))
     };
-    match number(0, "version")? {
-        2 => {}
-        other => return Err(Error(format!("receipt version {other}; version 2 is known"))),
-    }
-    Ok(Receipt {
+    let has_vectors = fields.iter().any(|(key, _)| *key == Value::from(EMBEDDING_TOKENS));
+    let embedding_tokens = if has_vectors { short(EMBEDDING_TOKENS, "embedding_tokens")? } else { 0 };
+    let receipt = Receipt {
         agent: bytes_of("agent", field(1, "agent")?).map(Address::from)?,
         chain_id: long(2, "chain_id")?,
         epoch: long(3, "epoch")?,
@@ -178,7 +182,10 @@ fn read(payload: &[u8]) -> Result<Receipt, Error> {
         transaction: hash(13, "transaction")?,
         issued_at: long(14, "issued_at")?,
         cached_tokens: short(15, "cached_tokens")?,
-    })
+        embedding_tokens,
+    };
+    receipt.is_of_version(number(0, "version")?)?;
+    Ok(receipt)
 }
 
 fn number_of(name: &str, value: &Value) -> Result<u128, Error> {
@@ -203,7 +210,7 @@ fn fixed<const N: usize>(name: &str, bytes: &[u8]) -> Result<[u8; N], Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::receipt;
+    use super::super::tests::{embedded, receipt};
     use super::*;
     use alloy::primitives::keccak256;
 
@@ -245,6 +252,25 @@ mod tests {
         assert!(CoseReceipt::from_bytes(&[bytes.as_slice(), &[0]].concat()).is_err(), "something behind it");
         assert!(ours().verify(Address::ZERO).is_err());
         assert_eq!(ours().verify(operator().address()), Ok(()));
+    }
+
+    #[test]
+    fn tokens_of_vectors_are_the_one_field_more() {
+        let made = |receipt: Receipt| {
+            let signature = receipt.sign_cose(&operator()).unwrap();
+            CoseReceipt { receipt, operator: operator().address(), signature }
+        };
+        let message = made(embedded());
+        let bytes = message.to_bytes();
+        assert_eq!(CoseReceipt::from_bytes(&bytes), Ok(message));
+        // Key 17 takes one byte, 24 two; everything else is as long as it was.
+        let answer = made(Receipt { embedding_tokens: 0, ..embedded() }).to_bytes();
+        assert_eq!(bytes.len(), answer.len() + 3);
+        for at in 0..bytes.len() {
+            let mut altered = bytes.clone();
+            altered[at] ^= 1;
+            assert!(CoseReceipt::from_bytes(&altered).is_err(), "byte {at}");
+        }
     }
 
     #[test]

@@ -166,6 +166,7 @@ async fn receipt(State(shop): State<Arc<Inner>>, Path(id): Path<String>) -> Resp
         prompt_tokens: 1,
         cached_tokens: 0,
         completion_tokens: 3,
+        embedding_tokens: 0,
         amount: settlement.value(),
         transaction: [0; 32],
         issued_at: 1,

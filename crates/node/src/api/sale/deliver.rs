@@ -12,6 +12,7 @@ use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use economy::Usdc;
 use futures::{Stream, StreamExt};
+use infer::api::embeddings::vector_bytes;
 use infer::api::{Answered, ApiError, SSE_KEEP_ALIVE, Usage};
 use infer::{EngineEvent, Finish, Generation, TokenLogprob};
 use pay::book::{AbortWhy, Delivery, Finish as Ended, RequestId};
@@ -39,6 +40,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(10);
 pub trait Form: Send + 'static {
     fn open(&mut self) -> Vec<Bytes>;
     fn delta(&mut self, text: &str, logprobs: &[TokenLogprob]) -> Vec<Bytes>;
+    /// Before the end, where texts become vectors: all of them, in the order of the texts.
+    fn vectors(&mut self, _: Vec<Vec<f32>>) {}
     /// The end, after the payment is settled. `extra` says where the receipt is.
     fn close(&mut self, answered: Answered<'_>, extra: Map<String, Value>) -> Vec<Bytes>;
     fn fail(&mut self, error: &ApiError) -> Vec<Bytes>;
@@ -90,6 +93,7 @@ impl Sale {
             before_end,
             frames,
             text: String::new(),
+            vectors_digest: None,
             logprobs: Vec::new(),
             tokens: 0,
             cached: 0,
@@ -290,7 +294,7 @@ fn delivery(sale: &Sale, run: &Run<impl Form>, usage: Usage, finish: Ended, conf
         cached_tokens: usage.cached_tokens,
         completion_tokens: usage.completion_tokens,
         bytes: run.bytes,
-        output_digest: Sha256::digest(run.text.as_bytes()).into(),
+        output_digest: run.vectors_digest.unwrap_or_else(|| Sha256::digest(run.text.as_bytes()).into()),
         finish,
         at: sale.api.shared.now(),
         confirmed,
@@ -312,6 +316,8 @@ struct Run<F> {
     before_end: Option<BeforeEnd>,
     frames: mpsc::Sender<Bytes>,
     text: String,
+    /// Of vectors in the place of a text.
+    vectors_digest: Option<[u8; 32]>,
     logprobs: Vec<TokenLogprob>,
     tokens: u32,
     /// Tokens of the prompt that were not computed for it.
@@ -348,6 +354,12 @@ impl<F: Form> Run<F> {
                 }
                 EngineEvent::Done { finish, prompt_tokens, cached_tokens, completion_tokens } => {
                     return Ok((finish, Usage { prompt_tokens, cached_tokens, completion_tokens }));
+                }
+                EngineEvent::Embedded { vectors, prompt_tokens } => {
+                    let digest = vectors.iter().fold(Sha256::new(), |digest, v| digest.chain_update(vector_bytes(v)));
+                    self.vectors_digest = Some(digest.finalize().into());
+                    self.form.vectors(vectors);
+                    return Ok((Finish::Stop, Usage { prompt_tokens, cached_tokens: 0, completion_tokens: 0 }));
                 }
                 EngineEvent::Failed { kind, message } => return Err(ApiError::for_engine(kind, &message)),
             }
@@ -432,6 +444,8 @@ impl<F: Form> Run<F> {
                     end = Ok((finish, Usage { prompt_tokens, cached_tokens, completion_tokens }));
                     break;
                 }
+                // Vectors are never streamed.
+                EngineEvent::Embedded { .. } => break,
                 EngineEvent::Failed { kind, message } => {
                     end = Err(ApiError::for_engine(kind, &message));
                     break;

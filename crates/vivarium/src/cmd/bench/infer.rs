@@ -42,6 +42,9 @@ const LONG_WORDS: usize = 500;
 /// Of the shared beginning, and questions that begin with it.
 const SHARED_WORDS: usize = 400;
 const SHARING: u32 = 8;
+/// Texts that become vectors in one call, and words of each.
+const PASSAGES: u32 = 64;
+const PASSAGE_WORDS: usize = 100;
 /// Where the peer's Python environment lies in the project.
 const PYTHON: &str = ".vivarium/peers/bin/python";
 
@@ -52,7 +55,7 @@ pub async fn run(flags: Flags) -> Result<()> {
     let model = model::Model::standard(&project);
     let socket = std::env::temp_dir().join(format!("vivarium-bench-infer-{}.sock", std::process::id()));
     let config = EngineConfig {
-        program,
+        program: program.clone(),
         model: model.path.clone(),
         socket: socket.clone(),
         threads: flags.threads,
@@ -63,7 +66,11 @@ pub async fn run(flags: Flags) -> Result<()> {
     let ours = Ours { pid: engine.pid().context("the engine has just started")?, engine };
     let theirs = Theirs::start(&project, &model.path, flags.threads)?;
     let mut report = Report::new("infer");
-    let done = measure(&ours, &theirs, flags.rounds, &mut report).await;
+    let done = async {
+        let reading = measure(&ours, &theirs, flags.rounds, &mut report).await?;
+        vectors(&program, &project, &flags, reading, &mut report).await
+    };
+    let done = done.await;
     std::fs::remove_file(&socket).ok();
     done?;
     println!("{} on {}; {} thread(s) each", hello.engine_build, hello.isa, flags.threads);
@@ -73,7 +80,8 @@ pub async fn run(flags: Flags) -> Result<()> {
     Ok(())
 }
 
-async fn measure(ours: &Ours, theirs: &Theirs, rounds: u32, report: &mut Report) -> Result<()> {
+/// Says how many tokens of a prompt our engine reads a second.
+async fn measure(ours: &Ours, theirs: &Theirs, rounds: u32, report: &mut Report) -> Result<f64> {
     let mut salt = 0;
     let mut fresh = || {
         salt += 1;
@@ -113,6 +121,7 @@ async fn measure(ours: &Ours, theirs: &Theirs, rounds: u32, report: &mut Report)
         them.push(together(theirs, &[long(fresh())], 1).await?.prompt_tokens_per_sec());
     }
     let (us, them) = (median(us), median(them));
+    let reading = us;
     let beside = format!("{them:.0} tokens/s; ratio {:.2}", us / them);
     report.row(&format!("reading a prompt of about {LONG_WORDS} tokens"), format!("{us:.0} tokens/s"), beside);
 
@@ -130,6 +139,51 @@ async fn measure(ours: &Ours, theirs: &Theirs, rounds: u32, report: &mut Report)
     let (us, them) = (resident_mib(ours.pid)?, resident_mib(theirs.process.id())?);
     let beside = format!("{them} MiB, with Python's own");
     report.row(&format!("memory, {SLOTS} requests of {CONTEXT} tokens"), format!("{us} MiB"), beside);
+    Ok(reading)
+}
+
+/// The embedding model, beside how fast a prompt is read: what `embedding_pct` of `economy::Policy` comes from.
+async fn vectors(program: &Path, project: &Path, flags: &Flags, reading: f64, report: &mut Report) -> Result<()> {
+    let model = model::Model::embedding(project);
+    let socket = std::env::temp_dir().join(format!("vivarium-bench-embed-{}.sock", std::process::id()));
+    let config = EngineConfig {
+        program: program.to_owned(),
+        model: model.path,
+        socket: socket.clone(),
+        threads: flags.threads,
+        ctx: model.context,
+        slots: EngineConfig::TEXTS_DEFAULT,
+    };
+    let (engine, _) = EngineClient::spawn(config).await?;
+    let mut salt = 0;
+    for (name, words_each, texts) in [("passages", PASSAGE_WORDS, PASSAGES), ("questions", 8, 1)] {
+        let (mut speeds, mut times) = (Vec::new(), Vec::new());
+        for _ in 0..flags.rounds {
+            salt += 1;
+            let texts = (0..texts).map(|_| words(salt, words_each)).collect();
+            let asked = Instant::now();
+            let mut made = engine.embed(texts)?;
+            let tokens = loop {
+                match made.next().await.context("vectors have no end")? {
+                    EngineEvent::Embedded { prompt_tokens, .. } => break prompt_tokens,
+                    EngineEvent::Failed { message, .. } => bail!("the embedding engine failed: {message}"),
+                    _ => {}
+                }
+            };
+            let secs = asked.elapsed().as_secs_f64().max(1e-9);
+            speeds.push(f64::from(tokens) / secs);
+            times.push(secs);
+        }
+        let (speed, time) = (median(speeds), median(times));
+        let beside = format!("{:.1} times as fast as a prompt is read", speed / reading);
+        let what = format!("vectors of {texts} {name} of {words_each} words");
+        let time = millis(Duration::from_secs_f64(time));
+        report.row(&what, format!("{speed:.0} tokens/s, {time}"), beside);
+    }
+    let memory = resident_mib(engine.pid().context("the embedding engine is gone")?)?;
+    report.row("memory of the embedding engine", format!("{memory} MiB"), String::new());
+    // It listens no more once the last client is gone; an early end leaves the file to the system.
+    std::fs::remove_file(&socket).ok();
     Ok(())
 }
 
@@ -223,7 +277,7 @@ impl Asked for Ours {
                     let first = first.unwrap_or_else(|| asked.elapsed());
                     return Ok(Answer { first, prompt_tokens, tokens: completion_tokens });
                 }
-                EngineEvent::Accepted { .. } => {}
+                EngineEvent::Accepted { .. } | EngineEvent::Embedded { .. } => {}
             }
         }
         bail!("the engine's answer has no end")

@@ -215,7 +215,7 @@ impl Bare {
             match event {
                 EngineEvent::Tokens { count, .. } => clock.heard(count),
                 EngineEvent::Failed { message, .. } => bail!("the bare engine failed: {message}"),
-                EngineEvent::Accepted { .. } | EngineEvent::Done { .. } => {}
+                EngineEvent::Accepted { .. } | EngineEvent::Done { .. } | EngineEvent::Embedded { .. } => {}
             }
         }
         clock.done()

@@ -35,6 +35,7 @@ fn manifest() -> Manifest {
             bytes: 1,
             context: 1,
         },
+        embedding: None,
         stewards: Vec::new(),
     }
 }

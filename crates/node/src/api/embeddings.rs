@@ -1,0 +1,97 @@
+//! `POST /v1/embeddings`: texts become vectors, where the manifest names a model for it.
+
+use super::Api;
+use super::problem::{Posted, Problem, fresh_id};
+use super::sale::{Errand, Form, Order, Prompt};
+use crate::answers::Question;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::{IntoResponse, Response};
+use infer::TokenLogprob;
+use infer::api::{Answered, ApiError, EmbeddingReply, EmbeddingRequest, Settings};
+use serde_json::{Map, Value, json};
+
+pub const ROUTE: &str = "POST /v1/embeddings";
+
+pub async fn embed(State(api): State<Api>, headers: HeaderMap, Posted(body): Posted) -> Response {
+    match answer(&api, &headers, &body, Errand::Buy).await {
+        Ok(response) | Err(response) => response,
+    }
+}
+
+pub async fn terms(State(api): State<Api>, headers: HeaderMap) -> Response {
+    let model = api.cx.manifest.embedding.as_ref().map(|model| &model.name);
+    let body = json!({ "model": model.unwrap_or(&api.cx.manifest.model.name), "input": "hello" }).to_string();
+    match answer(&api, &headers, &Bytes::from(body), Errand::Probe).await {
+        Ok(response) | Err(response) => response,
+    }
+}
+
+async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) -> Result<Response, Response> {
+    let refuse = |e: ApiError| Problem::from(e).into_response();
+    let request = EmbeddingRequest::parse(body).map_err(refuse)?;
+    api.embeds_by(&request.model).map_err(refuse)?;
+    if request.dimensions.is_some() {
+        let embedder = api.embedder().await.map_err(IntoResponse::into_response)?;
+        request.check(embedder.dimensions).map_err(refuse)?;
+    }
+    let form = Vectors {
+        id: fresh_id("emb-"),
+        reply: EmbeddingReply { model: request.model, encoding: request.encoding },
+        vectors: Vec::new(),
+    };
+    let order = Order {
+        errand,
+        route: ROUTE,
+        description: "vectors of texts",
+        question: Question::of(body),
+        prompt: Prompt::Texts { texts: request.inputs, is_list: request.is_list },
+        prompt_field: "input",
+        settings: Settings::default(),
+        stored_bytes: None,
+    };
+    Ok(api.sell(headers, order).await?.deliver(form, None).await)
+}
+
+impl Api {
+    pub(super) fn embeds_by(&self, model: &str) -> Result<(), ApiError> {
+        let message = match &self.cx.manifest.embedding {
+            Some(ours) if ours.name == model => return Ok(()),
+            Some(ours) => format!("`{model}` makes no vectors here; `{}` does", ours.name),
+            None => format!("`{model}` makes no vectors here, and no other model does"),
+        };
+        Err(ApiError::for_not_found("model_not_found", "model", message))
+    }
+}
+
+/// One JSON object with all vectors.
+struct Vectors {
+    id: String,
+    reply: EmbeddingReply,
+    vectors: Vec<Vec<f32>>,
+}
+
+impl Form for Vectors {
+    fn open(&mut self) -> Vec<Bytes> {
+        Vec::new()
+    }
+    fn delta(&mut self, _: &str, _: &[TokenLogprob]) -> Vec<Bytes> {
+        Vec::new()
+    }
+    fn vectors(&mut self, vectors: Vec<Vec<f32>>) {
+        self.vectors = vectors;
+    }
+    fn close(&mut self, answered: Answered<'_>, extra: Map<String, Value>) -> Vec<Bytes> {
+        vec![self.reply.whole(&self.vectors, answered.usage.prompt_tokens, extra).to_string().into()]
+    }
+    fn fail(&mut self, error: &ApiError) -> Vec<Bytes> {
+        vec![error.to_json(&self.id).to_string().into()]
+    }
+    fn content_type(&self) -> &'static str {
+        "application/json"
+    }
+    fn streams(&self) -> bool {
+        false
+    }
+}
