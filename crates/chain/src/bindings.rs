@@ -92,12 +92,21 @@ mod identity {
     );
 }
 
+mod multicall {
+    alloy::sol!(
+        #![sol(all_derives)]
+        Multicall3,
+        "../../contracts/abi/Multicall3.json"
+    );
+}
+
 pub use channel::BatchSettlement;
 pub use collector::DepositCollector3009;
 pub use exact_proxy::ExactPermit2Proxy;
 pub use factory::TreasuryFactory;
 pub use identity::IdentityRegistry;
 pub use market::{ILeaseMarket, LeaseMarket};
+pub use multicall::Multicall3;
 pub use oversight::Oversight;
 pub use permit2::Permit2;
 pub use treasury::{ITreasury, Treasury};

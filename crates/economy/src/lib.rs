@@ -74,6 +74,8 @@ pub struct Agent {
     noted_epoch: u64,
     limit_noted: bool,
     refuel_from: u64,
+    /// How long it waited after the last refuel; 0: gas is not low.
+    refuel_pause: u64,
     wake_at: u64,
 }
 
@@ -122,6 +124,7 @@ impl Agent {
             noted_epoch: 0,
             limit_noted: false,
             refuel_from: 0,
+            refuel_pause: 0,
             wake_at: 0,
         }
     }
@@ -387,14 +390,20 @@ impl Agent {
     fn refuel(&mut self, view: &View, turn: &mut Turn) {
         let least = self.genesis.policy.limits.gas_target_wei / 2;
         let (operator_wei, relay_wei) = (view.operator_gas_wei, view.relay_gas_wei);
-        if (operator_wei >= least && relay_wei >= least) || turn.now < self.refuel_from {
+        if operator_wei >= least && relay_wei >= least {
+            self.refuel_pause = 0;
+            return;
+        }
+        if turn.now < self.refuel_from {
             return;
         }
         if self.ask(Output::Refuel, turn) {
-            // Whether it helped or not: the treasury may have none left to give.
+            // What did not help may help soon (a relay that is new to the treasury got nothing), or not for long: the
+            // treasury may have none left to give.
             let (timers, block) = (&self.genesis.timers, u64::from(self.genesis.policy.limits.block_secs));
-            let pause = u64::from(timers.heartbeat_every).max(u64::from(timers.day) / 24).max(15 * block);
-            self.refuel_from = turn.now + pause;
+            let longest = u64::from(timers.heartbeat_every).max(u64::from(timers.day) / 24).max(15 * block);
+            self.refuel_pause = (2 * self.refuel_pause).clamp(15 * block, longest);
+            self.refuel_from = turn.now + self.refuel_pause;
             turn.note(Note::GasLow { operator_wei, relay_wei });
         }
     }

@@ -6,15 +6,16 @@
 //! owner before it comes, and after a crash its owner asks the chain first and brings it again.
 
 use alloy::eips::BlockId;
-use alloy::primitives::{Address, U256};
+use alloy::primitives::{Address, Bytes, U256};
 use alloy::sol;
 use chain::{Chain, Error, Outcome, SenderHandle, Tx};
 use journal::crash_point;
 use pay::Usdc;
 use pay::facilitator::batch::{BatchPolicy, Due, GasPrice, RowGas, due};
 use pay::facilitator::multicall::{self, Call, MULTICALL3};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OnceCell, mpsc, oneshot};
 
 /// Rows that wait to be sent. Beyond it askers wait.
 const QUEUE_MAX: usize = 1_024;
@@ -47,6 +48,7 @@ pub struct Batches {
     sender: SenderHandle,
     ether: Ether,
     queue: mpsc::Sender<Row>,
+    has_multicall: Arc<OnceCell<bool>>,
 }
 
 /// One call of a batch.
@@ -60,9 +62,22 @@ struct Row {
 impl Batches {
     pub fn start(chain: Chain, sender: SenderHandle, ether: Ether, policy: BatchPolicy) -> Self {
         let (queue, waiting) = mpsc::channel(QUEUE_MAX);
-        let batches = Self { chain, sender, ether, queue };
+        let batches = Self { chain, sender, ether, queue, has_multicall: Arc::default() };
         tokio::spawn(gather(batches.clone(), policy, waiting));
         batches
+    }
+
+    /// Whether the chain has Multicall3; asked until it says so once. Where there is no contract a call goes through and
+    /// does nothing, so nothing may be sent there unasked.
+    ///
+    /// # Errors
+    /// `Rpc`.
+    pub async fn has_multicall(&self) -> Result<bool, Error> {
+        let ask = async || {
+            let code: Bytes = self.chain.request("eth_getCode", (MULTICALL3, BlockId::latest())).await?;
+            Ok(!code.is_empty())
+        };
+        self.has_multicall.get_or_try_init(ask).await.copied()
     }
 
     /// What gas costs now.
@@ -103,7 +118,16 @@ impl Batches {
         outcome.await.unwrap_or_else(|_| unknown())
     }
 
-    async fn send_all(&self, rows: Vec<Row>, gas: RowGas) {
+    /// In one transaction where the chain can do that.
+    async fn send_all(&self, mut rows: Vec<Row>, gas: RowGas) {
+        while rows.len() > 1 && !self.has_multicall().await.unwrap_or(false) {
+            let (batches, row) = (self.clone(), rows.pop());
+            tokio::spawn(async move { batches.send_batch(row.into_iter().collect(), gas).await });
+        }
+        self.send_batch(rows, gas).await;
+    }
+
+    async fn send_batch(&self, rows: Vec<Row>, gas: RowGas) {
         let tx = match rows.as_slice() {
             [row] => Tx::call(row.call.to, row.call.data.clone(), "settle"),
             rows => {

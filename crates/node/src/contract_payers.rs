@@ -176,6 +176,10 @@ async fn make(
     let first = signature::first(signature, !code.is_empty(), &cx.manifest.payments.factories);
     let call = match first.map_err(NotMade::NotTaken)? {
         None => call,
+        // A call to a contract that is not there would go through, and pay nothing.
+        Some(_) if !cx.batches.has_multicall().await.map_err(NotMade::Unknown)? => {
+            return Err(NotMade::NotTaken(NotTaken::NoContract));
+        }
         Some(made) => {
             let making = Call { to: made.factory, data: made.calldata };
             Call { to: MULTICALL3, data: multicall::all(vec![making, call]) }

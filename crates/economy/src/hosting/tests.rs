@@ -1,7 +1,7 @@
 use super::*;
 use crate::policy::{Genesis, Limits, Policy};
 use crate::timers::Timers;
-use crate::{Input, Output};
+use crate::{Input, Outcome, Output, OutputId};
 use expect_test::{Expect, expect};
 
 pub const NOW: u64 = 1_000_000;
@@ -182,4 +182,26 @@ fn break_even_is_told_for_the_hosts_there_are_and_the_cheapest_that_fit() {
     // A micro-USDC a call. Two hosts each: the missing standby counts, and the offer over the cap does not.
     let day = |price_e6: u64| u64::try_from(Usdc::rent_up(2 * price_e6 + overhead, 86_400).0).unwrap();
     assert_eq!(told, [(None, day(10_000_000)), (Some(4), day(8_000_000)), (Some(2), day(9_000_000))]);
+}
+
+/// A relay that the treasury does not know yet gets nothing from the first refuel: the next one is not hours away. One that
+/// never helps costs little.
+#[test]
+fn a_refuel_that_did_not_help_is_asked_for_again_soon_and_then_ever_more_seldom() {
+    let mut agent = agent();
+    agent.genesis.policy.limits.gas_target_wei = 100;
+    let (mut asked, mut lsn) = (Vec::new(), 0);
+    for second in (0..20_000).step_by(2) {
+        lsn += 1;
+        let now = NOW + second;
+        let look = View { timestamp: now, number: second, operator_gas_wei: 100, relay_gas_wei: 0, ..view(vec![]) };
+        let outputs = agent.step(now, lsn, Input::Block(Box::new(look)));
+        let Some(index) = outputs.iter().position(|output| *output == Output::Refuel) else { continue };
+        asked.push(second);
+        let id = OutputId { lsn, index: u32::try_from(index).unwrap() };
+        lsn += 1;
+        agent.step(now, lsn, Input::Done { id, outcome: Outcome::Done { block: second } });
+    }
+    assert_eq!(asked[..5], [0, 30, 90, 210, 450]);
+    assert!(asked.len() < 12, "{asked:?}");
 }

@@ -639,6 +639,7 @@ mod tests {
             call_uusdc_max: Usdc(1_000),
             mtok_prompt_uusdc: Usdc(500_000),
             mtok_cached_uusdc: Usdc(250_000),
+            mtok_embedding_uusdc: Usdc(35_000),
             mtok_completion_uusdc: Usdc(1_000_000),
         };
         let tokens = Usage { prompt_tokens: 21, cached_tokens: 0, completion_tokens: 30 };

@@ -14,7 +14,7 @@ use pay::facilitator::multicall::{self, Call, MULTICALL3};
 use pay::scheme::exact::Hash;
 use pay::scheme::exact::facilitator::{self as exact, Expected};
 use pay::scheme::permit2::PERMIT2;
-use pay::scheme::signature;
+use pay::scheme::signature::{self, NotTaken};
 use pay::{Reason, Refusal, Usdc};
 use std::sync::Arc;
 
@@ -103,6 +103,10 @@ impl Settler {
         let first = signature::first(&job.signature, !code.is_empty(), &self.factories);
         Ok(match first.map_err(|why| why.refusal(job.wrong, Reason::FactoryNotAllowed))? {
             None => job.call.clone(),
+            // A call to a contract that is not there would go through, and pay nothing.
+            Some(_) if !self.batches.has_multicall().await.map_err(|e| away(&e))? => {
+                return Err(NotTaken::NoContract.refusal(job.wrong, Reason::FactoryNotAllowed));
+            }
             Some(made) => {
                 let making = Call { to: made.factory, data: made.calldata };
                 Call { to: MULTICALL3, data: multicall::all(vec![making, job.call.clone()]) }

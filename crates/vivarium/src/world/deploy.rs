@@ -8,11 +8,12 @@ use alloy::primitives::{Address, Bytes};
 use alloy::signers::local::PrivateKeySigner;
 use anyhow::{Context, Result};
 use chain::bindings::{
-    Addresses, BatchSettlement, DepositCollector3009, ExactPermit2Proxy, IDENTITY_REGISTRY, IdentityRegistry, Permit2,
-    UptoPermit2Proxy,
+    Addresses, BatchSettlement, DepositCollector3009, ExactPermit2Proxy, IDENTITY_REGISTRY, IdentityRegistry,
+    Multicall3, Permit2, UptoPermit2Proxy,
 };
 use chain::{Chain, Tx};
 use economy::{Timers, Usdc};
+use pay::facilitator::multicall::MULTICALL3;
 use pay::scheme::channel::{BATCH_SETTLEMENT, COLLECTOR_3009};
 use pay::scheme::permit2::PERMIT2;
 use pay::scheme::upto::{EXACT_PROXY, UPTO_PROXY};
@@ -70,8 +71,8 @@ pub async fn contracts(chain: &Chain, people: &People, choices: &Choices) -> Res
     Ok(addresses)
 }
 
-/// Puts our channel contract with its collector, Permit2, the x402 proxies and our identity registry at the addresses
-/// that clients know.
+/// Puts our channel contract with its collector, Permit2, the x402 proxies, Multicall3 and our identity registry at the
+/// addresses that clients know.
 async fn published(chain: &Chain, people: &People) -> Result<()> {
     let deployer = Wallet::new(chain.clone(), people.creator.clone());
     for (at, code) in [
@@ -80,6 +81,7 @@ async fn published(chain: &Chain, people: &People) -> Result<()> {
         (PERMIT2, &Permit2::BYTECODE),
         (EXACT_PROXY, &ExactPermit2Proxy::BYTECODE),
         (UPTO_PROXY, &UptoPermit2Proxy::BYTECODE),
+        (MULTICALL3, &Multicall3::BYTECODE),
         (IDENTITY_REGISTRY, &IdentityRegistry::BYTECODE),
     ] {
         let nonce = chain.nonce(deployer.address(), BlockId::latest()).await?;

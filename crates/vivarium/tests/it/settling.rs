@@ -18,6 +18,8 @@ use vivarium::world::files::read_key;
 /// Most that may be open. The chain of a world has no price of ether, so that a batch leaves at half of it, or by time.
 const SETTLE_AFTER: &str = "0.02";
 const SETTLE_AFTER_UUSDC: u128 = 20_000;
+/// What the second agent begins with, micro-USDC.
+const SECOND_SEED: u32 = 100_000_000;
 /// What a million stored bytes cost at the second agent's.
 const STORAGE: u64 = 100_000_000;
 
@@ -232,7 +234,10 @@ fn anothers_facilitator(world: &mut World, town: &Town, customer: &PrivateKeySig
     manifest.insert("payments".to_owned(), payments.into());
     let file = world.dir.path().join("second.toml");
     std::fs::write(&file, manifest.to_string()).expect("a file");
-    let (born, said) = world.run(&["birth", file.to_str().expect("UTF-8"), "--yes", "--json"]);
+    let creator = read_key(&world.data_dir().join("keys/creator.development-key")).expect("a key").address();
+    town.mint(creator, SECOND_SEED.into());
+    let seed = (SECOND_SEED / 1_000_000).to_string();
+    let (born, said) = world.run(&["birth", file.to_str().expect("UTF-8"), "--yes", "--json", "--seed-usdc", &seed]);
     assert!(born, "{said}");
     let told: Value = said.lines().find_map(|line| serde_json::from_str(line).ok()).expect("a JSON line");
     let treasury: Address = told["treasury"].as_str().and_then(|a| a.parse().ok()).expect("an address");

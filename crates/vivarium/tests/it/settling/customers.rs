@@ -153,12 +153,12 @@ impl Town {
     /// A new customer with money.
     pub fn stranger(&self, name: &str) -> PrivateKeySigner {
         let key = PrivateKeySigner::from_bytes(&keccak256(name)).expect("in range");
-        self.mint(key.address());
+        self.mint(key.address(), 10_000_000);
         key
     }
 
-    fn mint(&self, to: Address) {
-        let minted = self.send(Tx::call(self.token, usdc::calls::mint(to, 10_000_000), "mint"));
+    pub fn mint(&self, to: Address, amount: u128) {
+        let minted = self.send(Tx::call(self.token, usdc::calls::mint(to, amount), "mint"));
         assert!(matches!(minted, Outcome::Done { .. }), "{minted:?}");
     }
 
@@ -330,7 +330,7 @@ impl Wallet {
             let answer: Bytes = chain.request("eth_call", (call, BlockId::latest())).await.expect("an answer");
             Address::from_slice(&answer[12..32])
         });
-        town.mint(address);
+        town.mint(address, 10_000_000);
         // Only here: on a real chain the token's permit would say so, or the call that makes the wallet.
         town.chain(async |chain| {
             fund_eth(&chain, address, ETHER).await.expect("a development chain");
@@ -344,6 +344,8 @@ impl Wallet {
                 tokio::task::yield_now().await;
             }
             let _: Value = chain.request("anvil_stopImpersonatingAccount", (address,)).await.expect("anvil");
+            // Nothing can be made at an address that has sent something (EIP-684).
+            let _: Value = chain.request("anvil_setNonce", (address, "0x0")).await.expect("anvil");
         });
         Self { owner, factory, address }
     }
