@@ -133,16 +133,14 @@ impl<'m> Embedder<'m> {
         let lengths = self.queue.iter().map(|request| request.texts[request.begun..].iter().map(Vec::len).collect());
         let counts = share(&lengths.collect::<Vec<_>>(), self.slots, self.batch_tokens);
         self.batch.clear();
-        let mut sequence = 0;
         let texts: Vec<Vec<LlamaToken>> = self
             .queue
             .iter()
             .zip(&counts)
             .flat_map(|(request, count)| request.texts[request.begun..request.begun + count].to_vec())
             .collect();
-        for text in &texts {
+        for (sequence, text) in (0..).zip(&texts) {
             self.add(sequence, text);
-            sequence += 1;
         }
         let encoded = if texts.is_empty() { Ok(()) } else { self.context.encode(&mut self.batch) };
         let mut sequence = 0;
