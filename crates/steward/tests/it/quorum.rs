@@ -40,8 +40,14 @@ async fn daemons_follow_the_quorum_to_other_stewards() {
     name().await;
     until("the new stewards to watch it, and no others", || watched_by([false, true, true])).await;
 
-    // The new quorum has not said that daemons may rescue.
+    // The new quorum has not said that daemons may rescue. That nobody lives a daemon sees by its next look.
+    world.wait_in_chain_time(60).await;
     let rescue = json!({ "treasury": treasury, "action": "rescue", "offer": 1, "term": 600, "prepay_uusdc": 1, "nonce": 1, "deadline": deadline });
+    let sees_silence = async || {
+        let (_, answer) = world.post(1, "sign-order", &rescue).await;
+        (answer["error"]["code"] != "no_silence").then_some(())
+    };
+    until("the silence to be seen", sees_silence).await;
     world.refused(1, "sign-order", &rescue, "left_to_people").await;
     world.refused(0, "sign-order", &rescue, "not_watched").await;
     world.stop().await;
