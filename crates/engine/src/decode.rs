@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, TryRecvError};
+use std::sync::mpsc::{Receiver, Sender};
 
 use anyhow::{Context, bail};
 use infer::wire::{FailureKind, Finish, FromEngine, Generate, TokenLogprob};
@@ -16,6 +16,7 @@ use crate::grammar::Form;
 use crate::model::Model;
 use crate::sample::{Sampler, probabilities};
 use crate::schedule::{PREFILL_CHUNK, Piece, Row, Schedule};
+use crate::serve::take_orders;
 use crate::text::TextStream;
 
 /// Names a request: its connection, and the id that the connection gave it.
@@ -112,16 +113,7 @@ impl<'m> Decoder<'m> {
     /// Decodes for ever; ends only with an error: there is nobody left to give orders.
     pub(crate) fn run(mut self, orders: &Receiver<Order>) -> anyhow::Result<std::convert::Infallible> {
         loop {
-            if self.schedule.is_idle() {
-                self.obey(orders.recv().context("the thread that takes connections is gone")?);
-            }
-            loop {
-                match orders.try_recv() {
-                    Ok(order) => self.obey(order),
-                    Err(TryRecvError::Empty) => break,
-                    Err(TryRecvError::Disconnected) => bail!("the thread that takes connections is gone"),
-                }
-            }
+            take_orders(orders, self.schedule.is_idle(), |order| self.obey(order))?;
             self.step();
         }
     }

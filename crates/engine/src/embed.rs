@@ -7,9 +7,9 @@
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, TryRecvError};
+use std::sync::mpsc::{Receiver, Sender};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use infer::wire::{FailureKind, FromEngine};
 use llama_cpp_2::context::LlamaContext;
 use llama_cpp_2::context::params::LlamaContextParams;
@@ -19,6 +19,7 @@ use llama_cpp_2::token::LlamaToken;
 use crate::args::Args;
 use crate::decode::Key;
 use crate::model::Model;
+use crate::serve::take_orders;
 
 /// Tokens of a batch, if one text does not need more. Attention is computed over the whole batch, so more of them cost
 /// more than they save. A guess, unmeasured.
@@ -95,16 +96,7 @@ impl<'m> Embedder<'m> {
     /// Computes for ever; ends only with an error: there is nobody left to give orders.
     pub(crate) fn run(mut self, orders: &Receiver<Order>) -> anyhow::Result<std::convert::Infallible> {
         loop {
-            if self.queue.is_empty() {
-                self.obey(orders.recv().context("the thread that takes connections is gone")?);
-            }
-            loop {
-                match orders.try_recv() {
-                    Ok(order) => self.obey(order),
-                    Err(TryRecvError::Empty) => break,
-                    Err(TryRecvError::Disconnected) => bail!("the thread that takes connections is gone"),
-                }
-            }
+            take_orders(orders, self.queue.is_empty(), |order| self.obey(order))?;
             self.step();
         }
     }

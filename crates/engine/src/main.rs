@@ -5,8 +5,9 @@
 //! the node starts another.
 //!
 //! One thread owns the model's context and does nothing but decode ([`decode`]), or, for a model that turns texts into
-//! vectors, encode ([`embed`]); connections have threads of their own ([`serve`]). What is decided is decided by plain values: which tokens go into a step
-//! ([`schedule`]), which token comes out ([`sample`], [`grammar`]), and which text may be shown ([`text`]).
+//! vectors, encode ([`embed`]); connections have threads of their own ([`serve`]). What is decided is decided by plain
+//! values: which tokens go into a step ([`schedule`]), which token comes out ([`sample`], [`grammar`]), and which text may
+//! be shown ([`text`]).
 
 mod args;
 mod confine;

@@ -5,9 +5,10 @@
 use std::io::{BufReader, BufWriter, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
 use std::time::Duration;
 
+use anyhow::{Context, bail};
 use infer::wire::{self, FailureKind, FromEngine, Generate, Hello, ToEngine};
 use llama_cpp_2::token::LlamaToken;
 
@@ -33,6 +34,24 @@ pub(crate) struct Acceptor {
 pub(crate) enum Work {
     Answers { grammars: Arc<Grammars>, orders: Sender<decode::Order> },
     Vectors { orders: Sender<embed::Order> },
+}
+
+/// Gives `obey` every order that connections have left by now; waits for one where there is nothing else to do.
+///
+/// # Errors
+/// There is nobody left to give orders.
+pub(crate) fn take_orders<O>(orders: &Receiver<O>, is_idle: bool, mut obey: impl FnMut(O)) -> anyhow::Result<()> {
+    const GONE: &str = "the thread that takes connections is gone";
+    if is_idle {
+        obey(orders.recv().context(GONE)?);
+    }
+    loop {
+        match orders.try_recv() {
+            Ok(order) => obey(order),
+            Err(TryRecvError::Empty) => return Ok(()),
+            Err(TryRecvError::Disconnected) => bail!(GONE),
+        }
+    }
 }
 
 impl Acceptor {
