@@ -2,7 +2,7 @@
 //
 //   node drain.mjs BASE_URL MAX_TOKENS < prompts.json
 //
-// Prints one JSON line at the end: {answered, refused: {status: count}, characters}. A prompt that was neither answered
+// Prints one JSON line at the end: {answered, refused: {why: count}, characters}. A prompt that was neither answered
 // nor refused as the customer's own mistake (4xx) ends it with 1.
 import { readFileSync } from 'node:fs';
 
@@ -34,7 +34,8 @@ async function ask(prompt) {
     }
     // 409: the host died on this answer. SDKs ask again by themselves, like after a 429.
     if (response.status < 500 && ![409, 429].includes(response.status)) {
-      refused[response.status] = (refused[response.status] ?? 0) + 1;
+      const why = `${response.status} ${body.error?.code}: ${body.error?.message}`;
+      refused[why] = (refused[why] ?? 0) + 1;
       return;
     }
     const wait = Number(response.headers.get('retry-after') ?? 1);

@@ -1,7 +1,7 @@
 // A customer: the official @x402/fetch client, unmodified, paying by the scheme it is told to.
 //
 //   node schemes.mjs SELLER_URL PRIVATE_KEY CALLS stream|plain SCHEME RPC_URL ASSET
-//     [--forget] [--hang-up] [--refund] [--approve] [--named] [--at-once]
+//     [--forget] [--hang-up] [--refund] [--approve] [--named] [--at-once] [--max-tokens=N]
 //
 // SCHEME: exact, exact-permit2, upto or batch-settlement. --forget: a new client, without memory, for each call.
 // --hang-up: the second answer is left after its first piece. --refund: takes back what is left in the channel at the
@@ -20,6 +20,7 @@ import { createPublicClient, createWalletClient, erc20Abi, http, maxUint256 } fr
 import { privateKeyToAccount } from 'viem/accounts';
 
 const [seller, key, calls, mode, name, rpcUrl, asset, ...flags] = process.argv.slice(2);
+const number = (flag, otherwise) => Number(flags.find((f) => f.startsWith(`${flag}=`))?.split('=')[1] ?? otherwise);
 const url = new URL('/v1/chat/completions', seller);
 const account = privateKeyToAccount(key);
 const chain = createPublicClient({ transport: http(rpcUrl) });
@@ -69,7 +70,7 @@ async function one(call) {
       model,
       // Of its own in each run: the same question again may be answered from what is kept.
       messages: [{ role: 'user', content: `question ${flags.includes('--named') ? 0 : call} of ${run.slice(0, 8)}` }],
-      max_tokens: 16,
+      max_tokens: number('--max-tokens', 16),
       stream: mode === 'stream',
     });
     const answer = await pay(url, { method: 'POST', headers: { 'content-type': 'application/json' }, body });

@@ -29,8 +29,12 @@ async def main(seller, key, calls, mode, name, rpc_url):
         client.register("eip155:*", BatchSettlementEvmScheme(signer))
     failed = False
     async with x402HttpxClient(client) as http:
+        # An agent names its model; the tests' stand-in sellers have none.
+        models = await http.get(f"{seller}/v1/models")
+        model = models.json()["data"][0]["id"] if models.status_code == 200 else None
         for call in range(int(calls)):
             question = {
+                **({"model": model} if model else {}),
                 "messages": [{"role": "user", "content": f"question {call}"}],
                 "max_tokens": 16,
                 "stream": mode == "stream",

@@ -24,6 +24,14 @@ const WALKED: &[&str] = &[
     "contracts/test/MarketHandler.sol",
     "contracts/test/World.sol",
 ];
+/// What every other contract test is about, beside its own file.
+const FUZZED: &[&str] = &[
+    "contracts/src",
+    "contracts/foundry.toml",
+    "contracts/test/Cheats.sol",
+    "contracts/test/Doubles.sol",
+    "contracts/test/World.sol",
+];
 const PAGE: &str = "docs/benchmarks.md";
 const BEGIN: &str = "<!-- deep: begin -->";
 const END: &str = "<!-- deep: end -->";
@@ -32,7 +40,7 @@ const END: &str = "<!-- deep: end -->";
 struct Step {
     name: String,
     /// Folders and files whose contents it is about, as git knows them.
-    about: &'static [&'static str],
+    about: Vec<String>,
     work: Work,
 }
 
@@ -60,7 +68,7 @@ struct Passed {
 /// # Errors
 /// Uncommitted changes (nobody could say later what was tested), an unknown name, or a step that failed.
 pub fn run(names: &[String]) -> Result<()> {
-    let mut steps = steps();
+    let mut steps = steps()?;
     for name in names {
         ensure!(
             steps.iter().any(|step| step.name.starts_with(name.as_str())),
@@ -69,11 +77,10 @@ pub fn run(names: &[String]) -> Result<()> {
     }
     steps.retain(|step| names.is_empty() || names.iter().any(|name| step.name.starts_with(name.as_str())));
     setup::everything()?;
-    let mut record = read_record()?;
     let mut failed = Vec::new();
     for Step { name, about, work } in steps {
-        let tree = tree_of(about)?;
-        if record.get(&name).is_some_and(|passed| passed.tree == tree) {
+        let tree = tree_of(&about)?;
+        if read_record()?.get(&name).is_some_and(|passed| passed.tree == tree) {
             println!("{name}: passed before on the same sources");
             continue;
         }
@@ -85,29 +92,38 @@ pub fn run(names: &[String]) -> Result<()> {
         };
         match done {
             Ok(said) => {
+                // Read again: another process may have passed another step meanwhile.
+                let mut record = read_record()?;
                 record.insert(name, Passed { tree, date: today()?, seconds: started.elapsed().as_secs(), said });
                 write_record(&record)?;
             }
             Err(error) => failed.push(format!("{name} ({error:#})")),
         }
     }
-    report(&record)?;
+    report(&read_record()?)?;
     ensure!(failed.is_empty(), "deep: failed: {}", failed.join(", "));
     println!("deep: green; {PAGE} has the report");
     Ok(())
 }
 
-fn steps() -> Vec<Step> {
+fn steps() -> Result<Vec<Step>> {
+    let owned = |about: &[&str]| about.iter().map(|path| (*path).to_owned()).collect::<Vec<_>>();
     let forge = |profile: &str| contracts::forge_test(shell::root(), profile);
     let walk = |n: u32| {
         let mut command = forge("ci");
         command.args(["--match-path", "test/Invariants.t.sol", "--fuzz-seed", &format!("{n:#x}")]);
-        Step { name: format!("invariants {n}/{WALKS}"), about: WALKED, work: Work::Run(command) }
+        Step { name: format!("invariants {n}/{WALKS}"), about: owned(WALKED), work: Work::Run(command) }
     };
-    let rust = |name: &str, about: &'static [&'static str], filters: &[&str]| {
+    let fuzz = |file: &str| {
+        let mut command = forge("deep");
+        command.args(["--match-path", &format!("test/{file}")]);
+        let about = [owned(FUZZED), vec![format!("contracts/test/{file}")]].concat();
+        Step { name: format!("fuzz of {file}, 10,000 runs each"), about, work: Work::Run(command) }
+    };
+    let rust = |name: &str, about: &str, filters: &[&str]| {
         let mut command = shell::cargo();
         command.args(["test", "--workspace", "--no-fail-fast", "--"]).args(filters).env("VIVARIUM_DEEP", "1");
-        Step { name: name.to_owned(), about, work: Work::Run(command) }
+        Step { name: name.to_owned(), about: vec![about.to_owned()], work: Work::Run(command) }
     };
     let lives = |shard: u64| {
         let per = LIVES / LIVES_SHARDS;
@@ -115,31 +131,40 @@ fn steps() -> Vec<Step> {
         command.args(["test", "--workspace", "--no-fail-fast", "--", "--nocapture", "very_many_short_lives"]);
         command.env("VIVARIUM_LIVES", format!("{}..{}", shard * per, (shard + 1) * per));
         let name = format!("lives {:02}/{LIVES_SHARDS}", shard + 1);
-        Step { name, about: &["crates"], work: Work::Run(command) }
+        Step { name, about: vec!["crates".to_owned()], work: Work::Run(command) }
     };
-    let mut fuzz = forge("deep");
-    fuzz.args(["--no-match-path", "test/Invariants.t.sol"]);
     let mut steps: Vec<Step> = (1..=WALKS).map(walk).collect();
-    steps.push(Step {
-        name: "fuzz of every entry point, 10,000 runs each".to_owned(),
-        about: &["contracts"],
-        work: Work::Run(fuzz),
-    });
-    steps.push(Step { name: "mutants".to_owned(), about: &["contracts"], work: Work::Mutants });
+    steps.extend(contract_tests()?.iter().map(|file| fuzz(file)));
+    steps.push(Step { name: "mutants".to_owned(), about: vec!["contracts".to_owned()], work: Work::Mutants });
     steps.extend([
-        rust("parsers: millions of inputs each", &["crates"], &["strangers_"]),
-        rust("payments: crash points in 1,000,000 seeded worlds", &["crates/pay"], &["book::tests::seeds"]),
+        rust("parsers: millions of inputs each", "crates", &["strangers_"]),
+        rust("payments: crash points in 1,000,000 seeded worlds", "crates/pay", &["book::tests::seeds"]),
+        rust("payments: 10,000 streamed calls on one channel", "crates/pay", &["ts_rs_rs_batch_settlement_streamed"]),
         rust(
-            "payments: 10,000 streamed calls on one channel",
-            &["crates/pay"],
-            &["ts_rs_rs_batch_settlement_streamed"],
+            "payments: 10,000 streamed calls of a whole agent",
+            "crates",
+            &["payments_are_settled_after_they_were_served_and_by_anothers_facilitator"],
         ),
-        rust("differential of contracts and model", &["crates"], &["contracts_and_model_agree"]),
-        rust("drain: 1,000 prompts", &["crates"], &["no_text_moves_money"]),
-        rust("whole lives: 300", &["crates"], &["whole_lives_with_all_faults"]),
+        rust("differential of contracts and model", "crates", &["contracts_and_model_agree"]),
+        rust("drain: 1,000 prompts", "crates", &["no_text_moves_money"]),
+        rust("whole lives: 300", "crates", &["whole_lives_with_all_faults"]),
     ]);
     steps.extend((0..LIVES_SHARDS).map(lives));
-    steps
+    Ok(steps)
+}
+
+/// Files of contract tests that take arguments or walk by themselves, in the order of their names.
+fn contract_tests() -> Result<Vec<String>> {
+    let dir = shell::root().join("contracts/test");
+    let mut files = Vec::new();
+    for entry in fs::read_dir(&dir).with_context(|| format!("cannot read {}", dir.display()))? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if name.ends_with(".t.sol") && name != "Invariants.t.sol" {
+            files.push(name);
+        }
+    }
+    files.sort();
+    Ok(files)
 }
 
 /// Shows what it says as it says it. The runner's closing lines.
@@ -172,13 +197,14 @@ fn is_closing(line: &str) -> bool {
 
 /// Git's name of what a folder holds, with nothing in it that is not committed; of several things, the name of the list of
 /// their names (`git rev-parse HEAD:A HEAD:B | git hash-object --stdin`).
-fn tree_of(about: &[&str]) -> Result<String> {
+fn tree_of(about: &[String]) -> Result<String> {
+    let about: Vec<&str> = about.iter().map(String::as_str).collect();
     let git = |arguments: &[&str]| -> Result<String> {
         let output = shell::program("git").args(arguments).output().context("git")?;
         ensure!(output.status.success(), "git {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     };
-    let changed = git(&[&["status", "--porcelain", "--"], about].concat())?;
+    let changed = git(&[&["status", "--porcelain", "--"], about.as_slice()].concat())?;
     ensure!(changed.is_empty(), "uncommitted changes, so nobody could say what was tested:\n{changed}");
     let places: Vec<String> = about.iter().map(|path| format!("HEAD:{path}")).collect();
     let places: Vec<&str> = places.iter().map(String::as_str).collect();
@@ -286,7 +312,7 @@ mod tests {
     /// A step that no test answers to would pass for ever.
     #[test]
     fn every_filter_names_a_test_that_exists() {
-        let steps = steps();
+        let steps = steps().unwrap();
         let filters: BTreeSet<String> = steps
             .iter()
             .filter_map(|step| match &step.work {
@@ -295,7 +321,7 @@ mod tests {
             })
             .filter_map(|command| command.get_args().last()?.to_str().map(str::to_owned))
             .collect();
-        assert_eq!(filters.len(), 7);
+        assert_eq!(filters.len(), 8);
         let sources = Command::new("grep")
             .args(["-rhoE", "(async )?fn [a-z0-9_]+\\(", "--include=*.rs", "crates"])
             .current_dir(shell::root())

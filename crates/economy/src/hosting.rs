@@ -376,13 +376,28 @@ impl Agent {
     }
 
     fn can_rent(&self, view: &View, active: &LeaseView, spend: bool) -> bool {
-        let limits = &self.genesis.policy.limits;
-        let half = Usdc::rent_down(
-            limits.price_e6_max.min(active.price_e6.saturating_mul(2)),
-            u64::from(limits.prepay_secs / 2),
-        );
         let (day, money) = self.room_beside_active(view, active, view.timestamp);
-        spend && day.min(money) >= half
+        spend && day.min(money) >= self.new_lease_least(active)
+    }
+
+    /// The least that a new lease is begun with, at twice the price of the active one.
+    fn new_lease_least(&self, active: &LeaseView) -> Usdc {
+        let limits = &self.genesis.policy.limits;
+        let price = limits.price_e6_max.min(active.price_e6.saturating_mul(2));
+        Usdc::rent_down(price, u64::from(limits.prepay_secs / 2))
+    }
+
+    /// What may go back to customers while alive: (in the day limit, of the balance). The day limit is hosting's first:
+    /// up to half of it is left for what the active host will need today and for a standby where there is none, so that
+    /// nobody stops an agent by paying in and asking for it back.
+    pub fn refund_room(&self, view: &View) -> (Usdc, Usdc) {
+        let (day, money) = self.room(view);
+        let Some(active) = &view.active else { return (day, money) };
+        let (beside, _) = self.room_beside_active(view, active, view.timestamp);
+        let standby = if view.standby.is_some() { Usdc::ZERO } else { self.new_lease_least(active) };
+        let half = Usdc(self.genesis.policy.limits.day_limit.0 / 2);
+        let reserve = day.saturating_sub(beside).saturating_add(standby).min(half);
+        (day.saturating_sub(reserve), money)
     }
 
     /// By rent alone, of the offers that a lease may be taken on: free, within the cap, for the term.

@@ -90,6 +90,19 @@ impl Ledger {
         self.balances.get(&account).copied().unwrap_or(0)
     }
 
+    /// How much less the chain holds than the accounts say, balance and escrow together. Zero while they balance: what it
+    /// holds more was booked as a gift.
+    pub fn short(&self, view: &View) -> Usdc {
+        if !self.off {
+            return Usdc::ZERO;
+        }
+        let short = |account, chain: Usdc| {
+            let chain = i128::try_from(chain.0).expect("USDC's whole supply fits 64 bits");
+            Usdc(self.of(account).saturating_sub(chain).max(0).unsigned_abs())
+        };
+        short(Account::Treasury, view.balance).saturating_add(short(Account::Escrow, view.escrow))
+    }
+
     pub fn sales(&self) -> Usdc {
         self.credit(Account::Sales)
     }

@@ -285,7 +285,7 @@ impl Agent {
         let owed: Vec<(Payment, Usdc)> = self.life.owed.iter().map(|(p, a)| (*p, *a)).collect();
         for ((payer, nonce), amount) in owed {
             let holds_up = self.flights.fails(Task::Refund { payer, nonce }) < TRIES;
-            let (day, money) = self.room(view);
+            let (day, money) = self.refund_room(view);
             // The wind-down lifts the day limit for refunds, so what it does not leave room for waits for that.
             let room = if view.stage == Stage::Alive { day.min(money) } else { money };
             if amount > room {
@@ -319,6 +319,7 @@ pub(crate) fn funds(view: &View) -> Usdc {
 mod tests {
     use super::*;
     use crate::hosting::tests::{NOW, agent, view};
+    use crate::input::LeaseView;
     use crate::{ChainEvent, ChainEventKind, Input, Outcome, OutputId};
 
     fn owed(n: u8) -> Owed {
@@ -346,6 +347,31 @@ mod tests {
         let kind = ChainEventKind::Reverted(Box::new(mined));
         agent.step(NOW, 6, Input::Chain(vec![ChainEvent { block: 1, index: 0, kind }]));
         assert_eq!(agent.life.owed(), Usdc(600));
+    }
+
+    /// Else anybody could pay in and ask for it back until no host can be paid.
+    #[test]
+    fn what_hosts_need_of_the_day_limit_is_not_given_back() {
+        let refunded = |amount, view: View| {
+            let mut agent = agent();
+            agent.step(NOW, 1, Input::Block(Box::new(view)));
+            refunds(&agent.step(NOW, 2, Input::Owed(vec![Owed { amount: Usdc(amount), ..owed(1) }])))
+        };
+        // The active host is paid for two days; a standby's first day at twice its price is kept back.
+        let left = 20_000_000 - 1_728_000;
+        assert_eq!((refunded(left, view(vec![])), refunded(left + 1, view(vec![]))), (1, 0));
+        let ending = View { stage: Stage::WindingDown, ..view(vec![]) };
+        assert_eq!(refunded(20_000_000, ending), 1, "the wind-down lifts the limit");
+        let room = |view: View| agent().refund_room(&view).0.0;
+        let standby = view(vec![]).active.map(|active| LeaseView { id: 2, ..active });
+        let has_standby = View { standby, ..view(vec![]) };
+        assert_eq!(room(has_standby.clone()), 20_000_000);
+        let host = |price_e6, escrow_left| View {
+            active: view(vec![]).active.map(|lease| LeaseView { price_e6, escrow_left, ..lease }),
+            ..has_standby.clone()
+        };
+        assert_eq!(room(host(10_000_000, Usdc::ZERO)), 20_000_000 - 864_000, "the active host's day");
+        assert_eq!(room(host(900_000_000, Usdc::ZERO)), 10_000_000, "never more than half is kept back");
     }
 
     /// A frozen token refuses for a while. Three failures were once the end of it, and the customer never got its money.

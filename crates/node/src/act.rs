@@ -57,7 +57,7 @@ pub fn perform(node: &mut Node, id: OutputId, output: Output) {
         }
         Output::Refund { payer, nonce, amount } => {
             let call = calls::refund_exact(Address::from(payer), B256::from(nonce), amount.0);
-            send(&node.cx, id, "refund", call, || ());
+            send(&node.cx, id, "refund", call, || crash_point!("pay.exact_refund_sent"));
         }
         Output::WindDown => {
             send(&node.cx, id, "wind-down", calls::wind_down(), || crash_point!("winddown.sent"));
@@ -334,7 +334,6 @@ impl Node {
         if let Err(e) = live.journal.write_snapshot(lsn, &state) {
             return Err(Error::retry("the local snapshot cannot be written").caused_by(e));
         }
-        self.release_replicated();
         Ok(())
     }
 
@@ -346,7 +345,6 @@ impl Node {
                 live.shipping.next_index = shipped.index + 1;
                 live.shipping.prev = Some(shipped.cid);
                 live.replicated(shipped.last_lsn);
-                self.release_replicated();
             }
             Err(e) => tracing::warn!(error = %chain_of(&e), "a segment is not replicated yet"),
         }
@@ -359,21 +357,6 @@ impl Node {
             live.shipping.prev = prev;
             // Records before the journal's first came inside a checkpoint.
             live.replicated(replicated_lsn.max(live.journal.first_lsn() - 1));
-        }
-        self.release_replicated();
-    }
-
-    /// First bytes that waited for replication because the exposure was at its bound.
-    fn release_replicated(&mut self) {
-        let Some(live) = &self.live else { return };
-        let (replicated, room) = (live.shipping.replicated_lsn, live.exposure() < self.cx.manifest.exposure_uusdc_max);
-        let waiting = std::mem::take(&mut self.waiting_for_replication);
-        for (lsn, reply) in waiting {
-            if lsn <= replicated || room {
-                reply();
-            } else {
-                self.waiting_for_replication.push((lsn, reply));
-            }
         }
     }
 }

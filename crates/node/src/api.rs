@@ -21,7 +21,7 @@ use crate::shared::{Role, Shared};
 use alloy::primitives::U256;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::http::{HeaderValue, Uri, header};
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::{get, post};
@@ -68,6 +68,7 @@ pub fn router(cx: Arc<Context>, shared: Arc<Shared>, answers: Answers) -> Router
         .route("/status", get(read::status))
         .route("/receipts/{id}", get(read::receipt))
         .route("/receipts/{id}/proof", get(read::receipt_proof))
+        .route("/refunds/{id}", get(read::refund))
         .route("/log", get(read::log))
         .route("/history", get(read::history))
         .route("/metrics", get(read::metrics))
@@ -84,18 +85,27 @@ pub fn router(cx: Arc<Context>, shared: Arc<Shared>, answers: Answers) -> Router
         .route("/peer/delivered", post(peer::delivered))
         .fallback(|uri: Uri| async move { Problem::for_not_found(format!("there is nothing at {}", uri.path())) })
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-        .layer(middleware::map_response(open_to_browsers))
+        .layer(middleware::from_fn(open_to_browsers))
         .layer(middleware::from_fn(log_refusals))
         .with_state(api)
 }
 
-/// Any page may read the agent's public surface, and see the payment headers: it holds no session and no cookie.
-async fn open_to_browsers(mut response: Response) -> Response {
+/// Any page may use the agent's public surface, pay and see the payment headers: it holds no session and no cookie. A
+/// browser asks first whether it may send a payment.
+async fn open_to_browsers(request: axum::extract::Request, next: Next) -> Response {
+    let is_preflight =
+        request.method() == Method::OPTIONS && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
+    let mut response = if is_preflight { StatusCode::NO_CONTENT.into_response() } else { next.run(request).await };
     let headers = response.headers_mut();
     headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+    if is_preflight {
+        headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, DELETE"));
+        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("*, Authorization"));
+        headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("86400"));
+    }
     headers.insert(
         header::ACCESS_CONTROL_EXPOSE_HEADERS,
-        HeaderValue::from_static("PAYMENT-REQUIRED, PAYMENT-RESPONSE, X-Request-Id, Location"),
+        HeaderValue::from_static("PAYMENT-REQUIRED, PAYMENT-RESPONSE, X-Request-Id, Retry-After, Location"),
     );
     response
 }

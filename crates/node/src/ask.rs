@@ -3,9 +3,10 @@
 //! A prompt never comes this far: handlers send digests and counts.
 
 use crate::channels::{CallAnswer, CallWant, Moved};
+use crate::context::Context;
 use crate::conversation::ConversationInput;
 use crate::error::Result;
-use crate::main_loop::Node;
+use crate::main_loop::{Event, Node};
 use crate::settle::Settlement;
 use crate::state::Recorded;
 use economy::{Input, Owed, Usdc};
@@ -15,6 +16,8 @@ use pay::book::{AbortWhy, BookInput, Decision, Delivery, LimitReached, RequestId
 use pay::facilitator::remote::Remote;
 use pay::scheme::channel::{ChannelConfig, ChannelId, ChannelState, Deposit};
 use pay::{Reason, Settle, TransferMethod, book};
+use std::sync::Arc;
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 /// Closed payments and calls are remembered this long, chain seconds: as long as their answers are kept.
@@ -25,10 +28,10 @@ const PRUNE_EVERY_SECS: u64 = 3_600;
 const LATE_SECS_MIN: u64 = 150;
 
 pub enum Ask {
-    /// A verified payment wants to be served.
-    Reserve { want: Box<Want>, reply: oneshot::Sender<Reserved> },
-    /// A verified voucher wants to be served.
-    ReserveCall { want: Box<CallWant>, reply: oneshot::Sender<CallAnswer> },
+    /// A verified payment wants to be served. `taken` is told at once when the book takes it, and dropped when not.
+    Reserve { want: Box<Want>, taken: oneshot::Sender<()>, reply: oneshot::Sender<Reserved> },
+    /// A verified voucher wants to be served; `taken` is the same.
+    ReserveCall { want: Box<CallWant>, taken: oneshot::Sender<()>, reply: oneshot::Sender<CallAnswer> },
     /// A deposit that was simulated goes into its channel first.
     PutIn { channel: ChannelId, deposit: Deposit, reply: oneshot::Sender<Moved> },
     /// A payer wants back what is not charged.
@@ -80,12 +83,46 @@ pub enum Stage {
     Aborted,
 }
 
+/// Tells the book that nothing was delivered, unless somebody says otherwise first. It is made with the answer to a
+/// reservation and goes with it, so that a customer who hangs up before its handler was told leaves nothing open.
+pub struct Guard {
+    cx: Arc<Context>,
+    request: Option<RequestId>,
+}
+
+impl Guard {
+    pub fn of(cx: Arc<Context>, request: RequestId) -> Self {
+        Self { cx, request: Some(request) }
+    }
+
+    pub fn disarm(&mut self) {
+        self.request = None;
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if let Some(request) = self.request.take() {
+            tell(&self.cx, Ask::Aborted { request, why: AbortWhy::HungUp });
+        }
+    }
+}
+
+/// From a destructor nothing can be awaited: a task carries the message. Where nothing runs any more the next start
+/// closes what is open.
+pub fn tell(cx: &Arc<Context>, ask: Ask) {
+    let cx = cx.clone();
+    if let Ok(runtime) = Handle::try_current() {
+        runtime.spawn(async move { cx.tell(Event::Ask(Box::new(ask))).await });
+    }
+}
+
 /// The answer to `Ask::Reserve`, sent when the record is durable (and replicated, at the exposure's bound).
-#[derive(Debug)]
 pub enum Reserved {
     /// Serve it. A payer without a settled payment is settled before its first byte.
     Yes {
         request: RequestId,
+        guard: Guard,
         known_payer: bool,
         when: When,
     },
@@ -100,6 +137,8 @@ pub enum Reserved {
     Aborted,
     /// It has paid for an answer that is no longer kept: sign a new one.
     Spent,
+    /// This payer hung up on too many payments today.
+    HungUp,
     Refused(LimitReached),
     /// This node does not sell at the moment.
     Closed(String),
@@ -108,8 +147,8 @@ pub enum Reserved {
 impl Node {
     pub(crate) fn on_ask(&mut self, ask: Ask) -> Result<()> {
         match ask {
-            Ask::Reserve { want, reply } => self.reserve(*want, reply),
-            Ask::ReserveCall { want, reply } => self.reserve_call(*want, reply),
+            Ask::Reserve { want, taken, reply } => self.reserve(*want, taken, reply),
+            Ask::ReserveCall { want, taken, reply } => self.reserve_call(*want, taken, reply),
             Ask::PutIn { channel, deposit, reply } => self.put_in(channel, deposit, reply),
             Ask::GiveBack { ask, seen, reply } => self.give_back(ask, seen, reply),
             Ask::Found { payer, nonce, paid } => match paid {
@@ -136,6 +175,7 @@ impl Node {
             }
             Ask::Aborted { request, why } => {
                 self.settled_after.remove(&request);
+                self.count_hung_up(&request, why);
                 self.served(BookInput::Aborted { request, why })?;
                 say_what_is_owed(self);
                 Ok(())
@@ -149,6 +189,16 @@ impl Node {
                 Ok(())
             }
             Ask::Keep { input, reply } => self.keep(input, reply),
+        }
+    }
+
+    /// What is settled beside its answer costs a settlement and a refund when its payer hangs up on it.
+    fn count_hung_up(&mut self, request: &RequestId, why: AbortWhy) {
+        let now = self.now();
+        let entry = self.live.as_ref().and_then(|live| live.state.book.entry(request));
+        let Some(entry) = entry.filter(|_| why == AbortWhy::HungUp) else { return };
+        if entry.reservation.timing == Timing::AtOnce {
+            self.hung_up.count(entry.reservation.settlement.payer(), now);
         }
     }
 
@@ -195,7 +245,7 @@ impl Node {
         }
     }
 
-    fn reserve(&mut self, want: Want, reply: oneshot::Sender<Reserved>) -> Result<()> {
+    fn reserve(&mut self, want: Want, taken: oneshot::Sender<()>, reply: oneshot::Sender<Reserved>) -> Result<()> {
         let now = self.now();
         if !self.acts() || self.shared.price().is_none() {
             let why = self.shared.closed_because().unwrap_or_else(|| format!("this node is {}", self.role));
@@ -214,6 +264,10 @@ impl Node {
         let has_another = self.cx.facilitator.as_ref().is_some_and(Remote::is_healthy);
         let room = Usdc(terms.settle_after_uusdc).saturating_sub(live.state.book.exposure());
         let when = when(&want.settlement, known_payer, room, has_another, now);
+        if when == When::Beside && !self.hung_up.allows(&want.ask.payer, Usdc::ZERO, Usdc(1), now) {
+            drop(reply.send(Reserved::HungUp));
+            return Ok(());
+        }
         // What is not settled beside its answer is settled only when something was delivered for it.
         let timing = match when {
             When::Beside => Timing::AtOnce,
@@ -234,18 +288,16 @@ impl Node {
         if when == When::After {
             self.settled_after.insert(request);
         }
-        let exposed = live.exposure() + amount > self.cx.manifest.exposure_uusdc_max;
-        live.unreplicated.push_back((lsn, amount));
+        // Who has hung up needs no telling.
+        let _ = taken.send(());
+        let cx = self.cx.clone();
         let answer = move || {
             crash_point!("pay.reserved");
-            // The customer may have hung up; the handler's absence is noticed by its own guard.
-            drop(reply.send(Reserved::Yes { request, known_payer, when }));
+            let guard = Guard::of(cx, request);
+            // Whoever has hung up meanwhile drops the guard with the answer.
+            drop(reply.send(Reserved::Yes { request, guard, known_payer, when }));
         };
-        if exposed {
-            self.waiting_for_replication.push((lsn, Box::new(answer)));
-        } else {
-            live.when_durable(lsn, answer);
-        }
+        live.when_safe(lsn, amount, answer);
         Ok(())
     }
 

@@ -4,6 +4,7 @@
 //! Deposits are sent by the relay key, like all of strangers' money. Claims and refunds are typed calls of the operator
 //! to the treasury, which is receiver and receiverAuthorizer of every channel.
 
+use crate::ask::Guard;
 use crate::context::Context;
 use crate::contract_payers;
 use crate::error::Result;
@@ -15,6 +16,7 @@ use alloy::rpc::types::TransactionRequest;
 use chain::Outcome as Sent;
 use chain::bindings::{ChannelConfig as OnChain, Voucher, VoucherClaim};
 use chain::treasury::calls;
+use economy::Stage;
 use journal::crash_point;
 use net::chain_of;
 use pay::Reason;
@@ -61,6 +63,7 @@ pub enum CallAnswer {
     /// Reserved and durable.
     Yes {
         request: RequestId,
+        guard: Guard,
     },
     /// Read the chain, ask again with what it says.
     Look,
@@ -145,7 +148,12 @@ pub async fn try_read(cx: &Context, id: &ChannelId) -> std::result::Result<Chann
 
 impl Node {
     /// Decides on a voucher and reserves.
-    pub(crate) fn reserve_call(&mut self, want: CallWant, reply: oneshot::Sender<CallAnswer>) -> Result<()> {
+    pub(crate) fn reserve_call(
+        &mut self,
+        want: CallWant,
+        taken: oneshot::Sender<()>,
+        reply: oneshot::Sender<CallAnswer>,
+    ) -> Result<()> {
         let now = self.now();
         if !self.acts() || self.shared.price().is_none() {
             let why = self.shared.closed_because().unwrap_or_else(|| format!("this node is {}", self.role));
@@ -176,11 +184,11 @@ impl Node {
             let seen = ChannelInput::Seen { channel: want.ask.channel, config: want.config, state, at: now };
             live.record(now, &Recorded::Book(BookInput::Channel(seen)))?;
         }
-        let request = match decision {
-            ChannelDecision::New { request } => request,
-            other => {
-                let known = live.state.book.channels().channel(&want.ask.channel).cloned();
-                drop(reply.send(answer_of(other, known)));
+        let known = || live.state.book.channels().channel(&want.ask.channel).cloned();
+        let request = match taken_or_answer(decision, known) {
+            Ok(request) => request,
+            Err(answer) => {
+                drop(reply.send(answer));
                 return Ok(());
             }
         };
@@ -199,23 +207,21 @@ impl Node {
             at: now,
         };
         let lsn = live.record(now, &Recorded::Book(BookInput::Channel(ChannelInput::Reserved(reservation))))?;
-        let exposed = live.exposure() + ceiling.0 > self.cx.manifest.exposure_uusdc_max;
-        live.unreplicated.push_back((lsn, ceiling.0));
+        // Who has hung up needs no telling.
+        let _ = taken.send(());
+        let cx = self.cx.clone();
         let answer = move || {
             crash_point!("pay.call_reserved");
-            // The customer may have hung up; the handler's absence is noticed by its own guard.
-            drop(reply.send(CallAnswer::Yes { request }));
+            let guard = Guard::of(cx, request);
+            // Whoever has hung up meanwhile drops the guard with the answer.
+            drop(reply.send(CallAnswer::Yes { request, guard }));
         };
-        if exposed {
-            self.waiting_for_replication.push((lsn, Box::new(answer)));
-        } else {
-            live.when_durable(lsn, answer);
-        }
+        live.when_safe(lsn, ceiling.0, answer);
         Ok(())
     }
 
     /// Whether a deposit into this channel of `payer`, or a refund from it, is sent or on its way: see
-    /// [`crate::channel_gas`].
+    /// [`crate::payer_gas`].
     pub(crate) fn has_gas_for(&self, channel: &ChannelId, payer: &[u8; 20]) -> bool {
         let Some(live) = &self.live else { return false };
         let channels = live.state.book.channels();
@@ -255,12 +261,19 @@ impl Node {
             let _ = reply.send(Err(Reason::ChannelBusy));
             return Ok(());
         };
+        // Each is a commitment of the day, and hosts come first.
+        let on_its_way: Usdc = live.state.book.channels().refunds().map(|(_, _, refund)| refund.amount).sum();
+        let room = self.news.as_ref().map(|news| news.view(self.cx.me())).filter(|view| view.stage == Stage::Alive);
+        let room = room.map(|view| live.state.agent.refund_room(&view).0.saturating_sub(on_its_way));
         let channel = ask.channel;
         let look = ChannelInput::Seen { channel, config: seen.0, state: seen.1, at: now };
         live.record(now, &Recorded::Book(BookInput::Channel(look)))?;
         match live.state.book.channels().decide_refund(&ask) {
             Err(reason) => {
                 let _ = reply.send(Err(reason));
+            }
+            Ok(amount) if room.is_some_and(|room| amount > room) => {
+                let _ = reply.send(Err(Reason::RefundOverDay));
             }
             Ok(amount) => {
                 if let Some(known) = live.state.book.channels().channel(&channel) {
@@ -560,21 +573,25 @@ async fn claim(cx: Arc<Context>, batch: Vec<ClaimRow>) {
     }
 }
 
-fn answer_of(decision: ChannelDecision, known: Option<Channel>) -> CallAnswer {
-    match decision {
+/// The request that the book takes, or what its customer hears.
+fn taken_or_answer(
+    decision: ChannelDecision,
+    known: impl FnOnce() -> Option<Channel>,
+) -> std::result::Result<RequestId, CallAnswer> {
+    Err(match decision {
+        ChannelDecision::New { request } => return Ok(request),
         ChannelDecision::Look => CallAnswer::Look,
         ChannelDecision::Deposit => CallAnswer::Deposit,
         ChannelDecision::Depositing => CallAnswer::Depositing,
-        ChannelDecision::New { request } => CallAnswer::Yes { request },
         ChannelDecision::Replay { request } => CallAnswer::Replay { request },
         ChannelDecision::InFlight { request } => CallAnswer::InFlight { request },
-        ChannelDecision::Corrective(reason) => match known {
+        ChannelDecision::Corrective(reason) => match known() {
             Some(channel) => CallAnswer::Corrective(reason, Box::new(channel)),
             None => CallAnswer::Refused(reason),
         },
         ChannelDecision::Refused(reason) => CallAnswer::Refused(reason),
         ChannelDecision::Limited(limit) => CallAnswer::Limited(limit),
-    }
+    })
 }
 
 fn row_on_chain(row: &ClaimRow) -> VoucherClaim {

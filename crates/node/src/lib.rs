@@ -10,7 +10,6 @@ mod api;
 mod ask;
 mod authorization;
 pub mod batches;
-mod channel_gas;
 mod channels;
 mod checkpoint;
 mod config;
@@ -29,6 +28,7 @@ pub mod manifest;
 mod memory;
 mod money_events;
 mod moving;
+mod payer_gas;
 mod permit2;
 mod replicate;
 mod restore;
@@ -73,6 +73,8 @@ const BATCH_ROWS_MAX: usize = 50;
 const BATCH_WAIT_MS_MAX: u64 = 20_000;
 /// Events that may wait for the main loop. Beyond it askers wait: back-pressure instead of memory.
 const EVENTS_MAX: usize = 4_096;
+/// The price of gas is looked at this often.
+const GAS_EVERY: Duration = Duration::from_secs(10);
 /// The chain's head is looked at this often.
 const HEAD_EVERY: Duration = Duration::from_millis(150);
 
@@ -155,6 +157,7 @@ pub async fn run(config: NodeConfig, stop: impl Future<Output = ()> + Send + 'st
     say_hello(&cx)?;
     tokio::spawn(prepare_engines(cx.clone(), shared.clone()));
     tokio::spawn(watch::watch(cx.clone(), HEAD_EVERY, logs_wanted));
+    tokio::spawn(watch_gas(cx.clone(), shared.clone()));
     let router = api::router(cx.clone(), shared.clone(), answers).into_make_service_with_connect_info::<SocketAddr>();
     let listener = listener.tap_io(net::send_at_once);
     tokio::spawn(async move {
@@ -182,6 +185,20 @@ fn arm_crash_point(data_dir: &std::path::Path) {
         let _ = std::fs::rename(&wish, &armed);
         tracing::warn!(name = name.trim(), "a crash point is armed");
         journal::crash::arm(name.trim());
+    }
+}
+
+/// Keeps what a settlement of its own costs now, where the treasury has a feed that tells an ether's price.
+async fn watch_gas(cx: Arc<Context>, shared: Arc<Shared>) {
+    if cx.birth.options.gas.oracle.is_zero() {
+        return;
+    }
+    loop {
+        match cx.batches.gas_price().await {
+            Ok(price) => shared.set_settling(price.cost_up(SETTLE_EXACT_GAS.single).0),
+            Err(error) => tracing::warn!(error = %chain_of(&error), "nobody says what gas costs"),
+        }
+        tokio::time::sleep(GAS_EVERY).await;
     }
 }
 

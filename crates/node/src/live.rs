@@ -15,8 +15,10 @@ pub enum Effect {
     Life(OutputId, Output),
     Book(BookOutput),
     /// A waiting HTTP handler or peer.
-    Reply(Box<dyn FnOnce() + Send>),
+    Reply(Reply),
 }
+
+type Reply = Box<dyn FnOnce() + Send>;
 
 pub struct Live {
     pub state: State,
@@ -32,14 +34,18 @@ pub struct Live {
     pub wake_at: u64,
     /// What was last fed, to feed again only when something changed.
     pub fed: Option<economy::View>,
+    /// Most that may rest on this host's disk alone, micro-USDC.
+    exposure_max: u128,
     /// Calls whose record is not replicated yet: (lsn, micro-USDC).
-    pub unreplicated: VecDeque<(Lsn, u128)>,
+    unreplicated: VecDeque<(Lsn, u128)>,
+    /// First bytes of calls that came while the exposure was at its bound.
+    waiting: Vec<(Lsn, Reply)>,
     /// Nothing is appended any more: the journal is being handed over, or the disk failed.
     pub sealed: bool,
 }
 
 impl Live {
-    pub fn new(state: State, journal: Journal, durable: Lsn, ring: KeyRing) -> Self {
+    pub fn new(state: State, journal: Journal, durable: Lsn, ring: KeyRing, exposure_max: u128) -> Self {
         Self {
             state,
             journal,
@@ -50,7 +56,9 @@ impl Live {
             sealing_for: None,
             wake_at: 0,
             fed: None,
+            exposure_max,
             unreplicated: VecDeque::new(),
+            waiting: Vec::new(),
             sealed: false,
         }
     }
@@ -149,10 +157,105 @@ impl Live {
         self.unreplicated.iter().map(|(_, amount)| amount).sum()
     }
 
+    /// Runs `reply` once the record of a call of at most `amount` is durable, and replicated too while more than may be
+    /// would rest on this host's disk alone.
+    pub fn when_safe(&mut self, lsn: Lsn, amount: u128, reply: impl FnOnce() + Send + 'static) {
+        let is_exposed = self.exposure().saturating_add(amount) > self.exposure_max;
+        self.unreplicated.push_back((lsn, amount));
+        if is_exposed {
+            self.waiting.push((lsn, Box::new(reply)));
+        } else {
+            self.when_durable(lsn, reply);
+        }
+    }
+
+    /// Records up to `lsn` are in the store or on the standby.
     pub fn replicated(&mut self, lsn: Lsn) {
         self.shipping.replicated_lsn = self.shipping.replicated_lsn.max(lsn);
-        while self.unreplicated.front().is_some_and(|(l, _)| *l <= self.shipping.replicated_lsn) {
+        let replicated = self.shipping.replicated_lsn;
+        while self.unreplicated.front().is_some_and(|(l, _)| *l <= replicated) {
             self.unreplicated.pop_front();
         }
+        let has_room = self.exposure() < self.exposure_max;
+        for (lsn, reply) in std::mem::take(&mut self.waiting) {
+            if lsn <= replicated || (has_room && lsn <= self.durable) {
+                reply();
+            } else if has_room {
+                self.when_durable(lsn, reply);
+            } else {
+                self.waiting.push((lsn, reply));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use economy::Input;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    /// With a bound of 100, and how many replies were given.
+    fn live(dir: &Path) -> (Live, Arc<AtomicU32>) {
+        let journal = Journal::create(dir, journal::Options::default(), Box::new(|_| ())).unwrap();
+        (Live::new(crate::state::tests::fresh(), journal, 0, KeyRing::default(), 100), Arc::default())
+    }
+
+    fn record(live: &mut Live) -> Lsn {
+        live.record(1, &Recorded::Life(Input::Owed(Vec::new()))).unwrap()
+    }
+
+    fn counts(count: &Arc<AtomicU32>) -> impl FnOnce() + Send + 'static {
+        let count = count.clone();
+        move || {
+            count.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// What the main loop does when the disk has it.
+    fn durable(live: &mut Live, lsn: Lsn) {
+        live.durable = lsn;
+        for effect in live.release() {
+            if let Effect::Reply(reply) = effect {
+                reply();
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_leaves_before_its_record_is_on_the_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut live, given) = live(dir.path());
+        let (first, second) = (record(&mut live), record(&mut live));
+        live.when_safe(first, 10, counts(&given));
+        live.when_safe(second, 10, counts(&given));
+        assert!(live.release().is_empty());
+        durable(&mut live, first);
+        assert_eq!(given.load(Ordering::SeqCst), 1);
+        durable(&mut live, second);
+        assert_eq!(given.load(Ordering::SeqCst), 2);
+    }
+
+    #[test]
+    fn at_the_bound_of_exposure_a_call_waits_for_a_replica_and_for_the_disk_all_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut live, given) = live(dir.path());
+        let lsns: Vec<Lsn> = (0..4).map(|_| record(&mut live)).collect();
+        live.when_safe(lsns[0], 60, counts(&given));
+        live.when_safe(lsns[1], 60, counts(&given));
+        assert_eq!(live.exposure(), 120, "promised or not, it counts");
+        durable(&mut live, lsns[1]);
+        assert_eq!(given.load(Ordering::SeqCst), 1, "the second would expose 120 of 100");
+        live.replicated(lsns[0]);
+        assert_eq!((given.load(Ordering::SeqCst), live.exposure()), (2, 60), "there is room again");
+        live.when_safe(lsns[2], 60, counts(&given));
+        live.when_safe(lsns[3], 60, counts(&given));
+        // Room came before the disk had the third and the fourth: no byte yet.
+        live.replicated(lsns[1]);
+        live.replicated(lsns[2]);
+        assert_eq!(given.load(Ordering::SeqCst), 3, "what is replicated is on a disk");
+        durable(&mut live, lsns[3]);
+        assert_eq!(given.load(Ordering::SeqCst), 4);
     }
 }

@@ -4,7 +4,6 @@
 //! runs beside it and comes back as an event.
 
 use crate::ask::Ask;
-use crate::channel_gas::ChannelGas;
 use crate::channels::{Moved, ReadBack};
 use crate::checkpoint::Committed;
 use crate::context::Context;
@@ -12,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::fence::{Fence, boottime_ms};
 use crate::live::{Effect, Live};
 use crate::moving::{self, PeerAsk, Tail};
+use crate::payer_gas::PayerGas;
 use crate::replicate::Shipped;
 use crate::restore::{self, Restored};
 use crate::settle::Settlement;
@@ -157,8 +157,9 @@ pub struct Node {
     /// Who waits for a channel's deposit or refund.
     pub(crate) channel_waiters: BTreeMap<ChannelId, Vec<oneshot::Sender<Moved>>>,
     /// Transactions for payers' channels.
-    pub(crate) channel_gas: ChannelGas,
-    pub(crate) waiting_for_replication: Vec<(u64, Box<dyn FnOnce() + Send>)>,
+    pub(crate) channel_gas: PayerGas,
+    /// Payments by `exact` that their payers hung up on before anything was delivered: two transactions for nothing.
+    pub(crate) hung_up: PayerGas,
     pub(crate) relay_asked_ms: u64,
     pub(crate) collect_asked_ms: u64,
     pub(crate) posted_ms: u64,
@@ -195,8 +196,8 @@ impl Node {
             settled_waiters: BTreeMap::new(),
             settled_after: BTreeSet::new(),
             channel_waiters: BTreeMap::new(),
-            channel_gas: ChannelGas::default(),
-            waiting_for_replication: Vec::new(),
+            channel_gas: PayerGas::default(),
+            hung_up: PayerGas::default(),
             relay_asked_ms: 0,
             collect_asked_ms: 0,
             posted_ms: 0,
@@ -299,7 +300,7 @@ impl Node {
         let last = journal.next_lsn() - 1;
         let ring = self.cx.ring_file.load()?;
         tracing::info!(records = last, "replayed the journal of this lease");
-        self.live = Some(Live::new(state, journal, last, ring));
+        self.live = Some(Live::new(state, journal, last, ring, self.cx.manifest.exposure_uusdc_max));
         let _ = self.durable.send(last);
         Ok(())
     }
@@ -463,7 +464,7 @@ impl Node {
                 .map_err(|e| Error::retry("the journal cannot be made").caused_by(e))?
                 .journal;
         let ring = self.cx.ring_file.load()?;
-        self.live = Some(Live::new(genesis::fresh(&self.cx), journal, 0, ring));
+        self.live = Some(Live::new(genesis::fresh(&self.cx), journal, 0, ring, self.cx.manifest.exposure_uusdc_max));
         self.become_active(false)
     }
 
@@ -562,7 +563,7 @@ impl Node {
         self.cx.ring_file.save(&restored.ring)?;
         self.granted_token = restored.token;
         let state = State::decode(&snapshot.bytes)?;
-        let mut live = Live::new(state, journal, restored.lsn, restored.ring);
+        let mut live = Live::new(state, journal, restored.lsn, restored.ring, self.cx.manifest.exposure_uusdc_max);
         for run in &restored.later {
             live.import(run)?;
         }

@@ -21,6 +21,7 @@ use journal::crash_point;
 use net::chain_of;
 use pay::book::channels::{CallService, ChannelInput};
 use pay::book::{BookInput, BookOutput, Payment, RequestId, Service, Timing, UnpaidWhy};
+use pay::receipt::refund::RefundNote;
 use pay::scheme::upto::{Permit2Payment, Proxy};
 use pay::{Receipt, Settle, SettleExact, TransferMethod, Usdc};
 use std::collections::{BTreeMap, BTreeSet};
@@ -127,6 +128,9 @@ impl Node {
     }
 
     pub(crate) fn on_settled(&mut self, request: RequestId, settlement: Settlement) -> Result<()> {
+        if matches!(settlement, Settlement::Paid { .. }) {
+            crash_point!("pay.settled");
+        }
         let Some(live) = &self.live else { return Ok(()) };
         let Some(entry) = live.state.book.entry(&request) else { return Ok(()) };
         let terms = &entry.reservation.settlement;
@@ -209,6 +213,29 @@ impl Node {
             Payment::Unpaid { why } => Some(Settlement::Unpaid(*why)),
             _ => None,
         }
+    }
+
+    /// What this operator says of a payment whose money goes back, or went. `None`: none does.
+    pub(crate) fn refund_note(&self, request: &RequestId) -> Option<RefundNote> {
+        if !self.acts() {
+            return None;
+        }
+        let entry = self.live.as_ref()?.state.book.entry(request)?;
+        let (Service::Aborted { why }, Payment::Settled { .. }) = (&entry.service, &entry.payment) else {
+            return None;
+        };
+        let amount = entry.owed().saturating_add(entry.refunded);
+        (!amount.is_zero()).then(|| RefundNote {
+            agent: self.cx.config.treasury,
+            chain_id: self.cx.config.chain_id,
+            epoch: self.news.as_ref().map_or(0, |n| n.state.epoch),
+            request: *request,
+            payer: Address::from(entry.reservation.settlement.payer()),
+            nonce: entry.reservation.settlement.nonce(),
+            amount,
+            reason: *why,
+            issued_at: self.now(),
+        })
     }
 
     fn sign_receipt(&mut self, request: RequestId) -> Result<()> {

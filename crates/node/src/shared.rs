@@ -77,10 +77,14 @@ pub struct Shared {
     bulletins: broadcast::Sender<Bulletin>,
     in_flight: AtomicU64,
     refused: AtomicU64,
+    /// Answers that an engine was asked for.
+    generations: AtomicU64,
     trouble: Mutex<Option<String>>,
     /// What was asked for a request lately: digest of route and body → (micro-USDC, chain seconds).
     quotes: Mutex<BTreeMap<[u8; 32], (u128, u64)>>,
     relay_has_gas: AtomicBool,
+    /// Micro-USDC of gas that a settlement of its own takes now; 0: nobody says.
+    settling: AtomicU64,
     /// Chain seconds of the last block.
     now: AtomicU64,
 }
@@ -98,9 +102,11 @@ impl Default for Shared {
             bulletins: broadcast::channel(256).0,
             in_flight: AtomicU64::new(0),
             refused: AtomicU64::new(0),
+            generations: AtomicU64::new(0),
             trouble: Mutex::new(None),
             quotes: Mutex::default(),
             relay_has_gas: AtomicBool::new(false),
+            settling: AtomicU64::new(0),
             now: AtomicU64::new(0),
         }
     }
@@ -209,6 +215,12 @@ impl Shared {
     pub fn in_flight(&self) -> u64 {
         self.in_flight.load(Ordering::SeqCst)
     }
+    pub fn count_generation(&self) {
+        self.generations.fetch_add(1, Ordering::SeqCst);
+    }
+    pub fn generations(&self) -> u64 {
+        self.generations.load(Ordering::SeqCst)
+    }
     pub fn refuse(&self) {
         self.refused.fetch_add(1, Ordering::SeqCst);
     }
@@ -221,6 +233,16 @@ impl Shared {
     }
     pub(crate) fn set_trouble(&self, trouble: Option<String>) {
         *lock(&self.trouble) = trouble;
+    }
+
+    /// What a settlement of its own costs in gas, micro-USDC: at least what the manifest says, and as much as it takes by
+    /// the price of gas, rounded up to a power of two so that a quote does not change with every block.
+    pub fn settling_up(&self, least: u128) -> u128 {
+        let now = u128::from(self.settling.load(Ordering::SeqCst));
+        if now <= least { least } else { now.checked_next_power_of_two().unwrap_or(u128::MAX) }
+    }
+    pub(crate) fn set_settling(&self, uusdc: u128) {
+        self.settling.store(u64::try_from(uusdc).unwrap_or(u64::MAX), Ordering::SeqCst);
     }
 
     /// Whether the relay can pay for settlements, as of the last block.
@@ -251,4 +273,21 @@ impl Shared {
 /// panicked, and a panic ends the process.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().expect("no holder of this lock panics and lives")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gas_in_the_price_follows_the_chain_in_steps_and_never_falls_below_the_manifest() {
+        let shared = Shared::default();
+        assert_eq!(shared.settling_up(1_400), 1_400, "nobody says");
+        for (now, price) in [(900, 1_400), (1_400, 1_400), (1_401, 2_048), (2_048, 2_048), (2_049, 4_096)] {
+            shared.set_settling(now);
+            assert_eq!(shared.settling_up(1_400), price);
+        }
+        shared.set_settling(u128::MAX);
+        assert!(shared.settling_up(1_400) >= u128::from(u64::MAX), "too dear to be offered");
+    }
 }

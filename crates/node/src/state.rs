@@ -350,6 +350,14 @@ impl State {
         self.unposted
     }
 
+    /// What the book has charged less what the ledger has heard of, or is about to: zero, or one of the two is wrong.
+    /// Micro-USDC.
+    pub fn book_difference(&self) -> i128 {
+        let signed = |amount: Usdc| i128::try_from(amount.0).expect("USDC's whole supply fits 64 bits");
+        let charged = signed(self.book.totals().earned) + signed(self.book.channels().totals().charged);
+        charged - signed(self.agent.ledger().sales()) - signed(self.unposted.sum)
+    }
+
     pub fn knows_payer(&self, payer: &[u8; 20]) -> bool {
         self.payers.contains(payer)
     }
@@ -373,11 +381,11 @@ impl State {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use economy::{Genesis, Limits, Policy, Timers};
 
-    fn fresh() -> State {
+    pub(crate) fn fresh() -> State {
         let timers = Timers::real();
         let limits = Limits {
             day_limit: Usdc(20_000_000),

@@ -50,6 +50,10 @@ pub struct Status {
     pub day_secs: u32,
     pub mandate_until: u64,
     pub ledger_ok: bool,
+    /// How much less the chain holds than the ledger says; then nothing is spent.
+    pub ledger_short_uusdc: String,
+    /// What the payment book has charged less what the ledger has heard of it; not 0 is a bug. May be negative.
+    pub book_difference_uusdc: String,
     pub trouble: Option<String>,
     pub stewards: Vec<StewardStatus>,
     pub threshold: u8,
@@ -216,6 +220,8 @@ impl Node {
             day_secs: self.cx.birth.timers.day,
             mandate_until: view.mandate_until,
             ledger_ok: live.is_none_or(|l| l.state.agent.books_balance()),
+            ledger_short_uusdc: money(ledger.map(|l| l.short(&view))),
+            book_difference_uusdc: live.map_or(0, |l| l.state.book_difference()).to_string(),
             trouble: self.trouble(),
             stewards: self
                 .cx

@@ -46,6 +46,11 @@ use tokio::sync::Notify;
 
 /// Redirects followed for one call. A move of the agent is one; more than a few is a loop.
 const HOPS_MAX: usize = 4;
+/// Refused payments of one call that are replaced by another: whoever holds several could use each of them.
+const REPLACED_MAX: u32 = 1;
+/// The same for vouchers, which hold what the ones before them did. A host that dies, a price that moves and a channel
+/// that is put right may come together.
+const VOUCHERS_REPLACED_MAX: u32 = 4;
 /// Times a signed payment is sent again when nobody knows whether it arrived, or its answer is still being made.
 const RESENDS_MAX: u32 = 8;
 /// Pause before sending again; doubled each time up to [`PAUSE_MAX`].
@@ -563,8 +568,8 @@ struct Call<'b> {
     /// Signed in this call and not sent yet.
     is_new: bool,
     on_wire: Option<OnWire>,
-    /// A refused payment was replaced once; a second refusal is final. A busy channel is no refusal.
-    replaced: bool,
+    /// Refused payments that were replaced: see [`REPLACED_MAX`]. A busy channel is no refusal.
+    replaced: u32,
     tried: Tried,
     /// Since when it waits for a channel, and how often it has looked.
     waits: Option<(Instant, u32)>,
@@ -583,7 +588,7 @@ impl<'b> Call<'b> {
             vetted: BTreeSet::new(),
             is_new: false,
             on_wire,
-            replaced: false,
+            replaced: 0,
             tried: Tried::default(),
             waits: None,
         })
@@ -686,10 +691,13 @@ impl<'b> Call<'b> {
         if is_busy {
             return Ok(());
         }
-        if self.replaced || !is_worth_another {
+        // A voucher's successor on its channel holds all that it did, so whoever asks for another gains nothing by it.
+        let most =
+            if signed.on_channel.is_some_and(|on| on.deposit.is_zero()) { VOUCHERS_REPLACED_MAX } else { REPLACED_MAX };
+        if self.replaced >= most || !is_worth_another {
             return Err(Error::new(Kind::Refused, &self.url, format!("refused the payment: {}", offer.error)));
         }
-        self.replaced = true;
+        self.replaced += 1;
         Ok(())
     }
 

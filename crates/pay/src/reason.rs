@@ -108,6 +108,8 @@ reasons! {
     RefundNoBalance = "invalid_batch_settlement_evm_refund_no_balance",
     RefundAmountInvalid = "invalid_batch_settlement_evm_refund_amount_invalid",
     RefundFailed = "invalid_batch_settlement_evm_refund_transaction_failed",
+    /// The payee gives no more back today than its day limit leaves beside its hosts. Ours.
+    RefundOverDay = "refund_over_day_limit",
 }
 
 impl Reason {
@@ -119,6 +121,7 @@ impl Reason {
                 | Self::ValidAfter
                 | Self::ValidBefore
                 | Self::TooManyOpen
+                | Self::RefundOverDay
                 | Self::PaymentAborted
                 | Self::UnexpectedVerifyError
                 | Self::UnexpectedSettleError
@@ -136,7 +139,7 @@ impl Reason {
         match self {
             Self::InvalidPayload | Self::InvalidX402Version => 400,
             Self::PaymentConflict => 409,
-            Self::TooManyOpen => 429,
+            Self::TooManyOpen | Self::RefundOverDay => 429,
             _ => 402,
         }
     }

@@ -2,9 +2,11 @@
 //!
 //! EIP-712, so that a wallet can show and a contract can check it. The domain names the agent (its treasury) and the
 //! chain; `epoch` says whose key signed: look the operator of that epoch up on chain, or trust the one you know.
-//! [`cose`] is the same document for readers of CBOR; [`tree`] puts receipts under the roots that heartbeats carry.
+//! [`cose`] is the same document for readers of CBOR; [`tree`] puts receipts under the roots that heartbeats carry;
+//! [`refund`] says what goes back, and why.
 
 pub mod cose;
+pub mod refund;
 pub mod tree;
 
 use crate::scheme::exact::Hash;

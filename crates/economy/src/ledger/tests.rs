@@ -79,7 +79,7 @@ fn check(ledger: &mut Ledger, view: &View, expected: Expect) {
         ledger.balances.iter().filter(|(_, b)| **b != 0).map(|(a, b)| format!("{a:?} {b}")).collect();
     shown.extend(notes.iter().map(ToString::to_string));
     assert_eq!(outcome.is_ok(), ledger.is_balanced());
-    shown.push(if outcome.is_ok() { "balanced".into() } else { "off".into() });
+    shown.push(if outcome.is_ok() { "balanced".into() } else { format!("off by {}", ledger.short(view).0) });
     expected.assert_eq(&shown.join("\n"));
 }
 
@@ -244,7 +244,7 @@ fn less_on_chain_than_in_the_ledger_is_said_and_said_again_when_it_is_over() {
         Escrow 100
         Seed -1000
         books do not balance: balance on chain is 0.000899 USDC, the ledger says 900 micro-USDC; spending stops
-        off"#]],
+        off by 1"#]],
     );
     check(
         &mut ledger,
@@ -253,7 +253,7 @@ fn less_on_chain_than_in_the_ledger_is_said_and_said_again_when_it_is_over() {
         Treasury 900
         Escrow 100
         Seed -1000
-        off"#]],
+        off by 1"#]],
     );
     check(
         &mut ledger,
@@ -262,7 +262,7 @@ fn less_on_chain_than_in_the_ledger_is_said_and_said_again_when_it_is_over() {
         Treasury 900
         Escrow 100
         Seed -1000
-        off"#]],
+        off by 1"#]],
     );
     check(
         &mut ledger,

@@ -9,6 +9,7 @@ use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use pay::RequestId;
 use pay::receipt::SignedReceipt;
 use pay::receipt::cose::{self, CoseReceipt};
 use serde::{Deserialize, Serialize};
@@ -38,6 +39,21 @@ pub async fn receipt(State(api): State<Api>, Path(id): Path<String>, headers: He
         })
         .map_err(|e| Problem::for_internal(format!("a receipt that was kept does not read: {e}")).into_response())?;
     Ok(([(header::CONTENT_TYPE, cose::MEDIA_TYPE), (header::VARY, "accept")], bytes).into_response())
+}
+
+/// What goes back of a payment for which nothing was delivered, and why, signed by the operator.
+pub async fn refund(State(api): State<Api>, Path(id): Path<String>) -> Result<Response, Response> {
+    let unknown = || Problem::for_not_found(format!("nothing goes back for a request `{id}`")).into_response();
+    let request: RequestId = id.parse().map_err(|_| unknown())?;
+    let found = api.look(move |node| node.refund_note(&request)).await.map_err(IntoResponse::into_response)?;
+    let Some(note) = found else {
+        if api.shared.role() != Role::Active {
+            api.here(&format!("/refunds/{id}")).await?;
+        }
+        return Err(unknown());
+    };
+    let signed = note.sign(&api.cx.keys.node).map_err(|e| Problem::for_internal(e).into_response())?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], signed.to_json()).into_response())
 }
 
 /// That the receipt is under a root on chain: 404 until the first heartbeat after it.
@@ -143,6 +159,8 @@ pub async fn metrics(State(api): State<Api>) -> Result<Response, Problem> {
             ("gifts_uusdc_total", &status.gifts_uusdc),
             ("refunds_uusdc_total", &status.refunds_uusdc),
             ("exposure_uusdc", &status.exposure_uusdc),
+            ("ledger_short_uusdc", &status.ledger_short_uusdc),
+            ("book_difference_uusdc", &status.book_difference_uusdc),
         ];
         for (name, value) in amounts {
             let _ = writeln!(text, "vivarium_{name} {value}");
@@ -154,6 +172,7 @@ pub async fn metrics(State(api): State<Api>) -> Result<Response, Problem> {
             ("requests_served_total", status.requests.served),
             ("requests_refused_total", status.requests.refused),
             ("requests_in_flight", status.requests.in_flight),
+            ("generations_total", api.shared.generations()),
             ("ledger_ok", u64::from(status.ledger_ok)),
             ("active", u64::from(api.shared.role() == Role::Active)),
         ];

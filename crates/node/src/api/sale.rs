@@ -13,7 +13,7 @@ pub use deliver::{BeforeEnd, Form, Whole};
 use super::Api;
 use super::problem::{Problem, fresh_id};
 use crate::answers::{Answer, Question};
-use crate::ask::{Ask, Reserved, Stage, Want, When};
+use crate::ask::{Ask, Guard, Reserved, Stage, Want, When};
 use crate::context::Context;
 use crate::main_loop::Event;
 use crate::permit2;
@@ -26,20 +26,20 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use call::Call;
 use economy::{Price, Tokens, Usdc};
+use futures::TryFutureExt;
 use futures::future::try_join_all;
 use infer::api::embeddings::tokens_of;
 use infer::api::{ApiError, Settings, Usage};
 use infer::{EngineClient, Generate, Generation};
 use net::chain_of;
-use pay::book::{AbortWhy, LimitReached, RequestId};
+use pay::book::{LimitReached, RequestId};
 use pay::scheme::channel::CHANNEL;
 use pay::scheme::upto::{Permit2Payment, Proxy};
 use pay::seller::FRESH_ANSWER;
 use pay::seller::offers::{Accepted, ChannelPrice, Prices, Taken, Terms as Offers, TransferMethod};
-use pay::wire::Resource;
+use pay::wire::{PAYMENT_SIGNATURE, Resource};
 use pay::{Challenge, Reason, Refusal, Seller, Settle, book};
 use sha2::{Digest, Sha256};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
@@ -58,6 +58,8 @@ const FIRST_PRICE: Duration = Duration::from_secs(3);
 /// one that is being written down.
 const TWIN_PATIENCE: Duration = Duration::from_secs(60);
 const WRITING_PATIENCE: Duration = Duration::from_secs(2);
+/// `Retry-After` of a 429.
+const LATER_SECS: u32 = 2;
 /// Between two looks at what became of the first one.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -137,6 +139,7 @@ pub struct Sale {
     /// Of the payment: the other half of the key that the answer is kept under.
     signature: Vec<u8>,
     guard: Guard,
+    in_flight: InFlight,
     api: Api,
 }
 
@@ -177,33 +180,6 @@ impl Tariff {
     }
 }
 
-/// Tells the book that nothing was delivered, unless somebody says otherwise first.
-struct Guard {
-    cx: Arc<Context>,
-    request: Option<RequestId>,
-    _in_flight: InFlight,
-}
-
-impl Guard {
-    fn disarm(&mut self) {
-        self.request = None;
-    }
-}
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        if let Some(request) = self.request.take() {
-            tell(&self.cx, Ask::Aborted { request, why: AbortWhy::HungUp });
-        }
-    }
-}
-
-/// From a destructor nothing can be awaited: a task carries the message.
-fn tell(cx: &Arc<Context>, ask: Ask) {
-    let cx = cx.clone();
-    tokio::spawn(async move { cx.tell(Event::Ask(Box::new(ask))).await });
-}
-
 /// The price of an order and whether it fits the model, or the refusal.
 struct Terms {
     engine: EngineClient,
@@ -224,7 +200,8 @@ impl Api {
         let entered = self.shared.enter();
         let path = order.route.split_once(' ').map_or(order.route, |(_, path)| path);
         self.here(path).await?;
-        let terms = self.terms(&order).await.map_err(IntoResponse::into_response)?;
+        let pays = headers.contains_key(&PAYMENT_SIGNATURE);
+        let terms = self.terms(&order, pays).await.map_err(IntoResponse::into_response)?;
         let Taken { payment, identifier } = self.accepted(headers, &terms).map_err(|refusal| *refusal)?;
         let wishes = Wishes { identifier, fresh: headers.contains_key(&FRESH_ANSWER) };
         let settlement = match (payment, order.errand) {
@@ -275,19 +252,22 @@ impl Api {
         let (payer, amount, signature) =
             (Address::from(settlement.payer()), settlement.value(), settlement.signature().to_vec());
         let work = Work::of(order.prompt, order.settings, terms.max_tokens);
-        let (reply, answer) = oneshot::channel();
         let want = Want { settlement, ask, prompt_tokens: terms.prompt_tokens, max_tokens: terms.max_tokens };
-        self.cx.tell(Event::Ask(Box::new(Ask::Reserve { want: Box::new(want), reply }))).await;
-        // Prefill runs while the record becomes durable.
-        let generation = start(&terms.engine, work).map_err(IntoResponse::into_response)?;
-        let reserved = answer.await.map_err(|_| Problem::for_unavail("the node is stopping", 5).into_response())?;
-        match reserved {
-            Reserved::Yes { request, known_payer, when } => Ok(Sale {
+        let (taken, is_taken) = oneshot::channel();
+        let (begun, reserved) = futures::join!(
+            // Prefill runs while the record becomes durable, and for nothing that the book has not taken.
+            is_taken.map_ok(|()| self.start(&terms.engine, work)),
+            self.ask(|reply| Ask::Reserve { want: Box::new(want), taken, reply })
+        );
+        match reserved? {
+            Reserved::Yes { request, guard, known_payer, when } => Ok(Sale {
                 request,
                 prompt_tokens: terms.prompt_tokens,
                 payer,
                 amount,
-                generation,
+                generation: begun
+                    .unwrap_or_else(|_| Err(Problem::for_internal("a reservation that was not taken")))
+                    .map_err(IntoResponse::into_response)?,
                 // A contract may change its mind as long as it has not paid.
                 known_payer: known_payer && is_signed_by_key,
                 paying: match when {
@@ -299,7 +279,8 @@ impl Api {
                 stored_bytes: 0,
                 question: order.question,
                 signature,
-                guard: Guard { cx: self.cx.clone(), request: Some(request), _in_flight: entered },
+                guard,
+                in_flight: entered,
                 api: self.clone(),
             }),
             other => Err(self.not_reserved(other, order.question, &terms).await),
@@ -347,7 +328,7 @@ impl Api {
 
     /// What a transaction of its own adds to a call's price.
     fn gas(&self) -> Usdc {
-        Usdc(self.cx.manifest.settlement_uusdc)
+        Usdc(self.shared.settling_up(self.cx.manifest.settlement_uusdc))
     }
 
     fn refuse(&self, terms: &Terms, refusal: Refusal) -> Response {
@@ -355,7 +336,8 @@ impl Api {
         self.with_offers(terms, |offers| refused(&self.seller.refuse(offers, refusal)))
     }
 
-    async fn terms(&self, order: &Order) -> Result<Terms, Problem> {
+    /// `pays`: a payment came along. Without one nothing is asked of the engine but how long the prompt is.
+    async fn terms(&self, order: &Order, pays: bool) -> Result<Terms, Problem> {
         let closed = || {
             let why = self.shared.closed_because().unwrap_or_else(|| "the agent does not sell now".to_owned());
             Problem::for_unavail(why, 2)
@@ -366,7 +348,7 @@ impl Api {
         let price = self.shared.price().filter(|_| opened).ok_or_else(closed)?;
         let (engine, prompt_tokens, room, price) = match &order.prompt {
             Prompt::Text(text) => {
-                let (engine, tokens, room) = self.room_after(text, order).await?;
+                let (engine, tokens, room) = self.room_after(text, order, pays).await?;
                 (engine, tokens, room, price)
             }
             Prompt::Texts { texts, is_list } => {
@@ -403,7 +385,7 @@ impl Api {
     }
 
     /// The engine, the prompt's tokens, and the most that an answer to it may have.
-    async fn room_after(&self, prompt: &str, order: &Order) -> Result<(EngineClient, u32, u32), Problem> {
+    async fn room_after(&self, prompt: &str, order: &Order, pays: bool) -> Result<(EngineClient, u32, u32), Problem> {
         let engine = self
             .shared
             .engine_within(ENGINE_START)
@@ -414,7 +396,10 @@ impl Api {
             .count_tokens(prompt, order.settings.add_bos)
             .await
             .map_err(|e| Problem::for_unavail(format!("the engine does not answer: {e}"), 1))?;
-        can_do(&engine, &order.settings).await?;
+        order.settings.check(engine.hello.n_vocab)?;
+        if pays {
+            can_hold_to(&engine, &order.settings).await?;
+        }
         let room = engine.hello.n_ctx.saturating_sub(prompt_tokens);
         if room == 0 {
             return Err(ApiError::for_field(
@@ -489,15 +474,26 @@ impl Api {
         }
     }
 
+    fn start(&self, engine: &EngineClient, work: Work) -> Result<Generation, Problem> {
+        self.shared.count_generation();
+        let started = match work {
+            Work::Answer(request) => engine.generate(*request),
+            Work::Vectors(texts) => engine.embed(texts),
+        };
+        started.map_err(|e| Problem::for_unavail(format!("the engine cannot take it: {e}"), 1))
+    }
+
     async fn not_reserved(&self, reserved: Reserved, question: Question, terms: &Terms) -> Response {
-        self.shared.refuse();
         match reserved {
-            Reserved::Replay { request } | Reserved::InFlight { request } => self.again(request, question).await,
-            Reserved::Conflict => Problem::for_conflict(
-                "payment_reused",
-                "this payment, or this name of a request, belongs to another request; use a new one for this body",
-            )
-            .into_response(),
+            Reserved::Replay { request } | Reserved::InFlight { request } => {
+                self.shared.refuse();
+                self.again(request, question).await
+            }
+            Reserved::Conflict => {
+                let message =
+                    "this payment, or this name of a request, belongs to another request; use a new one for this body";
+                self.refuse(terms, Refusal::new(Reason::PaymentConflict, message))
+            }
             Reserved::Aborted => {
                 let message =
                     "nothing was delivered for this authorisation and its money is on the way back: sign a new one";
@@ -507,14 +503,23 @@ impl Api {
                 let message = "this authorisation has paid for an answer that is no longer kept: sign a new one";
                 self.refuse(terms, Refusal::new(Reason::NonceUsed, message))
             }
-            Reserved::Refused(limit @ LimitReached::OpenPerPayer) => {
-                Problem::from(ApiError { status: 429, ..ApiError::for_unavail("too_many_open", limit.to_string(), 2) })
-                    .into_response()
+            Reserved::HungUp => {
+                let message = "you hung up on too many payments today before their answers came, and each cost two \
+                               transactions: pay from a channel, or tomorrow";
+                self.refuse(terms, Refusal::new(Reason::TooManyOpen, message))
             }
-            Reserved::Refused(limit) => Problem::for_unavail(limit.to_string(), 2).into_response(),
-            Reserved::Closed(why) => Problem::for_unavail(why, 2).into_response(),
+            Reserved::Refused(limit @ LimitReached::OpenPerPayer) => {
+                self.refuse(terms, Refusal::new(Reason::TooManyOpen, limit.to_string()))
+            }
+            Reserved::Refused(limit) => self.unavailable(limit.to_string()),
+            Reserved::Closed(why) => self.unavailable(why),
             Reserved::Yes { .. } => Problem::for_internal("a reservation was taken for a refusal").into_response(),
         }
+    }
+
+    fn unavailable(&self, why: String) -> Response {
+        self.shared.refuse();
+        Problem::for_unavail(why, 2).into_response()
     }
 
     /// The stored answer of a request that is asked again, or its receipt where the answer is not here any more.
@@ -578,9 +583,9 @@ fn described(order: &Order, price: &Price) -> String {
     )
 }
 
-/// Refuses what this model cannot do, before anything is paid for it.
-async fn can_do(engine: &Engine, settings: &Settings) -> Result<(), Problem> {
-    settings.check(engine.hello.n_vocab)?;
+/// Refuses a form that answers cannot be held to, before anything is paid for it. A schema takes milliseconds to compile,
+/// so whoever only asks for the price is not told.
+async fn can_hold_to(engine: &Engine, settings: &Settings) -> Result<(), Problem> {
     let Some(form) = &settings.form else { return Ok(()) };
     let checked = engine.client.check_grammar(form.grammar.clone()).await;
     match checked.map_err(|e| Problem::for_unavail(format!("the engine does not answer: {e}"), 1))? {
@@ -592,18 +597,13 @@ async fn can_do(engine: &Engine, settings: &Settings) -> Result<(), Problem> {
     }
 }
 
-fn start(engine: &EngineClient, work: Work) -> Result<Generation, Problem> {
-    let started = match work {
-        Work::Answer(request) => engine.generate(*request),
-        Work::Vectors(texts) => engine.embed(texts),
-    };
-    started.map_err(|e| Problem::for_unavail(format!("the engine cannot take it: {e}"), 1))
-}
-
 /// 402 and its relatives.
 fn refused(challenge: &Challenge) -> Response {
     let status = StatusCode::from_u16(challenge.status()).unwrap_or(StatusCode::PAYMENT_REQUIRED);
     let mut response = (status, Json(challenge.body(&fresh_id("req_")))).into_response();
+    if status == StatusCode::TOO_MANY_REQUESTS {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(LATER_SECS));
+    }
     for (name, value) in challenge.headers() {
         response.headers_mut().insert(name, value);
     }

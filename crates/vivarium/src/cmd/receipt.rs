@@ -7,6 +7,7 @@ use chain::Chain;
 use http::header::ACCEPT;
 use http::{HeaderMap, HeaderValue, Method};
 use pay::receipt::cose::CoseReceipt;
+use pay::receipt::refund::SignedRefund;
 use pay::receipt::tree::Proof;
 use pay::receipt::{Receipt, SignedReceipt};
 use serde_json::json;
@@ -42,7 +43,7 @@ enum Command {
     Verify(Verify),
 }
 
-/// Checks a receipt in a file.
+/// Checks a receipt in a file, or what an agent says of money that goes back (`/refunds/ID`).
 ///
 /// Without --rpc nothing is asked of anybody: the signature holds, and the signer is shown (or compared with
 /// --operator). With --rpc the treasury's own events tell who was operator in the receipt's epoch and, with a proof,
@@ -121,6 +122,9 @@ async fn fetch(link: &Link, id: &str, out: Option<(&Path, Form)>, json: bool) ->
 
 impl Verify {
     async fn run(&self) -> Result<()> {
+        if let Some(refund) = refund_in(&self.file)? {
+            return self.refund(&refund).await;
+        }
         let Found { receipt, signer } = &read(&self.file)?;
         if let Some(agent) = self.agent {
             ensure!(receipt.agent == agent, "the receipt is for another agent ({})", receipt.agent);
@@ -164,6 +168,32 @@ impl Verify {
         Ok(())
     }
 
+    async fn refund(&self, signed: &SignedRefund) -> Result<()> {
+        let (note, signer) = (&signed.note, signed.signer().context("the statement's signature is not valid")?);
+        if let Some(agent) = self.agent {
+            ensure!(note.agent == agent, "the statement is another agent's ({})", note.agent);
+        }
+        let epoch = match (self.operator, &self.rpc) {
+            (Some(operator), _) => Some(operator),
+            (None, Some(rpc)) => {
+                let chain = Chain::connect(rpc, note.chain_id)?;
+                chain.verify_chain().await?;
+                let operators = chain::history::operators(&chain, note.agent).await?;
+                let missing = || format!("the treasury {} has no epoch {}", note.agent, note.epoch);
+                Some(*operators.get(&note.epoch).with_context(missing)?)
+            }
+            (None, None) => None,
+        };
+        let is_theirs = epoch.is_none_or(|operator| operator == signer);
+        ensure!(is_theirs, "signed by {signer}, not by the operator of epoch {}, or altered after signing", note.epoch);
+        println!("refund      of {} (epoch {})", note.request, note.epoch);
+        println!("goes back   {} to {}", note.amount, note.payer);
+        println!("because     {}", note.why());
+        let compared = if epoch.is_some() { ", the operator" } else { " (compare it, or give --rpc)" };
+        println!("signed by   {signer}{compared}");
+        Ok(())
+    }
+
     /// The root that the proof leads to from this receipt, checked against the one it claims.
     fn proof(&self, receipt: &Receipt) -> Result<Option<B256>> {
         let file = match &self.proof {
@@ -184,6 +214,16 @@ impl Verify {
 struct Found {
     receipt: Receipt,
     signer: Address,
+}
+
+/// The file, if it says that it is about a refund.
+fn refund_in(file: &Path) -> Result<Option<SignedRefund>> {
+    let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let Ok(json) = serde_json::from_slice::<serde_json::Value>(&bytes) else { return Ok(None) };
+    if json["kind"] != "refund" {
+        return Ok(None);
+    }
+    Ok(Some(SignedRefund::from_json(std::str::from_utf8(&bytes)?.trim())?))
 }
 
 /// Either form: JSON begins with a brace, COSE never does.

@@ -16,7 +16,7 @@ fn the_payment_bench_runs_with_its_peer() {
     let (said, why) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     assert!(out.status.success(), "{said}{why}");
     let rows: Vec<&str> = said.lines().filter(|line| line.starts_with("| ")).collect();
-    assert_eq!(rows.len(), 18, "{said}");
+    assert_eq!(rows.len(), 19, "{said}");
     assert!(rows.iter().all(|row| row.matches(" | ").count() == 2 && !row.contains("NaN")), "{said}");
-    assert!(said.contains("transactions and gas of 41 calls on one channel | 3, "), "{said}");
+    assert!(said.contains("transactions and gas of 81 calls on one channel | 3, "), "{said}");
 }

@@ -4,6 +4,7 @@
 //! One world for all of them: a lease's data folder may hold the name of a point, which arms the next start of the
 //! process and no later one (`crash-once` → `crash-armed` → `crash-fired`).
 
+use crate::settling::customers::Town;
 use crate::world::{self, World, signal};
 use journal::crash::POINTS;
 use serde_json::Value;
@@ -33,11 +34,15 @@ fn fired(dir: &std::path::Path) -> bool {
     dir.join("crash-fired").is_file()
 }
 
-fn settled(world: &mut World, point: &str) {
-    world.until(&format!("selling with balanced books after {point}"), |w| {
+/// `asked`: calls that somebody meant to pay for so far. Each is charged at most once.
+fn settled(world: &mut World, point: &str, asked: u64) {
+    let agent = world.until(&format!("selling with balanced books after {point}"), |w| {
         let agent = w.agent()?;
-        (agent["selling"] == true && agent["ledger_ok"] == true).then_some(())
+        (agent["selling"] == true && agent["ledger_ok"] == true).then_some(agent)
     });
+    let served = agent["requests"]["served"].as_u64().expect("a number");
+    assert!(served <= asked, "after {point} {served} calls are charged, of {asked} that were asked");
+    assert_eq!(agent["book_difference_uusdc"], "0", "after {point}: {agent}");
 }
 
 fn lease_of(agent: &Value, slot: &str) -> Option<u64> {
@@ -45,9 +50,18 @@ fn lease_of(agent: &Value, slot: &str) -> Option<u64> {
 }
 
 /// Has a customer pay in the way that passes `point`. Its answer may break off: what matters is what the books say
-/// afterwards.
-fn pay_past(world: &World, point: &str) {
+/// afterwards. How many calls were asked.
+fn pay_past(world: &World, point: &str, asked: u64) -> u64 {
     match point {
+        // Who hangs up has its money back.
+        "pay.exact_refund_sent" => {
+            if world.agent().is_none_or(|agent| agent["selling"] != true) {
+                return 0;
+            }
+            let town = Town::of(world);
+            let url = world.world()["agent"]["url"].as_str().expect("a URL").to_owned();
+            town.hangs_up(&url, &town.stranger(&format!("hangs up {asked}")), "Tell me a long story.");
+        }
         "pay.permit2_sent" => {
             let _ = world::client(&world.world(), "plain", 1, "upto", &["--approve"]);
         }
@@ -58,8 +72,9 @@ fn pay_past(world: &World, point: &str) {
         _ if point.starts_with("pay.") => {
             let _ = world.ask(&["--scheme", "exact", "--max-tokens", "8", "Say hello."]);
         }
-        _ => {}
+        _ => return 0,
     }
+    1
 }
 
 #[test]
@@ -68,6 +83,7 @@ fn every_crash_point_is_survived() {
     let mut world = World::start(&["--day", "20s", "--lease", "3d", "--seed-usdc", "90", "--no-restart"]);
     world.until("birth", |w| (w.agent()?["selling"] == true).then_some(()));
     let active = POINTS.iter().map(|p| p.name).filter(|p| !SUCCESSOR.contains(p) && !END.contains(p));
+    let mut asked = 0;
     for point in active {
         let mut tries = 0;
         // A lease may end before its point is passed: then the next one is armed.
@@ -82,12 +98,12 @@ fn every_crash_point_is_survived() {
                 assert!(tries < 12, "{point} is never passed");
                 arm(w, lease, point)?;
             }
-            pay_past(w, point);
+            asked += pay_past(w, point, asked);
             // The crash may have been the last thing this lease saw.
             w.fired_anywhere().then_some(())
         });
         world.clear_fired();
-        settled(&mut world, point);
+        settled(&mut world, point, asked);
     }
 
     for point in SUCCESSOR {
@@ -106,7 +122,7 @@ fn every_crash_point_is_survived() {
         });
         world::stop_tree(stopped, "CONT");
         world.clear_fired();
-        settled(&mut world, point);
+        settled(&mut world, point, asked);
     }
 
     // The end, killed twice on its way.

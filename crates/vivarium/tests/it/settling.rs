@@ -2,12 +2,19 @@
 //! once, across a `kill -9`, with payers who take their word back meanwhile; and by somebody else's facilitator, which
 //! dies. What counts is what the chain says that was paid.
 
-mod customers;
+pub mod customers;
 
-use crate::world::{self, World, get_json, program, signal};
+use crate::world::{self, World, get_json, get_text, program, project, signal};
 use alloy::primitives::{Address, B256};
 use alloy::signers::local::PrivateKeySigner;
-use customers::{Paid, Town, Wallet, amount_of, pays, transaction_of, transactions};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use customers::{Bought, Paid, Said, Town, Wallet, amount_of, generations, pays, transaction_of, transactions};
+use http::HeaderName;
+use pay::book::AbortWhy;
+use pay::receipt::refund::SignedRefund;
+use pay::scheme::channel::BATCH_SETTLEMENT;
+use pay::wire::{PAYMENT_SIGNATURE, encode_header};
 use pay::{Reason, Usdc};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader};
@@ -18,6 +25,8 @@ use vivarium::world::files::read_key;
 /// Most that may be open. The chain of a world has no price of ether, so that a batch leaves at half of it, or by time.
 const SETTLE_AFTER: &str = "0.02";
 const SETTLE_AFTER_UUSDC: u128 = 20_000;
+/// A question whose answer is asked for once more.
+const KEPT: &str = "Say it once.";
 /// What the second agent begins with, micro-USDC.
 const SECOND_SEED: u32 = 100_000_000;
 /// What a million stored bytes cost at the second agent's.
@@ -34,8 +43,11 @@ fn payments_are_settled_after_they_were_served_and_by_anothers_facilitator() {
     // Batches are the relay's. In a world of whole days it waits hours for the treasury's gas.
     world.until("the relay", |_| town.fund_relay(town.treasury));
     world.until("offers by its gas", |w| town.offer(&url_of(w), "Is there gas?", "permit2"));
-    let mut sales = served_first(&mut world, &town, &customer);
+    what_is_wrong_is_said(&world, &town, &customer);
+    nothing_is_made_for_nothing(&world, &town);
+    let (mut sales, kept) = served_first(&mut world, &town, &customer);
     killed_with_open_rows(&mut world, &town, &customer, &mut sales);
+    asked_again_after_the_crash(&world, &town, &kept);
     let by_others = words_taken_back(&mut world, &town, &customer, &mut sales);
 
     // To the micro-USDC: what was sold, what the chain moved, and what the books say.
@@ -46,7 +58,10 @@ fn payments_are_settled_after_they_were_served_and_by_anothers_facilitator() {
     assert_eq!(moved, sales.sum);
     dust_is_refused(&world, &town, &customer);
     one_proxy_a_key(&world);
+    streamed_on_a_channel(&world, &town, &mut sales);
+    by_python(&mut world, &town, &mut sales);
     balanced(&mut world, agent["url"].as_str().expect("a URL"), sales.sum);
+    hung_up(&mut world, &town);
     anothers_facilitator(&mut world, &town, &customer);
 }
 
@@ -78,11 +93,13 @@ fn balanced(world: &mut World, url: &str, sum: u128) {
         (status["ledger_ok"] == true && status["earned_uusdc"] == sum.as_str()).then_some(status)
     });
     assert_eq!((&books["settled_uusdc"], &books["gifts_uusdc"]), (&json!(sum), &json!("0")), "{books}");
+    let differences = ["ledger_short_uusdc", "book_difference_uusdc"].map(|name| &books[name]);
+    assert_eq!(differences, [&json!("0"), &json!("0")], "{books}");
 }
 
 /// Whoever has never paid is settled before the answer leaves. From then on it is served first, and its payments wait for
 /// each other.
-fn served_first(world: &mut World, town: &Town, customer: &PrivateKeySigner) -> Sales {
+fn served_first(world: &mut World, town: &Town, customer: &PrivateKeySigner) -> (Sales, Bought) {
     let url = url_of(world);
     let first = pays(&url, customer, 1);
     assert_ne!(transaction_of(&first[0]), B256::ZERO, "{first:?}");
@@ -91,12 +108,171 @@ fn served_first(world: &mut World, town: &Town, customer: &PrivateKeySigner) -> 
     assert!(rows >= 3, "a call costs {price}: no batch worth the name");
     let mut sales = Sales { count: 0, sum: 0, rows };
     sales.add(&first);
-    let later = pays(&url, customer, rows);
+    let kept = town.buys(&url, customer, KEPT, None);
+    assert_eq!(kept.status, 200, "{}", kept.answer);
+    sales.add(std::slice::from_ref(&kept.answer));
+    let later = pays(&url, customer, rows - 1);
     assert!(later.iter().all(|answer| answer["payment"].is_null()), "its head names no settlement: {later:?}");
     sales.add(&later);
     let paid = world.until("a batch", |_| Some(town.of_payer(customer)).filter(|paid| paid.len() == sales.count));
     assert!(transactions(&paid[1..]) < rows, "{rows} payments, each in a transaction of its own: {paid:?}");
-    sales
+    (sales, kept)
+}
+
+/// The same payment for the same question, after the node died: the same answer, and nothing is charged.
+fn asked_again_after_the_crash(world: &World, town: &Town, kept: &Bought) {
+    let begun = generations(&url_of(world));
+    let (status, answer) = town.sends(&url_of(world), KEPT, &kept.header, None);
+    assert_eq!((status, &answer), (200, &kept.answer));
+    assert_eq!(generations(&url_of(world)), begun, "it was made once");
+}
+
+/// Whatever a payment's header holds, its sender hears why in the header and in the body, and never a 500.
+fn what_is_wrong_is_said(world: &World, town: &Town, customer: &PrivateKeySigner) {
+    const TEXT: &str = "What is wrong?";
+    let url = url_of(world);
+    let good = town.signed(&url, customer, TEXT);
+    let changed = |pointer: &str, value: Value| {
+        let mut payment = good.clone();
+        *payment.pointer_mut(pointer).unwrap_or_else(|| panic!("{pointer} in {good}")) = value;
+        encode_header(&payment)
+    };
+    let raw = |json: &str| BASE64_STANDARD.encode(json);
+    let header = encode_header(&good);
+    let twice = good.to_string().replacen('{', "{\"x402Version\":2,", 1);
+    let elsewhere = json!("0x1111111111111111111111111111111111111111");
+    let forged = json!(format!("0x{}1b", "11".repeat(64)));
+    let amount = good["accepted"]["amount"].as_str().and_then(|amount| amount.parse::<u128>().ok()).expect("a number");
+    let cases: Vec<(&str, String, Option<Reason>)> = vec![
+        ("no base64", "%%%".to_owned(), Some(Reason::InvalidPayload)),
+        ("half of it", header[..header.len() / 2].to_owned(), Some(Reason::InvalidPayload)),
+        ("no JSON", raw("pay me"), Some(Reason::InvalidPayload)),
+        ("a list", raw("[]"), Some(Reason::InvalidPayload)),
+        ("one key twice", raw(&twice), Some(Reason::InvalidPayload)),
+        ("too long", "A".repeat(17 << 10), Some(Reason::InvalidPayload)),
+        ("version 1", changed("/x402Version", json!(1)), Some(Reason::InvalidX402Version)),
+        ("a scheme of its own", changed("/accepted/scheme", json!("gratis")), Some(Reason::InvalidScheme)),
+        ("another chain", changed("/accepted/network", json!("eip155:1")), None),
+        ("another payee", changed("/accepted/payTo", elsewhere.clone()), None),
+        ("another token", changed("/accepted/asset", elsewhere.clone()), None),
+        ("a fraction", changed("/accepted/amount", json!("0.5")), Some(Reason::InvalidPayload)),
+        ("a number for a text", changed("/accepted/amount", json!(1)), None),
+        ("less than was signed", changed("/accepted/amount", json!((amount - 1).to_string())), None),
+        ("another's signature", changed("/payload/signature", forged), None),
+        ("a broken signature", changed("/payload/signature", json!("0x12")), None),
+        ("another payer", changed("/payload/authorization/from", elsewhere), None),
+        ("a nonce of three bytes", changed("/payload/authorization/nonce", json!("0x010203")), None),
+        ("no payload", changed("/payload", json!({})), Some(Reason::InvalidPayload)),
+    ];
+    for (what, payment, reason) in cases {
+        let said = town.sends_with(&url, TEXT, &[(PAYMENT_SIGNATURE, payment)]);
+        is_refused(what, &said, reason);
+    }
+    let both = [(PAYMENT_SIGNATURE, header.clone()), (PAYMENT_SIGNATURE, header.clone())];
+    is_refused("two payments", &town.sends_with(&url, TEXT, &both), Some(Reason::InvalidPayload));
+    let old = [(HeaderName::from_static("x-payment"), header)];
+    is_refused("an old client", &town.sends_with(&url, TEXT, &old), Some(Reason::InvalidX402Version));
+    assert!(town.of_payer(customer).is_empty(), "nothing of it was taken");
+}
+
+fn is_refused(what: &str, said: &Said, reason: Option<Reason>) {
+    let code = said.body["error"]["code"].as_str().unwrap_or_default();
+    assert!((400..500).contains(&said.status), "{what}: {} {}", said.status, said.body);
+    assert_eq!(said.offered.as_deref(), Some(code), "{what}: the header and the body say the same");
+    let named = Reason::ALL.iter().find(|reason| reason.as_str() == code);
+    assert!(named.is_some_and(|named| reason.is_none_or(|reason| reason == *named)), "{what}: {code}, not {reason:?}");
+}
+
+/// A voucher for a channel that does not exist is signed for free, so no engine works for it.
+fn nothing_is_made_for_nothing(world: &World, town: &Town) {
+    const TEXT: &str = "Work for nothing.";
+    let url = url_of(world);
+    let begun = generations(&url);
+    for said in town.pay_with_nothing(&url, TEXT, 64) {
+        is_refused("no channel", &said, None);
+    }
+    assert_eq!(generations(&url), begun, "the engine worked for nothing");
+}
+
+/// Ten thousand streamed calls of the official client on one channel, by `--deep`; here some: what was charged, the
+/// receipts, and the money that the chain moved are one sum.
+fn streamed_on_a_channel(world: &World, town: &Town, sales: &mut Sales) {
+    let (calls, url) = (if std::env::var_os("VIVARIUM_DEEP").is_some() { 10_007 } else { 47 }, url_of(world));
+    let before: u128 = town.paid(BATCH_SETTLEMENT, town.treasury).iter().map(|paid| paid.amount).sum();
+    let flags = ["--max-tokens=2", "--refund"];
+    let out = world::client(&world.world(), "stream", calls, "batch-settlement", &flags);
+    let text = String::from_utf8_lossy(&out.stdout);
+    let end = text.lines().last().unwrap_or_default();
+    assert!(out.status.success(), "{end} {}", String::from_utf8_lossy(&out.stderr));
+    let lines =
+        text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap_or_else(|e| panic!("{e} in {line}")));
+    let (mut charged, mut receipts, mut answers) = (0, 0, 0);
+    for line in lines.filter(|line| line["status"] == 200) {
+        let stream = line["text"].as_str().expect("a stream");
+        let last = stream.split("\"x402\":").nth(1).unwrap_or_else(|| panic!("no receipt in {stream}"));
+        let mut last = serde_json::Deserializer::from_str(last).into_iter::<Value>();
+        let sold = last.next().expect("an object").expect("JSON");
+        let number = |value: &Value| value.as_str().and_then(|n| n.parse::<u128>().ok()).expect("a number");
+        charged += number(&sold["charged"]);
+        let receipt = format!("{url}/receipts/{}", sold["request"].as_str().expect("a request"));
+        receipts += number(&get_json(&receipt).unwrap_or_else(|| panic!("no {receipt}"))["amount_uusdc"]);
+        answers += 1;
+    }
+    assert_eq!((answers, charged), (calls, receipts), "the answers and their receipts");
+    // The refund at the end claims first.
+    let after: u128 = town.paid(BATCH_SETTLEMENT, town.treasury).iter().map(|paid| paid.amount).sum();
+    assert_eq!(after - before, charged, "the receipts and the chain");
+    sales.sum += charged;
+}
+
+/// The official Python client, by `exact`, plain and streamed.
+fn by_python(world: &mut World, town: &Town, sales: &mut Sales) {
+    let python = project().join(".vivarium/python/bin/python");
+    assert!(python.is_file(), ".vivarium/python is missing: `cargo xtask setup` makes it");
+    let payer = town.stranger("writes Python");
+    let rpc = world.world()["rpc_url"].as_str().expect("a URL").to_owned();
+    for mode in ["plain", "stream"] {
+        let out = Command::new(&python)
+            .args(["schemes.py", &url_of(world), &payer.to_bytes().to_string(), "2", mode, "exact", &rpc])
+            .current_dir(project().join("tests/clients"))
+            .output()
+            .expect("python starts");
+        let text = String::from_utf8_lossy(&out.stdout);
+        assert!(out.status.success(), "{text} {}", String::from_utf8_lossy(&out.stderr));
+        assert_eq!(text.lines().count(), 2, "{text}");
+    }
+    // Known payers are settled after they were served.
+    let paid = world.until("Python's payments", |_| Some(town.of_payer(&payer)).filter(|paid| paid.len() == 4));
+    sales.sum += paid.iter().map(|paid| paid.amount).sum::<u128>();
+}
+
+/// Whoever is gone before its answer has its money back, without asking.
+fn hung_up(world: &mut World, town: &Town) {
+    let stranger = town.stranger("hangs up");
+    let request = town.hangs_up(&url_of(world), &stranger, "Tell me a long story.");
+    let back = world.until("its money back", |_| {
+        let back = town.paid(town.treasury, stranger.address());
+        (!back.is_empty()).then_some(back)
+    });
+    let paid = town.of_payer(&stranger);
+    assert_eq!((paid.len(), back.len(), paid[0].amount), (1, 1, back[0].amount));
+    // And the operator's word for it, which holds off line.
+    let said = get_text(&format!("{}/refunds/{request}", url_of(world))).expect("a statement");
+    let signed = SignedRefund::from_json(&said).expect("a refund");
+    let operator = world.agent().expect("a status")["operator"].as_str().and_then(|a| a.parse().ok());
+    assert_eq!(signed.signer().ok(), operator, "{said}");
+    let note = &signed.note;
+    assert_eq!((note.payer, note.amount, note.reason), (stranger.address(), Usdc(paid[0].amount), AbortWhy::HungUp));
+    let file = world.dir.path().join("refund.json");
+    std::fs::write(&file, &said).expect("a file");
+    let rpc = world.world()["rpc_url"].as_str().expect("a URL").to_owned();
+    let file = file.to_str().expect("UTF-8");
+    let verified = Command::new(program()).args(["receipt", "verify", file, "--rpc", &rpc]).output().expect("it runs");
+    let text = String::from_utf8_lossy(&verified.stdout);
+    assert!(verified.status.success() && text.contains("nobody was there any more"), "{text}");
+    std::fs::write(file, said.replace("hung_up", "host_crashed")).expect("a file");
+    let altered = Command::new(program()).args(["receipt", "verify", file, "--rpc", &rpc]).output().expect("it runs");
+    assert!(!altered.status.success(), "an altered reason is not signed");
 }
 
 /// The node dies while rows are open, which only its own disk knows. None is lost and none doubled.
@@ -163,10 +339,10 @@ fn words_taken_back(world: &mut World, town: &Town, customer: &PrivateKeySigner,
     // Two more for the batch, and what one payment, or one name of a request, cannot buy twice.
     let once = town.buys(&url, customer, "What is a lease?", None);
     let again = town.sends(&url, "What is a voucher?", &once.header, None);
-    assert_eq!((again.0, &again.1["error"]["code"]), (409, &json!("payment_reused")), "{}", again.1);
+    assert_eq!((again.0, &again.1["error"]["code"]), (409, &json!(Reason::PaymentConflict.as_str())), "{}", again.1);
     let named = town.buys(&url, customer, "What is a channel?", Some("a name"));
     let renamed = town.buys(&url, customer, "What is a receipt?", Some("a name"));
-    assert_eq!((renamed.status, &renamed.answer["error"]["code"]), (409, &json!("payment_reused")));
+    assert_eq!((renamed.status, &renamed.answer["error"]["code"]), (409, &json!(Reason::PaymentConflict.as_str())));
     for sold in [&once, &named] {
         assert_eq!(sold.status, 200, "{}", sold.answer);
         sales.add(std::slice::from_ref(&sold.answer));

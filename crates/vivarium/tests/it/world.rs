@@ -215,6 +215,10 @@ pub fn stop_tree(pid: u32, name: &str) {
 }
 
 pub fn get_json(url: &str) -> Option<Value> {
+    serde_json::from_str(&get_text(url)?).ok()
+}
+
+pub fn get_text(url: &str) -> Option<String> {
     let out = Command::new("curl").args(["-sf", "--max-time", "5", url]).output().ok()?;
-    serde_json::from_slice(&out.stdout).ok()
+    out.status.success().then(|| String::from_utf8(out.stdout).ok()).flatten()
 }

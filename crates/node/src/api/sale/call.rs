@@ -1,7 +1,7 @@
 //! A sale that is paid by a voucher: put the deposit in if one came along, reserve, serve, charge what was delivered.
 //! Nothing of it waits for the chain but a deposit and a refund.
 
-use super::{Errand, Guard, Offers, Order, Paying, Sale, Terms, Wishes, Work, refused, start};
+use super::{Errand, Offers, Order, Paying, Sale, Terms, Wishes, Work, refused};
 use crate::api::Api;
 use crate::api::problem::Problem;
 use crate::ask::{Ask, Reserved};
@@ -13,7 +13,7 @@ use crate::shared::InFlight;
 use alloy::primitives::Address;
 use axum::Json;
 use axum::response::{IntoResponse, Response};
-use pay::book::ChannelLimits;
+use futures::TryFutureExt;
 use pay::book::channels::{AskedDeposit, Channel, ChannelAsk, RefundAsk};
 use pay::scheme::channel::server::{VerifiedVoucher, VoucherKind};
 use pay::scheme::channel::{BATCH_SETTLEMENT, ChannelDomain, Deposit};
@@ -27,6 +27,10 @@ use tokio::sync::oneshot;
 const TURNS_MAX: u32 = 6;
 /// A deposit or refund that takes longer is answered with 503; it goes on, and the same request asked again finds it.
 const MOVED_WITHIN: Duration = Duration::from_secs(60);
+
+/// What offers name as the least deposit. Official clients put in this much each time, so that its gas (0.0014 USDC) is a
+/// hundredth or so of it. Less is taken, down to [`ChannelLimits::deposit_min`](pay::book::ChannelLimits). A guess.
+const DEPOSIT: Usdc = Usdc(100_000);
 
 /// What is sold on channels with.
 #[derive(Debug)]
@@ -51,7 +55,7 @@ impl Counter {
             terms: ChannelTerms {
                 receiver_authorizer: cx.config.treasury,
                 withdraw_delay_secs: u64::from(cx.birth.options.withdrawDelay),
-                deposit_min: ChannelLimits::default().deposit_min,
+                deposit_min: DEPOSIT,
             },
             domain: ChannelDomain::new(cx.config.chain_id),
         }
@@ -90,12 +94,7 @@ impl Api {
             fresh: wishes.fresh,
         };
         let work = Work::of(order.prompt, order.settings, terms.max_tokens);
-        let begin = || start(&terms.engine, work.clone());
-        // Prefill runs while the record becomes durable; with a deposit to come it would only stand in the way.
-        let mut begun = match deposit {
-            None => Some(begin().map_err(IntoResponse::into_response)?),
-            Some(_) => None,
-        };
+        let begin = || self.start(&terms.engine, work.clone());
         let (mut seen, mut put_in) = (None, None);
         let mut turns = 0;
         let not_reserved = loop {
@@ -113,14 +112,16 @@ impl Api {
                 max_tokens: terms.max_tokens,
                 seen: seen.take(),
             };
-            let answer = self.ask(|reply| Ask::ReserveCall { want: Box::new(want), reply }).await?;
-            match answer {
-                CallAnswer::Yes { request } => {
-                    let guard = Guard { cx: self.cx.clone(), request: Some(request), _in_flight: entered };
-                    let generation = match begun.take() {
-                        Some(generation) => generation,
-                        None => begin().map_err(IntoResponse::into_response)?,
-                    };
+            let (taken, is_taken) = oneshot::channel();
+            let (begun, answer) = futures::join!(
+                // Prefill runs while the record becomes durable, and for nothing that the book has not taken: a voucher
+                // for a channel that does not exist is signed for free.
+                is_taken.map_ok(|()| begin()),
+                self.ask(|reply| Ask::ReserveCall { want: Box::new(want), taken, reply })
+            );
+            match answer? {
+                CallAnswer::Yes { request, guard } => {
+                    let generation = begun.unwrap_or_else(|_| begin()).map_err(IntoResponse::into_response)?;
                     return Ok(Sale {
                         request,
                         prompt_tokens: terms.prompt_tokens,
@@ -134,6 +135,7 @@ impl Api {
                         signature: paid.voucher.signature.to_vec(),
                         paying: Paying::Voucher(Box::new(Call { paid, put_in })),
                         guard,
+                        in_flight: entered,
                         api: self.clone(),
                     });
                 }
@@ -224,6 +226,11 @@ impl Api {
         let (amount, tx) = match outcome {
             Ok(Some(moved)) => moved,
             Ok(None) => return self.refuse(terms, Refusal::new(Reason::RefundFailed, "the refund did not go through")),
+            Err(reason @ Reason::RefundOverDay) => {
+                let message = "the agent gives no more back today: ask for less, ask tomorrow, or take it out by the \
+                               contract (initiateWithdraw)";
+                return self.refuse(terms, Refusal::new(reason, message));
+            }
             Err(reason) => return self.refuse(terms, Refusal::new(reason, reason.as_str().replace('_', " "))),
         };
         let Some(known) = self.channel(paid).await else { return chain_is_away(&"the channel is not known here") };
@@ -251,7 +258,7 @@ impl Api {
     }
 
     /// Asks the main loop something that it answers.
-    async fn ask<T>(&self, make: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Result<T, Response> {
+    pub(super) async fn ask<T>(&self, make: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Result<T, Response> {
         let (reply, answer) = oneshot::channel();
         self.cx.tell(Event::Ask(Box::new(make(reply)))).await;
         answer.await.map_err(|_| Problem::for_unavail("the node is stopping", 5).into_response())

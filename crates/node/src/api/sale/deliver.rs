@@ -1,12 +1,13 @@
 //! The way of a sale from its first token: generate → deliver → charge → settle → keep → the last byte → receipt.
 
-use super::{Guard, Paying, Sale, refused, stamp, tell};
+use super::{Paying, Sale, refused, stamp};
 use crate::answers::Answer;
 use crate::api::problem::Problem;
-use crate::ask::Ask;
+use crate::ask::{Ask, tell};
 use crate::context::Context;
 use crate::main_loop::Event;
 use crate::settle::Settlement;
+use crate::shared::InFlight;
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
@@ -15,6 +16,7 @@ use futures::{Stream, StreamExt};
 use infer::api::embeddings::vector_bytes;
 use infer::api::{Answered, ApiError, SSE_KEEP_ALIVE, Usage};
 use infer::{EngineEvent, Finish, Generation, TokenLogprob};
+use journal::crash_point;
 use pay::book::{AbortWhy, Delivery, Finish as Ended, RequestId};
 use pay::scheme::upto::Proxy;
 use pay::wire::Resource;
@@ -215,7 +217,7 @@ impl Sale {
         let delivery = delivery(&self, &run, usage, ended(finish), true);
         let amount = self.worth(usage);
         let then = Some((self.api.cx.clone(), request, delivery, amount));
-        let last = OnTaken { frame: Some(answer.body), taken: false, then, _guard: self.guard };
+        let last = OnTaken { frame: Some(answer.body), taken: false, then, _in_flight: self.in_flight };
         let mut response = Body::from_stream(last).into_response();
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(run.form.content_type()));
         stamp(&mut response, &request, answer.payment_response.as_deref());
@@ -259,6 +261,7 @@ impl Sale {
     async fn keep(&self, answer: &Answer) {
         let under = (self.request, self.question, self.signature.as_slice());
         self.api.answers.keep(under, answer, self.api.shared.now()).await;
+        crash_point!("pay.kept");
     }
 
     /// What the last piece of an answer says about its payment.
@@ -558,7 +561,7 @@ struct OnTaken {
     frame: Option<Bytes>,
     taken: bool,
     then: Option<(Arc<Context>, RequestId, Delivery, Usdc)>,
-    _guard: Guard,
+    _in_flight: InFlight,
 }
 
 impl Stream for OnTaken {

@@ -1,6 +1,6 @@
 //! Customers and the chain that they pay on.
 
-use crate::world::{World, program, project};
+use crate::world::{World, get_text, program, project};
 use alloy::primitives::{Address, B256, Bytes, U256, keccak256};
 use alloy::signers::SignerSync;
 use alloy::signers::local::PrivateKeySigner;
@@ -10,7 +10,7 @@ use chain::alloy::rpc::types::{Filter, Log, TransactionReceipt};
 use chain::bindings::TestUSDC;
 use chain::deploy::fund_eth;
 use chain::{Chain, Outcome, Sender, Tx, usdc};
-use http::{HeaderMap, Method};
+use http::{HeaderMap, HeaderName, Method};
 use pay::buyer::Buyer;
 use pay::scheme::channel::{self, CHANNEL, ChannelDomain};
 use pay::scheme::exact::client::sign;
@@ -23,11 +23,13 @@ use pay::scheme::upto::{Permit2Domain, Permit2Payment, Proxy};
 use pay::seller::identifier::IDEMPOTENCY_KEY;
 use pay::wire::{PAYMENT_REQUIRED, PAYMENT_RESPONSE, PAYMENT_SIGNATURE, decode_header};
 use pay::wire::{PaymentPayload, PaymentRequired, PaymentRequirements};
-use pay::{SettleExact, Usdc};
+use pay::{RequestId, SettleExact, TransferMethod, Usdc};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Child;
 use tokio::runtime::Runtime;
@@ -63,6 +65,15 @@ pub struct Bought {
     /// PAYMENT-SIGNATURE.
     pub header: String,
     terms: SettleExact,
+}
+
+/// What was answered.
+pub struct Said {
+    pub status: u16,
+    /// What PAYMENT-REQUIRED says is wrong.
+    pub offered: Option<String>,
+    /// The body, and `payment`: the decoded PAYMENT-RESPONSE, or null.
+    pub body: Value,
 }
 
 impl Bought {
@@ -245,21 +256,80 @@ impl Town {
 
     /// Asks with this payment: status, and the body with its PAYMENT-RESPONSE as `payment`.
     pub fn sends(&self, url: &str, text: &str, payment: &str, name: Option<&str>) -> (u16, Value) {
-        let mut headers = HeaderMap::new();
-        headers.insert(PAYMENT_SIGNATURE, payment.try_into().expect("ASCII"));
-        headers.insert("content-type", http::HeaderValue::from_static("application/json"));
-        if let Some(name) = name {
-            headers.insert(IDEMPOTENCY_KEY, name.try_into().expect("ASCII"));
+        let mut headers = vec![(PAYMENT_SIGNATURE, payment.to_owned())];
+        headers.extend(name.map(|name| (IDEMPOTENCY_KEY, name.to_owned())));
+        let said = self.runtime.block_on(self.asks(url, text, &headers));
+        (said.status, said.body)
+    }
+
+    /// The same with these headers.
+    pub fn sends_with(&self, url: &str, text: &str, headers: &[(HeaderName, String)]) -> Said {
+        self.runtime.block_on(self.asks(url, text, headers))
+    }
+
+    async fn asks(&self, url: &str, text: &str, headers: &[(HeaderName, String)]) -> Said {
+        let mut all = HeaderMap::new();
+        all.insert("content-type", http::HeaderValue::from_static("application/json"));
+        for (name, value) in headers {
+            all.append(name, value.try_into().expect("ASCII"));
         }
         let (url, body) = (format!("{url}/v1/chat/completions"), self.question(text).to_string());
-        self.runtime.block_on(async {
-            let answer = net::Client::new().send(Method::POST, &url, headers, body.into()).await.expect("an answer");
-            let status = answer.status.as_u16();
-            let paid = answer.header(&PAYMENT_RESPONSE).map(|header| decode_header(header).expect("JSON"));
-            let mut body: Value = answer.json().await.expect("JSON");
-            body["payment"] = paid.unwrap_or_default();
-            (status, body)
-        })
+        let answer = net::Client::new().send(Method::POST, &url, all, body.into()).await.expect("an answer");
+        let status = answer.status.as_u16();
+        let offer = answer.header(&PAYMENT_REQUIRED).map(|header| PaymentRequired::from_header(header).expect("one"));
+        let paid = answer.header(&PAYMENT_RESPONSE).map(|header| decode_header(header).expect("JSON"));
+        let mut body: Value = answer.json().await.expect("JSON");
+        body["payment"] = paid.unwrap_or_default();
+        Said { status, offered: offer.map(|offer| offer.error), body }
+    }
+
+    /// A payment by `exact` for a question, not sent.
+    pub fn signed(&self, url: &str, payer: &PrivateKeySigner, text: &str) -> Value {
+        let offer = self.offer(url, text, "eip3009").expect("an offer");
+        let nonce = keccak256((payer.address(), text.to_owned()).abi_encode());
+        decode_header(&sign(payer, &offer, self.now(), nonce).expect("a payment").to_header()).expect("JSON")
+    }
+
+    /// Answers to this question, asked by so many strangers at once with vouchers for channels that do not exist.
+    pub fn pay_with_nothing(&self, url: &str, text: &str, strangers: u32) -> Vec<Said> {
+        let required = self.required(&format!("{url}/v1/chat/completions"), &self.question(text));
+        let offer = required.accepts.into_iter().find(|offer| offer.scheme() == CHANNEL).expect("an offer");
+        let domain = ChannelDomain::new(self.chain_id);
+        let payments = (0..strangers).map(|number| {
+            let key = PrivateKeySigner::from_bytes(&keccak256(format!("nobody {number}"))).expect("in range");
+            let config = channel::client::config(key.address(), &offer, [0; 32]).expect("a channel");
+            let payment = channel::client::pay(&key, &domain, &config, &offer, offer.amount(), None);
+            vec![(PAYMENT_SIGNATURE, payment.expect("a payment").to_header())]
+        });
+        let payments: Vec<_> = payments.collect();
+        let asked = payments.iter().map(|headers| self.asks(url, text, headers));
+        self.runtime.block_on(futures::future::join_all(asked))
+    }
+
+    /// Pays for a long answer by `exact` and hangs up once its engine has begun. The request.
+    pub fn hangs_up(&self, url: &str, payer: &PrivateKeySigner, text: &str) -> RequestId {
+        let begun = generations(url);
+        let question = json!({
+            "model": self.model, "messages": [{ "role": "user", "content": text }], "max_tokens": 200,
+        });
+        let required = self.required(&format!("{url}/v1/chat/completions"), &question);
+        let offer = required.accepts.into_iter().find(|offer| offer.scheme() == EXACT).expect("an offer");
+        let nonce = keccak256((payer.address(), text.to_owned()).abi_encode());
+        let header = sign(payer, &offer, self.now(), nonce).expect("a payment").to_header();
+        let (host, body) = (url.strip_prefix("http://").expect("a URL"), question.to_string());
+        let mut line = std::net::TcpStream::connect(host).expect("it listens");
+        let head = format!(
+            "POST /v1/chat/completions HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n\
+             payment-signature: {header}\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        line.write_all([head.as_bytes(), body.as_bytes()].concat().as_slice()).expect("it reads");
+        // A node that refuses, or dies on it, never begins.
+        let asked = Instant::now();
+        while generations(url) == begun && asked.elapsed() < Duration::from_secs(30) {
+            std::thread::yield_now();
+        }
+        RequestId::of_payment(TransferMethod::Eip3009, &payer.address().into_array(), &nonce.0)
     }
 
     /// A call by `exact`, under a name or none.
@@ -387,6 +457,13 @@ impl Wallet {
 
 fn calldata(signature: &str, argument: Address) -> Bytes {
     [&keccak256(signature)[..4], argument.into_word().as_slice()].concat().into()
+}
+
+/// Answers that a node has asked its engine for since it started; 0 where there is none.
+pub fn generations(url: &str) -> u64 {
+    let text = get_text(&format!("{url}/metrics")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("vivarium_generations_total "));
+    line.map_or(0, |count| count.parse().expect("a number"))
 }
 
 /// The official client, `count` calls by `exact`; what each said.

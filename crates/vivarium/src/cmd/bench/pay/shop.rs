@@ -147,6 +147,24 @@ impl Shop {
         Ok(cpu_time().saturating_sub(cpu))
     }
 
+    /// CPU time of calls that pay by voucher, from the parsed head to the answer's last byte, without the HTTP around them.
+    pub async fn sold(&self, payments: Vec<String>, at_once: usize) -> Result<Duration> {
+        let call = |(turn, payment): (usize, String)| async move {
+            let mut headers = HeaderMap::new();
+            headers.insert(PAYMENT_SIGNATURE, HeaderValue::try_from(payment)?);
+            let body = Bytes::from(format!("{{\"turn\":{turn}}}"));
+            let answer = paid(State(Arc::clone(&self.inner)), headers, body).await;
+            ensure!(answer.status() == StatusCode::OK, "answered {}", answer.status());
+            axum::body::to_bytes(answer.into_body(), 1 << 16).await.context("an answer that breaks off")
+        };
+        let cpu = cpu_time();
+        let mut calls = futures::stream::iter(payments.into_iter().enumerate()).map(call).buffer_unordered(at_once);
+        while let Some(answer) = calls.next().await {
+            answer?;
+        }
+        Ok(cpu_time().saturating_sub(cpu))
+    }
+
     /// Claims all that is charged and has it paid out. The book must then agree with the chain.
     pub async fn claim_and_settle(&self) -> Result<()> {
         let policy =
