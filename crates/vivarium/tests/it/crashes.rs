@@ -30,8 +30,9 @@ fn arm(world: &World, lease: u64, point: &str) -> Option<PathBuf> {
     Some(dir)
 }
 
-fn fired(dir: &std::path::Path) -> bool {
-    dir.join("crash-fired").is_file()
+/// Whether `point` killed the node of this folder. What an earlier point left behind is another's.
+fn fired(dir: &std::path::Path, point: &str) -> bool {
+    world::names(&dir.join("crash-fired"), point)
 }
 
 /// `asked`: calls that somebody meant to pay for so far. Each is charged at most once.
@@ -55,10 +56,12 @@ fn pay_past(world: &World, point: &str, asked: u64) -> u64 {
     match point {
         // Who hangs up has its money back.
         "pay.exact_refund_sent" => {
-            if world.agent().is_none_or(|agent| agent["selling"] != true) {
+            // The node is just being started again.
+            let Some(town) =
+                world.agent().filter(|agent| agent["selling"] == true).map(|agent| Town::of(world, &agent))
+            else {
                 return 0;
-            }
-            let town = Town::of(world);
+            };
             let url = world.world()["agent"]["url"].as_str().expect("a URL").to_owned();
             town.hangs_up(&url, &town.stranger(&format!("hangs up {asked}")), "Tell me a long story.");
         }
@@ -90,7 +93,7 @@ fn every_crash_point_is_survived() {
         world.until(&format!("crash at {point}"), |w| {
             let lease = lease_of(&w.agent()?, "lease")?;
             let dir = data_dir(w, lease)?;
-            if fired(&dir) {
+            if fired(&dir, point) {
                 return Some(());
             }
             if !dir.join("crash-once").is_file() && !dir.join("crash-armed").is_file() {
@@ -100,7 +103,7 @@ fn every_crash_point_is_survived() {
             }
             asked += pay_past(w, point, asked);
             // The crash may have been the last thing this lease saw.
-            w.fired_anywhere().then_some(())
+            w.fired_anywhere(point).then_some(())
         });
         world.clear_fired();
         settled(&mut world, point, asked);
@@ -118,7 +121,7 @@ fn every_crash_point_is_survived() {
         let stopped = world.tenant_pid(lease).expect("the active node");
         world::stop_tree(stopped, "STOP");
         world.until(&format!("crash at {point}, and a takeover"), |w| {
-            (w.fired_anywhere() && w.epoch()? > epoch).then_some(())
+            (w.fired_anywhere(point) && w.epoch()? > epoch).then_some(())
         });
         world::stop_tree(stopped, "CONT");
         world.clear_fired();

@@ -36,8 +36,8 @@ const STORAGE: u64 = 100_000_000;
 fn payments_are_settled_after_they_were_served_and_by_anothers_facilitator() {
     let _turn = world::turn();
     let mut world = World::start(&["--settle-after", SETTLE_AFTER, "--no-restart"]);
-    world.until("birth", |w| (w.agent()?["selling"] == true).then_some(()));
-    let town = Town::of(&world);
+    let agent = world.until("birth", |w| w.agent().filter(|agent| agent["selling"] == true));
+    let town = Town::of(&world, &agent);
     let key_file = world.world()["customer"]["key_file"].as_str().expect("a key file").to_owned();
     let customer = read_key(Path::new(&key_file)).expect("a key");
     // Batches are the relay's. In a world of whole days it waits hours for the treasury's gas.
@@ -249,7 +249,7 @@ fn by_python(world: &mut World, town: &Town, sales: &mut Sales) {
 /// Whoever is gone before its answer has its money back, without asking.
 fn hung_up(world: &mut World, town: &Town) {
     let stranger = town.stranger("hangs up");
-    let request = town.hangs_up(&url_of(world), &stranger, "Tell me a long story.");
+    let request = town.hangs_up(&url_of(world), &stranger, "Tell me a long story.").expect("a node");
     let back = world.until("its money back", |_| {
         let back = town.paid(town.treasury, stranger.address());
         (!back.is_empty()).then_some(back)

@@ -127,9 +127,9 @@ impl World {
             .collect()
     }
 
-    /// Did an armed crash point kill a node?
-    pub fn fired_anywhere(&self) -> bool {
-        !self.lease_data("crash-fired").is_empty()
+    /// Did this crash point kill a node?
+    pub fn fired_anywhere(&self, point: &str) -> bool {
+        self.lease_data("crash-fired").iter().any(|path| names(path, point))
     }
 
     /// How often the tenant of `lease` was killed, by whomever, as its provider's log tells.
@@ -191,6 +191,11 @@ pub fn client(world: &Value, mode: &str, count: u32, scheme: &str, flags: &[&str
         .current_dir(project().join("tests/clients"))
         .output()
         .expect("node runs")
+}
+
+/// Whether the file names this crash point.
+pub fn names(file: &Path, point: &str) -> bool {
+    std::fs::read_to_string(file).is_ok_and(|text| text.trim() == point)
 }
 
 pub fn program() -> &'static str {

@@ -83,7 +83,8 @@ impl Bought {
 }
 
 impl Town {
-    pub fn of(world: &World) -> Self {
+    /// `agent`: what it says of itself.
+    pub fn of(world: &World, agent: &Value) -> Self {
         let file = world.world();
         let address = |name: &str| file[name].as_str().and_then(|a| a.parse().ok()).expect("an address");
         Self {
@@ -93,7 +94,7 @@ impl Town {
             market: address("lease_market"),
             treasury: address("treasury"),
             token: address("usdc"),
-            model: world.agent().expect("a status")["model"].as_str().expect("a name").to_owned(),
+            model: agent["model"].as_str().expect("a name").to_owned(),
         }
     }
 
@@ -218,9 +219,14 @@ impl Town {
 
     /// The 402 of a route.
     pub fn required(&self, url: &str, body: &Value) -> PaymentRequired {
-        let asked = async { net::Client::new().post_json(url, body).await.expect("an answer") };
-        let answer = self.runtime.block_on(asked);
-        PaymentRequired::from_header(answer.header(&PAYMENT_REQUIRED).expect("an offer")).expect("one")
+        self.may_be_required(url, body).expect("an offer")
+    }
+
+    /// The same of a node that may be down.
+    fn may_be_required(&self, url: &str, body: &Value) -> Option<PaymentRequired> {
+        let asked = async { net::Client::new().post_json(url, body).await.ok() };
+        let answer = self.runtime.block_on(asked)?;
+        Some(PaymentRequired::from_header(answer.header(&PAYMENT_REQUIRED)?).expect("one"))
     }
 
     /// The `exact` offer for a question by `method`, if it is made.
@@ -306,30 +312,30 @@ impl Town {
         self.runtime.block_on(futures::future::join_all(asked))
     }
 
-    /// Pays for a long answer by `exact` and hangs up once its engine has begun. The request.
-    pub fn hangs_up(&self, url: &str, payer: &PrivateKeySigner, text: &str) -> RequestId {
+    /// Pays for a long answer by `exact` and hangs up once its engine has begun. The request; none without a node.
+    pub fn hangs_up(&self, url: &str, payer: &PrivateKeySigner, text: &str) -> Option<RequestId> {
         let begun = generations(url);
         let question = json!({
             "model": self.model, "messages": [{ "role": "user", "content": text }], "max_tokens": 200,
         });
-        let required = self.required(&format!("{url}/v1/chat/completions"), &question);
-        let offer = required.accepts.into_iter().find(|offer| offer.scheme() == EXACT).expect("an offer");
+        let required = self.may_be_required(&format!("{url}/v1/chat/completions"), &question)?;
+        let offer = required.accepts.into_iter().find(|offer| offer.scheme() == EXACT)?;
         let nonce = keccak256((payer.address(), text.to_owned()).abi_encode());
         let header = sign(payer, &offer, self.now(), nonce).expect("a payment").to_header();
         let (host, body) = (url.strip_prefix("http://").expect("a URL"), question.to_string());
-        let mut line = std::net::TcpStream::connect(host).expect("it listens");
+        let mut line = std::net::TcpStream::connect(host).ok()?;
         let head = format!(
             "POST /v1/chat/completions HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n\
              payment-signature: {header}\r\ncontent-length: {}\r\n\r\n",
             body.len()
         );
-        line.write_all([head.as_bytes(), body.as_bytes()].concat().as_slice()).expect("it reads");
+        line.write_all([head.as_bytes(), body.as_bytes()].concat().as_slice()).ok()?;
         // A node that refuses, or dies on it, never begins.
         let asked = Instant::now();
         while generations(url) == begun && asked.elapsed() < Duration::from_secs(30) {
             std::thread::yield_now();
         }
-        RequestId::of_payment(TransferMethod::Eip3009, &payer.address().into_array(), &nonce.0)
+        Some(RequestId::of_payment(TransferMethod::Eip3009, &payer.address().into_array(), &nonce.0))
     }
 
     /// A call by `exact`, under a name or none.
