@@ -159,7 +159,8 @@ fn every_reason_is_a_client_matter() {
         402 invalid_batch_settlement_evm_refund_no_balance
         402 invalid_batch_settlement_evm_refund_amount_invalid
         402 invalid_batch_settlement_evm_refund_transaction_failed
-    "#]].assert_eq(&table);
+    "#]]
+    .assert_eq(&table);
     let names: std::collections::BTreeSet<&str> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
     assert_eq!(names.len(), Reason::ALL.len(), "two reasons have one name");
 }

@@ -274,6 +274,11 @@ fn strangers_bodies_break_no_facilitator() {
         // Whatever was changed: it moves what was asked for, to whom that names, in a token that is on the list.
         let (found, wanted) = (&job.settlement, &asked.requirements);
         assert!(found.amount == wanted.amount() && job.pay_to() == wanted.pay_to(), "seed {seed}");
+        let permitted = PaymentRequirements::from_json(asked.payment.accepted.clone()).unwrap();
+        assert!(
+            found.amount <= permitted.amount() && job.pay_to() == permitted.pay_to(),
+            "seed {seed}: more than signed"
+        );
         assert!(desk.tokens.contains(&found.token.into()), "seed {seed}");
     });
     let (read, settled) = (read.sum(), settled.sum());

@@ -50,6 +50,41 @@ fn every_header_is_read_and_printed_to_the_byte() {
     }
 }
 
+/// The recordings of these two keep the messages, not the headers. A header is the base64 of a message as the packages
+/// print it, without spaces and in the order that was recorded.
+#[test]
+fn messages_of_channels_and_upto_are_read_and_printed_as_they_came() {
+    for (name, messages) in [("batch-settlement.json", 12), ("upto.json", 9)] {
+        let path = format!("{}/tests/golden/{name}", env!("CARGO_MANIFEST_DIR"));
+        let steps: Vec<Value> = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        let mut found = 0;
+        for step in &steps {
+            let recorded = step.as_object().unwrap().iter().filter(|(name, _)| name.starts_with("PAYMENT-"));
+            for (header, json) in recorded {
+                let text = encode_header(json);
+                let printed = match header.as_str() {
+                    "PAYMENT-SIGNATURE" => PaymentPayload::from_header(&text).unwrap().to_header(),
+                    // Its order is each server's own, and a voucher's amount may be empty: nothing that it says is lost.
+                    "PAYMENT-RESPONSE" => {
+                        let read = SettlementResponse::from_header(&text).unwrap();
+                        let (mut printed, mut said) = (read.to_json(), json.clone());
+                        for json in [&mut printed, &mut said] {
+                            json.as_object_mut().unwrap().retain(|name, value| name != "amount" || value != "");
+                        }
+                        assert_eq!(printed, said, "{name} {header}");
+                        found += 1;
+                        continue;
+                    }
+                    _ => PaymentRequired::from_header(&text).unwrap().to_header(),
+                };
+                assert_eq!(printed, text, "{name} {header}: {json}");
+                found += 1;
+            }
+        }
+        assert_eq!(found, messages, "{name}");
+    }
+}
+
 #[test]
 fn the_official_signature_verifies_and_ours_is_the_same_one() {
     for (name, key) in PAYERS {
