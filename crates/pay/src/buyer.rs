@@ -12,11 +12,12 @@
 mod answer;
 mod channels;
 mod error;
+mod permit2;
 mod record;
 mod unknown;
 
 pub use answer::{Answer, Paid};
-pub use channels::{ChannelPolicy, Schemes};
+pub use channels::{ChannelPolicy, HeldChannel, Schemes};
 pub use error::{Error, Kind};
 pub use unknown::{Fate, Fates};
 
@@ -24,6 +25,7 @@ use crate::Usdc;
 use crate::reason::Reason;
 use crate::scheme::channel::{CHANNEL, ChannelId};
 use crate::scheme::exact::{EXACT, Hash, client};
+use crate::scheme::upto::UPTO;
 use crate::seller::FRESH_ANSWER;
 use crate::seller::identifier::IDEMPOTENCY_KEY;
 use crate::wire::{
@@ -35,6 +37,7 @@ use answer::Resolves;
 use bytes::Bytes;
 use channels::Slot;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
+use permit2::{Means, is_by_permit2};
 use record::{Memory, Record, Signed, Standing};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -97,6 +100,8 @@ pub struct Buyer {
     day_clock: Option<Clock>,
     limits: SpendLimits,
     schemes: Schemes,
+    /// What has a transaction of its own may be paid by Permit2, too.
+    permit2: bool,
     /// Shared by clones. A std Mutex: it is never held over an await.
     known: Arc<Mutex<Known>>,
     /// A call ended, and with it its use of a channel.
@@ -172,6 +177,8 @@ struct Tried {
     busy: BTreeSet<ChannelId>,
     /// It refused a deposit: the payer may be short of money. `exact` needs less.
     no_deposits: bool,
+    /// What Permit2 may take, when the offer at hand came.
+    means: Option<Means>,
 }
 
 /// Why an offer cannot be paid.
@@ -210,6 +217,7 @@ impl Buyer {
             day_clock: None,
             limits: SpendLimits::default(),
             schemes: Schemes::Exact,
+            permit2: false,
             known: Arc::default(),
             freed: Arc::default(),
             record: None,
@@ -423,13 +431,13 @@ impl Buyer {
         url: &str,
     ) -> Result<(&'o PaymentRequirements, Option<Slot>), NoWay> {
         let (policy, exact_too) = match &self.schemes {
-            Schemes::Exact => return Ok((self.choose_exact(offer, url)?, None)),
+            Schemes::Exact => return Ok((self.choose_settled(offer, tried.means, url)?, None)),
             Schemes::ChannelElseExact(policy) => (policy, true),
             Schemes::Channel(policy) => (policy, false),
         };
         match self.choose_channel(policy, known, (key, offer, tried), url) {
             Ok((chosen, slot)) => Ok((chosen, Some(slot))),
-            Err(none) if exact_too => match self.choose_exact(offer, url) {
+            Err(none) if exact_too => match self.choose_settled(offer, tried.means, url) {
                 Ok(chosen) => Ok((chosen, None)),
                 // A channel will do, once one is free.
                 Err(_) if none.passes => Err(none),
@@ -443,26 +451,40 @@ impl Buyer {
     fn vet(&self, offer: &PaymentRequired, url: &str) -> Result<(), Error> {
         let policy = &self.policy;
         let is_ours = |o: &PaymentRequirements| {
-            let is_known = [EXACT, CHANNEL].contains(&o.scheme());
+            let is_known = [EXACT, CHANNEL].contains(&o.scheme()) || (self.permit2 && o.scheme() == UPTO);
             is_known && o.network() == policy.network && o.asset() == policy.asset && o.pay_to() == policy.pay_to
         };
         if offer.accepts.iter().any(is_ours) {
             return Ok(());
         }
-        self.choose_exact(offer, url).map(|_| ())
+        self.choose_settled(offer, None, url).map(|_| ())
     }
 
-    fn choose_exact<'o>(&self, offer: &'o PaymentRequired, url: &str) -> Result<&'o PaymentRequirements, Error> {
+    /// The cheapest offer that is settled by a transaction of its own, of those that can be paid: by EIP-3009, or by
+    /// Permit2 as far as `means` reach.
+    fn choose_settled<'o>(
+        &self,
+        offer: &'o PaymentRequired,
+        means: Option<Means>,
+        url: &str,
+    ) -> Result<&'o PaymentRequirements, Error> {
         let policy = &self.policy;
-        let known = offer.accepts.iter().filter(|o| o.scheme() == EXACT && o.network() == policy.network);
-        let payable = known.filter(|o| o.extra_text("assetTransferMethod").is_none_or(|m| m == "eip3009"));
-        let payable: Vec<_> = payable.filter(|o| o.asset() == policy.asset).collect();
+        let is_payable = |o: &&PaymentRequirements| match is_by_permit2(o) {
+            true => means.is_some_and(|means| means.reach(o.amount())),
+            false => {
+                o.scheme() == EXACT && o.extra_text("assetTransferMethod").is_none_or(|method| method == "eip3009")
+            }
+        };
+        let known = offer.accepts.iter().filter(|o| o.network() == policy.network && o.asset() == policy.asset);
+        let payable: Vec<_> = known.filter(is_payable).collect();
         if payable.is_empty() {
-            let message = format!("offers no `exact` payment in {} on {}", policy.asset, policy.network);
+            let by_permit2 = if means.is_some() { ", and Permit2 may not spend enough" } else { "" };
+            let message = format!("offers no `exact` payment in {} on {}{by_permit2}", policy.asset, policy.network);
             return Err(Error::new(Kind::WrongSeller, url, message));
         }
         let ours: Vec<_> = payable.iter().filter(|o| o.pay_to() == policy.pay_to).collect();
-        let Some(cheapest) = ours.iter().min_by_key(|o| o.amount()) else {
+        // Of the same price: what may turn out cheaper, then what needs no allowance.
+        let Some(cheapest) = ours.iter().min_by_key(|o| (o.amount(), o.scheme() != UPTO, is_by_permit2(o))) else {
             let message =
                 format!("wants the money for {}, the agent's treasury is {}", payable[0].pay_to(), policy.pay_to);
             return Err(Error::new(Kind::WrongSeller, url, message));
@@ -488,6 +510,10 @@ impl Buyer {
                 let (payment, on_channel, more) = self.sign_on_channel(&mut next, chosen, slot, url)?;
                 (payment, Some(on_channel), more)
             }
+            None if is_by_permit2(chosen) => {
+                let means = tried.means.unwrap_or_default();
+                (self.sign_by_permit2(offer, chosen, means, now, url)?, None, chosen.amount())
+            }
             None => {
                 let payment = client::sign(&self.signer, chosen, now, B256::from(rand::random::<[u8; 32]>()))
                     .map_err(|refusal| Error::new(Kind::WrongSeller, url, refusal))?;
@@ -495,7 +521,9 @@ impl Buyer {
             }
         };
         payment.resource = Some(offer.resource.clone());
-        payment.extensions.clone_from(&offer.extensions);
+        if payment.extensions.is_none() {
+            payment.extensions.clone_from(&offer.extensions);
+        }
         let host = authority(url);
         for (what, signed, limit) in [
             ("in all", next.signed, Some(self.policy.max_total)),
@@ -646,6 +674,7 @@ impl<'b> Call<'b> {
         };
         if !is_out {
             self.buyer.look_at_uncertain(&offer, &self.url).await;
+            self.tried.means = self.buyer.look_at_permit2(&offer).await;
             match self.buyer.sign(self.key, (&offer, &self.tried), &self.url) {
                 Ok(()) => self.is_new = true,
                 Err(NoWay { error, passes: true }) => return Ok(Some(error)),
@@ -664,6 +693,9 @@ impl<'b> Call<'b> {
             return Err(Error::new(Kind::OutcomeUnknown, &self.url, message));
         }
         let mut is_worth_another = said(&[Reason::PriceMoved, Reason::ValidBefore, Reason::PaymentAborted]);
+        // What Permit2 may take is looked up again: another payment has used it up.
+        let is_allowance = [Reason::Permit2Allowance, Reason::Permit2Simulation, Reason::Permit2Deadline];
+        is_worth_another |= said(&is_allowance);
         let mut is_busy = false;
         if let Some(on) = &signed.on_channel {
             let is_mismatch = said(&[Reason::CumulativeMismatch, Reason::CumulativeBelowClaimed]);
@@ -726,6 +758,11 @@ impl<'b> Call<'b> {
         let taken = answer.status.is_success() || payment.as_ref().is_some_and(|p| p.success);
         let mut spent = attached.as_ref().filter(|_| taken).map_or(Usdc::ZERO, |signed| signed.amount);
         let on_channel = attached.as_ref().and_then(|signed| signed.on_channel);
+        let scheme = attached.as_ref().map(Signed::scheme);
+        if let (Some(UPTO), Some(charged)) = (scheme, payment.as_ref().filter(|p| p.success).and_then(|p| p.amount)) {
+            // Never more than was signed, whatever is said.
+            spent = charged.min(spent);
+        }
         if let (Some(on), Some(response)) = (&on_channel, payment.as_ref().filter(|p| p.success)) {
             spent = self.buyer.learn(on, response);
         }
@@ -742,7 +779,6 @@ impl<'b> Call<'b> {
         if attached.is_some() && is_final && !taken {
             self.buyer.resolve(&self.key);
         }
-        let scheme = attached.map(|signed| if signed.on_channel.is_some() { CHANNEL } else { EXACT });
         Ok(Answer::new(answer, payment, (spent, scheme), resolves))
     }
 }

@@ -46,6 +46,26 @@ pub struct ChannelPolicy {
     pub lane: u8,
 }
 
+/// A channel of this buyer's, as it is on the chain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldChannel {
+    pub id: ChannelId,
+    pub config: ChannelConfig,
+    pub state: ChannelState,
+}
+
+impl HeldChannel {
+    /// In the channel and not claimed: what its payer can take out without the seller.
+    pub fn free(&self) -> Usdc {
+        self.state.balance.saturating_sub(self.state.claimed)
+    }
+
+    /// Chain seconds from which on a withdrawal that has begun can be finalized.
+    pub fn ready_at(&self) -> Option<u64> {
+        Some(self.state.withdrawal?.since.saturating_add(self.config.withdraw_delay_secs))
+    }
+}
+
 /// A channel that can pay the call at hand.
 pub(super) struct Slot {
     config: ChannelConfig,
@@ -214,6 +234,31 @@ impl Buyer {
         read_state(&answers.try_into().ok()?, 0)
     }
 
+    /// The channels in this buyer's record that lie on the policy's chain, whoever they pay, as the chain has them now.
+    /// No seller is asked: with these a payer leaves without one
+    /// ([`initiate_withdraw_call`](crate::scheme::channel::facilitator::initiate_withdraw_call)).
+    ///
+    /// # Errors
+    /// `Usage`: the buyer has no chain. `Unreachable`: the chain does not answer, or has no channel contract.
+    pub async fn held_channels(&self) -> Result<Vec<HeldChannel>, Error> {
+        let Some(chain) = self.chain.clone() else {
+            return Err(Error::new(Kind::Usage, "", "a buyer without a chain cannot look at its channels"));
+        };
+        let domain = self.channel_domain(&chain)?;
+        let configs = self.known().memory.configs.clone();
+        let mut held = Vec::new();
+        // A channel's name is made with the chain's id.
+        for (id, config) in configs.into_iter().filter(|(id, config)| domain.channel_id(config) == *id) {
+            let Some(state) = self.state_of(&id).await else {
+                return Err(Error::new(Kind::Unreachable, &chain, format!("does not say how channel {id} stands")));
+            };
+            let now = (self.clock)();
+            self.change(|memory| memory.see(&id, &state, now));
+            held.push(HeldChannel { id, config, state });
+        }
+        Ok(held)
+    }
+
     /// What lies in channels and is not spent, of all sellers in this buyer's record.
     pub fn left_in_channels(&self) -> Usdc {
         self.known().memory.channels.values().map(OwnChannel::left).sum()
@@ -306,6 +351,7 @@ impl Buyer {
             .map_err(|refusal| Error::new(Kind::WrongSeller, url, refusal))?;
         let more = max.saturating_sub(own.max);
         own.max = own.max.max(max);
+        memory.configs.entry(slot.id).or_insert_with(|| slot.config.clone());
         Ok((payment, OnChannel { id: slot.id, max, deposit: slot.deposit }, more))
     }
 

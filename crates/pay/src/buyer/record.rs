@@ -3,8 +3,10 @@
 use super::unknown::EXPIRED_SECS;
 use super::{Error, Kind};
 use crate::Usdc;
-use crate::scheme::channel::{ChannelId, ChannelState};
-use crate::scheme::exact::Hash;
+use crate::scheme::channel::{CHANNEL, ChannelConfig, ChannelId, ChannelState};
+use crate::scheme::exact::{EXACT, Hash};
+use crate::scheme::upto::UPTO;
+use crate::wire::PaymentPayload;
 use borsh::{BorshDeserialize, BorshSerialize};
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -20,7 +22,7 @@ const SETTLED_MAX: usize = 1_000;
 const SETTLED_SECS: u64 = 86_400;
 
 /// First bytes of the file: what it is, and in the last one the version of its form.
-const MAGIC: &[u8; 8] = b"vivbuy\0\x04";
+const MAGIC: &[u8; 8] = b"vivbuy\0\x05";
 
 #[derive(Debug, Default, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub(super) struct Memory {
@@ -33,6 +35,8 @@ pub(super) struct Memory {
     /// By call (payee, path and body), so that the same call finds it on whatever host the agent is now.
     pub unresolved: BTreeMap<Hash, Signed>,
     pub channels: BTreeMap<ChannelId, OwnChannel>,
+    /// What these channels are between: with it a payer finds its money when nobody else tells.
+    pub configs: BTreeMap<ChannelId, ChannelConfig>,
 }
 
 /// A payment that is out.
@@ -50,6 +54,20 @@ pub(super) struct Signed {
     /// When it was signed, in seconds of the buyer's clock.
     pub at: u64,
     pub standing: Standing,
+}
+
+impl Signed {
+    pub fn scheme(&self) -> &'static str {
+        let is_upto = || {
+            let payment = PaymentPayload::from_header(&self.header);
+            payment.is_ok_and(|payment| payment.accepted.get("scheme").is_some_and(|scheme| scheme == UPTO))
+        };
+        match self.on_channel {
+            Some(_) => CHANNEL,
+            None if is_upto() => UPTO,
+            None => EXACT,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, BorshSerialize, BorshDeserialize)]

@@ -1,6 +1,7 @@
 //! What became of payments of which nobody has said it: a stream that was dropped, an answer that never came.
 //!
 //! Two are asked. The *chain* knows whether an authorisation was used, and after it has expired unused it never will be.
+//! (By Permit2 it knows that a nonce is spent and no more: it counts as paid, at most what was signed.)
 //! The *seller* has a receipt of what it took. A voucher has no entry of its own on the chain and never expires; it is
 //! settled once the seller has a receipt for it, or when the time in which it would have been answered is over: the
 //! next voucher on its channel covers it (`Memory::unknown_on`), and the seller's own count decides what is owed.
@@ -12,8 +13,10 @@ use super::record::{Signed, Standing};
 use super::{Buyer, Hash, authority};
 use crate::receipt::SignedReceipt;
 use crate::scheme::exact::EXACT;
+use crate::scheme::permit2::{self, PERMIT2};
+use crate::scheme::upto::UPTO;
 use crate::wire::{self, PaymentPayload};
-use crate::{RequestId, Usdc};
+use crate::{RequestId, TransferMethod, Usdc};
 use alloy::primitives::{Address, B256, Bytes, U256};
 use alloy::sol_types::{SolCall, SolEvent};
 use http::{HeaderMap, Method, StatusCode, header};
@@ -43,6 +46,7 @@ alloy::sol! {
     event AuthorizationCanceled(address indexed authorizer, bytes32 indexed nonce);
     event Transfer(address indexed from, address indexed to, uint256 value);
     function authorizationState(address authorizer, bytes32 nonce) external view returns (bool used);
+    function nonceBitmap(address owner, uint256 word) external view returns (uint256 bits);
 }
 
 /// What became of one payment.
@@ -66,6 +70,7 @@ pub struct Fates {
 
 /// The signed parts that a question needs.
 struct Authorization {
+    method: TransferMethod,
     token: Address,
     payer: Address,
     pay_to: Address,
@@ -75,15 +80,31 @@ struct Authorization {
 }
 
 impl Authorization {
-    /// Of an `exact` payment on `network`.
+    /// Of a payment on `network` that has a nonce of its own.
     fn of(signed: &Signed, network: &str) -> Option<Self> {
         let payment = PaymentPayload::from_header(&signed.header).ok()?;
         let accepted = |name: &str| payment.accepted.get(name).and_then(Value::as_str);
-        if accepted("scheme") != Some(EXACT) || accepted("network") != Some(network) {
+        if !accepted("scheme").is_some_and(|scheme| [EXACT, UPTO].contains(&scheme))
+            || accepted("network") != Some(network)
+        {
             return None;
+        }
+        if let Some(fields) = payment.payload.get("permit2Authorization") {
+            let text = |path: &str| fields.pointer(path).and_then(Value::as_str);
+            return Some(Self {
+                method: TransferMethod::Permit2,
+                token: wire::address(accepted("asset")?).ok()?,
+                payer: wire::address(text("/from")?).ok()?,
+                pay_to: wire::address(text("/witness/to")?).ok()?,
+                value: wire::amount(text("/permitted/amount")?).ok()?,
+                // Permit2's deadline is inclusive.
+                valid_before: text("/deadline")?.parse::<u64>().ok()?.checked_add(1)?,
+                nonce: permit2::nonce(text("/nonce")?).ok()?.into(),
+            });
         }
         let text = |name: &str| payment.payload.pointer(&format!("/authorization/{name}")).and_then(Value::as_str);
         Some(Self {
+            method: TransferMethod::Eip3009,
             token: wire::address(accepted("asset")?).ok()?,
             payer: wire::address(text("from")?).ok()?,
             pay_to: wire::address(text("to")?).ok()?,
@@ -93,8 +114,32 @@ impl Authorization {
         })
     }
 
+    /// The question whether it was used: whom to ask it, and what.
+    fn question(&self) -> (Address, Vec<u8>) {
+        match self.method {
+            TransferMethod::Eip3009 => {
+                (self.token, authorizationStateCall { authorizer: self.payer, nonce: self.nonce }.abi_encode())
+            }
+            TransferMethod::Permit2 => {
+                let word = U256::from_be_bytes(self.nonce.0) >> 8;
+                (PERMIT2, nonceBitmapCall { owner: self.payer, word }.abi_encode())
+            }
+        }
+    }
+
+    /// What the answer to it says.
+    fn is_used(&self, answer: &[u8]) -> Option<bool> {
+        match self.method {
+            TransferMethod::Eip3009 => authorizationStateCall::abi_decode_returns(answer).ok(),
+            TransferMethod::Permit2 => {
+                let bits = nonceBitmapCall::abi_decode_returns(answer).ok()?;
+                Some(bits.bit(usize::from(self.nonce[31])))
+            }
+        }
+    }
+
     fn request(&self) -> RequestId {
-        RequestId::of_payment(crate::TransferMethod::Eip3009, &self.payer.into_array(), &self.nonce.0)
+        RequestId::of_payment(self.method, &self.payer.into_array(), &self.nonce.0)
     }
 }
 
@@ -209,8 +254,8 @@ impl Buyer {
     ) -> Option<Vec<Fate>> {
         let mut calls = vec![("eth_getBlockByNumber", json!(["latest", false]))];
         calls.extend(some.iter().map(|(_, a)| {
-            let data = authorizationStateCall { authorizer: a.payer, nonce: a.nonce }.abi_encode();
-            ("eth_call", json!([{ "to": a.token, "data": Bytes::from(data) }, "latest"]))
+            let (to, data) = a.question();
+            ("eth_call", json!([{ "to": to, "data": Bytes::from(data) }, "latest"]))
         }));
         let answers = self.rpc(chain, &calls).await?;
         let quantity = |name: &str| answers[0].get(name).and_then(Value::as_str).and_then(number);
@@ -218,8 +263,9 @@ impl Buyer {
         let mut fates = Vec::with_capacity(some.len());
         for ((at, authorization), answer) in some.iter().zip(&answers[1..]) {
             let used = answer.as_str().and_then(|text| text.parse::<Bytes>().ok());
-            let used = used.and_then(|bytes| authorizationStateCall::abi_decode_returns(&bytes).ok());
+            let used = used.and_then(|bytes| authorization.is_used(&bytes));
             fates.push(match used {
+                Some(true) if authorization.method == TransferMethod::Permit2 => Fate::Paid,
                 Some(true) => {
                     let age = now.saturating_sub(asked[*at].1.at).saturating_add(VOUCHER_SECS) / BLOCK_SECS_MIN;
                     self.how_used(chain, authorization, height.saturating_sub(age)).await

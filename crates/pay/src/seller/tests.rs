@@ -80,11 +80,87 @@ fn a_challenge_has_status_headers_and_body() {
     assert_eq!((settlement.success, settlement.error_reason.as_deref()), (false, Some("insufficient_funds")));
 }
 
+/// Whose turn it is for each reason, all of them: whoever adds one or moves one says so here. None is a 500, because
+/// nothing that a customer sends is our bug; `again` is worth paying again for.
 #[test]
 fn every_reason_is_a_client_matter() {
+    let mut table = String::new();
     for &reason in Reason::ALL {
-        assert!((400..500).contains(&reason.status()), "{reason}");
         let challenge = seller().challenge(Usdc(1), &resource(), Refusal::new(reason, "m"));
         assert_eq!(challenge.offer.error, reason.as_str());
+        let body = challenge.body("r");
+        let code = if reason == Reason::PaymentRequired { "payment_required" } else { reason.as_str() };
+        assert_eq!(body["error"]["code"], code);
+        let again = if reason.is_transient() { " again" } else { "" };
+        table.push_str(&format!("{} {reason}{again}\n", challenge.status()));
     }
+    expect![[r#"
+        402 Payment required
+        400 invalid_payload
+        400 invalid_x402_version
+        402 invalid_scheme
+        402 invalid_network
+        402 invalid_payment_requirements
+        402 invalid_exact_evm_payload_signature
+        402 invalid_exact_evm_payload_recipient_mismatch
+        402 invalid_exact_evm_payload_authorization_value_mismatch
+        402 invalid_exact_evm_payload_authorization_valid_after again
+        402 invalid_exact_evm_payload_authorization_valid_before again
+        402 invalid_exact_evm_nonce_already_used
+        402 insufficient_funds
+        402 invalid_exact_evm_transaction_simulation_failed
+        402 eip6492_factory_not_allowed
+        402 invalid_transaction_state
+        402 unexpected_verify_error again
+        402 unexpected_settle_error again
+        402 price_moved again
+        409 payment_conflict
+        402 payment_aborted again
+        429 too_many_open_payments again
+        402 settlement_pending again
+        402 facilitator_credit_required again
+        402 invalid_permit2_signature
+        402 invalid_permit2_spender
+        402 invalid_permit2_recipient_mismatch
+        402 permit2_amount_mismatch
+        402 permit2_token_mismatch
+        402 permit2_deadline_expired
+        402 permit2_not_yet_valid
+        402 permit2_invalid_nonce
+        402 permit2_allowance_required
+        402 permit2_simulation_failed
+        402 upto_facilitator_mismatch
+        402 invalid_batch_settlement_evm_payload_type
+        402 invalid_batch_settlement_evm_channel_id_invalid
+        402 invalid_batch_settlement_evm_channel_id_mismatch
+        402 invalid_batch_settlement_evm_receiver_mismatch
+        402 invalid_batch_settlement_evm_receiver_authorizer_mismatch
+        402 invalid_batch_settlement_evm_token_mismatch
+        402 invalid_batch_settlement_evm_withdraw_delay_mismatch
+        402 invalid_batch_settlement_evm_withdraw_delay_out_of_range
+        402 invalid_batch_settlement_evm_voucher_signature
+        402 invalid_batch_settlement_evm_channel_not_found
+        402 invalid_batch_settlement_evm_cumulative_amount_mismatch again
+        402 invalid_batch_settlement_evm_cumulative_below_claimed again
+        402 invalid_batch_settlement_evm_cumulative_exceeds_balance
+        402 invalid_batch_settlement_evm_channel_busy again
+        402 invalid_batch_settlement_evm_deposit_below_min_deposit
+        402 invalid_batch_settlement_evm_receive_authorization_signature
+        402 invalid_batch_settlement_evm_payload_authorization_valid_after
+        402 invalid_batch_settlement_evm_payload_authorization_valid_before
+        402 invalid_batch_settlement_evm_permit2_deadline_expired
+        402 invalid_batch_settlement_evm_permit2_invalid_signature
+        402 invalid_batch_settlement_evm_permit2_invalid_spender
+        402 invalid_batch_settlement_evm_permit2_amount_mismatch
+        402 invalid_batch_settlement_evm_eip2612_amount_mismatch
+        402 invalid_batch_settlement_evm_eip6492_factory_not_allowed
+        402 invalid_batch_settlement_evm_deposit_simulation_failed
+        402 invalid_batch_settlement_evm_deposit_transaction_failed
+        402 invalid_batch_settlement_evm_refund_no_balance
+        402 invalid_batch_settlement_evm_refund_amount_invalid
+        402 invalid_batch_settlement_evm_refund_transaction_failed
+    "#]]
+    .assert_eq(&table);
+    let names: std::collections::BTreeSet<&str> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
+    assert_eq!(names.len(), Reason::ALL.len(), "two reasons have one name");
 }

@@ -222,3 +222,14 @@ proptest! {
         prop_assert_eq!(same_terms(&a, &b), same_terms(&b, &a));
     }
 }
+
+/// serde_json reads the one that is refused, prints it, and reads its neighbour.
+#[test]
+fn fractions_are_kept_or_refused() {
+    for kept in ["0.5", "-1.25e-3", "6.25e20", "0.1"] {
+        let json = parse_json(kept.as_bytes()).unwrap();
+        assert_eq!(parse_json(json.to_string().as_bytes()), Ok(json), "{kept}");
+    }
+    assert!(parse_json(b"63402823669209384634633746074317682114560").is_err());
+    assert!(parse_json(b"1e999").is_err());
+}

@@ -99,7 +99,7 @@ pub struct Desk {
     pub corrected: u32,
     /// Transactions sent, by what they are for.
     pub transactions: BTreeMap<&'static str, u32>,
-    /// The next payment by `exact` ends in a 500.
+    /// The next payment with a transaction of its own ends in a 500.
     pub fails: Option<Fails>,
     /// The next call that brings a deposit gets no answer after it is in; then this is over.
     pub hangs_after_deposit: bool,
@@ -514,6 +514,10 @@ impl Inner {
         if !self.desk.lock().unwrap().used.insert(paid.nonce) {
             return Err(self.refuse(terms, Reason::Permit2Nonce, "used before"));
         }
+        let fails = self.desk.lock().unwrap().fails.take();
+        if fails == Some(Fails::BeforeSettlement) {
+            return Ok(StatusCode::INTERNAL_SERVER_ERROR.into_response());
+        }
         let to = paid.proxy.address();
         if let Err(why) = self.chain.simulate(RELAY, to, &upto::facilitator::settle_call(paid, paid.amount)).await {
             return Err(self.refuse(terms, Reason::Permit2Allowance, &why));
@@ -526,6 +530,9 @@ impl Inner {
         let (tx, done) = self.send("permit2", RELAY, to, &upto::facilitator::settle_call(paid, amount)).await;
         assert!(done, "it was simulated");
         let request = RequestId::of_payment(TransferMethod::Permit2, &paid.payer, &paid.nonce);
+        if fails == Some(Fails::AfterSettlement) {
+            return Ok(StatusCode::INTERNAL_SERVER_ERROR.into_response());
+        }
         self.desk.lock().unwrap().receipts.insert(request, amount);
         Ok(self.settled(paid.payer.into(), amount, &tx, tokens, is_stream))
     }

@@ -2,10 +2,11 @@
 //! client-server-facilitator; `rs` settles on anvil with the development contracts.
 
 use crate::chain::TREASURY;
-use crate::market::Market;
+use crate::market::{Fails, Market};
 
 use alloy::signers::local::PrivateKeySigner;
 use pay::Usdc;
+use pay::buyer::{Buyer, BuyerPolicy, Fate, Kind};
 use pay::seller::offers::TransferMethod;
 use serde_json::Value;
 use std::path::PathBuf;
@@ -212,6 +213,85 @@ async fn py_rs_rs_batch_settlement() {
     assert!(deposits <= 5 && receipts == 20, "{deposits} deposits, {receipts} receipts");
     market.claim_and_settle().await;
     agree_with_ledger(&market, 5_000_000).await;
+}
+
+fn our_buyer(market: &Market) -> Buyer {
+    let policy = BuyerPolicy {
+        network: format!("eip155:{}", crate::chain::CHAIN_ID),
+        asset: market.token(),
+        pay_to: TREASURY,
+        max_per_call: crate::market::price_up(16),
+        max_total: Usdc(crate::market::price_up(16).micro() * 5),
+    };
+    Buyer::new(net::Client::new(), payer(), policy).with_chain(&market.chain().url).with_permit2()
+}
+
+fn question(text: &str) -> Value {
+    serde_json::json!({ "messages": [{ "role": "user", "content": text }], "max_tokens": 16 })
+}
+
+/// Pays by Permit2 with a permission beside each payment; then, allowed once, without. Within its limits.
+async fn by_permit2(scheme: &'static str) {
+    let market = Market::open(&[scheme], TransferMethod::Permit2).await;
+    fund(&market, 5_000_000).await;
+    let (buyer, url) = (our_buyer(&market), format!("{}/v1/chat/completions", market.url));
+    let mut spent = Usdc(0);
+    for call in 0..4 {
+        if call == 2 {
+            market.chain().rpc("anvil_setBalance", serde_json::json!([payer().address(), "0xde0b6b3a7640000"])).await;
+            let all = [crate::chain::word(pay::scheme::permit2::PERMIT2), alloy::primitives::U256::MAX];
+            let approve = crate::chain::call("approve(address,uint256)", &all);
+            assert!(market.chain().send(payer().address(), market.token(), &approve).await.1);
+        }
+        let paid = buyer.post_json(&url, &question(&format!("{call}"))).await.unwrap();
+        assert_eq!(paid.status.as_u16(), 200, "{}", String::from_utf8_lossy(&paid.body));
+        spent = spent.saturating_add(paid.spent);
+    }
+    assert_eq!(agree(&market, 5_000_000).await, spent, "the buyer knows what it paid");
+    let ceilings = Usdc(crate::market::price_up(16).micro() * 4);
+    assert_eq!(buyer.signed_total(), ceilings, "what was permitted counts");
+    assert_eq!(spent < ceilings, scheme == "upto", "{spent} of {ceilings}");
+    // One more is allowed in all, and then none.
+    buyer.post_json(&url, &question("the fifth")).await.unwrap();
+    let error = buyer.post_json(&url, &question("the sixth")).await.unwrap_err();
+    assert_eq!(error.kind, Kind::BudgetUsed, "{error}");
+    // Without being told to, nothing is signed for Permit2.
+    let policy = buyer.policy().clone();
+    let plain = Buyer::new(net::Client::new(), payer(), policy).with_chain(&market.chain().url);
+    let error = plain.post_json(&url, &question("a")).await.unwrap_err();
+    assert_eq!((error.kind, plain.signed_total()), (Kind::WrongSeller, Usdc(0)), "{error}");
+}
+
+/// Our buyer with a permission (EIP-2612) beside each payment, then with an allowance; what it permits counts against its limits.
+#[tokio::test(flavor = "multi_thread")]
+async fn rs_rs_rs_upto() {
+    by_permit2("upto").await;
+}
+
+/// The same for a token without EIP-3009.
+#[tokio::test(flavor = "multi_thread")]
+async fn rs_rs_rs_exact_permit2() {
+    by_permit2("exact").await;
+}
+
+/// The chain tells what became of a payment by Permit2 whose answer never came: unspent until it has expired it is unknown.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_payment_by_permit2_that_is_out_is_asked_about() {
+    let market = Market::open(&["exact"], TransferMethod::Permit2).await;
+    fund(&market, 5_000_000).await;
+    let (buyer, url) = (our_buyer(&market), format!("{}/v1/chat/completions", market.url));
+    for (fails, fate) in [(Fails::BeforeSettlement, Fate::Unknown), (Fails::AfterSettlement, Fate::Paid)] {
+        market.with(|desk| desk.fails = Some(fails));
+        let asked = question(&format!("{fails:?}"));
+        let failed = buyer.post_json(&url, &asked).await.unwrap();
+        assert_eq!(failed.status.as_u16(), 500);
+        let body = asked.to_string().into_bytes();
+        assert_eq!(buyer.ask_about(&url, &body).await, Some(fate), "{fails:?}");
+    }
+    market.chain().rpc("evm_increaseTime", serde_json::json!([3_600])).await;
+    market.chain().rpc("evm_mine", serde_json::json!([])).await;
+    let body = question("BeforeSettlement").to_string().into_bytes();
+    assert_eq!(buyer.ask_about(&url, &body).await, Some(Fate::Unpaid));
 }
 
 /// Our buyer at the official Express middleware with the official facilitator, metered, topped up, claimed by it.

@@ -1,12 +1,16 @@
 //! `vivarium proxy`: an OpenAI base URL on this machine that pays.
 
 use super::link::{Link, Place, block_on, stopped};
-use alloy::primitives::Address;
+use alloy::eips::BlockId;
+use alloy::primitives::{Address, U256, utils::format_ether};
 use alloy::signers::local::PrivateKeySigner;
 use anyhow::{Context, Result, anyhow, ensure};
 use economy::Usdc;
-use pay::buyer::{Buyer, BuyerPolicy, ChannelPolicy, Clock, Kind, Schemes, SpendLimits};
-use serde_json::json;
+use pay::buyer::{Buyer, BuyerPolicy, ChannelPolicy, Clock, HeldChannel, Kind, Schemes, SpendLimits};
+use pay::scheme::channel::BATCH_SETTLEMENT;
+use pay::scheme::channel::facilitator::{finalize_withdraw_call, initiate_withdraw_call};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,6 +20,7 @@ use vivarium::proxy::{self, Agent, Config, WhenUnknown, Whereabouts};
 use vivarium::world::crowd::{ChainClock, channels, policy};
 use vivarium::world::files::read_key;
 use vivarium::world::record::Record;
+use vivarium::world::wallet::Wallet;
 
 /// To an answer's head. An answer that is not streamed comes with its head, so this is how long one may be in the
 /// making before the same payment asks for it again. A guess, unmeasured.
@@ -34,6 +39,9 @@ const SLOTS: u8 = 4;
 const DEPOSIT_CALLS: u32 = 20;
 /// Channels of this command; the official clients and `vivarium ask` have others with the same key.
 const LANE: u8 = 2;
+/// Gas of the dearer one of the two transactions that take money out of a channel, with room: 51,000 to 66,000 were used
+/// on a development chain.
+const WITHDRAW_GAS: u64 = 100_000;
 /// A route that is sold by everything that an agent offers.
 const PAID_ROUTE: &str = "/v1/chat/completions";
 
@@ -53,7 +61,7 @@ const PAID_ROUTE: &str = "/v1/chat/completions";
                         OPENAI_BASE_URL=http://127.0.0.1:4021/v1 OPENAI_API_KEY=unused")]
 pub struct Flags {
     /// The most that may be spent in a day of real time (UTC), in USDC, like 1/day or 0.25/day
-    #[arg(long, value_name = "USDC/day", value_parser = parse_budget, required_unless_present = "refund")]
+    #[arg(long, value_name = "USDC/day", value_parser = parse_budget, required_unless_present_any = ["refund", "withdraw"])]
     budget: Option<Usdc>,
     /// The most that one call may cost, in USDC. Agents price the longest answer that a call allows: set `max_tokens`
     #[arg(long, value_name = "USDC", value_parser = Usdc::parse, default_value = "1")]
@@ -75,13 +83,19 @@ pub struct Flags {
     /// Serves nothing: has the agents give back what lies in this command's channels and is not spent, and says how much
     #[arg(long, conflicts_with = "scheme")]
     refund: bool,
+    /// Serves nothing and asks no agent: takes out of this command's channels what is in them, by two transactions of
+    /// the payer's each, which needs ether. Run once it begins; run again after the channel's delay it ends. For when the
+    /// agent is gone: one that lives claims what it is owed before
+    #[arg(long, conflicts_with_all = ["scheme", "refund"])]
+    withdraw: bool,
     /// Who pays [default: the world's customer]
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
     /// Where to listen; port 0 chooses a free one. Whoever reaches it spends the budget
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:4021")]
     listen: SocketAddr,
-    /// One JSON object when it listens: {"base_url", "budget_uusdc", "payer"}
+    /// One JSON object when it listens: {"base_url", "budget_uusdc", "payer"}; with --withdraw at its end: {"payer", "now",
+    /// "channels": [{"channel", "receiver", "step": begun, waits or done, "amount_uusdc", "ready_at", "transaction"}]}
     #[arg(long)]
     json: bool,
 }
@@ -119,9 +133,12 @@ async fn serve(flags: Flags) -> Result<()> {
     let payer = key.address();
     // Without one nothing is bought, and nothing put in.
     let budget = flags.budget.unwrap_or_default();
-    let agents = agents(&flags, budget, &link, key)?;
+    let agents = agents(&flags, budget, &link, key.clone())?;
     if flags.refund {
         return refund(&agents).await;
+    }
+    if flags.withdraw {
+        return withdraw(&agents, &key, flags.json).await;
     }
     let listener =
         TcpListener::bind(flags.listen).await.with_context(|| format!("cannot listen on {}", flags.listen))?;
@@ -155,7 +172,7 @@ async fn serve(flags: Flags) -> Result<()> {
     if !left.is_zero() {
         eprintln!(
             "{left} lie in channels and are not spent: the next proxy with this key goes on from them, `vivarium proxy \
-             --refund` has them given back, and an agent that is gone cannot keep them (docs/reference/payments.md)"
+             --refund` has them given back, and `vivarium proxy --withdraw` takes them from an agent that is gone"
         );
     }
     Ok(())
@@ -179,6 +196,148 @@ async fn refund(agents: &[Agent]) -> Result<()> {
     }
     let left = agents[0].buyer().left_in_channels();
     ensure!(failed == 0, "{left} still lie in channels; try again later");
+    Ok(())
+}
+
+/// Takes what is in the channels of the record, on every agent's chain, without asking an agent; tries all before it fails.
+async fn withdraw(agents: &[Agent], key: &PrivateKeySigner, as_json: bool) -> Result<()> {
+    let (mut told, mut failed, mut now) = (Vec::new(), 0, 0);
+    let mut seen = BTreeSet::new();
+    for agent in agents {
+        let Whereabouts::Chain { record, .. } = agent.whereabouts() else { continue };
+        now = record.chain.head().await.context("the chain does not answer")?.timestamp;
+        let held = agent.buyer().held_channels().await?;
+        let held: Vec<HeldChannel> = held.into_iter().filter(|held| seen.insert(held.id)).collect();
+        let steps: Vec<(HeldChannel, Step)> =
+            held.into_iter().filter_map(|held| Some((held.clone(), Step::of(&held, now)?))).collect();
+        let sends = steps.iter().filter(|(_, step)| !matches!(step, Step::Wait { .. })).count();
+        let wallet = Wallet::new(record.chain.clone(), key.clone());
+        if sends > 0 {
+            needs_ether(&wallet, sends).await?;
+        }
+        for (held, step) in steps {
+            match step.take(&wallet, &held).await {
+                Ok(line) => {
+                    if !as_json {
+                        println!("{}", line.words(now));
+                    }
+                    told.push(line);
+                }
+                Err(error) => {
+                    failed += 1;
+                    eprintln!("{}: {error:#}", held.id);
+                }
+            }
+        }
+    }
+    if as_json {
+        let channels: Vec<Value> = told.iter().map(Line::json).collect();
+        println!("{}", json!({ "payer": key.address(), "now": now, "channels": channels }));
+    } else if told.is_empty() && failed == 0 {
+        println!("nothing lies in the channels of {} that are on record", key.address());
+    }
+    ensure!(failed == 0, "{failed} channels are left as they were; say `vivarium proxy --withdraw` again");
+    Ok(())
+}
+
+/// Which of the two transactions a channel needs.
+enum Step {
+    /// `initiateWithdraw` of all that is not claimed.
+    Begin(Usdc),
+    /// The delay runs.
+    Wait { amount: Usdc, ready_at: u64 },
+    /// `finalizeWithdraw`.
+    End(Usdc),
+}
+
+/// What was done for one channel.
+struct Line {
+    held: HeldChannel,
+    step: &'static str,
+    amount: Usdc,
+    /// Chain seconds.
+    ready_at: Option<u64>,
+    transaction: Option<alloy::primitives::B256>,
+}
+
+impl Step {
+    /// `None`: nothing is in it.
+    fn of(held: &HeldChannel, now: u64) -> Option<Self> {
+        let free = held.free();
+        match (held.state.withdrawal, held.ready_at()) {
+            (Some(leaving), Some(ready_at)) => {
+                // What was claimed meanwhile is the seller's.
+                let amount = leaving.amount.min(free);
+                Some(if now >= ready_at { Self::End(amount) } else { Self::Wait { amount, ready_at } })
+            }
+            _ => (!free.is_zero()).then_some(Self::Begin(free)),
+        }
+    }
+
+    async fn take(self, wallet: &Wallet, held: &HeldChannel) -> Result<Line> {
+        let send = async |data: Vec<u8>, what: &'static str| -> Result<chain::sender::Done> {
+            Ok(wallet.send(chain::Tx::call(BATCH_SETTLEMENT, data.into(), what)).await?)
+        };
+        let line =
+            |step, amount, ready_at, transaction| Line { held: held.clone(), step, amount, ready_at, transaction };
+        Ok(match self {
+            Self::Begin(amount) => {
+                let done = send(initiate_withdraw_call(&held.config, amount), "the withdrawal's beginning").await?;
+                let mined = wallet.chain.block_at(done.block).await?;
+                let since = mined.context("the block of the withdrawal is gone; look again")?.timestamp;
+                let ready_at = since.saturating_add(held.config.withdraw_delay_secs);
+                line("begun", amount, Some(ready_at), Some(done.tx_hash))
+            }
+            Self::Wait { amount, ready_at } => line("waits", amount, Some(ready_at), None),
+            Self::End(amount) => {
+                let done = send(finalize_withdraw_call(&held.config), "the withdrawal's end").await?;
+                line("done", amount, None, Some(done.tx_hash))
+            }
+        })
+    }
+}
+
+impl Line {
+    fn words(&self, now: u64) -> String {
+        let Self { held, amount, .. } = self;
+        match self.ready_at {
+            None => format!("{amount} came back out of channel {}", held.id),
+            Some(ready_at) => format!(
+                "{amount} are leaving channel {}; {} s from now, at chain time {ready_at}, `vivarium proxy --withdraw` \
+                 takes them out",
+                held.id,
+                ready_at.saturating_sub(now)
+            ),
+        }
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "channel": self.held.id.to_string(),
+            "receiver": Address::from(self.held.config.receiver),
+            "step": self.step,
+            "amount_uusdc": self.amount.micro().to_string(),
+            "ready_at": self.ready_at,
+            "transaction": self.transaction,
+        })
+    }
+}
+
+/// Nobody pays the gas of whoever leaves.
+async fn needs_ether(wallet: &Wallet, sends: usize) -> Result<()> {
+    let payer = wallet.address();
+    let (has, price) = (
+        wallet.chain.eth_balance(payer, BlockId::latest()).await?,
+        wallet.chain.request::<_, U256>("eth_gasPrice", ()).await?,
+    );
+    let needs = price.saturating_mul(U256::from(WITHDRAW_GAS)).saturating_mul(U256::from(sends));
+    ensure!(
+        has >= needs,
+        "{payer} has {} ether and needs about {} to send {sends} transactions: leaving a channel without its seller costs \
+         gas of the payer's own. Send it some, then say `vivarium proxy --withdraw` again; nothing was sent",
+        format_ether(has),
+        format_ether(needs)
+    );
     Ok(())
 }
 
@@ -217,10 +376,10 @@ fn agents(flags: &Flags, budget: Usdc, link: &Link, key: PrivateKeySigner) -> Re
     let file = flags.place.dir().join(format!("proxy-{payer}.record"));
     let quote_within = if places.len() > 1 { QUOTE_WITHIN_OF_MANY } else { QUOTE_WITHIN };
     let schemes = schemes(flags.scheme, budget, places.len());
-    let in_use = |error: pay::buyer::Error| match (error.kind, flags.refund) {
+    let in_use = |error: pay::buyer::Error| match (error.kind, flags.refund || flags.withdraw) {
         (Kind::InUse, true) => anyhow!(
             "nothing was asked back: a `vivarium proxy` that pays with {payer} is running, and its channels pay for its \
-             calls. End it with Ctrl-C, then say `vivarium proxy --refund` again"
+             calls. End it with Ctrl-C, then say this again"
         ),
         (Kind::InUse, false) => anyhow!(
             "a `vivarium proxy` that pays with {payer} is running already, and two would each spend the whole budget. Use \

@@ -44,6 +44,10 @@ impl Agent {
         &self.buyer
     }
 
+    pub fn whereabouts(&self) -> &Whereabouts {
+        &self.whereabouts
+    }
+
     pub fn treasury(&self) -> Address {
         self.buyer.policy().pay_to
     }

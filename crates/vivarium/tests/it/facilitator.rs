@@ -2,7 +2,7 @@
 
 #[path = "../../../pay/tests/it/chain.rs"]
 #[allow(dead_code, reason = "the whole of it serves the tests of `pay`")]
-mod chain;
+pub mod chain;
 
 use self::chain::{CHAIN_ID, Chain, TREASURY};
 use super::world::program;
@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
@@ -42,12 +43,16 @@ async fn started(command: &mut Command) -> (Child, Value) {
 }
 
 async fn facilitator(chain: &Chain, dir: &Path) -> (Child, String) {
+    facilitator_at(&chain.url, chain.usdc, dir).await
+}
+
+async fn facilitator_at(rpc: &str, token: Address, dir: &Path) -> (Child, String) {
     let key = dir.join("facilitator.key");
     std::fs::write(&key, format!("# a development key\n{KEY}\n")).unwrap();
     let mut command = Command::new(program());
     command
         .args(["facilitator", "--json", "--listen", "127.0.0.1:0", "--ether", "3", "--wait", "100"])
-        .args(["--rpc", &chain.url, "--chain-id", &CHAIN_ID.to_string(), "--token", &chain.usdc.to_string()])
+        .args(["--rpc", rpc, "--chain-id", &CHAIN_ID.to_string(), "--token", &token.to_string()])
         .arg("--key")
         .arg(key)
         .arg("--journal")
@@ -211,30 +216,81 @@ async fn an_authorisation_is_settled_once_and_batches_are_settled_together() {
     assert_eq!((&wrong["success"], &wrong["errorReason"]), (&json!(false), &json!("invalid_payload")));
 }
 
+/// What it says when it cannot help: there is no credit, the transaction is not mined yet, the chain does not answer.
+/// Nothing of that is a refusal of the payment, and the same may be asked again.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_keeps_it_from_settling_is_named() {
+    use pay::facilitator::api::Asked;
+    use pay::scheme::exact::client::sign;
+    use pay::wire::PaymentRequirements;
+    let (chain, dir) = (Chain::start().await, tempfile::tempdir().unwrap());
+    chain.mint(chain.usdc, customer().address(), 5_000_000).await;
+    let counting = Counting::start(&chain).await;
+    let (_process, url) = facilitator_at(&counting.url, chain.usdc, dir.path()).await;
+    let extra = json!({ "name": "USD Coin", "version": "2" });
+    let network = format!("eip155:{CHAIN_ID}");
+    let requirements = PaymentRequirements::new(("exact", &network), Usdc(PRICE), (chain.usdc, TREASURY), 300, extra);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let payment = sign(&customer(), &requirements, now, [1; 32].into()).unwrap();
+    let body = Asked { payment, requirements }.to_body();
+    let http = net::Client::new().with_deadline(std::time::Duration::from_secs(60));
+    let ask = async |what: &str| -> Value { http.call_json(&format!("{url}/{what}"), &body).await.expect("an answer") };
+    for (what, reason) in [("verify", "invalidReason"), ("settle", "errorReason")] {
+        let told = ask(what).await;
+        assert_eq!(told[reason], "facilitator_credit_required", "{told}");
+    }
+    buy_credit(&chain, &url).await;
+
+    chain.rpc("evm_setAutomine", json!([false])).await;
+    let told = ask("settle").await;
+    assert_eq!((&told["success"], &told["errorReason"]), (&json!(false), &json!("settlement_pending")), "{told}");
+    chain.rpc("evm_setAutomine", json!([true])).await;
+    chain.rpc("evm_mine", json!([])).await;
+    let told = ask("settle").await;
+    assert_eq!(told["success"], true, "asked again it is settled, once: {told}");
+    assert_eq!(chain.balance(chain.usdc, TREASURY).await, Usdc(PRICE));
+
+    counting.stop();
+    for (what, reason) in [("verify", "invalidReason"), ("settle", "errorReason")] {
+        let told = ask(what).await;
+        assert_eq!(told[reason], "unexpected_verify_error", "{told}");
+    }
+}
+
 /// A chain endpoint that counts what it is asked.
 struct Counting {
     url: String,
     asked: Arc<Mutex<BTreeMap<String, u32>>>,
+    is_stopped: Arc<AtomicBool>,
 }
 
 impl Counting {
     async fn start(of: &Chain) -> Self {
         let asked: Arc<Mutex<BTreeMap<String, u32>>> = Arc::default();
-        let (counts, to, http) = (asked.clone(), of.url.clone(), net::Client::new());
+        let is_stopped = Arc::new(AtomicBool::new(false));
+        let (counts, to, http, stops) = (asked.clone(), of.url.clone(), net::Client::new(), is_stopped.clone());
         let forward = move |axum::Json(request): axum::Json<Value>| {
-            let (counts, to, http) = (counts.clone(), to.clone(), http.clone());
+            let (counts, to, http, stops) = (counts.clone(), to.clone(), http.clone(), stops.clone());
             async move {
+                if stops.load(Ordering::Relaxed) {
+                    return Err(axum::http::StatusCode::BAD_GATEWAY);
+                }
                 let method = request["method"].as_str().unwrap_or_default().to_owned();
                 *counts.lock().unwrap().entry(method).or_default() += 1;
                 let answer: Value = http.call_json(&to, &request).await.unwrap();
-                axum::Json(answer)
+                Ok(axum::Json(answer))
             }
         };
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let app = axum::Router::new().route("/", axum::routing::post(forward));
         tokio::spawn(async move { axum::serve(listener, app).await });
-        Self { url, asked }
+        Self { url, asked, is_stopped }
+    }
+
+    /// From now on it answers nothing.
+    fn stop(&self) {
+        self.is_stopped.store(true, Ordering::Relaxed);
     }
 
     fn asked(&self, method: &str) -> u32 {

@@ -4,6 +4,7 @@ mod bench;
 mod crashes;
 mod drain;
 mod facilitator;
+mod leaving;
 mod life;
 mod proxy;
 mod rebuild;

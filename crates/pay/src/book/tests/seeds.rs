@@ -1,13 +1,16 @@
 //! Every scheme in one seeded world, with everything that can go wrong between a customer, this process and a chain:
 //! answers of the settlement that come late, twice or never, crashes at every step, reorganisations, third parties that
-//! settle first, cancelled payments, frozen payers, dust.
+//! settle first, cancelled payments, frozen payers, dust, payers that withdraw from their channels.
+//!
+//! The world keeps a count of its own: what was signed, what customers got, what the chain moved. It judges the book by
+//! that, never by the book's word alone.
 //!
 //! A failure names its seed, and the same seed is the same world.
 
 use super::*;
 use crate::Reason;
 use crate::book::channels::{AskedDeposit, CallReservation, ChannelAsk, ChannelDecision, ClaimPolicy, RefundAsk};
-use crate::scheme::channel::{ChannelConfig, ChannelId, ChannelState, Deposit, DepositMethod, HeldVoucher};
+use crate::scheme::channel::{ChannelConfig, ChannelId, ChannelState, Deposit, DepositMethod, HeldVoucher, Withdrawal};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Steps of one life.
@@ -16,6 +19,13 @@ const PAYERS: usize = 2;
 const NONCES: usize = 4;
 /// What every payment permits.
 const VALUE: u128 = 100;
+/// The exposure that the node is given: over it nothing new is served before it is paid.
+const EXPOSURE_MAX: u128 = 500;
+/// Most that a call on a channel costs.
+const CEILING: u128 = 30;
+/// Chain seconds from step to step; a node looks at its channels as often.
+const STEP_SECS: u64 = 60;
+const WITHDRAW_DELAY_SECS: u64 = 900;
 
 fn seeds() -> u64 {
     if std::env::var_os("VIVARIUM_DEEP").is_some() { 1_000_000 } else { 10_000 }
@@ -90,6 +100,12 @@ impl Coin {
     }
 }
 
+fn coins() -> impl Iterator<Item = Coin> {
+    let all = |n: usize| 1..=u8::try_from(n).unwrap();
+    let coins = Coin::WAYS.into_iter().flat_map(move |way| all(PAYERS).map(move |payer| (way, payer)));
+    coins.flat_map(move |(way, payer)| all(NONCES).map(move |nonce| Coin { way, payer, nonce }))
+}
+
 /// What became of a payment on the chain. A nonce is taken once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
@@ -110,7 +126,11 @@ struct Chain {
     refunded: BTreeSet<Coin>,
     frozen: BTreeSet<u8>,
     block: u64,
+    /// Seconds, for channels; payments have the world's fixed time and run out when it says so.
+    time: u64,
     channels: BTreeMap<u8, ChannelState>,
+    /// The newest deposit of a channel, as long as a reorganisation may take it back.
+    deposits: BTreeMap<u8, Usdc>,
 }
 
 impl Chain {
@@ -130,7 +150,22 @@ impl Chain {
     }
 }
 
+/// A call on a channel as its customer knows it.
+struct OwnCall {
+    payer: u8,
+    /// What it got, by the meter: the last durable mark, or all.
+    worth: u128,
+}
+
 struct World {
+    requests: BTreeMap<Coin, RequestId>,
+    /// Payments that were in, and that a reorganisation took out again.
+    taken_back: BTreeSet<Coin>,
+    calls: BTreeMap<RequestId, OwnCall>,
+    /// The largest voucher that a payer ever signed.
+    signed: BTreeMap<u8, u128>,
+    /// Deposits that a reorganisation took out again, of a payer in all: so much may have been served for nothing.
+    deposits_taken_back: BTreeMap<u8, u128>,
     /// What its customers pay by.
     ways: &'static [Way],
     chance: Chance,
@@ -156,9 +191,14 @@ impl World {
         // Batches need several that wait.
         let ways: &[Way] = if seed.is_multiple_of(2) { &Coin::WAYS } else { &[Way::ExactLate] };
         Self {
+            requests: coins().map(|coin| (coin, coin.request())).collect(),
+            taken_back: BTreeSet::new(),
+            calls: BTreeMap::new(),
+            signed: BTreeMap::new(),
+            deposits_taken_back: BTreeMap::new(),
             ways,
             chance: Chance(seed),
-            chain: Chain::default(),
+            chain: Chain { time: NOW, ..Chain::default() },
             book: ChannelBook::with_channels(Limits::default(), limits),
             journal: Vec::new(),
             handed_out: BTreeSet::new(),
@@ -221,24 +261,17 @@ impl World {
         }
         self.book = book;
         let interrupted = self.book.interrupted(NOW).into_iter();
-        let calls = self.book.channels().interrupted(NOW).into_iter().map(BookInput::Channel);
+        let calls = self.book.channels().interrupted(self.chain.time).into_iter().map(BookInput::Channel);
         for input in interrupted.chain(calls).collect::<Vec<_>>() {
             self.record(input);
         }
         // The log is read again from an old block, and what was on its way is asked about.
-        for coin in self.coins() {
+        for coin in coins() {
             self.hear(coin);
         }
         for payer in 1..=PAYERS {
             self.read_channel(u8::try_from(payer).unwrap());
         }
-    }
-
-    fn coins(&self) -> Vec<Coin> {
-        let ways = Coin::WAYS;
-        let all = |n: usize| 1..=u8::try_from(n).unwrap();
-        let coins = ways.into_iter().flat_map(|way| all(PAYERS).map(move |payer| (way, payer)));
-        coins.flat_map(|(way, payer)| all(NONCES).map(move |nonce| Coin { way, payer, nonce })).collect()
     }
 
     fn said(&self, coin: Coin) -> Option<BookInput> {
@@ -253,7 +286,7 @@ impl World {
                 block: *block,
                 recorded: *recorded,
             }),
-            Fate::Void => Some(BookInput::Unpaid { request: coin.request(), why: UnpaidWhy::Cancelled }),
+            Fate::Void => Some(BookInput::Unpaid { request: self.requests[&coin], why: UnpaidWhy::Cancelled }),
         }
     }
 
@@ -267,22 +300,22 @@ impl World {
 
     /// Reconciles one payment that is on its way.
     fn ask_chain(&mut self, coin: Coin) {
-        let Some(entry) = self.book.entry(&coin.request()) else { return };
+        let Some(entry) = self.book.entry(&self.requests[&coin]) else { return };
         if !matches!(entry.payment, Payment::Sent | Payment::Unknown) {
             return;
         }
         match self.said(coin) {
             Some(said) => self.record(said),
             None if self.expired => {
-                self.record(BookInput::Unpaid { request: coin.request(), why: UnpaidWhy::Expired });
+                self.record(BookInput::Unpaid { request: self.requests[&coin], why: UnpaidWhy::Expired });
             }
-            None => self.record(BookInput::SettleUnknown { request: coin.request() }),
+            None => self.record(BookInput::SettleUnknown { request: self.requests[&coin] }),
         }
     }
 
     /// What a node does with a settlement that is due.
     fn send(&mut self, coin: Coin) {
-        let request = coin.request();
+        let request = self.requests[&coin];
         if !self.book.may_settle(&request) || self.expired {
             return;
         }
@@ -347,13 +380,13 @@ impl World {
 
     /// What a node does with payments that wait for company: one transaction, in which each row stands or falls alone.
     fn send_batch(&mut self) {
-        let due: Vec<Coin> = self.coins().into_iter().filter(|coin| coin.way == Way::ExactLate).collect();
+        let due: Vec<Coin> = coins().filter(|coin| coin.way == Way::ExactLate).collect();
         let mut rows = Vec::new();
         for coin in due {
-            if !self.book.may_settle(&coin.request()) || self.expired {
+            if !self.book.may_settle(&self.requests[&coin]) || self.expired {
                 continue;
             }
-            if !self.record_or_lose(BookInput::SettleSent { request: coin.request() }) {
+            if !self.record_or_lose(BookInput::SettleSent { request: self.requests[&coin] }) {
                 return;
             }
             rows.push(coin);
@@ -392,7 +425,7 @@ impl World {
                     if self.chance.one_in(2) {
                         self.chain.pending.insert(coin, (VALUE, true));
                     }
-                    self.record(BookInput::SettleUnknown { request: coin.request() });
+                    self.record(BookInput::SettleUnknown { request: self.requests[&coin] });
                 }
             }
         }
@@ -400,12 +433,15 @@ impl World {
 
     fn step(&mut self) {
         let coin = Coin::drawn(self.ways, &mut self.chance);
-        let request = coin.request();
+        let request = self.requests[&coin];
         let serving = self.book.in_flight().any(|(r, _)| *r == request);
         match self.chance.below(23) {
             0..=4 => {
                 let decided = self.book.decide(&coin.ask(), NOW);
-                if decided == Decision::New && !self.expired {
+                let has_room = self.book.exposure().micro() + VALUE <= EXPOSURE_MAX;
+                if decided == Decision::New && !has_room {
+                    self.pass("no room for more exposure");
+                } else if decided == Decision::New && !self.expired {
                     self.record_or_lose(BookInput::Reserved(coin.reservation()));
                 }
             }
@@ -455,11 +491,31 @@ impl World {
             _ => self.refund(),
         }
         self.on_channel();
+        self.check_exposure();
+    }
+
+    /// Nothing is served for nothing beyond the stated exposure: the book never says less than what customers have and
+    /// did not pay, and never takes on more than it was given. Except what a reorganisation reopened: payments that were
+    /// in when they were served.
+    fn check_exposure(&self) {
+        let exposure = self.book.exposure().micro();
+        let entry = |coin: &Coin| self.book.entry(&self.requests[coin]);
+        let is_over = |entry: &&Entry| matches!(entry.payment, Payment::Settled { .. } | Payment::Unpaid { .. });
+        let reopened = self.taken_back.iter().filter_map(entry).filter(|entry| !is_over(entry));
+        let reopened: u128 = reopened.map(|entry| entry.charge.micro()).sum();
+        assert!(exposure <= EXPOSURE_MAX + reopened, "{exposure} are exposed, {reopened} of it reopened");
+        let is_paid = |coin: &Coin| matches!(self.chain.fates.get(coin), Some(Fate::Paid { .. }));
+        // What is given up is no longer exposed: `judge` looks at what was lost.
+        let is_given_up = |coin: &Coin| entry(coin).is_some_and(|e| matches!(e.payment, Payment::Unpaid { .. }));
+        let unpaid = self.served.iter().filter(|(coin, _)| !is_paid(coin) && !is_given_up(coin));
+        let unpaid: u128 = unpaid.map(|(_, worth)| (*worth).min(VALUE)).sum();
+        assert!(unpaid <= exposure, "{unpaid} are served and not paid, the book says {exposure}");
     }
 
     /// Anybody may settle what is not `upto`: through the treasury, or without a record.
     fn third_party(&mut self, coin: Coin) {
-        let unpaid = self.book.entry(&coin.request()).is_some_and(|e| matches!(e.payment, Payment::Unpaid { .. }));
+        let unpaid =
+            self.book.entry(&self.requests[&coin]).is_some_and(|e| matches!(e.payment, Payment::Unpaid { .. }));
         let has_settled = match coin.way {
             Way::Upto => false,
             Way::Exact | Way::ExactLate if self.chance.one_in(2) => self.chain.mine(coin, VALUE, true),
@@ -482,7 +538,7 @@ impl World {
     /// A payment that comes back with money that somebody else has settled: a node finds it when it looks at the
     /// chain before it serves.
     fn find(&mut self, coin: Coin) {
-        let Some(entry) = self.book.entry(&coin.request()) else { return };
+        let Some(entry) = self.book.entry(&self.requests[&coin]) else { return };
         let is_idle = matches!(entry.payment, Payment::Waiting | Payment::Due);
         if is_idle && matches!(entry.service, Service::Aborted { .. }) {
             let said = self.said(coin).unwrap();
@@ -500,6 +556,7 @@ impl World {
         });
         let Some((_, coin, amount, recorded)) = settled.max_by_key(|(block, ..)| *block) else { return };
         self.pass("reorg after it settled");
+        self.taken_back.insert(coin);
         self.chain.fates.remove(&coin);
         let terms = coin.reservation().settlement;
         let (method, payer, nonce) = (terms.method(), terms.payer(), terms.nonce());
@@ -541,7 +598,7 @@ impl World {
             receiver: [0xEE; 20],
             receiver_authorizer: [0xEE; 20],
             token: [0xDD; 20],
-            withdraw_delay_secs: 900,
+            withdraw_delay_secs: WITHDRAW_DELAY_SECS,
             salt: [0; 32],
         }
     }
@@ -554,7 +611,7 @@ impl World {
 
     fn see(&mut self, payer: u8) {
         let (channel, config, state) = (Self::id(payer), Self::config(payer), self.state(payer));
-        self.channel(ChannelInput::Seen { channel, config, state, at: NOW });
+        self.channel(ChannelInput::Seen { channel, config, state, at: self.chain.time });
     }
 
     /// After a start: what became of deposit, claim and refund is read from the channel.
@@ -571,70 +628,168 @@ impl World {
                 false => ChannelInput::DepositFailed { channel: id, key },
             });
         }
-        if let Some(open) = &known.claim {
-            let done = state.claimed >= open.total;
-            self.channel(match done {
-                true => ChannelInput::ClaimDone { rows: vec![id] },
-                false => ChannelInput::ClaimFailed { rows: vec![id] },
-            });
+        if known.claim.is_some() {
+            // Whether it was mined shows; if not, that is no fault of its row, and it is made again.
+            self.channel(ChannelInput::ClaimDone { rows: vec![id] });
         }
         if known.refund.is_some() {
             self.channel(ChannelInput::RefundEnded { channel: id });
         }
     }
 
+    fn open_calls(&self, payer: u8) -> Vec<RequestId> {
+        let calls = self.book.channels().calls();
+        let open = calls.filter(|(_, call)| !call.is_closed() && call.reservation.channel == Self::id(payer));
+        open.map(|(request, _)| *request).collect()
+    }
+
+    /// What its customers got on a channel, and have to pay for.
+    fn delivered(&self, payer: u8) -> u128 {
+        self.calls.values().filter(|call| call.payer == payer).map(|call| call.worth.min(CEILING)).sum()
+    }
+
     fn on_channel(&mut self) {
         let payer = u8::try_from(1 + self.chance.below(PAYERS)).unwrap();
-        let id = Self::id(payer);
-        let open = self.book.channels().calls().find(|(_, c)| !c.is_closed() && c.reservation.channel == id);
-        let open = open.map(|(request, _)| *request);
         self.chain.block += 1;
-        match (self.chance.below(10), open) {
+        self.chain.time += STEP_SECS;
+        self.watch();
+        let open = self.open_calls(payer).first().copied();
+        match (self.chance.below(14), open) {
             (0..=2, _) => self.call(payer),
-            (3 | 4, Some(request)) => {
-                let amount = Usdc(u128::try_from(self.chance.below(40)).unwrap());
-                let BookInput::Delivered { delivery, .. } = delivered(1, 1, true) else { panic!() };
-                self.record_or_lose(BookInput::Channel(ChannelInput::Charged { request, amount, delivery }));
+            (3, Some(request)) => {
+                let amount = u128::try_from(1 + self.chance.below(25)).unwrap();
+                let marked = ChannelInput::Mark { request, tokens: 64, amount: Usdc(amount) };
+                if self.record_or_lose(BookInput::Channel(marked)) {
+                    self.pass("a call was marked");
+                    let call = self.calls.get_mut(&request).unwrap();
+                    call.worth = call.worth.max(amount);
+                }
             }
-            (5, Some(request)) => self.channel(ChannelInput::Aborted { request, why: AbortWhy::HungUp }),
-            (6, _) => self.claim(),
+            (4 | 5, Some(request)) => self.end_call(request),
+            (6, Some(request)) if self.calls[&request].worth == 0 => {
+                self.channel(ChannelInput::Aborted { request, why: AbortWhy::HungUp });
+            }
             (7, _) => {
-                let asked = RefundAsk { channel: id, amount: None };
-                let Ok(amount) = self.book.channels().decide_refund(&asked) else { return };
-                self.channel(ChannelInput::RefundAsked { channel: id, amount, at: NOW });
-                let claim = self.book.channels().claim_before_refund(&id);
-                let state = self.chain.channels.get_mut(&payer).unwrap();
-                if let Some(row) = claim {
-                    state.claimed = row.total.max(state.claimed);
-                }
-                if self.chance.one_in(2) {
-                    state.balance = state.balance.saturating_sub(amount);
-                    state.refund_nonce += 1;
-                }
-                if self.chance.one_in(2) {
-                    self.pass("crash after a refund");
-                    return self.restart();
-                }
-                self.read_channel(payer);
+                self.claim(&ClaimPolicy { channel_max: Usdc(0), all_max: Usdc(0), row_min: Usdc(1), rows_max: 10 })
             }
-            (8, _) => {
+            (8, _) => self.refund_channel(payer),
+            (9, _) => {
                 // A claim is taken back by a reorganisation: it is due again.
-                let Some(state) = self.chain.channels.get_mut(&payer) else { return };
-                if !state.claimed.is_zero() && self.book.channels().channel(&id).is_some_and(|c| c.refund.is_none()) {
+                let has_refund = self.book.channels().channel(&Self::id(payer)).is_none_or(|c| c.refund.is_some());
+                let Some(state) = self.chain.channels.get_mut(&payer).filter(|_| !has_refund) else { return };
+                if !state.claimed.is_zero() {
                     state.claimed = Usdc::ZERO;
                     self.pass("reorg after a claim");
                     self.see(payer);
                 }
             }
+            (10, _) => self.take_deposit_back(payer),
+            (11, _) => self.leave(payer),
+            (12, _) => self.withdraw(payer),
             _ => {}
         }
+    }
+
+    /// What a node does once a minute of chain time: it sees who leaves, and claims what that payer owes before the delay
+    /// is over. No call takes half of it.
+    fn watch(&mut self) {
+        let leaving = self.chain.channels.iter().filter_map(|(payer, state)| Some((*payer, state.withdrawal?.since)));
+        let leaving: Vec<(u8, u64)> = leaving.collect();
+        for (payer, since) in &leaving {
+            if self.book.channels().channel(&Self::id(*payer)).is_none() {
+                continue;
+            }
+            self.see(*payer);
+            if self.chain.time >= since + WITHDRAW_DELAY_SECS / 2 {
+                // A crash in between has closed them.
+                while let Some(request) = self.open_calls(*payer).first() {
+                    self.end_call(*request);
+                }
+            }
+        }
+        if !leaving.is_empty() {
+            let most = Usdc(u128::MAX);
+            self.claim(&ClaimPolicy { channel_max: most, all_max: most, row_min: Usdc(1), rows_max: 10 });
+        }
+    }
+
+    fn end_call(&mut self, request: RequestId) {
+        let marked = self.calls[&request].worth;
+        let amount = marked + u128::try_from(self.chance.below(40)).unwrap();
+        let BookInput::Delivered { delivery, .. } = delivered(1, 1, true) else { panic!() };
+        let charged = ChannelInput::Charged { request, amount: Usdc(amount), delivery };
+        if self.record_or_lose(BookInput::Channel(charged)) {
+            self.calls.get_mut(&request).unwrap().worth = amount;
+        }
+    }
+
+    /// The agent gives back what is not charged. What is charged is claimed in the same transaction.
+    fn refund_channel(&mut self, payer: u8) {
+        let id = Self::id(payer);
+        let Ok(amount) = self.book.channels().decide_refund(&RefundAsk { channel: id, amount: None }) else { return };
+        self.channel(ChannelInput::RefundAsked { channel: id, amount, at: self.chain.time });
+        let claim = self.book.channels().claim_before_refund(&id);
+        if self.chance.one_in(2) {
+            let state = self.chain.channels.get_mut(&payer).unwrap();
+            state.claimed = claim.map_or(state.claimed, |row| row.total.max(state.claimed));
+            // The contract's own bound.
+            state.balance = state.balance.saturating_sub(amount.min(state.balance.saturating_sub(state.claimed)));
+            state.refund_nonce += 1;
+            self.chain.deposits.remove(&payer);
+        }
+        if self.chance.one_in(2) {
+            self.pass("crash after a refund");
+            return self.restart();
+        }
+        self.read_channel(payer);
+    }
+
+    /// A reorganisation takes the newest deposit back, and it is never sent again.
+    fn take_deposit_back(&mut self, payer: u8) {
+        let Some(amount) = self.chain.deposits.remove(&payer) else { return };
+        let state = self.chain.channels.get_mut(&payer).unwrap();
+        // What was claimed of it would have gone with it.
+        if state.balance.saturating_sub(amount) < state.claimed {
+            return;
+        }
+        state.balance = state.balance.saturating_sub(amount);
+        *self.deposits_taken_back.entry(payer).or_default() += amount.micro();
+        self.pass("reorg after a deposit");
+        self.see(payer);
+    }
+
+    /// The payer leaves without us, or says anew how much it takes.
+    fn leave(&mut self, payer: u8) {
+        let since = self.chain.time;
+        let share = u128::try_from(1 + self.chance.below(2)).unwrap();
+        let Some(state) = self.chain.channels.get_mut(&payer) else { return };
+        let amount = Usdc(state.balance.saturating_sub(state.claimed).micro() / share);
+        if !amount.is_zero() && (state.withdrawal.is_none() || self.chance.one_in(4)) {
+            state.withdrawal = Some(Withdrawal { amount, since });
+            self.pass("a payer leaves");
+        }
+    }
+
+    fn withdraw(&mut self, payer: u8) {
+        let Some(state) = self.chain.channels.get_mut(&payer) else { return };
+        let is_ripe = |leaving: &Withdrawal| self.chain.time >= leaving.since + WITHDRAW_DELAY_SECS;
+        let Some(leaving) = state.withdrawal.filter(is_ripe) else { return };
+        state.withdrawal = None;
+        let free = state.balance.saturating_sub(state.claimed);
+        state.balance = state.balance.saturating_sub(leaving.amount.min(free));
+        let covers = state.balance.micro();
+        self.chain.deposits.remove(&payer);
+        self.pass("a payer withdrew");
+        let owed = self.delivered(payer);
+        let explained = self.deposits_taken_back.get(&payer).copied().unwrap_or(0);
+        assert!(owed <= covers + explained, "payer {payer} owes {owed}, {covers} are left, {explained} taken back");
     }
 
     fn call(&mut self, payer: u8) {
         let id = Self::id(payer);
         let (charged, reserved) =
             self.book.channels().channel(&id).map_or((0, 0), |c| (c.charged.micro(), c.reserved.micro()));
-        let max = charged + reserved + 30;
+        let max = charged + reserved + CEILING;
         let amount = Usdc(if self.chance.one_in(5) { 40 } else { 200 });
         let deposit = Deposit {
             amount,
@@ -650,21 +805,22 @@ impl World {
         let ask = ChannelAsk {
             channel: id,
             max: Usdc(max),
-            ceiling: Usdc(30),
+            ceiling: Usdc(CEILING),
             deposit: needs.then(|| AskedDeposit { key: deposit.key(&id), amount }),
             route: "POST /".into(),
             body_digest: [u8::try_from(self.chance.below(4)).unwrap(); 32],
             fresh: self.chance.one_in(2),
         };
         let state = self.state(payer);
-        match self.book.channels().decide_seen(&ask, &Self::config(payer), &state, NOW) {
+        match self.book.channels().decide_seen(&ask, &Self::config(payer), &state, self.chain.time) {
             ChannelDecision::Refused(Reason::DepositBelowMin) => self.pass("dust deposit refused"),
             ChannelDecision::Deposit => {
                 self.see(payer);
-                self.channel(ChannelInput::DepositAsked { channel: id, deposit, at: NOW });
+                self.channel(ChannelInput::DepositAsked { channel: id, deposit, at: self.chain.time });
                 if !self.chance.one_in(4) {
                     let state = self.chain.channels.entry(payer).or_insert(state);
                     state.balance = state.balance.saturating_add(amount);
+                    self.chain.deposits.insert(payer, amount);
                 }
                 if self.chance.one_in(3) {
                     self.pass("crash after a deposit");
@@ -674,7 +830,9 @@ impl World {
             }
             ChannelDecision::New { request } => {
                 self.see(payer);
-                self.record_or_lose(BookInput::Channel(ChannelInput::Reserved(CallReservation {
+                let most = self.signed.entry(payer).or_default();
+                *most = max.max(*most);
+                let reserved = ChannelInput::Reserved(CallReservation {
                     request,
                     channel: id,
                     voucher: HeldVoucher { max: ask.max, signature: [7; 65] },
@@ -685,25 +843,45 @@ impl World {
                     identifier: None,
                     prompt_tokens: 1,
                     max_tokens: 64,
-                    at: NOW,
-                })));
+                    at: self.chain.time,
+                });
+                if self.record_or_lose(BookInput::Channel(reserved)) {
+                    self.calls.insert(request, OwnCall { payer, worth: 0 });
+                }
             }
             _ => {}
         }
     }
 
-    fn claim(&mut self) {
-        let policy = ClaimPolicy { channel_max: Usdc(0), all_max: Usdc(0), row_min: Usdc(1), rows_max: 10 };
-        for batch in self.book.channels().due_claims(&policy, NOW) {
+    fn claim(&mut self, policy: &ClaimPolicy) {
+        for batch in self.book.channels().due_claims(policy, self.chain.time) {
             let rows: Vec<(ChannelId, Usdc)> = batch.iter().map(|row| (row.channel, row.total)).collect();
             self.channel(ChannelInput::ClaimSent { rows: rows.clone() });
-            let mined = !self.chance.one_in(4);
+            // Half of the delay is time enough to have it mined, at whatever price of gas.
+            let is_late = |state: &ChannelState| {
+                state.withdrawal.is_some_and(|leaving| self.chain.time >= leaving.since + WITHDRAW_DELAY_SECS / 2)
+            };
+            let must_be_mined = rows.iter().any(|(id, _)| is_late(&self.chain.channels[&id.0[0]]));
+            let fate = if must_be_mined { 3 } else { self.chance.below(5) };
             for (row, (id, total)) in batch.iter().zip(&rows) {
-                let state = self.chain.channels.get_mut(&id.0[0]).unwrap();
+                let payer = id.0[0];
+                let state = self.chain.channels.get_mut(&payer).unwrap();
                 assert!(*total <= row.voucher.max && *total <= state.balance, "claims what was signed and is there");
-                if mined {
+                if fate > 1 {
+                    self.chain.deposits.remove(&payer);
                     state.claimed = *total;
                 }
+                assert!(total.micro() <= self.signed[&payer], "payer {payer}: {total} claimed, more than it signed");
+                assert!(total.micro() <= self.delivered(payer), "payer {payer}: {total} claimed, more than it got");
+            }
+            if fate == 0 && rows.len() > 1 {
+                // One bad row reverts them all: each is claimed alone from here on.
+                self.pass("a batch of claims reverted");
+                self.channel(ChannelInput::ClaimFailed { rows: rows.iter().map(|(id, _)| *id).collect() });
+                continue;
+            }
+            if fate <= 1 {
+                self.pass("a claim was dropped");
             }
             if self.chance.one_in(3) {
                 self.pass("crash after a claim");
@@ -721,7 +899,7 @@ impl World {
     fn quiesce(&mut self) {
         self.chain.frozen.clear();
         self.restart();
-        for coin in self.coins() {
+        for coin in coins() {
             if let Some((amount, recorded)) = self.chain.pending.remove(&coin) {
                 self.chain.mine(coin, amount, recorded);
             }
@@ -729,9 +907,9 @@ impl World {
             self.ask_chain(coin);
         }
         // One more try each, and then they are over.
-        for coin in self.coins() {
+        for coin in coins() {
             for _ in 0..20 {
-                let under_way = self.book.may_settle(&coin.request());
+                let under_way = self.book.may_settle(&self.requests[&coin]);
                 if !under_way {
                     break;
                 }
@@ -744,18 +922,40 @@ impl World {
             }
         }
         self.expired = true;
-        for coin in self.coins() {
+        for coin in coins() {
             self.ask_chain(coin);
         }
         self.refund();
+        self.claim_all();
+        // Whoever is leaving has left.
+        self.chain.time += WITHDRAW_DELAY_SECS;
+        for payer in 1..=u8::try_from(PAYERS).unwrap() {
+            self.withdraw(payer);
+            self.read_channel(payer);
+        }
+    }
+
+    /// Every channel is read and all that is owed is claimed, however often a claim fails.
+    fn claim_all(&mut self) {
+        let policy = ClaimPolicy { channel_max: Usdc(0), all_max: Usdc(0), row_min: Usdc(1), rows_max: 10 };
+        for _ in 0..100 {
+            for payer in 1..=u8::try_from(PAYERS).unwrap() {
+                self.read_channel(payer);
+            }
+            if self.book.channels().due_claims(&policy, self.chain.time).is_empty() {
+                return;
+            }
+            self.claim(&policy);
+        }
+        panic!("something is claimed for ever");
     }
 
     fn judge(&self, seed: u64) {
         let book = &self.book;
         assert_eq!((book.open(), book.exposure()), (0, Usdc::ZERO), "seed {seed}: something is open");
         let (mut earned, mut lost, mut stranded) = (0, 0, 0);
-        for coin in self.coins() {
-            let story = format!("seed {seed} {coin:?} {:?}", book.entry(&coin.request()));
+        for coin in coins() {
+            let story = format!("seed {seed} {coin:?} {:?}", book.entry(&self.requests[&coin]));
             let moved = match self.chain.fates.get(&coin) {
                 Some(Fate::Paid { amount, .. }) => *amount,
                 _ => 0,
@@ -763,7 +963,7 @@ impl World {
             let (served, refunded) = (self.served.contains_key(&coin), self.chain.refunded.contains(&coin));
             assert!(moved <= VALUE, "more than was signed: {story}");
             assert!(!(served && refunded), "served and refunded: {story}");
-            let Some(entry) = book.entry(&coin.request()) else { continue };
+            let Some(entry) = book.entry(&self.requests[&coin]) else { continue };
             assert_eq!(served, matches!(entry.service, Service::Delivered(_)), "{story}");
             let charge = match (coin.way, self.served.get(&coin)) {
                 (Way::Upto, Some(worth)) => (*worth).min(VALUE),
@@ -796,10 +996,7 @@ impl World {
         assert_eq!((totals.lost, totals.stranded), (Usdc(lost), Usdc(stranded)), "seed {seed}");
         assert_eq!(i128::try_from(earned).unwrap(), self.earned, "seed {seed}: income is said once");
         assert!(totals.settled.saturating_add(totals.unmatched).micro() <= self.chain.total(), "seed {seed}");
-        // Channels: what was charged has a receipt each, and nothing was claimed that was not charged.
-        let channels = book.channels().totals();
-        assert!(self.receipts.values().all(|count| *count == 1), "seed {seed}");
-        assert_eq!(channels.charged.micro(), self.calls_charged, "seed {seed}");
+        self.judge_channels(seed);
         // The same records give the same book, byte for byte.
         let limits = book.channels().limits().clone();
         let mut replayed = ChannelBook::with_channels(Limits::default(), limits);
@@ -807,6 +1004,34 @@ impl World {
             replayed.apply(borsh::from_slice(&borsh::to_vec(input).unwrap()).unwrap());
         }
         assert_eq!(replayed.digest(), book.digest(), "seed {seed}");
+    }
+}
+
+impl World {
+    /// What was charged is what was delivered, and has a receipt each; claimed is at most what was signed and what was
+    /// delivered; and nothing is left unclaimed but what a deposit had covered that a reorganisation took back.
+    fn judge_channels(&self, seed: u64) {
+        let channels = self.book.channels();
+        assert!(self.receipts.values().all(|count| *count == 1), "seed {seed}");
+        assert_eq!(channels.totals().charged.micro(), self.calls_charged, "seed {seed}");
+        let mut unclaimed = 0;
+        for payer in 1..=u8::try_from(PAYERS).unwrap() {
+            let story = format!("seed {seed} payer {payer} {:?}", channels.channel(&Self::id(payer)));
+            let (delivered, claimed) = (self.delivered(payer), self.state(payer).claimed.micro());
+            assert!(claimed <= self.signed.get(&payer).copied().unwrap_or(0), "claimed more than signed: {story}");
+            assert!(claimed <= delivered, "claimed more than delivered: {story}");
+            let Some(channel) = channels.channel(&Self::id(payer)) else {
+                assert_eq!(delivered, 0, "{story}");
+                continue;
+            };
+            assert_eq!(channel.charged.micro(), delivered, "charged is what was delivered: {story}");
+            assert_eq!(channel.unclaimed().micro(), delivered - claimed, "{story}");
+            let taken_back = self.deposits_taken_back.get(&payer).copied().unwrap_or(0);
+            assert!(delivered - claimed <= taken_back, "unclaimed, and no deposit was taken back: {story}");
+            unclaimed += delivered - claimed;
+        }
+        assert_eq!(channels.totals().unclaimed.micro(), unclaimed, "seed {seed}");
+        assert_eq!(channels.totals().reserved, Usdc::ZERO, "seed {seed}: something is reserved");
     }
 }
 
@@ -856,6 +1081,11 @@ fn no_seed_charges_twice_serves_for_nothing_or_loses_money() {
     // A fault that never happens tests nothing.
     for what in [
         "a bad row in a batch",
+        "a batch of claims reverted",
+        "a call was marked",
+        "a claim was dropped",
+        "a payer leaves",
+        "a payer withdrew",
         "a batch without an outcome",
         "crash between a batch and its outcome",
         "crash while a batch waits",
@@ -872,9 +1102,11 @@ fn no_seed_charges_twice_serves_for_nothing_or_loses_money() {
         "dust deposit refused",
         "frozen",
         "never answered",
+        "no room for more exposure",
         "nothing delivered",
         "refunded",
         "reorg after a claim",
+        "reorg after a deposit",
         "reorg after it settled",
         "reverted",
         "third party settled first",

@@ -3,6 +3,7 @@
 use super::server::{VoucherKind, verify};
 use super::*;
 use crate::scheme::exact::Domain;
+use crate::scheme::permit2;
 use crate::wire::{PaymentPayload, PaymentRequirements, parse_json, same_terms};
 use crate::{Reason, Usdc};
 use alloy::signers::local::PrivateKeySigner;
@@ -115,6 +116,80 @@ fn what_is_wrong_is_named() {
     let other = with("/deposit/amount", json!("10001"));
     let verified = verify(&ChannelDomain::new(CHAIN_ID), &token(&offer), &other, &offer, NOW).unwrap();
     assert!(matches!(verified.kind, VoucherKind::Deposit(deposit) if !deposit.is_signed_by_key));
+}
+
+/// The recorded deposit by Permit2 instead, for a token without EIP-3009, with an EIP-2612 permission for it.
+fn permit2_deposit() -> (PaymentPayload, PaymentRequirements) {
+    let (mut payment, offer) = payments().remove(0);
+    let payer = payment.payload["channelConfig"]["payer"].clone();
+    payment.payload["deposit"]["authorization"] = json!({
+        "permit2Authorization": {
+            "from": payer,
+            "permitted": { "token": offer.asset(), "amount": "10000" },
+            "spender": COLLECTOR_PERMIT2,
+            "nonce": "7",
+            "deadline": (NOW + 60).to_string(),
+            "witness": { "channelId": payment.payload["voucher"]["channelId"] },
+            "signature": format!("0x{}", "01".repeat(65)),
+        }
+    });
+    payment.extensions = Some(json!({ "eip2612GasSponsoring": { "info": {
+        "from": payer, "asset": offer.asset(), "spender": permit2::PERMIT2, "amount": "10000",
+        "deadline": (NOW + 60).to_string(), "signature": format!("0x{}", "02".repeat(65)),
+    } } }));
+    (payment, offer)
+}
+
+#[test]
+fn what_is_wrong_with_a_deposit_by_permit2_is_named() {
+    let (deposit, offer) = permit2_deposit();
+    let verified = verify(&ChannelDomain::new(CHAIN_ID), &token(&offer), &deposit, &offer, NOW).unwrap();
+    let VoucherKind::Deposit(Deposit { method: DepositMethod::Permit2 { permit, .. }, .. }) = verified.kind else {
+        panic!("{:?}", verified.kind)
+    };
+    assert_eq!(permit.unwrap().amount, Usdc(10_000));
+    let other = json!("0x00000000000000000000000000000000000000ff");
+    for (path, value, expected) in [
+        ("/from", other.clone(), Reason::DepositPermit2Signature),
+        ("/spender", other.clone(), Reason::DepositPermit2Spender),
+        ("/permitted/token", other, Reason::TokenMismatch),
+        ("/permitted/amount", json!("9999"), Reason::DepositPermit2Amount),
+        ("/permitted/amount", json!("10001"), Reason::DepositPermit2Amount),
+        ("/witness/channelId", json!(format!("0x{}", "1".repeat(64))), Reason::ChannelIdMismatch),
+        ("/deadline", json!((NOW + 5).to_string()), Reason::DepositDeadline),
+        ("/nonce", json!("0x7"), Reason::InvalidPayload),
+        ("/signature", json!("0x1"), Reason::DepositSignature),
+    ] {
+        let mut wrong = deposit.clone();
+        let path = format!("/deposit/authorization/permit2Authorization{path}");
+        *wrong.payload.pointer_mut(&path).unwrap() = value.clone();
+        assert_eq!(reason(&wrong, &offer, NOW), expected, "{path} {value}");
+    }
+    for amount in ["9999", "10001"] {
+        let mut wrong = deposit.clone();
+        wrong.extensions.as_mut().unwrap()["eip2612GasSponsoring"]["info"]["amount"] = json!(amount);
+        assert_eq!(reason(&wrong, &offer, NOW), Reason::Eip2612AmountMismatch, "{amount}");
+    }
+}
+
+/// The contract takes 900 s to 30 days: a channel with another delay could never be opened.
+#[test]
+fn a_channels_delay_is_the_contracts() {
+    let signer = PrivateKeySigner::from_bytes(&[7; 32].into()).unwrap();
+    let domain = ChannelDomain::new(CHAIN_ID);
+    let (_, offer) = payments().remove(0);
+    for (delay, expected) in [
+        (WITHDRAW_DELAY_SECS_MIN - 1, Some(Reason::WithdrawDelayOutOfRange)),
+        (WITHDRAW_DELAY_SECS_MIN, None),
+        (WITHDRAW_DELAY_SECS_MAX, None),
+        (WITHDRAW_DELAY_SECS_MAX + 1, Some(Reason::WithdrawDelayOutOfRange)),
+    ] {
+        let offer = offer.clone().with_extra("withdrawDelay", delay);
+        let config = client::config(signer.address(), &offer, [0; 32]).unwrap();
+        let payment = client::pay(&signer, &domain, &config, &offer, Usdc(1_000), None).unwrap();
+        let found = verify(&domain, &token(&offer), &payment, &offer, NOW);
+        assert_eq!(found.err().map(|refusal| refusal.reason), expected, "{delay}");
+    }
 }
 
 #[test]
