@@ -78,6 +78,20 @@ say({ vectors: vectors.data.length, tokens: vectors.usage.prompt_tokens, near: c
 if (question.length !== 384 || Math.abs(cosine(question, question) - 1) > 1e-5) process.exitCode = 1;
 if (!(cosine(question, near) > cosine(question, far) + 0.2)) process.exitCode = 1;
 
+// Not OpenAI's, so the SDK has no name for it, but it sends it, and its errors are the same.
+const ranking = { model: models[1], query: input[0], documents: [input[2], input[1]] };
+const ranked = await openai.post('/rerank', { body: ranking });
+say({ ranked: ranked.results });
+if (ranked.results.map((result) => result.index).join() !== '1,0' || ranked.results[0].document) process.exitCode = 1;
+if (Math.abs(ranked.results[0].relevance_score - cosine(question, near)) > 1e-3) process.exitCode = 1;
+try {
+  await openai.post('/rerank', { body: { ...ranking, rank_fields: ['text'] } });
+  process.exitCode = 1;
+} catch (error) {
+  say({ refused: error.message, status: error.status, code: error.code, param: error.param });
+  if (error.status !== 400 || error.param !== 'rank_fields') process.exitCode = 1;
+}
+
 // What an agent refuses is an ordinary API error, and nothing is paid for it.
 for (const wrong of [{ model: 'no-such-model' }, { n: 2 }]) {
   try {

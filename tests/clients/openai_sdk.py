@@ -68,6 +68,12 @@ say(vectors=len(vectors.data), tokens=vectors.usage.prompt_tokens, near=cosine(q
 good &= len(question) == 384 and abs(cosine(question, question) - 1) < 1e-5 and vectors.usage.total_tokens > 20
 good &= cosine(question, near) > cosine(question, far) + 0.2
 good &= max(abs(a - b) for a, b in zip(question, plainly.data[0].embedding)) < 1e-4
+# Not OpenAI's, so the SDK has no name for it, but it sends it.
+ranking = {"model": models[1], "query": texts[0], "documents": texts[:0:-1], "top_n": 1, "return_documents": True}
+ranked = openai.post("/rerank", body=ranking, cast_to=object)
+say(ranked=ranked["results"])
+good &= [(r["index"], r["document"]["text"]) for r in ranked["results"]] == [(1, texts[1])]
+good &= abs(ranked["results"][0]["relevance_score"] - cosine(question, near)) < 1e-3
 broken = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "thing"}}}
 for wrong in [{"model": "no-such-model"}, {"response_format": broken}]:
     try:

@@ -1,9 +1,10 @@
 // Somebody who knows a chain, an ERC-8004 identity registry and one number in it, and nothing else. Finds the agent,
-// checks that it asks to be paid as the identity's owner, and buys one answer and two vectors with the official client.
+// checks that it asks to be paid as the identity's owner, and buys one answer, two vectors and a ranking with the official
+// client.
 //
 //   node stranger.mjs RPC_URL REGISTRY AGENT_ID PRIVATE_KEY
 //
-// Prints one JSON line {owner, url, price, status, text, vectors: {request, tokens, amount}}. Exits with 1 at the first thing that does not fit.
+// Prints one JSON line {owner, url, price, status, text, vectors: {request, tokens, amount}, ranking: the same}. Exits with 1 at the first thing that does not fit.
 import assert from 'node:assert/strict';
 import { x402Client } from '@x402/core/client';
 import { decodePaymentRequiredHeader } from '@x402/core/http';
@@ -72,5 +73,14 @@ assert.equal(paid.status, 200, paid.status === 200 ? '' : await paid.text());
 const { data, usage, x402 } = await paid.json();
 assert.deepEqual(data.map((item) => [item.index, item.embedding.length]), [[0, 384], [1, 384]]);
 const vectors = { request: x402.request, tokens: usage.prompt_tokens, amount: x402.amount };
+
+// So are documents in the order of their nearness to a question.
+const desk = discovery.resources.find((r) => r.endsWith('/rerank'));
+const sorted = { model: models.data[1].id, query: 'What do bakers make?', documents: ['water', 'bread'], top_n: 1 };
+const order = await wrapFetchWithPayment(fetch, client)(desk, { ...request, body: JSON.stringify(sorted) });
+assert.equal(order.status, 200, order.status === 200 ? '' : await order.text());
+const ranked = await order.json();
+assert.deepEqual(ranked.results.map((r) => [r.index, r.document]), [[1, undefined]]);
+const ranking = { request: ranked.x402.request, tokens: ranked.usage.prompt_tokens, amount: ranked.x402.amount };
 const url = uri.slice(0, uri.indexOf('/.well-known/'));
-console.log(JSON.stringify({ owner, url, price: exact.amount, status: answer.status, text, vectors }));
+console.log(JSON.stringify({ owner, url, price: exact.amount, status: answer.status, text, vectors, ranking }));

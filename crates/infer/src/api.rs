@@ -1,4 +1,4 @@
-//! The API that is sold: OpenAI's, as its documentation describes it, strictly.
+//! The API that is sold: OpenAI's, as its documentation describes it, strictly; and `rerank`, which OpenAI lacks.
 //!
 //! Every documented field is either done or refused with a 400 that names it, and so is every
 //! unknown one: nothing is silently ignored. A refused field whose value asks for nothing
@@ -11,6 +11,7 @@ pub mod completions;
 pub mod embeddings;
 mod error;
 pub mod models;
+pub mod rerank;
 pub mod responses;
 mod settings;
 mod strict;
@@ -21,6 +22,7 @@ pub use completions::{CompletionReply, CompletionRequest};
 pub use embeddings::{EmbeddingReply, EmbeddingRequest};
 pub use error::ApiError;
 pub use models::models_list;
+pub use rerank::{RerankReply, RerankRequest};
 pub use responses::{ResponseReply, ResponseStream, ResponsesRequest};
 pub use settings::{Form, Sampling, Settings, TEMPERATURE_DEFAULT, TOP_P_DEFAULT};
 pub(crate) use tools::{CLOSE as TOOL_CALL_CLOSE, OPEN as TOOL_CALL_OPEN};

@@ -11,6 +11,7 @@ mod models;
 mod peer;
 mod problem;
 mod read;
+pub(crate) mod rerank;
 mod responses;
 pub(crate) mod sale;
 
@@ -57,6 +58,7 @@ pub fn router(cx: Arc<Context>, shared: Arc<Shared>, answers: Answers) -> Router
         .route("/v1/chat/completions", post(chat::complete).get(chat::terms))
         .route("/v1/completions", post(completions::complete).get(completions::terms))
         .route("/v1/embeddings", post(embeddings::embed).get(embeddings::terms))
+        .route("/v1/rerank", post(rerank::rerank).get(rerank::terms))
         .route("/v1/responses", post(responses::respond).get(responses::terms))
         .route_layer(middleware::from_fn_with_state(gate::Gate::default(), gate::keep));
     Router::new()

@@ -64,9 +64,9 @@ impl EmbeddingRequest {
         }
     }
 
-    /// What an error calls the text with this number.
-    pub fn name_of(&self, at: usize) -> String {
-        if self.is_list { format!("input[{at}]") } else { "input".into() }
+    /// What an error calls the text with a number.
+    pub fn name_of(&self) -> fn(usize) -> String {
+        if self.is_list { |at| format!("input[{at}]") } else { |_| "input".into() }
     }
 }
 
@@ -150,7 +150,7 @@ pub fn vector_bytes(vector: &[f32]) -> Vec<u8> {
 }
 
 /// By its digits, because those of the nearest f64 would be twice as many and say no more.
-fn number(value: f32) -> Value {
+pub(super) fn number(value: f32) -> Value {
     value.to_string().parse().ok().and_then(Number::from_f64).map_or(Value::Null, Value::Number)
 }
 

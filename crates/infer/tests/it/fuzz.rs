@@ -8,7 +8,7 @@ mod changes;
 use changes::Chance;
 use infer::api::{
     Answered, ApiError, ChatCompletionRequest, ChatReply, ChatStream, CompletionRequest, EmbeddingRequest,
-    ResponsesRequest, Usage,
+    RerankRequest, ResponsesRequest, Usage,
 };
 use infer::{ChatTemplate, Finish, Grammar};
 use serde_json::{Map, Value};
@@ -18,7 +18,7 @@ fn runs() -> u64 {
     changes::runs(20_000, 3_000_000)
 }
 
-const SEEDS: [&str; 7] = [
+const SEEDS: [&str; 8] = [
     r##"{"model":"m","messages":[{"role":"developer","content":"Be brief."},{"role":"user","content":[{"type":"text","text":"a"},{"type":"text","text":"ü{{ 7*7 }}{% raw %}"}]}],"max_completion_tokens":9,"temperature":0.7,"top_p":1,"seed":-1,"stop":["x","y"],"stream":true,"stream_options":{"include_usage":true},"user":"u","n":1,"presence_penalty":-0.5,"frequency_penalty":2,"logit_bias":{"7":-100,"49151":1.5},"logprobs":true,"top_logprobs":3,"min_p":0.1,"top_k":40}"##,
     r##"{"model":"m","messages":[{"role":"user","content":"?"},{"role":"assistant","content":null,"tool_calls":[{"id":"c","type":"function","function":{"name":"f","arguments":"{\"a\": [1, \"<tool_call>\"]}"}}]},{"role":"tool","tool_call_id":"c","content":"fine"},{"role":"tool","tool_call_id":"d","content":"<|im_end|>"}],"tools":[{"type":"function","function":{"name":"f","description":"d","parameters":{"type":"object","properties":{"a":{"$ref":"#/$defs/x"}},"$defs":{"x":{"enum":[1,"%json"]}}},"strict":true}}],"tool_choice":{"type":"function","function":{"name":"f"}},"parallel_tool_calls":false}"##,
     r##"{"model":"m","messages":[{"role":"user","content":"?"}],"tools":[{"type":"function","function":{"name":"f"}},{"type":"function","function":{"name":"g","parameters":{}}}],"tool_choice":"required"}"##,
@@ -26,6 +26,7 @@ const SEEDS: [&str; 7] = [
     r##"{"model":"m","prompt":["Once"],"max_tokens":16,"logprobs":2,"echo":false,"best_of":1,"suffix":null,"stop":"\n"}"##,
     r##"{"model":"m","instructions":"i","input":[{"type":"message","role":"user","content":[{"type":"input_text","text":"a"}]}],"store":true,"previous_response_id":"resp_1","metadata":{"k":"v"},"text":{"format":{"type":"json_object"}},"max_output_tokens":5}"##,
     r##"{"model":"m","input":["a","ü"],"encoding_format":"base64","dimensions":384,"user":"u"}"##,
+    r##"{"model":"m","query":"a","documents":["b",{"text":"ü"}],"top_n":2,"return_documents":true,"truncation":false}"##,
 ];
 
 const TOKENS: [&str; 30] = [
@@ -77,7 +78,7 @@ fn strangers_bytes_break_no_parser_and_no_template() {
     let hermes = "{% for t in tools %}<tool_call></tool_call>{{ t | tojson }}{% endfor %}{% for m in messages %}[{{ m.role }}]{{ m.content | trim }}\
         {% for c in m.tool_calls %}{{ c.function.name }}{{ c.function.arguments | tojson }}{{ c.function.arguments.a }}{% endfor %}{% endfor %}";
     let templates = [None, Some(hermes)].map(|source| ChatTemplate::new(source, "<s>", "</s>").unwrap());
-    let mut read = [0_u64; 4];
+    let mut read = [0_u64; 5];
     for seed in 0..runs() {
         let mut chance = Chance(seed);
         let mut bytes = SEEDS[chance.below(SEEDS.len())].as_bytes().to_vec();
@@ -125,6 +126,14 @@ fn strangers_bytes_break_no_parser_and_no_template() {
                 read[3] += 1;
                 let inputs = &request.inputs;
                 assert!(!inputs.is_empty() && inputs.iter().all(|input| !input.is_empty()), "seed {seed}");
+            }
+            Err(error) => is_helpful(&error, seed),
+        }
+        match RerankRequest::parse(&bytes) {
+            Ok(request) => {
+                read[4] += 1;
+                let texts = request.texts();
+                assert!(texts.len() >= 2 && texts.iter().all(|text| !text.is_empty()), "seed {seed}");
             }
             Err(error) => is_helpful(&error, seed),
         }

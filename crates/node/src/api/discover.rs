@@ -5,7 +5,7 @@
 //! identity names the treasury, and whoever pays compares `payTo` with that.
 
 use super::problem::Problem;
-use super::{Api, chat, completions, embeddings, responses};
+use super::{Api, chat, completions, embeddings, rerank, responses};
 use crate::context::Context;
 use alloy::primitives::U256;
 use axum::Json;
@@ -21,6 +21,8 @@ pub const LLMS: &str = "/llms.txt";
 
 /// What every agent sells, each by POST.
 const PAID: [&str; 3] = [chat::ROUTE, completions::ROUTE, responses::ROUTE];
+/// And those with a model for vectors.
+const PAID_VECTORS: [&str; 2] = [embeddings::ROUTE, rerank::ROUTE];
 /// A leaf; registries show a picture beside the name.
 const IMAGE: &str = "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E%3Cpath \
                      d='M2 14C2 6 7 2 14 2c0 8-4 12-12 12z' fill='%232a7'/%3E%3C/svg%3E";
@@ -78,7 +80,7 @@ fn urls(cx: &Context) -> Vec<String> {
 
 /// What this agent sells.
 fn paid(cx: &Context) -> impl Iterator<Item = &'static str> {
-    PAID.into_iter().chain(cx.manifest.embedding.as_ref().map(|_| embeddings::ROUTE))
+    PAID.into_iter().chain(cx.manifest.embedding.iter().flat_map(|_| PAID_VECTORS))
 }
 
 fn path(route: &str) -> &str {
@@ -163,8 +165,8 @@ fn words(cx: &Context) -> String {
     let sold: String =
         PAID.iter().map(|route| format!("- [{route}]({url}{}): paid; `stream` too\n", path(route))).collect();
     let vectors = cx.manifest.embedding.as_ref().map_or_else(String::new, |model| {
-        let route = embeddings::ROUTE;
-        format!("- [{route}]({url}{}): paid; vectors by the model {}\n", path(route), model.name)
+        let line = |route| format!("- [{route}]({url}{}): paid; by the vectors of {}\n", path(route), model.name);
+        PAID_VECTORS.into_iter().map(line).collect()
     });
     format!(
         "# {name}\n\n\

@@ -9,6 +9,7 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use infer::TokenLogprob;
+use infer::api::embeddings::vector_bytes;
 use infer::api::{Answered, ApiError, EmbeddingReply, EmbeddingRequest, Settings};
 use serde_json::{Map, Value, json};
 
@@ -36,6 +37,7 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) ->
         let embedder = api.embedder().await.map_err(IntoResponse::into_response)?;
         request.check(embedder.dimensions).map_err(refuse)?;
     }
+    let name_of = request.name_of();
     let form = Vectors {
         id: fresh_id("emb-"),
         reply: EmbeddingReply { model: request.model, encoding: request.encoding },
@@ -46,7 +48,7 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) ->
         route: ROUTE,
         description: "vectors of texts",
         question: Question::of(body),
-        prompt: Prompt::Texts { texts: request.inputs, is_list: request.is_list },
+        prompt: Prompt::Texts { texts: request.inputs, name_of },
         prompt_field: "input",
         settings: Settings::default(),
         stored_bytes: None,
@@ -79,8 +81,9 @@ impl Form for Vectors {
     fn delta(&mut self, _: &str, _: &[TokenLogprob]) -> Vec<Bytes> {
         Vec::new()
     }
-    fn vectors(&mut self, vectors: Vec<Vec<f32>>) {
+    fn vectors(&mut self, vectors: Vec<Vec<f32>>) -> Vec<u8> {
         self.vectors = vectors;
+        self.vectors.iter().flat_map(|vector| vector_bytes(vector)).collect()
     }
     fn close(&mut self, answered: Answered<'_>, extra: Map<String, Value>) -> Vec<Bytes> {
         vec![self.reply.whole(&self.vectors, answered.usage.prompt_tokens, extra).to_string().into()]

@@ -93,8 +93,8 @@ pub struct Order {
 pub enum Prompt {
     /// It goes on with it.
     Text(String),
-    /// It makes a vector of each. `is_list` says how their customer gave them, to be named in errors.
-    Texts { texts: Vec<String>, is_list: bool },
+    /// It makes a vector of each. `name_of` a text, for errors.
+    Texts { texts: Vec<String>, name_of: fn(usize) -> String },
 }
 
 /// What the engine is asked for.
@@ -351,8 +351,8 @@ impl Api {
                 let (engine, tokens, room) = self.room_after(text, order, pays).await?;
                 (engine, tokens, room, price)
             }
-            Prompt::Texts { texts, is_list } => {
-                let (engine, tokens) = self.texts_fit(texts, *is_list, order.prompt_field).await?;
+            Prompt::Texts { texts, name_of } => {
+                let (engine, tokens) = self.texts_fit(texts, *name_of, order.prompt_field).await?;
                 (engine, tokens, 0, price.of_embeddings())
             }
         };
@@ -413,11 +413,15 @@ impl Api {
     }
 
     /// The engine that makes vectors, and the tokens of all texts together, if it takes each of them.
-    async fn texts_fit(&self, texts: &[String], is_list: bool, field: &str) -> Result<(EngineClient, u32), Problem> {
+    async fn texts_fit(
+        &self,
+        texts: &[String],
+        name_of: fn(usize) -> String,
+        field: &str,
+    ) -> Result<(EngineClient, u32), Problem> {
         let embedder = self.embedder().await?;
         let counts = try_join_all(texts.iter().map(|text| embedder.client.count_tokens(text, true))).await;
         let counts = counts.map_err(|e| Problem::for_unavail(format!("the engine does not answer: {e}"), 1))?;
-        let name_of = |at| if is_list { format!("{field}[{at}]") } else { field.to_owned() };
         let tokens = tokens_of(field, &counts, embedder.hello.n_ctx, name_of)?;
         Ok((embedder.client, tokens))
     }

@@ -100,8 +100,9 @@ fn by_permit2(world: &mut World) {
 }
 
 /// Somebody who knows the registry, the agent's number in it and a chain endpoint: finds the agent, checks that it asks
-/// to be paid as the identity's owner, and buys an answer and two vectors, of which it tells.
-fn stranger(running: &World) -> Value {
+/// to be paid as the identity's owner, and buys an answer, two vectors and a ranking; it tells of the
+/// last two.
+fn stranger(running: &World) -> [Value; 2] {
     let world = running.world();
     let text = |value: &Value| value.as_str().expect("a word in world.json").to_owned();
     let key = std::fs::read_to_string(text(&world["customer"]["key_file"])).expect("the key");
@@ -122,7 +123,7 @@ fn stranger(running: &World) -> Value {
     // It may have moved meanwhile.
     assert!(homes.contains(&found["url"]), "the record leads to where the agent lives now: {found}, {homes:?}");
     assert_eq!(found["status"], 200, "{found}");
-    found["vectors"].clone()
+    ["vectors", "ranking"].map(|bought| found[bought].clone())
 }
 
 /// Tokens of a class of their own, the model that made the vectors, and what was paid; off line, in both forms.
@@ -365,8 +366,9 @@ fn a_whole_life() {
     let proxy = Proxy::start(&world, &["--budget", "100/day", "--scheme", "batch-settlement"]);
     openai_sdks_through(&proxy);
     // And from somebody who was told nothing but a number.
-    let vectors = stranger(&world);
-    vectors_have_their_receipt(&mut world, &vectors);
+    for bought in stranger(&world) {
+        vectors_have_their_receipt(&mut world, &bought);
+    }
     let begun = world.ask(&["--remember", "--max-tokens", "24", "My name is Ada. Say hello."]).expect("an answer");
     assert_eq!(begun["scheme"], "batch-settlement", "{begun}");
     let by_exact = world.ask(&["--scheme", "exact", "--max-tokens", "8", "Say hello."]).expect("an answer");

@@ -15,10 +15,11 @@ fn refused(body: Value) -> (&'static str, String) {
 #[test]
 fn one_text_or_a_list_in_either_encoding() {
     let one = parse(json!({"model": "m", "input": "a", "encoding_format": "base64", "user": "u"})).unwrap();
+    assert_eq!(one.name_of()(0), "input");
     assert_eq!((one.inputs, one.is_list, one.encoding), (vec!["a".to_owned()], false, Encoding::Base64));
     let two = parse(json!({"model": "m", "input": ["a", "b"], "dimensions": null})).unwrap();
     assert_eq!((two.inputs.len(), two.is_list, two.encoding), (2, true, Encoding::Float));
-    assert_eq!((two.name_of(1), two.dimensions), ("input[1]".to_owned(), None));
+    assert_eq!((two.name_of()(1), two.dimensions), ("input[1]".to_owned(), None));
 }
 
 #[test]

@@ -13,7 +13,6 @@ use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use economy::Usdc;
 use futures::{Stream, StreamExt};
-use infer::api::embeddings::vector_bytes;
 use infer::api::{Answered, ApiError, SSE_KEEP_ALIVE, Usage};
 use infer::{EngineEvent, Finish, Generation, TokenLogprob};
 use journal::crash_point;
@@ -42,8 +41,11 @@ const KEEP_ALIVE: Duration = Duration::from_secs(10);
 pub trait Form: Send + 'static {
     fn open(&mut self) -> Vec<Bytes>;
     fn delta(&mut self, text: &str, logprobs: &[TokenLogprob]) -> Vec<Bytes>;
-    /// Before the end, where texts become vectors: all of them, in the order of the texts.
-    fn vectors(&mut self, _: Vec<Vec<f32>>) {}
+    /// Before the end, where texts become vectors: all of them, in the order of the texts. Returns the bytes that the
+    /// receipt's digest of the output is taken of.
+    fn vectors(&mut self, _: Vec<Vec<f32>>) -> Vec<u8> {
+        Vec::new()
+    }
     /// The end, after the payment is settled. `extra` says where the receipt is.
     fn close(&mut self, answered: Answered<'_>, extra: Map<String, Value>) -> Vec<Bytes>;
     fn fail(&mut self, error: &ApiError) -> Vec<Bytes>;
@@ -359,9 +361,7 @@ impl<F: Form> Run<F> {
                     return Ok((finish, Usage { prompt_tokens, cached_tokens, completion_tokens }));
                 }
                 EngineEvent::Embedded { vectors, prompt_tokens } => {
-                    let digest = vectors.iter().fold(Sha256::new(), |digest, v| digest.chain_update(vector_bytes(v)));
-                    self.vectors_digest = Some(digest.finalize().into());
-                    self.form.vectors(vectors);
+                    self.vectors_digest = Some(Sha256::digest(self.form.vectors(vectors)).into());
                     return Ok((Finish::Stop, Usage { prompt_tokens, cached_tokens: 0, completion_tokens: 0 }));
                 }
                 EngineEvent::Failed { kind, message } => return Err(ApiError::for_engine(kind, &message)),
