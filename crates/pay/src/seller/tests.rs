@@ -159,6 +159,7 @@ fn every_reason_is_a_client_matter() {
         402 invalid_batch_settlement_evm_refund_no_balance
         402 invalid_batch_settlement_evm_refund_amount_invalid
         402 invalid_batch_settlement_evm_refund_transaction_failed
+        429 refund_over_day_limit again
     "#]]
     .assert_eq(&table);
     let names: std::collections::BTreeSet<&str> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
