@@ -387,7 +387,7 @@ fn one_proxy_a_key(world: &World) {
         said
     };
     let said = refused(&["--refund"]);
-    for words in ["nothing was asked back", "is running", "End it with Ctrl-C", "`vivarium proxy --refund` again"] {
+    for words in ["nothing was asked back", "is running", "End it with Ctrl-C", "say this again"] {
         assert!(said.contains(words), "{said}");
     }
     let said = refused(&["--listen", "127.0.0.1:0", "--budget", "1/day"]);
