@@ -153,7 +153,7 @@ fn steps() -> Result<Vec<Step>> {
     Ok(steps)
 }
 
-/// Files of contract tests that take arguments or walk by themselves, in the order of their names.
+/// Files of contract tests but the walks, in the order of their names.
 fn contract_tests() -> Result<Vec<String>> {
     let dir = shell::root().join("contracts/test");
     let mut files = Vec::new();

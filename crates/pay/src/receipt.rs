@@ -159,8 +159,8 @@ impl Receipt {
     }
 
     pub fn sign(self, operator: &PrivateKeySigner) -> Result<SignedReceipt, Error> {
-        let signature = operator.sign_hash_sync(&self.digest()).map_err(|e| Error(format!("cannot sign: {e}")))?;
-        Ok(SignedReceipt { receipt: self, signature: signature.as_bytes() })
+        let signature = sign(operator, self.digest())?;
+        Ok(SignedReceipt { receipt: self, signature })
     }
 }
 
@@ -175,8 +175,7 @@ pub struct SignedReceipt {
 impl SignedReceipt {
     /// Whose key signed: to be compared with the agent's operator in `receipt.epoch`. Works off line.
     pub fn signer(&self) -> Result<Address, Error> {
-        let signature = Signature::from_raw_array(&self.signature).map_err(|e| Error(format!("signature: {e}")))?;
-        recover_signer(&signature, self.receipt.digest()).map_err(|e| Error(format!("no key made this signature: {e}")))
+        signer_of(&self.signature, self.receipt.digest())
     }
 
     /// Fails unless `operator` signed exactly this receipt.
@@ -241,6 +240,17 @@ impl SignedReceipt {
         receipt.is_of_version(json.version.into())?;
         Ok(Self { receipt, signature: bytes("signature", &json.signature)? })
     }
+}
+
+/// r, s, v with low s.
+fn sign(operator: &PrivateKeySigner, digest: B256) -> Result<[u8; 65], Error> {
+    let signature = operator.sign_hash_sync(&digest).map_err(|e| Error(format!("cannot sign: {e}")))?;
+    Ok(signature.as_bytes())
+}
+
+fn signer_of(signature: &[u8; 65], digest: B256) -> Result<Address, Error> {
+    let signature = Signature::from_raw_array(signature).map_err(|e| Error(format!("signature: {e}")))?;
+    recover_signer(&signature, digest).map_err(|e| Error(format!("no key made this signature: {e}")))
 }
 
 /// Why a receipt cannot be signed, read or believed. The reader treats it as no receipt.

@@ -113,6 +113,16 @@ impl Work {
     }
 }
 
+/// The work of a reservation; `None`: the book did not take it.
+struct Begun(Option<Result<Generation, Problem>>);
+
+impl Begun {
+    /// Of a reservation that was taken.
+    fn running(self) -> Result<Generation, Problem> {
+        self.0.unwrap_or_else(|| Err(Problem::for_internal("a reservation that was not taken")))
+    }
+}
+
 /// What a customer says about repetitions.
 #[derive(Clone, Copy)]
 struct Wishes {
@@ -253,21 +263,16 @@ impl Api {
             (Address::from(settlement.payer()), settlement.value(), settlement.signature().to_vec());
         let work = Work::of(order.prompt, order.settings, terms.max_tokens);
         let want = Want { settlement, ask, prompt_tokens: terms.prompt_tokens, max_tokens: terms.max_tokens };
-        let (taken, is_taken) = oneshot::channel();
-        let (begun, reserved) = futures::join!(
-            // Prefill runs while the record becomes durable, and for nothing that the book has not taken.
-            is_taken.map_ok(|()| self.start(&terms.engine, work)),
-            self.ask(|reply| Ask::Reserve { want: Box::new(want), taken, reply })
-        );
-        match reserved? {
+        let want = Box::new(want);
+        let begin = || self.start(&terms.engine, work);
+        let (begun, reserved) = self.reserve(begin, |taken, reply| Ask::Reserve { want, taken, reply }).await?;
+        match reserved {
             Reserved::Yes { request, guard, known_payer, when } => Ok(Sale {
                 request,
                 prompt_tokens: terms.prompt_tokens,
                 payer,
                 amount,
-                generation: begun
-                    .unwrap_or_else(|_| Err(Problem::for_internal("a reservation that was not taken")))
-                    .map_err(IntoResponse::into_response)?,
+                generation: begun.running().map_err(IntoResponse::into_response)?,
                 // A contract may change its mind as long as it has not paid.
                 known_payer: known_payer && is_signed_by_key,
                 paying: match when {
@@ -476,6 +481,19 @@ impl Api {
                 "this nonce is spent, and paid nothing here: sign a new one",
             ))),
         }
+    }
+
+    /// Asks the book for a reservation, and has the work begun once it is taken: prefill runs while the record becomes
+    /// durable, and for nothing that the book has not taken. A voucher for a channel that does not exist is signed for
+    /// free.
+    async fn reserve<T>(
+        &self,
+        begin: impl FnOnce() -> Result<Generation, Problem>,
+        make: impl FnOnce(oneshot::Sender<()>, oneshot::Sender<T>) -> Ask,
+    ) -> Result<(Begun, T), Response> {
+        let (taken, is_taken) = oneshot::channel();
+        let (begun, answer) = futures::join!(is_taken.map_ok(|()| begin()), self.ask(|reply| make(taken, reply)));
+        Ok((Begun(begun.ok()), answer?))
     }
 
     fn start(&self, engine: &EngineClient, work: Work) -> Result<Generation, Problem> {

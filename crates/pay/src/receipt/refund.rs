@@ -5,9 +5,8 @@ use super::{Error, bytes};
 use crate::book::AbortWhy;
 use crate::scheme::exact::Hash;
 use crate::{RequestId, Usdc, wire};
-use alloy::consensus::crypto::secp256k1::recover_signer;
-use alloy::primitives::{Address, B256, FixedBytes, Signature};
-use alloy::signers::{SignerSync, local::PrivateKeySigner};
+use alloy::primitives::{Address, B256, FixedBytes};
+use alloy::signers::local::PrivateKeySigner;
 use alloy::sol_types::{SolStruct, eip712_domain};
 use serde::{Deserialize, Serialize};
 
@@ -79,8 +78,8 @@ impl RefundNote {
     /// # Errors
     /// The key does not sign.
     pub fn sign(self, operator: &PrivateKeySigner) -> Result<SignedRefund, Error> {
-        let signature = operator.sign_hash_sync(&self.digest()).map_err(|e| Error(format!("cannot sign: {e}")))?;
-        Ok(SignedRefund { note: self, signature: signature.as_bytes() })
+        let signature = super::sign(operator, self.digest())?;
+        Ok(SignedRefund { note: self, signature })
     }
 
     /// For people.
@@ -129,8 +128,7 @@ impl SignedRefund {
     /// # Errors
     /// No key made this signature.
     pub fn signer(&self) -> Result<Address, Error> {
-        let signature = Signature::from_raw_array(&self.signature).map_err(|e| Error(format!("signature: {e}")))?;
-        recover_signer(&signature, self.note.digest()).map_err(|e| Error(format!("no key made this signature: {e}")))
+        super::signer_of(&self.signature, self.note.digest())
     }
 
     pub fn to_json(&self) -> String {

@@ -7,7 +7,7 @@ use chain::Chain;
 use http::header::ACCEPT;
 use http::{HeaderMap, HeaderValue, Method};
 use pay::receipt::cose::CoseReceipt;
-use pay::receipt::refund::SignedRefund;
+use pay::receipt::refund::{RefundNote, SignedRefund};
 use pay::receipt::tree::Proof;
 use pay::receipt::{Receipt, SignedReceipt};
 use serde_json::json;
@@ -122,41 +122,29 @@ async fn fetch(link: &Link, id: &str, out: Option<(&Path, Form)>, json: bool) ->
 
 impl Verify {
     async fn run(&self) -> Result<()> {
-        if let Some(refund) = refund_in(&self.file)? {
-            return self.refund(&refund).await;
+        match &read(&self.file)? {
+            Document::Receipt(receipt, signer) => self.receipt(receipt, *signer).await,
+            Document::Refund(note, signer) => self.refund(note, *signer).await,
         }
-        let Found { receipt, signer } = &read(&self.file)?;
-        if let Some(agent) = self.agent {
-            ensure!(receipt.agent == agent, "the receipt is for another agent ({})", receipt.agent);
-        }
-        let must_be = |operator: Address| {
-            ensure!(
-                *signer == operator,
-                "signed by {signer}, not by the operator {operator}, or altered after signing"
-            );
-            Ok(())
+    }
+
+    async fn receipt(&self, receipt: &Receipt, signer: Address) -> Result<()> {
+        let signed = Signed {
+            what: "the receipt",
+            agent: receipt.agent,
+            chain_id: receipt.chain_id,
+            epoch: receipt.epoch,
+            signer,
         };
-        if let Some(operator) = self.operator {
-            must_be(operator)?;
-        }
+        self.agrees(&signed)?;
         let proof = self.proof(receipt)?;
         show(receipt);
-        let Some(rpc) = &self.rpc else {
-            let compared = if self.operator.is_some() { ", as it should" } else { " (compare it, or give --rpc)" };
-            println!("signed by   {signer}{compared}");
+        let Some(chain) = self.chain_of(&signed).await? else {
             if proof.is_some() {
                 println!("proof       holds; whether its root is on chain, --rpc tells");
             }
             return Ok(());
         };
-        let chain = Chain::connect(rpc, receipt.chain_id)?;
-        chain.verify_chain().await?;
-        let operators = chain::history::operators(&chain, receipt.agent).await?;
-        let operator = operators
-            .get(&receipt.epoch)
-            .with_context(|| format!("the treasury {} has no epoch {}", receipt.agent, receipt.epoch))?;
-        must_be(*operator)?;
-        println!("signed by   {signer}, operator of epoch {}", receipt.epoch);
         let Some(root) = proof else {
             println!("on chain    not looked at: there is no proof beside the receipt");
             return Ok(());
@@ -168,30 +156,39 @@ impl Verify {
         Ok(())
     }
 
-    async fn refund(&self, signed: &SignedRefund) -> Result<()> {
-        let (note, signer) = (&signed.note, signed.signer().context("the statement's signature is not valid")?);
-        if let Some(agent) = self.agent {
-            ensure!(note.agent == agent, "the statement is another agent's ({})", note.agent);
-        }
-        let epoch = match (self.operator, &self.rpc) {
-            (Some(operator), _) => Some(operator),
-            (None, Some(rpc)) => {
-                let chain = Chain::connect(rpc, note.chain_id)?;
-                chain.verify_chain().await?;
-                let operators = chain::history::operators(&chain, note.agent).await?;
-                let missing = || format!("the treasury {} has no epoch {}", note.agent, note.epoch);
-                Some(*operators.get(&note.epoch).with_context(missing)?)
-            }
-            (None, None) => None,
-        };
-        let is_theirs = epoch.is_none_or(|operator| operator == signer);
-        ensure!(is_theirs, "signed by {signer}, not by the operator of epoch {}, or altered after signing", note.epoch);
+    async fn refund(&self, note: &RefundNote, signer: Address) -> Result<()> {
+        let signed =
+            Signed { what: "the statement", agent: note.agent, chain_id: note.chain_id, epoch: note.epoch, signer };
+        self.agrees(&signed)?;
         println!("refund      of {} (epoch {})", note.request, note.epoch);
         println!("goes back   {} to {}", note.amount, note.payer);
         println!("because     {}", note.why());
-        let compared = if epoch.is_some() { ", the operator" } else { " (compare it, or give --rpc)" };
-        println!("signed by   {signer}{compared}");
-        Ok(())
+        self.chain_of(&signed).await.map(drop)
+    }
+
+    /// What can be told off line.
+    fn agrees(&self, signed: &Signed) -> Result<()> {
+        if let Some(agent) = self.agent {
+            ensure!(signed.agent == agent, "{} is for another agent ({})", signed.what, signed.agent);
+        }
+        self.operator.map_or(Ok(()), |operator| signed.is_by(operator))
+    }
+
+    /// The chain, where one was named and it says that this signer was operator in its epoch.
+    async fn chain_of(&self, signed: &Signed) -> Result<Option<Chain>> {
+        let Signed { agent, chain_id, epoch, signer, .. } = *signed;
+        let Some(rpc) = &self.rpc else {
+            let compared = if self.operator.is_some() { ", as it should" } else { " (compare it, or give --rpc)" };
+            println!("signed by   {signer}{compared}");
+            return Ok(None);
+        };
+        let chain = Chain::connect(rpc, chain_id)?;
+        chain.verify_chain().await?;
+        let operators = chain::history::operators(&chain, agent).await?;
+        let operator = operators.get(&epoch).with_context(|| format!("the treasury {agent} has no epoch {epoch}"))?;
+        signed.is_by(*operator)?;
+        println!("signed by   {signer}, operator of epoch {epoch}");
+        Ok(Some(chain))
     }
 
     /// The root that the proof leads to from this receipt, checked against the one it claims.
@@ -210,32 +207,46 @@ impl Verify {
     }
 }
 
-/// A receipt and the key that signed it.
-struct Found {
-    receipt: Receipt,
+/// Who signed, and for whom.
+struct Signed {
+    what: &'static str,
+    agent: Address,
+    chain_id: u64,
+    epoch: u64,
     signer: Address,
 }
 
-/// The file, if it says that it is about a refund.
-fn refund_in(file: &Path) -> Result<Option<SignedRefund>> {
-    let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-    let Ok(json) = serde_json::from_slice::<serde_json::Value>(&bytes) else { return Ok(None) };
-    if json["kind"] != "refund" {
-        return Ok(None);
+impl Signed {
+    fn is_by(&self, operator: Address) -> Result<()> {
+        let signer = self.signer;
+        ensure!(signer == operator, "signed by {signer}, not by the operator {operator}, or altered after signing");
+        Ok(())
     }
-    Ok(Some(SignedRefund::from_json(std::str::from_utf8(&bytes)?.trim())?))
 }
 
-/// Either form: JSON begins with a brace, COSE never does.
-fn read(file: &Path) -> Result<Found> {
+/// What an operator has signed, and the key that did.
+enum Document {
+    Receipt(Receipt, Address),
+    Refund(RefundNote, Address),
+}
+
+/// Any of the forms: JSON begins with a brace, COSE never does; and only a refund says its kind.
+fn read(file: &Path) -> Result<Document> {
     let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-    if bytes.trim_ascii_start().starts_with(b"{") {
-        let signed = SignedReceipt::from_json(std::str::from_utf8(&bytes)?.trim())?;
-        let signer = signed.signer().context("the receipt's signature is not valid")?;
-        return Ok(Found { receipt: signed.receipt, signer });
+    if !bytes.trim_ascii_start().starts_with(b"{") {
+        let signed = CoseReceipt::from_bytes(&bytes)?;
+        return Ok(Document::Receipt(signed.receipt, signed.operator));
     }
-    let signed = CoseReceipt::from_bytes(&bytes)?;
-    Ok(Found { signer: signed.operator, receipt: signed.receipt })
+    let text = std::str::from_utf8(&bytes)?.trim();
+    let is_refund = serde_json::from_str::<serde_json::Value>(text).is_ok_and(|json| json["kind"] == "refund");
+    if is_refund {
+        let signed = SignedRefund::from_json(text)?;
+        let signer = signed.signer().context("the statement's signature is not valid")?;
+        return Ok(Document::Refund(signed.note, signer));
+    }
+    let signed = SignedReceipt::from_json(text)?;
+    let signer = signed.signer().context("the receipt's signature is not valid")?;
+    Ok(Document::Receipt(signed.receipt, signer))
 }
 
 /// The same receipt as the node gives it to readers of CBOR.

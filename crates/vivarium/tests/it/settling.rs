@@ -198,7 +198,8 @@ fn nothing_is_made_for_nothing(world: &World, town: &Town) {
 /// receipts, and the money that the chain moved are one sum.
 fn streamed_on_a_channel(world: &World, town: &Town, sales: &mut Sales) {
     let (calls, url) = (if std::env::var_os("VIVARIUM_DEEP").is_some() { 10_007 } else { 47 }, url_of(world));
-    let before: u128 = town.paid(BATCH_SETTLEMENT, town.treasury).iter().map(|paid| paid.amount).sum();
+    let paid_out = || town.paid(BATCH_SETTLEMENT, town.treasury).iter().map(|paid| paid.amount).sum::<u128>();
+    let before = paid_out();
     let flags = ["--max-tokens=2", "--refund"];
     let out = world::client(&world.world(), "stream", calls, "batch-settlement", &flags);
     let text = String::from_utf8_lossy(&out.stdout);
@@ -220,8 +221,7 @@ fn streamed_on_a_channel(world: &World, town: &Town, sales: &mut Sales) {
     }
     assert_eq!((answers, charged), (calls, receipts), "the answers and their receipts");
     // The refund at the end claims first.
-    let after: u128 = town.paid(BATCH_SETTLEMENT, town.treasury).iter().map(|paid| paid.amount).sum();
-    assert_eq!(after - before, charged, "the receipts and the chain");
+    assert_eq!(paid_out() - before, charged, "the receipts and the chain");
     sales.sum += charged;
 }
 
@@ -267,12 +267,12 @@ fn hung_up(world: &mut World, town: &Town) {
     std::fs::write(&file, &said).expect("a file");
     let rpc = world.world()["rpc_url"].as_str().expect("a URL").to_owned();
     let file = file.to_str().expect("UTF-8");
-    let verified = Command::new(program()).args(["receipt", "verify", file, "--rpc", &rpc]).output().expect("it runs");
+    let verify = || Command::new(program()).args(["receipt", "verify", file, "--rpc", &rpc]).output().expect("it runs");
+    let verified = verify();
     let text = String::from_utf8_lossy(&verified.stdout);
     assert!(verified.status.success() && text.contains("nobody was there any more"), "{text}");
     std::fs::write(file, said.replace("hung_up", "host_crashed")).expect("a file");
-    let altered = Command::new(program()).args(["receipt", "verify", file, "--rpc", &rpc]).output().expect("it runs");
-    assert!(!altered.status.success(), "an altered reason is not signed");
+    assert!(!verify().status.success(), "an altered reason is not signed");
 }
 
 /// The node dies while rows are open, which only its own disk knows. None is lost and none doubled.

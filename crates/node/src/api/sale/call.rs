@@ -13,7 +13,6 @@ use crate::shared::InFlight;
 use alloy::primitives::Address;
 use axum::Json;
 use axum::response::{IntoResponse, Response};
-use futures::TryFutureExt;
 use pay::book::channels::{AskedDeposit, Channel, ChannelAsk, RefundAsk};
 use pay::scheme::channel::server::{VerifiedVoucher, VoucherKind};
 use pay::scheme::channel::{BATCH_SETTLEMENT, ChannelDomain, Deposit};
@@ -94,7 +93,6 @@ impl Api {
             fresh: wishes.fresh,
         };
         let work = Work::of(order.prompt, order.settings, terms.max_tokens);
-        let begin = || self.start(&terms.engine, work.clone());
         let (mut seen, mut put_in) = (None, None);
         let mut turns = 0;
         let not_reserved = loop {
@@ -112,16 +110,11 @@ impl Api {
                 max_tokens: terms.max_tokens,
                 seen: seen.take(),
             };
-            let (taken, is_taken) = oneshot::channel();
-            let (begun, answer) = futures::join!(
-                // Prefill runs while the record becomes durable, and for nothing that the book has not taken: a voucher
-                // for a channel that does not exist is signed for free.
-                is_taken.map_ok(|()| begin()),
-                self.ask(|reply| Ask::ReserveCall { want: Box::new(want), taken, reply })
-            );
-            match answer? {
+            let (want, begin) = (Box::new(want), || self.start(&terms.engine, work.clone()));
+            let (begun, answer) = self.reserve(begin, |taken, reply| Ask::ReserveCall { want, taken, reply }).await?;
+            match answer {
                 CallAnswer::Yes { request, guard } => {
-                    let generation = begun.unwrap_or_else(|_| begin()).map_err(IntoResponse::into_response)?;
+                    let generation = begun.running().map_err(IntoResponse::into_response)?;
                     return Ok(Sale {
                         request,
                         prompt_tokens: terms.prompt_tokens,

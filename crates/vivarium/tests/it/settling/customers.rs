@@ -214,7 +214,16 @@ impl Town {
     }
 
     fn question(&self, text: &str) -> Value {
-        json!({ "model": self.model, "messages": [{ "role": "user", "content": text }], "max_tokens": 4 })
+        self.question_of(text, 4)
+    }
+
+    fn question_of(&self, text: &str, max_tokens: u32) -> Value {
+        json!({ "model": self.model, "messages": [{ "role": "user", "content": text }], "max_tokens": max_tokens })
+    }
+
+    /// A payment by `exact`, not sent. Its nonce is the text's: once each for a payer.
+    fn payment(&self, offer: &PaymentRequirements, payer: &PrivateKeySigner, text: &str, now: u64) -> PaymentPayload {
+        sign(payer, offer, now, nonce_of(payer, text)).expect("a payment")
     }
 
     /// The 402 of a route.
@@ -292,8 +301,7 @@ impl Town {
     /// A payment by `exact` for a question, not sent.
     pub fn signed(&self, url: &str, payer: &PrivateKeySigner, text: &str) -> Value {
         let offer = self.offer(url, text, "eip3009").expect("an offer");
-        let nonce = keccak256((payer.address(), text.to_owned()).abi_encode());
-        decode_header(&sign(payer, &offer, self.now(), nonce).expect("a payment").to_header()).expect("JSON")
+        decode_header(&self.payment(&offer, payer, text, self.now()).to_header()).expect("JSON")
     }
 
     /// Answers to this question, asked by so many strangers at once with vouchers for channels that do not exist.
@@ -315,13 +323,10 @@ impl Town {
     /// Pays for a long answer by `exact` and hangs up once its engine has begun. The request; none without a node.
     pub fn hangs_up(&self, url: &str, payer: &PrivateKeySigner, text: &str) -> Option<RequestId> {
         let begun = generations(url);
-        let question = json!({
-            "model": self.model, "messages": [{ "role": "user", "content": text }], "max_tokens": 200,
-        });
+        let question = self.question_of(text, 200);
         let required = self.may_be_required(&format!("{url}/v1/chat/completions"), &question)?;
         let offer = required.accepts.into_iter().find(|offer| offer.scheme() == EXACT)?;
-        let nonce = keccak256((payer.address(), text.to_owned()).abi_encode());
-        let header = sign(payer, &offer, self.now(), nonce).expect("a payment").to_header();
+        let header = self.payment(&offer, payer, text, self.now()).to_header();
         let (host, body) = (url.strip_prefix("http://").expect("a URL"), question.to_string());
         let mut line = std::net::TcpStream::connect(host).ok()?;
         let head = format!(
@@ -335,14 +340,15 @@ impl Town {
         while generations(url) == begun && asked.elapsed() < Duration::from_secs(30) {
             std::thread::yield_now();
         }
+        let nonce = nonce_of(payer, text);
         Some(RequestId::of_payment(TransferMethod::Eip3009, &payer.address().into_array(), &nonce.0))
     }
 
     /// A call by `exact`, under a name or none.
     pub fn buys(&self, url: &str, payer: &PrivateKeySigner, text: &str, name: Option<&str>) -> Bought {
         let offer = self.offer(url, text, "eip3009").expect("an offer");
-        let (now, nonce) = (self.now(), keccak256((payer.address(), text.to_owned()).abi_encode()));
-        let payment = sign(payer, &offer, now, nonce).expect("a payment");
+        let now = self.now();
+        let payment = self.payment(&offer, payer, text, now);
         let terms = verify(&payment, &offer, now).expect("a good one").settlement();
         let header = payment.to_header();
         let (status, answer) = self.sends(url, text, &header, name);
@@ -463,6 +469,10 @@ impl Wallet {
 
 fn calldata(signature: &str, argument: Address) -> Bytes {
     [&keccak256(signature)[..4], argument.into_word().as_slice()].concat().into()
+}
+
+fn nonce_of(payer: &PrivateKeySigner, text: &str) -> B256 {
+    keccak256((payer.address(), text.to_owned()).abi_encode())
 }
 
 /// Answers that a node has asked its engine for since it started; 0 where there is none.
