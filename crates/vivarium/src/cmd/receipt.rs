@@ -102,8 +102,10 @@ async fn fetch(link: &Link, id: &str, out: Option<(&Path, Form)>, json: bool) ->
             Form::Json => write(file, value.to_string().as_bytes())?,
             Form::Cose => write(file, &cose(link, id).await?)?,
         }
-        if let Some(proof) = &proof {
-            write(&beside(file), proof.to_string().as_bytes())?;
+        match &proof {
+            Some(proof) => write(&beside(file), proof.to_string().as_bytes())?,
+            // One of another receipt, written under this name before, would be held against this one.
+            None => forget(&beside(file))?,
         }
     }
     if json {
@@ -270,6 +272,15 @@ fn show(receipt: &Receipt) {
 
 fn write(file: &Path, bytes: &[u8]) -> Result<()> {
     std::fs::write(file, bytes).with_context(|| format!("cannot write {}", file.display()))
+}
+
+fn forget(file: &Path) -> Result<()> {
+    match std::fs::remove_file(file) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(e).with_context(|| format!("cannot remove {}", file.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Where a receipt's proof is kept.
