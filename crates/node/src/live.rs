@@ -156,3 +156,6 @@ impl Live {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,7 @@
 
 mod infer;
 mod journal;
+mod moves;
 mod pay;
 mod report;
 mod sim;
@@ -11,7 +12,7 @@ mod world;
 use super::link::{block_on, log_to_stderr};
 use anyhow::Result;
 
-/// Prints how long things take: whole worlds, or one part alone: payments (`bench pay`), the engine (`bench infer`), the content store (`bench store`), the journal (`bench journal`), the simulators (`bench sim`).
+/// Prints how long things take: whole worlds, what customers feel of moves (`bench move`), or one part alone: payments (`bench pay`), the engine (`bench infer`), the content store (`bench store`), the journal (`bench journal`), the simulators (`bench sim`).
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Flags {
@@ -25,6 +26,7 @@ pub struct Flags {
 enum What {
     Infer(infer::Flags),
     Journal(journal::Flags),
+    Move(moves::Flags),
     Pay(pay::Flags),
     Sim(sim::Flags),
     Store(store::Flags),
@@ -35,6 +37,7 @@ pub fn run(flags: Flags) -> Result<()> {
     match flags.what {
         Some(What::Infer(flags)) => block_on(infer::run(flags)),
         Some(What::Journal(flags)) => journal::run(&flags),
+        Some(What::Move(flags)) => block_on(moves::run(flags)),
         Some(What::Pay(flags)) => block_on(pay::run(flags)),
         Some(What::Sim(flags)) => sim::run(&flags),
         Some(What::Store(flags)) => block_on(store::run(flags)),

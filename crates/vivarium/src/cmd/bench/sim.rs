@@ -108,10 +108,15 @@ fn year(report: &mut Report, setting: darwin::Setting, aim: &str) {
     let towns = towns(&setting);
     let (wall, cpu) = (started.elapsed(), cpu_time().saturating_sub(cpu));
     let alive: u64 = towns.iter().filter_map(|town| town.alive.last()).sum();
-    let each = cpu.as_secs_f64() * 1e6 / (setting.agents * setting.days) as f64;
+    // CPU time comes in ticks of 10 ms: of a short run it says nothing.
+    let days = (setting.agents * setting.days) as f64;
+    let each = match cpu > Duration::from_millis(100) {
+        true => format!(", {:.1} µs of it an agent and day", cpu.as_secs_f64() * 1e6 / days),
+        false => String::new(),
+    };
     report.row(
         &format!("darwin, {} agent(s), {} days", setting.agents, setting.days),
-        format!("{:.2} s, {:.2} s of CPU, {each:.1} µs an agent and day", wall.as_secs_f64(), cpu.as_secs_f64()),
+        format!("{:.2} s, {:.2} s of CPU{each}", wall.as_secs_f64(), cpu.as_secs_f64()),
         format!("{alive} alive at the end, on all cores; {aim}"),
     );
 }
