@@ -28,6 +28,9 @@ cargo xtask <command>
                   `target/debug/vivarium bench pay --help` names the counts)
   bench infer     the engine alone, beside llama.cpp's own server (--write: into the docs)
   bench store     what content addressing costs over plain reading and hashing (--write: into the docs)
+  bench move      what customers feel while the agent moves and when a host is lost (--write: into the docs)
+  bench journal   what durability costs, beside a plain file on the same disk (--dir DIR; --write: into the docs)
+  bench sim       what simulated lives cost, one at a time and by thousands (--write: into the docs)
   contracts       build the contracts and write their ABI and bytecode (contracts/abi)
   setup           only install what is missing
 ";

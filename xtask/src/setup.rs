@@ -98,6 +98,11 @@ pub fn for_bench_store() -> Result<()> {
     npm("tests/helia")
 }
 
+/// What `bench journal` and `bench sim` need: a build.
+pub fn for_bench_alone() -> Result<()> {
+    packages()
+}
+
 /// Debian packages, found by what they bring and not by asking dpkg, so that other systems pass too.
 fn packages() -> Result<()> {
     let mut missing = Vec::new();

@@ -87,7 +87,7 @@ pub async fn prepare(cx: Arc<Context>, draft: Draft) -> Result<Prepared> {
     crash_point!("checkpoint.sealed");
     let stored = |e| Error::retry("the store did not take the checkpoint").caused_by(e);
     let snapshot_cid = cx.store.put_bytes(&sealed).await.map_err(stored)?;
-    let (log, log_seq) = archive_log(&cx, draft.prev, &draft.log).await?;
+    let (log, log_seq) = archive_log(&cx, draft.prev, draft.lsn, &draft.log).await?;
 
     let shares = share_out(&cx, secret.as_str())?;
     let mut checkpoint = Checkpoint {
@@ -160,9 +160,17 @@ pub async fn keep(cx: &Context, digest: B256, prev: B256, log: &Cid) {
 
 /// Stores what the log says since the checkpoint before, and names the stretch: (CID, last line). A checkpoint that no
 /// store has any more begins the chain of stretches anew, with every line that is still kept.
-async fn archive_log(cx: &Context, prev: B256, lines: &[LogLine]) -> Result<(Cid, u64)> {
-    let before = if prev.is_zero() { None } else { log_before(cx, prev).await? };
-    let (prev, seq) = before.map_or((None, 0), |(cid, seq)| (Some(cid), seq));
+///
+/// `Corrupt` if that checkpoint holds records beyond `lsn`: then the memory here is an older one, and must never follow it.
+async fn archive_log(cx: &Context, prev: B256, lsn: u64, lines: &[LogLine]) -> Result<(Cid, u64)> {
+    let before = if prev.is_zero() { None } else { before(cx, prev).await? };
+    if let Some(newer) = before.as_ref().filter(|before| before.lsn > lsn) {
+        return Err(Error::corrupt(format!(
+            "the acknowledged checkpoint {} holds record {}, the memory here ends at {lsn}: it is older",
+            newer.seq, newer.lsn
+        )));
+    }
+    let (prev, seq) = before.map_or((None, 0), |before| (Some(before.log), before.log_seq));
     let new = lines.iter().filter(|line| line.seq > seq).map(|line| store::checkpoint::LogLine {
         seq: line.seq,
         at: line.at,
@@ -180,10 +188,10 @@ async fn archive_log(cx: &Context, prev: B256, lines: &[LogLine]) -> Result<(Cid
     Ok((cid, last))
 }
 
-/// What the checkpoint `prev` names as the log's newest stretch, and the last line in it.
-async fn log_before(cx: &Context, prev: B256) -> Result<Option<(Cid, u64)>> {
+/// The checkpoint `prev`; `None` if no store has it any more.
+async fn before(cx: &Context, prev: B256) -> Result<Option<Checkpoint>> {
     match cx.store.get_bytes(&store::cid::raw(prev.0), OBJECT_BYTES_MAX).await {
-        Ok(bytes) => Ok(Checkpoint::from_bytes(&bytes).ok().map(|before| (before.log, before.log_seq))),
+        Ok(bytes) => Ok(Checkpoint::from_bytes(&bytes).ok()),
         Err(e) if e.kind == store::Kind::Missing => {
             tracing::warn!(%prev, "no store has the checkpoint before: the earlier part of the log is lost");
             Ok(None)
@@ -262,13 +270,21 @@ pub async fn fetch(cx: &Context, digest: B256) -> Result<Checkpoint> {
         .map_err(|e| Error::retry(format!("checkpoint {cid} cannot be fetched")).caused_by(e))?;
     let checkpoint = Checkpoint::from_bytes(&bytes)
         .map_err(|e| Error::corrupt(format!("checkpoint {cid} does not parse")).caused_by(e))?;
-    if checkpoint.agent != cx.config.treasury || checkpoint.chain_id != cx.config.chain_id {
-        return Err(Error::corrupt(format!(
-            "checkpoint {cid} belongs to agent {} on chain {}, not to this one",
-            checkpoint.agent, checkpoint.chain_id
-        )));
-    }
+    is_of(&checkpoint, cx.config.treasury, cx.config.chain_id)?;
     Ok(checkpoint)
+}
+
+/// Refuses, by name, the memory of another agent or another chain.
+fn is_of(checkpoint: &Checkpoint, agent: Address, chain_id: u64) -> Result<()> {
+    if checkpoint.agent == agent && checkpoint.chain_id == chain_id {
+        return Ok(());
+    }
+    Err(Error::corrupt(format!(
+        "checkpoint {} belongs to agent {} on chain {}, not to agent {agent} on chain {chain_id}",
+        checkpoint.cid(),
+        checkpoint.agent,
+        checkpoint.chain_id
+    )))
 }
 
 /// Opens the snapshot of `checkpoint` with its memory key.
@@ -289,4 +305,47 @@ pub async fn open(cx: &Context, checkpoint: &Checkpoint, identity: &Identity) ->
         )));
     }
     Ok(snapshot)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checkpoint(agent: Address, chain_id: u64) -> Checkpoint {
+        Checkpoint {
+            version: store::checkpoint::VERSION,
+            agent,
+            chain_id,
+            epoch: 1,
+            seq: 1,
+            prev: None,
+            lsn: 9,
+            snapshot: store::cid::raw([1; 32]),
+            snapshot_bytes: 1,
+            recipient: Identity::generate().recipient().to_string(),
+            key_hash: B256::ZERO,
+            threshold: 2,
+            shares: Vec::new(),
+            conversations: Vec::new(),
+            log: store::cid::raw([2; 32]),
+            log_seq: 0,
+            created_at: 0,
+            signature: String::new(),
+        }
+    }
+
+    #[test]
+    fn the_memory_of_another_agent_or_chain_is_refused_by_name() {
+        let (ours, other) = (Address::repeat_byte(0xAA), Address::repeat_byte(0xBB));
+        assert!(is_of(&checkpoint(ours, 8453), ours, 8453).is_ok());
+        for (agent, chain_id) in [(other, 8453), (ours, 1), (other, 1)] {
+            let error = is_of(&checkpoint(agent, chain_id), ours, 8453).expect_err("it is somebody else's");
+            assert_eq!(error.kind, crate::Kind::Corrupt);
+            let said = error.to_string();
+            assert!(
+                said.contains(&format!("belongs to agent {agent} on chain {chain_id}, not to agent {ours}")),
+                "{said}"
+            );
+        }
+    }
 }

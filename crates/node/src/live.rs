@@ -259,3 +259,6 @@ mod tests {
         assert_eq!(given.load(Ordering::SeqCst), 4);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -84,6 +84,8 @@ pub enum Event {
         lease: u64,
         ready: bool,
     },
+    /// The last record that the world holds of this life, asked before a journal that lay here goes on.
+    Reached(Result<u64>),
     /// Memory arrived from the active node or the stewards.
     Restored(Result<Box<Restored>>),
     /// Records of the active node, during a move.
@@ -116,6 +118,7 @@ impl Event {
             Self::Shipped(_) => "shipped",
             Self::ShippingKnown { .. } => "shipping_known",
             Self::Standby { .. } => "standby",
+            Self::Reached(_) => "reached",
             Self::Restored(_) => "restored",
             Self::Tail(_) => "tail",
             Self::Throughput(_) => "throughput",
@@ -145,6 +148,8 @@ pub struct Node {
     /// When this node first saw itself as operator, or stopped being it.
     turned_ms: Option<u64>,
     restoring: bool,
+    /// The journal here was found on the disk, and nobody has said yet that it is the newest one.
+    found: Found,
     /// The token under which this node follows its predecessor, which reports late deliveries by it.
     pub(crate) granted_token: Option<String>,
     /// Bearer token of the announced successor, with its exchange recipient.
@@ -172,6 +177,17 @@ pub struct Node {
     counts: BTreeMap<&'static str, u64>,
 }
 
+/// A journal that lay on this disk at the start. A disk may come back older than it was: a snapshot of the machine, a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    /// None, or it may go on: what is in memory is as new as anything that was acknowledged.
+    Nothing,
+    /// Not compared yet with what the world holds.
+    Unproven,
+    /// Being compared.
+    Asked,
+}
+
 impl Node {
     pub fn new(cx: Arc<Context>, shared: Arc<Shared>, logs_from: watch::Sender<Option<u64>>) -> Self {
         let fence = Fence::new(u64::from(cx.birth.timers.fence));
@@ -188,6 +204,7 @@ impl Node {
             last_word: false,
             turned_ms: None,
             restoring: false,
+            found: Found::Nothing,
             granted_token: None,
             successor: None,
             standby_asked_ms: 0,
@@ -239,6 +256,7 @@ impl Node {
                     self.on_shipping_known(next_index, prev, replicated_lsn);
                 }
                 Event::Standby { lease, ready } => self.life(Input::StandbyAnswered { lease, ready })?,
+                Event::Reached(reached) => self.on_reached(reached)?,
                 Event::Restored(restored) => self.on_restored(restored)?,
                 Event::Tail(tail) => self.on_tail(tail)?,
                 Event::Throughput(milli_tokens_per_sec) => self.life(Input::Throughput { milli_tokens_per_sec })?,
@@ -299,6 +317,7 @@ impl Node {
         };
         let last = journal.next_lsn() - 1;
         let ring = self.cx.ring_file.load()?;
+        self.found = Found::Unproven;
         tracing::info!(records = last, "replayed the journal of this lease");
         self.live = Some(Live::new(state, journal, last, ring, self.cx.manifest.exposure_uusdc_max));
         let _ = self.durable.send(last);
@@ -431,10 +450,17 @@ impl Node {
         let followed = self.follower.is_some();
         if self.live.is_some() {
             let patient = followed && !self.last_word && boottime_ms().saturating_sub(turned) < LAST_WORDS_MS;
-            if !patient {
-                return self.become_active(false);
-            }
-            return Ok(());
+            // Before the first checkpoint nobody else has anything of this life.
+            return match self.found {
+                _ if patient => Ok(()),
+                Found::Nothing => self.become_active(false),
+                _ if news.state.checkpointSeq == 0 => self.become_active(false),
+                Found::Asked => Ok(()),
+                Found::Unproven => {
+                    self.ask_what_is_reached();
+                    Ok(())
+                }
+            };
         }
         if news.state.checkpointSeq == 0 && news.state.epoch == 1 {
             return self.be_born();
@@ -444,16 +470,64 @@ impl Node {
         }
         if !self.restoring {
             self.restoring = true;
-            tracing::info!(epoch = news.state.epoch, "operator without memory: asking the stewards for their shares");
+            tracing::info!(epoch = news.state.epoch, "operator without memory: restoring the acknowledged checkpoint");
             let cx = self.cx.clone();
             let (epoch, digest) = (news.state.epoch, news.state.checkpointDigest);
+            let own = self.cx.ring_file.load()?.of_checkpoint(&digest.0).transpose()?;
             tokio::spawn(async move {
-                let restored = restore::from_stewards(&cx, epoch, digest).await;
+                let restored = match own {
+                    Some(identity) => restore::from_own_ring(&cx, digest, &identity).await,
+                    None => restore::from_stewards(&cx, epoch, digest).await,
+                };
                 if restored.is_err() {
                     tokio::time::sleep(Duration::from_millis(500)).await;
                 }
                 cx.tell(Event::Restored(restored.map(Box::new))).await;
             });
+        }
+        Ok(())
+    }
+
+    fn ask_what_is_reached(&mut self) {
+        let Some(news) = &self.news else { return };
+        self.found = Found::Asked;
+        let (epoch, digest, restoring) = (news.state.epoch, news.state.checkpointDigest, news.state.restoring);
+        let cx = self.cx.clone();
+        tokio::spawn(async move {
+            cx.tell(Event::Reached(restore::reached(&cx, epoch, digest, restoring).await)).await;
+        });
+    }
+
+    /// A journal that ends before what was acknowledged is an older one (a disk image that was started again): nothing is
+    /// done from it. With the acknowledged checkpoint's key in the ring, or after a takeover, the memory can be had; else
+    /// this process has no right to it and ends, and once it is silent for long enough the standby takes over.
+    fn on_reached(&mut self, reached: Result<u64>) -> Result<()> {
+        if self.found != Found::Asked {
+            return Ok(());
+        }
+        self.found = Found::Nothing;
+        let last = self.live.as_ref().map_or(0, |live| live.journal.last_lsn());
+        match reached {
+            // Without them nothing can be acknowledged either, and a host must be able to start again without its store.
+            Err(e) => tracing::warn!(error = %chain_of(&e), "whether this journal is the newest cannot be told now"),
+            Ok(reached) if reached <= last => {}
+            Ok(reached) => {
+                let old = format!("this journal ends at record {last}, and record {reached} was acknowledged");
+                let (restoring, digest) =
+                    self.news.as_ref().map_or((false, [0; 32]), |n| (n.state.restoring, n.state.checkpointDigest.0));
+                if !restoring && self.cx.ring_file.load()?.of_checkpoint(&digest).is_none() {
+                    return Err(Error::corrupt(format!(
+                        "{old}: {} is an old copy. Nothing is done from it; a standby takes over and restores the last \
+                         acknowledged checkpoint",
+                        self.journal_dir().display()
+                    )));
+                }
+                tracing::warn!("{old}: it is left, and the memory restored");
+                self.live = None;
+            }
+        }
+        if self.role == Role::Standby && self.news.as_ref().is_some_and(|n| n.state.operator == self.cx.me()) {
+            self.try_become_active()?;
         }
         Ok(())
     }
@@ -530,6 +604,7 @@ impl Node {
         tracing::info!(lease = active, url, "announced as successor: following the active node");
         // A journal left here by an earlier attempt is stale: the acknowledged checkpoint is where it starts.
         self.live = None;
+        self.found = Found::Nothing;
         let (stop, stopped) = watch::channel(false);
         self.follower = Some((active, stop));
         let _ = self.durable.send(0);

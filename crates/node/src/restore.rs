@@ -11,6 +11,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use futures::future::join_all;
 use journal::crash_point;
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use store::checkpoint::{Checkpoint, ShareRequest};
 use store::seal::{self, Identity};
 
@@ -43,6 +44,33 @@ pub fn share_request(cx: &Context, epoch: u64) -> Result<ShareRequest> {
     };
     request.sign(&cx.keys.node).map_err(|e| Error::bug("a share request cannot be signed").caused_by(e))?;
     Ok(request)
+}
+
+/// On the host that made the acknowledged checkpoint, or was sealed its key, nobody has to be asked: that key lies in the
+/// ring file. For a node whose journal was moved away because it was damaged.
+pub async fn from_own_ring(cx: &Context, digest: B256, identity: &Identity) -> Result<Restored> {
+    let found = checkpoint::fetch(cx, digest).await?;
+    let secret = identity.to_secret_string().as_str().to_owned();
+    let key = MemoryKey { seq: found.seq, checkpoint: hex::encode(digest), secret };
+    open(cx, &found, identity, key).await
+}
+
+/// The last record that the acknowledged checkpoint and the segments after it hold, so that a journal which ends before it
+/// is an older one. Of this epoch the operator is known; while a takeover is restored, segments of earlier ones count,
+/// too. `Retry` if store or stewards do not say.
+pub async fn reached(cx: &Context, epoch: u64, digest: B256, is_restoring: bool) -> Result<u64> {
+    let found = checkpoint::fetch(cx, digest).await?;
+    let mut operators = BTreeMap::from([(epoch, cx.me())]);
+    if is_restoring {
+        operators = chain::history::operators(&cx.chain, cx.config.treasury)
+            .await
+            .map_err(|e| Error::retry("the treasury's events cannot be read").caused_by(e))?;
+    }
+    let later = replicate::headers(cx, found.lsn).await?;
+    let later = replicate::signed_by_operators(later, cx.config.treasury, cx.config.chain_id, |epoch| {
+        operators.get(&epoch).copied()
+    });
+    Ok(later.iter().map(|header| header.last_lsn).fold(found.lsn, u64::max))
 }
 
 /// After a takeover or rescue: k stewards release their shares of the last acknowledged memory key.

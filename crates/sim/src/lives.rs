@@ -12,6 +12,7 @@ mod channels;
 mod life;
 mod node;
 
+use crate::Chance;
 use economy::DAY_SECS;
 use std::fmt;
 
@@ -65,6 +66,12 @@ impl Fault {
         Self::Unserved,
         Self::Frozen,
     ];
+
+    /// A crash in each life, and every other fault in about a third of them: what very many lives are lived with.
+    pub fn some_of(seed: u64) -> Vec<Self> {
+        let mut chance = Chance::new(seed ^ 0x11fe);
+        Self::ALL.into_iter().filter(|fault| *fault == Self::Crash || chance.of_1000(333)).collect()
+    }
 
     /// As `--faults` takes it.
     pub fn name(self) -> &'static str {
@@ -187,6 +194,8 @@ pub const DAYS: u64 = 8;
 /// What became of a life that broke nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Lived {
+    /// Simulated, from birth to close.
+    pub secs: u64,
     pub blocks: u64,
     /// Transactions that were carried out, and that were refused.
     pub done: u64,

@@ -54,6 +54,8 @@ pub struct Options {
     /// Most that may be open of what is settled after it was served.
     pub settle_after: Option<Usdc>,
     pub port: Option<u16>,
+    /// Of a new world: its chain's clock is so far ahead of this machine's.
+    pub chain_ahead_secs: i64,
     /// Daemons that die are started again.
     pub restart: bool,
     /// `None`: the standard one.
@@ -228,7 +230,8 @@ impl World {
 
     async fn start_chain(&mut self) -> Result<()> {
         let state = self.folder.subfolder("chain")?.join("state.json");
-        let program = anvil::program(&self.options.programs.anvil, self.internal.ports.chain, &state);
+        let ahead = self.options.chain_ahead_secs;
+        let program = anvil::program(&self.options.programs.anvil, self.internal.ports.chain, &state, ahead);
         // Kept before anything is waited for: whoever gives up in between must still stop it.
         self.chain = Some(self.launcher.start(program)?);
         let woken = anvil::wake(&self.connect()?).await;

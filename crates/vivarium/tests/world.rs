@@ -24,6 +24,7 @@ fn options(dir: &Path) -> Options {
         seed: None,
         settle_after: None,
         port: None,
+        chain_ahead_secs: 0,
         restart: true,
         model: None,
         programs: Programs::of(&project, &vivarium).unwrap(),
@@ -135,6 +136,7 @@ fn options_without_programs(dir: &Path) -> Options {
         seed: None,
         settle_after: None,
         port: None,
+        chain_ahead_secs: 0,
         restart: false,
         model: None,
         programs: Programs {

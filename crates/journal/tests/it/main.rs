@@ -2,6 +2,7 @@
 
 mod child;
 mod crash;
+mod kept;
 mod recovery;
 mod shipping;
 

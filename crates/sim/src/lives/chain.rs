@@ -79,6 +79,8 @@ pub struct Chain {
     /// The block in which it was asked.
     state_of: u64,
     offers: Vec<OfferView>,
+    /// Something in the present block changed them: they are asked once, at its end.
+    offers_changed: bool,
     leases: RefCell<BTreeMap<u64, Lease>>,
     /// What the market owes the treasury since a frozen token refused it, micro-USDC.
     pub owed: u128,
@@ -116,6 +118,7 @@ impl Chain {
             state: world.state(),
             state_of: head.number,
             offers: offers(&world),
+            offers_changed: false,
             leases: RefCell::default(),
             owed: 0,
             balances: balances_of(&world),
@@ -254,6 +257,9 @@ impl Chain {
                 self.execute(tx)?;
             }
         }
+        if std::mem::take(&mut self.offers_changed) {
+            self.offers = offers(&self.world);
+        }
         let world = &self.world;
         self.pool.retain(|(account, nonce), _| *nonce >= world.evm.nonce(*account));
         Ok(())
@@ -289,7 +295,7 @@ impl Chain {
                     let steady = [LeaseMarket::RentPaid::SIGNATURE_HASH, LeaseMarket::LeaseVouched::SIGNATURE_HASH];
                     let mut of_market = done.logs.iter().filter(|log| log.address == at.market);
                     if !of_market.all(|log| log.topics().first().is_some_and(|topic| steady.contains(topic))) {
-                        self.offers = offers(&self.world);
+                        self.offers_changed = true;
                     }
                 }
                 if tells(LeaseMarket::Owed::SIGNATURE_HASH) || tells(LeaseMarket::Collected::SIGNATURE_HASH) {

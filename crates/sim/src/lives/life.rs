@@ -163,6 +163,7 @@ impl Life {
     pub fn live(mut self) -> Result<Lived, Box<Broken>> {
         match self.live_on() {
             Ok(()) => {
+                self.lived.secs = self.chain.now() - self.chain.blocks[0].head.timestamp;
                 self.lived.faults = self.happened.into_iter().collect();
                 self.lived.crashes = self.crashes.into_iter().collect();
                 (self.lived.done, self.lived.refused) = (self.chain.done, self.chain.refused);

@@ -70,7 +70,7 @@ fn very_many_short_lives_break_nothing() {
     // In batches, so that a shard of any size needs the memory of one.
     let seeds: Vec<u64> = (from..to).collect();
     for batch in seeds.chunks(1_000) {
-        for lived in live_all(&batch.iter().map(|seed| short(*seed, &faults_of(*seed))).collect::<Vec<_>>()) {
+        for lived in live_all(&batch.iter().map(|seed| short(*seed, &Fault::some_of(*seed))).collect::<Vec<_>>()) {
             lives += 1;
             (blocks, moves, takeovers) = (blocks + lived.blocks, moves + lived.moves, takeovers + lived.takeovers);
             for (moment, _) in &lived.crashes {
@@ -93,12 +93,6 @@ fn very_many_short_lives_break_nothing() {
         met.len(),
         (cpu_ms() - started) / lives.max(1)
     );
-}
-
-/// A crash in each, and every other fault in about a third of them.
-fn faults_of(seed: u64) -> Vec<Fault> {
-    let mut chance = sim::Chance::new(seed ^ 0x11fe);
-    Fault::ALL.into_iter().filter(|fault| *fault == Fault::Crash || chance.of_1000(333)).collect()
 }
 
 /// Of this process so far. Only said, never compared.

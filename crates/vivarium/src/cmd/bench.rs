@@ -1,15 +1,18 @@
 //! `vivarium bench`: figures for docs/benchmarks.md. Each has its peer in the same run, or says how it was measured.
 
 mod infer;
+mod journal;
+mod moves;
 mod pay;
 mod report;
+mod sim;
 mod store;
 mod world;
 
 use super::link::{block_on, log_to_stderr};
 use anyhow::Result;
 
-/// Prints how long things take: whole worlds, or one part alone: payments (`bench pay`), the engine (`bench infer`), the content store (`bench store`).
+/// Prints how long things take: whole worlds, what customers feel of moves (`bench move`), or one part alone: payments (`bench pay`), the engine (`bench infer`), the content store (`bench store`), the journal (`bench journal`), the simulators (`bench sim`).
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Flags {
@@ -22,7 +25,10 @@ pub struct Flags {
 #[derive(clap::Subcommand)]
 enum What {
     Infer(infer::Flags),
+    Journal(journal::Flags),
+    Move(moves::Flags),
     Pay(pay::Flags),
+    Sim(sim::Flags),
     Store(store::Flags),
 }
 
@@ -30,7 +36,10 @@ pub fn run(flags: Flags) -> Result<()> {
     log_to_stderr("warn");
     match flags.what {
         Some(What::Infer(flags)) => block_on(infer::run(flags)),
+        Some(What::Journal(flags)) => journal::run(&flags),
+        Some(What::Move(flags)) => block_on(moves::run(flags)),
         Some(What::Pay(flags)) => block_on(pay::run(flags)),
+        Some(What::Sim(flags)) => sim::run(&flags),
         Some(What::Store(flags)) => block_on(store::run(flags)),
         None => block_on(world::run(flags.world)),
     }

@@ -1,6 +1,6 @@
 //! `vivarium sim`: worlds in simulated time, on nobody's money.
 
-mod darwin;
+pub mod darwin;
 mod lives;
 
 use anyhow::Result;

@@ -48,6 +48,9 @@ pub struct Flags {
     /// A GGUF file for the agent to sell answers from [default: SmolLM2-135M-Instruct]
     #[arg(long, value_name = "FILE")]
     model: Option<PathBuf>,
+    /// Seconds by which a new world's chain is ahead of this machine's clock: for tests, which set all clocks wrong so
+    #[arg(long, value_name = "SECS", default_value_t = 0, hide = true, allow_hyphen_values = true)]
+    chain_ahead: i64,
     /// Daemons that die stay dead, instead of being started again
     #[arg(long)]
     no_restart: bool,
@@ -85,6 +88,7 @@ pub fn run(flags: Flags) -> Result<()> {
             seed: flags.seed_usdc,
             settle_after: flags.settle_after,
             port: flags.port,
+            chain_ahead_secs: flags.chain_ahead,
             restart: !flags.no_restart,
             model: flags.model,
             programs: Programs::of(&project, &vivarium)?,

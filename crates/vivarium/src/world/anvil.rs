@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use chain::Chain;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub const CHAIN_ID: u64 = chain::anvil::DEV_CHAIN_ID;
 pub const BLOCK_SECS: u32 = 1;
@@ -19,8 +19,12 @@ const STATE_INTERVAL_SECS: u32 = 5;
 /// Chosen, not measured: anvil is up in half a second, with a long state file in a few.
 const START_DEADLINE: Duration = Duration::from_secs(30);
 
-/// The program to run; its state lies in `state_file`.
-pub fn program(anvil: &Path, port: u16, state_file: &Path) -> Program {
+/// The program to run; its state lies in `state_file`. A chain that begins here has a clock `ahead_secs` ahead of this
+/// machine's: time is the chain's everywhere, so nothing may depend on the difference.
+pub fn program(anvil: &Path, port: u16, state_file: &Path, ahead_secs: i64) -> Program {
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let genesis = ["--timestamp".to_owned(), wall.saturating_add_signed(ahead_secs).to_string()];
+    let begins = ahead_secs != 0 && !state_file.exists();
     Program {
         name: "chain".to_owned(),
         executable: anvil.to_owned(),
@@ -44,7 +48,9 @@ pub fn program(anvil: &Path, port: u16, state_file: &Path) -> Program {
             &STATE_INTERVAL_SECS.to_string(),
         ]
         .map(str::to_owned)
-        .to_vec(),
+        .into_iter()
+        .chain(genesis.into_iter().filter(|_| begins))
+        .collect(),
         // Even --quiet tells every request at the usual level.
         environment: vec![("RUST_LOG".to_owned(), "error".to_owned())],
         // SIGINT makes anvil write its state; SIGTERM would not.

@@ -156,7 +156,7 @@ fn destroy_hosts(world: &World) {
 #[test]
 fn an_agent_is_rebuilt_on_an_empty_host_from_the_chain_and_from_sources_that_lie_and_die() {
     let _turn = world::turn();
-    let mut world = World::start(&["--day", "20s", "--lease", "6d", "--no-restart"]);
+    let mut world = World::start(&["--day", "20s", "--lease", "6d", "--no-restart", "--chain-ahead=3600"]);
     world.until("birth", |w| w.file()?["agent"]["url"].as_str().map(str::to_owned));
     let begun = world.until("an answer that is remembered", |w| {
         w.ask(&["--remember", "--max-tokens", "16", "My name is Ada. Say hello."])

@@ -62,6 +62,7 @@ pub async fn run(flags: Flags) -> Result<()> {
         seed: Some(Usdc(100_000_000)),
         settle_after: None,
         port: None,
+        chain_ahead_secs: 0,
         // A host that is killed stays dead: that is what a takeover is for.
         restart: false,
         model: None,
@@ -86,7 +87,7 @@ async fn measure(world: &mut World, programs: &Programs, started: Instant, flags
         Crowd::start(place, &world.model_name()?, world.internal().choices.day_secs, keys.clone())
     };
     let crowd = start_crowd(world)?;
-    let first = until(world, patience, |_, answers| answers > 0, &crowd).await?;
+    let first = until(world, patience, |_, answers| answers > 0, &|| crowd.answers()).await?;
     print_row("`up` to first paid answer", first.map(|at| at - started));
     let key = keys[0].clone();
     crowd.stop().await;
@@ -94,17 +95,17 @@ async fn measure(world: &mut World, programs: &Programs, started: Instant, flags
 
     let crowd = start_crowd(world)?;
     let epoch = world.file()?.agent.epoch;
-    let moved = until(world, patience, move |now, _| now > epoch, &crowd).await?;
+    let moved = until(world, patience, move |now, _| now > epoch, &|| crowd.answers()).await?;
     let answers = crowd.answers();
-    let again = until(world, patience, move |_, now| now > answers, &crowd).await?;
+    let again = until(world, patience, move |_, now| now > answers, &|| crowd.answers()).await?;
     print_row("handover mined to next paid answer", moved.zip(again).map(|(from, to)| to - from));
 
     let epoch = standby_ready(world, patience).await?;
     let killed = kill_host(world).await?;
-    let taken = until(world, patience, move |now, _| now > epoch, &crowd).await?;
+    let taken = until(world, patience, move |now, _| now > epoch, &|| crowd.answers()).await?;
     print_row("host killed to takeover mined", taken.map(|at| at - killed));
     let answers = crowd.answers();
-    let again = until(world, patience, move |_, now| now > answers, &crowd).await?;
+    let again = until(world, patience, move |_, now| now > answers, &|| crowd.answers()).await?;
     print_row("host killed to next paid answer (memory restored)", again.map(|at| at - killed));
     if let Some(url) = world.file()?.agent.url.clone() {
         let status: Value = net::Client::new().get_json(&format!("{url}/status")).await?;
@@ -274,7 +275,7 @@ impl Stopwatch {
 // ---- the life around it ----
 
 /// Waits until the standby could take over; the epoch in which that is so.
-async fn standby_ready(world: &mut World, patience: Duration) -> Result<u64> {
+pub async fn standby_ready(world: &mut World, patience: Duration) -> Result<u64> {
     let deadline = Instant::now() + patience;
     while Instant::now() < deadline {
         let agent = world.file()?.agent.clone();
@@ -291,7 +292,7 @@ async fn standby_ready(world: &mut World, patience: Duration) -> Result<u64> {
 }
 
 /// SIGKILL to the provider daemon under which the agent lives; its tenants end with it.
-async fn kill_host(world: &World) -> Result<Instant> {
+pub async fn kill_host(world: &World) -> Result<Instant> {
     let file = world.file()?;
     let pid = file.agent.pid.context("the agent has no process")?;
     for provider in &file.providers {
@@ -308,15 +309,15 @@ async fn kill_host(world: &World) -> Result<Instant> {
 }
 
 /// Waits for `happened(epoch, answers)`; the moment it did.
-async fn until(
+pub async fn until(
     world: &mut World,
     patience: Duration,
     happened: impl Fn(u64, u64) -> bool,
-    crowd: &Crowd,
+    answers: &impl Fn() -> u64,
 ) -> Result<Option<Instant>> {
     let deadline = Instant::now() + patience;
     while Instant::now() < deadline {
-        if happened(world.file()?.agent.epoch, crowd.answers()) {
+        if happened(world.file()?.agent.epoch, answers()) {
             return Ok(Some(Instant::now()));
         }
         world.run(sleep(Duration::from_millis(50))).await?;

@@ -51,7 +51,7 @@ pub fn run(flags: &Flags) -> Result<()> {
 }
 
 /// Each core takes the next town; their order is by number whoever was faster.
-fn towns(setting: &Setting) -> Vec<Town> {
+pub fn towns(setting: &Setting) -> Vec<Town> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let next = AtomicU64::new(0);
     let work = || {
