@@ -443,7 +443,8 @@ pub async fn refusals(creator: &Wallet, treasury: Address) -> Result<Vec<Refusal
     Ok(refused)
 }
 
-/// What this birth adds. Purse, payees, bought gas and delayed orders: none of it, until the manifest can ask for it.
+/// What this birth adds. Purse, payees, bought gas and ceilings to loosen to: none of it, until the manifest can ask for
+/// it.
 async fn options(plan: &Plan, clockwork: &Clockwork) -> Result<Options> {
     let mut options = Options::default();
     if is_there(plan, BATCH_SETTLEMENT).await? {
@@ -461,6 +462,9 @@ async fn options(plan: &Plan, clockwork: &Clockwork) -> Result<Options> {
         options.rescuers = manifest.stewards.iter().map(|s| s.address).collect();
         options.rescueThreshold = manifest.threshold;
     }
+    options.delay = manifest.delay_days.saturating_mul(manifest.day_secs);
+    (options.dutyPay, options.dutyDayMax) = (manifest.duty_pay_uusdc, manifest.duty_day_max_uusdc);
+    options.relayMax = manifest.relay_max_wei;
     Ok(options)
 }
 
