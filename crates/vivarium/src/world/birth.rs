@@ -141,6 +141,7 @@ pub async fn run(plan: &Plan, consent: Consent, progress: Progress) -> Result<Bo
         plan.manifest.threshold,
         plan.manifest.stewards.len()
     ));
+    progress.line(&stewards_terms(&plan.manifest));
     if consent == Consent::Ask {
         ask_for_consent(plan)?;
     }
@@ -186,6 +187,19 @@ async fn preflight(plan: &Plan) -> Result<()> {
         market.grace
     );
     Ok(())
+}
+
+/// What stewards get, and what they can change.
+fn stewards_terms(manifest: &Manifest) -> String {
+    let later = match manifest.delay_days {
+        0 => "new code, looser limits and new stewards: never".to_owned(),
+        days => format!("new code, looser limits and new stewards after {days} days"),
+    };
+    let pay = match Usdc(manifest.duty_pay_uusdc) {
+        Usdc::ZERO => "stewards are not paid".to_owned(),
+        pay => format!("{pay} to a steward for each checkpoint, at most {} a day", Usdc(manifest.duty_day_max_uusdc)),
+    };
+    format!("    stewards      {later}; {pay}")
 }
 
 fn ask_for_consent(plan: &Plan) -> Result<()> {

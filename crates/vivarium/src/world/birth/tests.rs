@@ -56,6 +56,15 @@ fn a_month_is_thirty_of_the_worlds_days_on_two_hosts() {
 }
 
 #[test]
+fn whoever_pays_reads_what_stewards_get_and_can_change() {
+    let said = stewards_terms(&manifest());
+    let paid = "after 7 days; 0.020000 USDC to a steward for each checkpoint, at most 0.100000 USDC a day";
+    assert!(said.ends_with(paid), "{said}");
+    let none = stewards_terms(&Manifest { delay_days: 0, duty_pay_uusdc: 0, duty_day_max_uusdc: 0, ..manifest() });
+    assert!(none.ends_with("new stewards: never; stewards are not paid"), "{none}");
+}
+
+#[test]
 fn refusals_are_grouped_by_reason_in_order_of_appearance() {
     let refusal = |entry, reason: &str| Refusal { entry, reason: reason.into() };
     let lines = refusal_lines(&[
