@@ -10,6 +10,7 @@ pub mod audit;
 pub mod bindings;
 pub mod deploy;
 mod error;
+pub mod heads;
 pub mod history;
 pub mod logs;
 pub mod market;

@@ -40,6 +40,13 @@ alloy::sol! {
         uint64 nonce;
         uint64 deadline;
     }
+
+    /// What a steward daemon tells its peers about an agent. No contract knows the type. `at`: chain seconds.
+    #[derive(Debug, PartialEq, Eq)]
+    struct Alarm {
+        string alarm;
+        uint64 at;
+    }
 }
 
 /// Every action of an [`Order`], by the treasury's names of the entries.

@@ -161,4 +161,7 @@ pub enum ChainEventKind {
     MarketOwes { amount: Usdc },
     /// Market `Collected` for the Treasury: what waited there came, whoever asked for it.
     MarketPaid { amount: Usdc },
+    /// Treasury `DutyPaid`: a steward's pay for an acknowledgement. Should the token have refused it, the next view has more
+    /// than the books.
+    DutyPaid { amount: Usdc },
 }

@@ -29,6 +29,8 @@ pub enum Account {
     Withdrawn,
     /// Came back from a lease while the token refused the treasury: waits at the market until anyone collects it. Asset.
     AtMarket,
+    /// Paid to stewards for acknowledging checkpoints. Expense.
+    Duties,
 }
 
 /// What is known of one open lease.
@@ -236,7 +238,7 @@ impl Ledger {
     }
 
     fn book(&mut self, kind: &ChainEventKind, back: bool) -> Option<Note> {
-        use Account::{AtMarket, Customers, Escrow, Gifts, Seed, Treasury, Withdrawn};
+        use Account::{AtMarket, Customers, Duties, Escrow, Gifts, Seed, Treasury, Withdrawn};
         match *kind {
             ChainEventKind::Activated { .. } => self.activated = !back,
             ChainEventKind::ExactSettled { amount, .. } => self.post_or_reverse(back, Treasury, Customers, amount),
@@ -280,6 +282,7 @@ impl Ledger {
             ChainEventKind::Withdrawn { amount } => self.post_or_reverse(back, Withdrawn, Treasury, amount),
             ChainEventKind::MarketOwes { amount } => self.post_or_reverse(back, AtMarket, Treasury, amount),
             ChainEventKind::MarketPaid { amount } => self.post_or_reverse(back, Treasury, AtMarket, amount),
+            ChainEventKind::DutyPaid { amount } => self.post_or_reverse(back, Duties, Treasury, amount),
             // Unwrapped by the caller; a reversal of a reversal does not exist.
             ChainEventKind::Reverted(_) => {}
         }

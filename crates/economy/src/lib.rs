@@ -52,6 +52,8 @@ struct Checkpoint {
     seq: u64,
     /// Chain time at which it was first seen.
     at: u64,
+    /// The record that showed it.
+    lsn: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
@@ -284,7 +286,7 @@ impl Agent {
             let _ = self.ledger.compare(&view, &mut notes);
         }
         if view.checkpoint_seq != self.checkpoint.seq {
-            self.checkpoint = Checkpoint { seq: view.checkpoint_seq, at: turn.now };
+            self.checkpoint = Checkpoint { seq: view.checkpoint_seq, at: turn.now, lsn: turn.lsn };
             notes.push(Note::CheckpointAcknowledged { seq: view.checkpoint_seq });
         }
         turn.notes(notes);
@@ -408,14 +410,15 @@ impl Agent {
         }
     }
 
-    /// Keeps escrow of active and standby between half and all of what may be prepaid, the active host's first.
+    /// Fills the escrow of active and standby up to what may be prepaid whenever it runs low, the active host's first.
     fn keep_escrow(&mut self, view: &View, turn: &mut Turn) {
         let prepay = u64::from(self.genesis.policy.limits.prepay_secs);
+        let low = u64::from(self.genesis.policy.escrow_low);
         for lease in [&view.active, &view.standby].into_iter().flatten() {
             let remaining = lease.end.saturating_sub(turn.now);
             let ahead = lease.escrow_left.secs_down(lease.price_e6);
             // Two seconds' slack: escrow is rounded, and a lease is never topped up past its whole rent.
-            if !lease.ready || ahead.saturating_add(2) >= remaining.min(prepay / 2) {
+            if !lease.ready || ahead.saturating_add(2) >= remaining.min(low) {
                 continue;
             }
             let target = Usdc::rent_down(lease.price_e6, remaining.min(prepay));
@@ -440,8 +443,11 @@ impl Agent {
 
     /// Routine checkpoints, one for a move, one for the end, and the restored one after a takeover.
     fn commit(&mut self, view: &View, turn: &mut Turn) {
-        let routine = view.checkpoint_seq == 0
-            || turn.now >= self.checkpoint.at + u64::from(self.genesis.policy.checkpoint_every);
+        let (policy, last) = (&self.genesis.policy, self.checkpoint);
+        let long_journal = turn.lsn.saturating_sub(last.lsn) >= policy.checkpoint_records
+            && turn.now >= last.at + u64::from(policy.checkpoint_least);
+        let routine =
+            view.checkpoint_seq == 0 || turn.now >= last.at + u64::from(policy.checkpoint_every) || long_journal;
         let wanted = if view.restoring {
             true
         } else if self.life.is_ending() {

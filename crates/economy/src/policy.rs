@@ -1,7 +1,7 @@
 //! What the agent may do and how it chooses: limits fixed at birth and the few constants of its temper.
 
 use crate::money::{Address, Usdc};
-use crate::timers::Timers;
+use crate::timers::{DAY_SECS, Timers};
 use borsh::{BorshDeserialize, BorshSerialize};
 
 /// The limits of the manifest. The Treasury enforces those that cost money again.
@@ -13,7 +13,7 @@ pub struct Limits {
     pub price_e6_max: u64,
     /// Term of every lease, seconds.
     pub term: u32,
-    /// Rent in escrow ahead of now, seconds: top-ups keep it between half of this and this.
+    /// Rent in escrow ahead of now, seconds, at most: top-ups fill up to this.
     pub prepay_secs: u32,
     /// Wei up to which `refuel` tops operator and relay up; below half of it the agent asks for it.
     pub gas_target_wei: u128,
@@ -34,6 +34,12 @@ pub struct Policy {
     pub limits: Limits,
     /// Between two routine checkpoints, seconds.
     pub checkpoint_every: u32,
+    /// A checkpoint comes earlier once the journal grew by so many records since the last one...
+    pub checkpoint_records: u64,
+    /// ...but not before so many seconds.
+    pub checkpoint_least: u32,
+    /// Rent in escrow ahead of now, seconds, at which a lease is topped up.
+    pub escrow_low: u32,
     /// Blocks for which a sent handover may still be mined.
     pub handover_valid_blocks: u32,
     /// A standby whose remaining share of its term is smaller is not moved onto, but replaced, percent.
@@ -65,9 +71,22 @@ impl Policy {
             // At most a few days of seconds.
             u32::try_from(secs).unwrap_or(u32::MAX)
         };
+        // A successor reads what came since in segments, which are stored within seconds, so a checkpoint's age costs no
+        // memory: it only delays a new memory key, and with it what deletion can promise. A commit costs 270,000 gas, so a
+        // real day's agent makes one in three days (docs/concepts/fees.md). A scaled world's gas is worth nothing.
+        let checkpoint_every = if timers.day < DAY_SECS { real_hours(1).max(5) } else { 3 * DAY_SECS };
+        // As late as still leaves the host paid while nobody can top up: from an operator's last heartbeat until its
+        // successor has restored. A provider's patience is not planned with.
+        let takeover = timers.fence.saturating_add(timers.answer_time).saturating_add(timers.restore_timeout);
+        let escrow_low = takeover.min(limits.prepay_secs / 2);
         Self {
             limits,
-            checkpoint_every: real_hours(1).max(5),
+            checkpoint_every,
+            // No more segments than stewards keep headers of (20,000), at one record each, and no more than a successor
+            // fetches in a few minutes. A guess; at the least price of a call these records earned a commit's gas often.
+            checkpoint_records: 8_192,
+            checkpoint_least: real_hours(1).max(5),
+            escrow_low,
             handover_valid_blocks: 10,
             standby_fit_pct: 60,
             utilisation_pct: 30,
@@ -94,4 +113,49 @@ pub struct Genesis {
     pub treasury: Address,
     pub timers: Timers,
     pub policy: Policy,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hosting::tests::{NOW, agent, view};
+    use crate::{Input, Output, View};
+
+    /// What it asks for at `now` with so many seconds of rent in escrow, in record `lsn`.
+    fn asked(now: u64, lsn: u64, escrow_secs: u128) -> Vec<Output> {
+        let mut agent = agent();
+        agent.step(NOW, 1, Input::Block(Box::new(view(vec![]))));
+        let mut later = View { timestamp: now, last_heartbeat: now, ..view(vec![]) };
+        let active = later.active.as_mut().expect("it has a host");
+        active.escrow_left = Usdc(escrow_secs * u128::from(active.price_e6) / 1_000_000);
+        agent.step(now, lsn, Input::Block(Box::new(later)))
+    }
+
+    #[test]
+    fn a_lease_is_topped_up_as_late_as_a_takeover_still_finds_it_paid() {
+        let topped_up = |secs| {
+            asked(NOW, 2, secs).into_iter().find_map(|output| match output {
+                Output::TopUp { amount, .. } => Some(amount),
+                _ => None,
+            })
+        };
+        // Fence 4.5 h, answer 5 h, restore 1 h; two seconds' slack.
+        assert_eq!(topped_up(37_798), None);
+        assert_eq!(topped_up(37_797), Some(Usdc(10 * (172_800 - 37_797))));
+    }
+
+    #[test]
+    fn a_real_day_checkpoints_every_third_one_unless_the_journal_grew_long() {
+        let commits = |secs, lsn| asked(NOW + secs, lsn, 172_800).contains(&Output::Checkpoint);
+        let days = 3 * u64::from(DAY_SECS);
+        assert!(!commits(days - 1, 2) && commits(days, 2));
+        assert!(!commits(3_600, 8_192) && commits(3_600, 8_193) && !commits(3_599, 8_193));
+    }
+
+    #[test]
+    fn a_scaled_day_keeps_its_hourly_checkpoint() {
+        let (timers, _) = Timers::scaled(2_400);
+        let policy = Policy::new(agent().genesis().policy.limits, &timers);
+        assert_eq!((policy.checkpoint_every, policy.checkpoint_least), (100, 100));
+    }
 }

@@ -76,8 +76,8 @@ pub const MOVE_ATTEMPTS: u32 = 3;
 impl Timers {
     /// The timers of a public chain.
     ///
-    /// Source: the heartbeat is the shortest whole number of hours at which a month's fees stay under 1 % of a rent of
-    /// $30 (docs/concepts/fees.md; a test of xtask computes it from the gas snapshots). The order of the others is DESIGN
+    /// Source: a month's fees with this heartbeat are 1.1 % of a rent of $30 (docs/concepts/fees.md; a test of xtask
+    /// computes it from the gas snapshots), and an hour more would bring them under 1 % (docs/decisions/0016). The order of the others is DESIGN
     /// §4; their distances are choices, unmeasured: half an hour for a heartbeat to be mined, another to answer.
     pub fn real() -> Self {
         Self {

@@ -43,6 +43,15 @@ pub struct HostConfig {
     /// Chain seconds between withdrawals of accrued rent. Closing a lease pays the rest by itself.
     #[serde(default = "a_day")]
     pub withdraw_every_secs: u64,
+    /// Chain seconds for which a tenant runs on without escrow, from the last one that it paid for. 25 hours let a rescue
+    /// that could prepay nothing top up once the treasury's day is over; less turns such tenants away.
+    #[serde(default = "a_day_and_an_hour")]
+    pub credit_secs: u64,
+    /// Blocks for which a lease must stay closed before its keys and data are destroyed: more than this chain ever
+    /// reorganises. Waiting costs room on a disk. The default is twenty minutes of two-second blocks, longer than a batch
+    /// of Base takes to be final on Ethereum.
+    #[serde(default = "twenty_minutes")]
+    pub final_blocks: u64,
     /// Environment of every tenant, besides PATH, HOME and TMPDIR. Nothing of the daemon's own gets in.
     #[serde(default)]
     pub tenant_env: BTreeMap<String, String>,
@@ -118,6 +127,14 @@ fn one() -> u32 {
 
 fn a_day() -> u64 {
     86_400
+}
+
+fn a_day_and_an_hour() -> u64 {
+    90_000
+}
+
+fn twenty_minutes() -> u64 {
+    600
 }
 
 /// Amounts as decimal strings: TOML's integers end at 2^63 and some tools turn them into floats.

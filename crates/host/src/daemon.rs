@@ -5,7 +5,7 @@ use crate::code::Codes;
 use crate::config::HostConfig;
 use crate::error::Error;
 use crate::lease_dir::{LeaseDir, TenantFile};
-use crate::lease_loop::{ChainView, CodeDigest, Input, LeaseId, LeaseLoop, Millis, Output};
+use crate::lease_loop::{ChainView, CodeDigest, Habits, Input, LeaseId, LeaseLoop, Millis, Output};
 use crate::market::{Call, Market};
 use crate::sandbox::{Room, Sandbox};
 use crate::sender::{Errand, Outcome, Sender};
@@ -77,7 +77,14 @@ pub async fn run(config: HostConfig, shutdown: impl Future<Output = ()>) -> anyh
     let codes = Codes::open(&config)?;
     let leases = config.data_dir.join("leases");
     let daemon = Daemon {
-        machine: LeaseLoop::new(config.withdraw_every_secs, LeaseDir::list(&leases)?),
+        machine: LeaseLoop::new(
+            Habits {
+                withdraw_every_secs: config.withdraw_every_secs,
+                credit_secs: config.credit_secs,
+                final_blocks: config.final_blocks,
+            },
+            LeaseDir::list(&leases)?,
+        ),
         tenants: Tenants::new(tenant_events)?,
         started: Instant::now(),
         urls: BTreeMap::new(),

@@ -25,8 +25,17 @@ pub const STEADY_MS: Millis = 10_000;
 pub const TERM_MS: Millis = 3_000;
 /// A transaction that the chain does not show after this many blocks is asked for again.
 pub const RESEND_BLOCKS: u64 = 10;
-/// Keys and data of a closed lease go when this many further blocks still say so: a reorg may bring it back.
-pub const FINAL_BLOCKS: u64 = 2;
+
+/// What the provider decides about tenants that it could not decide differently later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Habits {
+    /// Chain seconds between withdrawals of accrued rent.
+    pub withdraw_every_secs: u64,
+    /// Chain seconds for which a tenant goes on without escrow.
+    pub credit_secs: u64,
+    /// Keys and data of a closed lease go when this many further blocks still say so: a reorg may bring it back.
+    pub final_blocks: u64,
+}
 
 /// What this provider's part of the market looks like at one block.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -59,12 +68,18 @@ pub struct LeaseView {
     pub node_key: Address,
     /// Rent earned so far and not withdrawn yet, micro-USDC.
     pub due_uusdc: u128,
+    /// Chain second up to which all that was ever put into escrow pays; 0 until ready.
+    pub paid_until: u64,
 }
 
 impl LeaseView {
-    /// Whether a process should run for it at chain time `timestamp`.
-    pub fn is_live(&self, timestamp: u64) -> bool {
-        if self.ready { timestamp < self.end } else { timestamp <= self.ready_by }
+    /// Whether a process should run for it at chain time `timestamp`: within its term, and not unpaid for longer than
+    /// `credit_secs`. The market lets a lease without escrow stand until its end, and its rent comes from nowhere.
+    pub fn is_live(&self, timestamp: u64, credit_secs: u64) -> bool {
+        if !self.ready {
+            return timestamp <= self.ready_by;
+        }
+        timestamp < self.end && timestamp <= self.paid_until.saturating_add(credit_secs)
     }
 }
 
@@ -164,7 +179,7 @@ pub struct LeaseLoop {
     /// The offer's last asked price and the block at which it was asked.
     repriced: BTreeMap<u64, (u64, u64)>,
     block: Option<Block>,
-    withdraw_every_secs: u64,
+    habits: Habits,
     closing: bool,
 }
 
@@ -225,16 +240,9 @@ pub struct TenantStatus {
 impl LeaseLoop {
     /// `kept` are the leases that have a directory: this daemon, or one before it, ran them. Their processes
     /// died with it; whether they run again or are destroyed is for the first [`ChainView`] to say.
-    pub fn new(withdraw_every_secs: u64, kept: impl IntoIterator<Item = LeaseId>) -> Self {
+    pub fn new(habits: Habits, kept: impl IntoIterator<Item = LeaseId>) -> Self {
         let leases = kept.into_iter().map(|id| (id, Lease::new())).collect();
-        Self {
-            leases,
-            codes: BTreeMap::new(),
-            repriced: BTreeMap::new(),
-            block: None,
-            withdraw_every_secs,
-            closing: false,
-        }
+        Self { leases, codes: BTreeMap::new(), repriced: BTreeMap::new(), block: None, habits, closing: false }
     }
 
     /// Takes one input in and appends what is to be done about it. Never fails, never blocks.
@@ -277,7 +285,7 @@ impl LeaseLoop {
 
     pub fn status(&self) -> Vec<TenantStatus> {
         let timestamp = self.block.map_or(0, |b| b.timestamp);
-        self.leases.iter().map(|(id, lease)| lease.status(*id, timestamp)).collect()
+        self.leases.iter().map(|(id, lease)| lease.status(*id, timestamp, self.habits)).collect()
     }
 
     /// The lease, if `run` is its present process.
@@ -338,8 +346,10 @@ impl LeaseLoop {
             return;
         };
         let mut destroyed = Vec::new();
+        let habits = self.habits;
         for (id, lease) in &mut self.leases {
-            let wanted = !self.closing && lease.view.as_ref().is_some_and(|v| v.is_live(block.timestamp));
+            let wanted =
+                !self.closing && lease.view.as_ref().is_some_and(|v| v.is_live(block.timestamp, habits.credit_secs));
             match lease.process {
                 Process::None if wanted => lease.start(*id, now, &mut self.codes, out),
                 Process::Waiting { until } if wanted && now >= until => lease.start(*id, now, &mut self.codes, out),
@@ -357,12 +367,13 @@ impl LeaseLoop {
             if self.closing {
                 continue;
             }
-            if lease.process == Process::None && lease.gone_at.is_some_and(|at| block.number >= at + FINAL_BLOCKS) {
+            let final_at = lease.gone_at.map(|at| at.saturating_add(habits.final_blocks));
+            if lease.process == Process::None && final_at.is_some_and(|at| block.number >= at) {
                 out.push(Output::Destroy { lease: *id });
                 destroyed.push(*id);
                 continue;
             }
-            lease.send(*id, block, self.withdraw_every_secs, out);
+            lease.send(*id, block, habits, out);
         }
         for id in destroyed {
             self.leases.remove(&id);
@@ -422,10 +433,10 @@ impl Lease {
     }
 
     /// What the chain is to be told about this lease.
-    fn send(&mut self, id: LeaseId, block: Block, withdraw_every_secs: u64, out: &mut Vec<Output>) {
+    fn send(&mut self, id: LeaseId, block: Block, habits: Habits, out: &mut Vec<Output>) {
         let Some(view) = &self.view else { return };
         let now = block.timestamp;
-        if let Some(node_key) = self.hello.filter(|key| view.wants_key(*key, block)) {
+        if let Some(node_key) = self.hello.filter(|key| view.wants_key(*key, block, habits.credit_secs)) {
             let pending = self.ready_sent.is_some_and(|(key, at)| key == node_key && is_pending(at, block.number));
             if !pending {
                 self.ready_sent = Some((node_key, block.number));
@@ -440,17 +451,20 @@ impl Lease {
         if over && !self.expire_sent.is_some_and(|at| is_pending(at, block.number)) {
             self.expire_sent = Some(block.number);
             out.push(Output::Expire { lease: id });
-        } else if !over && view.due_uusdc > 0 && now >= self.withdrawn_at + withdraw_every_secs {
+        } else if !over && view.due_uusdc > 0 && now >= self.withdrawn_at + habits.withdraw_every_secs {
             self.withdrawn_at = now;
             out.push(Output::Withdraw { lease: id });
         }
     }
 
-    fn status(&self, lease: LeaseId, timestamp: u64) -> TenantStatus {
+    fn status(&self, lease: LeaseId, timestamp: u64, habits: Habits) -> TenantStatus {
         let state = match (self.process, &self.view) {
             (Process::Terminated { .. } | Process::Killed, _) => "stopping",
             (_, None) => "closed",
-            (_, Some(view)) if !view.is_live(timestamp) => "over",
+            (_, Some(view)) if view.is_live(timestamp, u64::MAX) && !view.is_live(timestamp, habits.credit_secs) => {
+                "unpaid"
+            }
+            (_, Some(view)) if !view.is_live(timestamp, u64::MAX) => "over",
             (Process::Running { .. }, Some(view)) if view.ready => "serving",
             (Process::Running { .. }, Some(_)) if self.hello.is_some() => "announced",
             (Process::Running { .. }, Some(_)) => "starting",
@@ -473,8 +487,8 @@ impl Lease {
 impl LeaseView {
     /// Whether `ready` with this key would be accepted and change something: the first time within
     /// `ready_by`, later only for another key after silence (`ILeaseMarket.ready`).
-    fn wants_key(&self, node_key: Address, block: Block) -> bool {
-        if !self.is_live(block.timestamp) {
+    fn wants_key(&self, node_key: Address, block: Block, credit_secs: u64) -> bool {
+        if !self.is_live(block.timestamp, credit_secs) {
             return false;
         }
         !self.ready || (self.node_key != node_key && block.timestamp > self.vouched_at + block.grace_secs)

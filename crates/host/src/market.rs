@@ -128,6 +128,7 @@ impl Market {
                 vouched_at: lease.vouchedAt,
                 node_key: lease.nodeKey,
                 due_uusdc: accrued.saturating_sub(lease.withdrawn),
+                paid_until: paid_until(&lease),
             });
         }
         let asked = pair(&config.offers, &posted).into_iter().enumerate();
@@ -304,6 +305,15 @@ fn posted_as(config: &HostConfig, offer: &OfferConfig, price_e6: u64) -> Offer {
 /// A count of things that cost gas each: no chain reaches 2^64 of them.
 fn small(count: U256) -> u64 {
     u64::try_from(count).unwrap_or(u64::MAX)
+}
+
+/// The second in which what was put into escrow is used up, rounded down; 0 until ready.
+fn paid_until(lease: &Lease) -> u64 {
+    if lease.status() != LeaseStatus::Ready {
+        return 0;
+    }
+    let secs = lease.escrow.saturating_mul(1_000_000) / u128::from(lease.priceE6.max(1));
+    lease.start.saturating_add(u64::try_from(secs).unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]

@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NodeConfig {
-    /// Chain endpoints in order of preference; at least one.
+    /// Chain endpoints; at least one. The first is asked and told; of each new block all must say the same, or the node
+    /// takes none of them for the chain.
     pub rpc_urls: Vec<String>,
     pub chain_id: u64,
     pub treasury: Address,

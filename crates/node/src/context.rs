@@ -31,7 +31,10 @@ pub struct Context {
     pub ring_file: RingFile,
     /// What the chain has for payments by Permit2.
     pub permit2: permit2::Support,
+    /// The endpoint that is asked and told.
     pub chain: Chain,
+    /// It and the others that must say the same of each new block.
+    pub chains: Vec<Chain>,
     pub treasury: TreasuryClient,
     /// Sends typed calls to the treasury, and nothing else.
     pub operator: SenderHandle,

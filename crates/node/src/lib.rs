@@ -92,8 +92,17 @@ pub async fn run(config: NodeConfig, stop: impl Future<Output = ()> + Send + 'st
     let seal_key = keys::read_seal_key(&config.seal_key_file)?;
     let keys = Keys::load_or_make(&config.data_dir, &seal_key)?;
 
-    let chain = Chain::connect(&config.rpc_urls[0], config.chain_id)
+    let chains: Vec<Chain> = config
+        .rpc_urls
+        .iter()
+        .map(|url| Chain::connect(url, config.chain_id))
+        .collect::<std::result::Result<_, _>>()
         .map_err(|e| Error::usage("the chain's address does not parse").caused_by(e))?;
+    for other in &chains[1..] {
+        at_start("a further endpoint of the chain", || other.verify_chain()).await?;
+    }
+    // The configuration refuses an empty list.
+    let chain = chains[0].clone();
     let birth = at_start("the treasury", || chain.verify_agent(config.treasury)).await?;
     at_start("the chain", || chain.verify_clock()).await?;
     if birth.market != config.lease_market {
@@ -139,6 +148,7 @@ pub async fn run(config: NodeConfig, stop: impl Future<Output = ()> + Send + 'st
         ring_file,
         permit2,
         chain,
+        chains,
         treasury,
         operator,
         relay,

@@ -241,7 +241,7 @@ impl Node {
             *self.counts.entry(event.name()).or_default() += 1;
             match event {
                 Event::Chain(news) => self.on_chain(news)?,
-                Event::ChainLost(why) => tracing::warn!(why, "the chain does not answer"),
+                Event::ChainLost(why) => tracing::warn!(why, "the chain does not answer, or not with one voice"),
                 Event::StillStands(height) => self.read_on_from(height)?,
                 Event::Durable(Ok(lsn)) => self.on_durable(lsn)?,
                 Event::Durable(Err(why)) => self.on_disk_failed(&why),

@@ -53,12 +53,22 @@ pub struct Manifest {
     /// What a transaction of its own adds to a call's price (`exact`, `upto`), micro-USDC: its gas.
     #[serde(with = "decimal", default = "settlement_uusdc")]
     pub settlement_uusdc: u128,
-    /// Blocks after which an event of the chain counts as final.
-    #[serde(default = "finality_blocks")]
-    pub finality_blocks: u64,
     /// Whether the stewards' daemons may rescue the agent from silence without asking a person: fixed on chain at birth.
     #[serde(default = "daemons_rescue")]
     pub daemons_rescue: bool,
+    /// Days that new code, looser limits and new stewards wait once the quorum ordered them. 0: none of it, ever; then a
+    /// steward that is lost is never replaced.
+    #[serde(default = "delay_days")]
+    pub delay_days: u32,
+    /// To each steward whose acknowledgement a checkpoint carries, micro-USDC. 0: stewards work for nothing.
+    #[serde(with = "decimal", default)]
+    pub duty_pay_uusdc: u128,
+    /// Of that in any day, all stewards together. It counts in the day limit.
+    #[serde(with = "decimal", default)]
+    pub duty_day_max_uusdc: u128,
+    /// Gas that comes back at most to whoever relays a quorum's order or a takeover, wei. 0: nothing.
+    #[serde(with = "decimal", default = "relay_max_wei")]
+    pub relay_max_wei: u128,
     pub store_urls: Vec<String>,
     #[serde(default, skip_serializing_if = "Archive::is_default")]
     pub archive: Archive,
@@ -190,11 +200,16 @@ fn day_secs() -> u32 {
 fn settlement_uusdc() -> u128 {
     1_400
 }
-fn finality_blocks() -> u64 {
-    2
-}
 fn daemons_rescue() -> bool {
     true
+}
+/// Long enough for people to read what was queued and to leave, short enough to replace a lost key. A choice.
+fn delay_days() -> u32 {
+    7
+}
+/// The dearest order (`rescue`, 460,000 gas) up to 0.2 gwei, forty times Base's floor: 0.0001 ETH.
+fn relay_max_wei() -> u128 {
+    100_000_000_000_000
 }
 
 impl Manifest {
@@ -253,6 +268,16 @@ impl Manifest {
         }
         if self.embedding.as_ref().is_some_and(|e| e.name == self.model.name || e.file == self.model.file) {
             return refuse("`embedding` must have another name and another file than `model`".into());
+        }
+        if self.duty_pay_uusdc > self.duty_day_max_uusdc || self.duty_day_max_uusdc > self.day_limit_uusdc {
+            return refuse(
+                "`duty_pay_uusdc` must not be above `duty_day_max_uusdc`, nor that above `day_limit_uusdc`: nobody \
+                 would ever be paid, or all of the day would go to the stewards"
+                    .into(),
+            );
+        }
+        if self.delay_days > 365 {
+            return refuse(format!("`delay_days` = {}; a year is the longest", self.delay_days));
         }
         if self.store_urls.is_empty() {
             return refuse("`store_urls` needs at least one content store".into());

@@ -159,6 +159,7 @@ fn treasury_event(event: &TreasuryEvent, leases: &mut BTreeSet<u64>) -> Option<C
             nonce: e.nonce.0,
             amount: Usdc(e.amount.saturating_to()),
         },
+        TreasuryEvent::DutyPaid(e) => ChainEventKind::DutyPaid { amount: Usdc(e.amount) },
         TreasuryEvent::Withdrawn(e) => ChainEventKind::Withdrawn { amount: Usdc(e.amount.saturating_to()) },
         _ => return None,
     })

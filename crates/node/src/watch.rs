@@ -4,6 +4,7 @@ use crate::context::Context;
 use crate::main_loop::Event;
 use alloy::primitives::{Address, B256, U256};
 use chain::bindings::{Stage, State, TreasuryEvent};
+use chain::heads::common_head;
 use chain::logs::{Event as ChainEvent, LogCore, LogItem, LogReader, Sources};
 use chain::{Head, LeaseView, OfferView, Snapshot};
 use economy::View;
@@ -139,7 +140,7 @@ async fn look(
     last: Option<alloy::primitives::B256>,
     reader: Option<&mut Reader>,
 ) -> Result<Option<News>, chain::Error> {
-    let head = cx.chain.head().await?;
+    let head = common_head(&cx.chains).await?;
     if last == Some(head.hash) {
         return Ok(None);
     }

@@ -106,7 +106,8 @@ impl Terms {
         }
     }
 
-    /// Everything that a birth can switch on but bought gas, which needs a pool (the thief's test has one).
+    /// What a birth can switch on that moves money, but bought gas, which needs a pool (the thief's test has one). Off:
+    /// the identity registry, and rescuers, who are no more than stewards with fewer powers.
     pub fn full() -> Self {
         let plain = Self::plain();
         let timers = &plain.timers;

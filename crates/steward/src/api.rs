@@ -1,6 +1,6 @@
 //! The steward's HTTP routes. All errors are `{"error":{"code","message","request_id"}}`.
 
-use crate::desk::{AckRequest, Desk, OrderRequest, ShareAnswer, SignatureAnswer};
+use crate::desk::{AckRequest, AlarmRequest, Desk, OrderRequest, ShareAnswer, SignatureAnswer};
 use crate::orders::{OrderFile, handed_out};
 use crate::refusal::Refusal;
 use crate::watch::BlockView;
@@ -29,12 +29,27 @@ pub struct Notes(Arc<Mutex<NotesInside>>);
 struct NotesInside {
     alarms: BTreeMap<Address, &'static str>,
     probes: BTreeMap<Address, String>,
+    /// What peers said last, by agent and peer.
+    heard: BTreeMap<(Address, Address), Heard>,
     trouble: Option<String>,
 }
 
 impl Notes {
     pub fn set_alarms(&self, alarms: BTreeMap<Address, &'static str>) {
         self.inside(|n| n.alarms = alarms);
+    }
+
+    /// Notes what `peer` says about `treasury`; true if it is news. An older word than the last one is none.
+    pub fn hear(&self, treasury: Address, peer: Address, heard: Heard) -> bool {
+        let mut news = false;
+        self.inside(|n| {
+            let before = n.heard.get(&(treasury, peer));
+            news = before.is_none_or(|b| b.at < heard.at) && before.map(|b| &b.alarm) != Some(&heard.alarm);
+            if news {
+                n.heard.insert((treasury, peer), heard);
+            }
+        });
+        news
     }
 
     pub fn set_probe(&self, treasury: Address, found: String) {
@@ -60,6 +75,16 @@ impl Notes {
     }
 }
 
+/// A peer's alarm about an agent, by the name in [`crate::watch::Alarm`], or [`CLEAR`]. `at`: chain seconds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Heard {
+    pub alarm: String,
+    pub at: u64,
+}
+
+/// The word that takes an alarm back.
+pub const CLEAR: &str = "clear";
+
 #[derive(Clone)]
 struct Api {
     desk: Arc<Desk>,
@@ -73,6 +98,7 @@ pub fn router(desk: Arc<Desk>, notes: Notes) -> Router {
         .route("/segments/{treasury}", get(segments))
         .route("/share", post(share))
         .route("/sign-order", post(sign_order))
+        .route("/alarm", post(alarm))
         .route("/orders/{treasury}", get(orders))
         .route("/status", get(status))
         .route("/health", get(health))
@@ -168,6 +194,18 @@ async fn sign_order(
     Ok(Json(api.desk.sign_order(body?.0).await?))
 }
 
+/// A peer is worried: said in the log and in `/status`, and nothing is decided by it. What this steward does it does on
+/// what it sees itself.
+async fn alarm(State(api): State<Api>, body: Result<Json<AlarmRequest>, JsonRejection>) -> Result<Json<Value>, No> {
+    let request = body?.0;
+    let peer = api.desk.peer_of(&request)?;
+    let AlarmRequest { treasury, alarm, at, .. } = request;
+    if api.notes.hear(treasury, peer, Heard { alarm: alarm.clone(), at }) {
+        tracing::warn!(%treasury, %peer, alarm, at, "a peer's alarm");
+    }
+    Ok(Json(json!({})))
+}
+
 /// Orders that this steward's operator signed and has not seen in force yet.
 async fn orders(
     State(api): State<Api>,
@@ -208,6 +246,8 @@ struct AgentStatus {
     last_ack: Option<Value>,
     segments: usize,
     alarm: Option<&'static str>,
+    /// What peers are worried about: [{"steward", "alarm", "at"}].
+    peer_alarms: Vec<Value>,
     probe: Option<String>,
 }
 
@@ -229,6 +269,12 @@ async fn status(State(api): State<Api>) -> Json<StatusBody> {
             last_ack: last_ack.map(|(epoch, seq, digest)| json!({ "epoch": epoch, "seq": seq, "digest": digest })),
             segments: agent.map_or(0, |a| a.segments().kept().len()),
             alarm: notes.alarms.get(&t.treasury).copied(),
+            peer_alarms: notes
+                .heard
+                .iter()
+                .filter(|((treasury, _), heard)| *treasury == t.treasury && heard.alarm != CLEAR)
+                .map(|((_, peer), Heard { alarm, at })| json!({ "steward": peer, "alarm": alarm, "at": at }))
+                .collect(),
             probe: notes.probes.get(&t.treasury).cloned(),
         }
     });

@@ -6,7 +6,7 @@ use crate::config::StewardConfig;
 use crate::desk::Desk;
 use crate::eyes::Eyes;
 use crate::refusal::Refusal;
-use crate::rescue::rescue;
+use crate::rescue::{PEER_DEADLINE, rescue};
 use crate::watch::{BlockView, Input, Output, Rescue, Watch};
 use alloy::primitives::{Address, B256, Bytes};
 use alloy::signers::local::PrivateKeySigner;
@@ -220,8 +220,14 @@ impl Watcher {
 
     fn perform(&self, output: Output) {
         match output {
-            Output::Alarm { treasury, alarm } => tracing::warn!(%treasury, alarm = alarm.as_str(), "alarm"),
-            Output::AllClear { treasury } => tracing::info!(%treasury, "all clear"),
+            Output::Alarm { treasury, alarm } => {
+                tracing::warn!(%treasury, alarm = alarm.as_str(), "alarm");
+                self.tell_peers(treasury, alarm.as_str());
+            }
+            Output::AllClear { treasury } => {
+                tracing::info!(%treasury, "all clear");
+                self.tell_peers(treasury, api::CLEAR);
+            }
             Output::Challenge { treasury } => match self.desk.watched().get(&treasury) {
                 // The contract takes a challenge from a steward: that is the Safe, and it takes its own transaction.
                 Some((_, Seat::OwnerOf { safe, .. })) => {
@@ -259,6 +265,24 @@ impl Watcher {
                 });
             }
         }
+    }
+
+    /// Once to each; one that is away sees for itself when it is back.
+    fn tell_peers(&self, treasury: Address, alarm: &str) {
+        let request = match self.desk.alarm(treasury, alarm, self.desk.block().timestamp) {
+            Ok(request) => request,
+            Err(e) => return tracing::error!(%treasury, "{e}"),
+        };
+        let desk = self.desk.clone();
+        tokio::spawn(async move {
+            let http = desk.http().with_deadline(PEER_DEADLINE);
+            for peer in &desk.config.peers {
+                let url = format!("{}/alarm", peer.url.trim_end_matches('/'));
+                if let Err(e) = http.call_json::<serde_json::Value>(&url, &request).await {
+                    tracing::info!(%treasury, "a peer was not told: {e}");
+                }
+            }
+        });
     }
 
     /// One call that this steward pays for; a failure is told to the watch.

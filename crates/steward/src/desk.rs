@@ -2,11 +2,12 @@
 
 use crate::ack::{self, OnChain};
 use crate::agent::{Agent, Seat};
+use crate::api::CLEAR;
 use crate::config::StewardConfig;
 use crate::eyes::Eyes;
 use crate::refusal::Refusal;
 use crate::segments::{Kept, Place};
-use crate::watch::BlockView;
+use crate::watch::{self, BlockView};
 use alloy::primitives::{Address, B256, Bytes, U256};
 use alloy::signers::local::PrivateKeySigner;
 use alloy::sol_types::SolStruct;
@@ -14,7 +15,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use chain::Stage;
 use chain::bindings::{Birth, State};
-use chain::orders::{Ack, Order, digest, domain, rescue_argument, sign};
+use chain::orders::{Ack, Alarm, Order, digest, domain, recover, rescue_argument, sign};
 use chain::safe;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -53,6 +54,18 @@ pub struct OrderRequest {
     pub prepay_uusdc: u128,
     pub nonce: u64,
     pub deadline: u64,
+}
+
+/// What a daemon tells its peers: an alarm's name, or that it is over.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AlarmRequest {
+    pub treasury: Address,
+    pub alarm: String,
+    /// Chain seconds.
+    pub at: u64,
+    /// Of [`chain::orders::Alarm`], by the peer's order key.
+    pub signature: Bytes,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -317,6 +330,29 @@ impl Desk {
         Ok(ShareAnswer { seq: object.seq, sealed_share_base64: BASE64_STANDARD.encode(sealed) })
     }
 
+    /// This steward's word to its peers about `treasury`, signed.
+    pub fn alarm(&self, treasury: Address, alarm: &str, at: u64) -> Result<AlarmRequest, chain::Error> {
+        let message = Alarm { alarm: alarm.to_owned(), at };
+        let signature = sign(&message, &domain(self.config.chain_id, treasury), &self.order_key)?;
+        Ok(AlarmRequest { treasury, alarm: message.alarm, at, signature })
+    }
+
+    /// Whose word `request` is: a peer's of the configuration, about an agent that is watched here, in a word that
+    /// daemons have.
+    pub fn peer_of(&self, request: &AlarmRequest) -> Result<Address, Refusal> {
+        let AlarmRequest { treasury, alarm, at, signature } = request;
+        if !self.agents().contains_key(treasury) {
+            return Err(Refusal::NotWatched);
+        }
+        if alarm != CLEAR && !watch::Alarm::ALL.iter().any(|known| known.as_str() == alarm) {
+            return Err(Refusal::BadRequest { why: "no alarm of that name".into() });
+        }
+        let message = Alarm { alarm: alarm.clone(), at: *at };
+        let signer = recover(&message, &domain(self.config.chain_id, *treasury), signature).ok();
+        let peer = self.config.peers.iter().map(|peer| peer.address).find(|peer| Some(*peer) == signer);
+        peer.ok_or_else(|| Refusal::BadRequest { why: "no peer of this steward signed it".into() })
+    }
+
     /// `POST /sign-order`: a peer prepares a rescue; this steward signs if it sees the silence itself.
     pub async fn sign_order(&self, request: OrderRequest) -> Result<SignatureAnswer, Refusal> {
         let OrderRequest { treasury, action, offer, term, prepay_uusdc, nonce, deadline } = request;
@@ -341,7 +377,7 @@ impl Desk {
         }
         let (offers, barred) = self.eyes.offers(treasury, birth.market, &head).await?;
         view.barred = barred;
-        if !offers.iter().any(|o| o.id == offer && view.allows(o)) {
+        if !offers.iter().any(|o| o.id == offer && view.may_take(o, &offers)) {
             return Err(Refusal::BadOffer { offer });
         }
         tracing::warn!(%treasury, offer, term, prepay_uusdc, nonce, "rescue signed");

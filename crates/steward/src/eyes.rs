@@ -55,18 +55,7 @@ impl Eyes {
 
     /// The newest block that all endpoints have, the same at each.
     pub async fn head(&self) -> Result<Head, Refusal> {
-        let mut heads = Vec::new();
-        for chain in &self.chains {
-            heads.push(chain.head().await.map_err(no_view)?);
-        }
-        let lowest = *heads.iter().min_by_key(|h| h.number).ok_or_else(|| unseen("no endpoint"))?;
-        for chain in &self.chains {
-            let same = chain.block_at(lowest.number).await.map_err(no_view)?;
-            if same.is_none_or(|b| b.hash != lowest.hash) {
-                return Err(unseen(&format!("{} has another block {}", chain.url(), lowest.number)));
-            }
-        }
-        Ok(lowest)
+        chain::heads::common_head(&self.chains).await.map_err(no_view)
     }
 
     /// One read at every endpoint; what they agree on.
@@ -166,8 +155,21 @@ impl Eyes {
         let state = self.state(treasury, head).await?;
         let active = self.lease(birth.market, state.activeLease, at).await?;
         let standby = self.lease(birth.market, state.standbyLease, at).await?;
-        let view = view_of(treasury, birth, &state, active, standby, (me, seat));
+        let frozen = self.is_frozen(treasury, birth, &state, head).await?;
+        let mut view = view_of(treasury, birth, &state, active, standby, (me, seat));
+        view.endable_at = endable_at(birth, &state, frozen);
         Ok((state, view))
+    }
+
+    /// Whether the treasury says that its token refuses to move what is there. Asked only of one that is silent for long
+    /// enough to be ended for it: the answer is a simulated call, and not for every block.
+    async fn is_frozen(&self, treasury: Address, birth: &Birth, state: &State, head: &Head) -> Result<bool, Refusal> {
+        if state.stage() != Stage::Alive || head.timestamp < silent_from(birth, state) {
+            return Ok(false);
+        }
+        let at = BlockId::hash(head.hash);
+        let ask = |c: Chain| async move { c.read(treasury, Treasury::windDownReasonCall {}, at).await };
+        Ok(self.agreed("why it may end", ask).await? == FROZEN)
     }
 
     async fn lease(&self, market: Address, lease: U256, at: BlockId) -> Result<Option<LeaseView>, Refusal> {
@@ -264,6 +266,7 @@ fn view_of(
     TreasuryView {
         treasury,
         alive: state.stage() == Stage::Alive,
+        has_code: !state.codeHash.is_zero(),
         restoring: state.restoring,
         operator: Some(state.operator).filter(|o| !o.is_zero()),
         epoch: state.epoch,
@@ -287,7 +290,7 @@ fn view_of(
         may_challenge: matches!(seat, Seat::Key { .. }),
         may_rescue: !state.paused && may_rescue(birth, me),
         checkpoint_seq: state.checkpointSeq,
-        endable_at: endable_at(birth, state),
+        endable_at: None,
         closable_at: (state.stage() == Stage::WindingDown).then(|| state.windDownAt + u64::from(t.refundWindow)),
     }
 }
@@ -297,9 +300,17 @@ pub fn may_rescue(birth: &Birth, daemon: Address) -> bool {
     birth.options.rescueThreshold != 0 && birth.options.rescuers.contains(&daemon)
 }
 
+/// `ITreasury.Reason.Frozen`.
+const FROZEN: u8 = 4;
+
+/// From when on the treasury's silence lets it be wound down for hunger or a frozen token.
+fn silent_from(birth: &Birth, state: &State) -> u64 {
+    state.lastHeartbeat + u64::from(birth.timers.starveTimeout) + 1
+}
+
 /// As `ITreasury.windDown` allows it to anyone. An agent that beats is never starved, and while it beats a stopped one
-/// ends its own affairs.
-fn endable_at(birth: &Birth, state: &State) -> Option<u64> {
+/// ends its own affairs. `frozen`: the treasury says so now.
+fn endable_at(birth: &Birth, state: &State, frozen: bool) -> Option<u64> {
     match state.stage() {
         Stage::Stopped => Some(state.lastHeartbeat),
         Stage::Alive => {
@@ -308,8 +319,8 @@ fn endable_at(birth: &Birth, state: &State) -> Option<u64> {
             let over = state.mandateUntil + 1;
             let mandate = state.lastHeartbeat.clamp(over, over + timeout);
             let funds = state.balance.saturating_add(state.escrow);
-            let starved = state.lastHeartbeat + timeout + 1;
-            Some(if funds < U256::from(birth.policy.starveFloor) { mandate.min(starved) } else { mandate })
+            let starved = funds < U256::from(birth.policy.starveFloor);
+            Some(if starved || frozen { mandate.min(silent_from(birth, state)) } else { mandate })
         }
         Stage::Unborn | Stage::WindingDown | Stage::Closed => None,
     }
@@ -326,4 +337,22 @@ fn no_view(e: chain::Error) -> Refusal {
 
 fn unseen(why: &str) -> Refusal {
     Refusal::NoView { why: why.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frozen_agent_may_be_ended_once_it_was_silent_like_a_starved_one() {
+        let mut birth = Birth::default();
+        (birth.timers.starveTimeout, birth.policy.starveFloor) = (15, 1_000);
+        let balance = U256::from(5_000);
+        let rich = State { stage: 1, lastHeartbeat: 100, mandateUntil: 9_000, balance, ..State::default() };
+        assert_eq!(rich.stage(), Stage::Alive);
+        assert_eq!(endable_at(&birth, &rich, false), Some(9_001));
+        assert_eq!(endable_at(&birth, &rich, true), Some(116));
+        let poor = State { balance: U256::from(999), ..rich };
+        assert_eq!(endable_at(&birth, &poor, false), Some(116));
+    }
 }

@@ -1,12 +1,15 @@
-//! Orders by people: pause, resume, stop, evict. One prepares an order as a file; each steward (or owner of a Safe
+//! Orders by people: pause, stop, evict, revoke code, tighten and the rest. One prepares an order as a file; each steward (or owner of a Safe
 //! that is one) signs it on its own machine, which needs no chain; whoever has enough signatures submits them, with any
 //! key that can pay the gas.
 
 use crate::config::StewardConfig;
-use alloy::primitives::{Address, B256, Bytes, U256};
+use alloy::eips::BlockId;
+use alloy::primitives::{Address, B256, Bytes, U128, U256, keccak256};
+use alloy::rpc::types::TransactionRequest;
 use alloy::signers::local::PrivateKeySigner;
+use alloy::sol_types::SolValue;
 use anyhow::{Context, Result, bail, ensure};
-use chain::bindings::Approval;
+use chain::bindings::{Approval, Policy};
 use chain::orders::{Order, digest, domain, recover_digest, rescue_argument, sign};
 use chain::sender::{Done, Tx, send_once};
 use chain::treasury::calls;
@@ -17,7 +20,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 /// What a quorum can order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     Pause,
     Resume,
@@ -41,11 +44,110 @@ pub enum Action {
         term: u32,
         prepay_uusdc: u128,
     },
+    /// No host runs this code any more. It is the one that the treasury names now.
+    RevokeCode {
+        code: B256,
+    },
+    /// Every limit at most what it was.
+    Tighten {
+        limits: Limits,
+    },
+    /// Every limit at most birth's ceiling. This and the next two are only queued at first: after birth's delay anybody
+    /// submits the same order again, and that carries it out.
+    Loosen {
+        limits: Limits,
+    },
+    SetCode {
+        code: B256,
+    },
+    SetStewards {
+        quorum: Quorum,
+    },
+}
+
+/// What a treasury may do: its policy, all of it, because an order replaces all of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// Micro-USDC.
+    pub day_limit: U128,
+    /// Micro-USDC x 1e-6 per second.
+    pub price_e6_max: u64,
+    /// Seconds.
+    pub term_max: u32,
+    /// Seconds of rent.
+    pub prepay_max: u32,
+    /// Wei.
+    pub gas_day_max: U128,
+    /// Wei.
+    pub gas_target: U128,
+    /// Micro-USDC. No order changes it.
+    pub starve_floor: U128,
+}
+
+/// The stewards to be, ascending.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Quorum {
+    pub stewards: Vec<Address>,
+    pub threshold: u8,
+}
+
+/// What an order says that its argument holds only the digest of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Detail {
+    Limits(Limits),
+    Quorum(Quorum),
+}
+
+impl From<&Policy> for Limits {
+    fn from(p: &Policy) -> Self {
+        Self {
+            day_limit: U128::from(p.dayLimit),
+            price_e6_max: p.priceE6Max,
+            term_max: p.termMax,
+            prepay_max: p.prepayMax,
+            gas_day_max: U128::from(p.gasDayMax),
+            gas_target: U128::from(p.gasTarget),
+            starve_floor: U128::from(p.starveFloor),
+        }
+    }
+}
+
+impl Limits {
+    fn policy(&self) -> Policy {
+        Policy {
+            dayLimit: self.day_limit.to(),
+            priceE6Max: self.price_e6_max,
+            termMax: self.term_max,
+            prepayMax: self.prepay_max,
+            gasDayMax: self.gas_day_max.to(),
+            gasTarget: self.gas_target.to(),
+            starveFloor: self.starve_floor.to(),
+        }
+    }
+
+    /// As the contract hashes it: `keccak256(abi.encode(policy))`.
+    fn digest(&self) -> U256 {
+        keccak256(self.policy().abi_encode()).into()
+    }
+}
+
+impl fmt::Display for Limits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} micro-USDC a day, {}e-6 micro-USDC a second for a host, terms of {} s, {} s prepaid, gas of {} wei a day \
+             and up to {} wei a key",
+            self.day_limit, self.price_e6_max, self.term_max, self.prepay_max, self.gas_day_max, self.gas_target
+        )
+    }
 }
 
 impl Action {
     /// The word in the signed order: the name of the treasury's entry.
-    pub fn word(self) -> &'static str {
+    pub fn word(&self) -> &'static str {
         match self {
             Self::Pause => "pause",
             Self::Resume => "resume",
@@ -55,52 +157,95 @@ impl Action {
             Self::ExtendMandate { .. } => "extendMandate",
             Self::OpenRefunds => "openRefunds",
             Self::Rescue { .. } => "rescue",
+            Self::RevokeCode { .. } => "revokeCode",
+            Self::Tighten { .. } => "tighten",
+            Self::Loosen { .. } => "loosen",
+            Self::SetCode { .. } => "setCode",
+            Self::SetStewards { .. } => "setStewards",
         }
     }
 
-    pub fn argument(self) -> U256 {
+    pub fn argument(&self) -> U256 {
         match self {
             Self::Pause | Self::Resume | Self::Stop | Self::OpenRefunds => U256::ZERO,
-            Self::Evict { keep } => U256::from(keep),
+            Self::Evict { keep } => U256::from(*keep),
             Self::ClearBar { provider } => U256::from_be_slice(provider.as_slice()),
-            Self::ExtendMandate { until } => U256::from(until),
-            Self::Rescue { offer, term, prepay_uusdc } => rescue_argument(offer, term, prepay_uusdc),
+            Self::ExtendMandate { until } => U256::from(*until),
+            Self::Rescue { offer, term, prepay_uusdc } => rescue_argument(*offer, *term, *prepay_uusdc),
+            Self::RevokeCode { code } | Self::SetCode { code } => (*code).into(),
+            Self::Tighten { limits } | Self::Loosen { limits } => limits.digest(),
+            Self::SetStewards { quorum } => {
+                keccak256((quorum.stewards.clone(), U256::from(quorum.threshold)).abi_encode_params()).into()
+            }
         }
     }
 
-    /// The action that a signed order means.
-    pub fn of(word: &str, argument: U256) -> Result<Self> {
+    fn detail(&self) -> Option<Detail> {
+        match self {
+            Self::Tighten { limits } | Self::Loosen { limits } => Some(Detail::Limits(*limits)),
+            Self::SetStewards { quorum } => Some(Detail::Quorum(quorum.clone())),
+            _ => None,
+        }
+    }
+
+    /// The action that a signed order means. `detail`: what its file says besides; the argument must be its digest.
+    pub fn of(word: &str, argument: U256, detail: Option<&Detail>) -> Result<Self> {
         let low = |bits: usize, wide: U256| -> U256 { wide & U256::MAX >> (256 - bits) };
-        let action = match word {
-            "pause" => Self::Pause,
-            "resume" => Self::Resume,
-            "stop" => Self::Stop,
-            "openRefunds" => Self::OpenRefunds,
-            "evict" => Self::Evict { keep: argument.saturating_to() },
-            "clearBar" => Self::ClearBar { provider: Address::from_word(argument.into()) },
-            "extendMandate" => Self::ExtendMandate { until: argument.saturating_to() },
-            "rescue" => Self::Rescue {
+        let action = match (word, detail) {
+            ("pause", None) => Self::Pause,
+            ("resume", None) => Self::Resume,
+            ("stop", None) => Self::Stop,
+            ("openRefunds", None) => Self::OpenRefunds,
+            ("evict", None) => Self::Evict { keep: argument.saturating_to() },
+            ("clearBar", None) => Self::ClearBar { provider: Address::from_word(argument.into()) },
+            ("extendMandate", None) => Self::ExtendMandate { until: argument.saturating_to() },
+            ("rescue", None) => Self::Rescue {
                 offer: low(64, argument).saturating_to(),
                 term: low(32, argument >> 64usize).saturating_to(),
                 prepay_uusdc: (argument >> 96usize).saturating_to(),
             },
-            other => bail!("no order is called {other:?} here"),
+            ("revokeCode", None) => Self::RevokeCode { code: argument.into() },
+            ("setCode", None) => Self::SetCode { code: argument.into() },
+            ("tighten", Some(Detail::Limits(limits))) => Self::Tighten { limits: *limits },
+            ("loosen", Some(Detail::Limits(limits))) => Self::Loosen { limits: *limits },
+            ("setStewards", Some(Detail::Quorum(quorum))) => Self::SetStewards { quorum: quorum.clone() },
+            (other, None) => bail!("no order is called {other:?} here, or its detail is missing"),
+            (other, Some(_)) => bail!("{other:?} has another detail, or none"),
         };
         ensure!(action.argument() == argument, "`{word}` has no argument {argument}");
         Ok(action)
     }
 
-    fn call(self, a: Approval) -> Bytes {
+    fn call(&self, a: Approval) -> Bytes {
         match self {
             Self::Pause => calls::pause(a),
             Self::Resume => calls::resume(a),
             Self::Stop => calls::stop(a),
-            Self::Evict { keep } => calls::evict(keep, a),
-            Self::ClearBar { provider } => calls::clear_bar(provider, a),
-            Self::ExtendMandate { until } => calls::extend_mandate(until, a),
+            Self::Evict { keep } => calls::evict(*keep, a),
+            Self::ClearBar { provider } => calls::clear_bar(*provider, a),
+            Self::ExtendMandate { until } => calls::extend_mandate(*until, a),
             Self::OpenRefunds => calls::open_refunds(a),
-            Self::Rescue { offer, term, prepay_uusdc } => calls::rescue(offer, term, prepay_uusdc, a),
+            Self::Rescue { offer, term, prepay_uusdc } => calls::rescue(*offer, *term, *prepay_uusdc, a),
+            Self::RevokeCode { .. } => calls::revoke_code(a),
+            Self::Tighten { limits } => calls::tighten(limits.policy(), a),
+            Self::Loosen { limits } => calls::loosen(limits.policy(), a),
+            Self::SetCode { code } => calls::set_code(*code, a),
+            Self::SetStewards { quorum } => calls::set_stewards(quorum.stewards.clone(), quorum.threshold, a),
         }
+    }
+
+    /// Whether the treasury is as this order wants it; orders that have effect at once need not be asked about.
+    async fn is_in_force(&self, chain: &Chain, treasury: Address) -> Result<bool> {
+        let client = chain.treasury(treasury);
+        Ok(match self {
+            Self::SetCode { code } => client.state().await?.codeHash == *code,
+            Self::Loosen { limits } => Limits::from(&client.birth().await?.policy) == *limits,
+            Self::SetStewards { quorum } => {
+                let birth = client.birth().await?;
+                birth.stewards == quorum.stewards && birth.threshold == quorum.threshold
+            }
+            _ => true,
+        })
     }
 }
 
@@ -115,6 +260,14 @@ impl fmt::Display for Action {
             Self::Rescue { offer, term, prepay_uusdc } => {
                 write!(f, "rescue on offer {offer} for {term} s, {prepay_uusdc} micro-USDC prepaid")
             }
+            Self::RevokeCode { code } => write!(f, "revoke the code {code}: every host is left"),
+            Self::Tighten { limits } => write!(f, "tighten to {limits}"),
+            Self::Loosen { limits } => write!(f, "loosen to {limits}, after the delay"),
+            Self::SetCode { code } => write!(f, "run the code {code}, after the delay"),
+            Self::SetStewards { quorum } => {
+                write!(f, "{} of these be stewards, after the delay:", quorum.threshold)?;
+                quorum.stewards.iter().try_for_each(|steward| write!(f, " {steward}"))
+            }
             Self::Pause | Self::Resume | Self::Stop => f.write_str(self.word()),
         }
     }
@@ -128,6 +281,9 @@ pub struct OrderFile {
     pub treasury: Address,
     pub action: String,
     pub argument: U256,
+    /// What the argument is the digest of; whoever signs reads this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<Detail>,
     pub nonce: u64,
     /// Chain seconds.
     pub deadline: u64,
@@ -136,6 +292,14 @@ pub struct OrderFile {
     /// As the chain had them when the order was prepared. Submitting reads them again.
     pub stewards: Vec<Steward>,
     pub signatures: Vec<Part>,
+}
+
+/// What became of an order that was sent.
+#[derive(Clone, Copy, Debug)]
+pub struct Submitted {
+    pub done: Done,
+    /// False: queued, and the same order must be sent again after birth's delay.
+    pub in_force: bool,
 }
 
 /// A steward: a plain key, or a Safe with its owners.
@@ -182,6 +346,7 @@ impl OrderFile {
             treasury,
             action: action.word().to_owned(),
             argument: action.argument(),
+            detail: action.detail(),
             nonce,
             deadline,
             threshold,
@@ -202,7 +367,7 @@ impl OrderFile {
     }
 
     pub fn action(&self) -> Result<Action> {
-        Action::of(&self.action, self.argument)
+        Action::of(&self.action, self.argument, self.detail.as_ref())
     }
 
     /// What the treasury checks: the order's EIP-712 digest.
@@ -298,7 +463,9 @@ impl OrderFile {
     }
 
     /// Submits the order, paid by `payer`. Refuses before sending when the signatures are too few, by today's stewards.
-    pub async fn submit(&self, chain: &Chain, payer: &PrivateKeySigner) -> Result<Done> {
+    ///
+    /// What waits for birth's delay is queued by the first time and carried out by the second one.
+    pub async fn submit(&self, chain: &Chain, payer: &PrivateKeySigner) -> Result<Submitted> {
         ensure!(
             chain.chain_id() == self.chain_id,
             "the order is for chain {}, not for {}",
@@ -308,9 +475,34 @@ impl OrderFile {
         let action = self.action()?;
         let (threshold, stewards) = quorum(chain, self.treasury).await?;
         let current = Self { threshold, stewards, ..self.clone() };
-        let tx = Tx::call(self.treasury, action.call(current.approval()?), action.word());
-        send_once(chain, payer, tx, 1).await.with_context(|| format!("`{action}` was not accepted"))
+        let data = action.call(current.approval()?);
+        let tx = repaid(chain, payer.address(), self.treasury, data, action.word()).await;
+        let tx = tx.with_context(|| format!("`{action}` was not accepted"))?;
+        let done = send_once(chain, payer, tx, 1).await.with_context(|| format!("`{action}` was not accepted"))?;
+        let in_force = action.is_in_force(chain, self.treasury).await?;
+        Ok(Submitted { done, in_force })
     }
+}
+
+/// Gas that `ITreasury` needs to pay its relayer back: a transfer, a slot of the day's gas, an event. An estimate runs at
+/// a gas price of nothing, and nothing is paid back there.
+const REPAY_GAS: u64 = 80_000;
+
+/// A call that the treasury may pay back, with a gas limit that is enough for that, too.
+///
+/// # Errors
+/// The contract's refusal, or that the chain does not answer.
+pub async fn repaid(
+    chain: &Chain,
+    payer: Address,
+    treasury: Address,
+    data: Bytes,
+    label: &'static str,
+) -> Result<Tx, chain::Error> {
+    let call = TransactionRequest::default().from(payer).to(treasury).input(data.clone().into());
+    let gas: U256 = chain.request("eth_estimateGas", (call, BlockId::pending())).await?;
+    let gas: u64 = gas.saturating_to();
+    Ok(Tx::call(treasury, data, label).with_gas(gas.saturating_add(gas / 3).saturating_add(REPAY_GAS)))
 }
 
 /// Lets the daemon of `config` hand out what its operator signed: `GET /orders/{treasury}`. Signatures are no secret;
@@ -365,6 +557,7 @@ mod tests {
             treasury: Address::repeat_byte(9),
             action: "pause".into(),
             argument: U256::ZERO,
+            detail: None,
             nonce: 3,
             deadline: 1000,
             threshold,
@@ -440,10 +633,18 @@ mod tests {
         }
     }
 
+    fn limits() -> Limits {
+        let (day_limit, gas) = (U128::from(u128::MAX), U128::from(7));
+        let (gas_day_max, gas_target, starve_floor) = (gas, gas, gas);
+        Limits { day_limit, price_e6_max: 1, term_max: 2, prepay_max: 3, gas_day_max, gas_target, starve_floor }
+    }
+
     #[test]
     fn every_action_is_read_back_from_what_is_signed() {
         let provider = Address::repeat_byte(4);
-        for action in [
+        let (limits, code) = (limits(), B256::repeat_byte(0xc0));
+        let quorum = Quorum { stewards: vec![provider], threshold: 2 };
+        let all = [
             Action::Pause,
             Action::Resume,
             Action::Stop,
@@ -452,11 +653,38 @@ mod tests {
             Action::ClearBar { provider },
             Action::ExtendMandate { until: 99 },
             Action::Rescue { offer: 2, term: 600, prepay_uusdc: u128::MAX },
-        ] {
-            assert_eq!(Action::of(action.word(), action.argument()).unwrap(), action);
+            Action::RevokeCode { code },
+            Action::SetCode { code },
+            Action::Tighten { limits },
+            Action::Loosen { limits },
+            Action::SetStewards { quorum },
+        ];
+        let mut words: Vec<&str> = all.iter().map(Action::word).collect();
+        for action in all {
+            assert_eq!(Action::of(action.word(), action.argument(), action.detail().as_ref()).unwrap(), action);
         }
-        assert!(Action::of("pause", U256::ONE).is_err());
-        assert!(Action::of("evict", U256::MAX).is_err());
-        assert!(Action::of("setCode", U256::ONE).is_err());
+        words.sort_unstable();
+        let mut entries = chain::orders::ORDERS;
+        entries.sort_unstable();
+        assert_eq!(words, entries, "whatever a quorum can order can be ordered from here");
+        assert!(Action::of("pause", U256::ONE, None).is_err());
+        assert!(Action::of("evict", U256::MAX, None).is_err());
+        assert!(Action::of("pay", U256::ONE, None).is_err());
+    }
+
+    #[test]
+    fn a_file_that_shows_other_limits_than_it_would_order_is_refused() {
+        let mut order = plain();
+        let action = Action::Tighten { limits: limits() };
+        (order.action, order.argument, order.detail) = (action.word().into(), action.argument(), action.detail());
+        assert_eq!(OrderFile::parse(&order.to_json()).unwrap(), order);
+        let harmless = Limits { day_limit: U128::ZERO, ..limits() };
+        for detail in [
+            Some(Detail::Limits(harmless)),
+            None,
+            Action::SetStewards { quorum: Quorum { stewards: vec![], threshold: 2 } }.detail(),
+        ] {
+            assert!(OrderFile::parse(&OrderFile { detail, ..order.clone() }.to_json()).is_err());
+        }
     }
 }

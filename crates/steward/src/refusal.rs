@@ -172,6 +172,7 @@ impl fmt::Display for Refusal {
                 write!(f, "birth left rescue to people, or the agent is paused: the quorum signs by hand")
             }
             Self::NotDue(NotDue::NotAlive) => write!(f, "the agent is not alive"),
+            Self::NotDue(NotDue::NoCode) => write!(f, "the agent's code is revoked: nothing can be rented for it"),
             Self::NotDue(NotDue::NoSilence) => write!(f, "this steward sees no silence"),
             Self::NotDue(NotDue::StandbyComing) => write!(f, "a standby was rented and still has time to get ready"),
             Self::NotDue(NotDue::StandbyReady) => write!(f, "a ready standby has not had its chance to take over"),

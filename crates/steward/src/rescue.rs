@@ -1,16 +1,17 @@
 //! Collecting signatures for a rescue from the peers' daemons, as many as birth asks of them, and submitting it.
 
 use crate::desk::{Desk, OrderRequest, SignatureAnswer};
+use crate::orders::repaid;
 use crate::watch::Rescue;
 use alloy::primitives::{Address, Bytes, U256};
 use anyhow::{Context, Result, ensure};
 use chain::orders::{Order, approval, domain, recover, rescue_argument, sign};
-use chain::sender::{SenderHandle, Tx};
+use chain::sender::SenderHandle;
 use chain::treasury::calls;
 use std::time::Duration;
 
 /// A peer that takes longer is passed over; k of n need to answer, not all.
-const PEER_DEADLINE: Duration = Duration::from_secs(3);
+pub const PEER_DEADLINE: Duration = Duration::from_secs(3);
 
 /// Asks the peers one after the other until there are enough signatures, then sends `rescue`.
 pub async fn rescue(desk: &Desk, sender: &SenderHandle, treasury: Address, rescue: &Rescue) -> Result<()> {
@@ -51,7 +52,8 @@ pub async fn rescue(desk: &Desk, sender: &SenderHandle, treasury: Address, rescu
     ensure!(found >= needed, "{found} of {needed} daemons sign the rescue: {}", refusals.join("; "));
     let approval = approval(&order, &domain, &signatures, rescuers, needed)?;
     let data = calls::rescue(rescue.offer, term, rescue.prepay_uusdc, approval);
-    sender.send_and_wait(Tx::call(treasury, data, "rescue")).await.context("the rescue was not accepted")?;
+    let tx = repaid(desk.eyes.first(), desk.address(), treasury, data, "rescue").await;
+    sender.send_and_wait(tx.context("the rescue was not accepted")?).await.context("the rescue was not accepted")?;
     tracing::warn!(%treasury, offer = rescue.offer, term, prepay_uusdc = rescue.prepay_uusdc, "agent rescued");
     Ok(())
 }

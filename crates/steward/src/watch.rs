@@ -29,6 +29,8 @@ pub struct BlockView {
 pub struct TreasuryView {
     pub treasury: Address,
     pub alive: bool,
+    /// False: the quorum revoked it, and nothing can be rented until there is other code.
+    pub has_code: bool,
     pub restoring: bool,
     /// None: nobody, after an eviction.
     pub operator: Option<Address>,
@@ -143,7 +145,7 @@ pub enum Output {
     Close {
         treasury: Address,
     },
-    /// For the log and `/status`; said once when it begins and once when it ends.
+    /// For the log, `/status` and the peers; said once when it begins and once when it ends.
     Alarm {
         treasury: Address,
         alarm: Alarm,
@@ -167,6 +169,8 @@ pub enum Alarm {
 }
 
 impl Alarm {
+    pub const ALL: [Self; 4] = [Self::Overdue, Self::Stuck, Self::Silent, Self::NoOperator];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Overdue => "overdue",
@@ -181,6 +185,8 @@ impl Alarm {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotDue {
     NotAlive,
+    /// The quorum revoked the code: no host would run anything.
+    NoCode,
     /// This steward sees heartbeats.
     NoSilence,
     /// A lease has been rented and its provider still has time.
@@ -193,6 +199,7 @@ impl NotDue {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::NotAlive => "not_alive",
+            Self::NoCode => "no_code",
             Self::NoSilence => "no_silence",
             Self::StandbyComing => "standby_coming",
             Self::StandbyReady => "standby_ready",
@@ -237,6 +244,9 @@ impl TreasuryView {
         if !self.alive {
             return Err(NotDue::NotAlive);
         }
+        if !self.has_code {
+            return Err(NotDue::NoCode);
+        }
         let alarm = self.alarm(now).filter(|a| *a > Alarm::Overdue).ok_or(NotDue::NoSilence)?;
         if let Some(standby) = &self.standby {
             if !standby.ready && now <= standby.ready_by {
@@ -255,15 +265,23 @@ impl TreasuryView {
         Ok(alarm)
     }
 
-    /// Whether `offer` is one on which this agent may be rescued, at a price and term that policy allows.
-    pub fn allows(&self, offer: &OfferView) -> bool {
+    /// Whether this agent may be rescued on `offer`, of all there are. The silent lease's own provider is the last resort:
+    /// its host failed, but the contract takes it (docs/decisions/0009), and where it is the only one it is better than
+    /// nobody.
+    pub fn may_take(&self, offer: &OfferView, offers: &[OfferView]) -> bool {
+        let is_silent_hosts = |o: &OfferView| self.active.as_ref().is_some_and(|a| a.provider == o.provider);
+        let other_fits = || offers.iter().any(|o| self.allows(o) && !is_silent_hosts(o));
+        self.allows(offer) && (!is_silent_hosts(offer) || !other_fits())
+    }
+
+    /// Whether the treasury would take `offer`: at a price and term that policy allows, of a provider that is not barred.
+    fn allows(&self, offer: &OfferView) -> bool {
         let freed = u32::from(self.standby.as_ref().is_some_and(|s| s.offer == offer.id));
         offer.staked
             && offer.free.saturating_add(freed) > 0
             && offer.price_e6 <= self.policy.price_e6_max
             && offer.min_term <= self.policy.term_max
             && !self.barred.contains(&offer.provider)
-            && self.active.as_ref().is_none_or(|a| a.provider != offer.provider)
     }
 
     /// The order for `offer`, or None if the treasury cannot pay anything for it.
@@ -418,7 +436,7 @@ impl Watched {
     /// The cheapest offer of the providers that disappointed least; the older one of equals.
     fn choose<'a>(&self, view: &TreasuryView, offers: &'a [OfferView]) -> Option<&'a OfferView> {
         let disappointed = |provider| self.disappointed.get(provider).copied().unwrap_or(0);
-        offers.iter().filter(|o| view.allows(o)).min_by_key(|o| (disappointed(&o.provider), o.price_e6, o.id))
+        offers.iter().filter(|o| view.may_take(o, offers)).min_by_key(|o| (disappointed(&o.provider), o.price_e6, o.id))
     }
 }
 

@@ -1,6 +1,7 @@
 //! The chain crate against a real node (anvil) and the real contracts.
 
 mod anvil;
+mod heads;
 mod life;
 mod logs;
 mod orders;

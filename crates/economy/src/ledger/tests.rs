@@ -306,3 +306,16 @@ fn what_a_frozen_token_leaves_at_the_market_is_neither_lost_nor_counted_twice() 
         balanced"#]],
     );
 }
+
+/// Without its event a steward's pay looked like stolen money, and the agent stopped spending.
+#[test]
+fn what_stewards_are_paid_is_no_hole_in_the_books() {
+    let mut ledger = born();
+    let paid = event(4, 0, ChainEventKind::DutyPaid { amount: Usdc(20) });
+    ledger.event(&paid);
+    let mut notes = Vec::new();
+    ledger.compare(&view(880, 100, &[(1, 100)]), &mut notes).expect("it comes out even");
+    assert_eq!((ledger.of(Account::Duties), notes.len()), (20, 0));
+    ledger.event(&reverted(&paid));
+    assert_eq!(ledger.of(Account::Duties), 0);
+}

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 const CODE: CodeDigest = [7; 32];
 const GRACE: u64 = 34;
 const DROP: u64 = 40;
+const HABITS: Habits = Habits { withdraw_every_secs: 86_400, credit_secs: 25, final_blocks: 2 };
 
 fn key(n: u8) -> Address {
     Address::repeat_byte(n)
@@ -21,11 +22,12 @@ fn requested(id: LeaseId, ready_by: u64) -> LeaseView {
         vouched_at: 0,
         node_key: Address::ZERO,
         due_uusdc: 0,
+        paid_until: 0,
     }
 }
 
 fn ready(id: LeaseId, node_key: Address, vouched_at: u64, end: u64) -> LeaseView {
-    LeaseView { ready: true, node_key, vouched_at, end, ..requested(id, 0) }
+    LeaseView { ready: true, node_key, vouched_at, end, paid_until: end, ..requested(id, 0) }
 }
 
 fn at(block: u64, leases: Vec<LeaseView>) -> Input {
@@ -51,7 +53,7 @@ fn start(lease: LeaseId, run: u64) -> Output {
 
 /// A machine whose lease 1 runs (run 1) and is ready on the chain until chain second 2000, at block 3.
 fn serving() -> LeaseLoop {
-    let mut machine = LeaseLoop::new(86_400, []);
+    let mut machine = LeaseLoop::new(HABITS, []);
     step(&mut machine, 0, at(1, vec![requested(1, 1050)]));
     step(&mut machine, 1, Input::Fetched { code: CODE });
     step(&mut machine, 2, Input::Hello { lease: 1, run: 1, node_key: key(1) });
@@ -61,7 +63,7 @@ fn serving() -> LeaseLoop {
 
 #[test]
 fn a_request_is_fetched_started_and_announced_once() {
-    let mut machine = LeaseLoop::new(86_400, []);
+    let mut machine = LeaseLoop::new(HABITS, []);
     let request = || at(1, vec![requested(1, 1050)]);
     assert_eq!(step(&mut machine, 0, request()), [Output::Fetch { code: CODE, attempt: 1 }]);
     assert_eq!(step(&mut machine, 1, request()), []);
@@ -79,8 +81,23 @@ fn a_request_is_fetched_started_and_announced_once() {
 }
 
 #[test]
+fn an_unpaid_tenant_is_stopped_after_its_credit_and_comes_back_when_it_is_paid() {
+    let mut machine = serving();
+    let paid = |until| LeaseView { paid_until: until, ..ready(1, key(1), 1040, 2000) };
+    // Nothing was prepaid since chain second 1003; it may go on for 25 s and no longer.
+    assert_eq!(step(&mut machine, 10, at(28, vec![paid(1003)])), []);
+    assert_eq!(step(&mut machine, 11, at(29, vec![paid(1003)])), [Output::Terminate { lease: 1, run: 1 }]);
+    step(&mut machine, 12, Input::Exited { lease: 1, run: 1 });
+    assert_eq!(machine.status()[0].state, "unpaid");
+    // The lease stands and its tenant vouches: neither its data nor its place is given up, and nothing runs.
+    assert_eq!(step(&mut machine, 13, at(30, vec![paid(1003)])), []);
+    assert_eq!(step(&mut machine, 14, at(31, vec![paid(1500)])), [start(1, 2)]);
+    assert_eq!(machine.status()[0].state, "serving");
+}
+
+#[test]
 fn two_leases_of_the_same_code_fetch_it_once() {
-    let mut machine = LeaseLoop::new(86_400, []);
+    let mut machine = LeaseLoop::new(HABITS, []);
     let out = step(&mut machine, 0, at(1, vec![requested(1, 1050), requested(2, 1050)]));
     assert_eq!(out, [Output::Fetch { code: CODE, attempt: 1 }]);
     assert_eq!(step(&mut machine, 1, Input::Fetched { code: CODE }), [start(1, 1), start(2, 1)]);
@@ -88,7 +105,7 @@ fn two_leases_of_the_same_code_fetch_it_once() {
 
 #[test]
 fn a_failed_fetch_waits_longer_each_time() {
-    let mut machine = LeaseLoop::new(86_400, []);
+    let mut machine = LeaseLoop::new(HABITS, []);
     step(&mut machine, 0, at(1, vec![requested(1, 9999)]));
     let mut now = 0;
     for (attempt, wait) in (1..).zip([200, 400, 800, 1600, 3200, 5000, 5000]) {
@@ -141,7 +158,7 @@ fn another_node_key_is_announced_only_after_silence() {
 
 #[test]
 fn a_hello_of_an_earlier_process_is_not_heard() {
-    let mut machine = LeaseLoop::new(86_400, []);
+    let mut machine = LeaseLoop::new(HABITS, []);
     step(&mut machine, 0, at(1, vec![requested(1, 1050)]));
     step(&mut machine, 1, Input::Fetched { code: CODE });
     step(&mut machine, 2, Input::Exited { lease: 1, run: 1 });
@@ -190,13 +207,13 @@ fn a_lease_that_nobody_vouches_for_is_expired() {
 
 #[test]
 fn a_request_past_its_deadline_is_not_run() {
-    let mut machine = LeaseLoop::new(86_400, []);
+    let mut machine = LeaseLoop::new(HABITS, []);
     assert_eq!(step(&mut machine, 0, at(51, vec![requested(1, 1050)])), []);
 }
 
 #[test]
 fn rent_is_withdrawn_once_a_period() {
-    let mut machine = LeaseLoop::new(20, []);
+    let mut machine = LeaseLoop::new(Habits { withdraw_every_secs: 20, ..HABITS }, []);
     let due = |block: u64| at(block, vec![LeaseView { due_uusdc: 5, ..ready(1, key(1), 1000 + block, 9000) }]);
     assert_eq!(step(&mut machine, 0, due(1)), [Output::Fetch { code: CODE, attempt: 1 }]);
     assert_eq!(step(&mut machine, 1, due(20)), []);
@@ -207,7 +224,7 @@ fn rent_is_withdrawn_once_a_period() {
 
 #[test]
 fn a_quote_that_differs_from_the_chain_is_posted() {
-    let mut machine = LeaseLoop::new(20, []);
+    let mut machine = LeaseLoop::new(Habits { withdraw_every_secs: 20, ..HABITS }, []);
     let view = |block, price_e6, quote_e6| {
         Input::Chain(ChainView {
             block,
@@ -225,7 +242,7 @@ fn a_quote_that_differs_from_the_chain_is_posted() {
 
 #[test]
 fn after_kill_9_of_the_daemon_a_live_lease_is_adopted_and_a_dead_one_destroyed() {
-    let mut machine = LeaseLoop::new(86_400, [1, 2]);
+    let mut machine = LeaseLoop::new(HABITS, [1, 2]);
     assert_eq!(step(&mut machine, 0, Input::Tick), []);
     assert_eq!(
         step(&mut machine, 1, at(5, vec![ready(1, key(1), 1003, 2000)])),
@@ -301,7 +318,7 @@ impl World {
 
     fn live(&self, lease: LeaseId) -> bool {
         let (block, leases) = &self.told;
-        leases.iter().any(|l| l.id == lease && l.is_live(1000 + block))
+        leases.iter().any(|l| l.id == lease && l.is_live(1000 + block, HABITS.credit_secs))
     }
 
     fn perform(&mut self, output: Output) {
@@ -332,7 +349,7 @@ impl World {
                 } else if let Some(l) = self.leases.iter_mut().find(|l| l.id == lease) {
                     (l.ready, l.node_key, l.vouched_at) = (true, node_key, now);
                     if l.end == 0 {
-                        l.end = now + 200;
+                        (l.end, l.paid_until) = (now + 200, now + 200);
                     }
                 }
             }
@@ -393,7 +410,7 @@ impl World {
                 self.alive.clear();
                 self.late.clear();
                 self.fetching = None;
-                self.machine = LeaseLoop::new(50, self.directories.clone());
+                self.machine = LeaseLoop::new(Habits { withdraw_every_secs: 50, ..HABITS }, self.directories.clone());
             }
         }
     }
@@ -409,7 +426,7 @@ fn whatever_happens_open_leases_run_and_closed_ones_leave_nothing() {
             leases: vec![],
             told: (0, vec![]),
             next_lease: 1,
-            machine: LeaseLoop::new(50, []),
+            machine: LeaseLoop::new(Habits { withdraw_every_secs: 50, ..HABITS }, []),
             alive: BTreeSet::new(),
             directories: BTreeSet::new(),
             fetching: None,

@@ -114,6 +114,8 @@ impl World {
             abuse_contact: "abuse@example.org".into(),
             threads: 1,
             withdraw_every_secs: 3,
+            credit_secs: 90_000,
+            final_blocks: 2,
             tenant_env: Default::default(),
         }
     }

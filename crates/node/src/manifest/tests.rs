@@ -27,8 +27,11 @@ margin_pct = 20
 min_call_uusdc = "1000"
 max_call_uusdc = "50000"
 settlement_uusdc = "1400"
-finality_blocks = 2
 daemons_rescue = true
+delay_days = 7
+duty_pay_uusdc = "20000"
+duty_day_max_uusdc = "100000"
+relay_max_wei = "100000000000000"
 store_urls = ["http://127.0.0.1:7000"]
 
 [archive]
@@ -85,6 +88,29 @@ fn a_manifest_says_where_its_weights_are_archived() {
         ("= \"BNttz", "= \"Nttz", "archive.transactions"),
         ("gateways = [\"http://127.0.0.1:1984\"]", "gateways = []", "`archive.gateways` needs one"),
         ("[archive]\n", "[archive]\nkey = \"k\"\n", "unknown field"),
+    ] {
+        let text = whole();
+        assert!(text.contains(from), "{from}");
+        let refused = Manifest::parse(&text.replace(from, to)).unwrap_err().to_string();
+        assert!(refused.contains(why), "{refused}");
+    }
+}
+
+#[test]
+fn what_stewards_are_paid_fits_a_day_and_is_nothing_unless_it_is_said() {
+    let read = Manifest::parse(&whole()).unwrap();
+    assert_eq!((read.duty_pay_uusdc, read.duty_day_max_uusdc), (20_000, 100_000));
+    let silent: String = whole()
+        .lines()
+        .filter(|l| !["delay", "duty", "relay"].iter().any(|w| l.starts_with(w)))
+        .fold(String::new(), |text, line| text + line + "\n");
+    let read = Manifest::parse(&silent).unwrap();
+    assert_eq!((read.delay_days, read.duty_pay_uusdc, read.relay_max_wei), (7, 0, 100_000_000_000_000));
+    for (from, to, why) in [
+        ("duty_pay_uusdc = \"20000\"", "duty_pay_uusdc = \"100001\"", "`duty_pay_uusdc` must not be above"),
+        ("duty_day_max_uusdc = \"100000\"", "duty_day_max_uusdc = \"10000001\"", "nor that above `day_limit_uusdc`"),
+        ("delay_days = 7", "delay_days = 366", "a year is the longest"),
+        ("delay_days = 7", "finality_blocks = 2", "unknown field"),
     ] {
         let text = whole();
         assert!(text.contains(from), "{from}");

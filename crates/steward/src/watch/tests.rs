@@ -19,6 +19,7 @@ fn healthy() -> TreasuryView {
     TreasuryView {
         treasury: agent(),
         alive: true,
+        has_code: true,
         restoring: false,
         operator: Some(who(0x77)),
         epoch: 1,
@@ -199,6 +200,8 @@ fn each_reason_for_a_rescue_is_the_contracts() {
     assert_eq!(stuck.rescue_due(T0 + 100), Err(NotDue::NoSilence));
     assert_eq!(stuck.rescue_due(T0 + 101), Ok(Alarm::Stuck));
     assert_eq!(TreasuryView { alive: false, ..alone() }.rescue_due(T0 + 500), Err(NotDue::NotAlive));
+    let revoked = TreasuryView { operator: None, active: None, has_code: false, ..alone() };
+    assert_eq!(revoked.rescue_due(T0 + 500), Err(NotDue::NoCode));
 }
 
 #[test]
@@ -207,7 +210,6 @@ fn offers_that_the_treasury_would_refuse_are_not_chosen() {
     let good = offer(9, 3, 40);
     assert!(view.allows(&good));
     for bad in [
-        offer(9, 1, 40),
         offer(9, 4, 40),
         offer(9, 3, 101),
         OfferView { staked: false, ..good.clone() },
@@ -220,7 +222,20 @@ fn offers_that_the_treasury_would_refuse_are_not_chosen() {
     let full = OfferView { free: 0, ..offer(2, 2, 40) };
     assert!(healthy().allows(&full));
     let mut watch = Watch::new();
-    assert_eq!(see_with(&mut watch, T0 + 60, &view, vec![offer(1, 1, 10)]), [], "no offer, no order");
+    assert_eq!(see_with(&mut watch, T0 + 60, &view, vec![offer(1, 4, 10)]), [], "no offer, no order");
+}
+
+#[test]
+fn the_silent_hosts_own_provider_is_taken_when_there_is_no_other() {
+    let (own, other) = (offer(1, 1, 10), offer(3, 3, 40));
+    let dear = OfferView { price_e6: 101, ..other.clone() };
+    for (offers, chosen) in [(vec![own.clone(), other], 3), (vec![own.clone(), dear.clone()], 1), (vec![own], 1)] {
+        let out = see_with(&mut Watch::new(), T0 + 27, &alone(), offers.clone());
+        assert_eq!(order(&out[0]).offer, chosen);
+        // What one steward proposes the others sign, and nothing else.
+        let taken: Vec<u64> = offers.iter().filter(|o| alone().may_take(o, &offers)).map(|o| o.id).collect();
+        assert_eq!(taken, [chosen]);
+    }
 }
 
 #[test]
@@ -329,7 +344,7 @@ fn whatever_fails_the_agent_gets_a_new_host_and_never_two_orders_for_one_silence
                             Output::Rescue { order, .. } if order.nonce == view.order_nonce => {
                                 view.rescue_due(now).expect("an order while no rescue was due");
                                 let offer = offers().into_iter().find(|o| o.id == order.offer).unwrap();
-                                assert!(view.allows(&offer), "seed {seed}: a bad offer");
+                                assert!(view.may_take(&offer, &offers()), "seed {seed}: a bad offer");
                                 view.order_nonce += 1;
                                 rescues += 1;
                                 let provider = offer.provider;

@@ -1,5 +1,6 @@
 //! Three steward daemons around one real treasury: every refusal by name, then a death and a rescue.
 
+mod frozen;
 mod quorum;
 mod safe;
 mod world;

@@ -3,16 +3,16 @@
 
 use crate::world::{World, key};
 use chain::alloy::eips::BlockId;
-use chain::alloy::primitives::{Address, B256, Bytes, U256};
+use chain::alloy::primitives::{Address, B256, Bytes, U128, U256};
 use chain::alloy::rpc::types::TransactionRequest;
 use chain::alloy::sol;
 use chain::alloy::sol_types::SolCall;
-use chain::deploy::create;
+use chain::deploy::{create, fund_eth};
 use chain::orders::{Ack, digest, domain};
 use chain::sender::{Tx, send_once};
 use chain::treasury::calls;
 use serde_json::{Value, json};
-use steward::orders::{Action, OrderFile, hand_out};
+use steward::orders::{Action, Limits, OrderFile, Quorum, hand_out};
 use store::seal::Identity;
 
 sol! {
@@ -121,6 +121,82 @@ async fn two_owners_of_a_safe_pause_an_agent_by_files_and_a_daemon() {
     resume.submit(&world.chain, &key(2)).await.unwrap();
     assert!(!state().await.paused);
     world.stop().await;
+}
+
+/// Two of the three owners sign; anybody submits.
+async fn ordered(world: &World, treasury: Address, action: Action) -> OrderFile {
+    let mut order = OrderFile::prepare(&world.chain, treasury, action, 3_600).await.unwrap();
+    for owner in [11, 13] {
+        order.sign(&key(owner)).unwrap();
+    }
+    OrderFile::parse(&order.to_json()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_safe_tightens_revokes_code_and_what_it_loosens_waits() {
+    let world = World::start().await;
+    let safe = make_safe(&world, world.addresses_of_stewards(), 2).await;
+    let made = world.create_as(|birth| {
+        (birth.stewards, birth.threshold) = (vec![safe], 1);
+        (birth.options.delay, birth.options.ceilings) = (600, birth.policy.clone());
+        (birth.options.rescuers, birth.options.rescueThreshold) = (Vec::new(), 0);
+        birth.options.relayMax = 1_000_000_000_000_000;
+    });
+    let treasury = made.await.unwrap();
+    world.activate(treasury, key(7).address()).await;
+    let client = world.chain.treasury(treasury);
+    let limits = || async { Limits::from(&client.birth().await.unwrap().policy) };
+    let (before, anybody) = (limits().await, key(2));
+    let day_limit = U128::from(1_000_000);
+
+    // One limit lower, at once; the same as a tightening that raises another one is refused.
+    let lower = Limits { day_limit, ..before };
+    let greedy = Limits { price_e6_max: before.price_e6_max + 1, ..lower };
+    let refused = ordered(&world, treasury, Action::Tighten { limits: greedy }).await;
+    assert!(refused.submit(&world.chain, &anybody).await.is_err());
+    let tighten = ordered(&world, treasury, Action::Tighten { limits: lower }).await;
+    assert!(tighten.submit(&world.chain, &anybody).await.unwrap().in_force);
+    assert_eq!(limits().await, lower);
+
+    // Whoever relays it gets its gas back, as far as birth says so.
+    fund_eth(&world.chain, treasury, 100_000_000_000_000_000).await.unwrap();
+    let ether = || async { world.chain.eth_balance(treasury, BlockId::latest()).await.unwrap() };
+    let full = ether().await;
+    let again = ordered(&world, treasury, Action::Tighten { limits: lower }).await;
+    assert!(again.submit(&world.chain, &anybody).await.unwrap().in_force);
+    assert!(ether().await < full, "the relayer was not repaid");
+
+    // Up again to the ceiling: queued, too early, and by the same file once the delay is over.
+    let loosen = ordered(&world, treasury, Action::Loosen { limits: before }).await;
+    assert!(!loosen.submit(&world.chain, &anybody).await.unwrap().in_force);
+    let early = format!("{:#}", loosen.submit(&world.chain, &anybody).await.unwrap_err());
+    assert!(early.contains("TooEarly"), "{early}");
+    assert_eq!(limits().await, lower);
+
+    let code = client.state().await.unwrap().codeHash;
+    let revoke = ordered(&world, treasury, Action::RevokeCode { code }).await;
+    assert!(revoke.submit(&world.chain, &anybody).await.unwrap().in_force);
+    let state = client.state().await.unwrap();
+    assert_eq!((state.codeHash, state.operator, state.activeLease), (B256::ZERO, Address::ZERO, U256::ZERO));
+    // The revocation voided what waited: from the start again. New code is the only way on.
+    assert!(!loosen_again(&world, treasury, before).await);
+    let new = B256::repeat_byte(0xc1);
+    let set = ordered(&world, treasury, Action::SetCode { code: new }).await;
+    assert!(!set.submit(&world.chain, &anybody).await.unwrap().in_force);
+    let quorum = Quorum { stewards: world.addresses_of_stewards(), threshold: 2 };
+    let seat = ordered(&world, treasury, Action::SetStewards { quorum }).await;
+    assert!(!seat.submit(&world.chain, &anybody).await.unwrap().in_force);
+    world.wait_in_chain_time(600).await;
+    assert!(set.submit(&world.chain, &anybody).await.unwrap().in_force);
+    assert_eq!(client.state().await.unwrap().codeHash, new);
+    assert!(seat.submit(&world.chain, &anybody).await.unwrap().in_force);
+    assert_eq!(client.birth().await.unwrap().threshold, 2);
+    world.stop().await;
+}
+
+async fn loosen_again(world: &World, treasury: Address, limits: Limits) -> bool {
+    let loosen = ordered(world, treasury, Action::Loosen { limits }).await;
+    loosen.submit(&world.chain, &key(2)).await.unwrap().in_force
 }
 
 #[tokio::test(flavor = "multi_thread")]

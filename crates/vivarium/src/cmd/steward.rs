@@ -1,12 +1,12 @@
 //! `vivarium steward …`: the daemon that watches an agent, and the orders of a quorum.
 
 use super::link::{Place, block_on, log_to_stderr, stopped};
-use alloy::primitives::Address;
+use alloy::primitives::{Address, U128};
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use steward::StewardConfig;
-use steward::orders::{Action, OrderFile};
+use steward::orders::{Action, Limits, OrderFile, Quorum as Stewards, Submitted};
 use vivarium::world::files::{read_key, write_private};
 
 /// Chain seconds for which an order stays valid. A choice: long enough to gather signatures by hand.
@@ -79,6 +79,41 @@ enum Command {
     },
     /// Lets refunds go on in a pause, until it ends
     OpenRefunds(Quorum),
+    /// Forbids the code that the agent runs: every host is left at once, nobody is operator, until `set-code`
+    RevokeCode(Quorum),
+    /// Lowers limits at once; what is not named stays. Voids every order that waits for its delay
+    Tighten {
+        #[command(flatten)]
+        quorum: Quorum,
+        #[command(flatten)]
+        limits: NewLimits,
+    },
+    /// Raises limits within birth's ceilings, after birth's delay: give the same order again then
+    Loosen {
+        #[command(flatten)]
+        quorum: Quorum,
+        #[command(flatten)]
+        limits: NewLimits,
+    },
+    /// Names other code for new leases, after birth's delay: give the same order again then
+    SetCode {
+        #[command(flatten)]
+        quorum: Quorum,
+        /// The code directory's CID
+        #[arg(long, value_name = "CID")]
+        code: String,
+    },
+    /// Names other stewards, after birth's delay: give the same order again then
+    SetStewards {
+        #[command(flatten)]
+        quorum: Quorum,
+        /// One of them; name it once for each
+        #[arg(long, value_name = "ADDRESS", required = true)]
+        steward: Vec<Address>,
+        /// How many of them must sign
+        #[arg(long, value_name = "K")]
+        threshold: u8,
+    },
     /// Shows an order and adds one signature to its file; needs no chain
     Approve(Approve),
     /// Sends an order that enough have signed
@@ -97,6 +132,45 @@ struct Bargain {
     /// Micro-USDC that goes into escrow at once; counts in the day limit
     #[arg(long)]
     prepay_uusdc: u128,
+}
+
+/// Which limits change, and to what.
+#[derive(Clone, Copy, Debug, clap::Args)]
+#[group(required = true, multiple = true)]
+struct NewLimits {
+    /// Gross commitments a day, micro-USDC
+    #[arg(long, value_name = "UUSDC")]
+    day_limit_uusdc: Option<u128>,
+    /// Price cap of a lease, micro-USDC x 1e-6 per second
+    #[arg(long, value_name = "E6")]
+    price_e6_max: Option<u64>,
+    /// Longest lease
+    #[arg(long, value_name = "SECS")]
+    term_max: Option<u32>,
+    /// Rent in escrow ahead of now, at most
+    #[arg(long, value_name = "SECS")]
+    prepay_max: Option<u32>,
+    /// Gas that a day's refuelling may pay out
+    #[arg(long, value_name = "WEI")]
+    gas_day_max_wei: Option<u128>,
+    /// What refuelling tops a key up to
+    #[arg(long, value_name = "WEI")]
+    gas_target_wei: Option<u128>,
+}
+
+impl NewLimits {
+    /// `now` with what was named in its place.
+    fn over(self, now: Limits) -> Limits {
+        Limits {
+            day_limit: self.day_limit_uusdc.map_or(now.day_limit, U128::from),
+            price_e6_max: self.price_e6_max.unwrap_or(now.price_e6_max),
+            term_max: self.term_max.unwrap_or(now.term_max),
+            prepay_max: self.prepay_max.unwrap_or(now.prepay_max),
+            gas_day_max: self.gas_day_max_wei.map_or(now.gas_day_max, U128::from),
+            gas_target: self.gas_target_wei.map_or(now.gas_target, U128::from),
+            starve_floor: now.starve_floor,
+        }
+    }
 }
 
 /// Which treasury.
@@ -127,7 +201,7 @@ struct Quorum {
     out: Option<PathBuf>,
     #[command(flatten)]
     target: Target,
-    /// One JSON object: {"action", "transaction", "block", "signers"}
+    /// One JSON object: {"action", "transaction", "block", "signers", "in_force"}
     #[arg(long)]
     json: bool,
 }
@@ -164,7 +238,7 @@ struct Submit {
     /// The chain's RPC endpoint [default: the world's]
     #[arg(long, value_name = "URL")]
     rpc: Option<String>,
-    /// One JSON object: {"action", "transaction", "block", "signers"}
+    /// One JSON object: {"action", "transaction", "block", "signers", "in_force"}
     #[arg(long)]
     json: bool,
 }
@@ -186,6 +260,23 @@ pub fn run(flags: Flags) -> Result<()> {
         Command::ClearBar { quorum, provider } => block_on(order(Action::ClearBar { provider }, quorum)),
         Command::ExtendMandate { quorum, until } => block_on(order(Action::ExtendMandate { until }, quorum)),
         Command::OpenRefunds(quorum) => block_on(order(Action::OpenRefunds, quorum)),
+        Command::RevokeCode(quorum) => block_on(revoke_code(quorum)),
+        Command::Tighten { quorum, limits } => block_on(async {
+            let limits = limits.over(limits_now(&quorum).await?);
+            order(Action::Tighten { limits }, quorum).await
+        }),
+        Command::Loosen { quorum, limits } => block_on(async {
+            let limits = limits.over(limits_now(&quorum).await?);
+            order(Action::Loosen { limits }, quorum).await
+        }),
+        Command::SetCode { quorum, code } => {
+            let cid = store::cid::parse(&code).with_context(|| format!("{code:?} is no CID"))?;
+            block_on(order(Action::SetCode { code: store::cid::digest(&cid).into() }, quorum))
+        }
+        Command::SetStewards { quorum, mut steward, threshold } => {
+            steward.sort();
+            block_on(order(Action::SetStewards { quorum: Stewards { stewards: steward, threshold } }, quorum))
+        }
         Command::Approve(approve) => self::approve(&approve),
         Command::Submit(submit) => block_on(self::submit(submit)),
     }
@@ -204,6 +295,20 @@ impl Target {
             }
         }
     }
+}
+
+/// The code is whatever the treasury names now: nobody revokes another one by a slip.
+async fn revoke_code(quorum: Quorum) -> Result<()> {
+    let (chain, treasury) = quorum.target.chain()?;
+    let code = chain.treasury(treasury).state().await?.codeHash;
+    ensure!(!code.is_zero(), "the treasury {treasury} names no code: it is revoked already");
+    order(Action::RevokeCode { code }, quorum).await
+}
+
+async fn limits_now(quorum: &Quorum) -> Result<Limits> {
+    let (chain, treasury) = quorum.target.chain()?;
+    let birth = chain.treasury(treasury).birth().await.with_context(|| format!("no treasury at {treasury}"))?;
+    Ok(Limits::from(&birth.policy))
 }
 
 async fn order(action: Action, quorum: Quorum) -> Result<()> {
@@ -267,12 +372,23 @@ async fn send(
     payer: &alloy::signers::local::PrivateKeySigner,
     json: bool,
 ) -> Result<()> {
-    let done = order.submit(chain, payer).await?;
+    let Submitted { done, in_force } = order.submit(chain, payer).await?;
     let signers: Vec<Address> = order.signatures.iter().map(|part| part.signer).collect();
     if json {
         println!(
             "{}",
-            json!({ "action": order.action, "transaction": done.tx_hash, "block": done.block, "signers": signers })
+            json!({
+                "action": order.action,
+                "transaction": done.tx_hash,
+                "block": done.block,
+                "signers": signers,
+                "in_force": in_force,
+            })
+        );
+    } else if !in_force {
+        println!(
+            "{}: queued in block {}; after the delay of birth give the same order again, and it is carried out",
+            order.action, done.block
         );
     } else {
         println!("{}: in force since block {}, signed by {} people", order.action, done.block, signers.len());

@@ -77,8 +77,8 @@ enum Command {
     },
     /// Removes blocks that no pin holds and that have not been touched for a while
     Gc {
-        /// Untouched for this many hours
-        #[arg(long, default_value_t = 24)]
+        /// Untouched for this many hours; an agent goes three days without a checkpoint
+        #[arg(long, default_value_t = 96)]
         hours: u64,
     },
     /// Reads every block, or those below a CID, and removes what does not match its name; exit status 4 or 3 if

@@ -141,6 +141,7 @@ pub async fn run(plan: &Plan, consent: Consent, progress: Progress) -> Result<Bo
         plan.manifest.threshold,
         plan.manifest.stewards.len()
     ));
+    progress.line(&stewards_terms(&plan.manifest));
     if consent == Consent::Ask {
         ask_for_consent(plan)?;
     }
@@ -186,6 +187,19 @@ async fn preflight(plan: &Plan) -> Result<()> {
         market.grace
     );
     Ok(())
+}
+
+/// What stewards get, and what they can change.
+fn stewards_terms(manifest: &Manifest) -> String {
+    let later = match manifest.delay_days {
+        0 => "new code, looser limits and new stewards: never".to_owned(),
+        days => format!("new code, looser limits and new stewards after {days} days"),
+    };
+    let pay = match Usdc(manifest.duty_pay_uusdc) {
+        Usdc::ZERO => "stewards are not paid".to_owned(),
+        pay => format!("{pay} to a steward for each checkpoint, at most {} a day", Usdc(manifest.duty_day_max_uusdc)),
+    };
+    format!("    stewards      {later}; {pay}")
 }
 
 fn ask_for_consent(plan: &Plan) -> Result<()> {
@@ -443,7 +457,8 @@ pub async fn refusals(creator: &Wallet, treasury: Address) -> Result<Vec<Refusal
     Ok(refused)
 }
 
-/// What this birth adds. Purse, payees, bought gas and delayed orders: none of it, until the manifest can ask for it.
+/// What this birth adds. Purse, payees, bought gas and ceilings to loosen to: none of it, until the manifest can ask for
+/// it.
 async fn options(plan: &Plan, clockwork: &Clockwork) -> Result<Options> {
     let mut options = Options::default();
     if is_there(plan, BATCH_SETTLEMENT).await? {
@@ -461,6 +476,9 @@ async fn options(plan: &Plan, clockwork: &Clockwork) -> Result<Options> {
         options.rescuers = manifest.stewards.iter().map(|s| s.address).collect();
         options.rescueThreshold = manifest.threshold;
     }
+    options.delay = manifest.delay_days.saturating_mul(manifest.day_secs);
+    (options.dutyPay, options.dutyDayMax) = (manifest.duty_pay_uusdc, manifest.duty_day_max_uusdc);
+    options.relayMax = manifest.relay_max_wei;
     Ok(options)
 }
 

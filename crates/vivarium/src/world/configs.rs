@@ -78,6 +78,10 @@ impl Site<'_> {
             abuse_contact: "abuse@example.invalid".to_owned(),
             threads: 1,
             withdraw_every_secs: u64::from(self.choices.day_secs),
+            // The default's 25 hours in the world's days, and never less than a real process needs to be paid again.
+            credit_secs: (u64::from(self.choices.day_secs) * 25 / 24).max(60),
+            // This chain only goes back when it was killed, by the blocks that it had not written.
+            final_blocks: 2,
             tenant_env: tenant_env(),
         };
         let file = write_toml(&dir.join("config.toml"), &config)?;

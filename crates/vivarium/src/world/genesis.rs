@@ -31,6 +31,9 @@ const ETHER: u128 = 1_000_000_000_000_000_000;
 pub const ACCOUNT_WEI: u128 = 100 * ETHER;
 const GAS_TARGET_WEI: u128 = ETHER / 20;
 const GAS_DAY_MAX_WEI: u128 = ETHER / 2;
+/// As a manifest that says nothing of it.
+const RELAY_MAX_WEI: u128 = ETHER / 10_000;
+const DELAY_DAYS: u32 = 7;
 /// Least and most that one call may cost in real days, micro-USDC.
 const CALL_MIN: u128 = 1_000;
 const CALL_MAX: u128 = 50_000;
@@ -173,8 +176,12 @@ pub fn manifest(choices: &Choices, names: Names) -> Manifest {
         min_call_uusdc: CALL_MIN * dearer.min(10),
         max_call_uusdc: CALL_MAX * dearer,
         settlement_uusdc: SETTLEMENT,
-        finality_blocks: 2,
         daemons_rescue: true,
+        delay_days: DELAY_DAYS,
+        // A fast world has a checkpoint each few seconds: its stewards work for nothing.
+        duty_pay_uusdc: 0,
+        duty_day_max_uusdc: 0,
+        relay_max_wei: RELAY_MAX_WEI,
         store_urls: vec![store_url],
         archive: node::manifest::Archive::default(),
         payments: node::manifest::Payments {

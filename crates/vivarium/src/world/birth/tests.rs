@@ -22,8 +22,11 @@ fn manifest() -> Manifest {
         min_call_uusdc: 10_000,
         max_call_uusdc: 20_000,
         settlement_uusdc: 1_400,
-        finality_blocks: 2,
         daemons_rescue: true,
+        delay_days: 7,
+        duty_pay_uusdc: 20_000,
+        duty_day_max_uusdc: 100_000,
+        relay_max_wei: 1_000,
         store_urls: Vec::new(),
         archive: node::manifest::Archive::default(),
         payments: node::manifest::Payments::default(),
@@ -50,6 +53,15 @@ fn a_month_is_thirty_of_the_worlds_days_on_two_hosts() {
     assert_eq!(sum.seed_days, 71);
     let lines = sum.lines(Usdc(100_000_000));
     assert!(lines.contains("rent 42.000000 USDC") && lines.contains("gas at most 1.500 ETH"), "{lines}");
+}
+
+#[test]
+fn whoever_pays_reads_what_stewards_get_and_can_change() {
+    let said = stewards_terms(&manifest());
+    let paid = "after 7 days; 0.020000 USDC to a steward for each checkpoint, at most 0.100000 USDC a day";
+    assert!(said.ends_with(paid), "{said}");
+    let none = stewards_terms(&Manifest { delay_days: 0, duty_pay_uusdc: 0, duty_day_max_uusdc: 0, ..manifest() });
+    assert!(none.ends_with("new stewards: never; stewards are not paid"), "{none}");
 }
 
 #[test]
@@ -86,4 +98,47 @@ fn every_entry_that_somebody_may_call_is_tried() {
         assert!(listed, "{name} is never tried with the creator's key");
     }
     assert!(seen > 30, "the ABI names {seen} entries");
+}
+
+/// What a manifest says of stewards' pay, relayers' gas and delays is what the treasury then does.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_birth_fixes_the_stewards_pay_the_delay_and_what_relayers_get_back() {
+    use alloy::signers::local::PrivateKeySigner;
+    use chain::anvil::{Anvil, AnvilOptions};
+    use chain::deploy::{MarketParams, deploy, fund_eth};
+    let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let bin = project.join("contracts/node_modules/@foundry-rs/anvil-linux-amd64/bin/anvil");
+    let bin = std::env::var_os("VIVARIUM_ANVIL").map_or(bin, PathBuf::from);
+    let anvil = Anvil::spawn(&AnvilOptions { block_time: None, ..AnvilOptions::new(bin) }).await.unwrap();
+    let chain = anvil.chain();
+    let key = |n| PrivateKeySigner::from_bytes(&B256::repeat_byte(n)).unwrap();
+    fund_eth(&chain, key(1).address(), 1_000_000_000_000_000_000).await.unwrap();
+    let market = MarketParams { stake_min: 1, ready_within: 45, grace: 34, drop_after: 40 };
+    let addresses = deploy(&chain, &key(1), market).await.unwrap();
+    let mut stewards: Vec<node::manifest::Steward> = [2, 3]
+        .map(|n| node::manifest::Steward {
+            address: key(n).address(),
+            url: "http://127.0.0.1:1".into(),
+            share_recipient: String::new(),
+        })
+        .into();
+    stewards.sort_by_key(|steward| steward.address);
+    let plan = Plan {
+        manifest: Manifest { threshold: 2, stewards, ..manifest() },
+        manifest_digest: B256::repeat_byte(1),
+        code_digest: B256::repeat_byte(2),
+        creator: Wallet::new(chain.clone(), key(1)),
+        addresses,
+        seed: Usdc(1),
+    };
+    preflight(&plan).await.unwrap();
+    let birth = terms(&plan).await.unwrap();
+    let treasury = predict(&chain, &addresses, &birth).await.unwrap();
+    plan.creator.send(Tx::call(addresses.factory, calls::create(&birth), "create")).await.unwrap();
+    let options = chain.treasury(treasury).birth().await.unwrap().options;
+    assert_eq!((options.delay, options.relayMax), (7 * 20, 1_000));
+    assert_eq!((options.dutyPay, options.dutyDayMax), (20_000, 100_000));
+    assert_eq!((options.rescueThreshold, options.rescuers.len()), (2, 2));
+    chain.verify_agent(treasury).await.unwrap();
+    anvil.stop().await.unwrap();
 }
