@@ -3,7 +3,7 @@
 //! The list is closed, and nothing here reads a request, a prompt or an answer.
 //! Every call is guarded by what the contract allows once, so a repetition after a crash changes nothing.
 
-use crate::checkpoint::{self, Committed, Draft};
+use crate::checkpoint::{self, Draft};
 use crate::context::Context;
 use crate::error::Error;
 use crate::main_loop::{Event, Node};
@@ -16,6 +16,7 @@ use economy::{Outcome, Output, OutputId};
 use journal::crash_point;
 use net::chain_of;
 use std::sync::Arc;
+use store::checkpoint::Checkpoint;
 use store::seal::Recipient;
 
 /// Records in one segment, in bytes before sealing.
@@ -120,14 +121,29 @@ fn outcome_of(label: &str, sent: Sent) -> Outcome {
 // ---- checkpoints ----
 
 fn start_checkpoint(node: &mut Node, id: OutputId) {
-    let (Some(news), Some(live)) = (&node.news, &node.live) else { return };
+    let (Some(news), Some(live)) = (&node.news, &mut node.live) else { return };
+    let seq = news.state.checkpointSeq + 1;
+    let before = live.ring.clone();
+    live.ring.learn(&live.state.conversations);
+    let (memory, chapter) = live.ring.begin(seq);
+    // A key that is not on disk opens nothing after a crash: then no checkpoint is made with it.
+    if let Err(e) = node.cx.ring_file.save(&live.ring) {
+        let reason = chain_of(&e);
+        tracing::warn!(reason, "no checkpoint");
+        live.ring = before;
+        let cx = node.cx.clone();
+        tokio::spawn(async move { cx.tell(Event::Acted { id, outcome: Outcome::Failed { reason } }).await });
+        return;
+    }
     let draft = Draft {
         epoch: news.state.epoch,
-        seq: news.state.checkpointSeq + 1,
+        seq,
         prev: news.state.checkpointDigest,
         lsn: live.journal.next_lsn() - 1,
         at: news.head.timestamp,
         state: live.state.encode(),
+        memory,
+        chapter,
         ring: live.ring.clone(),
         conversations: live.state.conversations.cids().map(str::to_owned).collect(),
         log: live.state.log.after(0).cloned().collect(),
@@ -143,15 +159,16 @@ fn start_checkpoint(node: &mut Node, id: OutputId) {
                 return;
             }
         };
-        let call = calls::commit(prepared.seq, prepared.digest, prepared.prev, prepared.acks);
+        let made = prepared.checkpoint;
+        let call = calls::commit(made.seq, prepared.digest, prepared.prev, prepared.acks);
         let tx = chain::Tx::call(cx.config.treasury, call, "commit");
         let sent = cx.operator.submit(tx).await;
         crash_point!("checkpoint.committed");
         match sent {
             Sent::Done { block, .. } => {
-                let committed = Committed { seq: prepared.seq, digest: prepared.digest, lsn: prepared.lsn };
-                cx.tell(Event::Committed { id, block, committed, key: prepared.key }).await;
-                checkpoint::keep(&cx, prepared.digest, prepared.prev, &prepared.log).await;
+                let log = made.log;
+                cx.tell(Event::Committed { id, block, checkpoint: Box::new(made) }).await;
+                checkpoint::keep(&cx, prepared.digest, prepared.prev, &log).await;
             }
             other => {
                 let outcome = outcome_of("commit", other);
@@ -168,13 +185,12 @@ pub fn ship(node: &mut Node) {
     let Some(news) = &node.news else { return };
     let epoch = news.state.epoch;
     let Some(live) = &mut node.live else { return };
-    let Some(digest) = live.sealing_for else { return };
+    let Some(chapter) = live.ring.chapter.clone() else { return };
     let shipping = &live.shipping;
     if !shipping.known || shipping.in_flight || live.durable <= shipping.replicated_lsn {
         return;
     }
-    let Some(Ok(identity)) = live.ring.of_checkpoint(&digest) else { return };
-    let recipient: Recipient = identity.recipient();
+    let Ok(recipient) = Recipient::parse(&chapter) else { return };
     let first_lsn = shipping.replicated_lsn + 1;
     let last_lsn = live.durable.min(first_lsn + SEGMENT_RECORDS_MAX - 1);
     let records = match live.journal.export(first_lsn, last_lsn) {
@@ -314,20 +330,15 @@ pub fn give_back_gas(node: &Node) {
 }
 
 impl Node {
-    pub(crate) fn on_committed(
-        &mut self,
-        id: OutputId,
-        block: u64,
-        committed: Committed,
-        key: crate::memory::MemoryKey,
-    ) -> crate::error::Result<()> {
+    pub(crate) fn on_committed(&mut self, id: OutputId, block: u64, made: &Checkpoint) -> crate::error::Result<()> {
         self.life(economy::Input::Done { id, outcome: Outcome::Done { block } })?;
         let Some(live) = &mut self.live else { return Ok(()) };
-        live.ring.add(key);
-        live.sealing_for = Some(committed.digest.0);
+        live.ring.stands(made);
+        self.cx.ring_file.save(&live.ring)?;
+        live.sealing_for = Some(made.digest());
         // Records up to the checkpoint are in the store inside its snapshot.
-        live.replicated(committed.lsn);
-        tracing::info!(seq = committed.seq, lsn = committed.lsn, "checkpoint acknowledged and on chain");
+        live.replicated(made.lsn);
+        tracing::info!(seq = made.seq, lsn = made.lsn, "checkpoint acknowledged and on chain");
         // The local snapshot is taken of now, not of then: it only has to be consistent with its own number.
         let lsn = live.journal.next_lsn() - 1;
         let state = live.state.encode();

@@ -1,13 +1,15 @@
-//! Checkpoints: snapshot, fresh memory key, shares, acknowledgements, commit.
+//! Checkpoints: snapshot, key object, fresh memory key, shares, acknowledgements, commit.
 //!
-//! Order matters and each step is a crash point: seal → store → key on disk → k acknowledgements → commit.
+//! Order matters and each step is a crash point: keys on disk → seal → store → k acknowledgements → commit.
 //! A crash before the commit leaves an object nobody names; a crash after it finds the key in the ring file.
 
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::history::LogLine;
-use crate::memory::{KeyRing, MemoryKey};
+use crate::manifest::Steward;
+use crate::memory::KeyRing;
 use alloy::primitives::{Address, B256, Bytes};
+use alloy::signers::local::PrivateKeySigner;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use borsh::{BorshDeserialize, BorshSerialize};
 use chain::Safe;
@@ -16,6 +18,8 @@ use futures::future::join_all;
 use journal::crash_point;
 use serde::Deserialize;
 use std::sync::Arc;
+use store::StoreClient;
+use store::checkpoint::keys::KEYS_BYTES_MAX;
 use store::checkpoint::{Checkpoint, LifeLog, Share};
 use store::cid::Cid;
 use store::seal::{self, Identity, Recipient};
@@ -31,8 +35,6 @@ pub struct Snapshot {
     /// The state after this LSN.
     pub lsn: u64,
     pub state: Vec<u8>,
-    /// Older memory keys (JSON), for conversations sealed to them.
-    pub ring: Vec<u8>,
 }
 
 /// What the main loop hands over: everything as of one LSN.
@@ -44,17 +46,35 @@ pub struct Draft {
     /// Chain seconds.
     pub at: u64,
     pub state: Vec<u8>,
+    /// The memory key and the chapter key made for this one, which are in the ring and on disk already.
+    pub memory: Identity,
+    pub chapter: Identity,
+    /// As of `lsn`.
     pub ring: KeyRing,
     pub conversations: Vec<String>,
     /// Every line of the log that is still kept.
     pub log: Vec<LogLine>,
 }
 
-/// A checkpoint the chain has accepted.
-pub struct Committed {
-    pub seq: u64,
-    pub digest: B256,
-    pub lsn: u64,
+/// Whose memory it is, and who watches over it.
+pub struct Home<'a> {
+    pub agent: Address,
+    pub chain_id: u64,
+    pub stewards: &'a [Steward],
+    pub threshold: u8,
+    pub operator: &'a PrivateKeySigner,
+}
+
+impl<'a> Home<'a> {
+    fn of(cx: &'a Context) -> Self {
+        Self {
+            agent: cx.config.treasury,
+            chain_id: cx.config.chain_id,
+            stewards: &cx.manifest.stewards,
+            threshold: cx.manifest.threshold,
+            operator: &cx.keys.node,
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -63,46 +83,55 @@ struct AckAnswer {
     signature: Bytes,
 }
 
-/// Seals, stores, collects acknowledgements. Returns the calldata's parts; the caller sends `commit`.
+/// A checkpoint that k stewards acknowledged; the caller sends `commit`.
 pub struct Prepared {
-    pub seq: u64,
+    pub checkpoint: Checkpoint,
     pub digest: B256,
     pub prev: B256,
-    pub lsn: u64,
     pub acks: Vec<Bytes>,
-    /// Already in the ring file; the main loop's copy learns it here.
-    pub key: MemoryKey,
-    /// The newest stretch of the log, named in the checkpoint.
-    pub log: Cid,
 }
 
 pub async fn prepare(cx: Arc<Context>, draft: Draft) -> Result<Prepared> {
-    let identity = Identity::generate();
-    let recipient = identity.recipient();
-    let secret = identity.to_secret_string();
-    let snapshot = Snapshot { lsn: draft.lsn, state: draft.state, ring: draft.ring.encode()? };
+    let log = archive_log(&cx, draft.prev, &draft.log).await?;
+    let checkpoint = write(&cx.store, &Home::of(&cx), &draft, log).await?;
+    let digest = B256::from(checkpoint.digest());
+    let ack = Ack { epoch: draft.epoch, seq: draft.seq, digest, prev: draft.prev };
+    let acks = acknowledge(&cx, &ack).await?;
+    crash_point!("checkpoint.acked");
+    Ok(Prepared { checkpoint, digest, prev: draft.prev, acks })
+}
+
+/// Seals and stores everything that the checkpoint names, and the checkpoint. `log`: the newest stretch, and the last
+/// line in it.
+pub async fn write(store: &StoreClient, home: &Home<'_>, draft: &Draft, log: (Cid, u64)) -> Result<Checkpoint> {
+    let snapshot = Snapshot { lsn: draft.lsn, state: draft.state.clone() };
     let plain = borsh::to_vec(&snapshot).map_err(|e| Error::bug("a snapshot cannot be encoded").caused_by(e))?;
-    let sealed = seal::seal(&plain, std::slice::from_ref(&recipient))
+    let sealed = seal::seal(&plain, &[draft.chapter.recipient()])
         .map_err(|e| Error::bug("a snapshot cannot be sealed").caused_by(e))?;
+    let recipient = draft.memory.recipient();
+    let keys = draft.ring.seal_for(draft.seq, &recipient)?;
     crash_point!("checkpoint.sealed");
     let stored = |e| Error::retry("the store did not take the checkpoint").caused_by(e);
-    let snapshot_cid = cx.store.put_bytes(&sealed).await.map_err(stored)?;
-    let (log, log_seq) = archive_log(&cx, draft.prev, &draft.log).await?;
+    let snapshot_cid = store.put_bytes(&sealed).await.map_err(stored)?;
+    let keys = store.put_bytes(&keys).await.map_err(stored)?;
 
-    let shares = share_out(&cx, secret.as_str())?;
+    let secret = draft.memory.to_secret_string();
+    let shares = share_out(home, secret.as_str())?;
     let mut checkpoint = Checkpoint {
         version: store::checkpoint::VERSION,
-        agent: cx.config.treasury,
-        chain_id: cx.config.chain_id,
+        agent: home.agent,
+        chain_id: home.chain_id,
         epoch: draft.epoch,
         seq: draft.seq,
         prev: (draft.prev != B256::ZERO).then_some(draft.prev),
         lsn: draft.lsn,
         snapshot: snapshot_cid,
         snapshot_bytes: u64::try_from(sealed.len()).map_err(|_| Error::bug("a snapshot longer than 2^64 bytes"))?,
+        chapter: draft.chapter.recipient().to_string(),
+        keys,
         recipient: recipient.to_string(),
         key_hash: seal::key_hash(secret.as_bytes()),
-        threshold: cx.manifest.threshold,
+        threshold: home.threshold,
         shares,
         conversations: draft
             .conversations
@@ -111,26 +140,15 @@ pub async fn prepare(cx: Arc<Context>, draft: Draft) -> Result<Prepared> {
                 store::cid::parse(c).map_err(|e| Error::corrupt("a conversation's CID does not parse").caused_by(e))
             })
             .collect::<Result<_>>()?,
-        log,
-        log_seq,
+        log: log.0,
+        log_seq: log.1,
         created_at: draft.at,
         signature: String::new(),
     };
-    checkpoint.sign(&cx.keys.node).map_err(|e| Error::bug("a checkpoint cannot be signed").caused_by(e))?;
-    let bytes = checkpoint.to_bytes();
-    let digest = B256::from(checkpoint.digest());
-    cx.store.put_block(&checkpoint.cid(), &bytes).await.map_err(stored)?;
+    checkpoint.sign(home.operator).map_err(|e| Error::bug("a checkpoint cannot be signed").caused_by(e))?;
+    store.put_block(&checkpoint.cid(), &checkpoint.to_bytes()).await.map_err(stored)?;
     crash_point!("checkpoint.stored");
-
-    let key = MemoryKey { seq: draft.seq, checkpoint: hex::encode(digest), secret: secret.as_str().to_owned() };
-    let mut ring = draft.ring;
-    ring.add(key.clone());
-    cx.ring_file.save(&ring)?;
-
-    let ack = Ack { epoch: draft.epoch, seq: draft.seq, digest, prev: draft.prev };
-    let acks = acknowledge(&cx, &ack).await?;
-    crash_point!("checkpoint.acked");
-    Ok(Prepared { seq: draft.seq, digest, prev: draft.prev, lsn: draft.lsn, acks, key, log })
+    Ok(checkpoint)
 }
 
 /// Has the stores keep a committed checkpoint and the log that ends with it, and let go of what came before the one
@@ -193,9 +211,9 @@ async fn log_before(cx: &Context, prev: B256) -> Result<Option<(Cid, u64)>> {
 }
 
 /// One share per steward, sealed to its share key.
-fn share_out(cx: &Context, secret: &str) -> Result<Vec<Share>> {
-    let stewards = &cx.manifest.stewards;
-    let shares = seal::split(secret.as_bytes(), usize::from(cx.manifest.threshold), stewards.len())
+fn share_out(home: &Home<'_>, secret: &str) -> Result<Vec<Share>> {
+    let stewards = home.stewards;
+    let shares = seal::split(secret.as_bytes(), usize::from(home.threshold), stewards.len())
         .map_err(|e| Error::bug("the memory key cannot be split").caused_by(e))?;
     stewards
         .iter()
@@ -271,15 +289,22 @@ pub async fn fetch(cx: &Context, digest: B256) -> Result<Checkpoint> {
     Ok(checkpoint)
 }
 
-/// Opens the snapshot of `checkpoint` with its memory key.
-pub async fn open(cx: &Context, checkpoint: &Checkpoint, identity: &Identity) -> Result<Snapshot> {
-    let sealed = cx
-        .store
+/// What `checkpoint` gives to whoever has its memory key: its snapshot and the keys beside it.
+pub async fn open(store: &StoreClient, checkpoint: &Checkpoint, memory: &Identity) -> Result<(Snapshot, KeyRing)> {
+    let sealed = store
+        .get_bytes(&checkpoint.keys, KEYS_BYTES_MAX)
+        .await
+        .map_err(|e| Error::retry("the key object cannot be fetched").caused_by(e))?;
+    let ring = KeyRing::open(checkpoint, &sealed, memory)?;
+    let chapter = ring
+        .chapter_of(&checkpoint.chapter)
+        .ok_or_else(|| Error::corrupt("the key object lacks the key of the checkpoint's own chapter"))?;
+    let sealed = store
         .get_bytes(&checkpoint.snapshot, SNAPSHOT_BYTES_MAX)
         .await
         .map_err(|e| Error::retry("the snapshot cannot be fetched").caused_by(e))?;
-    let plain = seal::open(&sealed, identity, SNAPSHOT_BYTES_MAX)
-        .map_err(|e| Error::corrupt("the snapshot does not open under its memory key").caused_by(e))?;
+    let plain = seal::open(&sealed, &chapter, SNAPSHOT_BYTES_MAX)
+        .map_err(|e| Error::corrupt("the snapshot does not open under its chapter's key").caused_by(e))?;
     let snapshot: Snapshot =
         borsh::from_slice(&plain).map_err(|e| Error::corrupt("the snapshot does not decode").caused_by(e))?;
     if snapshot.lsn != checkpoint.lsn {
@@ -288,5 +313,8 @@ pub async fn open(cx: &Context, checkpoint: &Checkpoint, identity: &Identity) ->
             snapshot.lsn, checkpoint.lsn
         )));
     }
-    Ok(snapshot)
+    Ok((snapshot, ring))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,22 +1,33 @@
-//! Stored conversations (`store: true`): the journal holds where they are, the store holds them sealed.
+//! Stored conversations (`store: true`): the journal holds where they are, the store holds them sealed, each under a key
+//! of its own, which is destroyed with it (`memory`).
 
 use crate::error::{Error, Result};
 use borsh::{BorshDeserialize, BorshSerialize};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use store::seal::lockbox;
 
 /// Most conversations kept at once; the oldest by insertion give way. So many that a checkpoint, which names them all, is
 /// one block that its readers take: with more, no checkpoint would ever be acknowledged again.
 const STORED_MAX: usize = 10_000;
 
-/// Where one stored response lies. Recorded in the journal; the text itself never is.
+/// Opens one stored conversation and nothing else. Not one key a customer: deleting one of its conversations would then
+/// have to write all others anew, in the request that deletes, which costs nothing.
+pub type ConversationKey = [u8; 32];
+
+/// Where one stored response lies. Recorded in the journal; the text itself never is, and its key only sealed.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct Stored {
     pub response: String,
+    /// Who paid for it, and may ask for all that it paid for.
+    pub payer: [u8; 20],
+    /// Chain seconds.
+    pub at: u64,
     /// CID of the sealed object, in text form.
     pub cid: String,
-    /// Memory recipient the object is sealed to.
-    pub recipient: String,
+    /// Its key, sealed to the memory keys of the time when it was stored (age format): readable for whoever restores
+    /// the last checkpoint before this record, and for nobody any more once the next one stands.
+    pub wrapped_key: Vec<u8>,
 }
 
 /// What the journal says about conversations.
@@ -56,6 +67,15 @@ impl Conversations {
         self.by_id.get(response)
     }
 
+    pub fn iter(&self) -> impl Iterator<Item = &Stored> {
+        self.by_id.values()
+    }
+
+    /// All that `payer` paid for, oldest first.
+    pub fn of_payer(&self, payer: &[u8; 20]) -> impl Iterator<Item = &Stored> {
+        self.order.iter().filter_map(|id| self.by_id.get(id)).filter(move |stored| stored.payer == *payer)
+    }
+
     pub fn cids(&self) -> impl Iterator<Item = &str> {
         self.by_id.values().map(|s| s.cid.as_str())
     }
@@ -77,12 +97,24 @@ pub struct Turn {
 }
 
 impl Transcript {
-    pub fn encode(&self) -> Result<Vec<u8>> {
+    fn encode(&self) -> Result<Vec<u8>> {
         serde_json::to_vec(self).map_err(|e| Error::bug("a transcript cannot be encoded").caused_by(e))
     }
 
-    pub fn decode(bytes: &[u8]) -> Result<Self> {
+    fn decode(bytes: &[u8]) -> Result<Self> {
         serde_json::from_slice(bytes).map_err(|e| Error::corrupt("a stored conversation does not parse").caused_by(e))
+    }
+
+    /// Closes it under `key`, which closes nothing else.
+    pub fn seal(&self, key: &ConversationKey) -> Result<Vec<u8>> {
+        lockbox::lock(key, &self.encode()?).map_err(|e| Error::bug("a transcript cannot be sealed").caused_by(e))
+    }
+
+    /// Opens what [`Transcript::seal`] closed.
+    pub fn open(sealed: &[u8], key: &ConversationKey) -> Result<Self> {
+        let plain = lockbox::unlock(key, sealed)
+            .map_err(|e| Error::corrupt("a stored conversation does not open").caused_by(e))?;
+        Self::decode(&plain)
     }
 }
 
@@ -97,8 +129,10 @@ mod tests {
             let cid = store::cid::of_raw(&number.to_le_bytes()).to_string();
             all.apply(&ConversationInput::Store(Stored {
                 response: number.to_string(),
+                payer: [0; 20],
+                at: 0,
                 cid,
-                recipient: String::new(),
+                wrapped_key: Vec::new(),
             }));
         }
         assert_eq!(all.cids().count(), STORED_MAX);

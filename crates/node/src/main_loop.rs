@@ -6,7 +6,6 @@
 use crate::ask::Ask;
 use crate::channel_gas::ChannelGas;
 use crate::channels::{Moved, ReadBack};
-use crate::checkpoint::Committed;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::fence::{Fence, boottime_ms};
@@ -27,6 +26,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use store::checkpoint::Checkpoint;
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// How often the loop looks at what has no event of its own: fence, shipping, income.
@@ -61,8 +61,7 @@ pub enum Event {
     Committed {
         id: OutputId,
         block: u64,
-        committed: Committed,
-        key: crate::memory::MemoryKey,
+        checkpoint: Box<Checkpoint>,
     },
     /// What became of a payment.
     Settled {
@@ -230,7 +229,7 @@ impl Node {
                 Event::Ask(ask) => self.on_ask(*ask)?,
                 Event::Peer(ask) => self.on_peer(ask)?,
                 Event::Acted { id, outcome } => self.life(Input::Done { id, outcome })?,
-                Event::Committed { id, block, committed, key } => self.on_committed(id, block, committed, key)?,
+                Event::Committed { id, block, checkpoint } => self.on_committed(id, block, &checkpoint)?,
                 Event::Settled { request, settlement } => self.on_settled(request, settlement)?,
                 Event::ChannelRead(read) => self.on_channel_read(*read)?,
                 Event::Shipped(shipped) => self.on_shipped(shipped),
@@ -470,7 +469,7 @@ impl Node {
     fn become_active(&mut self, restored: bool) -> Result<()> {
         let Some(news) = &self.news else { return Ok(()) };
         let (epoch, lease, now) = (news.state.epoch, self.cx.config.lease, news.head.timestamp);
-        let digest = news.state.checkpointDigest;
+        let (digest, seq) = (news.state.checkpointDigest, news.state.checkpointSeq);
         // The old node still finishes streams that were open at the cut, and reports them.
         let moved = self.last_word;
         self.stop_following();
@@ -479,6 +478,9 @@ impl Node {
         self.set_role(Role::Active);
         let Some(live) = &mut self.live else { return Ok(()) };
         live.sealing_for = (digest != alloy::primitives::B256::ZERO).then_some(digest.0);
+        live.ring.learn(&live.state.conversations);
+        live.ring.forget_before(seq);
+        self.cx.ring_file.save(&live.ring)?;
         live.record(now, &Recorded::Life(Input::Booted { epoch, lease, restored }))?;
         let text = format!("epoch {epoch} begins on lease {lease} at {}", self.cx.config.public_url);
         live.record(now, &Recorded::Line { kind: "epoch".into(), text: text.clone() })?;

@@ -3,7 +3,7 @@
 use crate::checkpoint;
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::memory::{KeyRing, MemoryKey};
+use crate::memory::KeyRing;
 use crate::replicate;
 use crate::state::State;
 use alloy::primitives::B256;
@@ -74,9 +74,7 @@ pub async fn from_stewards(cx: &Context, epoch: u64, digest: B256) -> Result<Res
         )));
     }
     let identity = combine(&found, &shares)?;
-    let secret = identity.to_secret_string().as_str().to_owned();
-    let key = MemoryKey { seq: found.seq, checkpoint: hex::encode(digest), secret };
-    open(cx, &found, &identity, key).await
+    open(cx, &found, &identity).await
 }
 
 fn open_share(answer: &ShareAnswer, exchange: &Identity) -> Result<seal::Share> {
@@ -99,12 +97,10 @@ fn combine(found: &Checkpoint, shares: &[seal::Share]) -> Result<Identity> {
     Identity::parse(&text).map_err(|e| Error::corrupt("the memory key does not parse").caused_by(e))
 }
 
-/// With the key in hand: snapshot, then every later segment that chains.
-pub async fn open(cx: &Context, found: &Checkpoint, identity: &Identity, key: MemoryKey) -> Result<Restored> {
-    let snapshot = checkpoint::open(cx, found, identity).await?;
+/// With the key in hand: keys and snapshot, then every later segment that chains.
+async fn open(cx: &Context, found: &Checkpoint, memory: &Identity) -> Result<Restored> {
+    let (snapshot, ring) = checkpoint::open(&cx.store, found, memory).await?;
     State::decode(&snapshot.state)?;
-    let mut ring = KeyRing::decode(&snapshot.ring)?;
-    ring.add(key);
     let later = later_segments(cx, snapshot.lsn, &ring).await?;
     crash_point!("restore.loaded");
     Ok(Restored { lsn: snapshot.lsn, state: snapshot.state, later, ring, token: None })
@@ -124,7 +120,7 @@ async fn later_segments(cx: &Context, lsn: u64, ring: &KeyRing) -> Result<Vec<Ve
     let mut later = Vec::new();
     let mut next = lsn + 1;
     while let Some(header) = all.iter().filter(|h| h.first_lsn <= next && h.last_lsn >= next).max_by_key(|h| h.epoch) {
-        let Some(identity) = ring.of_recipient(&header.recipient) else {
+        let Some(identity) = ring.chapter_of(&header.recipient) else {
             tracing::warn!(segment = header.index, "a segment is sealed to a key that this checkpoint does not hold");
             break;
         };

@@ -130,6 +130,8 @@ mod tests {
             lsn: 100,
             snapshot: store::cid::of_raw(b"sealed"),
             snapshot_bytes: 6,
+            chapter: recipient.clone(),
+            keys: store::cid::of_raw(b"keys"),
             recipient: recipient.clone(),
             key_hash: digest(1),
             threshold: 1,

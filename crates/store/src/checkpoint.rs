@@ -4,6 +4,7 @@
 //! sealed run of the journal after it. A [`ShareRequest`] is how a successor asks stewards and the active node
 //! for key material. All are canonical JSON, and each refusal has a name ([`Mismatch`]).
 
+pub mod keys;
 pub(crate) mod log;
 mod request;
 mod segment;
@@ -21,9 +22,9 @@ use alloy::signers::local::PrivateKeySigner;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-const KIND: &str = "checkpoint v2";
+const KIND: &str = "checkpoint v3";
 /// The one version this program writes and reads.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Everything a successor needs to become the agent, sealed but for the names.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,14 +45,20 @@ pub struct Checkpoint {
     #[serde(with = "crate::cid::text")]
     pub snapshot: Cid,
     pub snapshot_bytes: u64,
-    /// The memory key's public half (`age1…`): what later segments are sealed to.
+    /// The public half (`age1…`) of the key that opens the snapshot, and what later segments are sealed to. Its secret
+    /// is in the key object.
+    pub chapter: String,
+    /// The [key object](keys).
+    #[serde(with = "crate::cid::text")]
+    pub keys: Cid,
+    /// The memory key's public half (`age1…`): what the key object is sealed to.
     pub recipient: String,
     /// [`seal::key_hash`] of the memory key's secret text.
     pub key_hash: B256,
     /// How many shares give the memory key.
     pub threshold: u8,
     pub shares: Vec<Share>,
-    /// Stored conversations, sealed under keys in the snapshot.
+    /// Stored conversations, sealed under keys in the key object.
     #[serde(with = "crate::cid::text::many")]
     pub conversations: Vec<Cid>,
     /// The newest stretch of the agent's public log, a [`LifeLog`]: through it and those before it the whole log is
@@ -132,7 +139,7 @@ impl Checkpoint {
 
     /// All objects it names: what keeping it means keeping.
     pub fn objects(&self) -> Vec<Cid> {
-        [self.snapshot, self.log].into_iter().chain(self.conversations.iter().copied()).collect()
+        [self.snapshot, self.keys, self.log].into_iter().chain(self.conversations.iter().copied()).collect()
     }
 
     /// The share sealed to `steward`.
@@ -153,6 +160,9 @@ impl Checkpoint {
             if seal::Recipient::parse(&share.share_recipient).is_err() {
                 return bad(format!("the share key of steward {} is no age recipient", share.steward));
             }
+        }
+        if seal::Recipient::parse(&self.chapter).is_err() {
+            return bad("the chapter's public half is no age recipient".into());
         }
         match seal::Recipient::parse(&self.recipient) {
             Ok(_) => Ok(()),

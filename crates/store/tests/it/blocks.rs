@@ -166,6 +166,22 @@ fn a_pinned_checkpoint_keeps_its_snapshot_and_conversations() {
 }
 
 #[test]
+fn a_key_object_goes_with_its_checkpoint() {
+    let here = store();
+    let (old, new) = (here.put_raw(b"old keys"), here.put_raw(b"new keys"));
+    for (seq, keys) in [(1, old), (2, new)] {
+        let checkpoint = crate::checkpoint::with_keys(seq, keys);
+        here.blocks.put(&checkpoint.cid(), &checkpoint.to_bytes()).unwrap();
+        here.blocks.pin(&checkpoint.cid(), "checkpoint").unwrap();
+        if keys == old {
+            here.blocks.unpin(&checkpoint.cid(), Some("checkpoint")).unwrap();
+        }
+    }
+    here.blocks.gc(Duration::ZERO).unwrap();
+    assert!(here.blocks.has(&new) && !here.blocks.has(&old));
+}
+
+#[test]
 fn a_pinned_log_keeps_all_that_came_before_it_and_so_does_a_checkpoint() {
     let here = store();
     let stretch = |prev: Option<cid::Cid>, seq: u64| {

@@ -2,7 +2,7 @@ use crate::support::refused;
 use alloy::primitives::{Address, B256};
 use alloy::signers::local::PrivateKeySigner;
 use store::Kind;
-use store::checkpoint::{Checkpoint, Mismatch, SegmentHeader, Share, ShareRequest};
+use store::checkpoint::{Checkpoint, Mismatch, SegmentHeader, Share, ShareRequest, keys};
 use store::cid::{self, Cid};
 use store::seal::{Identity, key_hash};
 
@@ -30,6 +30,8 @@ fn draft(snapshot: Cid, conversations: Vec<Cid>) -> Checkpoint {
         lsn: 1000,
         snapshot,
         snapshot_bytes: 77,
+        chapter: Identity::generate().recipient().to_string(),
+        keys: cid::of_raw(b"keys"),
         recipient: memory.recipient().to_string(),
         key_hash: key_hash(memory.to_secret_string().as_bytes()),
         threshold: 2,
@@ -45,6 +47,13 @@ fn draft(snapshot: Cid, conversations: Vec<Cid>) -> Checkpoint {
 /// A checkpoint that passes every check.
 pub fn signed(snapshot: Cid, conversations: Vec<Cid>) -> Checkpoint {
     let mut checkpoint = draft(snapshot, conversations);
+    checkpoint.sign(&operator()).unwrap();
+    checkpoint
+}
+
+/// The one after it, with a key object that is here.
+pub fn with_keys(seq: u64, keys: Cid) -> Checkpoint {
+    let mut checkpoint = Checkpoint { seq, keys, ..draft(cid::of_raw(b"snapshot"), Vec::new()) };
     checkpoint.sign(&operator()).unwrap();
     checkpoint
 }
@@ -71,7 +80,10 @@ fn a_signed_checkpoint_survives_its_bytes() {
     assert_eq!(read, made);
     verify(&read).unwrap();
     assert_eq!(read.cid(), cid::raw(read.digest()));
-    assert_eq!(read.objects(), [cid::of_raw(b"snapshot"), cid::of_raw(b"log"), cid::of_raw(b"talk")]);
+    assert_eq!(
+        read.objects(),
+        [cid::of_raw(b"snapshot"), cid::of_raw(b"keys"), cid::of_raw(b"log"), cid::of_raw(b"talk")]
+    );
     assert_eq!(read.share_of(Address::repeat_byte(2)).unwrap().sealed, "c2VhbGVk2");
     read.follows(4, Some(B256::repeat_byte(4)), 3).unwrap();
 }
@@ -93,13 +105,15 @@ fn swapped_replayed_and_mixed_checkpoints_are_refused_by_name() {
 #[test]
 fn a_change_of_any_field_breaks_the_signature() {
     let good = example();
-    let changes: [fn(&mut Checkpoint); 13] = [
+    let changes: [fn(&mut Checkpoint); 15] = [
         |c| c.epoch += 1,
         |c| c.seq += 1,
         |c| c.prev = None,
         |c| c.lsn += 1,
         |c| c.snapshot = cid::of_raw(b"other"),
         |c| c.snapshot_bytes += 1,
+        |c| c.chapter = Identity::generate().recipient().to_string(),
+        |c| c.keys = cid::of_raw(b"other"),
         |c| c.recipient = Identity::generate().recipient().to_string(),
         |c| c.key_hash = B256::ZERO,
         |c| c.threshold = 1,
@@ -147,12 +161,13 @@ fn a_signature_has_one_form() {
 
 #[test]
 fn a_key_that_could_not_be_restored_is_not_signed() {
-    let broken: [fn(&mut Checkpoint); 5] = [
+    let broken: [fn(&mut Checkpoint); 6] = [
         |c| c.threshold = 0,
         |c| c.threshold = 4,
         |c| c.shares[1].steward = c.shares[0].steward,
         |c| c.shares[1].sealed = c.shares[0].sealed.clone(),
         |c| c.recipient = "age1nobody".into(),
+        |c| c.chapter = "age1nobody".into(),
     ];
     for (at, change) in broken.iter().enumerate() {
         let mut checkpoint = draft(cid::of_raw(b"s"), vec![]);
@@ -167,9 +182,9 @@ fn other_forms_of_the_same_json_are_refused() {
     let text = String::from_utf8(example().to_bytes()).unwrap();
     for (changed, why) in [
         (text.replacen('{', "{ ", 1), "canonical"),
-        (text.replacen("\"version\":2", "\"version\":2,\"extra\":0", 1), "not a checkpoint"),
-        (text.replacen("\"version\":2,", "", 1), "not a checkpoint"),
-        (text.replacen("\"version\":2", "\"version\":2.0", 1), "not a checkpoint"),
+        (text.replacen("\"version\":3", "\"version\":3,\"extra\":0", 1), "not a checkpoint"),
+        (text.replacen("\"version\":3,", "", 1), "not a checkpoint"),
+        (text.replacen("\"version\":3", "\"version\":3.0", 1), "not a checkpoint"),
         (text.replacen("0xa1", "0xA1", 1), "canonical"),
         (text.replacen("bafkrei", "bafkqa", 1), "not a checkpoint"),
         (format!("{text}\n"), "canonical"),
@@ -177,8 +192,20 @@ fn other_forms_of_the_same_json_are_refused() {
     ] {
         refused(Checkpoint::from_bytes(changed.as_bytes()), Kind::Corrupt, why);
     }
-    let next = text.replacen("\"version\":2", "\"version\":3", 1);
-    assert_eq!(verify(&Checkpoint::from_bytes(next.as_bytes()).unwrap()), Err(Mismatch::Version { found: 3 }));
+    let next = text.replacen("\"version\":3", "\"version\":4", 1);
+    assert_eq!(verify(&Checkpoint::from_bytes(next.as_bytes()).unwrap()), Err(Mismatch::Version { found: 4 }));
+}
+
+#[test]
+fn a_key_object_opens_under_its_memory_key_and_says_what_it_is() {
+    let (memory, other) = (Identity::generate(), Identity::generate());
+    let sealed = keys::seal(b"the keys", &memory.recipient()).unwrap();
+    assert_eq!(keys::open(&sealed, &memory).unwrap(), b"the keys");
+    assert!(keys::is_key_object(&sealed));
+    refused(keys::open(&sealed, &other), Kind::Key, "not sealed to");
+    let plain = store::seal::seal(b"the keys", &[memory.recipient()]).unwrap();
+    assert!(!keys::is_key_object(&plain));
+    refused(keys::open(&plain, &memory), Kind::Corrupt, "not a key object");
 }
 
 fn segment(index: u64, lsns: (u64, u64), prev: Option<Cid>) -> SegmentHeader {
