@@ -272,7 +272,7 @@ impl Node {
             }
         };
         let Kept { response, payer, cid } = kept;
-        let input = ConversationInput::Store(Stored { response: response.clone(), payer, at: now, cid, wrapped_key });
+        let input = ConversationInput::Store(Stored { response, payer, at: now, cid: cid.clone(), wrapped_key });
         if live.sealed {
             // The agent moved while this answer was made: its successor keeps the conversation.
             crate::moving::report_late(self, Recorded::Conversation(input));
@@ -280,7 +280,7 @@ impl Node {
             return Ok(());
         }
         let lsn = live.record(now, &Recorded::Conversation(input))?;
-        live.ring.conversations.insert(response, key);
+        live.ring.conversations.insert(cid, key);
         live.when_durable(lsn, move || {
             let _ = reply.send(());
         });
@@ -292,7 +292,9 @@ impl Node {
         let now = self.now();
         // Moved: without an answer the customer is told to ask again, and asks the successor.
         let Some(live) = self.live.as_mut().filter(|live| !live.sealed) else { return Ok(()) };
-        live.ring.conversations.remove(&response);
+        if let Some(stored) = live.state.conversations.get(&response) {
+            live.ring.conversations.remove(&stored.cid);
+        }
         self.cx.ring_file.save(&live.ring)?;
         let lsn = live.record(now, &Recorded::Conversation(ConversationInput::Delete { response }))?;
         live.when_durable(lsn, move || {

@@ -6,8 +6,10 @@
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::history::LogLine;
+use crate::live::Live;
 use crate::manifest::Steward;
-use crate::memory::KeyRing;
+use crate::memory::{KeyRing, Pages};
+use crate::replicate::Sent;
 use alloy::primitives::{Address, B256, Bytes};
 use alloy::signers::local::PrivateKeySigner;
 use base64::{Engine, prelude::BASE64_STANDARD};
@@ -20,7 +22,7 @@ use serde::Deserialize;
 use std::sync::Arc;
 use store::StoreClient;
 use store::checkpoint::keys::KEYS_BYTES_MAX;
-use store::checkpoint::{Checkpoint, LifeLog, Share};
+use store::checkpoint::{Checkpoint, ConversationPage, LifeLog, PAGE_BYTES_MAX, SegmentList, Share};
 use store::cid::Cid;
 use store::seal::{self, Identity, Recipient};
 
@@ -37,23 +39,100 @@ pub struct Snapshot {
     pub state: Vec<u8>,
 }
 
+/// A new snapshot is made when the segments since the last one are so many times as long: then snapshots are 1.6 % of what
+/// is written, and a successor reads at most this many times the memory. A choice; docs/benchmarks.md has what it costs.
+const SEGMENTS_PER_SNAPSHOT: u64 = 64;
+/// Or so long, sealed, bytes: whoever restores holds them in memory.
+const SEGMENTS_BYTES_MAX: u64 = 512 << 20;
+
 /// What the main loop hands over: everything as of one LSN.
 pub struct Draft {
     pub epoch: u64,
     pub seq: u64,
     pub prev: B256,
+    /// The last record that it contains.
     pub lsn: u64,
     /// Chain seconds.
     pub at: u64,
-    pub state: Vec<u8>,
-    /// The memory key and the chapter key made for this one, which are in the ring and on disk already.
+    pub body: Body,
+    /// The memory key made for this one, which is in the ring and on disk already.
     pub memory: Identity,
-    pub chapter: Identity,
-    /// As of `lsn`.
-    pub ring: KeyRing,
-    pub conversations: Vec<String>,
+    /// The key object, sealed to it.
+    pub keys: Vec<u8>,
+    pub pages: Pages,
+    /// Those of `pages` that are not stored yet.
+    pub written: Vec<ConversationPage>,
     /// Every line of the log that is still kept.
     pub log: Vec<LogLine>,
+}
+
+/// How the state comes into a checkpoint.
+pub enum Body {
+    /// By a snapshot made now, which begins a chapter.
+    Snapshot { state: Vec<u8>, chapter: Identity },
+    /// By the snapshot of the checkpoint before, and segments that are in the store already.
+    Segments { before: Box<Checkpoint>, segments: Vec<Cid>, bytes: u64 },
+}
+
+impl Body {
+    /// What `shipped` adds to the checkpoint that stands, and up to which record. `None` where a snapshot is due: in a
+    /// new epoch (other code may go on from here), when the segments are too long, or when there is a gap in them.
+    pub fn grown(before: &Checkpoint, shipped: &[Sent], epoch: u64) -> Option<(Self, u64)> {
+        let mut lsn = before.lsn;
+        for segment in shipped.iter().filter(|segment| segment.last_lsn > before.lsn) {
+            if segment.first_lsn > lsn + 1 {
+                return None;
+            }
+            lsn = segment.last_lsn;
+        }
+        let new = shipped.iter().filter(|segment| segment.last_lsn > before.lsn);
+        let bytes = new.clone().map(|segment| segment.bytes).fold(before.segments_bytes, u64::saturating_add);
+        let most = before.snapshot_bytes.saturating_mul(SEGMENTS_PER_SNAPSHOT).min(SEGMENTS_BYTES_MAX);
+        if before.epoch != epoch || bytes > most {
+            return None;
+        }
+        let segments = new.map(|segment| segment.cid).collect();
+        Some((Self::Segments { before: Box::new(before.clone()), segments, bytes }, lsn))
+    }
+}
+
+/// Where a checkpoint comes, by the chain.
+pub struct Place {
+    pub epoch: u64,
+    pub seq: u64,
+    pub prev: B256,
+    /// Chain seconds.
+    pub at: u64,
+    /// It may rest on a snapshot made before. Not at an end, after which no later segment comes, and not when other code
+    /// is to read it.
+    pub may_grow: bool,
+}
+
+/// Draws up the next checkpoint from what lives here. The ring has its new keys then, and must be on disk before the
+/// checkpoint can be on chain: a key that is not opens nothing after a crash.
+pub fn draw_up(live: &mut Live, place: &Place) -> Result<Draft> {
+    live.ring.learn(&live.state.conversations);
+    let grown = live.stands.as_ref().filter(|_| place.may_grow);
+    let grown = grown.and_then(|before| Body::grown(before, &live.shipping.sent, place.epoch));
+    let memory = live.ring.begin(place.seq);
+    let (body, lsn) = grown.unwrap_or_else(|| {
+        let chapter = live.ring.begin_chapter();
+        (Body::Snapshot { state: live.state.encode(), chapter }, live.journal.next_lsn() - 1)
+    });
+    let (pages, written) = live.ring.turn_pages(&live.state.conversations)?;
+    Ok(Draft {
+        epoch: place.epoch,
+        seq: place.seq,
+        prev: place.prev,
+        lsn,
+        at: place.at,
+        body,
+        keys: live.ring.seal_for(place.seq, &pages, &memory.recipient())?,
+        memory,
+        pages,
+        written,
+        log: live.state.log.after(0).cloned().collect(),
+    })
 }
 
 /// Whose memory it is, and who watches over it.
@@ -83,11 +162,22 @@ struct AckAnswer {
     signature: Bytes,
 }
 
+/// Where a checkpoint says that the state is.
+struct Memory {
+    snapshot: Cid,
+    snapshot_bytes: u64,
+    snapshot_lsn: u64,
+    segments: Option<Cid>,
+    segments_bytes: u64,
+    chapter: String,
+}
+
 /// A checkpoint that k stewards acknowledged; the caller sends `commit`.
 pub struct Prepared {
     pub checkpoint: Checkpoint,
     pub digest: B256,
     pub prev: B256,
+    pub pages: Pages,
     pub acks: Vec<Bytes>,
 }
 
@@ -98,23 +188,53 @@ pub async fn prepare(cx: Arc<Context>, draft: Draft) -> Result<Prepared> {
     let ack = Ack { epoch: draft.epoch, seq: draft.seq, digest, prev: draft.prev };
     let acks = acknowledge(&cx, &ack).await?;
     crash_point!("checkpoint.acked");
-    Ok(Prepared { checkpoint, digest, prev: draft.prev, acks })
+    Ok(Prepared { checkpoint, digest, prev: draft.prev, pages: draft.pages, acks })
 }
 
-/// Seals and stores everything that the checkpoint names, and the checkpoint. `log`: the newest stretch, and the last
-/// line in it.
+/// Seals and stores everything that the checkpoint names and that is not stored, and the checkpoint. `log`: the newest
+/// stretch, and the last line in it.
 pub async fn write(store: &StoreClient, home: &Home<'_>, draft: &Draft, log: (Cid, u64)) -> Result<Checkpoint> {
-    let snapshot = Snapshot { lsn: draft.lsn, state: draft.state.clone() };
-    let plain = borsh::to_vec(&snapshot).map_err(|e| Error::bug("a snapshot cannot be encoded").caused_by(e))?;
-    let sealed = seal::seal(&plain, &[draft.chapter.recipient()])
-        .map_err(|e| Error::bug("a snapshot cannot be sealed").caused_by(e))?;
-    let recipient = draft.memory.recipient();
-    let keys = draft.ring.seal_for(draft.seq, &recipient)?;
-    crash_point!("checkpoint.sealed");
     let stored = |e| Error::retry("the store did not take the checkpoint").caused_by(e);
-    let snapshot_cid = store.put_bytes(&sealed).await.map_err(stored)?;
-    let keys = store.put_bytes(&keys).await.map_err(stored)?;
-
+    let memory = match &draft.body {
+        Body::Snapshot { state, chapter } => {
+            let snapshot = Snapshot { lsn: draft.lsn, state: state.clone() };
+            let plain =
+                borsh::to_vec(&snapshot).map_err(|e| Error::bug("a snapshot cannot be encoded").caused_by(e))?;
+            let sealed = seal::seal(&plain, &[chapter.recipient()])
+                .map_err(|e| Error::bug("a snapshot cannot be sealed").caused_by(e))?;
+            crash_point!("checkpoint.sealed");
+            Memory {
+                snapshot: store.put_bytes(&sealed).await.map_err(stored)?,
+                snapshot_bytes: u64::try_from(sealed.len())
+                    .map_err(|_| Error::bug("a snapshot longer than 2^64 bytes"))?,
+                snapshot_lsn: draft.lsn,
+                segments: None,
+                segments_bytes: 0,
+                chapter: chapter.recipient().to_string(),
+            }
+        }
+        Body::Segments { before, segments, bytes } => {
+            crash_point!("checkpoint.sealed");
+            Memory {
+                snapshot: before.snapshot,
+                snapshot_bytes: before.snapshot_bytes,
+                snapshot_lsn: before.snapshot_lsn,
+                segments: match segments.is_empty() {
+                    true => before.segments,
+                    false => {
+                        let list = SegmentList { agent: home.agent, prev: before.segments, segments: segments.clone() };
+                        Some(store.put_bytes(&list.to_bytes()).await.map_err(stored)?)
+                    }
+                },
+                segments_bytes: *bytes,
+                chapter: before.chapter.clone(),
+            }
+        }
+    };
+    for page in &draft.written {
+        store.put_bytes(&page.to_bytes()).await.map_err(stored)?;
+    }
+    let keys = store.put_bytes(&draft.keys).await.map_err(stored)?;
     let secret = draft.memory.to_secret_string();
     let shares = share_out(home, secret.as_str())?;
     let mut checkpoint = Checkpoint {
@@ -125,19 +245,22 @@ pub async fn write(store: &StoreClient, home: &Home<'_>, draft: &Draft, log: (Ci
         seq: draft.seq,
         prev: (draft.prev != B256::ZERO).then_some(draft.prev),
         lsn: draft.lsn,
-        snapshot: snapshot_cid,
-        snapshot_bytes: u64::try_from(sealed.len()).map_err(|_| Error::bug("a snapshot longer than 2^64 bytes"))?,
-        chapter: draft.chapter.recipient().to_string(),
+        snapshot: memory.snapshot,
+        snapshot_bytes: memory.snapshot_bytes,
+        snapshot_lsn: memory.snapshot_lsn,
+        segments: memory.segments,
+        segments_bytes: memory.segments_bytes,
+        chapter: memory.chapter,
         keys,
-        recipient: recipient.to_string(),
+        recipient: draft.memory.recipient().to_string(),
         key_hash: seal::key_hash(secret.as_bytes()),
         threshold: home.threshold,
         shares,
         conversations: draft
-            .conversations
-            .iter()
-            .map(|c| {
-                store::cid::parse(c).map_err(|e| Error::corrupt("a conversation's CID does not parse").caused_by(e))
+            .pages
+            .values()
+            .map(|page| {
+                store::cid::parse(&page.cid).map_err(|e| Error::corrupt("a page's CID does not parse").caused_by(e))
             })
             .collect::<Result<_>>()?,
         log: log.0,
@@ -289,31 +412,46 @@ pub async fn fetch(cx: &Context, digest: B256) -> Result<Checkpoint> {
     Ok(checkpoint)
 }
 
-/// What `checkpoint` gives to whoever has its memory key: its snapshot and the keys beside it.
-pub async fn open(store: &StoreClient, checkpoint: &Checkpoint, memory: &Identity) -> Result<(Snapshot, KeyRing)> {
-    let sealed = store
-        .get_bytes(&checkpoint.keys, KEYS_BYTES_MAX)
-        .await
-        .map_err(|e| Error::retry("the key object cannot be fetched").caused_by(e))?;
-    let ring = KeyRing::open(checkpoint, &sealed, memory)?;
-    let chapter = ring
-        .chapter_of(&checkpoint.chapter)
-        .ok_or_else(|| Error::corrupt("the key object lacks the key of the checkpoint's own chapter"))?;
-    let sealed = store
-        .get_bytes(&checkpoint.snapshot, SNAPSHOT_BYTES_MAX)
-        .await
-        .map_err(|e| Error::retry("the snapshot cannot be fetched").caused_by(e))?;
-    let plain = seal::open(&sealed, &chapter, SNAPSHOT_BYTES_MAX)
-        .map_err(|e| Error::corrupt("the snapshot does not open under its chapter's key").caused_by(e))?;
+/// What a checkpoint gives to whoever has its memory key.
+pub struct Opened {
+    pub snapshot: Snapshot,
+    /// Runs of records after the snapshot, in order, up to the checkpoint's last.
+    pub runs: Vec<Vec<u8>>,
+    pub ring: KeyRing,
+}
+
+/// Fetches and opens all of `checkpoint`.
+pub async fn open(store: &StoreClient, checkpoint: &Checkpoint, memory: &Identity) -> Result<Opened> {
+    let fetched = |what: &str| {
+        let what = format!("{what} cannot be fetched");
+        move |e: store::Error| Error::retry(what).caused_by(e)
+    };
+    let sealed = store.get_bytes(&checkpoint.keys, KEYS_BYTES_MAX).await.map_err(fetched("the key object"))?;
+    let mut ring = KeyRing::open(checkpoint, &sealed, memory)?;
+    for (number, page) in ring.pages.clone() {
+        let cid = store::cid::parse(&page.cid).map_err(|e| Error::corrupt("a page's CID").caused_by(e))?;
+        let page = store.get_bytes(&cid, PAGE_BYTES_MAX).await.map_err(fetched("a page of conversations"))?;
+        ring.read_page(number, &page)?;
+    }
+    let sealed = store.get_bytes(&checkpoint.snapshot, SNAPSHOT_BYTES_MAX).await.map_err(fetched("the snapshot"))?;
+    let plain = ring.open_sealed(&sealed, SNAPSHOT_BYTES_MAX)?;
     let snapshot: Snapshot =
         borsh::from_slice(&plain).map_err(|e| Error::corrupt("the snapshot does not decode").caused_by(e))?;
-    if snapshot.lsn != checkpoint.lsn {
+    if snapshot.lsn != checkpoint.snapshot_lsn {
         return Err(Error::corrupt(format!(
             "the snapshot is of record {}, the checkpoint says {}",
-            snapshot.lsn, checkpoint.lsn
+            snapshot.lsn, checkpoint.snapshot_lsn
         )));
     }
-    Ok((snapshot, ring))
+    let lists = SegmentList::read(store, checkpoint.segments, None, checkpoint.agent);
+    let mut runs = Vec::new();
+    for (_, list) in lists.await.map_err(fetched("a list of segments"))? {
+        for cid in list.segments {
+            let sealed = store.get_bytes(&cid, SNAPSHOT_BYTES_MAX).await.map_err(fetched("a segment"))?;
+            runs.push(ring.open_sealed(&sealed, SNAPSHOT_BYTES_MAX)?);
+        }
+    }
+    Ok(Opened { snapshot, runs, ring })
 }
 
 #[cfg(test)]

@@ -10,8 +10,9 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::fence::{Fence, boottime_ms};
 use crate::live::{Effect, Live};
+use crate::memory::Pages;
 use crate::moving::{self, PeerAsk, Tail};
-use crate::replicate::Shipped;
+use crate::replicate::{Sent, Shipped};
 use crate::restore::{self, Restored};
 use crate::settle::Settlement;
 use crate::shared::{Role, Shared};
@@ -62,6 +63,7 @@ pub enum Event {
         id: OutputId,
         block: u64,
         checkpoint: Box<Checkpoint>,
+        pages: Pages,
     },
     /// What became of a payment.
     Settled {
@@ -72,11 +74,13 @@ pub enum Event {
     ChannelRead(Box<ReadBack>),
     /// A journal segment left, or did not.
     Shipped(Result<Shipped>),
-    /// Where the shipping of this epoch stood before a restart.
+    /// Where the shipping of this epoch stood before a restart, what left since the last checkpoint, and that.
     ShippingKnown {
         next_index: u64,
         prev: Option<store::cid::Cid>,
         replicated_lsn: u64,
+        sent: Vec<Sent>,
+        stands: Option<Box<Checkpoint>>,
     },
     /// The standby's node answered a health question.
     Standby {
@@ -229,12 +233,12 @@ impl Node {
                 Event::Ask(ask) => self.on_ask(*ask)?,
                 Event::Peer(ask) => self.on_peer(ask)?,
                 Event::Acted { id, outcome } => self.life(Input::Done { id, outcome })?,
-                Event::Committed { id, block, checkpoint } => self.on_committed(id, block, &checkpoint)?,
+                Event::Committed { id, block, checkpoint, pages } => self.on_committed(id, block, checkpoint, pages)?,
                 Event::Settled { request, settlement } => self.on_settled(request, settlement)?,
                 Event::ChannelRead(read) => self.on_channel_read(*read)?,
                 Event::Shipped(shipped) => self.on_shipped(shipped),
-                Event::ShippingKnown { next_index, prev, replicated_lsn } => {
-                    self.on_shipping_known(next_index, prev, replicated_lsn);
+                Event::ShippingKnown { next_index, prev, replicated_lsn, sent, stands } => {
+                    self.on_shipping_known((next_index, prev), replicated_lsn, sent, stands);
                 }
                 Event::Standby { lease, ready } => self.life(Input::StandbyAnswered { lease, ready })?,
                 Event::Restored(restored) => self.on_restored(restored)?,
@@ -567,6 +571,11 @@ impl Node {
         let mut live = Live::new(state, journal, restored.lsn, restored.ring);
         for run in &restored.later {
             live.import(run)?;
+        }
+        let last = live.journal.next_lsn() - 1;
+        if last < restored.until {
+            let until = restored.until;
+            return Err(Error::corrupt(format!("the checkpoint's segments end with record {last}, not with {until}")));
         }
         let _ = self.durable.send(restored.lsn);
         self.live = Some(live);

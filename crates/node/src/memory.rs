@@ -1,10 +1,10 @@
 //! The keys of an agent's memory that this node holds, at rest under the lease key.
 //!
 //! Three kinds, because they end at different times. A *memory key* opens one checkpoint's key object; it is split among
-//! the stewards and destroyed when the next checkpoint stands. *Chapter keys* open snapshots and segments, and live in
-//! the key object as long as those are needed. A *conversation key* opens one stored conversation: it lives in the key
-//! object, and in the journal it is sealed to the memory keys of its time, so it is nowhere once it is forgotten
-//! here and the next checkpoint stands.
+//! the stewards and destroyed when the next checkpoint stands. *Chapter keys* open a snapshot and the segments after it,
+//! and live in the key object as long as those are needed. A *conversation key* opens one stored conversation: it lives
+//! in a page whose key is in the key object, and in the journal it is sealed to the memory keys of its time, so it is
+//! nowhere once it is forgotten here and the next checkpoint stands.
 //!
 //! **Invariant:** a memory key is on disk before its checkpoint can be on chain, so a crash between the two never leaves
 //! an acknowledged checkpoint that its own author cannot open.
@@ -12,17 +12,21 @@
 
 use crate::conversation::{ConversationKey, Conversations, Stored};
 use crate::error::{Error, Result};
+use base64::{Engine, prelude::BASE64_STANDARD};
 use borsh::{BorshDeserialize, BorshSerialize};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use store::checkpoint::Checkpoint;
+use store::checkpoint::{Checkpoint, ConversationPage};
+use store::cid::Cid;
 use store::seal::{self, Identity, Recipient, lockbox};
 
 const FILE: &str = "memory.sealed";
 /// Memory keys held at once: the acknowledged one, and those of checkpoints that were begun since and may still be mined.
 /// Failed attempts beyond that were given up long before. A guess, unmeasured.
 const MEMORY_MAX: usize = 8;
+/// Chapter keys held at once: the present one, the one before, and those of attempts. A guess, unmeasured.
+const CHAPTERS_MAX: usize = 32;
 
 /// The secret that opens the key object of checkpoint `seq`.
 #[derive(Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
@@ -39,14 +43,30 @@ pub struct MemoryKey {
 pub struct KeyRing {
     /// Oldest first.
     pub memory: Vec<MemoryKey>,
-    /// Age secrets of what snapshots and segments are sealed to, oldest first.
+    /// Age secrets of what snapshots and segments are sealed to, oldest first. That of the chapter before, too: segments
+    /// that left while the present one was begun are sealed to it.
     pub chapters: Vec<String>,
     /// The public half of the chapter that segments are sealed to now; `None` before the first checkpoint.
     pub chapter: Option<String>,
-    /// By response. A successor gets them from the key object and from the journal, never from a peer.
+    /// The pages of the acknowledged checkpoint, by number.
+    #[serde(skip)]
+    pub pages: Pages,
+    /// By the CID of what they open. A successor gets them from the checkpoint's pages and from the journal, never from a peer.
     #[serde(skip)]
     pub conversations: BTreeMap<String, ConversationKey>,
 }
+
+/// A [`ConversationPage`] that is stored, and what opens it.
+#[derive(Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Page {
+    pub cid: String,
+    key: [u8; 32],
+    /// What is on it: a page with the same is not written again.
+    conversations: Vec<String>,
+}
+
+/// By number.
+pub type Pages = BTreeMap<u64, Page>;
 
 /// What is sealed in a key object.
 #[derive(BorshSerialize, BorshDeserialize)]
@@ -54,7 +74,8 @@ struct KeyObject {
     /// The checkpoint's.
     seq: u64,
     chapters: Vec<String>,
-    conversations: BTreeMap<String, ConversationKey>,
+    /// Of the pages that the checkpoint names, in that order: number and key.
+    pages: Vec<(u64, [u8; 32])>,
 }
 
 impl KeyRing {
@@ -68,24 +89,41 @@ impl KeyRing {
         of_recipient(self.chapters.iter(), recipient)
     }
 
-    /// A memory key and a chapter key for the checkpoint `seq` that is begun now. Until one stands, both the new keys and
-    /// the acknowledged ones are in use.
-    pub fn begin(&mut self, seq: u64) -> (Identity, Identity) {
-        let (memory, chapter) = (Identity::generate(), Identity::generate());
+    /// A memory key for the checkpoint `seq` that is begun now. Until one stands, both the new key and the acknowledged
+    /// one are in use.
+    pub fn begin(&mut self, seq: u64) -> Identity {
+        let memory = Identity::generate();
         self.memory.push(MemoryKey { seq, secret: memory.to_secret_string().as_str().to_owned() });
         if self.memory.len() > MEMORY_MAX {
             // Never the first one: that is the acknowledged checkpoint's.
             self.memory.remove(1);
         }
-        self.chapters.push(chapter.to_secret_string().as_str().to_owned());
-        (memory, chapter)
+        memory
     }
 
-    /// This checkpoint stands: the memory keys of all others are destroyed, and what no successor needs any more.
-    pub fn stands(&mut self, checkpoint: &Checkpoint) {
+    /// A key for a snapshot that is made now, and for what will come after it.
+    pub fn begin_chapter(&mut self) -> Identity {
+        let chapter = Identity::generate();
+        self.chapters.push(chapter.to_secret_string().as_str().to_owned());
+        if self.chapters.len() > CHAPTERS_MAX {
+            // Of the attempt before, which was given up: so many never stand in a row.
+            self.chapters.remove(CHAPTERS_MAX - 1);
+        }
+        chapter
+    }
+
+    /// This checkpoint stands, with these pages: the memory keys of all others are destroyed, and what no successor
+    /// needs any more.
+    pub fn stands(&mut self, checkpoint: &Checkpoint, pages: Pages) {
         self.memory.retain(|key| is_of(&key.secret, &checkpoint.recipient));
-        self.chapters.retain(|secret| is_of(secret, &checkpoint.chapter));
-        self.chapter = Some(checkpoint.chapter.clone());
+        let before = self.chapter.replace(checkpoint.chapter.clone());
+        if before.as_ref() != Some(&checkpoint.chapter) {
+            let needed = |secret: &String, recipient: &Option<String>| {
+                recipient.as_ref().is_some_and(|recipient| is_of(secret, recipient))
+            };
+            self.chapters.retain(|secret| needed(secret, &before) || needed(secret, &self.chapter));
+        }
+        self.pages = pages;
     }
 
     /// The chain names checkpoint `seq`: the memory keys of older ones are destroyed, also when nobody was here to hear
@@ -107,26 +145,57 @@ impl KeyRing {
     /// forgets those of conversations that are not stored any more.
     pub fn learn(&mut self, stored: &Conversations) {
         let identities: Vec<Identity> = self.memory.iter().filter_map(|k| Identity::parse(&k.secret).ok()).collect();
+        let mut kept = BTreeMap::new();
         for one in stored.iter() {
-            if self.conversations.contains_key(&one.response) {
-                continue;
-            }
-            let opened = identities.iter().find_map(|identity| seal::open(&one.wrapped_key, identity, 32).ok());
-            if let Some(key) = opened.and_then(|key| ConversationKey::try_from(key).ok()) {
-                self.conversations.insert(one.response.clone(), key);
+            let known = self.conversations.get(&one.cid).copied();
+            let opens = |identity: &Identity| -> Option<ConversationKey> {
+                seal::open(&one.wrapped_key, identity, 32).ok()?.try_into().ok()
+            };
+            if let Some(key) = known.or_else(|| identities.iter().find_map(opens)) {
+                kept.insert(one.cid.clone(), key);
             }
         }
-        self.conversations.retain(|response, _| stored.get(response).is_some());
+        self.conversations = kept;
     }
 
-    /// What the checkpoint `seq` gives its successors, sealed to `memory`.
-    pub fn seal_for(&self, seq: u64, memory: &Recipient) -> Result<Vec<u8>> {
-        let object = KeyObject { seq, chapters: self.chapters.clone(), conversations: self.conversations.clone() };
+    /// The pages of all that is stored: as they are, and written anew where something on one changed. A new page has a new
+    /// key: the old one would open what is not on it any more.
+    pub fn turn_pages(&self, stored: &Conversations) -> Result<(Pages, Vec<ConversationPage>)> {
+        let (mut pages, mut written) = (Pages::new(), Vec::new());
+        for (number, on_it) in stored.by_page() {
+            let held = on_it.iter().filter_map(|one| Some((&one.cid, self.conversations.get(&one.cid)?)));
+            let conversations: Vec<String> = held.clone().map(|(cid, _)| cid.clone()).collect();
+            if let Some(page) = self.pages.get(&number).filter(|page| page.conversations == conversations) {
+                pages.insert(number, page.clone());
+                continue;
+            }
+            let keys: Vec<u8> = held.flat_map(|(_, key)| *key).collect();
+            let key: [u8; 32] = rand::random();
+            let locked = lockbox::lock(&key, &keys).map_err(|e| Error::bug("a page cannot be locked").caused_by(e))?;
+            let names = conversations.iter().map(|cid| store::cid::parse(cid)).collect::<store::Result<_>>();
+            let page = ConversationPage {
+                conversations: names.map_err(|e| Error::corrupt("a conversation's CID does not parse").caused_by(e))?,
+                keys: BASE64_STANDARD.encode(locked),
+            };
+            let cid = store::cid::of_raw(&page.to_bytes()).to_string();
+            pages.insert(number, Page { cid, key, conversations });
+            written.push(page);
+        }
+        Ok((pages, written))
+    }
+
+    /// What the checkpoint `seq` with `pages` gives its successors, sealed to `memory`.
+    pub fn seal_for(&self, seq: u64, pages: &Pages, memory: &Recipient) -> Result<Vec<u8>> {
+        let object = KeyObject {
+            seq,
+            chapters: self.chapters.clone(),
+            pages: pages.iter().map(|(number, page)| (*number, page.key)).collect(),
+        };
         let plain = borsh::to_vec(&object).map_err(|e| Error::bug("the keys cannot be encoded").caused_by(e))?;
         store::checkpoint::keys::seal(&plain, memory).map_err(|e| Error::bug("the keys cannot be sealed").caused_by(e))
     }
 
-    /// The ring of whoever restores `checkpoint` with its memory key.
+    /// The ring of whoever restores `checkpoint` with its memory key, but for the keys on its pages.
     pub fn open(checkpoint: &Checkpoint, sealed: &[u8], memory: &Identity) -> Result<Self> {
         let plain = store::checkpoint::keys::open(sealed, memory)
             .map_err(|e| Error::corrupt("the key object does not open under its memory key").caused_by(e))?;
@@ -136,12 +205,53 @@ impl KeyRing {
             let (found, wanted) = (object.seq, checkpoint.seq);
             return Err(Error::corrupt(format!("the key object is of checkpoint {found}, not of {wanted}")));
         }
+        if object.pages.len() != checkpoint.conversations.len() {
+            return Err(Error::corrupt("the key object is of other pages than the checkpoint names"));
+        }
+        let named = object.pages.into_iter().zip(&checkpoint.conversations);
+        let page = |key, cid: &Cid| Page { cid: cid.to_string(), key, conversations: Vec::new() };
+        let pages = named.map(|((number, key), cid)| (number, page(key, cid))).collect();
         let secret = memory.to_secret_string().as_str().to_owned();
         Ok(Self {
             memory: vec![MemoryKey { seq: checkpoint.seq, secret }],
             chapters: object.chapters,
             chapter: Some(checkpoint.chapter.clone()),
-            conversations: object.conversations,
+            pages,
+            conversations: BTreeMap::new(),
+        })
+    }
+
+    /// Reads the keys on page `number`, whose bytes are `page`.
+    pub fn read_page(&mut self, number: u64, page: &[u8]) -> Result<()> {
+        let Some(known) = self.pages.get_mut(&number) else { return Err(Error::bug("a page that nobody named")) };
+        let bad = |what: &str| Error::corrupt(format!("page {number} of the conversations {what}"));
+        let read = ConversationPage::from_bytes(page).map_err(|e| bad("does not parse").caused_by(e))?;
+        let locked = BASE64_STANDARD.decode(&read.keys).map_err(|e| bad("has no base64").caused_by(e))?;
+        let keys = lockbox::unlock(&known.key, &locked).map_err(|e| bad("does not open").caused_by(e))?;
+        let (keys, []) = keys.as_chunks::<32>() else { return Err(bad("has a part of a key")) };
+        if keys.len() != read.conversations.len() {
+            return Err(bad("has not a key for each"));
+        }
+        known.conversations = read.conversations.iter().map(ToString::to_string).collect();
+        self.conversations.extend(known.conversations.iter().cloned().zip(keys.iter().copied()));
+        Ok(())
+    }
+
+    /// Opens a snapshot or a run of records, whichever chapter it is of.
+    pub fn open_sealed(&self, sealed: &[u8], bytes_max: usize) -> Result<Vec<u8>> {
+        let identities = self.chapters.iter().rev().filter_map(|secret| Identity::parse(secret).ok());
+        let mut why = None;
+        for identity in identities {
+            match seal::open(sealed, &identity, bytes_max) {
+                Ok(plain) => return Ok(plain),
+                Err(e) if e.kind == store::Kind::Key => why = Some(e),
+                Err(e) => return Err(Error::corrupt("sealed memory does not open").caused_by(e)),
+            }
+        }
+        let refusal = Error::corrupt("memory is sealed to a chapter that the checkpoint gave no key for");
+        Err(match why {
+            Some(why) => refusal.caused_by(why),
+            None => refusal,
         })
     }
 
@@ -216,13 +326,14 @@ impl crate::main_loop::Node {
     pub fn conversation(&self, response: &str) -> Option<(Stored, ConversationKey)> {
         let live = self.live.as_ref()?;
         let stored = live.state.conversations.get(response)?.clone();
-        Some((stored, *live.ring.conversations.get(response)?))
+        let key = *live.ring.conversations.get(&stored.cid)?;
+        Some((stored, key))
     }
 
     /// All that `payer` stored, oldest first.
     pub fn conversations_of(&self, payer: &[u8; 20]) -> Vec<(Stored, ConversationKey)> {
         let Some(live) = &self.live else { return Vec::new() };
-        let key = |stored: &Stored| live.ring.conversations.get(&stored.response).copied();
+        let key = |stored: &Stored| live.ring.conversations.get(&stored.cid).copied();
         live.state.conversations.of_payer(payer).filter_map(|stored| Some((stored.clone(), key(stored)?))).collect()
     }
 }

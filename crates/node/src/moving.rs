@@ -102,16 +102,10 @@ async fn try_follow(
         .ring
         .memory_of(&found.recipient)
         .ok_or_else(|| Error::retry("the key grant lacks the key of the last checkpoint"))?;
-    let (snapshot, mut ring) = checkpoint::open(&cx.store, &found, &memory).await?;
-    ring.merge(grant.ring);
-    let mut after = snapshot.lsn;
-    let restored = Restored {
-        lsn: snapshot.lsn,
-        state: snapshot.state,
-        later: Vec::new(),
-        ring,
-        token: Some(grant.token.clone()),
-    };
+    let mut restored = Restored::of(&found, checkpoint::open(&cx.store, &found, &memory).await?);
+    restored.ring.merge(grant.ring);
+    restored.token = Some(grant.token.clone());
+    let mut after = restored.until;
     cx.tell(Event::Restored(Ok(Box::new(restored)))).await;
 
     let mut headers = HeaderMap::new();

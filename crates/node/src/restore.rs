@@ -1,6 +1,6 @@
 //! Coming to life from what the world holds: the acknowledged checkpoint, the shares, the later segments.
 
-use crate::checkpoint;
+use crate::checkpoint::{self, Opened};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::memory::KeyRing;
@@ -19,8 +19,10 @@ pub struct Restored {
     pub lsn: u64,
     /// The state after `lsn`, encoded.
     pub state: Vec<u8>,
-    /// Sealed runs after it, opened and in order.
+    /// Runs of records after it, in order.
     pub later: Vec<Vec<u8>>,
+    /// They reach at least so far: the checkpoint's last record.
+    pub until: u64,
     pub ring: KeyRing,
     /// The token under which a former operator may report what it delivered after the cut.
     pub token: Option<String>,
@@ -97,29 +99,28 @@ fn combine(found: &Checkpoint, shares: &[seal::Share]) -> Result<Identity> {
     Identity::parse(&text).map_err(|e| Error::corrupt("the memory key does not parse").caused_by(e))
 }
 
-/// With the key in hand: keys and snapshot, then every later segment that chains.
+/// With the key in hand: all that the checkpoint names, then every later segment that chains.
 async fn open(cx: &Context, found: &Checkpoint, memory: &Identity) -> Result<Restored> {
-    let (snapshot, ring) = checkpoint::open(&cx.store, found, memory).await?;
-    State::decode(&snapshot.state)?;
-    let later = later_segments(cx, snapshot.lsn, &ring).await?;
+    let opened = checkpoint::open(&cx.store, found, memory).await?;
+    State::decode(&opened.snapshot.state)?;
+    let mut restored = Restored::of(found, opened);
+    restored.later.extend(later_segments(cx, found.lsn, &restored.ring).await?);
     crash_point!("restore.loaded");
-    Ok(Restored { lsn: snapshot.lsn, state: snapshot.state, later, ring, token: None })
+    Ok(restored)
+}
+
+impl Restored {
+    pub fn of(found: &Checkpoint, opened: Opened) -> Self {
+        let Opened { snapshot, runs, ring } = opened;
+        Self { lsn: snapshot.lsn, state: snapshot.state, later: runs, until: found.lsn, ring, token: None }
+    }
 }
 
 /// Segments after `lsn`, opened, in order, up to the first gap. What lies behind a gap was never acknowledged
 /// as replicated, so it is within the stated exposure.
 async fn later_segments(cx: &Context, lsn: u64, ring: &KeyRing) -> Result<Vec<Vec<u8>>> {
-    // Whose signature each header must carry, by the treasury's own events.
-    let operators = chain::history::operators(&cx.chain, cx.config.treasury)
-        .await
-        .map_err(|e| Error::retry("the treasury's events cannot be read").caused_by(e))?;
-    let all = replicate::headers(cx, lsn).await?;
-    let all = replicate::signed_by_operators(all, cx.config.treasury, cx.config.chain_id, |epoch| {
-        operators.get(&epoch).copied()
-    });
     let mut later = Vec::new();
-    let mut next = lsn + 1;
-    while let Some(header) = all.iter().filter(|h| h.first_lsn <= next && h.last_lsn >= next).max_by_key(|h| h.epoch) {
+    for header in replicate::chained(cx, lsn).await? {
         let Some(identity) = ring.chapter_of(&header.recipient) else {
             tracing::warn!(segment = header.index, "a segment is sealed to a key that this checkpoint does not hold");
             break;
@@ -132,7 +133,6 @@ async fn later_segments(cx: &Context, lsn: u64, ring: &KeyRing) -> Result<Vec<Ve
         let plain = seal::open(&sealed, &identity, checkpoint::SNAPSHOT_BYTES_MAX)
             .map_err(|e| Error::corrupt(format!("segment {} does not open", header.index)).caused_by(e))?;
         later.push(plain);
-        next = header.last_lsn + 1;
     }
     Ok(later)
 }

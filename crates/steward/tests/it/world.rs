@@ -384,6 +384,9 @@ impl World {
             lsn: 10,
             snapshot: store::cid::of_raw(SNAPSHOT),
             snapshot_bytes: u64::try_from(SNAPSHOT.len()).unwrap(),
+            snapshot_lsn: 10,
+            segments: None,
+            segments_bytes: 0,
             chapter: Identity::generate().recipient().to_string(),
             // Any object that the store has.
             keys: store::cid::of_raw(SNAPSHOT),

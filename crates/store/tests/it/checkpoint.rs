@@ -30,6 +30,9 @@ fn draft(snapshot: Cid, conversations: Vec<Cid>) -> Checkpoint {
         lsn: 1000,
         snapshot,
         snapshot_bytes: 77,
+        snapshot_lsn: 900,
+        segments: Some(cid::of_raw(b"segments")),
+        segments_bytes: 5_000,
         chapter: Identity::generate().recipient().to_string(),
         keys: cid::of_raw(b"keys"),
         recipient: memory.recipient().to_string(),
@@ -51,6 +54,13 @@ pub fn signed(snapshot: Cid, conversations: Vec<Cid>) -> Checkpoint {
     checkpoint
 }
 
+/// With segments after its snapshot that are here.
+pub fn resting_on(snapshot: Cid, segments: Cid, pages: Vec<Cid>) -> Checkpoint {
+    let mut checkpoint = Checkpoint { segments: Some(segments), ..draft(snapshot, pages) };
+    checkpoint.sign(&operator()).unwrap();
+    checkpoint
+}
+
 /// The one after it, with a key object that is here.
 pub fn with_keys(seq: u64, keys: Cid) -> Checkpoint {
     let mut checkpoint = Checkpoint { seq, keys, ..draft(cid::of_raw(b"snapshot"), Vec::new()) };
@@ -66,7 +76,7 @@ pub fn ending_with(log: Cid) -> Checkpoint {
 }
 
 fn example() -> Checkpoint {
-    signed(cid::of_raw(b"snapshot"), vec![cid::of_raw(b"talk")])
+    signed(cid::of_raw(b"snapshot"), vec![cid::of_raw(b"page")])
 }
 
 fn verify(checkpoint: &Checkpoint) -> Result<(), Mismatch> {
@@ -80,10 +90,7 @@ fn a_signed_checkpoint_survives_its_bytes() {
     assert_eq!(read, made);
     verify(&read).unwrap();
     assert_eq!(read.cid(), cid::raw(read.digest()));
-    assert_eq!(
-        read.objects(),
-        [cid::of_raw(b"snapshot"), cid::of_raw(b"keys"), cid::of_raw(b"log"), cid::of_raw(b"talk")]
-    );
+    assert_eq!(read.objects(), [&b"snapshot"[..], b"keys", b"log", b"segments", b"page"].map(cid::of_raw));
     assert_eq!(read.share_of(Address::repeat_byte(2)).unwrap().sealed, "c2VhbGVk2");
     read.follows(4, Some(B256::repeat_byte(4)), 3).unwrap();
 }
@@ -105,13 +112,16 @@ fn swapped_replayed_and_mixed_checkpoints_are_refused_by_name() {
 #[test]
 fn a_change_of_any_field_breaks_the_signature() {
     let good = example();
-    let changes: [fn(&mut Checkpoint); 15] = [
+    let changes: [fn(&mut Checkpoint); 18] = [
         |c| c.epoch += 1,
         |c| c.seq += 1,
         |c| c.prev = None,
         |c| c.lsn += 1,
         |c| c.snapshot = cid::of_raw(b"other"),
         |c| c.snapshot_bytes += 1,
+        |c| c.snapshot_lsn += 1,
+        |c| c.segments = Some(cid::of_raw(b"other")),
+        |c| c.segments_bytes += 1,
         |c| c.chapter = Identity::generate().recipient().to_string(),
         |c| c.keys = cid::of_raw(b"other"),
         |c| c.recipient = Identity::generate().recipient().to_string(),
@@ -174,6 +184,18 @@ fn a_key_that_could_not_be_restored_is_not_signed() {
         change(&mut checkpoint);
         refused(checkpoint.sign(&operator()), Kind::Usage, "nobody could accept");
         assert!(matches!(verify(&checkpoint), Err(Mismatch::Shares { .. })), "{at}");
+    }
+}
+
+#[test]
+fn a_checkpoint_with_a_hole_behind_its_snapshot_is_not_signed() {
+    let broken: [fn(&mut Checkpoint); 3] =
+        [|c| c.snapshot_lsn = c.lsn + 1, |c| c.snapshot_lsn = c.lsn, |c| c.segments = None];
+    for (at, change) in broken.iter().enumerate() {
+        let mut checkpoint = draft(cid::of_raw(b"s"), vec![]);
+        change(&mut checkpoint);
+        refused(checkpoint.sign(&operator()), Kind::Usage, "nobody could accept");
+        assert!(matches!(verify(&checkpoint), Err(Mismatch::Gap { .. })), "{at}");
     }
 }
 

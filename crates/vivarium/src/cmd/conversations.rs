@@ -48,7 +48,7 @@ async fn export(link: &Link, flags: &Flags) -> Result<Vec<u8>> {
     let request = ExportRequest::signed(world.treasury, world.chain_id, at, &key).context("the key does not sign")?;
     let url = format!("{}/v1/responses/export", link.record.url().await?);
     let answer = link.http.post_json(&url, &request).await?.success_or_read().await?;
-    Ok(answer.bytes(ARCHIVE_BYTES_MAX).await?)
+    Ok(answer.bytes(ARCHIVE_BYTES_MAX).await?.to_vec())
 }
 
 async fn delete(link: &Link, id: &str) -> Result<Vec<u8>> {
