@@ -197,11 +197,12 @@ fn an_agent_is_rebuilt_on_an_empty_host_from_the_chain_and_from_sources_that_lie
             .then_some(())
     });
     world.within(COMES_BACK, "selling again", |w| (w.agent()?["selling"] == true).then_some(()));
-    world.until("the conversation goes on", |w| {
+    let goes_on = world.until("the conversation goes on", |w| {
         w.ask(&["--conversation", &conversation, "--max-tokens", "16", "What is my name?"])
     });
+    let goes_on = goes_on["id"].as_str().expect("an id").to_owned();
     assert!(world.ask(&["--conversation", &secret, "--max-tokens", "4", "What is my secret?"]).is_none());
-    assert_eq!(stored(&world), [conversation], "what was deleted stays so");
+    assert_eq!(stored(&world), [conversation, goes_on], "what was deleted stays so");
     assert!(earned(&world).expect("a ledger") >= paid, "income was lost");
     assert!(world.agent().is_some_and(|agent| agent["ledger_ok"] == true), "the books do not balance");
     let count = |counter: &AtomicU64| counter.load(Ordering::SeqCst);
