@@ -3,23 +3,23 @@
 //! The list is closed, and nothing here reads a request, a prompt or an answer.
 //! Every call is guarded by what the contract allows once, so a repetition after a crash changes nothing.
 
-use crate::checkpoint::{self, Committed, Draft};
+use crate::checkpoint::{self, Place};
 use crate::context::Context;
 use crate::error::Error;
 use crate::main_loop::{Event, Node};
-use crate::replicate::{self, Segment};
+use crate::memory::Pages;
+use crate::replicate::{self, SEGMENT_RECORDS_MAX, Segment, Sent as Left, Waiting};
 use crate::shared::Bulletin;
 use alloy::primitives::{Address, B256, Bytes, keccak256};
 use chain::Outcome as Sent;
+use chain::Stage;
 use chain::treasury::{REFUEL_GAS, calls};
 use economy::{Outcome, Output, OutputId};
 use journal::crash_point;
 use net::chain_of;
 use std::sync::Arc;
+use store::checkpoint::Checkpoint;
 use store::seal::Recipient;
-
-/// Records in one segment, in bytes before sealing.
-const SEGMENT_RECORDS_MAX: u64 = 20_000;
 
 /// Starts `output`. Its end comes back as `Event::Acted` under the same id.
 pub fn perform(node: &mut Node, id: OutputId, output: Output) {
@@ -120,17 +120,27 @@ fn outcome_of(label: &str, sent: Sent) -> Outcome {
 // ---- checkpoints ----
 
 fn start_checkpoint(node: &mut Node, id: OutputId) {
-    let (Some(news), Some(live)) = (&node.news, &node.live) else { return };
-    let draft = Draft {
+    let (Some(news), Some(live)) = (&node.news, &mut node.live) else { return };
+    let place = Place {
         epoch: news.state.epoch,
         seq: news.state.checkpointSeq + 1,
         prev: news.state.checkpointDigest,
-        lsn: live.journal.next_lsn() - 1,
         at: news.head.timestamp,
-        state: live.state.encode(),
-        ring: live.ring.clone(),
-        conversations: live.state.conversations.cids().map(str::to_owned).collect(),
-        log: live.state.log.after(0).cloned().collect(),
+        may_grow: news.state.stage() == Stage::Alive && news.runs_the_code(),
+    };
+    let before = live.ring.clone();
+    let drawn_up = checkpoint::draw_up(live, &place);
+    let drawn_up = drawn_up.and_then(|draft| node.cx.ring_file.save(&live.ring).map(|()| draft));
+    let draft = match drawn_up {
+        Ok(draft) => draft,
+        Err(e) => {
+            let reason = chain_of(&e);
+            tracing::warn!(reason, "no checkpoint");
+            live.ring = before;
+            let cx = node.cx.clone();
+            tokio::spawn(async move { cx.tell(Event::Acted { id, outcome: Outcome::Failed { reason } }).await });
+            return;
+        }
     };
     let cx = node.cx.clone();
     tokio::spawn(async move {
@@ -143,15 +153,17 @@ fn start_checkpoint(node: &mut Node, id: OutputId) {
                 return;
             }
         };
-        let call = calls::commit(prepared.seq, prepared.digest, prepared.prev, prepared.acks);
+        let made = prepared.checkpoint;
+        let call = calls::commit(made.seq, prepared.digest, prepared.prev, prepared.acks);
         let tx = chain::Tx::call(cx.config.treasury, call, "commit");
         let sent = cx.operator.submit(tx).await;
         crash_point!("checkpoint.committed");
         match sent {
             Sent::Done { block, .. } => {
-                let committed = Committed { seq: prepared.seq, digest: prepared.digest, lsn: prepared.lsn };
-                cx.tell(Event::Committed { id, block, committed, key: prepared.key }).await;
-                checkpoint::keep(&cx, prepared.digest, prepared.prev, &prepared.log).await;
+                let log = made.log;
+                let pages = prepared.pages;
+                cx.tell(Event::Committed { id, block, checkpoint: Box::new(made), pages }).await;
+                checkpoint::keep(&cx, prepared.digest, prepared.prev, &log).await;
             }
             other => {
                 let outcome = outcome_of("commit", other);
@@ -167,14 +179,26 @@ fn start_checkpoint(node: &mut Node, id: OutputId) {
 pub fn ship(node: &mut Node) {
     let Some(news) = &node.news else { return };
     let epoch = news.state.epoch;
+    let is_urgent = !node.waiting_for_replication.is_empty();
     let Some(live) = &mut node.live else { return };
-    let Some(digest) = live.sealing_for else { return };
-    let shipping = &live.shipping;
+    let Some(chapter) = live.ring.chapter.clone() else { return };
+    let (exposure, now_ms) = (live.exposure(), crate::fence::boottime_ms());
+    let shipping = &mut live.shipping;
     if !shipping.known || shipping.in_flight || live.durable <= shipping.replicated_lsn {
         return;
     }
-    let Some(Ok(identity)) = live.ring.of_checkpoint(&digest) else { return };
-    let recipient: Recipient = identity.recipient();
+    let waiting = Waiting {
+        since_ms: *shipping.waits_since_ms.get_or_insert(now_ms),
+        now_ms,
+        day_secs: u64::from(node.cx.birth.timers.day),
+        records: live.durable - shipping.replicated_lsn,
+        exposed: (exposure, node.cx.manifest.exposure_uusdc_max),
+        is_urgent,
+    };
+    if !waiting.is_due() {
+        return;
+    }
+    let Ok(recipient) = Recipient::parse(&chapter) else { return };
     let first_lsn = shipping.replicated_lsn + 1;
     let last_lsn = live.durable.min(first_lsn + SEGMENT_RECORDS_MAX - 1);
     let records = match live.journal.export(first_lsn, last_lsn) {
@@ -187,6 +211,7 @@ pub fn ship(node: &mut Node) {
     let segment =
         Segment { epoch, index: shipping.next_index, first_lsn, last_lsn, prev: shipping.prev, recipient, records };
     live.shipping.in_flight = true;
+    live.shipping.waits_since_ms = None;
     let cx = node.cx.clone();
     tokio::spawn(async move {
         let shipped = replicate::ship(cx.clone(), segment).await;
@@ -194,31 +219,41 @@ pub fn ship(node: &mut Node) {
     });
 }
 
-/// After a start: the chain of headers goes on where the stewards hold it.
+/// After a start: the chain of headers goes on where the stewards hold it, and the next checkpoint where the last one is.
 pub fn learn_shipping(node: &Node) {
     let cx = node.cx.clone();
     let last_lsn = node.live.as_ref().map_or(0, |l| l.durable);
+    let digest = node.news.as_ref().map(|news| news.state.checkpointDigest).filter(|digest| !digest.is_zero());
     tokio::spawn(async move {
         loop {
-            match replicate::headers(&cx, 0).await {
-                Ok(headers) => {
-                    // One chain over the whole life: it goes on behind the last header whose records are here.
-                    let last = headers.iter().filter(|h| h.last_lsn <= last_lsn).max_by_key(|h| (h.last_lsn, h.epoch));
-                    let event = Event::ShippingKnown {
-                        next_index: last.map_or(0, |h| h.index + 1),
-                        prev: last.map(|h| h.cid),
-                        replicated_lsn: last.map_or(0, |h| h.last_lsn),
-                    };
-                    cx.tell(event).await;
-                    return;
-                }
+            match shipping_known(&cx, last_lsn, digest).await {
+                Ok(event) => return cx.tell(event).await,
                 Err(e) => {
-                    tracing::warn!(error = %chain_of(&e), "the stewards do not say what they hold: asking again");
+                    tracing::warn!(error = %chain_of(&e), "what was shipped is not known yet: asking again");
                     tokio::time::sleep(std::time::Duration::from_secs(1)).await;
                 }
             }
         }
     });
+}
+
+async fn shipping_known(cx: &Context, last_lsn: u64, digest: Option<B256>) -> crate::error::Result<Event> {
+    let headers = replicate::headers(cx, 0).await?;
+    // One chain over the whole life: it goes on behind the last header whose records are here.
+    let last = headers.iter().filter(|h| h.last_lsn <= last_lsn).max_by_key(|h| (h.last_lsn, h.epoch));
+    let stands = match digest {
+        None => None,
+        Some(digest) => Some(Box::new(checkpoint::fetch(cx, digest).await?)),
+    };
+    let covered = stands.as_ref().map_or(0, |stands| stands.lsn);
+    let sent = replicate::chained(cx, covered).await?;
+    Ok(Event::ShippingKnown {
+        next_index: last.map_or(0, |h| h.index + 1),
+        prev: last.map(|h| h.cid),
+        replicated_lsn: last.map_or(0, |h| h.last_lsn).max(covered),
+        sent: sent.iter().filter(|h| h.last_lsn <= last_lsn).map(Left::from).collect(),
+        stands,
+    })
 }
 
 /// Is the standby's node alive and able? Asked about once a second.
@@ -318,16 +353,14 @@ impl Node {
         &mut self,
         id: OutputId,
         block: u64,
-        committed: Committed,
-        key: crate::memory::MemoryKey,
+        made: Box<Checkpoint>,
+        pages: Pages,
     ) -> crate::error::Result<()> {
         self.life(economy::Input::Done { id, outcome: Outcome::Done { block } })?;
         let Some(live) = &mut self.live else { return Ok(()) };
-        live.ring.add(key);
-        live.sealing_for = Some(committed.digest.0);
-        // Records up to the checkpoint are in the store inside its snapshot.
-        live.replicated(committed.lsn);
-        tracing::info!(seq = committed.seq, lsn = committed.lsn, "checkpoint acknowledged and on chain");
+        tracing::info!(seq = made.seq, lsn = made.lsn, "checkpoint acknowledged and on chain");
+        live.committed(made, pages);
+        self.cx.ring_file.save(&live.ring)?;
         // The local snapshot is taken of now, not of then: it only has to be consistent with its own number.
         let lsn = live.journal.next_lsn() - 1;
         let state = live.state.encode();
@@ -343,18 +376,36 @@ impl Node {
         match shipped {
             Ok(shipped) => {
                 live.shipping.next_index = shipped.index + 1;
+<<<<<<< HEAD
                 live.shipping.prev = Some(shipped.cid);
                 live.replicated(shipped.last_lsn);
+=======
+                live.shipping.prev = Some(shipped.sent.cid);
+                live.shipping.sent.push(shipped.sent);
+                live.replicated(shipped.sent.last_lsn);
+                self.release_replicated();
+>>>>>>> mem
             }
             Err(e) => tracing::warn!(error = %chain_of(&e), "a segment is not replicated yet"),
         }
     }
 
-    pub(crate) fn on_shipping_known(&mut self, next_index: u64, prev: Option<store::cid::Cid>, replicated_lsn: u64) {
+    pub(crate) fn on_shipping_known(
+        &mut self,
+        (next_index, prev): (u64, Option<store::cid::Cid>),
+        replicated_lsn: u64,
+        sent: Vec<Left>,
+        stands: Option<Box<Checkpoint>>,
+    ) {
         if let Some(live) = &mut self.live {
             live.shipping.known = true;
             live.shipping.next_index = next_index;
             live.shipping.prev = prev;
+            // One that was committed while this was asked is newer.
+            if live.stands.is_none() {
+                live.shipping.sent = sent;
+                live.stands = stands;
+            }
             // Records before the journal's first came inside a checkpoint.
             live.replicated(replicated_lsn.max(live.journal.first_lsn() - 1));
         }

@@ -4,7 +4,7 @@
 
 use crate::channels::{CallAnswer, CallWant, Moved};
 use crate::context::Context;
-use crate::conversation::ConversationInput;
+use crate::conversation::{ConversationInput, ConversationKey, Stored};
 use crate::error::Result;
 use crate::main_loop::{Event, Node};
 use crate::settle::Settlement;
@@ -50,8 +50,17 @@ pub enum Ask {
     Aborted { request: RequestId, why: AbortWhy },
     /// Answered once the outcome of the payment is known.
     WhenSettled { request: RequestId, reply: oneshot::Sender<Settlement> },
-    /// A conversation was stored or deleted; answered once that is durable.
-    Keep { input: ConversationInput, reply: oneshot::Sender<()> },
+    /// A conversation is sealed and in the store; answered once that is durable.
+    Keep { kept: Box<Kept>, key: ConversationKey, reply: oneshot::Sender<()> },
+    /// A conversation's key is destroyed; answered once that is durable.
+    Forget { response: String, reply: oneshot::Sender<()> },
+}
+
+/// A conversation that was sealed under its key.
+pub struct Kept {
+    pub response: String,
+    pub payer: [u8; 20],
+    pub cid: String,
 }
 
 /// Everything that a reservation records.
@@ -188,7 +197,8 @@ impl Node {
                 }
                 Ok(())
             }
-            Ask::Keep { input, reply } => self.keep(input, reply),
+            Ask::Keep { kept, key, reply } => self.keep(*kept, key, reply),
+            Ask::Forget { response, reply } => self.forget(response, reply),
         }
     }
 
@@ -301,18 +311,47 @@ impl Node {
         Ok(())
     }
 
-    fn keep(&mut self, input: ConversationInput, reply: oneshot::Sender<()>) -> Result<()> {
+    /// Its key is sealed here and not where it was made: a checkpoint that began meanwhile has another memory key.
+    fn keep(&mut self, kept: Kept, key: ConversationKey, reply: oneshot::Sender<()>) -> Result<()> {
         let now = self.now();
-        if self.live.as_ref().is_some_and(|live| live.sealed) {
+        let Some(live) = &mut self.live else { return Ok(()) };
+        let wrapped_key = match live.ring.wrap(&key) {
+            Ok(wrapped_key) => wrapped_key,
+            Err(e) => {
+                tracing::warn!(error = %net::chain_of(&e), "a conversation is not kept");
+                // Without an answer the customer is told to ask again.
+                return Ok(());
+            }
+        };
+        let Kept { response, payer, cid } = kept;
+        let input = ConversationInput::Store(Stored { response, payer, at: now, cid: cid.clone(), wrapped_key });
+        if live.sealed {
             // The agent moved while this answer was made: its successor keeps the conversation.
             crate::moving::report_late(self, Recorded::Conversation(input));
             let _ = reply.send(());
-        } else if let Some(live) = &mut self.live {
-            let lsn = live.record(now, &Recorded::Conversation(input))?;
-            live.when_durable(lsn, move || {
-                let _ = reply.send(());
-            });
+            return Ok(());
         }
+        let lsn = live.record(now, &Recorded::Conversation(input))?;
+        live.ring.conversations.insert(cid, key);
+        live.when_durable(lsn, move || {
+            let _ = reply.send(());
+        });
+        Ok(())
+    }
+
+    /// The key goes from memory and disk at once, and from the key object with the next checkpoint.
+    fn forget(&mut self, response: String, reply: oneshot::Sender<()>) -> Result<()> {
+        let now = self.now();
+        // Moved: without an answer the customer is told to ask again, and asks the successor.
+        let Some(live) = self.live.as_mut().filter(|live| !live.sealed) else { return Ok(()) };
+        if let Some(stored) = live.state.conversations.get(&response) {
+            live.ring.conversations.remove(&stored.cid);
+        }
+        self.cx.ring_file.save(&live.ring)?;
+        let lsn = live.record(now, &Recorded::Conversation(ConversationInput::Delete { response }))?;
+        live.when_durable(lsn, move || {
+            let _ = reply.send(());
+        });
         Ok(())
     }
 

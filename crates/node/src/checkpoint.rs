@@ -1,13 +1,17 @@
-//! Checkpoints: snapshot, fresh memory key, shares, acknowledgements, commit.
+//! Checkpoints: snapshot, key object, fresh memory key, shares, acknowledgements, commit.
 //!
-//! Order matters and each step is a crash point: seal → store → key on disk → k acknowledgements → commit.
+//! Order matters and each step is a crash point: keys on disk → seal → store → k acknowledgements → commit.
 //! A crash before the commit leaves an object nobody names; a crash after it finds the key in the ring file.
 
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::history::LogLine;
-use crate::memory::{KeyRing, MemoryKey};
+use crate::live::Live;
+use crate::manifest::Steward;
+use crate::memory::{KeyRing, Pages};
+use crate::replicate::Sent;
 use alloy::primitives::{Address, B256, Bytes};
+use alloy::signers::local::PrivateKeySigner;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use borsh::{BorshDeserialize, BorshSerialize};
 use chain::Safe;
@@ -16,7 +20,9 @@ use futures::future::join_all;
 use journal::crash_point;
 use serde::Deserialize;
 use std::sync::Arc;
-use store::checkpoint::{Checkpoint, LifeLog, Share};
+use store::StoreClient;
+use store::checkpoint::keys::KEYS_BYTES_MAX;
+use store::checkpoint::{Checkpoint, ConversationPage, LifeLog, PAGE_BYTES_MAX, SegmentList, Share};
 use store::cid::Cid;
 use store::seal::{self, Identity, Recipient};
 
@@ -31,30 +37,123 @@ pub struct Snapshot {
     /// The state after this LSN.
     pub lsn: u64,
     pub state: Vec<u8>,
-    /// Older memory keys (JSON), for conversations sealed to them.
-    pub ring: Vec<u8>,
 }
+
+/// A new snapshot is made when the segments since the last one are so many times as long: then snapshots are 1.6 % of what
+/// is written, and a successor reads at most this many times the memory. A choice; docs/benchmarks.md has what it costs.
+const SEGMENTS_PER_SNAPSHOT: u64 = 64;
+/// Or so long, sealed, bytes: whoever restores holds them in memory.
+const SEGMENTS_BYTES_MAX: u64 = 512 << 20;
 
 /// What the main loop hands over: everything as of one LSN.
 pub struct Draft {
     pub epoch: u64,
     pub seq: u64,
     pub prev: B256,
+    /// The last record that it contains.
     pub lsn: u64,
     /// Chain seconds.
     pub at: u64,
-    pub state: Vec<u8>,
-    pub ring: KeyRing,
-    pub conversations: Vec<String>,
+    pub body: Body,
+    /// The memory key made for this one, which is in the ring and on disk already.
+    pub memory: Identity,
+    /// The key object, sealed to it.
+    pub keys: Vec<u8>,
+    pub pages: Pages,
+    /// Those of `pages` that are not stored yet.
+    pub written: Vec<ConversationPage>,
     /// Every line of the log that is still kept.
     pub log: Vec<LogLine>,
 }
 
-/// A checkpoint the chain has accepted.
-pub struct Committed {
+/// How the state comes into a checkpoint.
+pub enum Body {
+    /// By a snapshot made now, which begins a chapter.
+    Snapshot { state: Vec<u8>, chapter: Identity },
+    /// By the snapshot of the checkpoint before, and segments that are in the store already.
+    Segments { before: Box<Checkpoint>, segments: Vec<Cid>, bytes: u64 },
+}
+
+impl Body {
+    /// What `shipped` adds to the checkpoint that stands, and up to which record. `None` where a snapshot is due: in a
+    /// new epoch (other code may go on from here), when the segments are too long, or when there is a gap in them.
+    pub fn grown(before: &Checkpoint, shipped: &[Sent], epoch: u64) -> Option<(Self, u64)> {
+        let mut lsn = before.lsn;
+        for segment in shipped.iter().filter(|segment| segment.last_lsn > before.lsn) {
+            if segment.first_lsn > lsn + 1 {
+                return None;
+            }
+            lsn = segment.last_lsn;
+        }
+        let new = shipped.iter().filter(|segment| segment.last_lsn > before.lsn);
+        let bytes = new.clone().map(|segment| segment.bytes).fold(before.segments_bytes, u64::saturating_add);
+        let most = before.snapshot_bytes.saturating_mul(SEGMENTS_PER_SNAPSHOT).min(SEGMENTS_BYTES_MAX);
+        if before.epoch != epoch || bytes > most {
+            return None;
+        }
+        let segments = new.map(|segment| segment.cid).collect();
+        Some((Self::Segments { before: Box::new(before.clone()), segments, bytes }, lsn))
+    }
+}
+
+/// Where a checkpoint comes, by the chain.
+pub struct Place {
+    pub epoch: u64,
     pub seq: u64,
-    pub digest: B256,
-    pub lsn: u64,
+    pub prev: B256,
+    /// Chain seconds.
+    pub at: u64,
+    /// It may rest on a snapshot made before. Not at an end, after which no later segment comes, and not when other code
+    /// is to read it.
+    pub may_grow: bool,
+}
+
+/// Draws up the next checkpoint from what lives here. The ring has its new keys then, and must be on disk before the
+/// checkpoint can be on chain: a key that is not opens nothing after a crash.
+pub fn draw_up(live: &mut Live, place: &Place) -> Result<Draft> {
+    live.ring.learn(&live.state.conversations);
+    let grown = live.stands.as_ref().filter(|_| place.may_grow);
+    let grown = grown.and_then(|before| Body::grown(before, &live.shipping.sent, place.epoch));
+    let memory = live.ring.begin(place.seq);
+    let (body, lsn) = grown.unwrap_or_else(|| {
+        let chapter = live.ring.begin_chapter();
+        (Body::Snapshot { state: live.state.encode(), chapter }, live.journal.next_lsn() - 1)
+    });
+    let (pages, written) = live.ring.turn_pages(&live.state.conversations)?;
+    Ok(Draft {
+        epoch: place.epoch,
+        seq: place.seq,
+        prev: place.prev,
+        lsn,
+        at: place.at,
+        body,
+        keys: live.ring.seal_for(place.seq, &pages, &memory.recipient())?,
+        memory,
+        pages,
+        written,
+        log: live.state.log.after(0).cloned().collect(),
+    })
+}
+
+/// Whose memory it is, and who watches over it.
+pub struct Home<'a> {
+    pub agent: Address,
+    pub chain_id: u64,
+    pub stewards: &'a [Steward],
+    pub threshold: u8,
+    pub operator: &'a PrivateKeySigner,
+}
+
+impl<'a> Home<'a> {
+    fn of(cx: &'a Context) -> Self {
+        Self {
+            agent: cx.config.treasury,
+            chain_id: cx.config.chain_id,
+            stewards: &cx.manifest.stewards,
+            threshold: cx.manifest.threshold,
+            operator: &cx.keys.node,
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -63,20 +162,27 @@ struct AckAnswer {
     signature: Bytes,
 }
 
-/// Seals, stores, collects acknowledgements. Returns the calldata's parts; the caller sends `commit`.
+/// Where a checkpoint says that the state is.
+struct Memory {
+    snapshot: Cid,
+    snapshot_bytes: u64,
+    snapshot_lsn: u64,
+    segments: Option<Cid>,
+    segments_bytes: u64,
+    chapter: String,
+}
+
+/// A checkpoint that k stewards acknowledged; the caller sends `commit`.
 pub struct Prepared {
-    pub seq: u64,
+    pub checkpoint: Checkpoint,
     pub digest: B256,
     pub prev: B256,
-    pub lsn: u64,
+    pub pages: Pages,
     pub acks: Vec<Bytes>,
-    /// Already in the ring file; the main loop's copy learns it here.
-    pub key: MemoryKey,
-    /// The newest stretch of the log, named in the checkpoint.
-    pub log: Cid,
 }
 
 pub async fn prepare(cx: Arc<Context>, draft: Draft) -> Result<Prepared> {
+<<<<<<< HEAD
     let identity = Identity::generate();
     let recipient = identity.recipient();
     let secret = identity.to_secret_string();
@@ -88,49 +194,98 @@ pub async fn prepare(cx: Arc<Context>, draft: Draft) -> Result<Prepared> {
     let stored = |e| Error::retry("the store did not take the checkpoint").caused_by(e);
     let snapshot_cid = cx.store.put_bytes(&sealed).await.map_err(stored)?;
     let (log, log_seq) = archive_log(&cx, draft.prev, draft.lsn, &draft.log).await?;
+=======
+    let log = archive_log(&cx, draft.prev, &draft.log).await?;
+    let checkpoint = write(&cx.store, &Home::of(&cx), &draft, log).await?;
+    let digest = B256::from(checkpoint.digest());
+    let ack = Ack { epoch: draft.epoch, seq: draft.seq, digest, prev: draft.prev };
+    let acks = acknowledge(&cx, &ack).await?;
+    crash_point!("checkpoint.acked");
+    Ok(Prepared { checkpoint, digest, prev: draft.prev, pages: draft.pages, acks })
+}
+>>>>>>> mem
 
-    let shares = share_out(&cx, secret.as_str())?;
+/// Seals and stores everything that the checkpoint names and that is not stored, and the checkpoint. `log`: the newest
+/// stretch, and the last line in it.
+pub async fn write(store: &StoreClient, home: &Home<'_>, draft: &Draft, log: (Cid, u64)) -> Result<Checkpoint> {
+    let stored = |e| Error::retry("the store did not take the checkpoint").caused_by(e);
+    let memory = match &draft.body {
+        Body::Snapshot { state, chapter } => {
+            let snapshot = Snapshot { lsn: draft.lsn, state: state.clone() };
+            let plain =
+                borsh::to_vec(&snapshot).map_err(|e| Error::bug("a snapshot cannot be encoded").caused_by(e))?;
+            let sealed = seal::seal(&plain, &[chapter.recipient()])
+                .map_err(|e| Error::bug("a snapshot cannot be sealed").caused_by(e))?;
+            crash_point!("checkpoint.sealed");
+            Memory {
+                snapshot: store.put_bytes(&sealed).await.map_err(stored)?,
+                snapshot_bytes: u64::try_from(sealed.len())
+                    .map_err(|_| Error::bug("a snapshot longer than 2^64 bytes"))?,
+                snapshot_lsn: draft.lsn,
+                segments: None,
+                segments_bytes: 0,
+                chapter: chapter.recipient().to_string(),
+            }
+        }
+        Body::Segments { before, segments, bytes } => {
+            crash_point!("checkpoint.sealed");
+            Memory {
+                snapshot: before.snapshot,
+                snapshot_bytes: before.snapshot_bytes,
+                snapshot_lsn: before.snapshot_lsn,
+                segments: match segments.is_empty() {
+                    true => before.segments,
+                    false => {
+                        let list = SegmentList { agent: home.agent, prev: before.segments, segments: segments.clone() };
+                        Some(store.put_bytes(&list.to_bytes()).await.map_err(stored)?)
+                    }
+                },
+                segments_bytes: *bytes,
+                chapter: before.chapter.clone(),
+            }
+        }
+    };
+    for page in &draft.written {
+        store.put_bytes(&page.to_bytes()).await.map_err(stored)?;
+    }
+    let keys = store.put_bytes(&draft.keys).await.map_err(stored)?;
+    let secret = draft.memory.to_secret_string();
+    let shares = share_out(home, secret.as_str())?;
     let mut checkpoint = Checkpoint {
         version: store::checkpoint::VERSION,
-        agent: cx.config.treasury,
-        chain_id: cx.config.chain_id,
+        agent: home.agent,
+        chain_id: home.chain_id,
         epoch: draft.epoch,
         seq: draft.seq,
         prev: (draft.prev != B256::ZERO).then_some(draft.prev),
         lsn: draft.lsn,
-        snapshot: snapshot_cid,
-        snapshot_bytes: u64::try_from(sealed.len()).map_err(|_| Error::bug("a snapshot longer than 2^64 bytes"))?,
-        recipient: recipient.to_string(),
+        snapshot: memory.snapshot,
+        snapshot_bytes: memory.snapshot_bytes,
+        snapshot_lsn: memory.snapshot_lsn,
+        segments: memory.segments,
+        segments_bytes: memory.segments_bytes,
+        chapter: memory.chapter,
+        keys,
+        recipient: draft.memory.recipient().to_string(),
         key_hash: seal::key_hash(secret.as_bytes()),
-        threshold: cx.manifest.threshold,
+        threshold: home.threshold,
         shares,
         conversations: draft
-            .conversations
-            .iter()
-            .map(|c| {
-                store::cid::parse(c).map_err(|e| Error::corrupt("a conversation's CID does not parse").caused_by(e))
+            .pages
+            .values()
+            .map(|page| {
+                store::cid::parse(&page.cid).map_err(|e| Error::corrupt("a page's CID does not parse").caused_by(e))
             })
             .collect::<Result<_>>()?,
-        log,
-        log_seq,
+        log: log.0,
+        log_seq: log.1,
         created_at: draft.at,
         signature: String::new(),
     };
-    checkpoint.sign(&cx.keys.node).map_err(|e| Error::bug("a checkpoint cannot be signed").caused_by(e))?;
-    let bytes = checkpoint.to_bytes();
-    let digest = B256::from(checkpoint.digest());
-    cx.store.put_block(&checkpoint.cid(), &bytes).await.map_err(stored)?;
+    checkpoint.sign(home.operator).map_err(|e| Error::bug("a checkpoint cannot be signed").caused_by(e))?;
+    store.put_block(&checkpoint.cid(), &checkpoint.to_bytes()).await.map_err(stored)?;
     crash_point!("checkpoint.stored");
-
-    let key = MemoryKey { seq: draft.seq, checkpoint: hex::encode(digest), secret: secret.as_str().to_owned() };
-    let mut ring = draft.ring;
-    ring.add(key.clone());
-    cx.ring_file.save(&ring)?;
-
-    let ack = Ack { epoch: draft.epoch, seq: draft.seq, digest, prev: draft.prev };
-    let acks = acknowledge(&cx, &ack).await?;
-    crash_point!("checkpoint.acked");
-    Ok(Prepared { seq: draft.seq, digest, prev: draft.prev, lsn: draft.lsn, acks, key, log })
+    Ok(checkpoint)
 }
 
 /// Has the stores keep a committed checkpoint and the log that ends with it, and let go of what came before the one
@@ -201,9 +356,9 @@ async fn before(cx: &Context, prev: B256) -> Result<Option<Checkpoint>> {
 }
 
 /// One share per steward, sealed to its share key.
-fn share_out(cx: &Context, secret: &str) -> Result<Vec<Share>> {
-    let stewards = &cx.manifest.stewards;
-    let shares = seal::split(secret.as_bytes(), usize::from(cx.manifest.threshold), stewards.len())
+fn share_out(home: &Home<'_>, secret: &str) -> Result<Vec<Share>> {
+    let stewards = home.stewards;
+    let shares = seal::split(secret.as_bytes(), usize::from(home.threshold), stewards.len())
         .map_err(|e| Error::bug("the memory key cannot be split").caused_by(e))?;
     stewards
         .iter()
@@ -274,6 +429,7 @@ pub async fn fetch(cx: &Context, digest: B256) -> Result<Checkpoint> {
     Ok(checkpoint)
 }
 
+<<<<<<< HEAD
 /// Refuses, by name, the memory of another agent or another chain.
 fn is_of(checkpoint: &Checkpoint, agent: Address, chain_id: u64) -> Result<()> {
     if checkpoint.agent == agent && checkpoint.chain_id == chain_id {
@@ -296,18 +452,52 @@ pub async fn open(cx: &Context, checkpoint: &Checkpoint, identity: &Identity) ->
         .map_err(|e| Error::retry("the snapshot cannot be fetched").caused_by(e))?;
     let plain = seal::open(&sealed, identity, SNAPSHOT_BYTES_MAX)
         .map_err(|e| Error::corrupt("the snapshot does not open under its memory key").caused_by(e))?;
+=======
+/// What a checkpoint gives to whoever has its memory key.
+pub struct Opened {
+    pub snapshot: Snapshot,
+    /// Runs of records after the snapshot, in order, up to the checkpoint's last.
+    pub runs: Vec<Vec<u8>>,
+    pub ring: KeyRing,
+}
+
+/// Fetches and opens all of `checkpoint`.
+pub async fn open(store: &StoreClient, checkpoint: &Checkpoint, memory: &Identity) -> Result<Opened> {
+    let fetched = |what: &str| {
+        let what = format!("{what} cannot be fetched");
+        move |e: store::Error| Error::retry(what).caused_by(e)
+    };
+    let sealed = store.get_bytes(&checkpoint.keys, KEYS_BYTES_MAX).await.map_err(fetched("the key object"))?;
+    let mut ring = KeyRing::open(checkpoint, &sealed, memory)?;
+    for (number, page) in ring.pages.clone() {
+        let cid = store::cid::parse(&page.cid).map_err(|e| Error::corrupt("a page's CID").caused_by(e))?;
+        let page = store.get_bytes(&cid, PAGE_BYTES_MAX).await.map_err(fetched("a page of conversations"))?;
+        ring.read_page(number, &page)?;
+    }
+    let sealed = store.get_bytes(&checkpoint.snapshot, SNAPSHOT_BYTES_MAX).await.map_err(fetched("the snapshot"))?;
+    let plain = ring.open_sealed(&sealed, SNAPSHOT_BYTES_MAX)?;
+>>>>>>> mem
     let snapshot: Snapshot =
         borsh::from_slice(&plain).map_err(|e| Error::corrupt("the snapshot does not decode").caused_by(e))?;
-    if snapshot.lsn != checkpoint.lsn {
+    if snapshot.lsn != checkpoint.snapshot_lsn {
         return Err(Error::corrupt(format!(
             "the snapshot is of record {}, the checkpoint says {}",
-            snapshot.lsn, checkpoint.lsn
+            snapshot.lsn, checkpoint.snapshot_lsn
         )));
     }
-    Ok(snapshot)
+    let lists = SegmentList::read(store, checkpoint.segments, None, checkpoint.agent);
+    let mut runs = Vec::new();
+    for (_, list) in lists.await.map_err(fetched("a list of segments"))? {
+        for cid in list.segments {
+            let sealed = store.get_bytes(&cid, SNAPSHOT_BYTES_MAX).await.map_err(fetched("a segment"))?;
+            runs.push(ring.open_sealed(&sealed, SNAPSHOT_BYTES_MAX)?);
+        }
+    }
+    Ok(Opened { snapshot, runs, ring })
 }
 
 #[cfg(test)]
+<<<<<<< HEAD
 mod tests {
     use super::*;
 
@@ -349,3 +539,6 @@ mod tests {
         }
     }
 }
+=======
+mod tests;
+>>>>>>> mem

@@ -1,22 +1,33 @@
-//! Stored conversations (`store: true`): the journal holds where they are, the store holds them sealed.
+//! Stored conversations (`store: true`): the journal holds where they are, the store holds them sealed, each under a key
+//! of its own, which is destroyed with it (`memory`).
 
 use crate::error::{Error, Result};
 use borsh::{BorshDeserialize, BorshSerialize};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use store::checkpoint::PAGE_CONVERSATIONS;
+use store::seal::lockbox;
 
-/// Most conversations kept at once; the oldest by insertion give way. So many that a checkpoint, which names them all, is
-/// one block that its readers take: with more, no checkpoint would ever be acknowledged again.
-const STORED_MAX: usize = 10_000;
+/// Most conversations kept at once; the oldest by insertion give way. A guess: the keys of all are held in memory.
+pub const STORED_MAX: usize = 10_000;
 
-/// Where one stored response lies. Recorded in the journal; the text itself never is.
+/// Opens one stored conversation and nothing else. Not one key a customer: deleting one of its conversations would then
+/// have to write all others anew, in the request that deletes, which costs nothing.
+pub type ConversationKey = [u8; 32];
+
+/// Where one stored response lies. Recorded in the journal; the text itself never is, and its key only sealed.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct Stored {
     pub response: String,
+    /// Who paid for it, and may ask for all that it paid for.
+    pub payer: [u8; 20],
+    /// Chain seconds.
+    pub at: u64,
     /// CID of the sealed object, in text form.
     pub cid: String,
-    /// Memory recipient the object is sealed to.
-    pub recipient: String,
+    /// Its key, sealed to the memory keys of the time when it was stored (age format): readable for whoever restores
+    /// the last checkpoint before this record, and for nobody any more once the next one stands.
+    pub wrapped_key: Vec<u8>,
 }
 
 /// What the journal says about conversations.
@@ -29,35 +40,57 @@ pub enum ConversationInput {
 /// Pure fold: response id → where it lies.
 #[derive(Clone, Debug, Default, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct Conversations {
-    by_id: BTreeMap<String, Stored>,
-    order: Vec<String>,
+    /// With its slot, which it keeps as long as it is stored.
+    by_id: BTreeMap<String, (u64, Stored)>,
+    by_slot: BTreeMap<u64, String>,
+    /// Slots given so far.
+    slots: u64,
 }
 
 impl Conversations {
     pub fn apply(&mut self, input: &ConversationInput) {
         match input {
             ConversationInput::Store(stored) => {
-                if self.by_id.insert(stored.response.clone(), stored.clone()).is_none() {
-                    self.order.push(stored.response.clone());
-                }
-                if self.order.len() > STORED_MAX {
-                    let oldest = self.order.remove(0);
+                self.forget(&stored.response);
+                self.by_slot.insert(self.slots, stored.response.clone());
+                self.by_id.insert(stored.response.clone(), (self.slots, stored.clone()));
+                self.slots += 1;
+                if self.by_slot.len() > STORED_MAX
+                    && let Some((_, oldest)) = self.by_slot.pop_first()
+                {
                     self.by_id.remove(&oldest);
                 }
             }
-            ConversationInput::Delete { response } => {
-                self.by_id.remove(response);
-                self.order.retain(|r| r != response);
-            }
+            ConversationInput::Delete { response } => self.forget(response),
+        }
+    }
+
+    fn forget(&mut self, response: &str) {
+        if let Some((slot, _)) = self.by_id.remove(response) {
+            self.by_slot.remove(&slot);
         }
     }
 
     pub fn get(&self, response: &str) -> Option<&Stored> {
-        self.by_id.get(response)
+        self.by_id.get(response).map(|(_, stored)| stored)
     }
 
-    pub fn cids(&self) -> impl Iterator<Item = &str> {
-        self.by_id.values().map(|s| s.cid.as_str())
+    pub fn iter(&self) -> impl Iterator<Item = &Stored> {
+        self.by_slot.values().filter_map(|response| self.get(response))
+    }
+
+    /// All that `payer` paid for, oldest first.
+    pub fn of_payer(&self, payer: &[u8; 20]) -> impl Iterator<Item = &Stored> {
+        self.iter().filter(move |stored| stored.payer == *payer)
+    }
+
+    /// By the page of a checkpoint that names them. Storing one changes the last page, deleting one its own.
+    pub fn by_page(&self) -> BTreeMap<u64, Vec<&Stored>> {
+        let mut pages: BTreeMap<u64, Vec<&Stored>> = BTreeMap::new();
+        for (slot, response) in &self.by_slot {
+            pages.entry(slot / PAGE_CONVERSATIONS).or_default().extend(self.get(response));
+        }
+        pages
     }
 }
 
@@ -77,12 +110,24 @@ pub struct Turn {
 }
 
 impl Transcript {
-    pub fn encode(&self) -> Result<Vec<u8>> {
+    fn encode(&self) -> Result<Vec<u8>> {
         serde_json::to_vec(self).map_err(|e| Error::bug("a transcript cannot be encoded").caused_by(e))
     }
 
-    pub fn decode(bytes: &[u8]) -> Result<Self> {
+    fn decode(bytes: &[u8]) -> Result<Self> {
         serde_json::from_slice(bytes).map_err(|e| Error::corrupt("a stored conversation does not parse").caused_by(e))
+    }
+
+    /// Closes it under `key`, which closes nothing else.
+    pub fn seal(&self, key: &ConversationKey) -> Result<Vec<u8>> {
+        lockbox::lock(key, &self.encode()?).map_err(|e| Error::bug("a transcript cannot be sealed").caused_by(e))
+    }
+
+    /// Opens what [`Transcript::seal`] closed.
+    pub fn open(sealed: &[u8], key: &ConversationKey) -> Result<Self> {
+        let plain = lockbox::unlock(key, sealed)
+            .map_err(|e| Error::corrupt("a stored conversation does not open").caused_by(e))?;
+        Self::decode(&plain)
     }
 }
 
@@ -90,22 +135,35 @@ impl Transcript {
 mod tests {
     use super::*;
 
+    fn stored(number: usize) -> ConversationInput {
+        ConversationInput::Store(Stored {
+            response: number.to_string(),
+            payer: [0; 20],
+            at: 0,
+            cid: store::cid::of_raw(&number.to_le_bytes()).to_string(),
+            wrapped_key: Vec::new(),
+        })
+    }
+
     #[test]
-    fn a_checkpoint_that_names_all_that_are_kept_is_one_block() {
+    fn the_oldest_give_way_and_pages_keep_their_places() {
         let mut all = Conversations::default();
-        for number in 0..STORED_MAX + 10 {
-            let cid = store::cid::of_raw(&number.to_le_bytes()).to_string();
-            all.apply(&ConversationInput::Store(Stored {
-                response: number.to_string(),
-                cid,
-                recipient: String::new(),
-            }));
-        }
-        assert_eq!(all.cids().count(), STORED_MAX);
+        (0..STORED_MAX + 10).for_each(|number| all.apply(&stored(number)));
+        assert_eq!(all.iter().count(), STORED_MAX);
         assert!(all.get("9").is_none() && all.get("10").is_some(), "the oldest give way");
-        let named: usize = all.cids().map(|cid| cid.len() + "\"\",".len()).sum();
-        // Beside them: a share for each of 255 stewards, and a few words.
-        let beside = 255 * 1024;
-        assert!(named + beside <= crate::checkpoint::OBJECT_BYTES_MAX, "{named}");
+        let before: BTreeMap<u64, Vec<Stored>> =
+            all.by_page().into_iter().map(|(page, of)| (page, of.into_iter().cloned().collect())).collect();
+        all.apply(&ConversationInput::Delete { response: "1000".into() });
+        all.apply(&stored(STORED_MAX + 10));
+        let changed: Vec<u64> = all
+            .by_page()
+            .into_iter()
+            .filter(|(page, of)| before.get(page).is_none_or(|was| !was.iter().eq(of.iter().copied())))
+            .map(|(page, _)| page)
+            .collect();
+        assert_eq!(changed, [1_000 / PAGE_CONVERSATIONS, 10_010 / PAGE_CONVERSATIONS]);
+        // Stored again under the same name, it is there once.
+        all.apply(&stored(20));
+        assert_eq!(all.iter().filter(|one| one.response == "20").count(), 1);
     }
 }

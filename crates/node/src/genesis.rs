@@ -56,3 +56,23 @@ fn limits(cx: &Context, timers: &Timers) -> Limits {
         block_secs: if timers.day < economy::DAY_SECS { 1 } else { BLOCK_SECS },
     }
 }
+
+/// A state before the first record, for tests.
+#[cfg(test)]
+pub fn for_tests() -> State {
+    let timers = Timers::real();
+    let limits = Limits {
+        day_limit: Usdc(20_000_000),
+        price_e6_max: 20_000_000,
+        term: 30 * 86_400,
+        prepay_secs: 2 * 86_400,
+        gas_target_wei: 0,
+        starve_floor: Usdc(1_000_000),
+        margin_pct: 20,
+        min_call: Usdc(1),
+        max_call: Usdc(1_000_000),
+        block_secs: 2,
+    };
+    let genesis = Genesis { chain_id: 1, treasury: [1; 20], timers, policy: Policy::new(limits, &timers) };
+    State::new(Agent::new(genesis), ChannelBook::new(pay::book::Limits::default()))
+}

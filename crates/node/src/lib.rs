@@ -17,6 +17,7 @@ mod context;
 mod contract_payers;
 mod conversation;
 mod error;
+pub mod export;
 mod external;
 mod fence;
 mod genesis;

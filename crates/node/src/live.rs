@@ -1,7 +1,7 @@
 //! A living agent on this host: journal, folded state, and what waits for the disk.
 
 use crate::error::{Error, Result};
-use crate::memory::KeyRing;
+use crate::memory::{KeyRing, Pages};
 use crate::replicate::Shipping;
 use crate::state::{Recorded, Said, State};
 use economy::{Output, OutputId};
@@ -9,6 +9,7 @@ use journal::{Journal, Lsn, OnDurable};
 use pay::book::BookOutput;
 use std::collections::VecDeque;
 use std::path::Path;
+use store::checkpoint::Checkpoint;
 
 /// What may leave the process once its record is durable.
 pub enum Effect {
@@ -28,8 +29,10 @@ pub struct Live {
     pending: VecDeque<(Lsn, Effect)>,
     pub shipping: Shipping,
     pub ring: KeyRing,
-    /// Digest of the checkpoint whose key seals segments now.
+    /// Digest of the last checkpoint on chain.
     pub sealing_for: Option<[u8; 32]>,
+    /// That checkpoint, once it is known here: the next one may rest on its snapshot.
+    pub stands: Option<Box<Checkpoint>>,
     /// The life asked to be woken at this chain time.
     pub wake_at: u64,
     /// What was last fed, to feed again only when something changed.
@@ -54,6 +57,7 @@ impl Live {
             shipping: Shipping::default(),
             ring,
             sealing_for: None,
+            stands: None,
             wake_at: 0,
             fed: None,
             exposure_max,
@@ -157,6 +161,7 @@ impl Live {
         self.unreplicated.iter().map(|(_, amount)| amount).sum()
     }
 
+<<<<<<< HEAD
     /// Runs `reply` once the record of a call of at most `amount` is durable, and replicated too while more than may be
     /// would rest on this host's disk alone.
     pub fn when_safe(&mut self, lsn: Lsn, amount: u128, reply: impl FnOnce() + Send + 'static) {
@@ -170,6 +175,18 @@ impl Live {
     }
 
     /// Records up to `lsn` are in the store or on the standby.
+=======
+    /// This checkpoint is on chain, with these pages.
+    pub fn committed(&mut self, made: Box<Checkpoint>, pages: Pages) {
+        self.ring.stands(&made, pages);
+        self.sealing_for = Some(made.digest());
+        // Records up to it are in the store, in its snapshot or in segments that it names.
+        self.replicated(made.lsn);
+        self.shipping.sent.retain(|segment| segment.last_lsn > made.lsn);
+        self.stands = Some(made);
+    }
+
+>>>>>>> mem
     pub fn replicated(&mut self, lsn: Lsn) {
         self.shipping.replicated_lsn = self.shipping.replicated_lsn.max(lsn);
         let replicated = self.shipping.replicated_lsn;

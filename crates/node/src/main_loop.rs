@@ -5,14 +5,14 @@
 
 use crate::ask::Ask;
 use crate::channels::{Moved, ReadBack};
-use crate::checkpoint::Committed;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::fence::{Fence, boottime_ms};
 use crate::live::{Effect, Live};
+use crate::memory::Pages;
 use crate::moving::{self, PeerAsk, Tail};
 use crate::payer_gas::PayerGas;
-use crate::replicate::Shipped;
+use crate::replicate::{Sent, Shipped};
 use crate::restore::{self, Restored};
 use crate::settle::Settlement;
 use crate::shared::{Role, Shared};
@@ -27,6 +27,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use store::checkpoint::Checkpoint;
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// How often the loop looks at what has no event of its own: fence, shipping, income.
@@ -61,8 +62,8 @@ pub enum Event {
     Committed {
         id: OutputId,
         block: u64,
-        committed: Committed,
-        key: crate::memory::MemoryKey,
+        checkpoint: Box<Checkpoint>,
+        pages: Pages,
     },
     /// What became of a payment.
     Settled {
@@ -73,11 +74,13 @@ pub enum Event {
     ChannelRead(Box<ReadBack>),
     /// A journal segment left, or did not.
     Shipped(Result<Shipped>),
-    /// Where the shipping of this epoch stood before a restart.
+    /// Where the shipping of this epoch stood before a restart, what left since the last checkpoint, and that.
     ShippingKnown {
         next_index: u64,
         prev: Option<store::cid::Cid>,
         replicated_lsn: u64,
+        sent: Vec<Sent>,
+        stands: Option<Box<Checkpoint>>,
     },
     /// The standby's node answered a health question.
     Standby {
@@ -248,12 +251,12 @@ impl Node {
                 Event::Ask(ask) => self.on_ask(*ask)?,
                 Event::Peer(ask) => self.on_peer(ask)?,
                 Event::Acted { id, outcome } => self.life(Input::Done { id, outcome })?,
-                Event::Committed { id, block, committed, key } => self.on_committed(id, block, committed, key)?,
+                Event::Committed { id, block, checkpoint, pages } => self.on_committed(id, block, checkpoint, pages)?,
                 Event::Settled { request, settlement } => self.on_settled(request, settlement)?,
                 Event::ChannelRead(read) => self.on_channel_read(*read)?,
                 Event::Shipped(shipped) => self.on_shipped(shipped),
-                Event::ShippingKnown { next_index, prev, replicated_lsn } => {
-                    self.on_shipping_known(next_index, prev, replicated_lsn);
+                Event::ShippingKnown { next_index, prev, replicated_lsn, sent, stands } => {
+                    self.on_shipping_known((next_index, prev), replicated_lsn, sent, stands);
                 }
                 Event::Standby { lease, ready } => self.life(Input::StandbyAnswered { lease, ready })?,
                 Event::Reached(reached) => self.on_reached(reached)?,
@@ -545,7 +548,7 @@ impl Node {
     fn become_active(&mut self, restored: bool) -> Result<()> {
         let Some(news) = &self.news else { return Ok(()) };
         let (epoch, lease, now) = (news.state.epoch, self.cx.config.lease, news.head.timestamp);
-        let digest = news.state.checkpointDigest;
+        let (digest, seq) = (news.state.checkpointDigest, news.state.checkpointSeq);
         // The old node still finishes streams that were open at the cut, and reports them.
         let moved = self.last_word;
         self.stop_following();
@@ -554,6 +557,9 @@ impl Node {
         self.set_role(Role::Active);
         let Some(live) = &mut self.live else { return Ok(()) };
         live.sealing_for = (digest != alloy::primitives::B256::ZERO).then_some(digest.0);
+        live.ring.learn(&live.state.conversations);
+        live.ring.forget_before(seq);
+        self.cx.ring_file.save(&live.ring)?;
         live.record(now, &Recorded::Life(Input::Booted { epoch, lease, restored }))?;
         let text = format!("epoch {epoch} begins on lease {lease} at {}", self.cx.config.public_url);
         live.record(now, &Recorded::Line { kind: "epoch".into(), text: text.clone() })?;
@@ -641,6 +647,11 @@ impl Node {
         let mut live = Live::new(state, journal, restored.lsn, restored.ring, self.cx.manifest.exposure_uusdc_max);
         for run in &restored.later {
             live.import(run)?;
+        }
+        let last = live.journal.next_lsn() - 1;
+        if last < restored.until {
+            let until = restored.until;
+            return Err(Error::corrupt(format!("the checkpoint's segments end with record {last}, not with {until}")));
         }
         let _ = self.durable.send(restored.lsn);
         self.live = Some(live);

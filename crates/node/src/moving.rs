@@ -97,22 +97,15 @@ async fn try_follow(
     if grant.checkpoint != hex::encode(digest) {
         return Err(Error::retry("the active node and the chain name different checkpoints"));
     }
-    let identity = grant
-        .ring
-        .of_checkpoint(&digest.0)
-        .ok_or_else(|| Error::retry("the key grant lacks the key of the last checkpoint"))??;
     let found = checkpoint::fetch(cx, digest).await?;
-    let snapshot = checkpoint::open(cx, &found, &identity).await?;
-    let mut ring = KeyRing::decode(&snapshot.ring)?;
-    ring.merge(grant.ring);
-    let mut after = snapshot.lsn;
-    let restored = Restored {
-        lsn: snapshot.lsn,
-        state: snapshot.state,
-        later: Vec::new(),
-        ring,
-        token: Some(grant.token.clone()),
-    };
+    let memory = grant
+        .ring
+        .memory_of(&found.recipient)
+        .ok_or_else(|| Error::retry("the key grant lacks the key of the last checkpoint"))?;
+    let mut restored = Restored::of(&found, checkpoint::open(&cx.store, &found, &memory).await?);
+    restored.ring.merge(grant.ring);
+    restored.token = Some(grant.token.clone());
+    let mut after = restored.until;
     cx.tell(Event::Restored(Ok(Box::new(restored)))).await;
 
     let mut headers = HeaderMap::new();
@@ -135,7 +128,7 @@ async fn try_follow(
                 .map_err(|e| Error::retry("a part of the journal is not sealed to this node").caused_by(e))?
         };
         if !records.is_empty() || last {
-            // A checkpoint may have been made since the first grant; what is sealed to its key must stay readable.
+            // A checkpoint may have been made since the first grant; keys that are sealed to its key must stay readable.
             let ring = if last { last_keys(cx, active_url, epoch + 1).await } else { None };
             cx.tell(Event::Tail(Tail { records, last, ring })).await;
         }
@@ -151,8 +144,8 @@ async fn try_follow(
     Ok(())
 }
 
-/// The old node still answers after its last word; if it does not, the next checkpoint's key is ours anyway, and only
-/// conversations stored in the seconds between are out of reach.
+/// The old node still answers after its last word; if it does not, only conversations that were stored in the seconds
+/// between are out of reach.
 async fn last_keys(cx: &Context, active_url: &str, epoch: u64) -> Option<KeyRing> {
     const ATTEMPTS: u32 = 4;
     for _ in 0..ATTEMPTS {
@@ -302,7 +295,13 @@ impl Node {
         }
         let now = self.now();
         match &mut self.live {
-            Some(live) if self.role == Role::Active => live.record(now, &recorded).map(|_| ()),
+            Some(live) if self.role == Role::Active => {
+                live.record(now, &recorded)?;
+                if matches!(recorded, Recorded::Conversation(_)) {
+                    live.ring.learn(&live.state.conversations);
+                }
+                Ok(())
+            }
             _ => Err(Error::retry("this node is not active yet")),
         }
     }

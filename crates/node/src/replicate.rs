@@ -1,6 +1,6 @@
 //! Shipping the journal: sealed segments to the store, signed headers to the stewards.
 //!
-//! A segment is a run of durable records, sealed once to the memory recipient of the last acknowledged
+//! A segment is a run of durable records, sealed once to the chapter of the last acknowledged
 //! checkpoint. It counts as *replicated* when the store holds it and k stewards hold its header: then a
 //! successor can find and open it. The same sealed bytes are never written twice.
 
@@ -10,6 +10,7 @@ use alloy::primitives::Address;
 use futures::future::join_all;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use store::StoreClient;
 use store::checkpoint::SegmentHeader;
 use store::seal::Recipient;
 
@@ -35,23 +36,69 @@ pub struct Shipping {
     pub in_flight: bool,
     /// The stewards said where the chain of headers stands; nothing is shipped before.
     pub known: bool,
+    /// What left since the checkpoint that stands, in order.
+    pub sent: Vec<Sent>,
+    /// When the oldest record that has not left was first seen here, boot time, ms.
+    pub waits_since_ms: Option<u64>,
 }
+
+/// A segment that is replicated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sent {
+    pub cid: store::cid::Cid,
+    pub first_lsn: u64,
+    pub last_lsn: u64,
+    /// Sealed.
+    pub bytes: u64,
+}
+
+impl From<&SegmentHeader> for Sent {
+    fn from(header: &SegmentHeader) -> Self {
+        Self { cid: header.cid, first_lsn: header.first_lsn, last_lsn: header.last_lsn, bytes: header.bytes }
+    }
+}
+
+/// Records wait for company before they leave, since each segment costs 200 bytes of seal and a name: at most the
+/// 720th part of the agent's day, two minutes.
+pub const PARTS_OF_A_DAY: u64 = 720;
+
+/// Whether what waits here leaves now.
+#[derive(Clone, Copy, Debug)]
+pub struct Waiting {
+    pub since_ms: u64,
+    pub now_ms: u64,
+    pub day_secs: u64,
+    pub records: u64,
+    /// Income that rests on this host's disk alone, and the most that may, micro-USDC.
+    pub exposed: (u128, u128),
+    /// Somebody waits for replication.
+    pub is_urgent: bool,
+}
+
+impl Waiting {
+    /// At half the exposure it leaves early: at the whole of it customers would wait.
+    pub fn is_due(&self) -> bool {
+        let (exposed, most) = self.exposed;
+        self.is_urgent
+            || self.records >= SEGMENT_RECORDS_MAX
+            || exposed.saturating_mul(2) >= most
+            || self.now_ms.saturating_sub(self.since_ms).saturating_mul(PARTS_OF_A_DAY) >= self.day_secs * 1_000
+    }
+}
+
+/// Most records in one segment.
+pub const SEGMENT_RECORDS_MAX: u64 = 20_000;
 
 /// What came of one segment.
 pub struct Shipped {
-    pub last_lsn: u64,
     pub index: u64,
-    pub cid: store::cid::Cid,
+    pub sent: Sent,
 }
 
 /// Seals, stores and announces `segment`. Fails with `Retry` if the store or too many stewards are away;
 /// the caller ships the same records again later (another seal, another CID: harmless, headers replace by index).
 pub async fn ship(cx: Arc<Context>, segment: Segment) -> Result<Shipped> {
-    let sealed = store::seal::seal(&segment.records, std::slice::from_ref(&segment.recipient))
-        .map_err(|e| Error::bug("a segment cannot be sealed").caused_by(e))?;
-    let bytes = u64::try_from(sealed.len()).map_err(|_| Error::bug("a segment longer than 2^64 bytes"))?;
-    let cid =
-        cx.store.put_bytes(&sealed).await.map_err(|e| Error::retry("the store did not take a segment").caused_by(e))?;
+    let (cid, bytes) = store_sealed(&cx.store, &segment.records, &segment.recipient).await?;
     let mut header = SegmentHeader {
         agent: cx.config.treasury,
         chain_id: cx.config.chain_id,
@@ -77,7 +124,16 @@ pub async fn ship(cx: Arc<Context>, segment: Segment) -> Result<Shipped> {
         let why = announced.into_iter().find_map(|r| r.err()).map(|e| e.to_string()).unwrap_or_default();
         return Err(Error::retry(format!("{held} stewards hold segment {}; {why}", segment.index)));
     }
-    Ok(Shipped { last_lsn: segment.last_lsn, index: segment.index, cid })
+    Ok(Shipped { index: segment.index, sent: Sent::from(&header) })
+}
+
+/// Seals and stores a run of records: its name and its length, sealed.
+pub async fn store_sealed(store: &StoreClient, records: &[u8], to: &Recipient) -> Result<(store::cid::Cid, u64)> {
+    let sealed = store::seal::seal(records, std::slice::from_ref(to))
+        .map_err(|e| Error::bug("a segment cannot be sealed").caused_by(e))?;
+    let bytes = u64::try_from(sealed.len()).map_err(|_| Error::bug("a segment longer than 2^64 bytes"))?;
+    let cid = store.put_bytes(&sealed).await;
+    Ok((cid.map_err(|e| Error::retry("the store did not take a segment").caused_by(e))?, bytes))
 }
 
 /// All headers the stewards hold for `treasury` that reach past `after_lsn`, each once, by epoch and index.
@@ -112,4 +168,40 @@ pub fn signed_by_operators(
         .into_iter()
         .filter(|h| operator_of(h.epoch).is_some_and(|operator| h.verify(operator, agent, chain_id).is_ok()))
         .collect()
+}
+
+/// The headers after `lsn` that chain, in order, each signed by the operator of its epoch by the treasury's own events.
+/// Ends at the first gap.
+pub async fn chained(cx: &Context, lsn: u64) -> Result<Vec<SegmentHeader>> {
+    let operators = chain::history::operators(&cx.chain, cx.config.treasury)
+        .await
+        .map_err(|e| Error::retry("the treasury's events cannot be read").caused_by(e))?;
+    let all = headers(cx, lsn).await?;
+    let all = signed_by_operators(all, cx.config.treasury, cx.config.chain_id, |epoch| operators.get(&epoch).copied());
+    let mut chained = Vec::new();
+    let mut next = lsn + 1;
+    while let Some(header) = all.iter().filter(|h| h.first_lsn <= next && h.last_lsn >= next).max_by_key(|h| h.epoch) {
+        next = header.last_lsn + 1;
+        chained.push(header.clone());
+    }
+    Ok(chained)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Waiting;
+
+    const FEW: Waiting =
+        Waiting { since_ms: 1_000, now_ms: 2_000, day_secs: 86_400, records: 9, exposed: (4, 10), is_urgent: false };
+
+    #[test]
+    fn records_wait_two_minutes_for_company_and_no_longer_when_it_costs_somebody() {
+        assert!(!FEW.is_due());
+        assert!(!Waiting { now_ms: 120_999, ..FEW }.is_due());
+        assert!(Waiting { now_ms: 121_000, ..FEW }.is_due());
+        assert!(Waiting { exposed: (5, 10), ..FEW }.is_due());
+        assert!(Waiting { is_urgent: true, ..FEW }.is_due());
+        assert!(Waiting { records: super::SEGMENT_RECORDS_MAX, ..FEW }.is_due());
+        assert!(Waiting { day_secs: 20, now_ms: 1_028, ..FEW }.is_due(), "in fast motion");
+    }
 }

@@ -1,9 +1,9 @@
 //! Coming to life from what the world holds: the acknowledged checkpoint, the shares, the later segments.
 
-use crate::checkpoint;
+use crate::checkpoint::{self, Opened};
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::memory::{KeyRing, MemoryKey};
+use crate::memory::KeyRing;
 use crate::replicate;
 use crate::state::State;
 use alloy::primitives::B256;
@@ -20,8 +20,10 @@ pub struct Restored {
     pub lsn: u64,
     /// The state after `lsn`, encoded.
     pub state: Vec<u8>,
-    /// Sealed runs after it, opened and in order.
+    /// Runs of records after it, in order.
     pub later: Vec<Vec<u8>>,
+    /// They reach at least so far: the checkpoint's last record.
+    pub until: u64,
     pub ring: KeyRing,
     /// The token under which a former operator may report what it delivered after the cut.
     pub token: Option<String>,
@@ -102,9 +104,7 @@ pub async fn from_stewards(cx: &Context, epoch: u64, digest: B256) -> Result<Res
         )));
     }
     let identity = combine(&found, &shares)?;
-    let secret = identity.to_secret_string().as_str().to_owned();
-    let key = MemoryKey { seq: found.seq, checkpoint: hex::encode(digest), secret };
-    open(cx, &found, &identity, key).await
+    open(cx, &found, &identity).await
 }
 
 fn open_share(answer: &ShareAnswer, exchange: &Identity) -> Result<seal::Share> {
@@ -127,32 +127,29 @@ fn combine(found: &Checkpoint, shares: &[seal::Share]) -> Result<Identity> {
     Identity::parse(&text).map_err(|e| Error::corrupt("the memory key does not parse").caused_by(e))
 }
 
-/// With the key in hand: snapshot, then every later segment that chains.
-pub async fn open(cx: &Context, found: &Checkpoint, identity: &Identity, key: MemoryKey) -> Result<Restored> {
-    let snapshot = checkpoint::open(cx, found, identity).await?;
-    State::decode(&snapshot.state)?;
-    let mut ring = KeyRing::decode(&snapshot.ring)?;
-    ring.add(key);
-    let later = later_segments(cx, snapshot.lsn, &ring).await?;
+/// With the key in hand: all that the checkpoint names, then every later segment that chains.
+async fn open(cx: &Context, found: &Checkpoint, memory: &Identity) -> Result<Restored> {
+    let opened = checkpoint::open(&cx.store, found, memory).await?;
+    State::decode(&opened.snapshot.state)?;
+    let mut restored = Restored::of(found, opened);
+    restored.later.extend(later_segments(cx, found.lsn, &restored.ring).await?);
     crash_point!("restore.loaded");
-    Ok(Restored { lsn: snapshot.lsn, state: snapshot.state, later, ring, token: None })
+    Ok(restored)
+}
+
+impl Restored {
+    pub fn of(found: &Checkpoint, opened: Opened) -> Self {
+        let Opened { snapshot, runs, ring } = opened;
+        Self { lsn: snapshot.lsn, state: snapshot.state, later: runs, until: found.lsn, ring, token: None }
+    }
 }
 
 /// Segments after `lsn`, opened, in order, up to the first gap. What lies behind a gap was never acknowledged
 /// as replicated, so it is within the stated exposure.
 async fn later_segments(cx: &Context, lsn: u64, ring: &KeyRing) -> Result<Vec<Vec<u8>>> {
-    // Whose signature each header must carry, by the treasury's own events.
-    let operators = chain::history::operators(&cx.chain, cx.config.treasury)
-        .await
-        .map_err(|e| Error::retry("the treasury's events cannot be read").caused_by(e))?;
-    let all = replicate::headers(cx, lsn).await?;
-    let all = replicate::signed_by_operators(all, cx.config.treasury, cx.config.chain_id, |epoch| {
-        operators.get(&epoch).copied()
-    });
     let mut later = Vec::new();
-    let mut next = lsn + 1;
-    while let Some(header) = all.iter().filter(|h| h.first_lsn <= next && h.last_lsn >= next).max_by_key(|h| h.epoch) {
-        let Some(identity) = ring.of_recipient(&header.recipient) else {
+    for header in replicate::chained(cx, lsn).await? {
+        let Some(identity) = ring.chapter_of(&header.recipient) else {
             tracing::warn!(segment = header.index, "a segment is sealed to a key that this checkpoint does not hold");
             break;
         };
@@ -164,7 +161,6 @@ async fn later_segments(cx: &Context, lsn: u64, ring: &KeyRing) -> Result<Vec<Ve
         let plain = seal::open(&sealed, &identity, checkpoint::SNAPSHOT_BYTES_MAX)
             .map_err(|e| Error::corrupt(format!("segment {} does not open", header.index)).caused_by(e))?;
         later.push(plain);
-        next = header.last_lsn + 1;
     }
     Ok(later)
 }

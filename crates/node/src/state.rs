@@ -383,6 +383,7 @@ impl State {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+<<<<<<< HEAD
     use economy::{Genesis, Limits, Policy, Timers};
 
     pub(crate) fn fresh() -> State {
@@ -402,6 +403,9 @@ pub(crate) mod tests {
         let genesis = Genesis { chain_id: 1, treasury: [1; 20], timers, policy: Policy::new(limits, &timers) };
         State::new(Agent::new(genesis), ChannelBook::new(pay::book::Limits::default()))
     }
+=======
+    use crate::genesis::for_tests as fresh;
+>>>>>>> mem
 
     fn event(block: u64, kind: ChainEventKind) -> ChainEvent {
         ChainEvent { block, index: 0, kind }

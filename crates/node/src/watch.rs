@@ -167,6 +167,11 @@ async fn look(
 }
 
 impl News {
+    /// Whether the active lease runs what the quorum last named: not between `setCode` and the next move.
+    pub fn runs_the_code(&self) -> bool {
+        self.active.as_ref().is_some_and(|active| active.lease.codeHash == self.state.codeHash)
+    }
+
     /// The pure machine's view of this block.
     pub fn view(&self, me: Address) -> View {
         let state = &self.state;

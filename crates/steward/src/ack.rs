@@ -83,6 +83,11 @@ impl Signed {
         Ok(())
     }
 
+    /// Whether this steward signed this digest at this place.
+    pub fn has(&self, epoch: u64, seq: u64, digest: B256) -> bool {
+        self.places.get(&epoch).and_then(|seqs| seqs.get(&seq)) == Some(&digest)
+    }
+
     /// The highest place signed, for `/status`.
     pub fn last(&self) -> Option<(u64, u64, B256)> {
         let (epoch, seqs) = self.places.last_key_value()?;
@@ -130,6 +135,11 @@ mod tests {
             lsn: 100,
             snapshot: store::cid::of_raw(b"sealed"),
             snapshot_bytes: 6,
+            snapshot_lsn: 100,
+            segments: None,
+            segments_bytes: 0,
+            chapter: recipient.clone(),
+            keys: store::cid::of_raw(b"keys"),
             recipient: recipient.clone(),
             key_hash: digest(1),
             threshold: 1,

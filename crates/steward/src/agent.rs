@@ -95,6 +95,12 @@ impl Agent {
         fs::read(self.object_path(digest)).ok()
     }
 
+    /// An object that this steward acknowledged itself: what it names was fetched.
+    pub fn acknowledged(&self, digest: B256) -> Option<Checkpoint> {
+        let object = Checkpoint::from_bytes(&self.object(digest)?).ok()?;
+        (object.digest() == digest.0 && self.signed.has(object.epoch, object.seq, digest)).then_some(object)
+    }
+
     pub fn keep_object(&self, digest: B256, object: &[u8]) -> Result<(), Refusal> {
         write_whole(&self.object_path(digest), object)
     }

@@ -22,7 +22,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use store::StoreClient;
-use store::checkpoint::{Checkpoint, SegmentHeader, ShareRequest};
+use store::checkpoint::{Checkpoint, ConversationPage, SegmentHeader, SegmentList, ShareRequest};
 use store::cid;
 use store::seal::{self, Identity, Recipient};
 
@@ -226,15 +226,8 @@ impl Desk {
         let (bytes, object) = self.fetch_object(digest).await?;
         ack::check_object(&chain, seq, &object)?;
         self.open_share(&object)?;
-        // Everything it names is fetched and verified: an acknowledgement says that a successor will find it.
-        for named in object.objects() {
-            let fetched = self.store.get_bytes(&named, SNAPSHOT_BYTES_MAX).await;
-            let fetched = fetched.map_err(|e| Refusal::NotStored { what: format!("{named}: {e}") })?;
-            if named == object.snapshot && u64::try_from(fetched.len()) != Ok(object.snapshot_bytes) {
-                let why = format!("the snapshot has {} bytes, not {}", fetched.len(), object.snapshot_bytes);
-                return Err(Refusal::BadObject { why });
-            }
-        }
+        let before = self.with(treasury, |agent| Ok(agent.acknowledged(chain.checkpoint_digest)))?;
+        self.fetch_named(&object, before.as_ref()).await?;
         // Fetching took a while: what is signed must be true now.
         let now = self.on_chain(treasury, &self.state(treasury).await?);
         if now != chain {
@@ -245,6 +238,39 @@ impl Desk {
         let ack = Ack { epoch: now.epoch, seq, digest, prev: now.checkpoint_digest };
         tracing::info!(%treasury, seq, %digest, "checkpoint acknowledged");
         self.answer(treasury, &ack)
+    }
+
+    /// Fetches and verifies all that `object` names, but for what `before`, which this steward acknowledged, named too:
+    /// an acknowledgement says that a successor will find it.
+    async fn fetch_named(&self, object: &Checkpoint, before: Option<&Checkpoint>) -> Result<(), Refusal> {
+        let not_stored = |what: String| move |e: store::Error| Refusal::NotStored { what: format!("{what}: {e}") };
+        let fetch = |named: cid::Cid| async move {
+            self.store.get_bytes(&named, SNAPSHOT_BYTES_MAX).await.map_err(not_stored(named.to_string()))
+        };
+        if before.is_none_or(|b| (b.snapshot, b.snapshot_bytes) != (object.snapshot, object.snapshot_bytes)) {
+            let bytes = fetch(object.snapshot).await?.len();
+            if u64::try_from(bytes) != Ok(object.snapshot_bytes) {
+                let why = format!("the snapshot has {bytes} bytes, not {}", object.snapshot_bytes);
+                return Err(Refusal::BadObject { why });
+            }
+        }
+        fetch(object.keys).await?;
+        fetch(object.log).await?;
+        let known = before.and_then(|before| before.segments);
+        let lists = SegmentList::read(&self.store, object.segments, known, object.agent).await;
+        for (_, list) in lists.map_err(not_stored("a list of segments".into()))? {
+            for segment in list.segments {
+                fetch(segment).await?;
+            }
+        }
+        for page in object.conversations.iter().filter(|page| before.is_none_or(|b| !b.conversations.contains(page))) {
+            let page = ConversationPage::from_bytes(&fetch(*page).await?)
+                .map_err(|e| Refusal::BadObject { why: e.to_string() })?;
+            for conversation in page.conversations {
+                fetch(conversation).await?;
+            }
+        }
+        Ok(())
     }
 
     /// `POST /segments`.

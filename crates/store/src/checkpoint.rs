@@ -4,13 +4,18 @@
 //! sealed run of the journal after it. A [`ShareRequest`] is how a successor asks stewards and the active node
 //! for key material. All are canonical JSON, and each refusal has a name ([`Mismatch`]).
 
+pub mod keys;
 pub(crate) mod log;
+mod page;
 mod request;
 mod segment;
+mod segments;
 
 pub use log::{LifeLog, LogLine};
+pub use page::{ConversationPage, PAGE_BYTES_MAX, PAGE_CONVERSATIONS};
 pub use request::ShareRequest;
 pub use segment::SegmentHeader;
+pub use segments::{LIST_BYTES_MAX, SegmentList};
 
 use crate::cid::{self, Cid};
 use crate::error::{Error, Result};
@@ -21,9 +26,9 @@ use alloy::signers::local::PrivateKeySigner;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-const KIND: &str = "checkpoint v2";
+const KIND: &str = "checkpoint v3";
 /// The one version this program writes and reads.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Everything a successor needs to become the agent, sealed but for the names.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,20 +43,33 @@ pub struct Checkpoint {
     pub seq: u64,
     /// Digest of the checkpoint before; null for the first.
     pub prev: Option<B256>,
-    /// The last journal record that the snapshot contains.
+    /// The last journal record that it contains.
     pub lsn: u64,
-    /// The sealed snapshot.
+    /// The sealed snapshot. It is of this checkpoint or of one before it in the same epoch.
     #[serde(with = "crate::cid::text")]
     pub snapshot: Cid,
     pub snapshot_bytes: u64,
-    /// The memory key's public half (`age1…`): what later segments are sealed to.
+    /// The last journal record that the snapshot contains; the later ones, up to `lsn`, are in `segments`.
+    pub snapshot_lsn: u64,
+    /// The newest [`SegmentList`]; null where the snapshot has all.
+    #[serde(with = "crate::cid::text::maybe")]
+    pub segments: Option<Cid>,
+    /// Sealed bytes of all segments that it and the lists before it name.
+    pub segments_bytes: u64,
+    /// The public half (`age1…`) of the key that opens the snapshot, and what later segments are sealed to. Its secret
+    /// is in the key object.
+    pub chapter: String,
+    /// The [key object](keys).
+    #[serde(with = "crate::cid::text")]
+    pub keys: Cid,
+    /// The memory key's public half (`age1…`): what the key object is sealed to.
     pub recipient: String,
     /// [`seal::key_hash`] of the memory key's secret text.
     pub key_hash: B256,
     /// How many shares give the memory key.
     pub threshold: u8,
     pub shares: Vec<Share>,
-    /// Stored conversations, sealed under keys in the snapshot.
+    /// [Pages](ConversationPage) of stored conversations, whose keys are in the key object.
     #[serde(with = "crate::cid::text::many")]
     pub conversations: Vec<Cid>,
     /// The newest stretch of the agent's public log, a [`LifeLog`]: through it and those before it the whole log is
@@ -130,9 +148,10 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// All objects it names: what keeping it means keeping.
+    /// All objects it names itself. Pages, logs and lists of segments name others; keeping it means keeping all.
     pub fn objects(&self) -> Vec<Cid> {
-        [self.snapshot, self.log].into_iter().chain(self.conversations.iter().copied()).collect()
+        let named = [self.snapshot, self.keys, self.log].into_iter().chain(self.segments);
+        named.chain(self.conversations.iter().copied()).collect()
     }
 
     /// The share sealed to `steward`.
@@ -142,6 +161,9 @@ impl Checkpoint {
 
     fn check_shares(&self) -> std::result::Result<(), Mismatch> {
         let bad = |why: String| Err(Mismatch::Shares { why });
+        if self.snapshot_lsn > self.lsn || (self.snapshot_lsn == self.lsn) != self.segments.is_none() {
+            return Err(Mismatch::Gap { found: self.snapshot_lsn, expected: self.lsn });
+        }
         let (k, n) = (usize::from(self.threshold), self.shares.len());
         if k == 0 || k > n || n > 255 {
             return bad(format!("{k} of {n}"));
@@ -153,6 +175,9 @@ impl Checkpoint {
             if seal::Recipient::parse(&share.share_recipient).is_err() {
                 return bad(format!("the share key of steward {} is no age recipient", share.steward));
             }
+        }
+        if seal::Recipient::parse(&self.chapter).is_err() {
+            return bad("the chapter's public half is no age recipient".into());
         }
         match seal::Recipient::parse(&self.recipient) {
             Ok(_) => Ok(()),

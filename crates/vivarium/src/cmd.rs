@@ -4,6 +4,7 @@ pub mod ask;
 pub mod audit;
 pub mod bench;
 pub mod birth;
+pub mod conversations;
 pub mod engine;
 pub mod facilitator;
 pub mod fund;

@@ -1,29 +1,33 @@
-//! `POST /v1/responses`: with `store: true` the exchange is kept, sealed, and goes on after a move.
+//! `POST /v1/responses`: with `store: true` the exchange is kept, sealed under a key of its own, and goes on after a move.
 //!
-//! A response's id is not guessable (96 bits of chance) and is the only key to the conversation.
+//! A response's id is not guessable (96 bits of chance): whoever has it reads, continues and deletes that one. Whoever
+//! signs with the key that paid gets all that it paid for ([`crate::export`]).
 
 use super::Api;
 use super::problem::{Posted, Problem, fresh_id};
 use super::sale::{BeforeEnd, Errand, Form, Order, Prompt, Whole};
 use crate::answers::Question;
-use crate::ask::Ask;
-use crate::conversation::{ConversationInput, Stored, Transcript, Turn};
+use crate::ask::{Ask, Kept};
+use crate::conversation::{ConversationKey, Stored, Transcript, Turn};
+use crate::export::ExportRequest;
 use crate::main_loop::Event;
 use axum::Json;
-use axum::body::Bytes;
+use axum::body::{Body, Bytes};
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, HeaderValue};
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
+use futures::StreamExt;
 use infer::TokenLogprob;
 use infer::api::{Answered, ApiError, Message, ResponseReply, ResponseStream, ResponsesRequest, Role, StreamEvent};
 use serde_json::{Map, Value, json};
-use store::seal;
+use std::convert::Infallible;
 use tokio::sync::oneshot;
 
 pub const ROUTE: &str = "POST /v1/responses";
 /// In the head of every answer that is kept: what deleting it can and cannot prove.
-const STORED: &str = "sealed to the agent's memory key; after DELETE /v1/responses/{id} the agent no longer knows where \
-    it lies; nobody can prove that a host, or a quorum of stewards, kept no copy of it and of its key";
+const STORED: &str = "sealed under a key of its own; DELETE /v1/responses/{id} destroys that key here, and from the \
+    agent's next checkpoint on no successor gets it; nobody can prove that a host, or a quorum of stewards, kept no copy \
+    of the key or of an earlier checkpoint";
 const STORED_HEADER: &str = "vivarium-stored";
 /// Longest stored conversation, sealed, bytes.
 const TRANSCRIPT_BYTES_MAX: usize = 8 << 20;
@@ -70,7 +74,9 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) ->
         model: request.model.clone(),
         request: request.clone(),
     };
-    let store: Option<BeforeEnd> = request.store.then(|| keep(api.clone(), reply.id.clone(), before, request.clone()));
+    let payer = sale.payer.into_array();
+    let store: Option<BeforeEnd> =
+        request.store.then(|| keep(api.clone(), (reply.id.clone(), payer), before, request.clone()));
     let mut answered = if request.stream {
         sale.deliver(Events(ResponseStream::new(reply)), store).await
     } else {
@@ -113,42 +119,41 @@ fn bytes_of(turns: &[Turn]) -> u64 {
     turns.iter().map(|turn| u64::try_from(turn.content.len()).unwrap_or(u64::MAX)).fold(0, u64::saturating_add)
 }
 
-/// Seals the exchange to the current memory key, stores it, and has its place made durable: all before the last
+/// Seals the exchange under a fresh key, stores it, and has its place and key made durable: all before the last
 /// byte, so that an id in the customer's hands can always be gone on from.
-fn keep(api: Api, id: String, before: Vec<Turn>, request: ResponsesRequest) -> BeforeEnd {
+fn keep(api: Api, (id, payer): (String, [u8; 20]), before: Vec<Turn>, request: ResponsesRequest) -> BeforeEnd {
     Box::new(move |text| {
         Box::pin(async move {
             let mut turns = before;
             turns.extend(said(&request));
             turns.push(Turn { role: Role::Assistant.as_str().to_owned(), content: text });
             let bytes = bytes_of(&turns);
-            let transcript = Transcript { response: id.clone(), turns };
-            api.store_transcript(id, &transcript).await.map(|()| bytes).map_err(|problem| problem.api().clone())
+            let transcript = Transcript { response: id, turns };
+            api.store_transcript(payer, transcript).await.map(|()| bytes).map_err(|problem| problem.api().clone())
         })
     })
 }
 
 impl Api {
-    async fn store_transcript(&self, response: String, transcript: &Transcript) -> Result<(), Problem> {
-        let recipient = self
-            .look(|node| node.memory_recipient())
-            .await?
-            .ok_or_else(|| Problem::for_unavail("nothing can be stored before the first checkpoint; try again", 5))?;
-        let plain = transcript.encode().map_err(Problem::for_internal)?;
-        let sealed = seal::seal(&plain, std::slice::from_ref(&recipient)).map_err(Problem::for_internal)?;
+    async fn store_transcript(&self, payer: [u8; 20], transcript: Transcript) -> Result<(), Problem> {
+        if !self.look(|node| node.can_store()).await? {
+            return Err(Problem::for_unavail("nothing can be stored before the first checkpoint; try again", 5));
+        }
+        let key: ConversationKey = rand::random();
+        let sealed = transcript.seal(&key).map_err(Problem::for_internal)?;
         let cid = self
             .cx
             .store
             .put_bytes(&sealed)
             .await
             .map_err(|e| Problem::for_unavail(format!("the content store does not answer: {e}"), 2))?;
-        let stored = Stored { response, cid: cid.to_string(), recipient: recipient.to_string() };
-        self.record(ConversationInput::Store(stored)).await
+        let kept = Box::new(Kept { response: transcript.response, payer, cid: cid.to_string() });
+        self.recorded(|reply| Ask::Keep { kept, key, reply }).await
     }
 
-    async fn record(&self, input: ConversationInput) -> Result<(), Problem> {
+    async fn recorded(&self, ask: impl FnOnce(oneshot::Sender<()>) -> Ask) -> Result<(), Problem> {
         let (reply, durable) = oneshot::channel();
-        self.cx.tell(Event::Ask(Box::new(Ask::Keep { input, reply }))).await;
+        self.cx.tell(Event::Ask(Box::new(ask(reply)))).await;
         durable.await.map_err(|_| Problem::for_unavail("the agent is moving; ask again", 1))
     }
 
@@ -156,13 +161,17 @@ impl Api {
     async fn transcript(&self, id: &str) -> Result<Vec<Turn>, Problem> {
         let wanted = id.to_owned();
         let found = self.look(move |node| node.conversation(&wanted)).await?;
-        let (stored, identity) = found.ok_or_else(|| {
+        let (stored, key) = found.ok_or_else(|| {
             Problem::from(ApiError::for_not_found(
                 "response_not_found",
                 "previous_response_id",
                 format!("there is no stored response `{id}`; only answers to requests with `store: true` are kept"),
             ))
         })?;
+        self.turns(&stored, &key).await
+    }
+
+    async fn turns(&self, stored: &Stored, key: &ConversationKey) -> Result<Vec<Turn>, Problem> {
         let cid = store::cid::parse(&stored.cid).map_err(Problem::for_internal)?;
         let sealed = self
             .cx
@@ -170,20 +179,58 @@ impl Api {
             .get_bytes(&cid, TRANSCRIPT_BYTES_MAX)
             .await
             .map_err(|e| Problem::for_unavail(format!("the content store does not answer: {e}"), 2))?;
-        let plain = seal::open(&sealed, &identity, TRANSCRIPT_BYTES_MAX).map_err(Problem::for_internal)?;
-        Ok(Transcript::decode(&plain).map_err(Problem::for_internal)?.turns)
+        Ok(Transcript::open(&sealed, key).map_err(Problem::for_internal)?.turns)
     }
+
+    /// One entry of an archive. What cannot be had now is said in its place: the rest is the customer's all the same.
+    async fn archived(&self, stored: &Stored, key: &ConversationKey) -> Value {
+        let mut entry = json!({ "id": stored.response, "created_at": stored.at });
+        match self.turns(stored, key).await {
+            Ok(turns) => entry["messages"] = messages(&turns),
+            Err(problem) => entry["error"] = problem.api().message.clone().into(),
+        }
+        entry
+    }
+}
+
+fn messages(turns: &[Turn]) -> Value {
+    turns.iter().map(|t| json!({ "role": t.role, "content": t.content })).collect()
 }
 
 /// `GET /v1/responses/{id}`: the stored exchange.
 pub async fn read(State(api): State<Api>, Path(id): Path<String>) -> Result<Json<Value>, Response> {
     api.here(&format!("/v1/responses/{id}")).await?;
     let turns = api.transcript(&id).await.map_err(IntoResponse::into_response)?;
-    let messages: Vec<Value> = turns.iter().map(|t| json!({ "role": t.role, "content": t.content })).collect();
-    Ok(Json(json!({ "id": id, "object": "response", "messages": messages })))
+    Ok(Json(json!({ "id": id, "object": "response", "messages": messages(&turns) })))
 }
 
-/// `DELETE /v1/responses/{id}`: forgets where it lies. What that cannot prove is said in the answer.
+/// `POST /v1/responses/export`: all that the signer paid for, as one JSON object, an entry at a time.
+pub async fn export(State(api): State<Api>, Posted(body): Posted) -> Result<Response, Response> {
+    api.here("/v1/responses/export").await?;
+    let bad = |why: String| Problem::from(ApiError::for_bad_request("invalid_export", why)).into_response();
+    let asked: ExportRequest =
+        serde_json::from_slice(&body).map_err(|e| bad(format!("not {{payer, at, signature}}: {e}")))?;
+    let (agent, chain_id) = (api.cx.config.treasury, api.cx.config.chain_id);
+    asked.verify(agent, chain_id, api.shared.now()).map_err(|why| Problem::for_forbidden(why).into_response())?;
+    let payer = asked.payer.into_array();
+    let all = api.look(move |node| node.conversations_of(&payer)).await.map_err(IntoResponse::into_response)?;
+    let head = json!({
+        "object": "vivarium.archive", "agent": agent, "chain_id": chain_id, "payer": asked.payer, "at": asked.at,
+    });
+    // The object is written by hand around its entries, so that one conversation at a time is in memory.
+    let head = head.to_string();
+    let begin = format!("{},\"responses\":[", head.strip_suffix('}').unwrap_or(&head));
+    let entries = futures::stream::iter(all.into_iter().enumerate()).then(move |(index, (stored, key))| {
+        let api = api.clone();
+        async move { format!("{}{}", if index == 0 { "" } else { "," }, api.archived(&stored, &key).await) }
+    });
+    let once = |text: String| futures::stream::iter([text]);
+    let whole = once(begin).chain(entries).chain(once("]}\n".to_owned()));
+    let body = Body::from_stream(whole.map(Ok::<_, Infallible>));
+    Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
+}
+
+/// `DELETE /v1/responses/{id}`: destroys its key. What that cannot prove is said in the answer.
 pub async fn delete(State(api): State<Api>, Path(id): Path<String>) -> Result<Json<Value>, Response> {
     api.here(&format!("/v1/responses/{id}")).await?;
     let wanted = id.clone();
@@ -192,12 +239,13 @@ pub async fn delete(State(api): State<Api>, Path(id): Path<String>) -> Result<Js
     if !known {
         return Err(Problem::for_not_found(format!("there is no stored response `{id}`")).into_response());
     }
-    api.record(ConversationInput::Delete { response: id.clone() }).await.map_err(IntoResponse::into_response)?;
+    let response = id.clone();
+    api.recorded(|reply| Ask::Forget { response, reply }).await.map_err(IntoResponse::into_response)?;
     Ok(Json(json!({
         "id": id,
         "object": "response",
         "deleted": true,
-        "note": "The agent no longer knows where this conversation lies. A host, or a quorum of stewards, that kept a copy of both the sealed object and its key could still read it.",
+        "note": "The key of this conversation is destroyed on this host, and the agent's next checkpoint has it no more. A host, or a quorum of stewards, that kept a copy of the key or of an earlier checkpoint could still read the sealed object.",
     })))
 }
 

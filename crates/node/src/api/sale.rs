@@ -136,7 +136,7 @@ struct Wishes {
 pub struct Sale {
     pub request: RequestId,
     pub prompt_tokens: u32,
-    payer: Address,
+    pub payer: Address,
     /// The price, or the most that is charged.
     amount: Usdc,
     generation: Generation,

@@ -11,7 +11,7 @@ use chain::treasury::calls;
 use chain::{market, sender::Tx};
 use serde_json::{Value, json};
 use std::sync::atomic::Ordering;
-use store::checkpoint::{Checkpoint, ShareRequest};
+use store::checkpoint::{Checkpoint, ConversationPage, SegmentList, ShareRequest};
 use store::seal::{self, Identity};
 use world::{World, key, until};
 
@@ -57,12 +57,19 @@ async fn acknowledge(world: &World, treasury: Address, stewards: &[Value], secre
     let good =
         |signer: u8, change: &dyn Fn(&mut Checkpoint)| world.checkpoint(treasury, stewards, secret, signer, change);
     let ask = |seq: u64, digest: B256| json!({ "treasury": treasury, "seq": seq, "digest": digest });
-    let cases: [(u8, Change, &str); 6] = [
+    let lost = store::cid::of_raw(b"never stored");
+    let list = SegmentList { agent: treasury, prev: None, segments: vec![lost] };
+    let list = world.put(&list.to_bytes()).await;
+    let page = world.put(&ConversationPage { conversations: vec![lost], keys: String::new() }.to_bytes()).await;
+    let cases: [(u8, Change, &str); 9] = [
         (STRANGER, &|_| (), "wrong_operator"),
         (NODE, &|c| c.epoch = 2, "wrong_epoch"),
         (NODE, &|c| c.seq = 2, "wrong_seq"),
         (NODE, &|c| c.prev = Some(B256::repeat_byte(1)), "wrong_prev"),
-        (NODE, &|c| c.snapshot = store::cid::of_raw(b"never stored"), "not_stored"),
+        (NODE, &|c| c.snapshot = lost, "not_stored"),
+        (NODE, &|c| (c.lsn, c.segments) = (11, Some(list)), "not_stored"),
+        (NODE, &|c| c.conversations = vec![page], "not_stored"),
+        (NODE, &|c| c.conversations = vec![c.log], "bad_object"),
         (NODE, &|c| c.shares[0].steward = Address::repeat_byte(1), "no_share"),
     ];
     for (signer, change, code) in cases {
@@ -70,7 +77,7 @@ async fn acknowledge(world: &World, treasury: Address, stewards: &[Value], secre
         world.put(&object.to_bytes()).await;
         world.refused(0, "ack", &ask(1, object.digest().into()), code).await;
     }
-    let (one, two) = (good(NODE, &|_| ()), good(NODE, &|c| c.lsn += 1));
+    let (one, two) = (good(NODE, &|_| ()), good(NODE, &|c| (c.lsn, c.snapshot_lsn) = (11, 11)));
     let digest = B256::from(one.digest());
     world.refused(0, "ack", &ask(1, digest), "not_stored").await;
     for object in [&one, &two] {
@@ -125,7 +132,7 @@ async fn segments(world: &World, treasury: Address, stewards: &[Value]) {
 /// that checkpoint, and not before.
 async fn skip_to_a_checkpoint(world: &World, treasury: Address, stewards: &[Value], secret: &[u8], prev: B256) -> B256 {
     let object = world.checkpoint(treasury, stewards, secret, NODE, &|c| {
-        (c.seq, c.lsn, c.prev) = (2, 35, Some(prev));
+        (c.seq, c.lsn, c.snapshot_lsn, c.prev) = (2, 35, 35, Some(prev));
     });
     let digest = B256::from(object.digest());
     world.put(&object.to_bytes()).await;

@@ -384,12 +384,17 @@ impl World {
             lsn: 10,
             snapshot: store::cid::of_raw(SNAPSHOT),
             snapshot_bytes: u64::try_from(SNAPSHOT.len()).unwrap(),
+            snapshot_lsn: 10,
+            segments: None,
+            segments_bytes: 0,
+            chapter: Identity::generate().recipient().to_string(),
+            // Any object that the store has.
+            keys: store::cid::of_raw(SNAPSHOT),
             recipient: Identity::parse(std::str::from_utf8(secret).unwrap()).unwrap().recipient().to_string(),
             key_hash: seal::key_hash(secret),
             threshold: 2,
             shares: shares.collect(),
             conversations: vec![],
-            // Any object that the store has.
             log: store::cid::of_raw(SNAPSHOT),
             log_seq: 0,
             created_at: 1,

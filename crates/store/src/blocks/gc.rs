@@ -1,5 +1,5 @@
 use super::Blocks;
-use crate::checkpoint::{Checkpoint, LifeLog, log};
+use crate::checkpoint::{Checkpoint, ConversationPage, LifeLog, SegmentList, log};
 use crate::cid::{self, Cid};
 use crate::dag::Walk;
 use crate::error::{Error, Kind, Result};
@@ -21,8 +21,8 @@ pub struct Collected {
 impl Blocks {
     /// Removes what no pin reaches and what is older than `age_min`.
     ///
-    /// A pinned checkpoint keeps its snapshot, its conversations and the whole log that ends with it, though they are
-    /// only named in texts; a pinned log keeps all that came before it.
+    /// A pinned checkpoint keeps its snapshot, the segments after it, its keys, its conversations and the whole log that
+    /// ends with it, though they are only named in texts; a pinned log keeps all that came before it.
     /// `age_min` protects blocks that arrive one by one over HTTP before anybody pins their root; whoever
     /// writes in this or another process and holds [`Blocks::writing`] makes this fail with `Usage` at once.
     pub fn gc(&self, age_min: Duration) -> Result<Collected> {
@@ -78,7 +78,7 @@ impl Blocks {
         Ok(kept)
     }
 
-    /// What a checkpoint or a stretch of a log names; nothing if it is neither. Only texts are looked into: one block,
+    /// What a checkpoint, a page, a list of segments or a stretch of a log names; nothing if it is none of them. Only texts are looked into: one block,
     /// or a file of few.
     fn named_in(&self, root: &Cid) -> Result<Vec<Cid>> {
         let bytes = match unixfs::read_file(self, root, log::STRETCH_BYTES_MAX) {
@@ -89,6 +89,12 @@ impl Blocks {
         };
         if let Ok(checkpoint) = Checkpoint::from_bytes(&bytes) {
             return Ok(checkpoint.objects());
+        }
+        if let Ok(page) = ConversationPage::from_bytes(&bytes) {
+            return Ok(page.conversations);
+        }
+        if let Ok(list) = SegmentList::from_bytes(&bytes) {
+            return Ok(list.segments.into_iter().chain(list.prev).collect());
         }
         Ok(LifeLog::from_bytes(&bytes).ok().and_then(|stretch| stretch.prev).into_iter().collect())
     }

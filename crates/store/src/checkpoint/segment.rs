@@ -28,7 +28,7 @@ pub struct SegmentHeader {
     /// The sealed records.
     #[serde(with = "crate::cid::text")]
     pub cid: Cid,
-    /// The memory key (`age1…`) it is sealed to.
+    /// The chapter (`age1…`) it is sealed to.
     pub recipient: String,
     /// Length of the sealed records.
     pub bytes: u64,

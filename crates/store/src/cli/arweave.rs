@@ -1,6 +1,7 @@
 use crate::arweave::{Arweave, DataTree, Key, Outcome, TxId, Upload, car_tags};
 use crate::blocks::Blocks;
 use crate::car;
+use crate::checkpoint::keys;
 use crate::cid::{self, Cid};
 use crate::cli::{ADDED, Moved};
 use crate::error::{Error, Kind, Result, off_thread};
@@ -27,7 +28,8 @@ pub struct Stored {
 ///
 /// The signed transaction is kept in the store's folder before it is sent, a file a graph: run again after a crash
 /// this goes on with the same one. Another one is signed only when the gateways know that the first will never be
-/// mined. `OverLimit` if the network asks more than `reward_winston_max`.
+/// mined. `OverLimit` if the network asks more than `reward_winston_max`. `Usage` for an agent's keys: what is there can
+/// never be destroyed.
 pub async fn put(dir: &Path, cid: &str, gateways: Vec<String>, key: &Path, reward_winston_max: u128) -> Result<Stored> {
     let (root, blocks) = (cid::parse(cid)?, Blocks::open(dir)?);
     let arweave = Arweave::new(net::Client::new(), gateways);
@@ -83,6 +85,9 @@ async fn stored(arweave: &Arweave, root: &Cid, upload: &Upload) -> Result<Stored
 /// The same graph gives the same file each time, so it need not be kept between two tries.
 fn car_of(blocks: &Blocks, root: &Cid) -> Result<(TemporaryFile, DataTree)> {
     let failed = |e| Error::disk("cannot write the CAR file", e);
+    if blocks.get(root).is_ok_and(|block| keys::is_key_object(&block)) {
+        return Err(Error::usage(format!("{root} holds an agent's keys, which must stay destructible")));
+    }
     let path = blocks.tmp_path();
     let mut out = BufWriter::new(File::create_new(&path).map_err(failed)?);
     let file = TemporaryFile { path };

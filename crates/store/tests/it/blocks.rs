@@ -3,7 +3,7 @@ use std::fs::{self, File};
 use std::io::{BufRead, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
-use store::checkpoint::{LifeLog, LogLine};
+use store::checkpoint::{ConversationPage, LifeLog, LogLine, SegmentList};
 use store::cid;
 use store::{Blocks, Kind};
 
@@ -152,17 +152,41 @@ fn garbage_collection_stays_away_while_somebody_writes() {
 }
 
 #[test]
-fn a_pinned_checkpoint_keeps_its_snapshot_and_conversations() {
+fn a_pinned_checkpoint_keeps_its_snapshot_segments_and_conversations() {
     let here = store();
     let snapshot = here.add(&noise(5_000));
     let talk = here.put_raw(b"sealed conversation");
     let stray = here.put_raw(b"stray");
-    let checkpoint = crate::checkpoint::signed(snapshot, vec![talk]);
+    let page = ConversationPage { conversations: vec![talk], keys: String::new() };
+    let page = here.put_raw(&page.to_bytes());
+    let runs = [b"run 1", b"run 2", b"run 3"].map(|run| here.put_raw(run));
+    let list = |prev, segments: &[cid::Cid]| {
+        here.put_raw(&SegmentList { agent: [7; 20].into(), prev, segments: segments.to_vec() }.to_bytes())
+    };
+    let lists = list(Some(list(None, &runs[..2])), &runs[2..]);
+    let checkpoint = crate::checkpoint::resting_on(snapshot, lists, vec![page]);
     here.blocks.put(&checkpoint.cid(), &checkpoint.to_bytes()).unwrap();
     here.blocks.pin(&checkpoint.cid(), "checkpoint").unwrap();
     here.blocks.gc(Duration::ZERO).unwrap();
     assert!(here.blocks.has(&talk) && !here.blocks.has(&stray));
+    assert!(runs.iter().all(|run| here.blocks.has(run)));
     assert_eq!(store::unixfs::read_file(&here.blocks, &snapshot, 5_000).unwrap(), noise(5_000));
+}
+
+#[test]
+fn a_key_object_goes_with_its_checkpoint() {
+    let here = store();
+    let (old, new) = (here.put_raw(b"old keys"), here.put_raw(b"new keys"));
+    for (seq, keys) in [(1, old), (2, new)] {
+        let checkpoint = crate::checkpoint::with_keys(seq, keys);
+        here.blocks.put(&checkpoint.cid(), &checkpoint.to_bytes()).unwrap();
+        here.blocks.pin(&checkpoint.cid(), "checkpoint").unwrap();
+        if keys == old {
+            here.blocks.unpin(&checkpoint.cid(), Some("checkpoint")).unwrap();
+        }
+    }
+    here.blocks.gc(Duration::ZERO).unwrap();
+    assert!(here.blocks.has(&new) && !here.blocks.has(&old));
 }
 
 #[test]

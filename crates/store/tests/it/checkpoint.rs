@@ -2,7 +2,7 @@ use crate::support::refused;
 use alloy::primitives::{Address, B256};
 use alloy::signers::local::PrivateKeySigner;
 use store::Kind;
-use store::checkpoint::{Checkpoint, Mismatch, SegmentHeader, Share, ShareRequest};
+use store::checkpoint::{Checkpoint, Mismatch, SegmentHeader, Share, ShareRequest, keys};
 use store::cid::{self, Cid};
 use store::seal::{Identity, key_hash};
 
@@ -30,6 +30,11 @@ fn draft(snapshot: Cid, conversations: Vec<Cid>) -> Checkpoint {
         lsn: 1000,
         snapshot,
         snapshot_bytes: 77,
+        snapshot_lsn: 900,
+        segments: Some(cid::of_raw(b"segments")),
+        segments_bytes: 5_000,
+        chapter: Identity::generate().recipient().to_string(),
+        keys: cid::of_raw(b"keys"),
         recipient: memory.recipient().to_string(),
         key_hash: key_hash(memory.to_secret_string().as_bytes()),
         threshold: 2,
@@ -49,6 +54,20 @@ pub fn signed(snapshot: Cid, conversations: Vec<Cid>) -> Checkpoint {
     checkpoint
 }
 
+/// With segments after its snapshot that are here.
+pub fn resting_on(snapshot: Cid, segments: Cid, pages: Vec<Cid>) -> Checkpoint {
+    let mut checkpoint = Checkpoint { segments: Some(segments), ..draft(snapshot, pages) };
+    checkpoint.sign(&operator()).unwrap();
+    checkpoint
+}
+
+/// The one after it, with a key object that is here.
+pub fn with_keys(seq: u64, keys: Cid) -> Checkpoint {
+    let mut checkpoint = Checkpoint { seq, keys, ..draft(cid::of_raw(b"snapshot"), Vec::new()) };
+    checkpoint.sign(&operator()).unwrap();
+    checkpoint
+}
+
 /// The same with a log that is here.
 pub fn ending_with(log: Cid) -> Checkpoint {
     let mut checkpoint = Checkpoint { log, ..draft(cid::of_raw(b"snapshot"), Vec::new()) };
@@ -57,7 +76,7 @@ pub fn ending_with(log: Cid) -> Checkpoint {
 }
 
 fn example() -> Checkpoint {
-    signed(cid::of_raw(b"snapshot"), vec![cid::of_raw(b"talk")])
+    signed(cid::of_raw(b"snapshot"), vec![cid::of_raw(b"page")])
 }
 
 fn verify(checkpoint: &Checkpoint) -> Result<(), Mismatch> {
@@ -71,7 +90,7 @@ fn a_signed_checkpoint_survives_its_bytes() {
     assert_eq!(read, made);
     verify(&read).unwrap();
     assert_eq!(read.cid(), cid::raw(read.digest()));
-    assert_eq!(read.objects(), [cid::of_raw(b"snapshot"), cid::of_raw(b"log"), cid::of_raw(b"talk")]);
+    assert_eq!(read.objects(), [&b"snapshot"[..], b"keys", b"log", b"segments", b"page"].map(cid::of_raw));
     assert_eq!(read.share_of(Address::repeat_byte(2)).unwrap().sealed, "c2VhbGVk2");
     read.follows(4, Some(B256::repeat_byte(4)), 3).unwrap();
 }
@@ -93,13 +112,18 @@ fn swapped_replayed_and_mixed_checkpoints_are_refused_by_name() {
 #[test]
 fn a_change_of_any_field_breaks_the_signature() {
     let good = example();
-    let changes: [fn(&mut Checkpoint); 13] = [
+    let changes: [fn(&mut Checkpoint); 18] = [
         |c| c.epoch += 1,
         |c| c.seq += 1,
         |c| c.prev = None,
         |c| c.lsn += 1,
         |c| c.snapshot = cid::of_raw(b"other"),
         |c| c.snapshot_bytes += 1,
+        |c| c.snapshot_lsn += 1,
+        |c| c.segments = Some(cid::of_raw(b"other")),
+        |c| c.segments_bytes += 1,
+        |c| c.chapter = Identity::generate().recipient().to_string(),
+        |c| c.keys = cid::of_raw(b"other"),
         |c| c.recipient = Identity::generate().recipient().to_string(),
         |c| c.key_hash = B256::ZERO,
         |c| c.threshold = 1,
@@ -147,12 +171,13 @@ fn a_signature_has_one_form() {
 
 #[test]
 fn a_key_that_could_not_be_restored_is_not_signed() {
-    let broken: [fn(&mut Checkpoint); 5] = [
+    let broken: [fn(&mut Checkpoint); 6] = [
         |c| c.threshold = 0,
         |c| c.threshold = 4,
         |c| c.shares[1].steward = c.shares[0].steward,
         |c| c.shares[1].sealed = c.shares[0].sealed.clone(),
         |c| c.recipient = "age1nobody".into(),
+        |c| c.chapter = "age1nobody".into(),
     ];
     for (at, change) in broken.iter().enumerate() {
         let mut checkpoint = draft(cid::of_raw(b"s"), vec![]);
@@ -163,13 +188,25 @@ fn a_key_that_could_not_be_restored_is_not_signed() {
 }
 
 #[test]
+fn a_checkpoint_with_a_hole_behind_its_snapshot_is_not_signed() {
+    let broken: [fn(&mut Checkpoint); 3] =
+        [|c| c.snapshot_lsn = c.lsn + 1, |c| c.snapshot_lsn = c.lsn, |c| c.segments = None];
+    for (at, change) in broken.iter().enumerate() {
+        let mut checkpoint = draft(cid::of_raw(b"s"), vec![]);
+        change(&mut checkpoint);
+        refused(checkpoint.sign(&operator()), Kind::Usage, "nobody could accept");
+        assert!(matches!(verify(&checkpoint), Err(Mismatch::Gap { .. })), "{at}");
+    }
+}
+
+#[test]
 fn other_forms_of_the_same_json_are_refused() {
     let text = String::from_utf8(example().to_bytes()).unwrap();
     for (changed, why) in [
         (text.replacen('{', "{ ", 1), "canonical"),
-        (text.replacen("\"version\":2", "\"version\":2,\"extra\":0", 1), "not a checkpoint"),
-        (text.replacen("\"version\":2,", "", 1), "not a checkpoint"),
-        (text.replacen("\"version\":2", "\"version\":2.0", 1), "not a checkpoint"),
+        (text.replacen("\"version\":3", "\"version\":3,\"extra\":0", 1), "not a checkpoint"),
+        (text.replacen("\"version\":3,", "", 1), "not a checkpoint"),
+        (text.replacen("\"version\":3", "\"version\":3.0", 1), "not a checkpoint"),
         (text.replacen("0xa1", "0xA1", 1), "canonical"),
         (text.replacen("bafkrei", "bafkqa", 1), "not a checkpoint"),
         (format!("{text}\n"), "canonical"),
@@ -177,8 +214,20 @@ fn other_forms_of_the_same_json_are_refused() {
     ] {
         refused(Checkpoint::from_bytes(changed.as_bytes()), Kind::Corrupt, why);
     }
-    let next = text.replacen("\"version\":2", "\"version\":3", 1);
-    assert_eq!(verify(&Checkpoint::from_bytes(next.as_bytes()).unwrap()), Err(Mismatch::Version { found: 3 }));
+    let next = text.replacen("\"version\":3", "\"version\":4", 1);
+    assert_eq!(verify(&Checkpoint::from_bytes(next.as_bytes()).unwrap()), Err(Mismatch::Version { found: 4 }));
+}
+
+#[test]
+fn a_key_object_opens_under_its_memory_key_and_says_what_it_is() {
+    let (memory, other) = (Identity::generate(), Identity::generate());
+    let sealed = keys::seal(b"the keys", &memory.recipient()).unwrap();
+    assert_eq!(keys::open(&sealed, &memory).unwrap(), b"the keys");
+    assert!(keys::is_key_object(&sealed));
+    refused(keys::open(&sealed, &other), Kind::Key, "not sealed to");
+    let plain = store::seal::seal(b"the keys", &[memory.recipient()]).unwrap();
+    assert!(!keys::is_key_object(&plain));
+    refused(keys::open(&plain, &memory), Kind::Corrupt, "not a key object");
 }
 
 fn segment(index: u64, lsns: (u64, u64), prev: Option<Cid>) -> SegmentHeader {

@@ -162,6 +162,12 @@ fn an_agent_is_rebuilt_on_an_empty_host_from_the_chain_and_from_sources_that_lie
         w.ask(&["--remember", "--max-tokens", "16", "My name is Ada. Say hello."])
     });
     let conversation = begun["id"].as_str().expect("the id of the stored answer").to_owned();
+    let secret = world.until("another one", |w| w.ask(&["--remember", "--max-tokens", "4", "My secret is 42."]));
+    let secret = secret["id"].as_str().expect("its id").to_owned();
+    assert_eq!(stored(&world), [conversation.clone(), secret.clone()]);
+    let (ok, text) = world.run(&["conversations", "--delete", &secret]);
+    assert!(ok && text.contains("destroyed"), "{text}");
+    assert_eq!(stored(&world), [conversation.clone()]);
     let seq = |w: &World| w.agent()?["checkpoint"]["seq"].as_u64();
     let before = world.until("a status", seq);
     // The first one after it may have been under way already.
@@ -191,9 +197,12 @@ fn an_agent_is_rebuilt_on_an_empty_host_from_the_chain_and_from_sources_that_lie
             .then_some(())
     });
     world.within(COMES_BACK, "selling again", |w| (w.agent()?["selling"] == true).then_some(()));
-    world.until("the conversation goes on", |w| {
+    let goes_on = world.until("the conversation goes on", |w| {
         w.ask(&["--conversation", &conversation, "--max-tokens", "16", "What is my name?"])
     });
+    let goes_on = goes_on["id"].as_str().expect("an id").to_owned();
+    assert!(world.ask(&["--conversation", &secret, "--max-tokens", "4", "What is my secret?"]).is_none());
+    assert_eq!(stored(&world), [conversation, goes_on], "what was deleted stays so");
     assert!(earned(&world).expect("a ledger") >= paid, "income was lost");
     assert!(world.agent().is_some_and(|agent| agent["ledger_ok"] == true), "the books do not balance");
     let count = |counter: &AtomicU64| counter.load(Ordering::SeqCst);
@@ -201,6 +210,16 @@ fn an_agent_is_rebuilt_on_an_empty_host_from_the_chain_and_from_sources_that_lie
     assert!(count(&hostile.cuts) > 0, "no source died");
     let empty = world.dir.path().join("empty");
     assert!(weights_below(&empty), "the weights lie on the host that had nothing");
+}
+
+/// The ids of all that the world's customer has stored, by its own archive.
+fn stored(world: &World) -> Vec<String> {
+    let (ok, text) = world.run(&["conversations"]);
+    assert!(ok, "{text}");
+    let archive: Value = serde_json::from_str(text.trim()).expect("an archive");
+    let entries = archive["responses"].as_array().expect("entries");
+    assert!(entries.iter().all(|entry| entry["messages"].as_array().is_some_and(|m| m.len() >= 2)), "{archive}");
+    entries.iter().map(|entry| entry["id"].as_str().expect("an id").to_owned()).collect()
 }
 
 /// Whether a whole model was fetched below `dir`.
