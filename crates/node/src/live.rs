@@ -190,6 +190,9 @@ impl Live {
 }
 
 #[cfg(test)]
+mod journals;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use economy::Input;
@@ -259,6 +262,3 @@ mod tests {
         assert_eq!(given.load(Ordering::SeqCst), 4);
     }
 }
-
-#[cfg(test)]
-mod tests;
