@@ -207,6 +207,9 @@ impl Live {
 }
 
 #[cfg(test)]
+mod journals;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use economy::Input;
@@ -276,6 +279,3 @@ mod tests {
         assert_eq!(given.load(Ordering::SeqCst), 4);
     }
 }
-
-#[cfg(test)]
-mod tests;

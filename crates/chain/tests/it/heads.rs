@@ -1,7 +1,9 @@
 //! Two endpoints of one chain, and one of another chain that says it is the same.
 
 use crate::world::anvil_bin;
+use chain::alloy::primitives::Address;
 use chain::anvil::{Anvil, AnvilOptions};
+use chain::deploy::fund_eth;
 use chain::heads::{LAG_BLOCKS_MAX, common_head};
 use chain::{Chain, Kind};
 
@@ -20,6 +22,8 @@ async fn endpoints_that_differ_or_lag_give_no_head() {
     assert_eq!(common_head(std::slice::from_ref(&a)).await.expect("one is enough").number, 3);
 
     let both = [a.clone(), stranger.chain()];
+    // What it says of one account makes its blocks others, also when both chains began in one second.
+    fund_eth(&both[1], Address::repeat_byte(7), 1).await.expect("funds");
     mine(&both[1], 2).await;
     let differ = common_head(&both).await.expect_err("two chains");
     assert!(differ.kind == Kind::Rpc && differ.to_string().contains("has another block 2"), "{differ}");

@@ -187,7 +187,7 @@ fn called(state: &State) -> (RequestId, Recorded) {
 /// Each record is durable before the next, so that the files are the same each time.
 fn write_story(dir: &Path) {
     let journal = Journal::create(dir, journal::Options::default(), Box::new(|_| {})).expect("an empty folder");
-    let mut live = Live::new(start(), journal, 0, KeyRing::default());
+    let mut live = Live::new(start(), journal, 0, KeyRing::default(), 1_000_000);
     let mut tell = |at: u64, record: Recorded| {
         let lsn = live.record(BORN + at, &record).expect("the disk takes it");
         live.journal.sync().expect("durable");
@@ -306,7 +306,7 @@ fn journals_of_every_build_that_is_still_read_fold_to_what_they_were() {
         let decoded = State::decode(&state.encode()).expect("its own snapshot");
         assert_eq!(decoded.digest(), state.digest());
         let last = journal.last_lsn();
-        let mut live = Live::new(state, journal, last, KeyRing::default());
+        let mut live = Live::new(state, journal, last, KeyRing::default(), 1_000_000);
         let line = Recorded::Line { kind: "life".into(), text: "it goes on".into() };
         assert_eq!(live.record(BORN + 200, &line).expect("it takes records"), last + 1);
         builds += 1;
