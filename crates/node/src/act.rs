@@ -179,10 +179,9 @@ fn start_checkpoint(node: &mut Node, id: OutputId) {
 pub fn ship(node: &mut Node) {
     let Some(news) = &node.news else { return };
     let epoch = news.state.epoch;
-    let is_urgent = !node.waiting_for_replication.is_empty();
     let Some(live) = &mut node.live else { return };
     let Some(chapter) = live.ring.chapter.clone() else { return };
-    let (exposure, now_ms) = (live.exposure(), crate::fence::boottime_ms());
+    let (exposure, is_urgent, now_ms) = (live.exposure(), live.is_awaited(), crate::fence::boottime_ms());
     let shipping = &mut live.shipping;
     if !shipping.known || shipping.in_flight || live.durable <= shipping.replicated_lsn {
         return;
@@ -376,15 +375,9 @@ impl Node {
         match shipped {
             Ok(shipped) => {
                 live.shipping.next_index = shipped.index + 1;
-<<<<<<< HEAD
-                live.shipping.prev = Some(shipped.cid);
-                live.replicated(shipped.last_lsn);
-=======
                 live.shipping.prev = Some(shipped.sent.cid);
                 live.shipping.sent.push(shipped.sent);
                 live.replicated(shipped.sent.last_lsn);
-                self.release_replicated();
->>>>>>> mem
             }
             Err(e) => tracing::warn!(error = %chain_of(&e), "a segment is not replicated yet"),
         }

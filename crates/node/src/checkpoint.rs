@@ -182,20 +182,7 @@ pub struct Prepared {
 }
 
 pub async fn prepare(cx: Arc<Context>, draft: Draft) -> Result<Prepared> {
-<<<<<<< HEAD
-    let identity = Identity::generate();
-    let recipient = identity.recipient();
-    let secret = identity.to_secret_string();
-    let snapshot = Snapshot { lsn: draft.lsn, state: draft.state, ring: draft.ring.encode()? };
-    let plain = borsh::to_vec(&snapshot).map_err(|e| Error::bug("a snapshot cannot be encoded").caused_by(e))?;
-    let sealed = seal::seal(&plain, std::slice::from_ref(&recipient))
-        .map_err(|e| Error::bug("a snapshot cannot be sealed").caused_by(e))?;
-    crash_point!("checkpoint.sealed");
-    let stored = |e| Error::retry("the store did not take the checkpoint").caused_by(e);
-    let snapshot_cid = cx.store.put_bytes(&sealed).await.map_err(stored)?;
-    let (log, log_seq) = archive_log(&cx, draft.prev, draft.lsn, &draft.log).await?;
-=======
-    let log = archive_log(&cx, draft.prev, &draft.log).await?;
+    let log = archive_log(&cx, draft.prev, draft.lsn, &draft.log).await?;
     let checkpoint = write(&cx.store, &Home::of(&cx), &draft, log).await?;
     let digest = B256::from(checkpoint.digest());
     let ack = Ack { epoch: draft.epoch, seq: draft.seq, digest, prev: draft.prev };
@@ -203,7 +190,6 @@ pub async fn prepare(cx: Arc<Context>, draft: Draft) -> Result<Prepared> {
     crash_point!("checkpoint.acked");
     Ok(Prepared { checkpoint, digest, prev: draft.prev, pages: draft.pages, acks })
 }
->>>>>>> mem
 
 /// Seals and stores everything that the checkpoint names and that is not stored, and the checkpoint. `log`: the newest
 /// stretch, and the last line in it.
@@ -429,7 +415,6 @@ pub async fn fetch(cx: &Context, digest: B256) -> Result<Checkpoint> {
     Ok(checkpoint)
 }
 
-<<<<<<< HEAD
 /// Refuses, by name, the memory of another agent or another chain.
 fn is_of(checkpoint: &Checkpoint, agent: Address, chain_id: u64) -> Result<()> {
     if checkpoint.agent == agent && checkpoint.chain_id == chain_id {
@@ -443,16 +428,6 @@ fn is_of(checkpoint: &Checkpoint, agent: Address, chain_id: u64) -> Result<()> {
     )))
 }
 
-/// Opens the snapshot of `checkpoint` with its memory key.
-pub async fn open(cx: &Context, checkpoint: &Checkpoint, identity: &Identity) -> Result<Snapshot> {
-    let sealed = cx
-        .store
-        .get_bytes(&checkpoint.snapshot, SNAPSHOT_BYTES_MAX)
-        .await
-        .map_err(|e| Error::retry("the snapshot cannot be fetched").caused_by(e))?;
-    let plain = seal::open(&sealed, identity, SNAPSHOT_BYTES_MAX)
-        .map_err(|e| Error::corrupt("the snapshot does not open under its memory key").caused_by(e))?;
-=======
 /// What a checkpoint gives to whoever has its memory key.
 pub struct Opened {
     pub snapshot: Snapshot,
@@ -476,7 +451,6 @@ pub async fn open(store: &StoreClient, checkpoint: &Checkpoint, memory: &Identit
     }
     let sealed = store.get_bytes(&checkpoint.snapshot, SNAPSHOT_BYTES_MAX).await.map_err(fetched("the snapshot"))?;
     let plain = ring.open_sealed(&sealed, SNAPSHOT_BYTES_MAX)?;
->>>>>>> mem
     let snapshot: Snapshot =
         borsh::from_slice(&plain).map_err(|e| Error::corrupt("the snapshot does not decode").caused_by(e))?;
     if snapshot.lsn != checkpoint.snapshot_lsn {
@@ -497,48 +471,4 @@ pub async fn open(store: &StoreClient, checkpoint: &Checkpoint, memory: &Identit
 }
 
 #[cfg(test)]
-<<<<<<< HEAD
-mod tests {
-    use super::*;
-
-    fn checkpoint(agent: Address, chain_id: u64) -> Checkpoint {
-        Checkpoint {
-            version: store::checkpoint::VERSION,
-            agent,
-            chain_id,
-            epoch: 1,
-            seq: 1,
-            prev: None,
-            lsn: 9,
-            snapshot: store::cid::raw([1; 32]),
-            snapshot_bytes: 1,
-            recipient: Identity::generate().recipient().to_string(),
-            key_hash: B256::ZERO,
-            threshold: 2,
-            shares: Vec::new(),
-            conversations: Vec::new(),
-            log: store::cid::raw([2; 32]),
-            log_seq: 0,
-            created_at: 0,
-            signature: String::new(),
-        }
-    }
-
-    #[test]
-    fn the_memory_of_another_agent_or_chain_is_refused_by_name() {
-        let (ours, other) = (Address::repeat_byte(0xAA), Address::repeat_byte(0xBB));
-        assert!(is_of(&checkpoint(ours, 8453), ours, 8453).is_ok());
-        for (agent, chain_id) in [(other, 8453), (ours, 1), (other, 1)] {
-            let error = is_of(&checkpoint(agent, chain_id), ours, 8453).expect_err("it is somebody else's");
-            assert_eq!(error.kind, crate::Kind::Corrupt);
-            let said = error.to_string();
-            assert!(
-                said.contains(&format!("belongs to agent {agent} on chain {chain_id}, not to agent {ours}")),
-                "{said}"
-            );
-        }
-    }
-}
-=======
 mod tests;
->>>>>>> mem

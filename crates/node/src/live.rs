@@ -161,7 +161,11 @@ impl Live {
         self.unreplicated.iter().map(|(_, amount)| amount).sum()
     }
 
-<<<<<<< HEAD
+    /// Somebody waits until records are replicated.
+    pub fn is_awaited(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
     /// Runs `reply` once the record of a call of at most `amount` is durable, and replicated too while more than may be
     /// would rest on this host's disk alone.
     pub fn when_safe(&mut self, lsn: Lsn, amount: u128, reply: impl FnOnce() + Send + 'static) {
@@ -174,8 +178,6 @@ impl Live {
         }
     }
 
-    /// Records up to `lsn` are in the store or on the standby.
-=======
     /// This checkpoint is on chain, with these pages.
     pub fn committed(&mut self, made: Box<Checkpoint>, pages: Pages) {
         self.ring.stands(&made, pages);
@@ -186,7 +188,7 @@ impl Live {
         self.stands = Some(made);
     }
 
->>>>>>> mem
+    /// Records up to `lsn` are in the store or on the standby.
     pub fn replicated(&mut self, lsn: Lsn) {
         self.shipping.replicated_lsn = self.shipping.replicated_lsn.max(lsn);
         let replicated = self.shipping.replicated_lsn;
@@ -219,7 +221,7 @@ mod tests {
     /// With a bound of 100, and how many replies were given.
     fn live(dir: &Path) -> (Live, Arc<AtomicU32>) {
         let journal = Journal::create(dir, journal::Options::default(), Box::new(|_| ())).unwrap();
-        (Live::new(crate::state::tests::fresh(), journal, 0, KeyRing::default(), 100), Arc::default())
+        (Live::new(crate::genesis::for_tests(), journal, 0, KeyRing::default(), 100), Arc::default())
     }
 
     fn record(live: &mut Live) -> Lsn {

@@ -88,7 +88,7 @@ pub enum Event {
         ready: bool,
     },
     /// The last record that the world holds of this life, asked before a journal that lay here goes on.
-    Reached(Result<u64>),
+    Reached(Result<restore::Reached>),
     /// Memory arrived from the active node or the stewards.
     Restored(Result<Box<Restored>>),
     /// Records of the active node, during a move.
@@ -476,12 +476,9 @@ impl Node {
             tracing::info!(epoch = news.state.epoch, "operator without memory: restoring the acknowledged checkpoint");
             let cx = self.cx.clone();
             let (epoch, digest) = (news.state.epoch, news.state.checkpointDigest);
-            let own = self.cx.ring_file.load()?.of_checkpoint(&digest.0).transpose()?;
+            let ring = self.cx.ring_file.load()?;
             tokio::spawn(async move {
-                let restored = match own {
-                    Some(identity) => restore::from_own_ring(&cx, digest, &identity).await,
-                    None => restore::from_stewards(&cx, epoch, digest).await,
-                };
+                let restored = restore::acknowledged(&cx, epoch, digest, &ring).await;
                 if restored.is_err() {
                     tokio::time::sleep(Duration::from_millis(500)).await;
                 }
@@ -504,7 +501,7 @@ impl Node {
     /// A journal that ends before what was acknowledged is an older one (a disk image that was started again): nothing is
     /// done from it. With the acknowledged checkpoint's key in the ring, or after a takeover, the memory can be had; else
     /// this process has no right to it and ends, and once it is silent for long enough the standby takes over.
-    fn on_reached(&mut self, reached: Result<u64>) -> Result<()> {
+    fn on_reached(&mut self, reached: Result<restore::Reached>) -> Result<()> {
         if self.found != Found::Asked {
             return Ok(());
         }
@@ -513,12 +510,11 @@ impl Node {
         match reached {
             // Without them nothing can be acknowledged either, and a host must be able to start again without its store.
             Err(e) => tracing::warn!(error = %chain_of(&e), "whether this journal is the newest cannot be told now"),
-            Ok(reached) if reached <= last => {}
-            Ok(reached) => {
-                let old = format!("this journal ends at record {last}, and record {reached} was acknowledged");
-                let (restoring, digest) =
-                    self.news.as_ref().map_or((false, [0; 32]), |n| (n.state.restoring, n.state.checkpointDigest.0));
-                if !restoring && self.cx.ring_file.load()?.of_checkpoint(&digest).is_none() {
+            Ok(reached) if reached.lsn <= last => {}
+            Ok(restore::Reached { lsn, recipient }) => {
+                let old = format!("this journal ends at record {last}, and record {lsn} was acknowledged");
+                let is_restoring = self.news.as_ref().is_some_and(|news| news.state.restoring);
+                if !is_restoring && self.cx.ring_file.load()?.memory_of(&recipient).is_none() {
                     return Err(Error::corrupt(format!(
                         "{old}: {} is an old copy. Nothing is done from it; a standby takes over and restores the last \
                          acknowledged checkpoint",

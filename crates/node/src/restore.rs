@@ -48,19 +48,31 @@ pub fn share_request(cx: &Context, epoch: u64) -> Result<ShareRequest> {
     Ok(request)
 }
 
-/// On the host that made the acknowledged checkpoint, or was sealed its key, nobody has to be asked: that key lies in the
-/// ring file. For a node whose journal was moved away because it was damaged.
-pub async fn from_own_ring(cx: &Context, digest: B256, identity: &Identity) -> Result<Restored> {
+/// Of the acknowledged checkpoint. On the host that made it, or was sealed its key, nobody has to be asked: that key lies in
+/// `ring`, and a node whose journal was moved away because it was damaged goes on by it. Else k stewards release theirs.
+pub async fn acknowledged(cx: &Context, epoch: u64, digest: B256, ring: &KeyRing) -> Result<Restored> {
     let found = checkpoint::fetch(cx, digest).await?;
-    let secret = identity.to_secret_string().as_str().to_owned();
-    let key = MemoryKey { seq: found.seq, checkpoint: hex::encode(digest), secret };
-    open(cx, &found, identity, key).await
+    let Some(own) = ring.memory_of(&found.recipient) else {
+        return open(cx, &found, &from_stewards(cx, epoch, &found).await?).await;
+    };
+    let mut restored = open(cx, &found, &own).await?;
+    // Those of checkpoints that were begun here since may still be mined.
+    restored.ring.memory.extend(ring.memory.iter().filter(|key| key.seq > found.seq).cloned());
+    Ok(restored)
+}
+
+/// How far what was acknowledged reaches.
+pub struct Reached {
+    /// The last record.
+    pub lsn: u64,
+    /// What the acknowledged checkpoint's key object is sealed to.
+    pub recipient: String,
 }
 
 /// The last record that the acknowledged checkpoint and the segments after it hold, so that a journal which ends before it
 /// is an older one. Of this epoch the operator is known; while a takeover is restored, segments of earlier ones count,
 /// too. `Retry` if store or stewards do not say.
-pub async fn reached(cx: &Context, epoch: u64, digest: B256, is_restoring: bool) -> Result<u64> {
+pub async fn reached(cx: &Context, epoch: u64, digest: B256, is_restoring: bool) -> Result<Reached> {
     let found = checkpoint::fetch(cx, digest).await?;
     let mut operators = BTreeMap::from([(epoch, cx.me())]);
     if is_restoring {
@@ -72,12 +84,12 @@ pub async fn reached(cx: &Context, epoch: u64, digest: B256, is_restoring: bool)
     let later = replicate::signed_by_operators(later, cx.config.treasury, cx.config.chain_id, |epoch| {
         operators.get(&epoch).copied()
     });
-    Ok(later.iter().map(|header| header.last_lsn).fold(found.lsn, u64::max))
+    let lsn = later.iter().map(|header| header.last_lsn).fold(found.lsn, u64::max);
+    Ok(Reached { lsn, recipient: found.recipient })
 }
 
 /// After a takeover or rescue: k stewards release their shares of the last acknowledged memory key.
-pub async fn from_stewards(cx: &Context, epoch: u64, digest: B256) -> Result<Restored> {
-    let found = checkpoint::fetch(cx, digest).await?;
+async fn from_stewards(cx: &Context, epoch: u64, found: &Checkpoint) -> Result<Identity> {
     let request = share_request(cx, epoch)?;
     let answers = join_all(cx.manifest.stewards.iter().map(|s| {
         let (url, http, request) = (format!("{}/share", s.url), cx.http.clone(), &request);
@@ -103,8 +115,7 @@ pub async fn from_stewards(cx: &Context, epoch: u64, digest: B256) -> Result<Res
             refusals.join("; ")
         )));
     }
-    let identity = combine(&found, &shares)?;
-    open(cx, &found, &identity).await
+    combine(found, &shares)
 }
 
 fn open_share(answer: &ShareAnswer, exchange: &Identity) -> Result<seal::Share> {

@@ -381,31 +381,9 @@ impl State {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
-<<<<<<< HEAD
-    use economy::{Genesis, Limits, Policy, Timers};
-
-    pub(crate) fn fresh() -> State {
-        let timers = Timers::real();
-        let limits = Limits {
-            day_limit: Usdc(20_000_000),
-            price_e6_max: 20_000_000,
-            term: 30 * 86_400,
-            prepay_secs: 2 * 86_400,
-            gas_target_wei: 0,
-            starve_floor: Usdc(1_000_000),
-            margin_pct: 20,
-            min_call: Usdc(1),
-            max_call: Usdc(1_000_000),
-            block_secs: 2,
-        };
-        let genesis = Genesis { chain_id: 1, treasury: [1; 20], timers, policy: Policy::new(limits, &timers) };
-        State::new(Agent::new(genesis), ChannelBook::new(pay::book::Limits::default()))
-    }
-=======
     use crate::genesis::for_tests as fresh;
->>>>>>> mem
 
     fn event(block: u64, kind: ChainEventKind) -> ChainEvent {
         ChainEvent { block, index: 0, kind }

@@ -12,6 +12,7 @@ use tempfile::TempDir;
 
 const AGENT: Address = Address::repeat_byte(0xa1);
 const CHAIN: u64 = 31337;
+const EXPOSURE_MAX: u128 = 1_000_000;
 
 /// A store that answers over HTTP, three stewards, and a node without its chain.
 struct Bench {
@@ -52,7 +53,7 @@ impl Bench {
             stewards: stewards.collect(),
             share_keys,
             operator: PrivateKeySigner::from_bytes(&B256::repeat_byte(7)).unwrap(),
-            live: Live::new(for_tests(), journal.unwrap(), 0, KeyRing::default()),
+            live: Live::new(for_tests(), journal.unwrap(), 0, KeyRing::default(), EXPOSURE_MAX),
             now: 1_000_000,
             dir,
         }
@@ -145,7 +146,8 @@ impl Bench {
         let snapshot = journal::Snapshot { lsn: opened.snapshot.lsn, bytes: opened.snapshot.state };
         let journal =
             journal::Journal::create_at(&dir, &snapshot, journal::Options::default(), Box::new(|_| ())).unwrap();
-        let mut live = Live::new(State::decode(&snapshot.bytes).unwrap(), journal, snapshot.lsn, opened.ring);
+        let mut live =
+            Live::new(State::decode(&snapshot.bytes).unwrap(), journal, snapshot.lsn, opened.ring, EXPOSURE_MAX);
         for run in &opened.runs {
             live.import(run).unwrap();
         }
@@ -168,6 +170,23 @@ impl Bench {
 
     fn bytes_in_store(&self) -> u64 {
         self.blocks.iter().map(|block| block.unwrap().1).sum()
+    }
+}
+
+#[tokio::test]
+async fn the_memory_of_another_agent_or_chain_is_refused_by_name() {
+    let made = Bench::new().await.checkpoint(None).await;
+    assert!(is_of(&made, AGENT, CHAIN).is_ok());
+    let (other, another) = (Address::repeat_byte(0xbb), CHAIN + 1);
+    for (agent, chain_id) in [(other, CHAIN), (AGENT, another), (other, another)] {
+        let made = Checkpoint { agent, chain_id, ..made.clone() };
+        let error = is_of(&made, AGENT, CHAIN).expect_err("it is somebody else's");
+        assert_eq!(error.kind, crate::Kind::Corrupt);
+        let said = error.to_string();
+        assert!(
+            said.contains(&format!("belongs to agent {agent} on chain {chain_id}, not to agent {AGENT}")),
+            "{said}"
+        );
     }
 }
 

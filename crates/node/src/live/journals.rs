@@ -232,7 +232,8 @@ fn write_story(dir: &Path) {
     let charged = ChannelInput::Charged { request, amount: Usdc(321), delivery: delivery() };
     let (lsn, _) = tell(31, Recorded::Book(BookInput::Channel(charged)));
     tell(32, Recorded::Life(Input::Earned { first_lsn: 9, last_lsn: lsn, count: 2, tokens: 42, sum: Usdc(1_221) }));
-    let stored = Stored { response: "resp_1".into(), cid: "bafkrei".into(), recipient: "age1".into() };
+    let (payer, wrapped_key) = (CUSTOMER, vec![7; 32]);
+    let stored = Stored { response: "resp_1".into(), payer, at: BORN + 33, cid: "bafkrei".into(), wrapped_key };
     tell(33, Recorded::Conversation(ConversationInput::Store(stored)));
     tell(34, Recorded::Life(Input::StandbyAnswered { lease: 2, ready: true }));
     let (lsn, folded) = tell(100, Recorded::Life(view(50, 98_273_800, true)));
