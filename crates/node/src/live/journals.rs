@@ -259,7 +259,7 @@ fn told(state: &State, records: u64) -> String {
         format!("channels: {:?}", state.book.channels().totals()),
         format!("leases: {:?}", state.leases()),
         format!("log: {} lines", state.log.last_seq()),
-        format!("conversations: {:?}", state.conversations.cids().collect::<Vec<_>>()),
+        format!("conversations: {:?}", state.conversations.by_page()),
         format!("read: {:?}", state.read_blocks().map(|(number, _)| number).collect::<Vec<_>>()),
         format!("state: {}", hex::encode(state.digest())),
     ];

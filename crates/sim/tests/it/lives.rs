@@ -53,8 +53,8 @@ fn whole_lives_with_all_faults_break_nothing() {
 /// auditor once looked before a node behind a bad endpoint could know.
 #[test]
 fn what_a_frozen_token_left_at_the_market_is_in_the_books_all_along() {
-    let lived = live(&whole(2, &Fault::ALL)).unwrap_or_else(|broken| panic!("{broken}"));
-    assert!(lived.owed_blocks > 0, "{lived:?}");
+    let lived = live_all(&[8, 22, 23].map(|seed| whole(seed, &Fault::ALL)));
+    assert!(lived.iter().all(|lived| lived.owed_blocks > 0), "other seeds, please: {lived:?}");
 }
 
 /// One shard of very many short lives, for `cargo xtask test --deep`: `VIVARIUM_LIVES=FROM..TO`. Says how many they were
