@@ -6,6 +6,7 @@
 use crate::shell;
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -34,11 +35,11 @@ pub fn run() -> Result<String> {
     let mutants = listed(&contracts)?;
     let record = shell::target_dir().join("mutants.killed");
     let killed_before = fs::read_to_string(&record).unwrap_or_default();
-    let sources = sources_digest(&contracts)?;
+    let sources = Sources::read(&contracts)?;
     let copy = copy_of(&contracts)?;
     let mut alive = Vec::new();
     for (n, mutant) in mutants.iter().enumerate() {
-        let key = mutant.key(&sources);
+        let key = mutant.key(&sources.digest(&mutant.tests));
         if killed_before.lines().any(|line| line == key) {
             println!("{:>3}/{} killed before  {}", n + 1, mutants.len(), mutant.why);
             continue;
@@ -67,24 +68,42 @@ impl Mutant {
     }
 }
 
-/// Of every file that a mutant's fate depends on, beside the mutant.
-fn sources_digest(contracts: &Path) -> Result<String> {
-    let (mut paths, mut folders) =
-        (vec![contracts.join("foundry.toml")], vec![contracts.join("src"), contracts.join("test")]);
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).with_context(|| format!("cannot list {}", folder.display()))? {
-            let entry = entry?;
-            let into = if entry.file_type()?.is_dir() { &mut folders } else { &mut paths };
-            into.push(entry.path());
+/// The files that mutants' fates depend on, as paths from `contracts/`, and what is in them.
+struct Sources(BTreeMap<String, Vec<u8>>);
+
+impl Sources {
+    fn read(contracts: &Path) -> Result<Self> {
+        let (mut paths, mut folders) =
+            (vec![contracts.join("foundry.toml")], vec![contracts.join("src"), contracts.join("test")]);
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(&folder).with_context(|| format!("cannot list {}", folder.display()))? {
+                let entry = entry?;
+                let into = if entry.file_type()?.is_dir() { &mut folders } else { &mut paths };
+                into.push(entry.path());
+            }
         }
+        let told = |path: PathBuf| Ok((path.strip_prefix(contracts)?.to_string_lossy().into_owned(), fs::read(&path)?));
+        paths.into_iter().map(told).collect::<Result<_>>().map(Self)
     }
-    paths.sort();
-    let mut digest = Sha256::new();
-    for path in paths {
-        digest.update(path.strip_prefix(contracts)?.to_string_lossy().as_bytes());
-        digest.update(Sha256::digest(fs::read(&path)?));
+
+    /// Of the contracts, of what all tests share, and of `tests`: other tests cannot bring a killed mutant back.
+    fn digest(&self, tests: &str) -> String {
+        let looked_at = names(tests);
+        let mut digest = Sha256::new();
+        for (path, bytes) in &self.0 {
+            let test = path.strip_prefix("test/").and_then(|file| file.strip_suffix(".t.sol"));
+            if test.is_none_or(|test| looked_at.contains(&test)) {
+                digest.update(path.as_bytes());
+                digest.update(Sha256::digest(bytes));
+            }
+        }
+        hex::encode(digest.finalize())
     }
-    Ok(hex::encode(digest.finalize()))
+}
+
+/// `A` or `{A,B}`: the files in that pattern.
+fn names(tests: &str) -> Vec<&str> {
+    tests.trim_matches(['{', '}']).split(',').collect()
 }
 
 fn listed(contracts: &Path) -> Result<Vec<Mutant>> {
@@ -167,9 +186,25 @@ mod tests {
         for mutant in &mutants {
             let source = fs::read_to_string(contracts.join("src").join(&mutant.file)).unwrap();
             assert_ne!(changed(&source, mutant).unwrap(), source, "{}", mutant.why);
-            for name in mutant.tests.trim_matches(['{', '}']).split(',') {
+            for name in names(&mutant.tests) {
                 assert!(contracts.join(format!("test/{name}.t.sol")).exists(), "{}: test/{name}.t.sol", mutant.why);
             }
         }
+    }
+
+    #[test]
+    fn a_mutant_is_made_again_when_what_it_was_killed_by_changes_and_for_nothing_else() {
+        let file = |path: &str, text: &str| (path.to_owned(), text.as_bytes().to_vec());
+        let before =
+            [file("src/A.sol", "1"), file("test/A.t.sol", "1"), file("test/B.t.sol", "1"), file("test/W.sol", "1")];
+        let before = Sources(before.into());
+        for (path, concerns) in
+            [("src/A.sol", true), ("test/A.t.sol", true), ("test/W.sol", true), ("test/B.t.sol", false)]
+        {
+            let mut after = before.0.clone();
+            after.insert(path.to_owned(), b"2".to_vec());
+            assert_eq!(Sources(after).digest("A") != before.digest("A"), concerns, "{path}");
+        }
+        assert_ne!(before.digest("{A,B}"), before.digest("A"));
     }
 }
