@@ -2,7 +2,7 @@
 
     python schemes.py SELLER_URL PRIVATE_KEY CALLS stream|plain SCHEME RPC_URL
 
-SCHEME: exact or batch-settlement. Prints one JSON line a call: {call, status, payment, error}.
+SCHEME: exact, upto or batch-settlement. Prints one JSON line a call: {call, status, payment, error}.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ from x402.http.clients import x402HttpxClient
 from x402.mechanisms.evm.batch_settlement.client import BatchSettlementEvmScheme
 from x402.mechanisms.evm.exact.register import register_exact_evm_client
 from x402.mechanisms.evm.signers import EthAccountSignerWithRPC
+from x402.mechanisms.evm.upto.client import UptoEvmScheme
 
 
 async def main(seller, key, calls, mode, name, rpc_url):
@@ -25,6 +26,8 @@ async def main(seller, key, calls, mode, name, rpc_url):
     client.set_spend_controls(False)
     if name == "exact":
         register_exact_evm_client(client, signer)
+    elif name == "upto":
+        client.register("eip155:*", UptoEvmScheme(signer))
     else:
         client.register("eip155:*", BatchSettlementEvmScheme(signer))
     failed = False

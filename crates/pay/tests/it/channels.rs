@@ -304,6 +304,25 @@ async fn limits_hold_and_strangers_get_no_channel() {
     assert_eq!(transactions(&market, "exact"), 1);
 }
 
+/// Each successor holds all that the refused voucher did, so four of them give a seller nothing that one did not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_voucher_is_replaced_four_times_and_no_more() {
+    let market = open().await;
+    let buyer = buyer(market.token(), TREASURY).with_schemes(Schemes::Channel(CHANNELS));
+    let first = buyer.post_json(&endpoint(&market), &question("a", false)).await.unwrap();
+    let (signed, paid) = (buyer.signed_total(), market.with(|desk| desk.paid));
+    market.with(|desk| desk.reprices = 4);
+    let second = buyer.post_json(&endpoint(&market), &question("b", false)).await.unwrap();
+    assert_eq!((second.status.as_u16(), market.with(|desk| desk.paid)), (200, paid + 5));
+    market.with(|desk| desk.reprices = 5);
+    let error = buyer.post_json(&endpoint(&market), &question("c", false)).await.unwrap_err();
+    assert_eq!((error.kind, market.with(|desk| (desk.paid, desk.reprices))), (Kind::Refused, (paid + 10, 0)));
+    let third = buyer.post_json(&endpoint(&market), &question("c", false)).await.unwrap();
+    let spent = [first, second, third].iter().map(|answer| answer.spent.micro()).sum::<u128>();
+    assert_eq!(market.with(|desk| desk.receipts.values().map(|usdc| usdc.micro()).sum::<u128>()), spent);
+    assert!(buyer.signed_total() > signed && buyer.signed_total().micro() <= 1_000_000);
+}
+
 /// The offer has room for a call before this one, and asks for twice what a call costs: the limit is on a call.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_limit_of_a_call_is_held_against_what_it_can_cost() {

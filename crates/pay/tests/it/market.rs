@@ -103,6 +103,8 @@ pub struct Desk {
     pub fails: Option<Fails>,
     /// The next call that brings a deposit gets no answer after it is in; then this is over.
     pub hangs_after_deposit: bool,
+    /// So many of the next vouchers are refused, because the price is another one now.
+    pub reprices: u32,
     /// Streams that begin now do not end before this is told.
     pub held: Option<Arc<Notify>>,
     /// The last authorisation seen.
@@ -142,6 +144,7 @@ impl Market {
             transactions: BTreeMap::new(),
             fails: None,
             hangs_after_deposit: false,
+            reprices: 0,
             held: None,
             last: None,
             carry: true,
@@ -315,6 +318,13 @@ impl Inner {
         Wants { is_stream, fresh, identifier }: Wants,
     ) -> Result<Response, Box<pay::Challenge>> {
         let id = paid.channel;
+        let reprices = matches!(paid.kind, VoucherKind::Voucher) && {
+            let left = &mut self.desk.lock().unwrap().reprices;
+            std::mem::replace(left, left.saturating_sub(1)) > 0
+        };
+        if reprices {
+            return Err(self.refuse(terms, Reason::PriceMoved, "the price moved"));
+        }
         let deposit = match &paid.kind {
             VoucherKind::Refund { amount } => return self.on_refund(&paid, terms, *amount).await,
             VoucherKind::Voucher => None,

@@ -194,12 +194,28 @@ async fn py(market: &Market, calls: u32, mode: &str, scheme: &str) -> Vec<Value>
 
 #[tokio::test(flavor = "multi_thread")]
 async fn py_rs_rs_exact() {
-    let market = Market::open(&["exact"], TransferMethod::Eip3009).await;
-    fund(&market, 5_000_000).await;
-    for mode in ["plain", "stream"] {
-        py(&market, 3, mode, "exact").await;
+    for transfer in [TransferMethod::Eip3009, TransferMethod::Permit2] {
+        let market = Market::open(&["exact"], transfer).await;
+        fund(&market, 5_000_000).await;
+        for mode in ["plain", "stream"] {
+            py(&market, 3, mode, "exact").await;
+        }
+        assert_eq!(agree(&market, 5_000_000).await.micro(), crate::market::price_up(16).micro() * 6);
     }
-    assert_eq!(agree(&market, 5_000_000).await.micro(), crate::market::price_up(16).micro() * 6);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn py_rs_rs_upto() {
+    let market = Market::open(&["upto"], TransferMethod::Permit2).await;
+    fund(&market, 5_000_000).await;
+    let mut paid = 0;
+    for mode in ["plain", "stream"] {
+        let lines = py(&market, 3, mode, "upto").await;
+        paid += lines.iter().map(|line| parse(line["payment"]["amount"].as_str().unwrap())).sum::<u128>();
+    }
+    assert_eq!(agree(&market, 5_000_000).await, Usdc(paid));
+    let most = crate::market::price_up(16).micro() * 6;
+    assert!(paid < most, "metered: {paid} of at most {most}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
