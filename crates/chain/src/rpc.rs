@@ -16,7 +16,11 @@ use alloy::{
 };
 use std::{fmt, future::Future, sync::Arc, time::Duration};
 
-use crate::{bindings::Addresses, error::Error, outbox::SendError};
+use crate::{
+    bindings::Addresses,
+    error::{Error, Kind},
+    outbox::SendError,
+};
 
 /// Longest time one request may take. A guess: a node on loopback answers in milliseconds, a public one in under
 /// a second, and the shortest fence of a scaled world is 8 s.
@@ -24,6 +28,10 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Requests that travel in one HTTP body. Public endpoints refuse batches over 100.
 const BATCH_MAX: usize = 64;
+/// Times that a view which fails in its arithmetic is asked again, and the pause before: an endpoint may answer from the
+/// state of one block and the clock of the one before while a block is made (seen of anvil 1.x; no view of ours fails so).
+const TORN_MAX: u32 = 3;
+const TORN_PAUSE: Duration = Duration::from_millis(50);
 
 /// One endpoint of one chain. Cheap to clone; all clones share the connections.
 #[derive(Clone)]
@@ -247,8 +255,17 @@ impl Chain {
     pub async fn read<C: SolCall>(&self, to: Address, call: C, at: BlockId) -> Result<C::Return, Error> {
         let what = short_name(C::SIGNATURE);
         let request = TransactionRequest::default().to(to).input(Bytes::from(call.abi_encode()).into());
-        let data: Bytes = self.bounded(what, self.client.request("eth_call", (request, at))).await?;
-        decode::<C>(to, &data)
+        let mut torn = 0;
+        loop {
+            let asked = self.client.request::<_, Bytes>("eth_call", (request.clone(), at));
+            match self.bounded(what, asked).await {
+                Err(e) if torn < TORN_MAX && matches!(&e.kind, Kind::Reverted(revert) if revert.name == "Panic") => {
+                    torn += 1;
+                    tokio::time::sleep(TORN_PAUSE).await;
+                }
+                answer => return decode::<C>(to, &answer?),
+            }
+        }
     }
 
     /// Many reads at one block, in order; one request for each 64. Errors are per call, because one reverting view

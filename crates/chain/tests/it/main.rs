@@ -6,4 +6,5 @@ mod life;
 mod logs;
 mod orders;
 mod sender;
+mod torn;
 mod world;
