@@ -9,7 +9,7 @@ import {World} from "./World.sol";
 
 /// What each entry costs, as a transaction of its own: snapshots/treasury.json and market.json, written and compared by
 /// the profile `gas`. A change of more than nothing is a change to look at. Only `initialize` and the purse's `sweep` are
-/// missing: nobody sends them, they are part of `create`, `pause`, `takeover` and the other entries that call them.
+/// missing: nobody sends them, they are part of `create`, `pause`, `takeover` and others.
 contract FeesTest is World {
     uint256 private constant NODE_KEY = 0x40DE;
     ChannelDouble private channels;
