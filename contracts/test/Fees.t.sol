@@ -2,12 +2,14 @@
 pragma solidity ^0.8.24;
 
 import {ILeaseMarket} from "../src/interfaces/ILeaseMarket.sol";
+import {IPurse} from "../src/interfaces/IPurse.sol";
 import {ITreasury} from "../src/interfaces/ITreasury.sol";
 import {ChannelDouble, FeedDouble, RouterDouble, WethDouble} from "./Doubles.sol";
 import {World} from "./World.sol";
 
 /// What each entry costs, as a transaction of its own: snapshots/treasury.json and market.json, written and compared by
-/// the profile `gas`. A change of more than nothing is a change to look at.
+/// the profile `gas`. A change of more than nothing is a change to look at. Only `initialize` and the purse's `sweep` are
+/// missing: nobody sends them, they are part of `create`, `pause`, `takeover` and others.
 contract FeesTest is World {
     uint256 private constant NODE_KEY = 0x40DE;
     ChannelDouble private channels;
@@ -145,6 +147,32 @@ contract FeesTest is World {
         pays("refundChannel", nodeKey(1), abi.encodeCall(ITreasury.refundChannel, (c[0], 1e5)));
     }
 
+    function test_the_purse() public {
+        lived();
+        IPurse purse = IPurse(treasury.standing().purse);
+        bytes memory fill = abi.encodeCall(ITreasury.spend, (ITreasury.Kind.Purse, address(purse), 1e6));
+        pays("spend (purse)", nodeKey(1), fill);
+        usdc.mint(address(purse), 1e5);
+        paysAt("treasury", address(purse), "trim (purse)", stranger, abi.encodeCall(IPurse.trim, ()));
+        eq(usdc.balanceOf(address(purse)), 1e6, "down to its cap");
+    }
+
+    function test_an_identity() public {
+        // No registry answers the first move, so whoever comes by registers the agent later.
+        bytes memory code = registry.code;
+        vm.etch(registry, "");
+        live();
+        no(treasury.standing().isRegistered, "not by the activation");
+        vm.etch(registry, code);
+        pays("identify (first)", stranger, abi.encodeCall(ITreasury.identify, ()));
+        yes(treasury.standing().isRegistered, "registered");
+        // As after a restart of the host: the same lease with another endpoint.
+        skip(GRACE + 1);
+        vm.prank(providerA);
+        market.ready(1, nodeKey(1), "http://moved", 0);
+        pays("identify", stranger, abi.encodeCall(ITreasury.identify, ()));
+    }
+
     function test_silence() public {
         live();
         vm.prank(nodeKey(1));
@@ -234,5 +262,39 @@ contract FeesTest is World {
         hosts("withdraw", providerA, abi.encodeCall(ILeaseMarket.withdraw, (1)));
         skip(DROP_AFTER + 1);
         hosts("expire", stranger, abi.encodeCall(ILeaseMarket.expire, (1)));
+    }
+
+    /// By a tenant of its own, as the market alone costs it; a treasury pays its checks on top.
+    function test_a_tenant_of_the_market() public {
+        lived(); // neither the first lease nor the first rent
+        address tenant = address(0x7E4A47);
+        usdc.mint(tenant, 10e6);
+        vm.prank(tenant);
+        usdc.approve(address(market), type(uint256).max);
+        hosts("rent", tenant, abi.encodeCall(ILeaseMarket.rent, (offerC, TERM, CODE, PREPAY_MAX / 2)));
+        makeReady(3);
+        skip(1 hours);
+        hosts("vouch", tenant, abi.encodeCall(ILeaseMarket.vouch, (3)));
+        hosts("topUp", tenant, abi.encodeCall(ILeaseMarket.topUp, (3, 1e4)));
+        skip(1 hours);
+        hosts("close", tenant, abi.encodeCall(ILeaseMarket.close, (3)));
+        eq(usdc.balanceOf(providerC), uint256(PRICE) * 2 hours / 1e6, "the host was paid");
+    }
+
+    function test_a_host_that_never_came_and_one_that_could_not_be_paid() public {
+        lived();
+        usdc.mint(address(this), 10e6);
+        usdc.approve(address(market), type(uint256).max);
+        market.rent(offerC, TERM, CODE, PREPAY_MAX / 2);
+        skip(READY_WITHIN + 1);
+        hosts("reclaim", stranger, abi.encodeCall(ILeaseMarket.reclaim, (3)));
+        market.rent(offerC, TERM, CODE, PREPAY_MAX / 2);
+        makeReady(4);
+        skip(1 hours);
+        usdc.setFrozen(providerC, true);
+        market.close(4);
+        usdc.setFrozen(providerC, false);
+        hosts("collect", stranger, abi.encodeCall(ILeaseMarket.collect, (providerC)));
+        eq(usdc.balanceOf(providerC), uint256(PRICE) * 1 hours / 1e6, "what was owed");
     }
 }

@@ -73,6 +73,178 @@ contract GriefTest is World {
         yes(before - address(treasury).balance <= 0.2 ether, "0.3 a day, 0.1 of it at activation");
     }
 
+    // ------------------------------------------------------------------ the race against an eviction
+
+    // A quorum has signed `evict` with the standby to be kept. The thief holds the operator's key and hosts of its own,
+    // sees the order before it is mined, and moves first.
+
+    address private constant LOOT = address(0x7E1EF);
+
+    function test_a_handover_that_outruns_the_order_changes_nothing(uint256 late) public {
+        standby(offerB); // an honest one
+        announceAndWait(2);
+        skip(bound(late, 0, 2 hours));
+        ITreasury.Approval memory a = approve("evict", 2);
+        vm.prank(nodeKey(1));
+        treasury.handover(2, 0, 0, type(uint64).max);
+        treasury.evict(2, a);
+        ITreasury.State memory s = treasury.state();
+        eq(s.operator, nodeKey(2), "whom the quorum meant");
+        eq(s.epoch, 3, "in an epoch of its own");
+        eq(s.drainingLease + s.standbyLease, 0, "the lease that the thief would drain is gone");
+        yes(market.leaseOf(1).state == ILeaseMarket.LeaseState.Closed, "closed");
+        yes(treasury.isBarred(providerA), "and its host barred");
+        isOut(nodeKey(1));
+    }
+
+    function test_a_thief_that_drops_the_kept_standby_falls_with_the_next_order() public {
+        standby(offerB); // an honest one
+        ITreasury.Approval memory a = approve("evict", 2);
+        vm.prank(nodeKey(1));
+        treasury.release(2);
+        standby(offerC); // its second account
+        refuses(abi.encodeWithSelector(ITreasury.NotOurLease.selector, uint256(2)));
+        treasury.evict(2, a);
+        treasury.evict(0, approve("evict", 0)); // names no lease, so nothing that the thief does can miss it
+        yes(treasury.isBarred(providerA) && treasury.isBarred(providerC), "both its hosts are barred");
+        refuses(ITreasury.BadQuorum.selector); // and the order that failed is used up
+        treasury.evict(2, a);
+        returns_();
+        ITreasury.State memory s = treasury.state();
+        refuses(abi.encodeWithSelector(ITreasury.Barred.selector, providerC));
+        vm.prank(s.operator);
+        treasury.rent(offerC, TERM, 0);
+        isOut(nodeKey(1));
+        isOut(nodeKey(3));
+    }
+
+    function test_a_thief_that_goes_to_sleep_before_the_order_does_not_wake(uint64 until) public {
+        standby(offerB);
+        ITreasury.Approval memory a = approve("evict", 2);
+        until = uint64(bound(until, block.timestamp + 1, treasury.state().mandateUntil));
+        vm.prank(nodeKey(1));
+        treasury.hibernate(until);
+        refuses(abi.encodeWithSelector(ITreasury.NotOurLease.selector, uint256(2)));
+        treasury.evict(2, a);
+        treasury.evict(0, approve("evict", 0));
+        eq(treasury.state().escrow, 0, "every lease was closed");
+        isOut(nodeKey(1));
+        isOut(nodeKey(2));
+        returns_(); // at once, however long the thief meant to sleep
+        isOut(nodeKey(1));
+        isOut(nodeKey(2));
+    }
+
+    function test_a_kept_standby_that_changed_its_key_in_the_race_can_do_nothing_alone() public {
+        standby(offerB); // the thief's own account, which the quorum takes for honest
+        quietStandby();
+        ITreasury.Approval memory a = approve("evict", 2);
+        vm.prank(providerB);
+        market.ready(2, LOOT, "", 0);
+        treasury.evict(2, a);
+        eq(operator(), LOOT, "the order names a lease, not a key");
+        // What it did not restore it can't spend: it may beat, and its host earns nothing by that.
+        bytes[11] memory calls = hands();
+        for (uint256 i = 0; i < 11; ++i) {
+            refused(LOOT, ITreasury.IsRestoring.selector, calls[i]);
+        }
+        bytes[] memory alone = signaturesBy(1, ackHash(treasury.state().epoch, 1, "loot", 0));
+        refused(LOOT, ITreasury.BadQuorum.selector, abi.encodeCall(ITreasury.commit, (1, "loot", 0, alone)));
+        for (uint256 i = 0; i < 3; ++i) {
+            skip(1 hours);
+            beat();
+        }
+        treasury.evict(0, approve("evict", 0));
+        yes(treasury.isBarred(providerB), "barred");
+        refuses(ILeaseMarket.WrongState.selector);
+        vm.prank(providerB);
+        market.ready(2, LOOT, "", 0);
+        eq(usdc.balanceOf(providerB), uint256(PRICE) * GRACE / 1e6, "what it got: rent up to the grace");
+        eq(LOOT.balance, 0.1 ether, "and the gas of a successor, once");
+        eq(usdc.balanceOf(address(treasury)) + usdc.balanceOf(providerA) + usdc.balanceOf(providerB), SEED, "no more");
+        returns_();
+        isOut(nodeKey(1));
+        isOut(nodeKey(2));
+        isOut(LOOT);
+    }
+
+    function test_a_kept_standby_that_takes_a_used_key_only_delays_the_order() public {
+        standby(offerB);
+        handTo(2);
+        standby(offerC); // keys 1 and 2 and this host are the thief's
+        quietStandby();
+        ITreasury.Approval memory a = approve("evict", 3);
+        vm.prank(providerC);
+        market.ready(3, nodeKey(1), "", 0);
+        refuses(abi.encodeWithSelector(ITreasury.KeyUsed.selector, nodeKey(1)));
+        treasury.evict(3, a);
+        treasury.evict(0, approve("evict", 0));
+        yes(treasury.isBarred(providerB) && treasury.isBarred(providerC), "both are barred");
+        returns_();
+        isOut(nodeKey(1));
+        isOut(nodeKey(2));
+    }
+
+    /// The operator lives and vouches for its own lease only, until a standby's host may replace the node key.
+    function quietStandby() private {
+        for (uint256 i = 0; i < 5; ++i) {
+            skip(1 hours);
+            vm.prank(operator());
+            treasury.heartbeat("i", "r", false);
+        }
+    }
+
+    /// The quorum brings the agent back on a host that nobody knew before, and nothing is in its way.
+    function returns_() private {
+        address honest = address(0xD11);
+        uint256 offer = provider(honest, PRICE);
+        treasury.rescue(offer, TERM, 0, approveRescue(offer, TERM, 0));
+        uint256 lease = treasury.state().standbyLease;
+        makeReady(lease);
+        vm.prank(nodeKey(lease));
+        treasury.takeover();
+        commitNext("restored");
+        beat();
+        eq(operator(), nodeKey(lease), "alive");
+        no(treasury.state().restoring, "with its memory");
+    }
+
+    /// All that an operator may do and a restoring one may not.
+    function hands() private view returns (bytes[11] memory) {
+        return [
+            abi.encodeCall(ITreasury.rent, (offerC, TERM, 0)),
+            abi.encodeCall(ITreasury.topUp, (2, 1)),
+            abi.encodeCall(ITreasury.spend, (ITreasury.Kind.Storage, stranger, 1)),
+            abi.encodeCall(ITreasury.buyGas, (1)),
+            abi.encodeCall(ITreasury.hibernate, (uint64(block.timestamp + 1))),
+            abi.encodeCall(ITreasury.announce, (2)),
+            abi.encodeCall(ITreasury.handover, (2, 0, 0, type(uint64).max)),
+            abi.encodeCall(ITreasury.release, (2)),
+            abi.encodeCall(ITreasury.setRelay, (stranger)),
+            abi.encodeCall(ITreasury.refundExact, (customer, "n", 1)),
+            abi.encodeCall(ITreasury.claimAndSettle, (new ITreasury.VoucherClaim[](0)))
+        ];
+    }
+
+    function refused(address who, bytes4 selector, bytes memory call_) private {
+        vm.prank(who);
+        (bool done, bytes memory why) = address(treasury).call(call_);
+        yes(!done && bytes4(why) == selector, "refused, and for this reason");
+    }
+
+    /// Nothing that an operator or a standby may do is open to `key`.
+    function isOut(address key) private {
+        bytes[11] memory calls = hands();
+        for (uint256 i = 0; i < 11; ++i) {
+            refused(key, ITreasury.NotOperator.selector, calls[i]);
+        }
+        refused(key, ITreasury.NotOperator.selector, abi.encodeCall(ITreasury.heartbeat, (0, 0, true)));
+        bytes[] memory none;
+        refused(key, ITreasury.NotOperator.selector, abi.encodeCall(ITreasury.commit, (1, "c", 0, none)));
+        refused(key, ITreasury.NotNodeKey.selector, abi.encodeCall(ITreasury.takeover, ()));
+        refused(key, ITreasury.NotSteward.selector, abi.encodeCall(ITreasury.challenge, ()));
+    }
+
     // ------------------------------------------------------------------ stuck slots and spam
 
     function test_a_host_that_never_comes_costs_nothing_but_time(uint256 late) public {
