@@ -186,6 +186,20 @@ contract GriefTest is World {
     }
 
     /// The operator lives and vouches for its own lease only, until a standby's host may replace the node key.
+    function test_a_kept_standby_that_takes_the_captured_key_does_not_keep_it_in_office() public {
+        standby(offerB); // the thief's own account
+        quietStandby();
+        ITreasury.Approval memory a = approve("evict", 2);
+        vm.prank(providerB);
+        market.ready(2, nodeKey(1), "", 0);
+        refuses(abi.encodeWithSelector(ITreasury.KeyUsed.selector, nodeKey(1)));
+        treasury.evict(2, a);
+        treasury.evict(0, approve("evict", 0));
+        yes(treasury.isBarred(providerA) && treasury.isBarred(providerB), "both are barred");
+        returns_();
+        isOut(nodeKey(1));
+    }
+
     function quietStandby() private {
         for (uint256 i = 0; i < 5; ++i) {
             skip(1 hours);
