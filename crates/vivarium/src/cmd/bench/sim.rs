@@ -29,6 +29,9 @@ pub struct Flags {
     write: bool,
 }
 
+/// What goes wrong in the life of a seed.
+type FaultsOf = fn(u64) -> Vec<Fault>;
+
 /// What so many lives took, one after the other.
 struct Took {
     lived: Vec<Lived>,
@@ -40,7 +43,7 @@ pub fn run(flags: &Flags) -> Result<()> {
     let mut report = Report::new("sim");
     // The world before a birth is made once a process, and is no part of a life.
     lives(1, |seed| short(seed, Vec::new()))?;
-    let kinds: [(&str, fn(u64) -> Vec<Fault>); 3] = [
+    let kinds: [(&str, FaultsOf); 3] = [
         ("without faults", |_| Vec::new()),
         ("with a crash and a third of the other faults", Fault::some_of),
         ("with all faults", |_| Fault::ALL.to_vec()),
