@@ -63,8 +63,8 @@ contract Oversight is TreasuryBase {
         ILeaseMarket.Lease memory kept;
         if (keep != 0) kept = _readyLease(keep);
         uint256[3] memory leases = _takeLeases();
-        // The same host with the same key has its memory; anybody else must show that it restored it. A standby with the
-        // operator's key is none: its host could have put that key there when it saw this order.
+        // The same host with the same key has its memory; anybody else must show that it restored it. A standby with
+        // the operator's key is another host: it could have put that key there when it saw this order.
         bool same = keep == leases[0] && kept.nodeKey == _operator;
         bool restores = keep != 0 && (!same || _restoring);
         _active = keep;
