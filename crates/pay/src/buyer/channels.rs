@@ -17,6 +17,9 @@ use alloy::primitives::Bytes;
 use http::{HeaderMap, Method, StatusCode};
 use serde_json::{Value, json};
 
+/// The least part of a channel that is asked for when the seller's day has no room for all of it is one of so many.
+const REFUND_PARTS: u128 = 8;
+
 /// What is paid by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Schemes {
@@ -265,11 +268,12 @@ impl Buyer {
     }
 
     /// Asks the seller at `url`, a paid route, to give back what its channels with this buyer hold beyond its charges;
-    /// what came back. Channels that calls are being paid from are left alone.
+    /// what came back. Channels that calls are being paid from are left alone. Of a channel for which the seller's day has
+    /// no room, half, a quarter or an eighth is asked for.
     ///
     /// # Errors
-    /// `Refused` with the seller's reason, `WrongSeller`, `Unreachable`, `BadAnswer`. What came back before that is counted
-    /// in the record.
+    /// `Refused` with the seller's reason, or if a part is left for another day, `WrongSeller`, `Unreachable`, `BadAnswer`.
+    /// What came back before that is counted in the record.
     pub async fn refund(&self, url: &str) -> Result<Usdc, Error> {
         let (Schemes::Channel(policy) | Schemes::ChannelElseExact(policy)) = &self.schemes else {
             return Ok(Usdc::ZERO);
@@ -285,7 +289,7 @@ impl Buyer {
         };
         let domain = self.channel_domain(&call.url)?;
         let offer = self.channel_offer(policy, &offer, &call.url)?;
-        let mut back = Usdc::ZERO;
+        let (mut back, mut left) = (Usdc::ZERO, Usdc::ZERO);
         for (id, config) in self.own_channels(policy, &domain, offer) {
             if self.known().is_in_use(&id) {
                 continue;
@@ -295,10 +299,25 @@ impl Buyer {
             if own.left().is_zero() {
                 continue;
             }
-            let asked = refund(&self.signer, &domain, &config, offer, own.charged, None)
-                .map_err(|refusal| Error::new(Kind::WrongSeller, &call.url, refusal))?;
-            let headers = HeaderMap::from_iter([(PAYMENT_SIGNATURE, header_value(&asked.to_header()))]);
-            let answer = self.get(&call.url, headers).await?;
+            let mut part = None;
+            let answer = loop {
+                let asked = refund(&self.signer, &domain, &config, offer, own.charged, part)
+                    .map_err(|refusal| Error::new(Kind::WrongSeller, &call.url, refusal))?;
+                let headers = HeaderMap::from_iter([(PAYMENT_SIGNATURE, header_value(&asked.to_header()))]);
+                let answer = self.get(&call.url, headers).await?;
+                let less = Usdc(part.unwrap_or(own.left()).micro() / 2);
+                let is_over_day = answer.status == StatusCode::TOO_MANY_REQUESTS
+                    && required(&answer, &call.url).is_ok_and(|said| said.error == Reason::RefundOverDay.as_str());
+                if !is_over_day || less.is_zero() || less.micro() * REFUND_PARTS < own.left().micro() {
+                    break answer;
+                }
+                part = Some(less);
+            };
+            if answer.status == StatusCode::TOO_MANY_REQUESTS {
+                let why = required(&answer, &call.url)?.error;
+                let message = format!("refuses to give back {} now: {why}", own.left());
+                return Err(Error::new(Kind::Refused, &call.url, message));
+            }
             if answer.status == StatusCode::PAYMENT_REQUIRED {
                 let why = required(&answer, &call.url)?.error;
                 return Err(Error::new(
@@ -317,9 +336,16 @@ impl Buyer {
                 own.balance = own.balance.saturating_sub(amount);
                 own.deposited = own.deposited.saturating_sub(amount);
                 // All that is free came back: what stays was charged, as far as we allowed it.
-                own.charged = own.charged.max(own.balance.min(own.max));
+                if part.is_none() {
+                    own.charged = own.charged.max(own.balance.min(own.max));
+                }
+                left = left.saturating_add(own.left());
             });
             back = back.saturating_add(amount);
+        }
+        if !left.is_zero() {
+            let message = format!("gives back {back} now; its day has no room for the other {left}: ask again later");
+            return Err(Error::new(Kind::Refused, &call.url, message));
         }
         Ok(back)
     }

@@ -537,6 +537,31 @@ async fn what_is_left_comes_back_and_a_later_call_deposits_again() {
     assert_eq!(stranger.refund(&url).await.unwrap_err().kind, Kind::WrongSeller);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_day_has_no_room_for_comes_back_in_parts() {
+    let market = open().await;
+    let url = endpoint(&market);
+    let buyer = buyer(market.token(), TREASURY).with_schemes(only(1)).with_chain(&market.chain().url);
+    buyer.post_json(&url, &question("a", false)).await.unwrap();
+    let of_customer = async || market.chain().balance(market.token(), signer().address()).await.micro();
+    let (before, left) = (of_customer().await, buyer.left_in_channels().micro());
+    market.with(|desk| desk.refund_room = Some(Usdc(left / 3)));
+    let error = buyer.refund(&url).await.unwrap_err();
+    assert_eq!((error.kind, of_customer().await - before), (Kind::Refused, left / 4), "{error}");
+    assert_eq!(buyer.left_in_channels().micro(), left - left / 4, "what stays is known");
+    // No part that is worth a transaction.
+    market.with(|desk| desk.refund_room = Some(Usdc(left / 16)));
+    let error = buyer.refund(&url).await.unwrap_err();
+    assert!(error.kind == Kind::Refused && error.message.contains("refund_over_day_limit"), "{error}");
+    assert_eq!((of_customer().await - before, transactions(&market, "refund")), (left / 4, 1));
+    // The channel pays on, and another day the rest comes.
+    buyer.post_json(&url, &question("b", false)).await.unwrap();
+    market.with(|desk| desk.refund_room = None);
+    buyer.refund(&url).await.unwrap();
+    let receipts = market.with(|desk| desk.receipts.values().map(|usdc| usdc.micro()).sum::<u128>());
+    assert_eq!((of_customer().await, buyer.left_in_channels()), (1_000_000 - receipts, Usdc::ZERO));
+}
+
 /// A payer leaves without us. What it owes is claimed before it can be gone, no voucher reaches into what is leaving, and
 /// it gets all the rest.
 #[tokio::test(flavor = "multi_thread")]

@@ -105,6 +105,8 @@ pub struct Desk {
     pub hangs_after_deposit: bool,
     /// So many of the next vouchers are refused, because the price is another one now.
     pub reprices: u32,
+    /// Most that goes back in one day, which does not end; `None`: whatever is asked for.
+    pub refund_room: Option<Usdc>,
     /// Streams that begin now do not end before this is told.
     pub held: Option<Arc<Notify>>,
     /// The last authorisation seen.
@@ -145,6 +147,7 @@ impl Market {
             fails: None,
             hangs_after_deposit: false,
             reprices: 0,
+            refund_room: None,
             held: None,
             last: None,
             carry: true,
@@ -495,6 +498,12 @@ impl Inner {
         self.see(&id, &paid.config).await;
         let decided = self.desk.lock().unwrap().book.channels().decide_refund(&RefundAsk { channel: id, amount });
         let amount = decided.map_err(|reason| self.refuse(terms, reason, "no refund"))?;
+        let left = self.desk.lock().unwrap().refund_room.map(|room| room.micro().checked_sub(amount.micro()));
+        match left {
+            Some(None) => return Err(self.refuse(terms, Reason::RefundOverDay, "hosts come first")),
+            Some(Some(room)) => self.desk.lock().unwrap().refund_room = Some(Usdc(room)),
+            None => {}
+        }
         self.apply(ChannelInput::RefundAsked { channel: id, amount, at: wall() });
         let claim = self.desk.lock().unwrap().book.channels().claim_before_refund(&id);
         let mut calls: Vec<Vec<u8>> =

@@ -28,7 +28,7 @@ const MAX_TOKENS: &str = "4";
 const ABSURD_PRICE_E6: u64 = 1_000_000_000_000;
 const STAKE: u128 = 1_000_000_000;
 
-/// What the rules of a living agent have its operator sign. No refund, spending, gas purchase or sleep is due here.
+/// What the rules of a living agent have its operator sign. No spending, gas purchase or sleep is due here.
 fn routine() -> BTreeMap<[u8; 4], &'static str> {
     BTreeMap::from([
         (Treasury::heartbeatCall::SELECTOR, "heartbeat"),
@@ -43,6 +43,8 @@ fn routine() -> BTreeMap<[u8; 4], &'static str> {
         // A customer's payment, which anybody may bring in: the operator does while the relay has no gas yet.
         (Treasury::settleExactCall::SELECTOR, "settleExact"),
         (Treasury::refuelCall::SELECTOR, "refuel"),
+        // A payment that was settled while the agent moved, and not answered any more.
+        (Treasury::refundExactCall::SELECTOR, "refund"),
     ])
 }
 
@@ -69,15 +71,16 @@ fn no_text_moves_money() {
 
     let seen = runtime.block_on(async { look(&connect(), treasury, token, market_at).await });
     eprintln!("life: the operators signed {:?}", seen.signed);
-    assert_eq!(seen.paid_to, BTreeSet::from([market_at]), "the treasury paid somebody who is not the market");
     assert_eq!(seen.odd, Vec::<String>::new(), "an operator signed what no rule of a living agent asks for");
+    assert_eq!(seen.paid_elsewhere, Vec::<String>::new(), "the treasury paid somebody who is not the market");
     assert!(seen.signed.contains_key("rent") && seen.signed.contains_key("heartbeat"), "{:?}", seen.signed);
     assert_eq!(seen.rented_absurd, 0, "the agent rented from a hostile offer");
 }
 
 /// What the chain shows of a life.
 struct Seen {
-    paid_to: BTreeSet<Address>,
+    /// What left the treasury for others than the market, but for what customers got back of what they had paid.
+    paid_elsewhere: Vec<String>,
     signed: BTreeMap<&'static str, u32>,
     odd: Vec<String>,
     rented_absurd: usize,
@@ -88,7 +91,22 @@ async fn look(chain: &Chain, treasury: Address, token: Address, market_at: Addre
     let logs =
         |filter: Filter| async move { chain.request::<_, Vec<Log>>("eth_getLogs", (filter,)).await.expect("logs") };
     let paid = logs(from(TestUSDC::Transfer::SIGNATURE_HASH).address(token).topic1(treasury.into_word())).await;
-    let paid_to = paid.iter().map(|log| Address::from_word(log.topics()[2])).collect();
+    let came = logs(from(TestUSDC::Transfer::SIGNATURE_HASH).address(token).topic2(treasury.into_word())).await;
+    let amount = |log: &Log| U256::from_be_slice(&log.data().data);
+    let mut paid_in: BTreeMap<Address, U256> = BTreeMap::new();
+    for log in came {
+        *paid_in.entry(Address::from_word(log.topics()[1])).or_default() += amount(&log);
+    }
+    let mut paid_elsewhere = Vec::new();
+    for log in paid {
+        let payee = Address::from_word(log.topics()[2]);
+        let theirs = paid_in.entry(payee).or_default();
+        match theirs.checked_sub(amount(&log)) {
+            _ if payee == market_at => {}
+            Some(left) => *theirs = left,
+            None => paid_elsewhere.push(format!("{} to {payee} in {:?}", amount(&log), log.transaction_hash)),
+        }
+    }
 
     let mut operators = BTreeSet::new();
     for (event, at) in [
@@ -136,7 +154,7 @@ async fn look(chain: &Chain, treasury: Address, token: Address, market_at: Addre
             }
         }
     }
-    Seen { paid_to, signed, odd, rented_absurd }
+    Seen { paid_elsewhere, signed, odd, rented_absurd }
 }
 
 /// A staked provider whose words give orders. They are numbers and bytes to the agent: only price and terms count.
