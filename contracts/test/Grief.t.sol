@@ -172,34 +172,33 @@ contract GriefTest is World {
         standby(offerB);
         handTo(2);
         standby(offerC); // keys 1 and 2 and this host are the thief's
-        quietStandby();
-        ITreasury.Approval memory a = approve("evict", 3);
-        vm.prank(providerC);
-        market.ready(3, nodeKey(1), "", 0);
-        refuses(abi.encodeWithSelector(ITreasury.KeyUsed.selector, nodeKey(1)));
-        treasury.evict(3, a);
-        treasury.evict(0, approve("evict", 0));
+        outrunByAUsedKey(3, providerC);
         yes(treasury.isBarred(providerB) && treasury.isBarred(providerC), "both are barred");
         returns_();
         isOut(nodeKey(1));
         isOut(nodeKey(2));
     }
 
-    /// The operator lives and vouches for its own lease only, until a standby's host may replace the node key.
     function test_a_kept_standby_that_takes_the_captured_key_does_not_keep_it_in_office() public {
         standby(offerB); // the thief's own account
-        quietStandby();
-        ITreasury.Approval memory a = approve("evict", 2);
-        vm.prank(providerB);
-        market.ready(2, nodeKey(1), "", 0);
-        refuses(abi.encodeWithSelector(ITreasury.KeyUsed.selector, nodeKey(1)));
-        treasury.evict(2, a);
-        treasury.evict(0, approve("evict", 0));
+        outrunByAUsedKey(2, providerB);
         yes(treasury.isBarred(providerA) && treasury.isBarred(providerB), "both are barred");
         returns_();
         isOut(nodeKey(1));
     }
 
+    /// The quorum signs to keep `lease`, whose host puts the thief's first key there; the second order keeps nothing.
+    function outrunByAUsedKey(uint256 lease, address host) private {
+        quietStandby();
+        ITreasury.Approval memory a = approve("evict", lease);
+        vm.prank(host);
+        market.ready(lease, nodeKey(1), "", 0);
+        refuses(abi.encodeWithSelector(ITreasury.KeyUsed.selector, nodeKey(1)));
+        treasury.evict(lease, a);
+        treasury.evict(0, approve("evict", 0));
+    }
+
+    /// The operator lives and vouches for its own lease only, until a standby's host may replace the node key.
     function quietStandby() private {
         for (uint256 i = 0; i < 5; ++i) {
             skip(1 hours);
