@@ -60,19 +60,26 @@ fn limits(cx: &Context, timers: &Timers) -> Limits {
 /// A state before the first record, for tests.
 #[cfg(test)]
 pub fn for_tests() -> State {
+    for_tests_of([1; 20], 0)
+}
+
+/// The same for this treasury, with so many wei to keep for gas. The kept journals (`live::journals`) begin from it: with
+/// other limits the same records say something else.
+#[cfg(test)]
+pub fn for_tests_of(treasury: [u8; 20], gas_target_wei: u128) -> State {
     let timers = Timers::real();
     let limits = Limits {
         day_limit: Usdc(20_000_000),
         price_e6_max: 20_000_000,
         term: 30 * 86_400,
         prepay_secs: 2 * 86_400,
-        gas_target_wei: 0,
+        gas_target_wei,
         starve_floor: Usdc(1_000_000),
         margin_pct: 20,
         min_call: Usdc(1),
         max_call: Usdc(1_000_000),
         block_secs: 2,
     };
-    let genesis = Genesis { chain_id: 1, treasury: [1; 20], timers, policy: Policy::new(limits, &timers) };
+    let genesis = Genesis { chain_id: 1, treasury, timers, policy: Policy::new(limits, &timers) };
     State::new(Agent::new(genesis), ChannelBook::new(pay::book::Limits::default()))
 }

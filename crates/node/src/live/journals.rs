@@ -7,13 +7,10 @@
 
 use super::*;
 use crate::conversation::{ConversationInput, Stored};
-use economy::{
-    Agent, ChainEvent, ChainEventKind, Genesis, Input, LeaseView, Limits, OfferView, Outcome, Policy, Stage, Timers,
-    Usdc, View,
-};
+use economy::{ChainEvent, ChainEventKind, Input, LeaseView, OfferView, Outcome, Stage, Usdc, View};
 use expect_test::expect_file;
 use pay::book::channels::{CallReservation, ChannelAsk, ChannelDecision, ChannelInput};
-use pay::book::{AbortWhy, BookInput, ChannelBook, Delivery, Finish, Reservation, Timing};
+use pay::book::{AbortWhy, BookInput, Delivery, Finish, Reservation, Timing};
 use pay::scheme::channel::{ChannelConfig, ChannelId, ChannelState, HeldVoucher};
 use pay::{RequestId, Settle, SettleExact, TransferMethod};
 use std::path::PathBuf;
@@ -30,21 +27,7 @@ fn journals() -> PathBuf {
 
 /// What every journal here begins from: with other limits the same records say something else.
 fn start() -> State {
-    let timers = Timers::real();
-    let limits = Limits {
-        day_limit: Usdc(20_000_000),
-        price_e6_max: 20_000_000,
-        term: 30 * 86_400,
-        prepay_secs: 2 * 86_400,
-        gas_target_wei: 1_000_000_000_000_000,
-        starve_floor: Usdc(1_000_000),
-        margin_pct: 20,
-        min_call: Usdc(1),
-        max_call: Usdc(1_000_000),
-        block_secs: 2,
-    };
-    let genesis = Genesis { chain_id: 1, treasury: [0x7E; 20], timers, policy: Policy::new(limits, &timers) };
-    State::new(Agent::new(genesis), ChannelBook::new(pay::book::Limits::default()))
+    crate::genesis::for_tests_of([0x7E; 20], 1_000_000_000_000_000)
 }
 
 fn lease(id: u64, provider: [u8; 20], at: u64) -> LeaseView {

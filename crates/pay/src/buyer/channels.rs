@@ -313,12 +313,7 @@ impl Buyer {
                 }
                 part = Some(less);
             };
-            if answer.status == StatusCode::TOO_MANY_REQUESTS {
-                let why = required(&answer, &call.url)?.error;
-                let message = format!("refuses to give back {} now: {why}", own.left());
-                return Err(Error::new(Kind::Refused, &call.url, message));
-            }
-            if answer.status == StatusCode::PAYMENT_REQUIRED {
+            if matches!(answer.status, StatusCode::PAYMENT_REQUIRED | StatusCode::TOO_MANY_REQUESTS) {
                 let why = required(&answer, &call.url)?.error;
                 return Err(Error::new(
                     Kind::Refused,
