@@ -18,6 +18,7 @@ contract FeesTest is World {
     FeedDouble private feed;
     ITreasury.Approval private none;
     address private registry;
+    uint128 private dutyPay = 1e4;
 
     function setUp() public override {
         super.setUp();
@@ -35,7 +36,7 @@ contract FeesTest is World {
         o.payees[0] = ITreasury.Payee(ITreasury.Kind.Storage, stranger, 1e6);
         o.gas = ITreasury.GasMarket(address(router), address(weth), address(feed), address(0), 500, 100, 1 hours);
         (o.channels, o.withdrawDelay, o.delay, o.purseMax) = (address(channels), 2 days, DAY, 1e6);
-        (o.relayMax, o.dutyPay, o.dutyDayMax, o.identity) = (0.001 ether, 1e4, 1e6, registry);
+        (o.relayMax, o.dutyPay, o.dutyDayMax, o.identity) = (0.001 ether, dutyPay, 1e6, registry);
         o.ceilings = ITreasury.Policy({
             dayLimit: 6e6, priceE6Max: 10e6, termMax: 30 days, prepayMax: 2 days, gasDayMax: 0.3 ether,
             gasTarget: 0.1 ether, starveFloor: 2e6
@@ -108,6 +109,14 @@ contract FeesTest is World {
         pays("handover", op, abi.encodeCall(ITreasury.handover, (2, 1, 0, type(uint64).max)));
         pays("release", nodeKey(2), abi.encodeCall(ITreasury.release, (1)));
         pays("hibernate", nodeKey(2), abi.encodeCall(ITreasury.hibernate, (uint64(block.timestamp + 1 days))));
+    }
+
+    /// As our own births have it: stewards who acknowledge are paid nothing.
+    function test_an_unpaid_checkpoint() public {
+        dutyPay = 0;
+        lived();
+        pays("commit (two stewards)", nodeKey(1), commitCall("1"));
+        eq(usdc.balanceOf(stewards[0]) + usdc.balanceOf(stewards[1]), 0, "nobody was paid");
     }
 
     function settleCall(bytes32 nonce) private view returns (bytes memory) {

@@ -313,6 +313,53 @@ contract GriefTest is World {
         eq(market.recordOf(providerB).served, 1, "it served");
     }
 
+    // The active host may not serve this agent any longer by its own policy. The market has no entry to leave by.
+
+    function test_a_host_that_asked_to_go_served_when_its_tenant_releases_it(uint256 used) public {
+        standby(offerB);
+        skip(bound(used, 0, GRACE - 10 minutes));
+        beat(); // by now the tenant heard of it, outside the chain
+        handTo(2);
+        vm.prank(nodeKey(2));
+        treasury.release(1);
+        eq(market.recordOf(providerA).served, 1, "it served");
+        eq(market.recordOf(providerA).failed, 0, "and failed nobody");
+        uint256 time = block.timestamp - market.leaseOf(1).start;
+        eq(usdc.balanceOf(providerA), uint256(PRICE) * time / 1e6, "paid to the second");
+        allThere();
+        vm.prank(providerA);
+        market.unregister();
+        eq(usdc.balanceOf(providerA), uint256(PRICE) * time / 1e6 + STAKE, "and its stake is its own again");
+    }
+
+    function test_a_host_that_just_stops_fails_and_is_paid_no_more_than_its_grace(uint256 late) public {
+        standby(offerB);
+        skip(1 hours);
+        beat();
+        skip(bound(late, 2 hours, 20 hours)); // the standby's fence, or later
+        challengeUnanswered();
+        vm.prank(nodeKey(2));
+        treasury.takeover();
+        eq(market.recordOf(providerA).served, 0, "not served");
+        eq(market.recordOf(providerA).failed, 1, "failed");
+        uint256 earned = uint256(PRICE) * (1 hours + GRACE) / 1e6;
+        eq(usdc.balanceOf(providerA), earned, "rent up to the grace");
+        allThere();
+        vm.prank(providerA);
+        market.unregister();
+        eq(usdc.balanceOf(providerA), earned + STAKE, "no stake is lost by it");
+        commitNext("restored");
+        beat(); // the agent lives on
+    }
+
+    /// Whatever was paid in is here, in the one lease that is left, or with a host that earned it.
+    function allThere() private view {
+        ITreasury.State memory s = treasury.state();
+        eq(s.drainingLease + s.standbyLease, 0, "one lease");
+        ILeaseMarket.Lease memory l = market.leaseOf(s.activeLease);
+        eq(s.balance + l.escrow + usdc.balanceOf(providerA), SEED, "no money is lost");
+    }
+
     function test_nobody_gains_from_anothers_bad_record(uint256 late) public {
         vm.prank(nodeKey(1));
         treasury.rent(offerB, TERM, 2e5);

@@ -2,6 +2,7 @@
 pragma solidity ^0.8.24;
 
 import {ILeaseMarket} from "../src/interfaces/ILeaseMarket.sol";
+import {IPurse} from "../src/interfaces/IPurse.sol";
 import {ITreasury} from "../src/interfaces/ITreasury.sol";
 import {ChannelDouble, FeedDouble, RouterDouble, WethDouble} from "./Doubles.sol";
 import {World} from "./World.sol";
@@ -37,7 +38,13 @@ contract LifeHandler is World {
     Gross[] private gross;
     Acks[] private early; // acknowledgements that were collected and not sent at once
     bytes[] private used; // orders that were obeyed
-    address[] private keys; // everybody who is not operator now, or was once
+    address[] private keys; // everybody: people, hosts, stewards, and each node key that there ever was
+    mapping(address key => uint256 secret) private secretOf;
+    mapping(address key => bool) private served; // was operator in some epoch
+    mapping(uint256 lease => address) private keyOf; // the node key on it now, by our own books
+    uint256 private constant PEOPLE = 10; // the first of `keys`; then come node keys
+    uint256 private made; // node keys so far
+    uint256 private authorizations; // signed in the purse's name, by whomever
 
     ChannelDouble private channels = new ChannelDouble();
     WethDouble private weth = new WethDouble();
@@ -48,14 +55,18 @@ contract LifeHandler is World {
     uint256 private channelsOpened;
 
     constructor() {
+        (creator, stranger, beneficiary, relay) = (known(0xC0FFEE), known(0x5EED), known(0xBEEF), known(0x4E1A));
+        (providerA, providerB, providerC) = (known(0xA11), known(0xB11), known(0xC11));
         World.setUp();
+        known(CUSTOMER_KEY);
+        (known(stewardKeys[0]), known(stewardKeys[1]));
         router = new RouterDouble(weth, usdc);
         router.set(4e8, true);
         vm.deal(address(router), 1000 ether);
         live();
         paidIn = SEED;
-        operatorDue = nodeKey(1);
-        keys = [creator, stranger, beneficiary, providerA, providerB, relay, customer, stewards[0], stewards[1]];
+        operatorDue = keyOf[1];
+        served[operatorDue] = true;
     }
 
     function options() internal view override returns (ITreasury.Options memory o) {
@@ -71,7 +82,7 @@ contract LifeHandler is World {
     }
 
     function selectors() external pure returns (bytes4[] memory all) {
-        all = new bytes4[](36);
+        all = new bytes4[](39);
         all[0] = this.wait.selector;
         all[1] = this.waitLong.selector;
         all[2] = this.pay.selector;
@@ -108,6 +119,9 @@ contract LifeHandler is World {
         all[33] = this.rent.selector;
         all[34] = this.ready.selector;
         all[35] = this.order.selector;
+        all[36] = this.sign.selector;
+        all[37] = this.rekey.selector;
+        all[38] = this.rekey.selector;
     }
 
     // ------------------------------------------------------------------ time and income
@@ -254,6 +268,45 @@ contract LifeHandler is World {
         }
     }
 
+    /// A payment in the purse's name, signed by anybody's key: it goes through if, and only if, that is the operator of
+    /// this epoch, alive, neither paused nor restoring, and the purse holds no more than its cap.
+    function sign(uint256 which, uint256 seed) external {
+        ITreasury.State memory s = treasury.state();
+        address purse = treasury.standing().purse;
+        if (seed % 5 == 0) {
+            uint256 gift_ = bound(seed >> 8, 1, 2e6); // may fill it past the cap
+            usdc.mint(purse, gift_);
+            paidIn += gift_;
+        }
+        uint256 held = usdc.balanceOf(purse);
+        bool ours = which % 3 == 0 && operatorDue != address(0);
+        address by = ours ? operatorDue : keys[(which >> 8) % keys.length];
+        uint256 value = bound(seed >> 40, 0, held);
+        bytes32 nonce = bytes32(++authorizations);
+        bytes memory hand = authorizationOf(purse, secretOf[by], archive, value, nonce);
+        hand = abi.encode(archive, value, uint256(0), type(uint256).max, nonce, hand);
+        bool done = sendTo(address(usdc), relay, transferCall(purse, value, nonce, hand));
+        bool valid = by == operatorDue && s.stage == ITreasury.Stage.Alive && !s.paused && !s.restoring;
+        expect(done == (valid && held <= 1e6), "the purse pays by its operator's word and within its cap");
+        if (done) bought += value;
+        if (done) ++happened["sign"];
+        else if (served[by] && by != operatorDue) ++happened["sign of old"];
+        else if (by == operatorDue && held <= 1e6) ++happened["sign in vain"];
+        else if (valid) ++happened["sign over cap"];
+        if (seed % 2 == 0) sendTo(purse, stranger, abi.encodeCall(IPurse.trim, ()));
+    }
+
+    function transferCall(address from, uint256 value, bytes32 nonce, bytes memory by)
+        private
+        view
+        returns (bytes memory)
+    {
+        return abi.encodeWithSignature(
+            "transferWithAuthorization(address,address,uint256,uint256,uint256,bytes32,bytes)", from, archive, value,
+            uint256(0), type(uint256).max, nonce, by
+        );
+    }
+
     /// A channel is opened, claimed from, or refunded.
     function channel(uint256 which, uint256 seed) external {
         if (which % 3 == 0 || channelsOpened == 0) {
@@ -398,6 +451,43 @@ contract LifeHandler is World {
         if (l.state == ILeaseMarket.LeaseState.Requested && block.timestamp <= l.readyBy) makeReady(lease);
     }
 
+    /// Each lease with a node key of its own.
+    function makeReady(uint256 lease) internal override {
+        expect(putKey(lease, freshKey()), "a lease in time is made ready");
+    }
+
+    function freshKey() private returns (address) {
+        return known(0x40DE0000 + ++made);
+    }
+
+    /// A host puts another key on a running lease: a fresh one, the operator's own, or any that was on a lease before.
+    /// It takes silence, and makes nobody operator.
+    function rekey(uint256 which, uint256 seed) external {
+        uint256 lease = which % 2 == 0 ? treasury.state().standbyLease : slot(which >> 1);
+        ILeaseMarket.Lease memory l = market.leaseOf(lease);
+        if (l.state != ILeaseMarket.LeaseState.Ready) return;
+        if (seed % 4 == 0) skip(GRACE + 1); // nobody vouches
+        bool silent = block.timestamp > l.vouchedAt + GRACE && block.timestamp < l.end;
+        uint256 what = (seed >> 8) % 5;
+        address key = what == 4 ? keys[PEOPLE + (seed >> 16) % made] : operatorDue;
+        if (what < 2 || key == address(0)) key = freshKey();
+        bool done = putKey(lease, key);
+        expect(done == silent, "a key is replaced after silence, and only then");
+        if (done) ++happened[lease == treasury.state().activeLease ? "rekey active" : "rekey"];
+    }
+
+    function putKey(uint256 lease, address key) private returns (bool done) {
+        address host = market.leaseOf(lease).provider;
+        done = sendTo(address(market), host, abi.encodeCall(ILeaseMarket.ready, (lease, key, "http://node", 0)));
+        if (done) keyOf[lease] = key;
+    }
+
+    function known(uint256 secret) private returns (address who) {
+        who = vm.addr(secret);
+        secretOf[who] = secret;
+        keys.push(who);
+    }
+
     function chores(uint256 which, uint256 seed) external {
         uint256 lease = slot(which);
         address host = market.leaseOf(lease).provider;
@@ -414,14 +504,15 @@ contract LifeHandler is World {
 
     function challenge(uint256 who) external {
         uint256 lease = treasury.state().standbyLease;
-        send(who % 2 == 0 || lease == 0 ? stewards[who % 3] : nodeKey(lease), abi.encodeCall(ITreasury.challenge, ()));
+        send(who % 2 == 0 || lease == 0 ? stewards[who % 3] : keyOf[lease], abi.encodeCall(ITreasury.challenge, ()));
         if (who % 3 == 0) skip(3 hours + 1); // nobody answers
     }
 
     function takeover() external {
         ITreasury.State memory s = treasury.state();
         if (s.standbyLease == 0) return;
-        if (!send(nodeKey(s.standbyLease), abi.encodeCall(ITreasury.takeover, ()))) return;
+        if (!send(keyOf[s.standbyLease], abi.encodeCall(ITreasury.takeover, ()))) return;
+        expect(treasury.state().restoring, "a successor that need not restore");
         bool unanswered = s.challengedAt != 0 && block.timestamp > s.challengedAt + 3 hours;
         expect(unanswered || s.standbyLease == rescued, "a takeover without an unanswered challenge");
         expect(treasury.state().paused == s.paused, "a takeover changed the pause");
@@ -444,15 +535,23 @@ contract LifeHandler is World {
         else if (which == 4) call_ = abi.encodeCall(ITreasury.evict, (keep, approveBy(who, "evict", keep)));
         else if (which < 8) call_ = rescueCall(offer, who);
         else call_ = clearCall(market.offerOf(offer).provider, who);
-        if (!send(stranger, call_)) return;
+        // Its own host, still with the key that is operator, has its memory. Nobody else does.
+        bool same = keep != 0 && keep == s.activeLease && keyOf[keep] == operatorDue;
+        if (!send(stranger, call_)) {
+            if (which == 4 && keep != 0 && !same && served[keyOf[keep]]) ++happened["keep a used key, in vain"];
+            return;
+        }
         expect(who == 3 || who == 5 || who == 7, "an order without a quorum");
         used.push(call_);
         if (which == 0) ++happened["pause"];
         if (which == 4) {
             ++epochDue;
             ++happened[keep == 0 ? "evict all" : keep == s.activeLease ? "keep active" : "keep standby"];
-            operatorDue = keep == 0 ? address(0) : nodeKey(keep);
-            if (keep != 0) keys.push(operatorDue);
+            if (keep == s.activeLease && !same) ++happened["keep another key"];
+            operatorDue = keep == 0 ? address(0) : keyOf[keep];
+            expect(keep == 0 || same || !served[operatorDue], "a key served twice by an eviction");
+            expect(treasury.state().restoring == (keep != 0 && (!same || s.restoring)), "kept without its memory");
+            served[operatorDue] = true;
         }
         if (which > 4 && which < 8) {
             rescued = treasury.state().standbyLease;
@@ -477,7 +576,7 @@ contract LifeHandler is World {
     }
 
     function end(uint256 seed) private {
-        if (seed % 4 == 0) send(stranger, abi.encodeCall(ITreasury.stop, (approve("stop", 0))));
+        if (seed % 4 != 3) send(stranger, abi.encodeCall(ITreasury.stop, (approve("stop", 0))));
         send(stranger, abi.encodeCall(ITreasury.windDown, ()));
         if (seed % 2 == 0) skip(3 days);
         if (send(stranger, abi.encodeCall(ITreasury.close, ()))) {
@@ -527,7 +626,7 @@ contract LifeHandler is World {
         if (what == 13) call_ = abi.encodeCall(ITreasury.stop, (none));
         if (what == 14) call_ = abi.encodeCall(ITreasury.initialize, (birth(), address(0)));
         if (what == 15) {
-            if (s.standbyLease != 0 && actor == nodeKey(s.standbyLease)) return;
+            if (s.standbyLease != 0 && actor == keyOf[s.standbyLease]) return;
             call_ = abi.encodeCall(ITreasury.takeover, ());
         }
         expect(!send(actor, call_), "somebody who may not did");
@@ -538,8 +637,9 @@ contract LifeHandler is World {
     function successor(uint256 lease, string memory how) private {
         ++happened[how];
         ++epochDue;
-        operatorDue = nodeKey(lease);
-        keys.push(operatorDue);
+        operatorDue = keyOf[lease];
+        expect(!served[operatorDue], "a key served twice");
+        served[operatorDue] = true;
     }
 
     function spend(uint256 amount, string memory how) private {

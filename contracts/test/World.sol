@@ -165,7 +165,7 @@ abstract contract World is Cheats {
         usdc.mint(address(treasury), SEED);
     }
 
-    function makeReady(uint256 lease) internal {
+    function makeReady(uint256 lease) internal virtual {
         vm.prank(market.leaseOf(lease).provider);
         market.ready(lease, nodeKey(lease), "http://node", 0);
     }
@@ -307,10 +307,19 @@ abstract contract World is Cheats {
     }
 
     function authorization(uint256 key, address to, uint256 value, bytes32 nonce) internal view returns (bytes memory) {
+        return authorizationOf(vm.addr(key), key, to, value, nonce);
+    }
+
+    /// Of `from`, signed by `key`.
+    function authorizationOf(address from, uint256 key, address to, uint256 value, bytes32 nonce)
+        internal
+        view
+        returns (bytes memory)
+    {
         bytes32 kind = keccak256(
             "TransferWithAuthorization(address from,address to,uint256 value,uint256 validAfter,uint256 validBefore,bytes32 nonce)"
         );
-        bytes32 hash = keccak256(abi.encode(kind, vm.addr(key), to, value, 0, type(uint256).max, nonce));
+        bytes32 hash = keccak256(abi.encode(kind, from, to, value, 0, type(uint256).max, nonce));
         return signed(key, usdc.DOMAIN_SEPARATOR(), hash);
     }
 

@@ -76,29 +76,66 @@ interface ILeaseMarket {
     error BadMarket();                  // the constructor's numbers make no market
 
     // --- providers ---
-    function register(uint256 stake) external;                 // >= minStake in total; pulls USDC
-    function unregister() external;                             // no open lease; stake back
+
+    /// Who: anyone, who becomes a provider by it, or a provider that adds to its stake. Takes `stake` micro-USDC from
+    /// the caller (who approved it) and counts what arrived. ZeroAmount: nothing to add; NotStaked: less than minStake
+    /// in all.
+    function register(uint256 stake) external;
+    /// Who: a provider without open leases, requested ones included: StakeInUse. Sends the whole stake back;
+    /// NotStaked: there is none. Its offers stay listed, and cannot be rented until it is staked again. Record and
+    /// bars stay too.
+    function unregister() external;
+    /// Who: a provider with minStake at stake, else NotStaked. Any price and capacity, 0 too; BadTerm: not 0 < minTerm
+    /// <= maxTerm <= MAX_TERM. Memory, processor, policy, endpoint and contact are the provider's word: nothing here
+    /// checks them. No offer is ever removed; capacity 0 closes one.
     function postOffer(uint64 priceE6, uint32 capacity, uint32 minTerm, uint32 maxTerm, uint32 memoryMiB, uint32 milliCpu, bytes32 usePolicy, string calldata endpoint, string calldata abuseContact) external returns (uint256 offer);
-    function reprice(uint256 offer, uint64 priceE6) external;   // running leases keep theirs
+    /// Who: the offer's provider, staked or not; NotProvider: anybody else, or no such offer. For leases rented from
+    /// now on: those that run or wait keep the price that they were rented at.
+    function reprice(uint256 offer, uint64 priceE6) external;
+    /// Who: as `reprice`. Less than is in use ends no lease, it only rents out no more.
     function setCapacity(uint256 offer, uint32 capacity) external;
-    /// First call: within readyBy; starts the rent. Again after silence (vouchedAt + grace passed): replaces the node
-    /// key.
+    /// Who: the lease's provider (NotProvider). For a Requested lease, up to readyBy (TooLate): names node key, URL
+    /// and TLS key, and rent and term begin. For a Ready one only in silence, past vouchedAt + grace (TooEarly) and
+    /// before its end (TooLate): replaces all three after a restart that lost the key, and neither vouches nor changes
+    /// the rent. WrongState: closed. ZeroAddress: no key. That the key is its tenant's own is the provider's word; a
+    /// new key makes nobody the treasury's operator.
     function ready(uint256 lease, address nodeKey, string calldata endpoint, bytes32 tlsKeyHash) external;
-    function withdraw(uint256 lease) external returns (uint128 paid); // rent accrued so far
+    /// Who: the lease's provider (NotProvider), while it is Ready (WrongState); what a closed one earned was paid when
+    /// it closed. Sends what accrued and was not withdrawn yet; 0 if that is nothing. Reverts where the token refuses
+    /// the provider: the rent stays in escrow for it.
+    function withdraw(uint256 lease) external returns (uint128 paid);
 
     // --- tenants ---
-    function rent(uint256 offer, uint32 term, bytes32 codeHash, uint128 prepay) external returns (uint256 lease); // pulls prepay
-    function topUp(uint256 lease, uint128 amount) external;     // anyone; pulls amount; never past the whole rent
-    /// False, and no effect, for a lease that isn't running: one that ended must not stop a heartbeat.
+
+    /// Who: anyone, who becomes the tenant; the offer as it stands now, and a slot of it until the lease is closed.
+    /// Takes `prepay` micro-USDC from the caller (who approved it), 0 is allowed, and counts what arrived.
+    /// UnknownOffer; NotStaked: its provider has less than minStake; BadTerm: outside the offer's terms; NoCapacity;
+    /// OverEscrow: more than the whole term's rent. The provider has readyWithin seconds to be `ready`.
+    function rent(uint256 offer, uint32 term, bytes32 codeHash, uint128 prepay) external returns (uint256 lease);
+    /// Who: the lease's tenant, NotTenant for anybody else. Says that the host serves: rent accrues up to grace from
+    /// now. False, and no effect, for a lease that isn't running: one that ended must not stop a heartbeat.
     function vouch(uint256 lease) external returns (bool counted);
-    /// Pays what accrued, sends the rest of escrow back. A Requested lease refunds everything; past readyBy its provider
-    /// is counted failed.
+    /// Who: the lease's tenant (NotTenant), Requested or Ready (WrongState). Pays what accrued, sends the rest of
+    /// escrow back; what the token refuses waits for `collect`. A Ready lease counts as served if it was vouched for
+    /// within grace or came to its end, otherwise as failed. A Requested lease refunds everything; past readyBy its
+    /// provider is counted failed.
     function close(uint256 lease) external returns (uint128 refund);
 
     // --- anyone ---
-    function reclaim(uint256 lease) external;                   // Requested past readyBy: full refund, provider counted failed
-    function expire(uint256 lease) external;                    // Ready, and past end or past vouchedAt + dropAfter
-    function collect(address to) external returns (uint256 paid); // pays what the token refused to pay before
+
+    /// Who: anyone. Takes `amount` micro-USDC from the caller (who approved it) into a Requested or Ready lease's
+    /// escrow (WrongState), and counts what arrived. ZeroAmount; OverEscrow: escrow never exceeds the whole term's
+    /// rent. What is not earned goes to the tenant at the end, whoever paid it in.
+    function topUp(uint256 lease, uint128 amount) external;
+    /// Who: anyone, once a Requested lease is past readyBy (TooEarly; WrongState: not Requested). Closes it:
+    /// everything goes back to the tenant, and its provider is counted failed. The caller gets nothing.
+    function reclaim(uint256 lease) external;
+    /// Who: anyone, once a Ready lease reached its end or is past vouchedAt + dropAfter (TooEarly; WrongState: not
+    /// Ready). Closes it by `close`'s rules: served at its end, failed in silence. The caller gets nothing.
+    function expire(uint256 lease) external;
+    /// Who: anyone. Sends `to` what the token refused to pay it when its leases closed. ZeroAmount: nothing is owed.
+    /// Reverts as long as the token refuses; then it stays owed.
+    function collect(address to) external returns (uint256 paid);
 
     // --- views ---
     function MAX_TERM() external view returns (uint32);         // seconds: 30 days
