@@ -72,15 +72,13 @@ struct NonceKnown {
     gap_since: Option<(u64, u64)>,
 }
 
-#[derive(Clone, Debug, BorshSerialize, BorshDeserialize)]
+#[derive(Clone, Debug)]
 struct Queued {
     id: Id,
     request: Request,
     gas: Option<u64>,
-    #[borsh(skip)]
     estimate: Estimate,
     /// The block at which an estimate first said no.
-    #[borsh(skip)]
     doubted_since: Option<u64>,
 }
 
@@ -184,19 +182,22 @@ impl Outbox {
         }
     }
 
-    /// An outbox as [`Outbox::to_bytes`] left it. Everything that may be on its way is sent again, unchanged.
+    /// An outbox as [`Outbox::to_bytes`] left it. Everything that may be on its way is sent again, unchanged. What never
+    /// left is forgotten: whoever wanted it has that on record and submits it again, while a file that is older than the
+    /// chain (a disk that came back) would have it sent a second time.
     ///
     /// # Errors
     /// `Usage` when the bytes are not an outbox of this sender.
     pub fn from_bytes(bytes: &[u8], sender: Address, options: Options) -> Result<Self, Error> {
-        type Parts = ([u8; 20], Vec<Queued>, BTreeMap<u64, Slot>, Vec<Settled>);
-        let (owner, queue, slots, settled): Parts =
+        type Parts = ([u8; 20], BTreeMap<u64, Slot>, Vec<Settled>);
+        let (owner, slots, settled): Parts =
             borsh::from_slice(bytes).map_err(|e| Error::usage("not an outbox's state").with_source(e))?;
         if owner != sender.0.0 {
             return Err(Error::usage(format!("the outbox belongs to {}, not {sender}", Address::from(owner))));
         }
         let mut outbox = Self::new(sender, options);
-        (outbox.queue, outbox.slots, outbox.settled) = (queue.into(), slots, settled.into());
+        (outbox.slots, outbox.settled) = (slots, settled.into());
+        outbox.slots.retain(|_, slot| slot.may_be_out());
         for slot in outbox.slots.values_mut() {
             // A send that nobody heard the end of may have arrived.
             slot.exposed |= slot.in_doubt;
@@ -206,11 +207,10 @@ impl Outbox {
         Ok(outbox)
     }
 
-    /// The state worth keeping: queue, slots, and what was settled lately.
+    /// The state worth keeping: what has a nonce, and what was settled lately.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let queue: Vec<&Queued> = self.queue.iter().collect();
         let settled: Vec<&Settled> = self.settled.iter().collect();
-        borsh::to_vec(&(self.sender.0.0, queue, &self.slots, settled)).expect("writing to memory does not fail")
+        borsh::to_vec(&(self.sender.0.0, &self.slots, settled)).expect("writing to memory does not fail")
     }
 
     /// Ids that are not settled yet.

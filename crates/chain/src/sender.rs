@@ -10,12 +10,13 @@ use alloy::{
 };
 use futures::future::try_join;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     future::Future,
+    sync::Arc,
     time::{Duration, Instant},
 };
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     task::JoinSet,
 };
 
@@ -123,6 +124,9 @@ pub type Persist = Box<dyn FnMut(&[u8]) + Send>;
 pub struct Options {
     /// The machine's choices.
     pub outbox: outbox::Options,
+    /// Further endpoints that must say the same of each receipt before it counts. While they differ, or one does not
+    /// answer, nothing is settled: one endpoint that lies or lags makes no payment done, and none failed.
+    pub witnesses: Vec<Chain>,
     /// Pause between looks at the head.
     pub poll: Duration,
     /// State that an earlier run persisted.
@@ -135,7 +139,7 @@ impl Options {
     /// The usual choices, nothing persisted. The poll of 200 ms is a fifth of a development chain's block.
     pub fn new(confirmations: u64) -> Self {
         let outbox = outbox::Options::new(confirmations);
-        Self { outbox, poll: Duration::from_millis(200), state: None, persist: None }
+        Self { outbox, witnesses: Vec::new(), poll: Duration::from_millis(200), state: None, persist: None }
     }
 }
 
@@ -150,8 +154,9 @@ impl Sender {
         Self::start(chain, key, Options::new(confirmations), None)
     }
 
-    /// The same with all choices. After a restart with `options.state`, submit the unfinished ids again
-    /// ([`SenderHandle::submit_as`]): that finds what is on its way, and queues what never got a nonce.
+    /// The same with all choices. What `options.state` has on its way goes on by itself. Whoever knows its names submits
+    /// them again ([`SenderHandle::submit_as`]) and hears the end, or has sent what never left; whoever
+    /// does not waits until it is over ([`SenderHandle::left_over`]) and reads what became of it.
     ///
     /// # Errors
     /// `Usage` when `options.state` is not this key's outbox.
@@ -167,8 +172,11 @@ impl Sender {
         let (commands, inbox) = mpsc::unbounded_channel();
         let address = key.address();
         let outbox = restored.unwrap_or_else(|| Outbox::new(address, options.outbox));
+        let left: BTreeSet<Id> = outbox.unsettled().collect();
+        let (over, left_over) = watch::channel(LeftOver { open: left.len(), block: 0 });
         let driver = Driver {
             chain,
+            witnesses: options.witnesses.into(),
             key,
             outbox,
             persist: options.persist,
@@ -178,10 +186,12 @@ impl Sender {
             head_asked: false,
             held: Vec::new(),
             callers: BTreeMap::new(),
+            left,
+            over,
             jobs: JoinSet::new(),
         };
         tokio::spawn(driver.run(inbox, options.poll));
-        SenderHandle { commands, address }
+        SenderHandle { commands, address, left_over }
     }
 }
 
@@ -190,6 +200,16 @@ impl Sender {
 pub struct SenderHandle {
     commands: mpsc::UnboundedSender<Command>,
     address: Address,
+    left_over: watch::Receiver<LeftOver>,
+}
+
+/// What the run before this one had on its way.
+#[derive(Clone, Copy, Debug)]
+struct LeftOver {
+    /// Not settled yet.
+    open: usize,
+    /// The highest block in which one was found; 0: none yet.
+    block: u64,
 }
 
 #[derive(Debug)]
@@ -214,6 +234,15 @@ impl SenderHandle {
     /// The same under a name that survives restarts: an id that the outbox knows is not sent a second time.
     pub fn submit_as(&self, id: Id, tx: Tx) -> impl Future<Output = Outcome> + Send + use<> {
         self.command(Some(id), tx)
+    }
+
+    /// Waits until nothing of what the restored state had on its way can happen any more, but for what is *unknown*.
+    /// What the chain says in the block that this returns, or a later one, has it all. At once 0 without such a state.
+    pub async fn left_over(&self) -> u64 {
+        let mut left = self.left_over.clone();
+        // A sender that has stopped sends nothing more.
+        let over = left.wait_for(|left| left.open == 0).await.map(|left| left.block);
+        over.unwrap_or_else(|_| self.left_over.borrow().block)
     }
 
     /// Sends and waits.
@@ -247,6 +276,7 @@ pub async fn send_once(chain: &Chain, key: &PrivateKeySigner, tx: Tx, confirmati
 
 struct Driver {
     chain: Chain,
+    witnesses: Arc<[Chain]>,
     key: PrivateKeySigner,
     outbox: Outbox,
     persist: Option<Persist>,
@@ -257,6 +287,9 @@ struct Driver {
     /// Submitted while the last head was old: fees and ages must not be reckoned from it.
     held: Vec<Input>,
     callers: BTreeMap<Id, Vec<(Tx, oneshot::Sender<Outcome>)>>,
+    /// Of the run before this one, not settled yet.
+    left: BTreeSet<Id>,
+    over: watch::Sender<LeftOver>,
     jobs: JoinSet<Answer>,
 }
 
@@ -397,10 +430,14 @@ impl Driver {
                 });
             }
             Output::AskReceipt { id, nonce, txs } => {
+                let witnesses = self.witnesses.clone();
                 self.jobs.spawn(async move {
-                    match find_receipt(&chain, txs).await {
+                    match agreed_receipt(&chain, &witnesses, &txs).await {
                         Ok(found) => Answer::Input(Input::ReceiptIs { id, nonce, found }),
-                        Err(_) => Answer::Nothing,
+                        Err(error) => {
+                            tracing::debug!(nonce, %error, "no receipt yet");
+                            Answer::Nothing
+                        }
                     }
                 });
             }
@@ -409,6 +446,15 @@ impl Driver {
     }
 
     fn answer(&mut self, id: Id, outcome: outbox::Outcome) {
+        if self.left.remove(&id) {
+            tracing::info!(from = %self.key.address(), ?id, ?outcome, "of the run before this one: settled");
+            let found = match outcome {
+                outbox::Outcome::Done { block, .. } | outbox::Outcome::Reverted { block, .. } => block,
+                _ => 0,
+            };
+            let open = self.left.len();
+            self.over.send_modify(|left| *left = LeftOver { open, block: left.block.max(found) });
+        }
         let Some(callers) = self.callers.remove(&id) else { return };
         let (chain, from) = (self.chain.clone(), self.key.address());
         // In a task of its own, because a revert's reason takes another request.
@@ -460,13 +506,28 @@ async fn estimate(chain: &Chain, from: Address, id: Id, request: &Request) -> In
     }
 }
 
-async fn find_receipt(chain: &Chain, txs: Vec<B256>) -> Result<Option<Mined>, Error> {
+/// What all endpoints say of these transactions.
+///
+/// # Errors
+/// `Rpc` when one does not answer, or they differ.
+async fn agreed_receipt(chain: &Chain, witnesses: &[Chain], txs: &[B256]) -> Result<Option<Mined>, Error> {
+    let found = find_receipt(chain, txs).await?;
+    for witness in witnesses {
+        if find_receipt(witness, txs).await? != found {
+            return Err(Error::rpc("two endpoints differ about a receipt: one of them lags or lies"));
+        }
+    }
+    Ok(found.map(|(mined, _)| mined))
+}
+
+/// The receipt, and the hash of its block.
+async fn find_receipt(chain: &Chain, txs: &[B256]) -> Result<Option<(Mined, Option<B256>)>, Error> {
     // Newest first: a raised fee usually wins.
-    for tx in txs.into_iter().rev() {
-        if let Some(receipt) = chain.receipt(tx).await?
+    for tx in txs.iter().rev() {
+        if let Some(receipt) = chain.receipt(*tx).await?
             && let Some(block) = receipt.block_number
         {
-            return Ok(Some(Mined { tx, block, success: receipt.status() }));
+            return Ok(Some((Mined { tx: *tx, block, success: receipt.status() }, receipt.block_hash)));
         }
     }
     Ok(None)

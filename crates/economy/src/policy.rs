@@ -139,9 +139,9 @@ mod tests {
                 _ => None,
             })
         };
-        // Fence 4.5 h, answer 5 h, restore 1 h; two seconds' slack.
-        assert_eq!(topped_up(37_798), None);
-        assert_eq!(topped_up(37_797), Some(Usdc(10 * (172_800 - 37_797))));
+        // Fence 5.5 h, answer 6 h, restore 1 h; two seconds' slack.
+        assert_eq!(topped_up(44_998), None);
+        assert_eq!(topped_up(44_997), Some(Usdc(10 * (172_800 - 44_997))));
     }
 
     #[test]

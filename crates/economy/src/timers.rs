@@ -76,25 +76,26 @@ pub const MOVE_ATTEMPTS: u32 = 3;
 impl Timers {
     /// The timers of a public chain.
     ///
-    /// Source: a month's fees with this heartbeat are 1.1 % of a rent of $30 (docs/concepts/fees.md; a test of xtask
-    /// computes it from the gas snapshots), and an hour more would bring them under 1 % (docs/decisions/0016). The order of the others is DESIGN
-    /// §4; their distances are choices, unmeasured: half an hour for a heartbeat to be mined, another to answer.
+    /// Source: this is the shortest heartbeat, in whole hours, with which a month's fees stay under 1 % of a rent of $30
+    /// (docs/concepts/fees.md, docs/decisions/0016; a test of xtask computes it from the gas snapshots). The order of the
+    /// others is DESIGN §4; their distances are choices, unmeasured: half an hour for a heartbeat to be mined, another to
+    /// answer.
     pub fn real() -> Self {
         Self {
             day: DAY_SECS,
-            heartbeat_every: 14_400,
-            fence: 16_200,
-            answer_time: 18_000,
+            heartbeat_every: 18_000,
+            fence: 19_800,
+            answer_time: 21_600,
             handover_notice: 900,
             restore_timeout: 3_600,
-            silence: 21_600,
+            silence: 25_200,
             starve_timeout: DAY_SECS,
             activate_within: DAY_SECS,
             refund_window: DAY_SECS,
             ready_within: 3_600,
-            grace: 21_600,
+            grace: 25_200,
             // Longer than fence, answer and restore together: a standby's lease outlives the silence that it ends.
-            drop_after: 50_400,
+            drop_after: 57_600,
         }
     }
 
@@ -217,15 +218,15 @@ mod tests {
         let (timers, raised) = Timers::scaled(20);
         let shown: Vec<String> = raised.iter().map(Raised::to_string).collect();
         expect![[r#"
-            fence raised from 3 s to 8 s
-            answer_time raised from 4 s to 12 s
+            fence raised from 4 s to 8 s
+            answer_time raised from 5 s to 12 s
             handover_notice raised from 0 s to 3 s
             restore_timeout raised from 0 s to 20 s
             silence raised from 5 s to 26 s
             activate_within raised from 20 s to 90 s
             ready_within raised from 0 s to 45 s
             grace raised from 5 s to 34 s
-            drop_after raised from 11 s to 40 s"#]]
+            drop_after raised from 13 s to 40 s"#]]
         .assert_eq(&shown.join("\n"));
         assert_eq!(timers.check(3 * 20, 1), Ok(()));
     }

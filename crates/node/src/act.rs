@@ -8,6 +8,7 @@ use crate::context::Context;
 use crate::error::Error;
 use crate::main_loop::{Event, Node};
 use crate::memory::Pages;
+use crate::outboxes;
 use crate::replicate::{self, SEGMENT_RECORDS_MAX, Segment, Sent as Left, Waiting};
 use crate::shared::Bulletin;
 use alloy::primitives::{Address, B256, Bytes, keccak256};
@@ -91,7 +92,8 @@ fn send(cx: &Arc<Context>, id: OutputId, label: &'static str, call: Bytes, sent:
 fn submit(cx: &Arc<Context>, id: OutputId, tx: chain::Tx, sent: fn()) {
     let cx = cx.clone();
     let label = tx.label;
-    let waiting = cx.operator.submit(tx);
+    // A process before this one may have sent it: then its end is told here.
+    let waiting = cx.operator.submit_as(outboxes::name_of(id, &tx), tx);
     tokio::spawn(async move {
         sent();
         let outcome = outcome_of(label, waiting.await);

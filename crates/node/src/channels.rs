@@ -363,6 +363,7 @@ impl Node {
         let (cx, seen) = (self.cx.clone(), self.newest_block());
         tokio::spawn(async move {
             // A run before this one may have sent it, and a second one would take out more than was asked for.
+            let seen = cx.operator.left_over().await.max(seen);
             let state = read_since(&cx, &channel, seen).await;
             if state.refund_nonce > nonce_before {
                 let (end, moved) = (Some(ChannelInput::RefundEnded { channel }), Some((refund.amount, B256::ZERO)));
@@ -514,7 +515,9 @@ impl Node {
         for (channel, config) in claims {
             let (cx, seen) = (self.cx.clone(), self.newest_block());
             tokio::spawn(async move {
-                // Whether it was mined shows; if not, that is no fault of its row, and it is made again.
+                // Whether it was mined shows once nothing of that run can be any more; if not, that is no fault of its row,
+                // and it is made again.
+                let seen = cx.operator.left_over().await.max(seen);
                 let state = read_since(&cx, &channel, seen).await;
                 let end = ChannelInput::ClaimDone { rows: vec![channel] };
                 cx.tell(ReadBack { seen: vec![(channel, config, state)], end: Some(end), moved: None }.event()).await;

@@ -29,6 +29,7 @@ pub mod manifest;
 mod memory;
 mod money_events;
 mod moving;
+mod outboxes;
 mod payer_gas;
 mod permit2;
 mod replicate;
@@ -52,9 +53,10 @@ use crate::memory::RingFile;
 use crate::shared::{Embedder, Engine, Shared};
 use axum::serve::ListenerExt;
 use batches::{Batches, Ether};
-use chain::{Chain, Sender};
+use chain::Chain;
 use infer::{ChatTemplate, EngineClient, EngineConfig};
 use net::chain_of;
+use outboxes::Outboxes;
 use pay::Usdc;
 use pay::facilitator::batch::{BatchPolicy, SETTLE_EXACT_GAS};
 use pay::facilitator::remote::Remote;
@@ -121,9 +123,9 @@ pub async fn run(config: NodeConfig, stop: impl Future<Output = ()> + Send + 'st
     let answers = answers::Answers::open(&config.data_dir.join("answers"))?;
 
     let (events, received) = mpsc::channel(EVENTS_MAX);
-    let confirmations = 1;
-    let operator = Sender::spawn(chain.clone(), keys.node.clone(), confirmations);
-    let relay = Sender::spawn(chain.clone(), keys.relay.clone(), confirmations);
+    let state = patiently("the treasury", || treasury.state()).await?;
+    let acts = outboxes::acts(&state, keys.node.address(), config.lease);
+    let Outboxes { operator, relay } = Outboxes::open(&chains, &keys, &config.data_dir, &seal_key, acts);
     let ring_file = RingFile::new(&config.data_dir, seal_key);
     let born_at = patiently("the chain", || chain.head()).await?.timestamp;
     // Nothing may wait so long that its money could be gone: half of what may be owed in all, or a while.

@@ -302,6 +302,33 @@ fn the_same_seed_ends_in_the_same_state() {
     assert_ne!(run(11), run(12));
 }
 
+/// A disk that came back: whoever decided what is in it reads the chain before deciding again.
+#[test]
+fn a_file_that_is_older_than_the_chain_sends_nothing_a_second_time() {
+    let mut world = World::new(1);
+    world.faults = false;
+    let mut old = Vec::new();
+    world.submit();
+    while world.settled.is_empty() {
+        old.push(world.kept.clone());
+        match world.answers.pop() {
+            Some(answer) => world.feed(answer),
+            None => {
+                world.network.mine();
+                world.feed(world.network.head());
+            }
+        }
+    }
+    let network = world.network;
+    for state in old {
+        let mut world = World { network: network.clone(), ..World::new(1) };
+        world.outbox = Outbox::from_bytes(&state, ME, options()).expect("its own bytes");
+        world.calm(20);
+        assert_eq!(world.outbox.unsettled().count(), 0);
+        assert_eq!(world.network.mined(), HashMap::from([(1.into(), 1)]));
+    }
+}
+
 #[test]
 fn blocks_lost_after_the_outcome_are_sent_again_under_their_nonces() {
     let mut world = World::new(1);

@@ -6,5 +6,6 @@ mod life;
 mod logs;
 mod orders;
 mod sender;
+mod stand_in;
 mod torn;
 mod world;

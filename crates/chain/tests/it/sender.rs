@@ -10,11 +10,17 @@ use chain::{
     outbox::Id,
     sender::{Options, SenderHandle},
 };
+use futures::FutureExt;
+use serde_json::{Value, json};
 use std::{
     collections::BTreeSet,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
 };
 
+use crate::stand_in;
 use crate::world::{ETHER, World, key};
 
 const PAYEE: Address = Address::repeat_byte(0x55);
@@ -122,6 +128,67 @@ async fn a_restart_with_the_kept_state_neither_loses_nor_doubles() {
         assert!(done(&outcome), "{id}: {outcome:?}");
     }
     assert_eq!(world.usdc_of(PAYEE).await, 3);
+}
+
+#[tokio::test]
+async fn what_the_run_before_left_is_over_before_the_chain_is_asked_about_it() {
+    let world = World::ticking().await;
+    fund_eth(&world.chain, key(44).address(), ETHER).await.expect("a development chain");
+    let kept = Arc::new(Mutex::new(None));
+    let start = |state| {
+        let kept = Arc::clone(&kept);
+        let persist = Box::new(move |bytes: &[u8]| *kept.lock().expect("no panic") = Some(bytes.to_vec()));
+        let options = Options { state, persist: Some(persist), ..Options::new(1) };
+        Sender::spawn_with(world.chain.clone(), key(44), options).expect("its own state")
+    };
+    world.set_block_time(0).await;
+    let first = start(None);
+    assert_eq!(first.left_over().await, 0, "nothing was before it");
+    drop(first.submit(world.mint_tx(PAYEE, 1)));
+    world.pool_of(key(44).address(), 1).await;
+    drop(first);
+    let state = kept.lock().expect("no panic").take();
+    let second = start(state);
+    let mut left_over = Box::pin(second.left_over());
+    assert!(left_over.as_mut().now_or_never().is_none(), "it may still be mined");
+    world.set_block_time(1).await;
+    let block = left_over.await;
+    assert!(block > 0);
+    assert_eq!(world.usdc_of(PAYEE).await, 1, "a name that nobody knows any more is not sent twice");
+}
+
+#[tokio::test]
+async fn a_receipt_counts_when_every_endpoint_has_it() {
+    let world = World::ticking().await;
+    fund_eth(&world.chain, key(45).address(), ETHER).await.expect("a development chain");
+    let (asked, tells) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicBool::new(false)));
+    let witness = {
+        let (chain, asked, tells) = (world.chain.clone(), asked.clone(), tells.clone());
+        stand_in::endpoint(move |request| {
+            assert_eq!(request["method"], "eth_getTransactionReceipt", "a witness is asked for nothing else");
+            asked.fetch_add(1, Ordering::SeqCst);
+            let (chain, tells) = (chain.clone(), tells.load(Ordering::SeqCst));
+            async move {
+                let receipt: Value = match tells {
+                    true => chain.request("eth_getTransactionReceipt", request["params"].clone()).await.expect("anvil"),
+                    false => Value::Null,
+                };
+                json!({ "result": receipt })
+            }
+        })
+        .await
+    };
+    let options = Options { witnesses: vec![witness], ..Options::new(1) };
+    let sender = Sender::spawn_with(world.chain.clone(), key(45), options).expect("no state");
+    let mut outcome = Box::pin(sender.submit(world.mint_tx(PAYEE, 1)));
+    while asked.load(Ordering::SeqCst) < 4 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(world.usdc_of(PAYEE).await, 1, "it was mined long ago");
+    assert!(outcome.as_mut().now_or_never().is_none(), "one endpoint says so");
+    tells.store(true, Ordering::SeqCst);
+    let outcome = outcome.await;
+    assert!(done(&outcome), "{outcome:?}");
 }
 
 #[tokio::test]

@@ -158,15 +158,15 @@ fn a_standby_that_is_silent_after_a_gap_of_our_own_is_not_blamed() {
     check(&mut agent, with_standby(NOW), expect!["standby on lease 2 is ready after 0 s"]);
     // This node saw no block for a day.
     check(&mut agent, with_standby(NOW + 86_400), expect![""]);
-    for hour in 1..=6 {
+    for hour in 1..=7 {
         check(&mut agent, with_standby(NOW + 86_400 + hour * 3_600), expect![""]);
     }
     check(
         &mut agent,
-        with_standby(NOW + 86_400 + 7 * 3_600),
+        with_standby(NOW + 86_400 + 8 * 3_600),
         expect![[r#"
         Release { lease: 2 }
-        releases the standby on lease 2: it has not answered for 25200 s"#]],
+        releases the standby on lease 2: it has not answered for 28800 s"#]],
     );
 }
 

@@ -2,7 +2,7 @@
 //! stands what a node, a provider and a steward do on a good day.
 //!
 //! A day is one look, and more looks while something is under way. What happens between two looks of a quiet day is taken
-//! as done: heartbeats every four hours, each vouching for hosts that are there.
+//! as done: heartbeats every five hours, each vouching for hosts that are there.
 
 use super::demand::{COMPLETION_TOKENS, PEAK_PCT, PROMPT_TOKENS, Trade};
 use super::hosts::Hosts;

@@ -45,5 +45,8 @@ pub fn lock_to(path: &Path, key: &[u8; 32], plain: &[u8]) -> Result<()> {
     let mut file = File::create(&temporary).map_err(failed)?;
     file.write_all(&locked).map_err(failed)?;
     file.sync_all().map_err(failed)?;
-    std::fs::rename(&temporary, path).map_err(failed)
+    std::fs::rename(&temporary, path).map_err(failed)?;
+    // The name, too: a power cut could take it.
+    let folder = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
 }

@@ -477,9 +477,16 @@ async fn options(plan: &Plan, clockwork: &Clockwork) -> Result<Options> {
         options.rescueThreshold = manifest.threshold;
     }
     options.delay = manifest.delay_days.saturating_mul(manifest.day_secs);
+    options.silenceBlocks = silence_blocks(clockwork.answer_time);
     (options.dutyPay, options.dutyDayMax) = (manifest.duty_pay_uusdc, manifest.duty_day_max_uusdc);
     options.relayMax = manifest.relay_max_wei;
     Ok(options)
+}
+
+/// Silence lasts so many blocks, too: a chain that stood still and goes on accuses nobody before its operator had time to
+/// be heard. A minute of a roll-up's blocks, or what a scaled world's time to answer has room for. Guesses, unmeasured.
+fn silence_blocks(answer_time_secs: u32) -> u32 {
+    (answer_time_secs / 4).clamp(3, 30)
 }
 
 /// Whether the chain has the contract that clients know by this address.
