@@ -6,8 +6,10 @@
 //!
 //! **Invariant:** a refused call changes nothing.
 //!
-//! Left out: signatures (a caller is who it says; orders are taken as approved), gas, and what our births leave off:
-//! purse, payees, bought gas, duties, channels, queued orders.
+//! Left out: signatures (a caller is who it says; orders are taken as approved), gas, and all of birth's options:
+//! purse, payees, bought gas, duties, channels, queued orders, silence in blocks, identity. It is the model of a birth
+//! without options. Our births have some of them: channels wherever the chain has the x402 contract, and orders after
+//! a delay, of 7 days by default.
 
 mod day_limit;
 mod market;

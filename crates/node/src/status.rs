@@ -123,7 +123,7 @@ pub struct CheckpointStatus {
 pub struct StewardStatus {
     pub address: Address,
     pub url: String,
-    /// `self-declared` or `verified`.
+    /// Always `self-declared`: nothing shows that two addresses are two people.
     pub independence: &'static str,
 }
 

@@ -84,7 +84,7 @@ pub struct Terms {
 }
 
 impl Terms {
-    /// What `vivarium up` gives birth to, in real days: nothing of the options.
+    /// Limits and timers as `vivarium up` gives birth to, in real days, and none of the options, of which it has some.
     pub fn plain() -> Self {
         let day = DAY_SECS;
         Self {

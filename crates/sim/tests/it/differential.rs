@@ -2,6 +2,10 @@
 //! (`economy::rules`, and the agent's own ledger): both must refuse the same, for the same reason, and end in the same
 //! balances, escrow, accrued rent and day's spending.
 //!
+//! Births here have no options (`Terms::plain`), as the model has none: purse, payees, bought gas, duties, channels,
+//! queued orders, silence in blocks and identity are not compared, though births of `vivarium` have some of them
+//! (channels, orders after a delay). Those are held by the contracts' own tests, and channels by `lives` too.
+//!
 //! A difference prints its seed, the last calls, and how to repeat it. `VIVARIUM_SEED=n` runs that one;
 //! `VIVARIUM_DEEP=1` runs ten times as many.
 
