@@ -3,15 +3,19 @@
 use super::link::{Place, block_on, log_to_stderr, stopped};
 use alloy::primitives::Address;
 use anyhow::{Context, Result, ensure};
-use chain::{Chain, Sender};
+use chain::{Chain, Sender, sender};
 use economy::Usdc;
 use pay::facilitator::batch::{BatchPolicy, TRANSFER_GAS};
 use serde_json::json;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 use tokio::net::TcpListener;
 use vivarium::facilitator::{self, Config};
 use vivarium::world::files::read_key;
+
+/// Between two looks at the chain while a settlement is on its way: whoever pays waits for it, and so does its seller.
+const LOOK_EVERY: Duration = Duration::from_millis(40);
 
 /// Serves the standard facilitator API (/verify, /settle, /supported): `exact` and `upto`, for a fee above its gas.
 ///
@@ -85,7 +89,8 @@ async fn serve(flags: Flags) -> Result<()> {
     chain.verify_code("the token", token).await?;
     let (name, version, _) = chain.usdc(token).domain().await?;
     let key = read_key(&flags.key)?;
-    let sender = Sender::spawn(chain.clone(), key.clone(), flags.confirmations);
+    let options = sender::Options { poll: LOOK_EVERY, ..sender::Options::new(flags.confirmations) };
+    let sender = Sender::spawn_with(chain.clone(), key.clone(), options)?;
     let listener =
         TcpListener::bind(flags.listen).await.with_context(|| format!("cannot listen on {}", flags.listen))?;
     let url = format!("http://{}", listener.local_addr().context("cannot tell the port")?);
