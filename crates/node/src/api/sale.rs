@@ -32,7 +32,7 @@ use infer::api::embeddings::tokens_of;
 use infer::api::{ApiError, Settings, Usage};
 use infer::{EngineClient, Generate, Generation};
 use net::chain_of;
-use pay::book::{LimitReached, RequestId};
+use pay::book::RequestId;
 use pay::scheme::channel::CHANNEL;
 use pay::scheme::upto::{Permit2Payment, Proxy};
 use pay::seller::FRESH_ANSWER;
@@ -530,10 +530,10 @@ impl Api {
                                transactions: pay from a channel, or tomorrow";
                 self.refuse(terms, Refusal::new(Reason::TooManyOpen, message))
             }
-            Reserved::Refused(limit @ LimitReached::OpenPerPayer) => {
-                self.refuse(terms, Refusal::new(Reason::TooManyOpen, limit.to_string()))
-            }
-            Reserved::Refused(limit) => self.unavailable(limit.to_string()),
+            Reserved::Refused(limit) => match limit.reason() {
+                Some(reason) => self.refuse(terms, Refusal::new(reason, limit.to_string())),
+                None => self.unavailable(limit.to_string()),
+            },
             Reserved::Closed(why) => self.unavailable(why),
             Reserved::Yes { .. } => Problem::for_internal("a reservation was taken for a refusal").into_response(),
         }

@@ -1,6 +1,6 @@
-use crate::Usdc;
 use crate::scheme::exact::Hash;
 use crate::scheme::{Settle, TransferMethod};
+use crate::{Reason, Usdc};
 use borsh::{BorshDeserialize, BorshSerialize};
 use sha2::{Digest, Sha256};
 use std::{fmt, str::FromStr};
@@ -198,6 +198,16 @@ pub enum LimitReached {
     Kept,
     /// The authorisation was used for another request; only a caller that did not ask `decide` meets this.
     NonceTaken,
+}
+
+impl LimitReached {
+    /// What the payer hears whose own payments reach it: 429. `None`: others' do, which is a 503.
+    pub fn reason(self) -> Option<Reason> {
+        match self {
+            Self::OpenPerPayer => Some(Reason::TooManyOpen),
+            Self::Open | Self::Kept | Self::NonceTaken => None,
+        }
+    }
 }
 
 impl fmt::Display for LimitReached {
