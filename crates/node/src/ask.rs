@@ -7,13 +7,14 @@ use crate::context::Context;
 use crate::conversation::{ConversationInput, ConversationKey, Stored};
 use crate::error::Result;
 use crate::main_loop::{Event, Node};
-use crate::settle::Settlement;
+use crate::settle::{Settlement, Waiter};
 use crate::state::Recorded;
 use economy::{Input, Owed, Usdc};
 use journal::crash_point;
 use pay::book::channels::{CallService, RefundAsk};
 use pay::book::{AbortWhy, BookInput, Decision, Delivery, LimitReached, RequestId, Reservation, Service, Timing};
 use pay::facilitator::remote::Remote;
+use pay::risk::{Circumstances, When};
 use pay::scheme::channel::{ChannelConfig, ChannelId, ChannelState, Deposit};
 use pay::{Reason, Settle, TransferMethod, book};
 use std::sync::Arc;
@@ -23,9 +24,6 @@ use tokio::sync::oneshot;
 /// Closed payments and calls are remembered this long, chain seconds: as long as their answers are kept.
 const KEPT_SECS: u64 = 86_400;
 const PRUNE_EVERY_SECS: u64 = 3_600;
-/// A payment that is settled after it was served must be valid this much longer, chain seconds: for a long answer, the
-/// batch's wait, and a second try. A guess.
-const LATE_SECS_MIN: u64 = 150;
 
 pub enum Ask {
     /// A verified payment wants to be served. `taken` is told at once when the book takes it, and dropped when not.
@@ -48,8 +46,9 @@ pub enum Ask {
     Delivered { request: RequestId, delivery: Delivery, amount: Usdc, reply: Option<oneshot::Sender<()>> },
     /// Nothing was taken.
     Aborted { request: RequestId, why: AbortWhy },
-    /// Answered once the outcome of the payment is known.
-    WhenSettled { request: RequestId, reply: oneshot::Sender<Settlement> },
+    /// Answered once it is known that the payment can never pay, or once its settlement is under so many blocks, its
+    /// own counted.
+    WhenSettled { request: RequestId, blocks: u32, reply: oneshot::Sender<Settlement> },
     /// A conversation is sealed and in the store; answered once that is durable.
     Keep { kept: Box<Kept>, key: ConversationKey, reply: oneshot::Sender<()> },
     /// A conversation's key is destroyed; answered once that is durable.
@@ -69,17 +68,6 @@ pub struct Want {
     pub ask: book::Ask,
     pub prompt_tokens: u32,
     pub max_tokens: u32,
-}
-
-/// When a payment with a transaction of its own is settled: docs/decisions/0022.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum When {
-    /// While it is served, since the treasury can give it back.
-    Beside,
-    /// When all is made and before its last byte leaves, since nobody can.
-    AtEnd,
-    /// After it was served, together with others.
-    After,
 }
 
 /// What became of a request whose answer is asked for again.
@@ -128,11 +116,9 @@ pub fn tell(cx: &Arc<Context>, ask: Ask) {
 
 /// The answer to `Ask::Reserve`, sent when the record is durable (and replicated, at the exposure's bound).
 pub enum Reserved {
-    /// Serve it. A payer without a settled payment is settled before its first byte.
     Yes {
         request: RequestId,
         guard: Guard,
-        known_payer: bool,
         when: When,
     },
     Replay {
@@ -189,11 +175,11 @@ impl Node {
                 say_what_is_owed(self);
                 Ok(())
             }
-            Ask::WhenSettled { request, reply } => {
+            Ask::WhenSettled { request, blocks, reply } => {
+                let waiter = Waiter { blocks, reply };
                 match self.known_settlement(&request) {
-                    // The asker may have hung up.
-                    Some(settlement) => drop(reply.send(settlement)),
-                    None => self.settled_waiters.entry(request).or_default().push(reply),
+                    Some(settlement) => self.answer(&request, settlement, waiter),
+                    None => self.settled_waiters.entry(request).or_default().push(waiter),
                 }
                 Ok(())
             }
@@ -268,25 +254,23 @@ impl Node {
             return Ok(());
         }
         let request = RequestId::of_payment(want.ask.method, &want.ask.payer, &want.ask.nonce);
-        let known_payer = live.state.knows_payer(&want.ask.payer);
         let amount = want.settlement.value().0;
-        let terms = &self.cx.manifest.payments;
-        let has_another = self.cx.facilitator.as_ref().is_some_and(Remote::is_healthy);
-        let room = Usdc(terms.settle_after_uusdc).saturating_sub(live.state.book.exposure());
-        let when = when(&want.settlement, known_payer, room, has_another, now);
-        if when == When::Beside && !self.hung_up.allows(&want.ask.payer, Usdc::ZERO, Usdc(1), now) {
+        let circumstances = Circumstances {
+            known_payer: live.state.knows_payer(&want.ask.payer),
+            open: live.state.book.exposure(),
+            another_settles: self.cx.facilitator.as_ref().is_some_and(Remote::is_healthy),
+            now,
+        };
+        let when = self.cx.manifest.payments.risk().when(&want.settlement, &circumstances);
+        let gives_back = matches!(when, When::Beside(_));
+        if gives_back && !self.hung_up.allows(&want.ask.payer, Usdc::ZERO, Usdc(1), now) {
             drop(reply.send(Reserved::HungUp));
             return Ok(());
         }
-        // What is not settled beside its answer is settled only when something was delivered for it.
-        let timing = match when {
-            When::Beside => Timing::AtOnce,
-            When::AtEnd | When::After => Timing::OnDelivery,
-        };
         let reservation = Reservation {
             request,
             settlement: want.settlement,
-            timing,
+            timing: when.timing(),
             route: want.ask.route,
             body_digest: want.ask.body_digest,
             identifier: want.ask.identifier,
@@ -305,7 +289,7 @@ impl Node {
             crash_point!("pay.reserved");
             let guard = Guard::of(cx, request);
             // Whoever has hung up meanwhile drops the guard with the answer.
-            drop(reply.send(Reserved::Yes { request, guard, known_payer, when }));
+            drop(reply.send(Reserved::Yes { request, guard, when }));
         };
         live.when_safe(lsn, amount, answer);
         Ok(())
@@ -386,24 +370,6 @@ impl Node {
     }
 }
 
-/// `room`: what more may be open for something to be settled after it was served. `has_another`: somebody else's
-/// facilitator settles, which leaves no record to refund from.
-fn when(settlement: &Settle, known_payer: bool, room: Usdc, has_another: bool, now: u64) -> When {
-    let Settle::Exact(terms) = settlement else { return When::AtEnd };
-    if !terms.is_signed_by_key {
-        // A contract may change its mind as long as it has not paid.
-        return When::Beside;
-    }
-    let is_long_valid = terms.valid_before >= now.saturating_add(LATE_SECS_MIN);
-    if known_payer && is_long_valid && terms.value <= room {
-        When::After
-    } else if has_another {
-        When::AtEnd
-    } else {
-        When::Beside
-    }
-}
-
 /// What the book's decision means for a customer; `None` for a request that is new.
 fn refusal(decision: Decision) -> Option<Reserved> {
     match decision {
@@ -432,39 +398,5 @@ pub fn say_what_is_owed(node: &mut Node) {
         .collect();
     if let Err(e) = node.life(Input::Owed(owed)) {
         tracing::error!(error = %e, "what is owed cannot be recorded");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use pay::SettleExact;
-
-    #[test]
-    fn only_a_key_with_a_record_is_settled_after_it_was_served_and_only_while_there_is_room() {
-        const NOW: u64 = 1_000;
-        let terms = SettleExact {
-            payer: [1; 20],
-            value: Usdc(100),
-            valid_after: 0,
-            valid_before: NOW + LATE_SECS_MIN,
-            nonce: [2; 32],
-            signature: vec![0; 65],
-            is_signed_by_key: true,
-        };
-        let asked = |terms: &SettleExact, known, room, another| {
-            when(&Settle::Exact(terms.clone()), known, Usdc(room), another, NOW)
-        };
-        assert_eq!(asked(&terms, true, 100, false), When::After);
-        assert_eq!(asked(&terms, true, 99, false), When::Beside, "no room");
-        assert_eq!(asked(&terms, false, 100, false), When::Beside, "no record");
-        let short = SettleExact { valid_before: NOW + LATE_SECS_MIN - 1, ..terms.clone() };
-        assert_eq!(asked(&short, true, 100, false), When::Beside, "it could expire");
-        // Another's facilitator leaves no record, so nothing is sent to it before the answer is made.
-        assert_eq!(asked(&terms, false, 100, true), When::AtEnd);
-        assert_eq!(asked(&terms, true, 0, true), When::AtEnd);
-        assert_eq!(asked(&terms, true, 100, true), When::After);
-        let contract = SettleExact { is_signed_by_key: false, ..terms };
-        assert_eq!(asked(&contract, true, 100, true), When::Beside, "a contract may change its mind");
     }
 }

@@ -14,7 +14,7 @@ use crate::moving::{self, PeerAsk, Tail};
 use crate::payer_gas::PayerGas;
 use crate::replicate::{Sent, Shipped};
 use crate::restore::{self, Restored};
-use crate::settle::Settlement;
+use crate::settle::{Settlement, Waiter};
 use crate::shared::{Role, Shared};
 use crate::state::{Recorded, State};
 use crate::watch::News;
@@ -158,7 +158,7 @@ pub struct Node {
     /// Bearer token of the announced successor, with its exchange recipient.
     pub(crate) successor: Option<(String, store::seal::Recipient)>,
     pub(crate) tail_waiters: Vec<(u64, oneshot::Sender<Result<moving::TailPart>>)>,
-    pub(crate) settled_waiters: BTreeMap<pay::RequestId, Vec<oneshot::Sender<Settlement>>>,
+    pub(crate) settled_waiters: BTreeMap<pay::RequestId, Vec<Waiter>>,
     /// Reserved to be settled after they were served, and not sent yet: nobody waits for their settlement. A restart
     /// forgets it, and needs no more of it: then nobody waits for any.
     pub(crate) settled_after: BTreeSet<pay::RequestId>,

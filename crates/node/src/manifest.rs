@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use alloy::primitives::Address;
+use pay::{RiskPolicy, Usdc};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use store::arweave::{Arweave, TxId};
@@ -130,6 +131,14 @@ pub struct Payments {
     /// what payers with a paid call here could keep by emptying their accounts meanwhile. 0: none is.
     #[serde(with = "decimal", skip_serializing_if = "is_zero")]
     pub settle_after_uusdc: u128,
+    /// A payment with a transaction of its own that is above this, micro-USDC, is final before anything of its answer
+    /// leaves; up to it, mined is enough. 0: all of them. What a reorganisation of the chain may take of one call. The
+    /// default is above what a call of most agents costs, so that none waits.
+    #[serde(with = "decimal", skip_serializing_if = "is_final_above_default")]
+    pub final_above_uusdc: u128,
+    /// Blocks that a settlement is under when it is final, its own counted. 1: mined is final.
+    #[serde(skip_serializing_if = "is_final_blocks_default")]
+    pub final_blocks: u32,
     /// What a million bytes of stored conversation (`store: true`) cost once, micro-USDC: of the text of all its turns, as
     /// its customer can count it; sealing adds some hundred bytes to each. 0: nothing. The default is a guess, unmeasured.
     #[serde(with = "decimal", skip_serializing_if = "is_storage_default")]
@@ -143,12 +152,30 @@ fn is_storage_default(price: &u128) -> bool {
     *price == STORAGE_UUSDC_PER_MBYTE
 }
 
+/// A dollar.
+const FINAL_ABOVE_UUSDC: u128 = 1_000_000;
+/// Twenty seconds of Base, ten of a development chain. Base says that one of its blocks was ever taken back, and none
+/// that was two minutes old and so on Ethereum (docs.base.org, Transaction Finality, November 2026). A choice.
+const FINAL_BLOCKS: u32 = 10;
+/// Two minutes of Base. No customer waits for its answer longer than that.
+const FINAL_BLOCKS_MAX: u32 = 60;
+
+fn is_final_above_default(amount: &u128) -> bool {
+    *amount == FINAL_ABOVE_UUSDC
+}
+
+fn is_final_blocks_default(blocks: &u32) -> bool {
+    *blocks == FINAL_BLOCKS
+}
+
 impl Default for Payments {
     fn default() -> Self {
         Self {
             factories: Vec::new(),
             facilitator_url: None,
             settle_after_uusdc: 0,
+            final_above_uusdc: FINAL_ABOVE_UUSDC,
+            final_blocks: FINAL_BLOCKS,
             storage_uusdc_per_mbyte: STORAGE_UUSDC_PER_MBYTE,
         }
     }
@@ -157,6 +184,14 @@ impl Default for Payments {
 impl Payments {
     fn is_default(&self) -> bool {
         *self == Self::default()
+    }
+
+    pub fn risk(&self) -> RiskPolicy {
+        RiskPolicy {
+            settle_after: Usdc(self.settle_after_uusdc),
+            final_above: Usdc(self.final_above_uusdc),
+            final_blocks: self.final_blocks,
+        }
     }
 }
 
@@ -281,6 +316,13 @@ impl Manifest {
         }
         if self.store_urls.is_empty() {
             return refuse("`store_urls` needs at least one content store".into());
+        }
+        if !(1..=FINAL_BLOCKS_MAX).contains(&self.payments.final_blocks) {
+            return refuse(format!(
+                "`payments.final_blocks` = {}; it must lie between 1 (mined is final) and {FINAL_BLOCKS_MAX}, since \
+                 customers wait for it",
+                self.payments.final_blocks
+            ));
         }
         if let Err(why) = self.archive.check() {
             return refuse(why);

@@ -22,11 +22,13 @@ use net::chain_of;
 use pay::book::channels::{CallService, ChannelInput};
 use pay::book::{BookInput, BookOutput, Payment, RequestId, Service, Timing, UnpaidWhy};
 use pay::receipt::refund::RefundNote;
+use pay::risk::is_under;
 use pay::scheme::upto::{Permit2Payment, Proxy};
 use pay::{Receipt, Settle, SettleExact, TransferMethod, Usdc};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::{oneshot, watch};
 
 /// Between two questions about a payment whose outcome is unknown.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
@@ -45,6 +47,13 @@ pub enum Settlement {
     Unpaid(UnpaidWhy),
     /// Nobody knows yet.
     Unknown,
+}
+
+/// Somebody who wants to know what became of a payment.
+pub struct Waiter {
+    /// A settlement counts once it is under so many, its own counted.
+    pub blocks: u32,
+    pub reply: oneshot::Sender<Settlement>,
 }
 
 impl Node {
@@ -200,9 +209,29 @@ impl Node {
 
     fn tell(&mut self, request: &RequestId, settlement: &Settlement) {
         for waiter in self.settled_waiters.remove(request).unwrap_or_default() {
-            // The customer may have hung up.
-            let _ = waiter.send(settlement.clone());
+            self.answer(request, settlement.clone(), waiter);
         }
+    }
+
+    /// At once what is known for good or mined as it was asked for; else when it is under enough blocks.
+    pub(crate) fn answer(&self, request: &RequestId, settlement: Settlement, waiter: Waiter) {
+        let Waiter { blocks, mut reply } = waiter;
+        let block = match settlement {
+            Settlement::Paid { block, .. } if blocks > 1 => block,
+            // The customer may have hung up.
+            _ => return drop(reply.send(settlement)),
+        };
+        // Without an answer the customer hears that its payment's outcome is not known.
+        let Some(task) = self.live.as_ref().and_then(|live| Task::of(live, request)) else { return };
+        let cx = self.cx.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                settlement = until_under(block, blocks, cx.head.subscribe(), || task.reconcile(&cx)) => {
+                    let _ = reply.send(settlement);
+                }
+                () = reply.closed() => {}
+            }
+        });
     }
 
     pub(crate) fn known_settlement(&self, request: &RequestId) -> Option<Settlement> {
@@ -502,6 +531,29 @@ impl Task {
     }
 }
 
+/// Looks at the chain until a settlement that was seen in `block` is under `blocks` blocks, its own counted, or can
+/// never pay. What a reorganisation took back meanwhile is waited for in the block that it is mined in next.
+async fn until_under(
+    mut block: u64,
+    blocks: u32,
+    mut heads: watch::Receiver<u64>,
+    look: impl AsyncFn() -> Settlement,
+) -> Settlement {
+    loop {
+        let head = *heads.borrow_and_update();
+        if is_under(block, blocks, head) {
+            match look().await {
+                Settlement::Paid { block: now_in, .. } if !is_under(now_in, blocks, head) => block = now_in,
+                Settlement::Unknown => {}
+                known => return known,
+            }
+        }
+        if heads.changed().await.is_err() {
+            return Settlement::Unknown;
+        }
+    }
+}
+
 /// Whether this node's relay may settle it.
 fn is_facilitator(cx: &Context, payment: &Permit2Payment) -> bool {
     match payment.proxy {
@@ -624,5 +676,53 @@ impl Sold {
             }
             _ => Sold { model: digest(&cx.manifest.model.cid), prompt_tokens: tokens, embedding_tokens: 0 },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::{Cell, RefCell};
+
+    fn paid(block: u64) -> Settlement {
+        Settlement::Paid { amount: 5, tx: B256::ZERO, block, recorded: true }
+    }
+
+    /// What a customer is told who waits for `blocks` of them, and at which height, when the chain says this at these
+    /// heights.
+    async fn told(mined_in: u64, blocks: u32, chain: &[(u64, Settlement)]) -> (u64, Settlement) {
+        let (say, heads) = watch::channel(mined_in);
+        let chain = RefCell::new(chain.iter().cloned());
+        let at = Cell::new(mined_in);
+        let look = async || {
+            let (height, found) = chain.borrow_mut().next().expect("nobody looks so often");
+            assert_eq!(at.get(), height, "it looks at another block");
+            found
+        };
+        let blocks_come = async {
+            loop {
+                tokio::task::yield_now().await;
+                at.set(at.get() + 1);
+                say.send_replace(at.get());
+            }
+        };
+        tokio::select! {
+            biased;
+            found = until_under(mined_in, blocks, heads, look) => (at.get(), found),
+            () = blocks_come => unreachable!("blocks never end"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_settlement_is_told_when_it_is_under_enough_blocks_and_still_there() {
+        assert_eq!(told(7, 3, &[(9, paid(7))]).await, (9, paid(7)));
+        // Taken back and mined again, two blocks later.
+        assert_eq!(told(7, 3, &[(9, paid(9)), (11, paid(9))]).await, (11, paid(9)));
+        // Taken back, nowhere for a block, mined again.
+        let again = [(9, Settlement::Unknown), (10, paid(10)), (12, paid(10))];
+        assert_eq!(told(7, 3, &again).await, (12, paid(10)));
+        // Taken back, and then its payer was faster.
+        let never = Settlement::Unpaid(UnpaidWhy::Cancelled);
+        assert_eq!(told(7, 3, &[(9, Settlement::Unknown), (10, never.clone())]).await, (10, never));
     }
 }

@@ -1,8 +1,8 @@
 //! x402 payments: the seller's side, the buyer's side and the book between them.
 //!
 //! Read in this order: [`wire`] (what goes over HTTP), [`scheme`] (what is signed), [`book`] (the pure fold that
-//! knows who owes what), [`seller`] and [`buyer`] (what an HTTP handler and an HTTP client call), [`facilitator`]
-//! (settling for others, and having others settle), [`receipt`].
+//! knows who owes what), [`risk`] (when a payment is settled, and what waits for it), [`seller`] and [`buyer`] (what an
+//! HTTP handler and an HTTP client call), [`facilitator`] (settling for others, and having others settle), [`receipt`].
 //!
 //! **Invariant:** no price is decided and no transaction is sent here. Prices come in as values, settlements leave
 //! as intents ([`Settle`]), outcomes come back as inputs of the book.
@@ -14,6 +14,7 @@ pub mod facilitator;
 pub mod meter;
 mod reason;
 pub mod receipt;
+pub mod risk;
 pub mod scheme;
 pub mod seller;
 pub mod wire;
@@ -23,6 +24,7 @@ pub use buyer::{Buyer, BuyerPolicy};
 pub use economy::Usdc;
 pub use reason::{Reason, Refusal};
 pub use receipt::Receipt;
+pub use risk::RiskPolicy;
 pub use scheme::exact::{SettleExact, Verified};
 pub use scheme::{Settle, TransferMethod};
 pub use seller::offers::{Accepted, ChannelPrice, ChannelTerms, Prices, Taken, Terms};

@@ -13,7 +13,7 @@ pub use deliver::{BeforeEnd, Form, Whole};
 use super::Api;
 use super::problem::{Problem, fresh_id};
 use crate::answers::{Answer, Question};
-use crate::ask::{Ask, Guard, Reserved, Stage, Want, When};
+use crate::ask::{Ask, Guard, Reserved, Stage, Want};
 use crate::context::Context;
 use crate::main_loop::Event;
 use crate::permit2;
@@ -32,7 +32,8 @@ use infer::api::embeddings::tokens_of;
 use infer::api::{ApiError, Settings, Usage};
 use infer::{EngineClient, Generate, Generation};
 use net::chain_of;
-use pay::book::{LimitReached, RequestId};
+use pay::book::RequestId;
+use pay::risk::{Hold, When};
 use pay::scheme::channel::CHANNEL;
 use pay::scheme::upto::{Permit2Payment, Proxy};
 use pay::seller::FRESH_ANSWER;
@@ -140,7 +141,6 @@ pub struct Sale {
     /// The price, or the most that is charged.
     amount: Usdc,
     generation: Generation,
-    known_payer: bool,
     paying: Paying,
     tariff: Tariff,
     /// Text that was stored for it. Zero until it is.
@@ -155,12 +155,11 @@ pub struct Sale {
 
 /// How a sale is paid, and with that when.
 enum Paying {
-    /// `exact` by EIP-3009: the price, settled while it is served, since the treasury can give it back. A payer who has
-    /// never paid is settled before its first byte, everybody else before its last.
-    Beside,
+    /// `exact` by EIP-3009: the price, settled while it is served, since the treasury can give it back.
+    Beside(Hold),
     /// By Permit2, through this proxy, or by another's facilitator: settled when all is made, before the last byte, since
-    /// nobody can give it back. A payer who has never paid gets its first byte after that, too.
-    AtEnd(Option<Proxy>),
+    /// nobody can give it back.
+    AtEnd(Hold, Option<Proxy>),
     /// `exact` by EIP-3009 of a payer who has paid before: settled after the last byte, with others.
     After,
     /// A voucher: charged before the last byte, and never waits for the chain.
@@ -258,7 +257,6 @@ impl Api {
             Settle::Exact(_) => None,
             Settle::Permit2(payment) => Some(payment.proxy),
         };
-        let is_signed_by_key = settlement.is_signed_by_key();
         let (payer, amount, signature) =
             (Address::from(settlement.payer()), settlement.value(), settlement.signature().to_vec());
         let work = Work::of(order.prompt, order.settings, terms.max_tokens);
@@ -267,17 +265,15 @@ impl Api {
         let begin = || self.start(&terms.engine, work);
         let (begun, reserved) = self.reserve(begin, |taken, reply| Ask::Reserve { want, taken, reply }).await?;
         match reserved {
-            Reserved::Yes { request, guard, known_payer, when } => Ok(Sale {
+            Reserved::Yes { request, guard, when } => Ok(Sale {
                 request,
                 prompt_tokens: terms.prompt_tokens,
                 payer,
                 amount,
                 generation: begun.running().map_err(IntoResponse::into_response)?,
-                // A contract may change its mind as long as it has not paid.
-                known_payer: known_payer && is_signed_by_key,
                 paying: match when {
-                    When::Beside => Paying::Beside,
-                    When::AtEnd => Paying::AtEnd(proxy),
+                    When::Beside(hold) => Paying::Beside(hold),
+                    When::AtEnd(hold) => Paying::AtEnd(hold, proxy),
                     When::After => Paying::After,
                 },
                 tariff,
@@ -530,10 +526,10 @@ impl Api {
                                transactions: pay from a channel, or tomorrow";
                 self.refuse(terms, Refusal::new(Reason::TooManyOpen, message))
             }
-            Reserved::Refused(limit @ LimitReached::OpenPerPayer) => {
-                self.refuse(terms, Refusal::new(Reason::TooManyOpen, limit.to_string()))
-            }
-            Reserved::Refused(limit) => self.unavailable(limit.to_string()),
+            Reserved::Refused(limit) => match limit.reason() {
+                Some(reason) => self.refuse(terms, Refusal::new(reason, limit.to_string())),
+                None => self.unavailable(limit.to_string()),
+            },
             Reserved::Closed(why) => self.unavailable(why),
             Reserved::Yes { .. } => Problem::for_internal("a reservation was taken for a refusal").into_response(),
         }

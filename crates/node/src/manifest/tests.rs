@@ -1,4 +1,5 @@
 use super::Manifest;
+use pay::Usdc;
 
 #[path = "../../../../tests/fuzz.rs"]
 mod changes;
@@ -43,6 +44,8 @@ gateways = ["http://127.0.0.1:1984"]
 [payments]
 factories = ["0x3333333333333333333333333333333333333333"]
 facilitator_url = "http://127.0.0.1:9"
+final_above_uusdc = "20000"
+final_blocks = 30
 
 [model]
 name = "m"
@@ -120,6 +123,22 @@ fn what_stewards_are_paid_fits_a_day_and_is_nothing_unless_it_is_said() {
 }
 
 #[test]
+fn large_payments_wait_for_finality_and_small_ones_do_not_unless_it_is_said() {
+    let risk = Manifest::parse(&whole()).unwrap().payments.risk();
+    assert_eq!((risk.final_above, risk.final_blocks), (Usdc(20_000), 30));
+    let silent = whole().replace("final_above_uusdc = \"20000\"\nfinal_blocks = 30\n", "");
+    let read = Manifest::parse(&silent).unwrap();
+    assert_eq!((read.payments.risk().final_above, read.payments.final_blocks), (Usdc(1_000_000), 10));
+    // What is not said is not written: the digests of older manifests stay.
+    assert!(!read.to_toml().unwrap().contains("final_"));
+    for blocks in ["0", "61"] {
+        let text = whole().replace("final_blocks = 30", &format!("final_blocks = {blocks}"));
+        let refused = Manifest::parse(&text).unwrap_err().to_string();
+        assert!(refused.contains("`payments.final_blocks`"), "{refused}");
+    }
+}
+
+#[test]
 fn an_embedding_model_is_another_model() {
     let read = Manifest::parse(&whole()).unwrap();
     assert_eq!(read.embedding.as_ref().map(|model| model.context), Some(256));
@@ -183,6 +202,7 @@ fn strangers_manifests_break_no_reader() {
             "seed {seed}"
         );
         assert!(manifest.min_call_uusdc > 0 && !manifest.store_urls.is_empty(), "seed {seed}");
+        assert!((1..=60).contains(&manifest.payments.final_blocks), "seed {seed}");
     }
     assert!(taken >= runs / 16 && taken < runs / 2, "{taken} of {runs} were taken: the seeds are no good");
 }

@@ -1,6 +1,6 @@
-use crate::Usdc;
 use crate::scheme::exact::Hash;
 use crate::scheme::{Settle, TransferMethod};
+use crate::{Reason, Usdc};
 use borsh::{BorshDeserialize, BorshSerialize};
 use sha2::{Digest, Sha256};
 use std::{fmt, str::FromStr};
@@ -79,7 +79,7 @@ pub(super) fn body_key(route: &str, body_digest: &Hash) -> Hash {
     Sha256::new().chain_update(body_digest).chain_update(route).finalize().into()
 }
 
-/// When a payment is settled. A choice of risk, made by whoever reserves.
+/// When a payment is settled. A choice of risk ([`crate::risk`]), made by whoever reserves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub enum Timing {
     /// At once, while the answer is made: the default of `exact`.
@@ -132,7 +132,8 @@ pub enum BookInput {
     Aborted { request: RequestId, why: AbortWhy },
     /// The settlement is about to leave the process.
     SettleSent { request: RequestId },
-    /// The authorisation was used and paid the treasury, at the wanted finality. `recorded`: through `settleExact`,
+    /// The authorisation was used and paid the treasury, in a block that may still be taken back ([`Self::Reversed`]):
+    /// who wants more looks again when others are on it ([`crate::risk`]). `recorded`: through `settleExact`,
     /// so that `refundExact` can give it back; a third party that submits the authorisation to the token directly
     /// leaves no record. `tx` zero: not known yet, a later `Settled` brings it.
     Settled { method: TransferMethod, payer: [u8; 20], nonce: Hash, amount: Usdc, tx: Hash, block: u64, recorded: bool },
@@ -198,6 +199,16 @@ pub enum LimitReached {
     Kept,
     /// The authorisation was used for another request; only a caller that did not ask `decide` meets this.
     NonceTaken,
+}
+
+impl LimitReached {
+    /// What the payer hears whose own payments reach it: 429. `None`: others' do, which is a 503.
+    pub fn reason(self) -> Option<Reason> {
+        match self {
+            Self::OpenPerPayer => Some(Reason::TooManyOpen),
+            Self::Open | Self::Kept | Self::NonceTaken => None,
+        }
+    }
 }
 
 impl fmt::Display for LimitReached {

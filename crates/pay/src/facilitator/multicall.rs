@@ -4,6 +4,7 @@
 use alloy::primitives::{Address, Bytes, address};
 use alloy::sol_types::SolCall;
 
+/// Where every chain that has it has it; the official facilitator reads through it, too.
 pub const MULTICALL3: Address = address!("cA11bde05977b3631167028862bE2a173976CA11");
 
 mod abi {

@@ -3,6 +3,7 @@
 
 use alloy::primitives::{Address, U256, address, keccak256};
 use pay::Usdc;
+use pay::facilitator::multicall::MULTICALL3;
 use pay::scheme::channel::facilitator::{read_state, state_calls};
 use pay::scheme::channel::{BATCH_SETTLEMENT, COLLECTOR_3009, COLLECTOR_PERMIT2, ChannelId, ChannelState};
 use pay::scheme::exact::Hash;
@@ -15,7 +16,6 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
-const MULTICALL3: Address = address!("cA11bde05977b3631167028862bE2a173976CA11");
 /// Pays the gas of all that the tests do; an account of anvil's.
 pub const RELAY: Address = address!("f39Fd6e51aad88F6F4ce6aB8827279cffFb92266");
 pub const TREASURY: Address = Address::repeat_byte(0x77);

@@ -9,6 +9,7 @@ mod example;
 mod external;
 mod fuzz;
 mod golden;
+mod grief;
 mod market;
 mod schemes;
 mod shop;

@@ -39,7 +39,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 const TARIFF: Tariff = Tariff {
     call_min: Usdc(20),
@@ -85,6 +85,8 @@ pub struct Inner {
     /// Somebody else's facilitator.
     pub another: Mutex<Option<Arc<Remote>>>,
     pub desk: Mutex<Desk>,
+    /// Streams that are over, by their end or because nobody listens any more, as the book knows.
+    pub over: watch::Sender<u32>,
 }
 
 /// What the seller knows.
@@ -107,8 +109,9 @@ pub struct Desk {
     pub reprices: u32,
     /// Most that goes back in one day, which does not end; `None`: whatever is asked for.
     pub refund_room: Option<Usdc>,
-    /// Streams that begin now do not end before this is told.
+    /// Streams that begin now do not end before this is told, and give no more than so many words until then.
     pub held: Option<Arc<Notify>>,
+    pub held_after: u64,
     /// The last authorisation seen.
     last: Option<Verified>,
     /// Room for a call that a stream's head does not know of yet.
@@ -149,6 +152,7 @@ impl Market {
             reprices: 0,
             refund_room: None,
             held: None,
+            held_after: u64::MAX,
             last: None,
             carry: true,
             factories: Vec::new(),
@@ -163,6 +167,7 @@ impl Market {
             schemes: schemes.to_vec(),
             another: Mutex::default(),
             desk: Mutex::new(desk),
+            over: watch::Sender::new(0),
         });
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -414,10 +419,11 @@ impl Inner {
                     let (body, payment) = self.desk.lock().unwrap().answers[&request].clone();
                     return Ok(([("payment-response", payment)], body).into_response());
                 }
-                ChannelDecision::Look
-                | ChannelDecision::Depositing
-                | ChannelDecision::InFlight { .. }
-                | ChannelDecision::Limited(_) => {
+                ChannelDecision::Limited(limit) => match limit.reason() {
+                    Some(reason) => return Err(self.refuse(terms, reason, &limit.to_string())),
+                    None => return Ok((StatusCode::SERVICE_UNAVAILABLE, limit.to_string()).into_response()),
+                },
+                ChannelDecision::Look | ChannelDecision::Depositing | ChannelDecision::InFlight { .. } => {
                     return Err(self.refuse(terms, Reason::ChannelBusy, "try again in a moment"));
                 }
             }
@@ -439,8 +445,11 @@ impl Inner {
         let tokens = tokens_of(body);
         if is_stream {
             let (_, payment) = self.told(&paid, put_in);
-            let held = self.desk.lock().unwrap().held.clone();
-            let stream = Streaming { shop: self, paid, request, tokens, held, given: 0, done: false };
+            let (held, held_after) = {
+                let desk = self.desk.lock().unwrap();
+                (desk.held.clone(), desk.held_after)
+            };
+            let stream = Streaming { shop: self, paid, request, tokens, held, held_after, given: 0, done: false };
             let body = Body::from_stream(futures::stream::unfold(stream, Streaming::next));
             let form = HeaderValue::from_static("text/event-stream");
             return Ok(([(header::CONTENT_TYPE, form), (PAYMENT_RESPONSE, payment)], body).into_response());
@@ -689,6 +698,7 @@ struct Streaming {
     request: RequestId,
     tokens: u64,
     held: Option<Arc<Notify>>,
+    held_after: u64,
     given: u64,
     done: bool,
 }
@@ -698,13 +708,15 @@ impl Streaming {
         if self.done {
             return None;
         }
+        if self.given >= self.tokens.min(self.held_after)
+            && let Some(held) = self.held.take()
+        {
+            held.notified().await;
+        }
         if self.given < self.tokens {
             self.given += 1;
             let chunk = json!({ "choices": [{ "index": 0, "delta": { "content": "word " } }] });
             return Some((Ok(Bytes::from(format!("data: {chunk}\n\n"))), self));
-        }
-        if let Some(held) = self.held.take() {
-            held.notified().await;
         }
         // Charged before the last frame leaves: whoever has read it can rely on it.
         self.done = true;
@@ -728,12 +740,11 @@ impl Streaming {
 
 impl Drop for Streaming {
     fn drop(&mut self) {
-        if self.done {
-            return;
-        }
         match self.given {
+            _ if self.done => {}
             0 => self.shop.apply(ChannelInput::Aborted { request: self.request, why: AbortWhy::HungUp }),
             given => self.shop.charge(self.request, given, Finish::HungUp, false),
         }
+        self.shop.over.send_modify(|over| *over += 1);
     }
 }

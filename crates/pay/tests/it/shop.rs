@@ -9,17 +9,18 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use pay::book::{Ask, Delivery, Finish, Limits, Reservation, Timing};
+use pay::book::{AbortWhy, Ask, Delivery, Finish, Limits, Reservation, Timing};
 use pay::seller::{FRESH_ANSWER, Quote};
 use pay::wire::{PAYMENT_SIGNATURE, PaymentPayload, Resource};
 use pay::{
-    BookInput, ChannelBook, Decision, Reason, Receipt, Refusal, RequestId, Seller, Settle, TransferMethod, Usdc,
-    Verified,
+    BookInput, Challenge, ChannelBook, Decision, Reason, Receipt, Refusal, RequestId, Seller, Settle, TransferMethod,
+    Usdc, Verified,
 };
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
+use tokio::sync::watch;
 
 pub const TREASURY: Address = Address::repeat_byte(0x77);
 pub const TOKEN: Address = Address::repeat_byte(0xa5);
@@ -38,6 +39,8 @@ pub enum Trouble {
     InFlight,
     /// Refused for this reason.
     Refuse(Reason),
+    /// Settled, and an answer that does not come. When nobody listens any more its money goes back.
+    Hang,
 }
 
 pub struct Shop {
@@ -49,6 +52,8 @@ pub struct Inner {
     pub seller: Seller,
     pub state: Mutex<Shelf>,
     pub now: Box<dyn Fn() -> u64 + Send + Sync>,
+    /// Answers that did not come and that nobody waits for any more, as the book knows.
+    pub left: watch::Sender<usize>,
 }
 
 pub struct Shelf {
@@ -97,6 +102,7 @@ impl Shop {
             seller: Seller::new(CHAIN_ID, TOKEN, ("USD Coin", "2"), pay_to),
             state: Mutex::new(shelf),
             now: Box::new(now),
+            left: watch::Sender::new(0),
         });
         let app = Router::new()
             .route("/v1/models", get(|| async { axum::Json(json!({ "data": [{ "id": "stand-in" }] })) }))
@@ -213,7 +219,7 @@ async fn complete(State(shop): State<Arc<Inner>>, headers: HeaderMap, body: Byte
 }
 
 impl Inner {
-    fn sell(&self, headers: &HeaderMap, body: &Bytes, trouble: Option<&Trouble>) -> Response {
+    fn sell(self: &Arc<Self>, headers: &HeaderMap, body: &Bytes, trouble: Option<&Trouble>) -> Response {
         let mut shelf = self.state.lock().unwrap();
         let now = (self.now)();
         let resource = Resource {
@@ -236,11 +242,7 @@ impl Inner {
         };
         let verified = match refused {
             Ok(verified) => verified,
-            Err(challenge) => {
-                let status = StatusCode::from_u16(challenge.status()).unwrap();
-                let headers = HeaderMap::from_iter(challenge.headers());
-                return (status, headers, challenge.body("r").to_string()).into_response();
-            }
+            Err(challenge) => return answer(&challenge),
         };
         let ask = Ask {
             method: TransferMethod::Eip3009,
@@ -252,8 +254,13 @@ impl Inner {
             fresh: headers.contains_key(&FRESH_ANSWER),
         };
         let request = match shelf.book.decide(&ask, now) {
+            Decision::New if trouble == Some(&Trouble::Hang) => return self.hold(&mut shelf, &verified, &ask, now),
             Decision::New => self.serve(&mut shelf, &verified, &ask, body, now),
             Decision::Replay { request } => request,
+            Decision::Refused(limit) => {
+                let refusal = Refusal::new(limit.reason().expect("a payer's own"), limit.to_string());
+                return answer(&self.seller.challenge(shelf.price, &resource, refusal));
+            }
             other => return (StatusCode::CONFLICT, format!("{other:?}")).into_response(),
         };
         let (answer, payment) = shelf.answers[&request].clone();
@@ -263,6 +270,16 @@ impl Inner {
         let form = if answer.starts_with(b"data: ") { "text/event-stream" } else { "application/json" };
         ([(header::CONTENT_TYPE.as_str(), form), ("payment-response", payment.to_str().unwrap())], answer)
             .into_response()
+    }
+
+    fn hold(self: &Arc<Self>, shelf: &mut Shelf, verified: &Verified, ask: &Ask, now: u64) -> Response {
+        paid(shelf, verified, ask, now, Sha256::digest(ask.nonce).into());
+        let held = Held { shop: self.clone(), payer: ask.payer, nonce: ask.nonce, amount: verified.value };
+        let never = futures::stream::once(async move {
+            let _held = held;
+            std::future::pending::<Result<Bytes, std::convert::Infallible>>().await
+        });
+        ([(header::CONTENT_TYPE, "text/event-stream")], Body::from_stream(never)).into_response()
     }
 
     fn serve(&self, shelf: &mut Shelf, verified: &Verified, ask: &Ask, body: &Bytes, now: u64) -> RequestId {
@@ -286,28 +303,60 @@ impl Inner {
             at: now,
             confirmed: shelf.confirmed,
         };
-        let reservation = Reservation {
-            request,
-            settlement: Settle::Exact(verified.settlement()),
-            timing: Timing::AtOnce,
-            route: ask.route.clone(),
-            body_digest: ask.body_digest,
-            identifier: ask.identifier,
-            prompt_tokens: 1,
-            max_tokens: 16,
-            at: now,
-        };
-        let (method, payer, nonce, amount) = (ask.method, ask.payer, ask.nonce, verified.value);
-        for input in [
-            BookInput::Reserved(reservation),
-            BookInput::SettleSent { request },
-            BookInput::Settled { method, payer, nonce, amount, tx, block: 1, recorded: true },
-            BookInput::Delivered { request, delivery, amount },
-        ] {
-            shelf.book.apply(input);
-        }
+        paid(shelf, verified, ask, now, tx);
+        shelf.book.apply(BookInput::Delivered { request, delivery, amount: verified.value });
         let (_, header) = self.seller.settled_header(verified.payer, verified.value, &tx);
         shelf.answers.insert(request, (Bytes::from(answer), header));
         request
+    }
+}
+
+/// Reserved and settled, with nothing delivered yet.
+fn paid(shelf: &mut Shelf, verified: &Verified, ask: &Ask, now: u64, tx: [u8; 32]) {
+    let (method, payer, nonce, amount) = (ask.method, ask.payer, ask.nonce, verified.value);
+    let request = RequestId::of_payment(method, &payer, &nonce);
+    let reservation = Reservation {
+        request,
+        settlement: Settle::Exact(verified.settlement()),
+        timing: Timing::AtOnce,
+        route: ask.route.clone(),
+        body_digest: ask.body_digest,
+        identifier: ask.identifier,
+        prompt_tokens: 1,
+        max_tokens: 16,
+        at: now,
+    };
+    for input in [
+        BookInput::Reserved(reservation),
+        BookInput::SettleSent { request },
+        BookInput::Settled { method, payer, nonce, amount, tx, block: 1, recorded: true },
+    ] {
+        shelf.book.apply(input);
+    }
+}
+
+/// 402 and its relatives.
+fn answer(challenge: &Challenge) -> Response {
+    let status = StatusCode::from_u16(challenge.status()).unwrap();
+    (status, HeaderMap::from_iter(challenge.headers()), challenge.body("r").to_string()).into_response()
+}
+
+/// An answer that does not come, until nobody waits for it.
+struct Held {
+    shop: Arc<Inner>,
+    payer: [u8; 20],
+    nonce: [u8; 32],
+    amount: Usdc,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let Self { payer, nonce, amount, .. } = *self;
+        let request = RequestId::of_payment(TransferMethod::Eip3009, &payer, &nonce);
+        let mut shelf = self.shop.state.lock().unwrap();
+        shelf.book.apply(BookInput::Aborted { request, why: AbortWhy::HungUp });
+        shelf.book.apply(BookInput::Refunded { payer, nonce, amount });
+        drop(shelf);
+        self.shop.left.send_modify(|left| *left += 1);
     }
 }

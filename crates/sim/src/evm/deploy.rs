@@ -3,17 +3,15 @@
 
 use super::Evm;
 use crate::bindings::{DepositCollectorPermit2, Multicall3, Permit2};
-use alloy::primitives::{Address, Bytes, address};
+use alloy::primitives::{Address, Bytes};
 use chain::bindings::{Addresses, BatchSettlement, DepositCollector3009};
 use chain::deploy::{Creations, MarketParams, creations};
+use pay::facilitator::multicall::MULTICALL3;
 use pay::scheme::channel::{BATCH_SETTLEMENT, COLLECTOR_3009, COLLECTOR_PERMIT2};
 use pay::scheme::permit2::PERMIT2;
 
 /// Who deploys, and has no rights afterwards.
 const DEPLOYER: Address = Address::repeat_byte(0xde);
-
-/// Where every chain has it; x402 facilitators read through it.
-const MULTICALL3: Address = address!("cA11bde05977b3631167028862bE2a173976CA11");
 
 impl Evm {
     /// Every contract of a development chain.

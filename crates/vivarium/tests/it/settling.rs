@@ -31,6 +31,9 @@ const KEPT: &str = "Say it once.";
 const SECOND_SEED: u32 = 100_000_000;
 /// What a million stored bytes cost at the second agent's.
 const STORAGE: u64 = 100_000_000;
+/// Above this a payment to the second agent must be under so many blocks: a stored answer costs more, another less.
+const FINAL_ABOVE_UUSDC: u32 = 5_000;
+const FINAL_BLOCKS: u32 = 4;
 
 #[test]
 fn payments_are_settled_after_they_were_served_and_by_anothers_facilitator() {
@@ -407,6 +410,8 @@ fn anothers_facilitator(world: &mut World, town: &Town, customer: &PrivateKeySig
     payments.insert("factories".to_owned(), vec![factory.to_string()].into());
     payments.insert("storage_uusdc_per_mbyte".to_owned(), STORAGE.to_string().into());
     payments.insert("settle_after_uusdc".to_owned(), SETTLE_AFTER_UUSDC.to_string().into());
+    payments.insert("final_above_uusdc".to_owned(), FINAL_ABOVE_UUSDC.to_string().into());
+    payments.insert("final_blocks".to_owned(), FINAL_BLOCKS.into());
     manifest.insert("payments".to_owned(), payments.into());
     let file = world.dir.path().join("second.toml");
     std::fs::write(&file, manifest.to_string()).expect("a file");
@@ -451,6 +456,12 @@ fn anothers_facilitator(world: &mut World, town: &Town, customer: &PrivateKeySig
     let relay = town.sender_of(transaction_of(&helped[0]));
     assert_ne!(relay, its_key, "{helped:?}");
 
+    // A large payment waits until its settlement is deep enough, though its payer is known and there is room to serve
+    // it first.
+    let (large, block, head) = town.buys_stored(&url, &second);
+    assert!(large > FINAL_ABOVE_UUSDC.into() && amount_of(&helped[0]) <= FINAL_ABOVE_UUSDC.into(), "{large}");
+    assert!(head + 1 >= block + u64::from(FINAL_BLOCKS), "settled in block {block}, answered in block {head}");
+
     // A payer by Permit2 that is no contract yet (ERC-6492): made by the factory that the manifest names, by no other, and
     // never by the operator's key.
     world.until("the second relay", |_| town.fund_relay(treasury));
@@ -470,7 +481,8 @@ fn anothers_facilitator(world: &mut World, town: &Town, customer: &PrivateKeySig
 
     let payers = [first.address(), second.address(), wallet.address];
     let moved: Vec<Paid> = payers.iter().flat_map(|payer| town.paid(*payer, treasury)).collect();
-    let sold: u128 = waited.iter().chain(&later).chain(&helped).map(amount_of).sum::<u128>() + offer.amount().micro();
+    let sold: u128 = waited.iter().chain(&later).chain(&helped).map(amount_of).sum();
+    let sold = sold + offer.amount().micro() + large;
     assert_eq!(moved.iter().map(|paid| paid.amount).sum::<u128>(), sold);
     balanced(world, &url, sold);
 }

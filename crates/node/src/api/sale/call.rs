@@ -121,7 +121,6 @@ impl Api {
                         payer: Address::from(paid.config.payer),
                         amount: ceiling,
                         generation,
-                        known_payer: true,
                         tariff: self.tariff(terms.tariff, Usdc::ZERO),
                         stored_bytes: 0,
                         question: order.question,

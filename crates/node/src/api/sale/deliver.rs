@@ -17,6 +17,7 @@ use infer::api::{Answered, ApiError, SSE_KEEP_ALIVE, Usage};
 use infer::{EngineEvent, Finish, Generation, TokenLogprob};
 use journal::crash_point;
 use pay::book::{AbortWhy, Delivery, Finish as Ended, RequestId};
+use pay::risk::{Held, Hold};
 use pay::scheme::upto::Proxy;
 use pay::wire::Resource;
 use pay::{Reason, Refusal};
@@ -30,8 +31,10 @@ use tokio::sync::{mpsc, oneshot};
 
 /// Tokens between two durable marks of what was delivered.
 const MARK_TOKENS: u32 = 64;
-/// A settlement that takes longer leaves the answer unsent; the customer may ask again with the same payment.
+/// A settlement that takes longer leaves the answer unsent; the customer may ask again with the same payment. Where it
+/// must be final it has so much more for each further block: twice what a public roll-up takes for one.
 const SETTLE_PATIENCE: Duration = Duration::from_secs(60);
+const BLOCK_PATIENCE: Duration = Duration::from_secs(4);
 
 /// A stream that says nothing for so long says that it lives: what stands between may cut silent connections off, most
 /// after a minute.
@@ -104,16 +107,16 @@ impl Sale {
             bytes: 0,
             kept: Vec::new(),
         };
-        // A payer without a record gets nothing before its money is here.
+        // Whom or what the policy does not trust gets nothing before its money is here.
         let streams = run.form.streams();
         let settled = match self.paying {
-            Paying::Beside if !(self.known_payer && streams) => match self.when_settled().await {
+            Paying::Beside(hold) if hold.what == Held::Everything || !streams => match self.when_settled().await {
                 Some(paid @ Settlement::Paid { .. }) => Some(paid),
                 other => return self.unsettled(other),
             },
             _ => None,
         };
-        let in_one_piece = !streams || (matches!(self.paying, Paying::AtEnd(_)) && !self.known_payer);
+        let in_one_piece = !streams || matches!(self.paying, Paying::AtEnd(Hold { what: Held::Everything, .. }, _));
         if in_one_piece {
             drop(taken);
             return self.whole(run, settled).await;
@@ -141,12 +144,21 @@ impl Sale {
 
     /// What became of the payment; `None` when nobody knows after a while.
     async fn when_settled(&self) -> Option<Settlement> {
-        tokio::time::timeout(SETTLE_PATIENCE, self.settlement()).await.ok()?
+        let patience = SETTLE_PATIENCE + BLOCK_PATIENCE * (self.blocks() - 1);
+        tokio::time::timeout(patience, self.settlement()).await.ok()?
+    }
+
+    /// How many blocks its settlement must be under, its own counted.
+    fn blocks(&self) -> u32 {
+        match self.paying {
+            Paying::Beside(hold) | Paying::AtEnd(hold, _) => hold.blocks,
+            Paying::After | Paying::Voucher(_) => 1,
+        }
     }
 
     async fn settlement(&self) -> Option<Settlement> {
         let (reply, answer) = oneshot::channel();
-        let ask = Ask::WhenSettled { request: self.request, reply };
+        let ask = Ask::WhenSettled { request: self.request, blocks: self.blocks(), reply };
         self.api.cx.tell(Event::Ask(Box::new(ask))).await;
         answer.await.ok()
     }
@@ -160,7 +172,7 @@ impl Sale {
     fn unsettled(&mut self, settlement: Option<Settlement>) -> Response {
         let message = match (settlement, &self.paying) {
             (Some(Settlement::Unpaid(why)), _) => format!("the payment cannot be settled: {why:?}"),
-            (_, Paying::AtEnd(_)) => {
+            (_, Paying::AtEnd(..)) => {
                 "the payment's outcome is not known yet: ask again with the same payment, the answer is kept".to_owned()
             }
             _ => "the payment's outcome is not known yet; nothing was delivered, and what arrives goes back".to_owned(),
@@ -197,12 +209,12 @@ impl Sale {
                 return Problem::from(error).into_response();
             }
         };
-        if !matches!(self.paying, Paying::Beside) {
+        if !matches!(self.paying, Paying::Beside(_)) {
             // Charged before it leaves, because the head says the charge. Nobody knows yet whether it arrives.
             let delivery = delivery(&self, &run, usage, ended(finish), false);
             self.charge(delivery).await;
         }
-        if matches!(self.paying, Paying::AtEnd(_)) {
+        if matches!(self.paying, Paying::AtEnd(..)) {
             settled = self.when_settled().await;
             if !matches!(settled, Some(Settlement::Paid { .. })) {
                 self.guard.disarm();
@@ -240,7 +252,7 @@ impl Sale {
 
     /// Whether it is charged by what is delivered.
     fn is_metered(&self) -> bool {
-        matches!(self.paying, Paying::Voucher(_) | Paying::AtEnd(Some(Proxy::Upto { .. })))
+        matches!(self.paying, Paying::Voucher(_) | Paying::AtEnd(_, Some(Proxy::Upto { .. })))
     }
 
     /// Puts the delivery into the book and waits until it is there.
@@ -471,14 +483,14 @@ impl<F: Form> Run<F> {
 
     /// Everything was generated and all but the end was taken: charge, settle, keep, and let the end go.
     async fn end_well(mut self, sale: Sale, mut settled: Option<Settlement>, finish: Finish, usage: Usage) {
-        let charged = !matches!(sale.paying, Paying::Beside);
+        let charged = !matches!(sale.paying, Paying::Beside(_));
         if charged {
             // Before the last frame: whoever has read that can rely on the charge.
             let arrives = matches!(sale.paying, Paying::Voucher(_));
             let delivery = delivery(&sale, &self, usage, ended(finish), arrives);
             sale.charge(delivery).await;
         }
-        let waits = matches!(sale.paying, Paying::Beside | Paying::AtEnd(_));
+        let waits = matches!(sale.paying, Paying::Beside(_) | Paying::AtEnd(..));
         if waits && settled.is_none() {
             settled = sale.when_settled().await;
         }
@@ -515,7 +527,7 @@ impl<F: Form> Run<F> {
             (false, _) => Ended::Broken,
         };
         // Said before for a voucher, and again for what settled at its end: that it arrived.
-        if !charged || (confirmed && matches!(sale.paying, Paying::AtEnd(_) | Paying::After)) {
+        if !charged || (confirmed && matches!(sale.paying, Paying::AtEnd(..) | Paying::After)) {
             let delivery = delivery(&sale, &self, usage, finish, confirmed);
             // The sender goes last: the body ends when the book has heard.
             sale.say(delivery).await;

@@ -245,10 +245,30 @@ impl Town {
         required.accepts.into_iter().find(|offer| offer.scheme() == EXACT && by(offer))
     }
 
+    fn response(&self, store: bool) -> Value {
+        json!({ "model": self.model, "input": "hello", "max_output_tokens": 4, "store": store })
+    }
+
+    /// A stored response paid by `exact`: what it cost, the height of its settlement, and that of the chain once its
+    /// answer had come.
+    pub fn buys_stored(&self, url: &str, payer: &PrivateKeySigner) -> (u128, u64, u64) {
+        let (url, body) = (format!("{url}/v1/responses"), self.response(true));
+        let by_key = |offer: &PaymentRequirements| offer.extra_text("assetTransferMethod").unwrap_or("eip3009");
+        let mut offers = self.required(&url, &body).accepts.into_iter();
+        let offer = offers.find(|o| o.scheme() == EXACT && by_key(o) == "eip3009").expect("an offer");
+        let payment = self.payment(&offer, payer, "a stored response", self.now()).to_header();
+        let said = self.runtime.block_on(self.posts(&url, &body, &[(PAYMENT_SIGNATURE, payment)]));
+        assert_eq!(said.status, 200, "{}", said.body);
+        self.chain(async |chain| {
+            let head = chain.head().await.expect("a head").number;
+            let receipt = chain.receipt(transaction_of(&said.body)).await.expect("an answer").expect("mined");
+            (offer.amount().micro(), receipt.block_number.expect("mined"), head)
+        })
+    }
+
     /// What a response costs at most by `exact`, stored or not, and how it is described.
     pub fn response_offer(&self, url: &str, store: bool) -> (u128, String) {
-        let body = json!({ "model": self.model, "input": "hello", "max_output_tokens": 4, "store": store });
-        let required = self.required(&format!("{url}/v1/responses"), &body);
+        let required = self.required(&format!("{url}/v1/responses"), &self.response(store));
         let exact = required.accepts.iter().find(|offer| offer.scheme() == EXACT).expect("an offer");
         (exact.amount().micro(), required.resource["description"].as_str().unwrap_or_default().to_owned())
     }
@@ -283,13 +303,16 @@ impl Town {
     }
 
     async fn asks(&self, url: &str, text: &str, headers: &[(HeaderName, String)]) -> Said {
+        self.posts(&format!("{url}/v1/chat/completions"), &self.question(text), headers).await
+    }
+
+    async fn posts(&self, url: &str, body: &Value, headers: &[(HeaderName, String)]) -> Said {
         let mut all = HeaderMap::new();
         all.insert("content-type", http::HeaderValue::from_static("application/json"));
         for (name, value) in headers {
             all.append(name, value.try_into().expect("ASCII"));
         }
-        let (url, body) = (format!("{url}/v1/chat/completions"), self.question(text).to_string());
-        let answer = net::Client::new().send(Method::POST, &url, all, body.into()).await.expect("an answer");
+        let answer = net::Client::new().send(Method::POST, url, all, body.to_string().into()).await.expect("an answer");
         let status = answer.status.as_u16();
         let offer = answer.header(&PAYMENT_REQUIRED).map(|header| PaymentRequired::from_header(header).expect("one"));
         let paid = answer.header(&PAYMENT_RESPONSE).map(|header| decode_header(header).expect("JSON"));

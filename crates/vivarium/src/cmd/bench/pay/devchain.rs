@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use chain::anvil::{Anvil, AnvilOptions, DEV_CHAIN_ID};
 use chain::bindings::TestUSDC;
 use pay::Usdc;
+use pay::facilitator::multicall::MULTICALL3;
 use pay::scheme::channel::facilitator::{read_state, state_calls};
 use pay::scheme::channel::{BATCH_SETTLEMENT, COLLECTOR_3009, ChannelId, ChannelState};
 use pay::scheme::permit2::PERMIT2;
@@ -17,8 +18,6 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 
 pub const CHAIN_ID: u64 = DEV_CHAIN_ID;
-/// Where the official facilitator looks for it.
-const MULTICALL3: Address = address!("cA11bde05977b3631167028862bE2a173976CA11");
 /// anvil's accounts 1 and 3: ours pays the gas and gets the money. The peer has 0 and 2.
 pub const RELAY: Address = address!("70997970C51812dc3A010C7d01b50e0d17dc79C8");
 pub const RECEIVER: Address = address!("90F79bf6EB2c4f870365E785982E1f101E93b906");
