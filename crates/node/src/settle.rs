@@ -533,11 +533,11 @@ impl Task {
 
 /// Looks at the chain until a settlement that was seen in `block` is under `blocks` blocks, its own counted, or can
 /// never pay. What a reorganisation took back meanwhile is waited for in the block that it is mined in next.
-async fn until_under(
+async fn until_under<F: Future<Output = Settlement>>(
     mut block: u64,
     blocks: u32,
     mut heads: watch::Receiver<u64>,
-    look: impl AsyncFn() -> Settlement,
+    look: impl Fn() -> F,
 ) -> Settlement {
     loop {
         let head = *heads.borrow_and_update();
@@ -694,7 +694,7 @@ mod tests {
         let (say, heads) = watch::channel(mined_in);
         let chain = RefCell::new(chain.iter().cloned());
         let at = Cell::new(mined_in);
-        let look = async || {
+        let look = || async {
             let (height, found) = chain.borrow_mut().next().expect("nobody looks so often");
             assert_eq!(at.get(), height, "it looks at another block");
             found
