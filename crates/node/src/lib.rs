@@ -30,7 +30,7 @@ mod memory;
 mod money_events;
 mod moving;
 mod payer_gas;
-mod permit2;
+pub mod permit2;
 mod replicate;
 mod restore;
 mod settle;
