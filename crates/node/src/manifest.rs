@@ -309,4 +309,4 @@ mod decimal {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

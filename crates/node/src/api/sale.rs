@@ -7,6 +7,7 @@
 pub mod call;
 mod contract;
 mod deliver;
+pub mod refund;
 
 pub use deliver::{BeforeEnd, Form, Whole};
 
@@ -343,14 +344,7 @@ impl Api {
 
     /// `pays`: a payment came along. Without one nothing is asked of the engine but how long the prompt is.
     async fn terms(&self, order: &Order, pays: bool) -> Result<Terms, Problem> {
-        let closed = || {
-            let why = self.shared.closed_because().unwrap_or_else(|| "the agent does not sell now".to_owned());
-            Problem::for_unavail(why, 2)
-        };
-        // Right after a start or a move the first price is a block away: that is no reason to refuse.
-        let mut prices = self.shared.prices();
-        let opened = tokio::time::timeout(FIRST_PRICE, prices.wait_for(Option::is_some)).await.is_ok();
-        let price = self.shared.price().filter(|_| opened).ok_or_else(closed)?;
+        let price = self.first_price().await.map_err(|why| Problem::for_unavail(why, 2))?;
         let (engine, prompt_tokens, room, price) = match &order.prompt {
             Prompt::Text(text) => {
                 let (engine, tokens, room) = self.room_after(text, order, pays).await?;
@@ -387,6 +381,15 @@ impl Api {
             },
             quote_key,
         })
+    }
+
+    /// Today's price, or why nothing is sold. Right after a start or a move the first price is a block away: that is no
+    /// reason to refuse.
+    async fn first_price(&self) -> Result<Price, String> {
+        let mut prices = self.shared.prices();
+        let opened = tokio::time::timeout(FIRST_PRICE, prices.wait_for(Option::is_some)).await.is_ok();
+        let price = self.shared.price().filter(|_| opened);
+        price.ok_or_else(|| self.shared.closed_because().unwrap_or_else(|| "the agent does not sell now".to_owned()))
     }
 
     /// The engine, the prompt's tokens, and the most that an answer to it may have.
