@@ -170,7 +170,7 @@ pub async fn run(config: NodeConfig, stop: impl Future<Output = ()> + Send + 'st
     tokio::spawn(watch::watch(cx.clone(), HEAD_EVERY, logs_wanted));
     tokio::spawn(watch_gas(cx.clone(), shared.clone()));
     let router = api::router(cx.clone(), shared.clone(), answers).into_make_service_with_connect_info::<SocketAddr>();
-    let listener = listener.tap_io(net::send_at_once);
+    let listener = listener.tap_io(net::send_as_read);
     tokio::spawn(async move {
         if let Err(e) = axum::serve(listener, router).await {
             tracing::error!(error = %e, "the HTTP server ended");
