@@ -29,6 +29,8 @@ pub struct Context {
     pub market_timers: MarketTimers,
     pub keys: Keys,
     pub ring_file: RingFile,
+    /// How payers sign for the birth token.
+    pub token: chain::Signing,
     /// What the chain has for payments by Permit2.
     pub permit2: permit2::Support,
     /// The endpoint that is asked and told.
@@ -70,7 +72,7 @@ impl Context {
 /// What a node begins with, for tests: its chain is what answers at `rpc_url`, its birth names the channel contract, its
 /// files lie in `dir`. With what its main loop would hear.
 #[cfg(test)]
-pub fn for_tests(rpc_url: &str, dir: &std::path::Path) -> (std::sync::Arc<Context>, mpsc::Receiver<Event>) {
+pub fn for_tests(rpc_url: &str, dir: &std::path::Path) -> (Context, mpsc::Receiver<Event>) {
     use crate::batches::Ether;
     use alloy::primitives::Address;
     use pay::facilitator::batch::{BatchPolicy, TRANSFER_GAS};
@@ -105,6 +107,12 @@ pub fn for_tests(rpc_url: &str, dir: &std::path::Path) -> (std::sync::Arc<Contex
         birth,
         market_timers: MarketTimers { ready_within: 600, grace: 600, drop_after: 600 },
         ring_file: RingFile::new(dir, [1; 32]),
+        token: chain::Signing {
+            name: "USD Coin".to_owned(),
+            version: "2".to_owned(),
+            has_eip3009: true,
+            has_permit: false,
+        },
         permit2: permit2::Support::default(),
         chains: vec![chain.clone()],
         treasury: chain.treasury(treasury),
@@ -122,5 +130,5 @@ pub fn for_tests(rpc_url: &str, dir: &std::path::Path) -> (std::sync::Arc<Contex
         keys,
         chain,
     };
-    (std::sync::Arc::new(context), heard)
+    (context, heard)
 }

@@ -117,7 +117,16 @@ pub async fn run(config: NodeConfig, stop: impl Future<Output = ()> + Send + 'st
     let store = store::StoreClient::new(http.clone(), config.store_urls.clone());
     let manifest = fetch_manifest(&store, &birth).await?;
 
-    let permit2 = patiently("the chain", || permit2::support(&chain, birth.token)).await?;
+    let usdc = chain.usdc(birth.token);
+    let token = at_start("the token", || usdc.signing()).await?;
+    let permit2 = patiently("the chain", || permit2::support(&chain)).await?;
+    if !token.has_eip3009 && !permit2.proxies {
+        let (at, name) = (birth.token, &token.name);
+        return Err(Error::usage(format!(
+            "the token {at} ({name}) takes no EIP-3009 authorisations, and this chain has no Permit2 with x402's proxies: \
+             nobody could pay"
+        )));
+    }
     let answers = answers::Answers::open(&config.data_dir.join("answers"))?;
 
     let (events, received) = mpsc::channel(EVENTS_MAX);
@@ -147,6 +156,7 @@ pub async fn run(config: NodeConfig, stop: impl Future<Output = ()> + Send + 'st
         },
         keys,
         ring_file,
+        token,
         permit2,
         chain,
         chains,

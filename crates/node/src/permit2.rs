@@ -9,9 +9,10 @@ use alloy::primitives::{Address, B256, Bytes, U256};
 use alloy::rpc::types::{Filter, Log, Transaction, TransactionReceipt, TransactionRequest};
 use alloy::sol;
 use alloy::sol_types::SolEvent;
-use chain::{Chain, Error, Kind};
+use chain::{Chain, Error};
 use pay::Usdc;
 use pay::book::UnpaidWhy;
+use pay::scheme::channel::COLLECTOR_PERMIT2;
 use pay::scheme::exact::Hash;
 use pay::scheme::permit2::PERMIT2;
 use pay::scheme::upto::{EXACT_PROXY, Permit2Payment, UPTO_PROXY, facilitator};
@@ -21,7 +22,6 @@ use std::collections::BTreeSet;
 const BLOCKS_BACK: u64 = 100_000;
 
 sol! {
-    function nonces(address owner) external view returns (uint256);
     event Transfer(address indexed from, address indexed to, uint256 value);
 }
 
@@ -30,23 +30,20 @@ sol! {
 pub struct Support {
     /// Permit2 and both x402 proxies are where clients expect them.
     pub proxies: bool,
-    /// The token takes EIP-2612 permissions.
-    pub takes_permits: bool,
+    /// So is the collector of deposits into channels.
+    pub collector: bool,
 }
 
 /// Read once: contracts at these addresses never change.
-pub async fn support(chain: &Chain, token: Address) -> Result<Support, Error> {
-    let mut proxies = true;
-    for at in [PERMIT2, EXACT_PROXY, UPTO_PROXY] {
+pub async fn support(chain: &Chain) -> Result<Support, Error> {
+    let is_there = async |at: Address| -> Result<bool, Error> {
         let code: Bytes = chain.request("eth_getCode", (at, BlockId::latest())).await?;
-        proxies &= !code.is_empty();
-    }
-    let takes_permits = match chain.read(token, noncesCall { owner: Address::ZERO }, BlockId::latest()).await {
-        Ok(_) => true,
-        Err(e) if matches!(e.kind, Kind::Reverted(_) | Kind::Missing) => false,
-        Err(e) => return Err(e),
+        Ok(!code.is_empty())
     };
-    Ok(Support { proxies, takes_permits })
+    let permit2 = is_there(PERMIT2).await?;
+    let proxies = permit2 && is_there(EXACT_PROXY).await? && is_there(UPTO_PROXY).await?;
+    let collector = permit2 && is_there(COLLECTOR_PERMIT2).await?;
+    Ok(Support { proxies, collector })
 }
 
 /// Whether this payment would go through now, all of it, by a call that changes nothing.

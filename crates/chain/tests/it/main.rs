@@ -6,5 +6,6 @@ mod life;
 mod logs;
 mod orders;
 mod sender;
+mod token;
 mod torn;
 mod world;

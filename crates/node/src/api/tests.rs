@@ -12,6 +12,7 @@ use crate::state::Recorded;
 use alloy::primitives::{B256, Bytes, U256};
 use alloy::rpc::types::{Block, Transaction};
 use alloy::signers::local::PrivateKeySigner;
+use axum::http::{HeaderMap, Method};
 use axum::{Json, Router, routing::post};
 use pay::Usdc;
 use pay::book::BookInput;
@@ -19,6 +20,7 @@ use pay::book::channels::ChannelInput;
 use pay::buyer::{Buyer, BuyerPolicy, ChannelPolicy, Schemes};
 use pay::scheme::channel::ChannelId;
 use pay::scheme::channel::facilitator::state_calls;
+use pay::wire::{PAYMENT_REQUIRED, PaymentRequired};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -85,8 +87,10 @@ async fn main_loop(mut node: Node, mut heard: mpsc::Receiver<Event>) {
 }
 
 /// An active node that sells nothing.
-async fn closed(rpc_url: &str, dir: &Path) -> (Arc<Context>, String) {
-    let (cx, heard) = context::for_tests(rpc_url, dir);
+async fn closed(rpc_url: &str, dir: &Path, change: impl FnOnce(&mut Context)) -> (Arc<Context>, String) {
+    let (mut cx, heard) = context::for_tests(rpc_url, dir);
+    change(&mut cx);
+    let cx = Arc::new(cx);
     let shared = Arc::new(Shared::default());
     shared.set_role(Role::Active);
     shared.stop_selling("the agent winds down".to_owned());
@@ -105,7 +109,7 @@ async fn closed(rpc_url: &str, dir: &Path) -> (Arc<Context>, String) {
 #[tokio::test]
 async fn an_agent_that_sells_nothing_gives_back_what_its_channels_hold() {
     let (dir, rpc_url) = (tempfile::tempdir().unwrap(), chain().await);
-    let (cx, url) = closed(&rpc_url, dir.path()).await;
+    let (cx, url) = closed(&rpc_url, dir.path(), |_| ()).await;
     let policy = BuyerPolicy {
         network: format!("eip155:{}", cx.config.chain_id),
         asset: cx.birth.token,
@@ -126,4 +130,30 @@ async fn an_agent_that_sells_nothing_gives_back_what_its_channels_hold() {
         .with_chain(&rpc_url);
     let route = format!("{url}/v1/chat/completions");
     assert_eq!(buyer.refund(&route).await.unwrap(), Usdc(BALANCE - CLAIMED));
+}
+
+/// What a token is called goes into its offers, and where it takes no EIP-3009 authorisations nothing is offered by them.
+#[tokio::test]
+async fn offers_are_by_what_the_token_takes() {
+    let (dir, rpc_url) = (tempfile::tempdir().unwrap(), chain().await);
+    let offered = async |has_eip3009: bool| {
+        let dir = tempfile::tempdir_in(dir.path()).unwrap();
+        let (_, url) = closed(&rpc_url, dir.path(), |cx| {
+            cx.token = ::chain::Signing { name: "USDC".to_owned(), has_eip3009, ..cx.token.clone() };
+            cx.permit2.collector = true;
+        })
+        .await;
+        let client = net::Client::new();
+        let url = format!("{url}/v1/chat/completions");
+        let answer = client.send(Method::GET, &url, HeaderMap::new(), Default::default()).await.unwrap();
+        let accepts = PaymentRequired::from_header(answer.header(&PAYMENT_REQUIRED).unwrap()).unwrap().accepts;
+        accepts.iter().map(|offer| offer.json()["extra"].clone()).collect::<Vec<_>>()
+    };
+    let by_token = offered(true).await;
+    assert_eq!(
+        (by_token.len(), &by_token[0]["name"], &by_token[0]["assetTransferMethod"]),
+        (1, &json!("USDC"), &Value::Null)
+    );
+    let by_permit2 = offered(false).await;
+    assert_eq!((by_permit2.len(), &by_permit2[0]["assetTransferMethod"]), (1, &json!("permit2")));
 }

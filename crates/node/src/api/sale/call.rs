@@ -32,7 +32,7 @@ const DEPOSIT: Usdc = Usdc(100_000);
 /// What is sold on channels with.
 #[derive(Debug)]
 pub struct Counter {
-    /// Birth names the contract that clients know; else nothing is sold on channels.
+    /// Birth names the contract that clients know, and the token can be put into it; else nothing is sold on channels.
     pub is_open: bool,
     pub terms: ChannelTerms,
     pub domain: ChannelDomain,
@@ -48,7 +48,7 @@ pub struct Call {
 impl Counter {
     pub fn of(cx: &Context) -> Self {
         Self {
-            is_open: cx.birth.options.channels == BATCH_SETTLEMENT,
+            is_open: cx.birth.options.channels == BATCH_SETTLEMENT && (cx.token.has_eip3009 || cx.permit2.collector),
             terms: ChannelTerms {
                 receiver_authorizer: cx.config.treasury,
                 withdraw_delay_secs: u64::from(cx.birth.options.withdrawDelay),

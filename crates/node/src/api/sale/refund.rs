@@ -1,7 +1,7 @@
 //! A channel's money back, on request of its payer: whether or not anything is sold, and for no price.
 
 use super::call::{MOVED_WITHIN, chain_is_away};
-use super::{Offers, refused};
+use super::{Offers, refused, transfer};
 use crate::api::Api;
 use crate::api::problem::Problem;
 use crate::ask::Ask;
@@ -13,7 +13,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use pay::book::channels::RefundAsk;
 use pay::scheme::channel::server::{VerifiedVoucher, VoucherKind};
-use pay::seller::offers::{self, Accepted, ChannelPrice, Prices, TransferMethod};
+use pay::seller::offers::{self, Accepted, ChannelPrice, Prices};
 use pay::wire::{PAYMENT_SIGNATURE, Resource};
 use pay::{Reason, Refusal, Usdc};
 use serde_json::json;
@@ -85,7 +85,7 @@ impl Api {
             known: &|_, _, _| false,
             facilitator: self.cx.relay.address(),
             channels: &self.channels.terms,
-            transfer: TransferMethod::Eip3009,
+            transfer: transfer(&self.cx),
             takes_permits: false,
         })
     }
