@@ -31,7 +31,7 @@ pub use rpc::{Chain, Head};
 pub use safe::Safe;
 pub use sender::{Outcome, Sender, SenderHandle, Tx};
 pub use treasury::{Snapshot, TreasuryClient};
-pub use usdc::UsdcClient;
+pub use usdc::{Signing, UsdcClient};
 
 use alloy::primitives::Address;
 

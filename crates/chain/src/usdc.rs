@@ -4,13 +4,14 @@ use alloy::{
     eips::BlockId,
     primitives::{Address, B256, Bytes, U256},
     rpc::types::{Log, TransactionReceipt},
-    sol_types::{SolCall, SolEvent},
+    sol,
+    sol_types::{SolCall, SolEvent, eip712_domain},
 };
 use std::collections::BTreeSet;
 
 use crate::{
     bindings::{TestUSDC, X402_PROXIES},
-    error::Error,
+    error::{Error, Kind},
     rpc::Chain,
 };
 
@@ -80,17 +81,70 @@ impl UsdcClient {
         Ok(found)
     }
 
-    /// The EIP-712 domain's name, version and separator as the token itself says them.
+    /// How payers sign for it, by what the token itself says.
     ///
     /// # Errors
-    /// As [`UsdcClient::balance`].
-    pub async fn domain(&self) -> Result<(String, String, B256), Error> {
-        let at = BlockId::latest();
-        let name = self.chain.read(self.address, TestUSDC::nameCall {}, at).await?;
-        let version = self.chain.read(self.address, TestUSDC::versionCall {}, at).await?;
-        let separator = self.chain.read(self.address, TestUSDC::DOMAIN_SEPARATORCall {}, at).await?;
-        Ok((name, version, separator))
+    /// `Missing` if this is no token, or it checks signatures in a domain that nobody can name: another's than that of its
+    /// name and version (of "1" or "2", if it tells none), this chain and its address. Else `Rpc`.
+    pub async fn signing(&self) -> Result<Signing, Error> {
+        let name = self.chain.read(self.address, TestUSDC::nameCall {}, BlockId::latest()).await?;
+        let nobody = (Address::ZERO, B256::ZERO);
+        let state = TestUSDC::authorizationStateCall { authorizer: nobody.0, nonce: nobody.1 };
+        let has_eip3009 = self.if_there(state).await?.is_some();
+        let has_permit = self.if_there(noncesCall { owner: nobody.0 }).await?.is_some();
+        let versions = match self.if_there(TestUSDC::versionCall {}).await? {
+            Some(version) => vec![version],
+            None => vec!["1".to_owned(), "2".to_owned()],
+        };
+        let separator = self.if_there(TestUSDC::DOMAIN_SEPARATORCall {}).await?;
+        let is_right = |version: &&String| {
+            let domain = eip712_domain! {
+                name: name.clone(),
+                version: (*version).clone(),
+                chain_id: self.chain.chain_id(),
+                verifying_contract: self.address,
+            };
+            Some(domain.separator()) == separator
+        };
+        let version = match versions.iter().find(is_right) {
+            Some(version) => version.clone(),
+            // Nobody signs anything in its domain.
+            None if !has_eip3009 && !has_permit => versions[0].clone(),
+            None => {
+                let (address, chain) = (self.address, self.chain.chain_id());
+                let versions = versions.join("\" or \"");
+                return Err(Error::missing(format!(
+                    "the token {address} checks signatures in another EIP-712 domain than {{name \"{name}\", version \
+                     \"{versions}\", chain {chain}, its address}}: nobody could sign for it"
+                )));
+            }
+        };
+        Ok(Signing { name, version, has_eip3009, has_permit })
     }
+
+    /// The answer of an entry that not every token has.
+    async fn if_there<C: SolCall>(&self, call: C) -> Result<Option<C::Return>, Error> {
+        match self.chain.read(self.address, call, BlockId::latest()).await {
+            Ok(answer) => Ok(Some(answer)),
+            Err(e) if matches!(e.kind, Kind::Reverted(_) | Kind::Missing) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+}
+
+sol! {
+    function nonces(address owner) external view returns (uint256);
+}
+
+/// What permissions a token takes, and the EIP-712 domain that they are signed in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Signing {
+    pub name: String,
+    pub version: String,
+    /// It moves what an EIP-3009 authorisation allows.
+    pub has_eip3009: bool,
+    /// It takes EIP-2612 permissions.
+    pub has_permit: bool,
 }
 
 /// Calldata for the token's entries.

@@ -7,5 +7,5 @@
 mod client;
 mod error;
 
-pub use client::{Body, Client, Pool, Response, pool, send_at_once};
+pub use client::{Body, Client, Pool, Response, SEND_BUFFER_BYTES, pool, send_as_read, send_at_once};
 pub use error::{Error, Kind, chain_of};

@@ -61,6 +61,7 @@ pub fn router(cx: Arc<Context>, shared: Arc<Shared>, answers: Answers) -> Router
         .route("/v1/rerank", post(rerank::rerank).get(rerank::terms))
         .route("/v1/responses", post(responses::respond).get(responses::terms))
         .route("/v1/responses/export", post(responses::export))
+        .route_layer(middleware::from_fn_with_state(api.clone(), sale::refund::without_a_sale))
         .route_layer(middleware::from_fn_with_state(gate::Gate::default(), gate::keep));
     Router::new()
         .merge(sold)
@@ -156,3 +157,6 @@ impl Api {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -41,16 +41,16 @@ pub async fn fate(cx: &Context, payer: Address, nonce: B256) -> Result<Fate, cha
     let Some(used) = used.first() else { return Ok(Fate::Cancelled) };
     let (Some(tx), Some(block)) = (used.transaction_hash, used.block_number) else { return Ok(Fate::PaidElsewhere) };
     let Some(receipt) = cx.chain.receipt(tx).await? else { return Ok(Fate::PaidElsewhere) };
-    Ok(match transfer_here(cx, &receipt, payer) {
+    Ok(match transfer(&receipt, cx.birth.token, payer, cx.config.treasury) {
         Some(amount) => Fate::PaidHere { amount, tx, block },
         None => Fate::PaidElsewhere,
     })
 }
 
-/// What `payer` moved to the treasury in this transaction, by its first such transfer.
-pub fn transfer_here(cx: &Context, receipt: &TransactionReceipt, payer: Address) -> Option<U256> {
-    receipt.inner.logs().iter().filter(|log| log.address() == cx.birth.token).find_map(|log| {
+/// What `payer` moved to `pay_to` in this transaction, by its first such transfer.
+pub fn transfer(receipt: &TransactionReceipt, token: Address, payer: Address, pay_to: Address) -> Option<U256> {
+    receipt.inner.logs().iter().filter(|log| log.address() == token).find_map(|log| {
         let transfer = Transfer::decode_log(&log.inner).ok()?;
-        (transfer.from == payer && transfer.to == cx.config.treasury).then_some(transfer.value)
+        (transfer.from == payer && transfer.to == pay_to).then_some(transfer.value)
     })
 }

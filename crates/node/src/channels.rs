@@ -466,6 +466,25 @@ impl Node {
         Ok(())
     }
 
+    /// In the wind-down payers get back unasked what their channels hold beyond their charges: by then nothing of it counts
+    /// in a day. What fails, or is taken back with its block, is tried again. In a pause the treasury takes it from no
+    /// operator.
+    pub(crate) fn send_home(&mut self) -> Result<()> {
+        let now = self.now();
+        let ends = self.news.as_ref().map(|news| news.view(self.cx.me()));
+        let ends = ends.filter(|view| view.stage == Stage::WindingDown && !view.paused && !view.restoring);
+        if ends.is_none() || !self.acts() || self.cx.birth.options.channels.is_zero() {
+            return Ok(());
+        }
+        let Some(live) = self.live.as_mut().filter(|live| !live.sealed) else { return Ok(()) };
+        let is_put_off = |id: &ChannelId| self.sent_home.get(id).is_some_and(|until| now < *until);
+        let Some((channel, amount)) = live.state.book.channels().due_refund(is_put_off) else { return Ok(()) };
+        self.sent_home.insert(channel, now.saturating_add(LOOK_SECS));
+        tracing::info!(%channel, %amount, "the agent ends: what a channel holds goes back");
+        let asked = ChannelInput::RefundAsked { channel, amount, at: now };
+        live.record(now, &Recorded::Book(BookInput::Channel(asked))).map(|_| ())
+    }
+
     /// A payer that begins to withdraw can be gone after `withdrawDelay`: whoever owes is looked at now and then, and
     /// a withdrawal that is seen makes a claim due. So is what was last read in a block that the chain took back.
     pub(crate) fn watch_payers(&mut self) {

@@ -29,6 +29,8 @@ pub struct Context {
     pub market_timers: MarketTimers,
     pub keys: Keys,
     pub ring_file: RingFile,
+    /// How payers sign for the birth token.
+    pub token: chain::Signing,
     /// What the chain has for payments by Permit2.
     pub permit2: permit2::Support,
     /// The endpoint that is asked and told.
@@ -65,4 +67,68 @@ impl Context {
     pub async fn tell(&self, event: Event) {
         let _ = self.events.send(event).await;
     }
+}
+
+/// What a node begins with, for tests: its chain is what answers at `rpc_url`, its birth names the channel contract, its
+/// files lie in `dir`. With what its main loop would hear.
+#[cfg(test)]
+pub fn for_tests(rpc_url: &str, dir: &std::path::Path) -> (Context, mpsc::Receiver<Event>) {
+    use crate::batches::Ether;
+    use alloy::primitives::Address;
+    use pay::facilitator::batch::{BatchPolicy, TRANSFER_GAS};
+    let chain_id = 31337;
+    let treasury = Address::repeat_byte(0x77);
+    let mut birth = Birth { token: Address::repeat_byte(0xa5), ..Birth::default() };
+    birth.options.channels = pay::scheme::channel::BATCH_SETTLEMENT;
+    birth.options.withdrawDelay = 900;
+    let config = NodeConfig {
+        rpc_urls: vec![rpc_url.to_owned()],
+        chain_id,
+        treasury,
+        lease_market: Address::repeat_byte(0x3a),
+        lease: 1,
+        store_urls: vec!["http://127.0.0.1:1".to_owned()],
+        listen: ([127, 0, 0, 1], 0).into(),
+        public_url: "http://agent".to_owned(),
+        data_dir: dir.to_owned(),
+        code_dir: dir.to_owned(),
+        seal_key_file: dir.join("seal"),
+        threads: 1,
+    };
+    let chain = Chain::connect(rpc_url, chain_id).unwrap();
+    let keys = Keys::load_or_make(dir, &[1; 32]).unwrap();
+    let relay = chain::Sender::spawn(chain.clone(), keys.relay.clone(), 1);
+    let policy =
+        BatchPolicy { gas: TRANSFER_GAS, fee_ppm_max: 0, sum_max: pay::Usdc::ZERO, wait_ms_max: 0, rows_max: 1 };
+    let http = net::Client::new();
+    let (events, heard) = mpsc::channel(64);
+    let context = Context {
+        manifest: Manifest::parse(&crate::manifest::tests::whole()).unwrap(),
+        birth,
+        market_timers: MarketTimers { ready_within: 600, grace: 600, drop_after: 600 },
+        ring_file: RingFile::new(dir, [1; 32]),
+        token: chain::Signing {
+            name: "USD Coin".to_owned(),
+            version: "2".to_owned(),
+            has_eip3009: true,
+            has_permit: false,
+        },
+        permit2: permit2::Support::default(),
+        chains: vec![chain.clone()],
+        treasury: chain.treasury(treasury),
+        operator: chain::Sender::spawn(chain.clone(), keys.node.clone(), 1),
+        batches: Batches::start(chain.clone(), relay.clone(), Ether::Said(pay::Usdc(1)), policy),
+        relay,
+        contract_attempts: contract_payers::Attempts::default(),
+        facilitator: None,
+        store: store::client::StoreClient::new(http.clone(), config.store_urls.clone()),
+        http,
+        born_at: 0,
+        head: watch::Sender::new(0),
+        events,
+        config,
+        keys,
+        chain,
+    };
+    (context, heard)
 }

@@ -31,7 +31,7 @@ mod money_events;
 mod moving;
 mod outboxes;
 mod payer_gas;
-mod permit2;
+pub mod permit2;
 mod replicate;
 mod restore;
 mod settle;
@@ -119,7 +119,16 @@ pub async fn run(config: NodeConfig, stop: impl Future<Output = ()> + Send + 'st
     let store = store::StoreClient::new(http.clone(), config.store_urls.clone());
     let manifest = fetch_manifest(&store, &birth).await?;
 
-    let permit2 = patiently("the chain", || permit2::support(&chain, birth.token)).await?;
+    let usdc = chain.usdc(birth.token);
+    let token = at_start("the token", || usdc.signing()).await?;
+    let permit2 = patiently("the chain", || permit2::support(&chain)).await?;
+    if !token.has_eip3009 && !permit2.proxies {
+        let (at, name) = (birth.token, &token.name);
+        return Err(Error::usage(format!(
+            "the token {at} ({name}) takes no EIP-3009 authorisations, and this chain has no Permit2 with x402's proxies: \
+             nobody could pay"
+        )));
+    }
     let answers = answers::Answers::open(&config.data_dir.join("answers"))?;
 
     let (events, received) = mpsc::channel(EVENTS_MAX);
@@ -149,6 +158,7 @@ pub async fn run(config: NodeConfig, stop: impl Future<Output = ()> + Send + 'st
         },
         keys,
         ring_file,
+        token,
         permit2,
         chain,
         chains,
@@ -172,7 +182,7 @@ pub async fn run(config: NodeConfig, stop: impl Future<Output = ()> + Send + 'st
     tokio::spawn(watch::watch(cx.clone(), HEAD_EVERY, logs_wanted));
     tokio::spawn(watch_gas(cx.clone(), shared.clone()));
     let router = api::router(cx.clone(), shared.clone(), answers).into_make_service_with_connect_info::<SocketAddr>();
-    let listener = listener.tap_io(net::send_at_once);
+    let listener = listener.tap_io(net::send_as_read);
     tokio::spawn(async move {
         if let Err(e) = axum::serve(listener, router).await {
             tracing::error!(error = %e, "the HTTP server ended");

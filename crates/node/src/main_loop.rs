@@ -173,6 +173,8 @@ pub struct Node {
     pub(crate) posted_ms: u64,
     /// Chain seconds when the channels were last looked at.
     pub(crate) payers_seen_at: u64,
+    /// Channels that were given back unasked in the wind-down, and until when, in chain seconds, none is tried again.
+    pub(crate) sent_home: BTreeMap<ChannelId, u64>,
     /// Chain seconds when the book last forgot what is closed.
     pub(crate) pruned_at: u64,
     pub(crate) standby_asked_ms: u64,
@@ -222,6 +224,7 @@ impl Node {
             collect_asked_ms: 0,
             posted_ms: 0,
             payers_seen_at: 0,
+            sent_home: BTreeMap::new(),
             pruned_at: 0,
             counts: BTreeMap::new(),
         }
@@ -762,6 +765,7 @@ impl Node {
             self.post_income()?;
             self.prune()?;
             self.claim_due()?;
+            self.send_home()?;
             self.watch_payers();
             act::ship(self);
             act::ask_standby(self);

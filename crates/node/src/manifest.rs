@@ -351,4 +351,4 @@ mod decimal {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

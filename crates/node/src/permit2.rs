@@ -1,26 +1,27 @@
 //! Payments by Permit2, as the chain sees them: what it has for them, whether one would go through, what became of it.
 
-use crate::authorization::transfer_here;
+use crate::authorization::{AuthorizationUsed, transfer};
 use crate::context::Context;
 use crate::settle::Settlement;
 use alloy::consensus::Transaction as _;
 use alloy::eips::BlockId;
 use alloy::primitives::{Address, B256, Bytes, U256};
-use alloy::rpc::types::{Filter, Log, Transaction, TransactionRequest};
+use alloy::rpc::types::{Filter, Log, Transaction, TransactionReceipt, TransactionRequest};
 use alloy::sol;
 use alloy::sol_types::SolEvent;
-use chain::{Chain, Error, Kind};
+use chain::{Chain, Error};
 use pay::Usdc;
 use pay::book::UnpaidWhy;
+use pay::scheme::channel::COLLECTOR_PERMIT2;
+use pay::scheme::exact::Hash;
 use pay::scheme::permit2::PERMIT2;
-use pay::scheme::upto::{EXACT_PROXY, Permit2Payment, Proxy, UPTO_PROXY, facilitator};
+use pay::scheme::upto::{EXACT_PROXY, Permit2Payment, UPTO_PROXY, facilitator};
 use std::collections::BTreeSet;
 
 /// Blocks back in which a settlement is looked for: a day of the fastest public roll-up. Permissions live minutes.
 const BLOCKS_BACK: u64 = 100_000;
 
 sol! {
-    function nonces(address owner) external view returns (uint256);
     event Transfer(address indexed from, address indexed to, uint256 value);
 }
 
@@ -29,23 +30,20 @@ sol! {
 pub struct Support {
     /// Permit2 and both x402 proxies are where clients expect them.
     pub proxies: bool,
-    /// The token takes EIP-2612 permissions.
-    pub takes_permits: bool,
+    /// So is the collector of deposits into channels.
+    pub collector: bool,
 }
 
 /// Read once: contracts at these addresses never change.
-pub async fn support(chain: &Chain, token: Address) -> Result<Support, Error> {
-    let mut proxies = true;
-    for at in [PERMIT2, EXACT_PROXY, UPTO_PROXY] {
+pub async fn support(chain: &Chain) -> Result<Support, Error> {
+    let is_there = async |at: Address| -> Result<bool, Error> {
         let code: Bytes = chain.request("eth_getCode", (at, BlockId::latest())).await?;
-        proxies &= !code.is_empty();
-    }
-    let takes_permits = match chain.read(token, noncesCall { owner: Address::ZERO }, BlockId::latest()).await {
-        Ok(_) => true,
-        Err(e) if matches!(e.kind, Kind::Reverted(_) | Kind::Missing) => false,
-        Err(e) => return Err(e),
+        Ok(!code.is_empty())
     };
-    Ok(Support { proxies, takes_permits })
+    let permit2 = is_there(PERMIT2).await?;
+    let proxies = permit2 && is_there(EXACT_PROXY).await? && is_there(UPTO_PROXY).await?;
+    let collector = permit2 && is_there(COLLECTOR_PERMIT2).await?;
+    Ok(Support { proxies, collector })
 }
 
 /// Whether this payment would go through now, all of it, by a call that changes nothing.
@@ -68,54 +66,121 @@ pub async fn is_spent(cx: &Context, payment: &Permit2Payment) -> Result<bool, Er
     facilitator::nonce_is_spent(payment, &answer).ok_or_else(|| Error::rpc("Permit2 does not say which nonces it has"))
 }
 
+/// A payment whose nonce is spent, to be found on the chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sought {
+    pub token: Address,
+    pub payer: Address,
+    pub pay_to: Address,
+    pub nonce: Hash,
+    /// The contract that its signature names.
+    pub proxy: Address,
+    /// What it pays.
+    pub amount: Usdc,
+    /// Nothing older can have paid it.
+    pub since_block: u64,
+}
+
+/// What its nonce was spent for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spent {
+    /// It paid, `amount` of it.
+    Here { amount: U256, tx: B256, block: u64 },
+    /// The payer took its permission back, or somebody or something else was paid with it.
+    Elsewhere,
+    /// It was sent as this; the endpoint has no receipt that would tell what it moved.
+    Unread(B256),
+}
+
+/// Finds what a spent nonce paid: a transfer to the payee, in a receipt of the payment's proxy. Permit2 names no nonce in
+/// its events, so the transaction is recognised by its bytes; where somebody called the proxy from a contract of his own,
+/// by payer, amount and proxy, in a transaction that paid nothing else (`is_taken`, or an EIP-3009 transfer in it).
+///
+/// # Errors
+/// `Rpc`. An unspent nonce is `Elsewhere`: ask for that first.
+pub async fn find(chain: &Chain, sought: &Sought, is_taken: impl Fn(&B256) -> bool) -> Result<Spent, Error> {
+    let filter = Filter::new()
+        .address(sought.token)
+        .from_block(sought.since_block)
+        .event_signature(Transfer::SIGNATURE_HASH)
+        .topic1(sought.payer.into_word())
+        .topic2(sought.pay_to.into_word());
+    let transfers: Vec<Log> = chain.request("eth_getLogs", (filter,)).await?;
+    let txs: BTreeSet<B256> = transfers.iter().filter_map(|log| log.transaction_hash).collect();
+    let mut like_it = None;
+    for tx in txs {
+        let sent: Option<Transaction> = chain.request("eth_getTransactionByHash", (tx,)).await?;
+        let Some(sent) = sent else { continue };
+        let is_direct = sent.to() == Some(sought.proxy);
+        if is_direct && facilitator::settles(&sought.payer.into_array(), &sought.nonce, sent.input()) {
+            let receipt = chain.receipt(tx).await?;
+            return Ok(receipt.and_then(|receipt| moved_in(&receipt, sought)).unwrap_or(Spent::Unread(tx)));
+        }
+        // `upto` is settled by its facilitator alone, an account that calls the proxy directly.
+        if !is_direct && sought.proxy == EXACT_PROXY && like_it.is_none() && !is_taken(&tx) {
+            let receipt = chain.receipt(tx).await?.filter(|receipt| !uses_eip3009(receipt, sought.token));
+            let found = receipt.and_then(|receipt| moved_in(&receipt, sought));
+            let amount = U256::from(sought.amount.0);
+            like_it = found.filter(|spent| matches!(spent, Spent::Here { amount: moved, .. } if *moved == amount));
+        }
+    }
+    Ok(like_it.unwrap_or(Spent::Elsewhere))
+}
+
+/// What a transaction moved for the payment, if its receipt shows the proxy and the transfer.
+fn moved_in(receipt: &TransactionReceipt, sought: &Sought) -> Option<Spent> {
+    let by_proxy = receipt.inner.logs().iter().any(|log| log.address() == sought.proxy);
+    let amount = transfer(receipt, sought.token, sought.payer, sought.pay_to).filter(|_| by_proxy)?;
+    Some(Spent::Here { amount, tx: receipt.transaction_hash, block: receipt.block_number? })
+}
+
+/// Then its transfer may be another payment's.
+fn uses_eip3009(receipt: &TransactionReceipt, token: Address) -> bool {
+    let used = Some(&AuthorizationUsed::SIGNATURE_HASH);
+    receipt.inner.logs().iter().any(|log| log.address() == token && log.topic0() == used)
+}
+
 /// What the chain says of a payment. `Unknown` while its nonce is unspent and its deadline not over.
 ///
-/// Paid means: the nonce is spent *and* a transfer to the treasury stands in a receipt of the payment's proxy. Permit2
-/// names no nonce in its events, so the transaction is recognised by its bytes; where somebody called the proxy from a
-/// contract of his own, by payer, amount and proxy, in a transaction that paid nothing else (`taken`).
+/// Paid means: the nonce is spent *and* [`find`] finds what it paid.
 pub async fn fate(cx: &Context, payment: &Permit2Payment, taken: &BTreeSet<B256>) -> Result<Settlement, Error> {
     let head = cx.chain.head().await?;
     if !is_spent(cx, payment).await? {
         let expired = head.timestamp > payment.deadline;
         return Ok(if expired { Settlement::Unpaid(UnpaidWhy::Expired) } else { Settlement::Unknown });
     }
-    let filter = Filter::new()
-        .address(cx.birth.token)
-        .from_block(head.number.saturating_sub(BLOCKS_BACK))
-        .event_signature(Transfer::SIGNATURE_HASH)
-        .topic1(Address::from(payment.payer).into_word())
-        .topic2(cx.config.treasury.into_word());
-    let transfers: Vec<Log> = cx.chain.request("eth_getLogs", (filter,)).await?;
-    let txs: BTreeSet<B256> = transfers.iter().filter_map(|log| log.transaction_hash).collect();
-    let mut like_it = None;
-    for tx in txs {
-        let sent: Option<Transaction> = cx.chain.request("eth_getTransactionByHash", (tx,)).await?;
-        let Some(sent) = sent else { continue };
-        let is_direct = sent.to() == Some(payment.proxy.address());
-        if is_direct && facilitator::settles(payment, sent.input()) {
-            return Ok(paid_in(cx, payment, tx).await?.unwrap_or(Settlement::Unknown));
+    let sought = sought(cx, payment, head.number.saturating_sub(BLOCKS_BACK));
+    Ok(match find(&cx.chain, &sought, |tx| taken.contains(tx)).await? {
+        Spent::Here { amount, tx, block } => {
+            Settlement::Paid { amount: amount.saturating_to(), tx, block, recorded: false }
         }
-        // `upto` is settled by its facilitator alone, an account that calls the proxy directly.
-        if !is_direct && payment.proxy == Proxy::Exact && like_it.is_none() && !taken.contains(&tx) {
-            let found = paid_in(cx, payment, tx).await?;
-            like_it =
-                found.filter(|paid| matches!(paid, Settlement::Paid { amount, .. } if *amount == payment.amount.0));
-        }
-    }
-    Ok(like_it.unwrap_or(Settlement::Unpaid(UnpaidWhy::UsedElsewhere)))
+        Spent::Elsewhere => Settlement::Unpaid(UnpaidWhy::UsedElsewhere),
+        Spent::Unread(_) => Settlement::Unknown,
+    })
 }
 
 /// What this transaction moved here for the payment, if its receipt shows the proxy and the transfer.
 pub async fn paid_in(cx: &Context, payment: &Permit2Payment, tx: B256) -> Result<Option<Settlement>, Error> {
-    let Some(receipt) = cx.chain.receipt(tx).await? else { return Ok(None) };
-    let by_proxy = receipt.inner.logs().iter().any(|log| log.address() == payment.proxy.address());
-    let amount = transfer_here(cx, &receipt, Address::from(payment.payer));
-    Ok(match (by_proxy, amount, receipt.block_number) {
-        (true, Some(amount), Some(block)) => {
+    let receipt = cx.chain.receipt(tx).await?;
+    let moved = receipt.and_then(|receipt| moved_in(&receipt, &sought(cx, payment, 0)));
+    Ok(moved.and_then(|spent| match spent {
+        Spent::Here { amount, tx, block } => {
             Some(Settlement::Paid { amount: amount.saturating_to(), tx, block, recorded: false })
         }
-        _ => None,
-    })
+        Spent::Elsewhere | Spent::Unread(_) => None,
+    }))
+}
+
+fn sought(cx: &Context, payment: &Permit2Payment, since_block: u64) -> Sought {
+    Sought {
+        token: cx.birth.token,
+        payer: payment.payer.into(),
+        pay_to: cx.config.treasury,
+        nonce: payment.nonce,
+        proxy: payment.proxy.address(),
+        amount: payment.amount,
+        since_block,
+    }
 }
 
 /// Why the chain refuses a payment, in x402's words. The order is the official facilitator's.

@@ -209,6 +209,8 @@ pub struct Lived {
     pub rescues: u64,
     /// Blocks in which the market owed it what a frozen token had refused.
     pub owed_blocks: u64,
+    /// Micro-USDC that lay in channels when it was closed: payers had to take it out by themselves.
+    pub left_in_channels: u128,
     /// Its host was gone and no other was to be had: stewards stopped it and closed its affairs.
     pub given_up: bool,
     /// How often each fault really came.

@@ -19,7 +19,7 @@ use axum::serve::ListenerExt;
 use axum::{Json, Router};
 use books::Books;
 use bytes::Bytes;
-use chain::Chain;
+use chain::{Chain, Head};
 use net::chain_of;
 use pay::facilitator::account::{Record, Standing};
 use pay::facilitator::api::{Asked, BODY_BYTES_MAX, Desk, Job, settled, verified};
@@ -94,8 +94,8 @@ pub async fn serve(
     let (name, version) = &config.token_domain;
     let seller = Seller::new(config.chain_id, config.token, (name.as_str(), version.as_str()), config.pay_to);
     let desk = Desk { chain_id: config.chain_id, tokens: vec![config.token], facilitator: config.sender.address() };
-    let settler = Settler::start(config.chain.clone(), config.sender, config.factories, config.ether, config.batch);
-    let Config { chain, lot, margin_pct, public_url, .. } = config;
+    let Config { chain, sender, factories, ether, batch, lot, margin_pct, public_url, .. } = config;
+    let settler = Settler::start(chain.clone(), sender, factories, ether, batch, books.clone());
     let inner = Inner { chain, desk, seller, lot, margin_pct, public_url, books, settler };
     let facilitator = Facilitator(Arc::new(inner));
     facilitator.resume();
@@ -189,7 +189,7 @@ async fn buy_credit(
     };
     let requirements = inner.seller.requirements(verified.value);
     let asked = Asked { payment: payment_of(&verified.settlement(), &requirements), requirements };
-    let end = match facilitator.quote_asked(&asked, head.timestamp).await {
+    let end = match facilitator.quote_asked(&asked, &head).await {
         // It pays its own gas: the lot is far above it.
         Ok(quoted) => {
             let lot = verified.value;
@@ -227,11 +227,11 @@ impl Facilitator {
             tracing::warn!(error = %chain_of(&e), "the chain does not answer");
             Refusal::new(Reason::UnexpectedVerifyError, "the chain does not answer")
         })?;
-        self.quote_asked(&asked, head.timestamp).await
+        self.quote_asked(&asked, &head).await
     }
 
-    async fn quote_asked(&self, asked: &Asked, chain_now: u64) -> Result<Quoted, Refusal> {
-        let job = self.0.desk.check(asked, chain_now)?;
+    async fn quote_asked(&self, asked: &Asked, head: &Head) -> Result<Quoted, Refusal> {
+        let job = self.0.desk.check(asked, head.timestamp, head.number)?;
         let standing = self.0.books.read(|accounts| accounts.standing(&job.key));
         if standing != Standing::New {
             return Ok(Quoted { job, plan: None, fee: Usdc::ZERO, standing });

@@ -7,5 +7,6 @@ mod logs;
 mod orders;
 mod sender;
 mod stand_in;
+mod token;
 mod torn;
 mod world;

@@ -7,6 +7,7 @@
 pub mod call;
 mod contract;
 mod deliver;
+pub mod refund;
 
 pub use deliver::{BeforeEnd, Form, Whole};
 
@@ -44,8 +45,6 @@ use sha2::{Digest, Sha256};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
-/// EIP-712 domain of the token. USDC's own on every chain it is native to.
-const TOKEN: (&str, &str) = ("USD Coin", "2");
 /// Completion tokens when the customer names no bound.
 pub const MAX_TOKENS_DEFAULT: u32 = 256;
 /// Bytes of text that a generated token may be, for the price of storing it. They have 4 on average; an answer of longer
@@ -65,7 +64,19 @@ const LATER_SECS: u32 = 2;
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 pub fn seller(cx: &Context) -> Seller {
-    Seller::new(cx.config.chain_id, cx.birth.token, TOKEN, cx.config.treasury)
+    let domain = (cx.token.name.as_str(), cx.token.version.as_str());
+    Seller::new(cx.config.chain_id, cx.birth.token, domain, cx.config.treasury)
+}
+
+/// What is offered for which price, `alone` with a transaction of its own.
+fn prices(channel: Option<ChannelPrice>, alone: Option<Usdc>, has_eip3009: bool, has_permit2: bool) -> Prices {
+    let by_permit2 = alone.filter(|_| has_permit2);
+    Prices { channel, upto: by_permit2, exact: alone.filter(|_| has_eip3009), exact_permit2: by_permit2 }
+}
+
+/// What deposits are paid with, and `exact` beside Permit2.
+fn transfer(cx: &Context) -> TransferMethod {
+    if cx.token.has_eip3009 { TransferMethod::Eip3009 } else { TransferMethod::Permit2 }
 }
 
 /// Why somebody comes to a paid route.
@@ -307,9 +318,10 @@ impl Api {
     fn with_offers<T>(&self, terms: &Terms, then: impl FnOnce(&Offers<'_>) -> T) -> T {
         let channel = self.channels.is_open.then_some(ChannelPrice { ceiling: terms.price, carry: terms.price });
         // Only the relay may settle by Permit2, and it needs gas for it.
-        let by_permit2 = terms.price_alone.filter(|_| self.cx.permit2.proxies && self.shared.relay_has_gas());
+        let by_permit2 = self.cx.permit2.proxies && self.shared.relay_has_gas();
+        let prices = prices(channel, terms.price_alone, self.cx.token.has_eip3009, by_permit2);
         then(&Offers {
-            prices: Prices { channel, upto: by_permit2, exact: terms.price_alone, exact_permit2: by_permit2 },
+            prices,
             resource: &terms.resource,
             quoted_before: &|scheme, amount| {
                 let gas = if scheme == CHANNEL { Usdc::ZERO } else { self.gas() };
@@ -318,8 +330,8 @@ impl Api {
             known: &|method, payer, nonce| self.answers.has(&RequestId::of_payment(method, payer, nonce)),
             facilitator: self.cx.relay.address(),
             channels: &self.channels.terms,
-            transfer: TransferMethod::Eip3009,
-            takes_permits: self.cx.permit2.takes_permits,
+            transfer: transfer(&self.cx),
+            takes_permits: self.cx.token.has_permit,
         })
     }
 
@@ -339,14 +351,7 @@ impl Api {
 
     /// `pays`: a payment came along. Without one nothing is asked of the engine but how long the prompt is.
     async fn terms(&self, order: &Order, pays: bool) -> Result<Terms, Problem> {
-        let closed = || {
-            let why = self.shared.closed_because().unwrap_or_else(|| "the agent does not sell now".to_owned());
-            Problem::for_unavail(why, 2)
-        };
-        // Right after a start or a move the first price is a block away: that is no reason to refuse.
-        let mut prices = self.shared.prices();
-        let opened = tokio::time::timeout(FIRST_PRICE, prices.wait_for(Option::is_some)).await.is_ok();
-        let price = self.shared.price().filter(|_| opened).ok_or_else(closed)?;
+        let price = self.first_price().await.map_err(|why| Problem::for_unavail(why, 2))?;
         let (engine, prompt_tokens, room, price) = match &order.prompt {
             Prompt::Text(text) => {
                 let (engine, tokens, room) = self.room_after(text, order, pays).await?;
@@ -383,6 +388,15 @@ impl Api {
             },
             quote_key,
         })
+    }
+
+    /// Today's price, or why nothing is sold. Right after a start or a move the first price is a block away: that is no
+    /// reason to refuse.
+    async fn first_price(&self) -> Result<Price, String> {
+        let mut prices = self.shared.prices();
+        let opened = tokio::time::timeout(FIRST_PRICE, prices.wait_for(Option::is_some)).await.is_ok();
+        let price = self.shared.price().filter(|_| opened);
+        price.ok_or_else(|| self.shared.closed_because().unwrap_or_else(|| "the agent does not sell now".to_owned()))
     }
 
     /// The engine, the prompt's tokens, and the most that an answer to it may have.
@@ -649,6 +663,16 @@ fn stamp(response: &mut Response, request: &RequestId, payment_response: Option<
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_token_without_eip3009_is_paid_by_permit2_alone() {
+        let alone = Some(Usdc(9));
+        assert_eq!(prices(None, alone, true, false), Prices { exact: alone, ..Prices::default() });
+        let by_permit2 = Prices { upto: alone, exact_permit2: alone, ..Prices::default() };
+        assert_eq!(prices(None, alone, false, true), by_permit2);
+        assert_eq!(prices(None, alone, true, true), Prices { exact: alone, ..by_permit2 });
+        assert_eq!(prices(None, None, true, true), Prices::default());
+    }
 
     #[test]
     fn stored_bytes_are_a_class_like_the_others() {

@@ -7,7 +7,7 @@ mod changes;
 const WEIGHTS: &str = "bafybeigdyrzt5sfp7udm7hu76uh7y26nf3efuylqabf3oclgtqy55fbzdi";
 
 /// Every field that a manifest may have, in the order in which it is written.
-fn whole() -> String {
+pub(crate) fn whole() -> String {
     format!(
         r#"name = "one"
 code_cid = "{WEIGHTS}"

@@ -269,6 +269,20 @@ impl Channels {
         self.channels.iter().filter_map(|(id, channel)| Some((id, channel, channel.refund.as_ref()?)))
     }
 
+    /// The next channel of a seller that ends: what its payer gets back unasked. One at a time, and none while a call is
+    /// served or anything is claimed or can be. `is_put_off`: not this one, not now.
+    pub fn due_refund(&self, is_put_off: impl Fn(&ChannelId) -> bool) -> Option<(ChannelId, Usdc)> {
+        let is_busy = |channel: &Channel| channel.claim.is_some() || channel.refund.is_some() || channel.is_claimable();
+        if self.open > 0 || self.channels.values().any(is_busy) {
+            return None;
+        }
+        let known = self.channels.iter().filter(|(id, channel)| !channel.is_in_doubt && !is_put_off(id));
+        known.map(|(id, _)| RefundAsk { channel: *id, amount: None }).find_map(|ask| {
+            let amount = self.decide_refund(&ask).ok()?;
+            Some((ask.channel, amount))
+        })
+    }
+
     /// The claim that a refund has to make first, if anything is unclaimed.
     pub fn claim_before_refund(&self, id: &ChannelId) -> Option<ClaimRow> {
         self.channels.get(id)?.claim_row(id)

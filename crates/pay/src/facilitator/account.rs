@@ -6,6 +6,7 @@
 
 use crate::Usdc;
 use crate::scheme::exact::Hash;
+use borsh::io::{ErrorKind, Read};
 use borsh::{BorshDeserialize, BorshSerialize};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -23,8 +24,31 @@ pub struct Settlement {
     pub amount: Usdc,
     /// Chain seconds: from then on it can never be taken.
     pub valid_before: u64,
-    /// The token's own nonce tells; else (Permit2) only our transaction does.
-    pub is_eip3009: bool,
+    pub means: Means,
+    /// Height of the chain when it was checked: before that it was not taken. 0 in records of earlier builds, which end
+    /// here: then all of the chain is searched.
+    #[borsh(deserialize_with = "or_zero")]
+    pub since_block: u64,
+}
+
+/// By what a payer's money is moved. As bytes the order matters: of earlier builds 1 was EIP-3009, 0 either of the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub enum Means {
+    /// `exact` by Permit2: anybody may send it.
+    Permit2,
+    /// `exact` by EIP-3009: anybody may send it, and the token names its nonce.
+    Eip3009,
+    /// `upto` by Permit2: the facilitator alone sends it.
+    Upto,
+}
+
+fn or_zero<R: Read>(reader: &mut R) -> borsh::io::Result<u64> {
+    let mut bytes = [0; 8];
+    match reader.read(&mut bytes)? {
+        0 => Ok(0),
+        8 => Ok(u64::from_le_bytes(bytes)),
+        _ => Err(ErrorKind::UnexpectedEof.into()),
+    }
 }
 
 /// One record of the journal.
@@ -111,6 +135,11 @@ impl Accounts {
         self.open.iter()
     }
 
+    /// Whether a settlement that is remembered was paid in this transaction.
+    pub fn has_paid_in(&self, transaction: &Hash) -> bool {
+        self.paid.values().any(|paid| paid == transaction)
+    }
+
     pub fn earned(&self) -> Usdc {
         self.earned
     }
@@ -128,13 +157,25 @@ mod tests {
             nonce: [key; 32],
             amount: Usdc(100),
             valid_before: 10,
-            is_eip3009: true,
+            means: Means::Eip3009,
+            since_block: 7,
         };
         Record::Opened { key: [key; 32], account: [3; 20], fee: Usdc(fee), credit: Usdc(credit), settlement }
     }
 
     fn ended(key: u8, paid: bool) -> Record {
         Record::Ended { key: [key; 32], paid: paid.then_some([9; 32]) }
+    }
+
+    /// What was on disk before `since_block` was is read, too.
+    #[test]
+    fn a_record_of_an_earlier_build_ends_sooner() {
+        let record = opened(1, 300, 0);
+        let bytes = borsh::to_vec(&record).unwrap();
+        assert_eq!(borsh::from_slice::<Record>(&bytes).unwrap(), record);
+        let Record::Opened { settlement, .. } = borsh::from_slice(&bytes[..bytes.len() - 8]).unwrap() else { panic!() };
+        assert_eq!((settlement.means, settlement.since_block), (Means::Eip3009, 0));
+        assert!(borsh::from_slice::<Record>(&bytes[..bytes.len() - 1]).is_err());
     }
 
     #[test]

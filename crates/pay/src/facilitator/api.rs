@@ -3,7 +3,7 @@
 //!
 //! Source: x402 specification v2, section 7; the official packages' client and server are what it is tested with.
 
-use super::account::Settlement;
+use super::account::{Means, Settlement};
 use super::multicall::Call;
 use crate::scheme::exact::server::verify_any_in;
 use crate::scheme::exact::{Domain, EXACT, Hash, facilitator::transfer_call};
@@ -73,7 +73,7 @@ impl Job {
     /// May share a transaction with others: anyone may send it, the token's events tell it apart, and nobody else's
     /// code runs in it.
     pub fn may_be_batched(&self) -> bool {
-        self.settlement.is_eip3009 && self.is_signed_by_key
+        self.settlement.means == Means::Eip3009 && self.is_signed_by_key
     }
 
     pub fn pay_to(&self) -> Address {
@@ -98,11 +98,11 @@ impl Desk {
         })
     }
 
-    /// Checks a payment: shape, terms, times, a key's signature. `chain_now`: of the newest block.
+    /// Checks a payment: shape, terms, times, a key's signature. `chain_now`: of the newest block, `height`.
     ///
     /// With `upto` a settlement asks for less than was permitted: the amount of the requirements then differs from the
     /// accepted one, and nothing else does.
-    pub fn check(&self, asked: &Asked, chain_now: u64) -> Result<Job, Refusal> {
+    pub fn check(&self, asked: &Asked, chain_now: u64, height: u64) -> Result<Job, Refusal> {
         let wanted = &asked.requirements;
         let token = wanted.asset();
         if wanted.network() != format!("eip155:{}", self.chain_id) {
@@ -128,7 +128,8 @@ impl Desk {
                         nonce: terms.nonce,
                         amount: terms.value,
                         valid_before: terms.valid_before,
-                        is_eip3009: true,
+                        means: Means::Eip3009,
+                        since_block: height,
                     },
                     signature: terms.signature,
                     is_signed_by_key: by_key.is_ok(),
@@ -166,7 +167,8 @@ impl Desk {
                         nonce: found.nonce,
                         amount: wanted.amount(),
                         valid_before: found.deadline,
-                        is_eip3009: false,
+                        means: if scheme == UPTO { Means::Upto } else { Means::Permit2 },
+                        since_block: height,
                     },
                     signature: found.signature,
                     is_signed_by_key: by_key.is_ok(),
@@ -250,7 +252,7 @@ mod tests {
     fn a_body_survives_and_an_exact_payment_may_be_batched() {
         let asked = Asked::from_body(exact().to_body().to_string().as_bytes()).unwrap();
         assert_eq!(asked, exact());
-        let job = desk().check(&asked, NOW).unwrap();
+        let job = desk().check(&asked, NOW, 7).unwrap();
         assert!(job.may_be_batched());
         assert_eq!((job.payer(), job.settlement.amount, job.call.to), (payer().address(), Usdc(1_234), TOKEN));
         for wrong in ["", "[]", "{}", r#"{"paymentPayload":{},"paymentRequirements":{}}"#] {
@@ -264,7 +266,7 @@ mod tests {
             let mut body = exact().to_body();
             change(&mut body);
             let asked = Asked::from_body(body.to_string().as_bytes()).unwrap();
-            assert_eq!(desk().check(&asked, NOW).unwrap_err().reason, reason);
+            assert_eq!(desk().check(&asked, NOW, 7).unwrap_err().reason, reason);
         };
         check(|body| body["paymentRequirements"]["network"] = "eip155:1".into(), Reason::InvalidNetwork);
         check(
@@ -286,7 +288,7 @@ mod tests {
         let payment = crate::scheme::upto::client::sign(&payer(), &permitted, NOW, [5; 32]).unwrap();
         let ask = |amount| {
             let requirements = offer(UPTO, amount, facilitator.clone());
-            desk().check(&Asked { payment: payment.clone(), requirements }, NOW)
+            desk().check(&Asked { payment: payment.clone(), requirements }, NOW, 7)
         };
         assert_eq!(ask(1_000).unwrap().settlement.amount, Usdc(1_000));
         let less = ask(400).unwrap();

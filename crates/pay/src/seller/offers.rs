@@ -120,6 +120,13 @@ pub struct Terms<'a> {
     pub takes_permits: bool,
 }
 
+/// Whether a request asks for a channel's money back. That buys nothing, so it needs no price. Nothing is verified here.
+pub fn asks_back(headers: &HeaderMap) -> bool {
+    let header = payment_header(headers).ok().flatten();
+    let payment = header.and_then(|header| PaymentPayload::from_header(header).ok());
+    payment.is_some_and(|payment| payment.accepted["scheme"] == CHANNEL && payment.payload["type"] == "refund")
+}
+
 /// One way to pay: scheme and transfer method.
 pub type Way = (&'static str, TransferMethod);
 

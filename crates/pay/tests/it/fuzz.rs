@@ -269,7 +269,7 @@ fn strangers_bodies_break_no_facilitator() {
         let Ok(asked) = Asked::from_body(&bytes) else { return };
         read.add(true);
         assert_eq!(Asked::from_body(asked.to_body().to_string().as_bytes()).as_ref(), Ok(&asked), "seed {seed}");
-        let Ok(job) = desk.check(&asked, NOW) else { return };
+        let Ok(job) = desk.check(&asked, NOW, 7) else { return };
         settled.add(true);
         // Whatever was changed: it moves what was asked for, to whom that names, in a token that is on the list.
         let (found, wanted) = (&job.settlement, &asked.requirements);

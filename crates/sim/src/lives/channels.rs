@@ -7,6 +7,7 @@ use super::node::Node;
 use crate::world::{World, key};
 use alloy::primitives::{Address, B256, Bytes, aliases::U40, keccak256};
 use alloy::signers::local::PrivateKeySigner;
+use chain::Stage;
 use chain::anvil::DEV_CHAIN_ID;
 use chain::bindings::{ChannelConfig as OnChain, Voucher, VoucherClaim};
 use chain::outbox;
@@ -99,6 +100,16 @@ impl Node {
             }
         }
         self.claim_due(chain);
+        if chain.state.stage() == Stage::WindingDown && !chain.state.paused {
+            self.send_home(chain);
+        }
+    }
+
+    /// As a node does in the wind-down; what fails is tried again with the next look.
+    fn send_home(&mut self, chain: &Chain) {
+        if let Some((channel, amount)) = self.book.channels().due_refund(|_| false) {
+            self.channel(chain, ChannelInput::RefundAsked { channel, amount, at: chain.now() });
+        }
     }
 
     fn claim_due(&mut self, chain: &Chain) {

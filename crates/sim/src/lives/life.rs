@@ -846,7 +846,9 @@ impl Life {
         let mut unclaimed = 0;
         for index in 0..self.payers.len() {
             let Payer { id, signed, delivered, .. } = self.payers[index];
-            let claimed = read(&self.chain, &id, 0).claimed.micro();
+            let state = read(&self.chain, &id, 0);
+            let claimed = state.claimed.micro();
+            self.lived.left_in_channels += state.balance.micro() - claimed;
             if claimed > signed || claimed > delivered {
                 return Err(format!(
                     "I3: {claimed} claimed from payer {} for {delivered} of {signed} signed",

@@ -112,6 +112,15 @@ fn a_calm_life_moves_serves_and_is_the_same_twice() {
     assert_ne!(lived.digest, live(&whole(2, &[])).expect("calm").digest);
 }
 
+/// Customers who ask for nothing have their deposits back all the same, before it is closed.
+#[test]
+fn a_calm_end_leaves_nothing_in_channels() {
+    for lived in live_all(&(1..=8).map(|seed| short(seed, &[])).collect::<Vec<_>>()) {
+        assert!(lived.channel_calls > 0, "other seeds, please: {lived:?}");
+        assert_eq!(lived.left_in_channels, 0, "{lived:?}");
+    }
+}
+
 #[test]
 fn every_planted_bug_breaks_its_invariant_and_is_told() {
     for (bug, invariant) in Bug::ALL {

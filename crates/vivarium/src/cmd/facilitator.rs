@@ -87,7 +87,11 @@ async fn serve(flags: Flags) -> Result<()> {
     let chain = Chain::connect(&rpc, chain_id)?;
     chain.verify_chain().await?;
     chain.verify_code("the token", token).await?;
-    let (name, version, _) = chain.usdc(token).domain().await?;
+    let chain::Signing { name, version, has_eip3009, .. } = chain.usdc(token).signing().await?;
+    ensure!(
+        has_eip3009,
+        "the token {token} ({name}) takes no EIP-3009 authorisations: credit could not be sold for it"
+    );
     let key = read_key(&flags.key)?;
     let options = sender::Options { poll: LOOK_EVERY, ..sender::Options::new(flags.confirmations) };
     let sender = Sender::spawn_with(chain.clone(), key.clone(), options)?;

@@ -1,5 +1,6 @@
 //! From a checked payment to its end on chain: simulate, put together, send, and ask what became of it.
 
+use super::books::Books;
 use alloy::eips::BlockId;
 use alloy::primitives::{Address, B256, Bytes, U256};
 use alloy::rpc::types::{Filter, Log, TransactionRequest};
@@ -7,7 +8,8 @@ use alloy::sol_types::SolEvent;
 use chain::{Chain, Outcome, SenderHandle, Tx};
 use net::chain_of;
 use node::batches::{Batches, Ether};
-use pay::facilitator::account::Settlement;
+use node::permit2::{self, Sought, Spent};
+use pay::facilitator::account::{Means, Settlement};
 use pay::facilitator::api::Job;
 use pay::facilitator::batch::{BatchPolicy, GasPrice};
 use pay::facilitator::multicall::{self, Call, MULTICALL3};
@@ -15,6 +17,7 @@ use pay::scheme::exact::Hash;
 use pay::scheme::exact::facilitator::{self as exact, Expected};
 use pay::scheme::permit2::PERMIT2;
 use pay::scheme::signature::{self, NotTaken};
+use pay::scheme::upto::{EXACT_PROXY, UPTO_PROXY};
 use pay::{Reason, Refusal, Usdc};
 use std::sync::Arc;
 
@@ -53,6 +56,7 @@ pub struct Settler {
     sender: SenderHandle,
     factories: Arc<[Address]>,
     batches: Batches,
+    books: Books,
 }
 
 impl Settler {
@@ -62,9 +66,10 @@ impl Settler {
         factories: Vec<Address>,
         ether: Usdc,
         policy: BatchPolicy,
+        books: Books,
     ) -> Self {
         let batches = Batches::start(chain.clone(), sender.clone(), Ether::Said(ether), policy);
-        Self { chain, sender, factories: factories.into(), batches }
+        Self { chain, sender, factories: factories.into(), batches, books }
     }
 
     /// Wei a unit of gas now, with the price of an ether beside it.
@@ -128,12 +133,12 @@ impl Settler {
     /// What became of a job whose transaction ended so.
     async fn ended(&self, job: &Job, sent: &Outcome) -> End {
         match sent {
-            Outcome::Done { tx_hash, .. } if !job.settlement.is_eip3009 => End::Paid(tx_hash.0),
+            Outcome::Done { tx_hash, .. } if job.settlement.means != Means::Eip3009 => End::Paid(tx_hash.0),
             Outcome::Unknown { txs } => End::Unknown(txs.last().map(|tx| tx.0)),
             // A batch goes through although a row of it failed: the token's events tell.
             Outcome::Done { .. } | Outcome::Reverted { .. } | Outcome::NeverSent { .. } => {
                 match self.look(&job.settlement).await {
-                    Ok(End::Unknown(_)) => {
+                    Ok(End::Unknown(None)) => {
                         let message = format!("the settlement did not go through: {sent:?}");
                         End::Unpaid(Refusal::new(Reason::InvalidTransactionState, message))
                     }
@@ -147,15 +152,20 @@ impl Settler {
         }
     }
 
-    /// What the chain says of a settlement. `Unknown`: it can still happen.
+    /// What the chain says of a settlement. `Unknown`: it can still happen, or was sent as this and cannot be read yet.
     ///
     /// # Errors
     /// `Rpc`.
     pub async fn look(&self, settlement: &Settlement) -> Result<End, chain::Error> {
         let (payer, nonce) = (Address::from(settlement.payer), B256::from(settlement.nonce));
         let token = Address::from(settlement.token);
-        if !settlement.is_eip3009 {
-            return self.look_at_permit2(payer, U256::from_be_bytes(settlement.nonce), settlement.valid_before).await;
+        let proxy = match settlement.means {
+            Means::Permit2 => Some(EXACT_PROXY),
+            Means::Upto => Some(UPTO_PROXY),
+            Means::Eip3009 => None,
+        };
+        if let Some(proxy) = proxy {
+            return self.look_at_permit2(settlement, proxy).await;
         }
         let usdc = self.chain.usdc(token);
         if !usdc.authorization_state(payer, nonce).await? {
@@ -187,14 +197,29 @@ impl Settler {
         })
     }
 
-    /// Permit2 tells no transaction: one that is used is counted as paid.
-    async fn look_at_permit2(&self, payer: Address, nonce: U256, valid_before: u64) -> Result<End, chain::Error> {
-        let call = abi::nonceBitmapCall { owner: payer, word: nonce >> 8 };
+    /// A nonce that is spent has paid only if the transfer is found: its payer can take it back at any time.
+    async fn look_at_permit2(&self, settlement: &Settlement, proxy: Address) -> Result<End, chain::Error> {
+        let nonce = U256::from_be_bytes(settlement.nonce);
+        let call = abi::nonceBitmapCall { owner: settlement.payer.into(), word: nonce >> 8 };
         let bitmap = self.chain.read(PERMIT2, call, BlockId::latest()).await?;
-        if bitmap.bit((nonce & U256::from(0xff)).to()) {
-            return Ok(End::Paid([0; 32]));
+        if !bitmap.bit((nonce & U256::from(0xff)).to()) {
+            return self.unless_expired(settlement.valid_before).await;
         }
-        self.unless_expired(valid_before).await
+        let sought = Sought {
+            token: settlement.token.into(),
+            payer: settlement.payer.into(),
+            pay_to: settlement.pay_to.into(),
+            nonce: settlement.nonce,
+            proxy,
+            amount: settlement.amount,
+            since_block: settlement.since_block,
+        };
+        let is_taken = |tx: &B256| self.books.read(|accounts| accounts.has_paid_in(tx));
+        Ok(match permit2::find(&self.chain, &sought, is_taken).await? {
+            Spent::Here { amount, tx, .. } if amount == U256::from(settlement.amount.micro()) => End::Paid(tx.0),
+            Spent::Here { .. } | Spent::Elsewhere => unpaid("its nonce was withdrawn, or used for something else"),
+            Spent::Unread(tx) => End::Unknown(Some(tx.0)),
+        })
     }
 
     async fn unless_expired(&self, valid_before: u64) -> Result<End, chain::Error> {

@@ -216,6 +216,97 @@ async fn an_authorisation_is_settled_once_and_batches_are_settled_together() {
     assert_eq!((&wrong["success"], &wrong["errorReason"]), (&json!(false), &json!("invalid_payload")));
 }
 
+/// Whoever takes a Permit2 permission back while the facilitator's transaction is on its way has paid nothing, however its
+/// nonce looks: the payee hears that, and has its fee back. The same after kill -9; and what somebody else sent meanwhile
+/// is paid.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_nonce_that_paid_nothing_is_unpaid() {
+    use alloy::primitives::U256;
+    use pay::facilitator::api::{Asked, Desk};
+    use pay::scheme::permit2::PERMIT2;
+    use pay::wire::PaymentRequirements;
+    let (chain, dir) = (Chain::start().await, tempfile::tempdir().unwrap());
+    let payer = customer().address();
+    chain.mint(chain.usdc, payer, 5_000_000).await;
+    chain.rpc("anvil_setBalance", json!([payer, "0xde0b6b3a7640000"])).await;
+    let approve = chain::call("approve(address,uint256)", &[chain::word(PERMIT2), U256::MAX]);
+    assert!(chain.send(payer, chain.usdc, &approve).await.1);
+    let (mut process, mut url) = facilitator(&chain, dir.path()).await;
+    buy_credit(&chain, &url).await;
+
+    let owner = KEY.parse::<PrivateKeySigner>().unwrap().address();
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let asked = |scheme: &str, nonce: u8| {
+        let network = format!("eip155:{CHAIN_ID}");
+        let extra = json!({ "assetTransferMethod": "permit2", "facilitatorAddress": owner });
+        let requirements =
+            PaymentRequirements::new((scheme, &network), Usdc(PRICE), (chain.usdc, TREASURY), 300, extra);
+        let payment = pay::scheme::upto::client::sign(&customer(), &requirements, now, [nonce; 32]).unwrap();
+        Asked { payment, requirements }
+    };
+    let http = net::Client::new();
+    let settle = |url: &str, asked: &Asked| {
+        let (http, url, body) = (http.clone(), format!("{url}/settle"), asked.to_body());
+        tokio::spawn(async move { http.call_json::<Value>(&url, &body).await })
+    };
+    // Sent, and waiting in the pool for a block.
+    let on_its_way = async |url: &str, asked: &Asked| {
+        chain.rpc("evm_setAutomine", json!([false])).await;
+        let answer = settle(url, asked);
+        while chain.rpc("txpool_status", json!([])).await["pending"] == "0x0" {
+            tokio::task::yield_now().await;
+        }
+        answer
+    };
+    let send = async |from: Address, to: Address, data: Vec<u8>| {
+        // First in its block.
+        let gas_price = "0x174876e800";
+        let data = format!("0x{}", hex::encode(data));
+        let tx = json!([{ "from": from, "to": to, "data": data, "gas": "0x989680", "gasPrice": gas_price }]);
+        let hash = chain.rpc("eth_sendTransaction", tx).await;
+        chain.rpc("evm_mine", json!([])).await;
+        assert_eq!(chain.rpc("eth_getTransactionReceipt", json!([hash])).await["status"], "0x1");
+        hash
+    };
+    let take_back = |nonce: u8| {
+        let nonce = U256::from_be_bytes([nonce; 32]);
+        let words = [nonce >> 8, U256::ONE << (nonce & U256::from(0xff))];
+        send(payer, PERMIT2, chain::call("invalidateUnorderedNonces(uint256,uint256)", &words))
+    };
+
+    for (scheme, nonce) in [("exact", 1), ("upto", 2)] {
+        let answer = on_its_way(&url, &asked(scheme, nonce)).await;
+        take_back(nonce).await;
+        let told = answer.await.unwrap().unwrap();
+        assert_eq!((&told["success"], &told["errorReason"]), (&json!(false), &json!("invalid_transaction_state")));
+        assert_eq!((credit(&url, TREASURY).await, chain.balance(chain.usdc, TREASURY).await), (1_000_000, Usdc(0)));
+    }
+
+    // It dies, its transaction is lost, and the nonce is spent: by a withdrawal, then by a settlement that another sent.
+    for (nonce, is_paid) in [(3, false), (4, true)] {
+        let asked = asked("exact", nonce);
+        let answer = on_its_way(&url, &asked).await;
+        process.kill().await.unwrap();
+        assert!(answer.await.unwrap().is_err(), "nobody answers");
+        chain.rpc("anvil_dropAllTransactions", json!([])).await;
+        let by_another = if is_paid {
+            let desk = Desk { chain_id: CHAIN_ID, tokens: vec![chain.usdc], facilitator: owner };
+            let call = desk.check(&asked, now, 0).unwrap().call;
+            send(chain::RELAY, call.to, call.data.to_vec()).await
+        } else {
+            take_back(nonce).await
+        };
+        chain.rpc("evm_setAutomine", json!([true])).await;
+        (process, url) = facilitator(&chain, dir.path()).await;
+        let told = settle(&url, &asked).await.unwrap().unwrap();
+        assert_eq!(told["success"], is_paid, "{told}");
+        assert_eq!(told["transaction"] == by_another, is_paid, "{told}");
+        let paid = if is_paid { Usdc(PRICE) } else { Usdc(0) };
+        assert_eq!(chain.balance(chain.usdc, TREASURY).await, paid);
+        assert_eq!(credit(&url, TREASURY).await == 1_000_000, !is_paid, "a fee for what was paid");
+    }
+}
+
 /// What it says when it cannot help: there is no credit, the transaction is not mined yet, the chain does not answer.
 /// Nothing of that is a refusal of the payment, and the same may be asked again.
 #[tokio::test(flavor = "multi_thread")]

@@ -5,7 +5,9 @@
 //! `@x402/fetch`. Time is scaled (`--day 20s`), so a life takes minutes.
 
 use crate::world::{self, World, get_json, program, project, signal};
-use serde_json::Value;
+use pay::scheme::channel::ChannelId;
+use pay::scheme::channel::facilitator::state_calls;
+use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -427,6 +429,10 @@ fn a_whole_life() {
     let now = world.world();
     let later = on_a_channel(&now, "plain", 2);
     assert!(charged(&later) > charged(&calls), "the same channel goes on: {calls:?} {later:?}");
+    // More lies in it than was charged, and nobody will ask for that.
+    let channel = later.last().expect("a call")["payment"]["extra"]["channelState"]["channelId"].clone();
+    let (balance, claimed) = lies_in(&now, &channel);
+    assert!(balance > claimed, "{balance} in the channel, {claimed} claimed");
     // So did the identity.
     stranger(&world);
 
@@ -465,6 +471,8 @@ fn a_whole_life() {
         (both["record"]["stage"] == "closed").then_some(())
     });
     let last = last.expect("a last status");
+    let (balance, claimed) = lies_in(&now, &channel);
+    assert_eq!(balance, claimed, "a deposit stays in the channel of an agent that has ended");
     assert!(micro(&last, "earned_uusdc") <= micro(&last, "settled_uusdc"), "vouchers were left unclaimed: {last}");
     // Everything that ever came in is accounted for, to the micro-USDC.
     let came_in = SEED_UUSDC + micro(&last, "gifts_uusdc") + micro(&last, "settled_uusdc");
@@ -473,6 +481,23 @@ fn a_whole_life() {
     assert_eq!(came_in - went_out, left, "the ledger and the chain differ: {last}");
     audited(&world, &last);
     remembered(&world);
+}
+
+/// What the channel contract holds of a channel, and what was claimed of it, micro-USDC.
+fn lies_in(world: &Value, channel: &Value) -> (u128, u128) {
+    let id = channel.as_str().expect("a channel's id").trim_start_matches("0x");
+    let [ask, ..] = state_calls(&ChannelId(hex::decode(id).expect("digits").try_into().expect("32 bytes")));
+    let call = json!({ "to": world["channel"], "data": format!("0x{}", hex::encode(ask)) });
+    let ask = json!({ "jsonrpc": "2.0", "id": 1, "method": "eth_call", "params": [call, "latest"] });
+    let out = Command::new("curl")
+        .args(["-sf", "-H", "content-type: application/json", "-d", &ask.to_string()])
+        .arg(world["rpc_url"].as_str().expect("a URL"))
+        .output()
+        .expect("curl runs");
+    let answer: Value = serde_json::from_slice(&out.stdout).expect("an answer of the chain");
+    let words = answer["result"].as_str().unwrap_or_else(|| panic!("{answer}")).trim_start_matches("0x");
+    let number = |word: &str| u128::from_str_radix(word, 16).expect("a number below 2^128");
+    (number(&words[32..64]), number(&words[96..128]))
 }
 
 /// Somebody who asks only chain and store comes to the agent's own sums, and finds nothing unexplained.
@@ -492,7 +517,7 @@ fn audited(world: &World, last: &Value) {
     }
     let now = audit(&[]);
     assert_eq!(now["stage"], "closed");
-    assert_eq!((&now["unexplained"], &now["strange_events"]), (&serde_json::json!([]), &serde_json::json!(0)), "{now}");
+    assert_eq!((&now["unexplained"], &now["strange_events"]), (&json!([]), &json!(0)), "{now}");
     let words = |list: &str, field: &str| -> Vec<String> {
         let rows = now[list].as_array().unwrap_or_else(|| panic!("{list} in {now}"));
         rows.iter().map(|row| row[field].as_str().unwrap_or_default().to_owned()).collect()

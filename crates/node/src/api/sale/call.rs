@@ -1,5 +1,5 @@
 //! A sale that is paid by a voucher: put the deposit in if one came along, reserve, serve, charge what was delivered.
-//! Nothing of it waits for the chain but a deposit and a refund.
+//! Nothing of it waits for the chain but a deposit. Refunds are [`super::refund`]'s.
 
 use super::{Errand, Offers, Order, Paying, Sale, Terms, Wishes, Work, refused};
 use crate::api::Api;
@@ -11,21 +11,19 @@ use crate::contract_payers;
 use crate::main_loop::Event;
 use crate::shared::InFlight;
 use alloy::primitives::Address;
-use axum::Json;
 use axum::response::{IntoResponse, Response};
-use pay::book::channels::{AskedDeposit, Channel, ChannelAsk, RefundAsk};
+use pay::book::channels::{AskedDeposit, Channel, ChannelAsk};
 use pay::scheme::channel::server::{VerifiedVoucher, VoucherKind};
 use pay::scheme::channel::{BATCH_SETTLEMENT, ChannelDomain, Deposit};
 use pay::seller::offers::ChannelTerms;
 use pay::{Challenge, Reason, Refusal, Usdc};
-use serde_json::json;
 use std::time::Duration;
 use tokio::sync::oneshot;
 
 /// Looks, deposits and second decisions that one request may need.
 const TURNS_MAX: u32 = 6;
 /// A deposit or refund that takes longer is answered with 503; it goes on, and the same request asked again finds it.
-const MOVED_WITHIN: Duration = Duration::from_secs(60);
+pub(super) const MOVED_WITHIN: Duration = Duration::from_secs(60);
 
 /// What offers name as the least deposit. Official clients put in this much each time, so that its gas (0.0014 USDC) is a
 /// hundredth or so of it. Less is taken, down to [`ChannelLimits::deposit_min`](pay::book::ChannelLimits). A guess.
@@ -34,7 +32,7 @@ const DEPOSIT: Usdc = Usdc(100_000);
 /// What is sold on channels with.
 #[derive(Debug)]
 pub struct Counter {
-    /// Birth names the contract that clients know; else nothing is sold on channels.
+    /// Birth names the contract that clients know, and the token can be put into it; else nothing is sold on channels.
     pub is_open: bool,
     pub terms: ChannelTerms,
     pub domain: ChannelDomain,
@@ -50,7 +48,7 @@ pub struct Call {
 impl Counter {
     pub fn of(cx: &Context) -> Self {
         Self {
-            is_open: cx.birth.options.channels == BATCH_SETTLEMENT,
+            is_open: cx.birth.options.channels == BATCH_SETTLEMENT && (cx.token.has_eip3009 || cx.permit2.collector),
             terms: ChannelTerms {
                 receiver_authorizer: cx.config.treasury,
                 withdraw_delay_secs: u64::from(cx.birth.options.withdrawDelay),
@@ -72,7 +70,9 @@ impl Api {
         entered: InFlight,
     ) -> Result<Sale, Response> {
         let deposit = match &paid.kind {
-            VoucherKind::Refund { amount } => return Err(self.refund_call(&paid, *amount, &terms).await),
+            VoucherKind::Refund { amount } => {
+                return Err(self.refund(&paid, *amount, &|refusal| self.refuse(&terms, refusal)).await);
+            }
             VoucherKind::Deposit(deposit) => Some(deposit.clone()),
             VoucherKind::Voucher => None,
         };
@@ -163,7 +163,9 @@ impl Api {
     /// Simulated, sent, waited for.
     async fn deposit(&self, paid: &VerifiedVoucher, deposit: Deposit, terms: &Terms) -> Result<Moved, Response> {
         let channel = paid.channel;
-        self.has_gas_for(paid, terms).await?;
+        if let Some(refusal) = self.lacks_gas_for(paid).await? {
+            return Err(self.refuse(terms, refusal));
+        }
         if let Err(refusal) = contract_payers::simulate_deposit(&self.cx, &paid.config, &deposit).await {
             // The same deposit may just be going in by an earlier try: then it is waited for.
             let state = channels::try_read(&self.cx, &channel).await.map_err(|e| chain_is_away(&e))?;
@@ -183,51 +185,15 @@ impl Api {
         }
     }
 
-    /// Refuses a deposit or a refund of a payer that has had many for what it bought.
-    async fn has_gas_for(&self, paid: &VerifiedVoucher, terms: &Terms) -> Result<(), Response> {
+    /// Why a payer that has had many deposits and refunds for what it bought gets no more of them today.
+    pub(super) async fn lacks_gas_for(&self, paid: &VerifiedVoucher) -> Result<Option<Refusal>, Response> {
         let (channel, payer) = (paid.channel, paid.config.payer);
         if self.look(move |node| node.has_gas_for(&channel, &payer)).await.map_err(IntoResponse::into_response)? {
-            return Ok(());
+            return Ok(None);
         }
         let message = "too many deposits and refunds today for what was bought: use what lies in your channels, pay by \
                        exact, or take it out by the contract (initiateWithdraw)";
-        Err(self.refuse(terms, Refusal::new(Reason::TooManyOpen, message)))
-    }
-
-    /// Gives back what is not charged, for a payer that signed for it.
-    async fn refund_call(&self, paid: &VerifiedVoucher, amount: Option<Usdc>, terms: &Terms) -> Response {
-        let channel = paid.channel;
-        let state = match channels::try_read(&self.cx, &channel).await {
-            Ok(state) => state,
-            Err(e) => return chain_is_away(&e),
-        };
-        if state.balance == state.claimed {
-            return self.refuse(terms, Refusal::new(Reason::RefundNoBalance, "nothing is left in this channel"));
-        }
-        if let Err(refused) = self.has_gas_for(paid, terms).await {
-            return refused;
-        }
-        let ask = RefundAsk { channel, amount };
-        let seen = (paid.config.clone(), state);
-        let asked = self.ask(|reply| Ask::GiveBack { ask, seen, reply });
-        let outcome = match tokio::time::timeout(MOVED_WITHIN, asked).await {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(response)) => return response,
-            Err(_) => return Problem::for_unavail("the refund is on its way; ask again", 2).into_response(),
-        };
-        let (amount, tx) = match outcome {
-            Ok(Some(moved)) => moved,
-            Ok(None) => return self.refuse(terms, Refusal::new(Reason::RefundFailed, "the refund did not go through")),
-            Err(reason @ Reason::RefundOverDay) => {
-                let message = "the agent gives no more back today: ask for less, ask tomorrow, or take it out by the \
-                               contract (initiateWithdraw)";
-                return self.refuse(terms, Refusal::new(reason, message));
-            }
-            Err(reason) => return self.refuse(terms, Refusal::new(reason, reason.as_str().replace('_', " "))),
-        };
-        let Some(known) = self.channel(paid).await else { return chain_is_away(&"the channel is not known here") };
-        let (name, value) = self.seller.refund_header(&channel, &known, amount, tx.0);
-        ([(name, value)], Json(json!({}))).into_response()
+        Ok(Some(Refusal::new(Reason::TooManyOpen, message)))
     }
 
     /// `PAYMENT-RESPONSE` of a call: what its customer is told was charged so far.
@@ -239,7 +205,7 @@ impl Api {
         value.to_str().ok().map(str::to_owned)
     }
 
-    async fn channel(&self, paid: &VerifiedVoucher) -> Option<Channel> {
+    pub(super) async fn channel(&self, paid: &VerifiedVoucher) -> Option<Channel> {
         let id = paid.channel;
         self.look(move |node| node.live.as_ref()?.state.book.channels().channel(&id).cloned()).await.ok().flatten()
     }
@@ -261,7 +227,7 @@ fn busy() -> Refusal {
     Refusal::new(Reason::ChannelBusy, "the channel is busy: try again in a moment")
 }
 
-fn chain_is_away(error: &dyn std::fmt::Display) -> Response {
+pub(super) fn chain_is_away(error: &dyn std::fmt::Display) -> Response {
     tracing::warn!(%error, "a channel cannot be read");
     Problem::for_unavail("the chain does not answer; nothing was charged", 2).into_response()
 }

@@ -601,3 +601,56 @@ impl Drop for OnTaken {
         tell(&cx, Ask::Delivered { request, delivery, amount, reply: None });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::serve::ListenerExt;
+    use axum::{Router, routing::get};
+    use std::sync::Mutex;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpSocket};
+
+    /// Of a customer's machine; the kernel takes twice as much.
+    const RECEIVE_BUFFER_BYTES: u32 = 4 << 10;
+    /// hyper's, the channel's, and the one that is on its way between them.
+    const FRAMES_MAX: usize = 18;
+
+    /// It is charged by the frames that the transport takes. What it does not read fills two small kernel buffers, its own
+    /// and ours, and a few frames more; then nothing is taken any more, and the engine waits.
+    #[tokio::test]
+    async fn a_customer_who_stops_reading_is_charged_for_little_more_than_it_read() {
+        let (frames, taken) = mpsc::channel::<Bytes>(1);
+        let body = Arc::new(Mutex::new(Some(taken)));
+        let stream = move || {
+            let taken = body.lock().unwrap().take().unwrap();
+            async move { Body::from_stream(ReceiverBody(taken).map(Ok::<_, std::convert::Infallible>)) }
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        let app = Router::new().route("/", get(stream));
+        tokio::spawn(async move { axum::serve(listener.tap_io(net::send_as_read), app).await });
+
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(RECEIVE_BUFFER_BYTES).unwrap();
+        let mut customer = socket.connect(at).await.unwrap();
+        customer.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        // A token in a chunk of a chat completion.
+        let frame = Bytes::from(format!("data: {}\n\n", "x".repeat(240)));
+        frames.send(frame.clone()).await.unwrap();
+        let mut read = [0; 1_024];
+        while !String::from_utf8_lossy(&read).contains("data: ") {
+            assert_ne!(customer.read(&mut read).await.unwrap(), 0);
+        }
+        let kernels = 2 * (net::SEND_BUFFER_BYTES + usize::try_from(RECEIVE_BUFFER_BYTES).unwrap());
+        let most = kernels + FRAMES_MAX * frame.len();
+        let mut charged = 0;
+        // Once nothing has been taken for a second, nothing will be.
+        while let Ok(sent) = tokio::time::timeout(Duration::from_secs(1), frames.send(frame.clone())).await {
+            sent.expect("it stays connected");
+            charged += frame.len();
+            assert!(charged <= most, "{charged} bytes are taken of what nobody reads; {most} at most");
+        }
+        drop(customer);
+    }
+}

@@ -2,8 +2,9 @@
 
 use super::types::{Permit2Payment, Proxy};
 use crate::Usdc;
+use crate::scheme::exact::Hash;
 use crate::scheme::signature::of_deployed;
-use alloy::primitives::U256;
+use alloy::primitives::{Address, U256};
 use alloy::sol_types::SolCall;
 
 mod exact {
@@ -104,20 +105,12 @@ pub fn nonce_is_spent(payment: &Permit2Payment, answer: &[u8]) -> Option<bool> {
     Some(bitmap.bit(usize::from(payment.nonce[31])))
 }
 
-/// Whether these bytes, sent to the payment's proxy, settle this payment: its payer's and its nonce's, by whichever of
-/// the proxy's entries.
-pub fn settles(payment: &Permit2Payment, data: &[u8]) -> bool {
-    let ours = |owner: alloy::primitives::Address, nonce: U256| {
-        owner == payment.payer && nonce == U256::from_be_bytes(payment.nonce)
-    };
-    match payment.proxy {
-        Proxy::Exact => {
-            exact::settleCall::abi_decode(data).is_ok_and(|call| ours(call.owner, call.permit.nonce))
-                || exact::settleWithPermitCall::abi_decode(data).is_ok_and(|call| ours(call.owner, call.permit.nonce))
-        }
-        Proxy::Upto { .. } => {
-            upto::settleCall::abi_decode(data).is_ok_and(|call| ours(call.owner, call.permit.nonce))
-                || upto::settleWithPermitCall::abi_decode(data).is_ok_and(|call| ours(call.owner, call.permit.nonce))
-        }
-    }
+/// Whether these bytes, sent to a proxy, settle the payment of this payer with this nonce, by whichever entry of
+/// whichever proxy. A nonce is one for both of them, and each has entries that the other one lacks.
+pub fn settles(payer: &[u8; 20], nonce: &Hash, data: &[u8]) -> bool {
+    let ours = |owner: Address, of: U256| owner == *payer && of == U256::from_be_bytes(*nonce);
+    exact::settleCall::abi_decode(data).is_ok_and(|call| ours(call.owner, call.permit.nonce))
+        || exact::settleWithPermitCall::abi_decode(data).is_ok_and(|call| ours(call.owner, call.permit.nonce))
+        || upto::settleCall::abi_decode(data).is_ok_and(|call| ours(call.owner, call.permit.nonce))
+        || upto::settleWithPermitCall::abi_decode(data).is_ok_and(|call| ours(call.owner, call.permit.nonce))
 }

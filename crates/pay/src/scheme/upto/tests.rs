@@ -76,8 +76,10 @@ fn a_settlement_is_recognised_by_its_bytes_and_a_nonce_by_its_bit() {
         let signed = Permit2612 { amount: payment.amount, deadline: 1, signature: [27; 65] };
         for way in [payment.clone(), Permit2Payment { permit: Some(signed), ..payment.clone() }] {
             let data = settle_call(&way, Usdc(1));
-            assert!(settles(&payment, &data) && !settles(&other, &data));
-            assert!(!settles(&payment, &data[..data.len() - 33]) && !settles(&payment, b""));
+            assert!(settles(&payment.payer, &payment.nonce, &data) && !settles(&other.payer, &other.nonce, &data));
+            for cut in [&data[..data.len() - 33], b""] {
+                assert!(!settles(&payment.payer, &payment.nonce, cut));
+            }
         }
         let bit = usize::from(payment.nonce[31]);
         let word = |bitmap: U256| bitmap.to_be_bytes::<32>();
