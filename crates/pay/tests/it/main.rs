@@ -10,6 +10,7 @@ mod external;
 mod fuzz;
 mod golden;
 mod market;
+mod purse;
 mod schemes;
 mod shop;
 mod table;
