@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::main_loop::{Event, Node};
 use crate::settle::Settlement;
 use crate::state::Recorded;
+use crate::suppliers;
 use economy::{Input, Owed, Usdc};
 use journal::crash_point;
 use pay::book::channels::{CallService, RefundAsk};
@@ -273,7 +274,11 @@ impl Node {
         let terms = &self.cx.manifest.payments;
         let has_another = self.cx.facilitator.as_ref().is_some_and(Remote::is_healthy);
         let room = Usdc(terms.settle_after_uusdc).saturating_sub(live.state.book.exposure());
-        let when = when(&want.settlement, known_payer, room, has_another, now);
+        let when = match want.ask.route.as_str() {
+            // Nothing is bought with a payment that can still fail.
+            suppliers::ROUTE => When::Beside,
+            _ => when(&want.settlement, known_payer, room, has_another, now),
+        };
         if when == When::Beside && !self.hung_up.allows(&want.ask.payer, Usdc::ZERO, Usdc(1), now) {
             drop(reply.send(Reserved::HungUp));
             return Ok(());

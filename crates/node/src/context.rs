@@ -9,6 +9,7 @@ use crate::main_loop::Event;
 use crate::manifest::Manifest;
 use crate::memory::RingFile;
 use crate::permit2;
+use crate::suppliers::Suppliers;
 use chain::bindings::ITreasury::Birth;
 use chain::{Chain, SenderHandle, TreasuryClient};
 use pay::facilitator::remote::Remote;
@@ -46,6 +47,8 @@ pub struct Context {
     pub contract_attempts: contract_payers::Attempts,
     /// Another's facilitator, where the manifest names one.
     pub facilitator: Option<Remote>,
+    /// Other agents whose answers are sold here, and the purse that pays them.
+    pub suppliers: Suppliers,
     pub store: store::client::StoreClient,
     pub http: net::Client,
     /// Chain seconds when this process started.
