@@ -376,7 +376,7 @@ impl Manifest {
                 Err("`purse_uusdc_max` is for `suppliers`, and there is none: a purse would only be stolen".into())
             }
             (call, purse) if purse < call => Err(format!(
-                "`suppliers` are paid from the purse, and `purse_uusdc_max` = {purse} is less than a call of {call} costs"
+                "`suppliers` are paid from the purse: `purse_uusdc_max` = {purse} is less than a call of {call} costs"
             )),
             _ => Ok(()),
         }

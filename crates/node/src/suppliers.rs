@@ -189,7 +189,7 @@ impl Supplier {
         ] {
             if is_asked {
                 let message = format!(
-                    "`{}` is another agent's model: its answers are sold whole and as text, so `{field}` is not done here",
+                    "`{}` is another agent's model: its answers come whole and as text; `{field}` is not done here",
                     self.terms.model
                 );
                 return Err(ApiError::for_field("unsupported_field", field, message));
@@ -345,9 +345,11 @@ mod tests {
 
     #[test]
     fn a_request_goes_on_under_the_suppliers_name_without_what_concerns_nobody_there() {
-        let raw = br#"{"model":"theirs","messages":[{"role":"user","content":"hi"}],"max_tokens":7,"stream":false,"user":"u1"}"#;
-        let body = body_for("m", raw).unwrap();
-        let wanted = json!({ "model": "m", "messages": [{ "role": "user", "content": "hi" }], "max_tokens": 7 });
+        let messages = json!([{ "role": "user", "content": "hi" }]);
+        let raw = json!({ "model": "theirs", "messages": messages, "max_tokens": 7, "stream": false, "user": "u" })
+            .to_string();
+        let body = body_for("m", raw.as_bytes()).unwrap();
+        let wanted = json!({ "model": "m", "messages": messages, "max_tokens": 7 });
         assert_eq!(body, wanted);
     }
 
