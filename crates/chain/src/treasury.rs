@@ -182,6 +182,9 @@ pub async fn predict(chain: &Chain, addresses: &Addresses, birth: &Birth) -> Res
 /// ran out of gas, and a replay did not.
 pub const REFUEL_GAS: u64 = 400_000;
 
+/// What `spend` and `Spent` call the purse, in the contract's order of kinds.
+pub const KIND_PURSE: u8 = 2;
+
 /// Calldata for every entry of the treasury and for `TreasuryFactory.create`.
 pub mod calls {
     use super::*;
@@ -314,7 +317,7 @@ pub mod calls {
         Treasury::refundChannelCall { config, amount }.abi_encode().into()
     }
 
-    /// Operator: pays one of birth's payees, or fills the purse. `kind`: 0 storage, 1 tools, 2 purse.
+    /// Operator: pays one of birth's payees, or fills the purse. `kind`: 0 storage, 1 tools, [`super::KIND_PURSE`].
     pub fn spend(kind: u8, payee: Address, amount: u128) -> Bytes {
         Treasury::spendCall { kind, payee, amount }.abi_encode().into()
     }

@@ -80,6 +80,8 @@ pub struct View {
     pub balance: Usdc,
     /// Escrow less accrued rent, all open leases.
     pub escrow: Usdc,
+    /// In the purse; zero without one.
+    pub purse: Usdc,
     /// Of the day limit, right now.
     pub spent_in_day: Usdc,
     pub operator_gas_wei: u128,
@@ -164,4 +166,8 @@ pub enum ChainEventKind {
     /// Treasury `DutyPaid`: a steward's pay for an acknowledgement. Should the token have refused it, the next view has more
     /// than the books.
     DutyPaid { amount: Usdc },
+    /// Treasury `Spent` on the purse.
+    PurseFilled { amount: Usdc },
+    /// A token transfer from the purse to the Treasury: swept by a move, a pause or the end, or trimmed.
+    PurseReturned { amount: Usdc },
 }

@@ -1,5 +1,5 @@
 //! Double entry in micro-USDC. Every posting moves one amount from one account to another, so all accounts sum to 0;
-//! two of them, balance and escrow, are compared with the chain at every block.
+//! three of them, balance, escrow and purse, are compared with the chain at every block.
 
 use crate::input::{ChainEvent, ChainEventKind, LeaseView, View};
 use crate::money::Usdc;
@@ -31,6 +31,10 @@ pub enum Account {
     AtMarket,
     /// Paid to stewards for acknowledging checkpoints. Expense.
     Duties,
+    /// In the purse. Asset.
+    Purse,
+    /// Paid from the purse: others' answers, sold on. Expense.
+    Purchases,
 }
 
 /// What is known of one open lease.
@@ -155,6 +159,16 @@ impl Ledger {
         self.debit(Account::AtMarket)
     }
 
+    /// In the purse, as of the last block.
+    pub fn purse(&self) -> Usdc {
+        self.debit(Account::Purse)
+    }
+
+    /// Paid to suppliers so far, from the purse.
+    pub fn purchases(&self) -> Usdc {
+        self.debit(Account::Purchases)
+    }
+
     pub fn withdrawn(&self) -> Usdc {
         self.debit(Account::Withdrawn)
     }
@@ -238,7 +252,7 @@ impl Ledger {
     }
 
     fn book(&mut self, kind: &ChainEventKind, back: bool) -> Option<Note> {
-        use Account::{AtMarket, Customers, Duties, Escrow, Gifts, Seed, Treasury, Withdrawn};
+        use Account::{AtMarket, Customers, Duties, Escrow, Gifts, Purse, Seed, Treasury, Withdrawn};
         match *kind {
             ChainEventKind::Activated { .. } => self.activated = !back,
             ChainEventKind::ExactSettled { amount, .. } => self.post_or_reverse(back, Treasury, Customers, amount),
@@ -283,6 +297,14 @@ impl Ledger {
             ChainEventKind::MarketOwes { amount } => self.post_or_reverse(back, AtMarket, Treasury, amount),
             ChainEventKind::MarketPaid { amount } => self.post_or_reverse(back, Treasury, AtMarket, amount),
             ChainEventKind::DutyPaid { amount } => self.post_or_reverse(back, Duties, Treasury, amount),
+            ChainEventKind::PurseFilled { amount } => {
+                self.post_or_reverse(back, Purse, Treasury, amount);
+                return Some(Note::PurseFilled { amount });
+            }
+            ChainEventKind::PurseReturned { amount } => {
+                self.post_or_reverse(back, Treasury, Purse, amount);
+                return Some(Note::PurseReturned { amount });
+            }
             // Unwrapped by the caller; a reversal of a reversal does not exist.
             ChainEventKind::Reverted(_) => {}
         }
@@ -331,6 +353,7 @@ impl Ledger {
         for lease in [&view.active, &view.standby, &view.draining].into_iter().flatten() {
             self.accrue_lease(lease);
         }
+        self.settle_purse(view.purse, notes);
         let escrow = self.settle(Side::Escrow, view.escrow, notes);
         let balance = self.settle(Side::Balance, view.balance, notes);
         let outcome = balance.and(escrow);
@@ -350,6 +373,24 @@ impl Ledger {
             let accrued = book.paid_in.saturating_sub(lease.escrow_left);
             self.accrue(&mut book, accrued);
             self.leases.insert(lease.id, book);
+        }
+    }
+
+    /// What left the purse and did not come back was paid to suppliers; a supplier's refund takes that back. Only what is
+    /// above that was a stranger's. Like rent it follows the chain both ways, so a reorg needs no case of its own.
+    fn settle_purse(&mut self, chain: Usdc, notes: &mut Vec<Note>) {
+        let on_chain = i128::try_from(chain.0).expect("USDC's whole supply fits 64 bits");
+        let more = on_chain - self.of(Account::Purse);
+        if more < 0 {
+            self.post(Account::Purchases, Account::Purse, Usdc(more.unsigned_abs()));
+        } else if more > 0 {
+            let back = Usdc(more.unsigned_abs()).min(self.purchases());
+            self.post(Account::Purse, Account::Purchases, back);
+            let amount = Usdc(more.unsigned_abs()).saturating_sub(back);
+            if !amount.is_zero() {
+                self.post(Account::Purse, Account::Unexplained, amount);
+                notes.push(Note::Unexplained { amount });
+            }
         }
     }
 

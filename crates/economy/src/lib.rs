@@ -5,8 +5,8 @@
 //! the difference, and remembers what it asked for until the chain shows it. So a lost answer, a crash or a reorg
 //! needs no case of its own.
 //!
-//! Read in this order: `input`, `output`, this file, `life`, `hosting`, `ledger`, `price`, `runway`, `flight`; [`rules`] is what the contracts
-//! allow, as a model to be held against them.
+//! Read in this order: `input`, `output`, this file, `life`, `hosting`, `purse`, `ledger`, `price`, `runway`, `flight`;
+//! [`rules`] is what the contracts allow, as a model to be held against them.
 
 #![deny(clippy::float_arithmetic)]
 
@@ -16,6 +16,8 @@ mod output;
 mod life;
 
 mod hosting;
+
+mod purse;
 
 mod ledger;
 mod price;
@@ -35,6 +37,7 @@ pub use note::{Level, MoveWaits, NoHost, Note, Side, StandbyGone};
 pub use output::{Output, OutputId, StopWhy, Task};
 pub use policy::{Genesis, Limits, Policy};
 pub use price::{Price, Tokens};
+pub use purse::Purse;
 pub use runway::BreakEven;
 pub use timers::{DAY_SECS, MOVE_ATTEMPTS, MOVE_BLOCKS, RENEW_PCT, Raised, TimerError, Timers};
 
@@ -282,8 +285,11 @@ impl Agent {
         }
         self.flights.view(&view, turn.now, self.patience(), &mut notes);
         if view.stage != Stage::Unborn {
+            let before = self.ledger.purchases();
             // The imbalance itself is kept in the ledger; decisions ask it.
             let _ = self.ledger.compare(&view, &mut notes);
+            // What customers paid for others' answers went on to these: the runway does not count it twice.
+            self.income.less(self.ledger.purchases().saturating_sub(before));
         }
         if view.checkpoint_seq != self.checkpoint.seq {
             self.checkpoint = Checkpoint { seq: view.checkpoint_seq, at: turn.now, lsn: turn.lsn };
@@ -343,6 +349,7 @@ impl Agent {
                 self.keep_escrow(view, turn);
             }
             self.host(view, spend, turn);
+            self.fill_purse(view, spend, turn);
         }
         self.commit(view, turn);
         if !view.restoring {

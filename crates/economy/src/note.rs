@@ -112,6 +112,12 @@ pub enum Note {
         operator_wei: u128,
         relay_wei: u128,
     },
+    PurseFilled {
+        amount: Usdc,
+    },
+    PurseReturned {
+        amount: Usdc,
+    },
     Ending {
         why: StopWhy,
     },
@@ -153,6 +159,7 @@ impl Note {
                 "trouble"
             }
             Self::EscrowShort { .. } | Self::GasLow { .. } => "limit",
+            Self::PurseFilled { .. } | Self::PurseReturned { .. } => "purse",
             Self::Ending { .. } | Self::EndingCalledOff { .. } | Self::WindingDown { .. } | Self::Closed { .. } => {
                 "end"
             }
@@ -370,6 +377,8 @@ impl fmt::Display for Note {
             Self::GasLow { operator_wei, relay_wei } => {
                 write!(f, "gas is low (operator {operator_wei} wei, relay {relay_wei} wei): asks the treasury for more")
             }
+            Self::PurseFilled { amount } => write!(f, "puts {amount} into the purse, to buy with"),
+            Self::PurseReturned { amount } => write!(f, "{amount} came back from the purse"),
             Self::Ending { why } => write!(f, "stops selling and settles its affairs: {why}"),
             Self::EndingCalledOff { funds } => write!(f, "goes on: {funds} at hand"),
             Self::WindingDown { until } => write!(f, "winds down; the treasury can be closed from {until} on"),

@@ -21,7 +21,7 @@ impl fmt::Display for OutputId {
 
 /// Nothing of this leaves the process before the causing record is durable.
 ///
-/// The first eleven carry an id, stay *unfinished* until `Input::Done` names it, and are issued again after a replay;
+/// The first twelve carry an id, stay *unfinished* until `Input::Done` names it, and are issued again after a replay;
 /// the node must therefore do each at most once per id.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub enum Output {
@@ -53,6 +53,11 @@ pub enum Output {
     },
     /// Ask the Treasury to top operator and relay gas up.
     Refuel,
+    /// Out of the treasury, for suppliers; not if the purse would hold more than `full` then.
+    FillPurse {
+        amount: Usdc,
+        full: Usdc,
+    },
     Refund {
         payer: Address,
         nonce: [u8; 32],
@@ -114,6 +119,7 @@ pub enum Task {
     Announce,
     Handover,
     Refuel,
+    FillPurse,
     Refund { payer: Address, nonce: [u8; 32] },
     WindDown,
     Close,
@@ -131,6 +137,7 @@ impl Output {
             Self::Announce { .. } => Task::Announce,
             Self::Handover { .. } => Task::Handover,
             Self::Refuel => Task::Refuel,
+            Self::FillPurse { .. } => Task::FillPurse,
             Self::Refund { payer, nonce, .. } => Task::Refund { payer, nonce },
             Self::WindDown => Task::WindDown,
             Self::Close => Task::Close,
@@ -142,7 +149,7 @@ impl Output {
     pub fn spends(&self) -> Usdc {
         match *self {
             Self::Rent { prepay, .. } => prepay,
-            Self::TopUp { amount, .. } | Self::Refund { amount, .. } => amount,
+            Self::TopUp { amount, .. } | Self::FillPurse { amount, .. } | Self::Refund { amount, .. } => amount,
             _ => Usdc::ZERO,
         }
     }
@@ -159,6 +166,7 @@ impl fmt::Display for Task {
             Self::Announce => f.write_str("announcement"),
             Self::Handover => f.write_str("handover"),
             Self::Refuel => f.write_str("refuel"),
+            Self::FillPurse => f.write_str("filling of the purse"),
             Self::Refund { .. } => f.write_str("refund"),
             Self::WindDown => f.write_str("wind-down"),
             Self::Close => f.write_str("close"),

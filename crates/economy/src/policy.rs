@@ -1,6 +1,7 @@
 //! What the agent may do and how it chooses: limits fixed at birth and the few constants of its temper.
 
 use crate::money::{Address, Usdc};
+use crate::purse::Purse;
 use crate::timers::{DAY_SECS, Timers};
 use borsh::{BorshDeserialize, BorshSerialize};
 
@@ -61,6 +62,7 @@ pub struct Policy {
     pub reprice_every: u32,
     /// What must be left to end in good order: seconds of the active host's rent.
     pub final_secs: u32,
+    pub purse: Purse,
 }
 
 impl Policy {
@@ -102,6 +104,7 @@ impl Policy {
             milli_tokens_per_sec: 20_000,
             reprice_every: real_hours(1).max(10),
             final_secs: real_hours(6).max(2 * timers.answer_time),
+            purse: Purse::default(),
         }
     }
 }

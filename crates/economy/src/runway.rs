@@ -32,6 +32,14 @@ impl Income {
         }
     }
 
+    /// So much of it went on to suppliers: it is taken off again, the newest first.
+    pub fn less(&mut self, mut sum: Usdc) {
+        for (_, amount) in self.slots.iter_mut().rev() {
+            let part = sum.min(*amount);
+            (*amount, sum) = (amount.saturating_sub(part), sum.saturating_sub(part));
+        }
+    }
+
     /// Micro-USDC x 1e-6 per second over the last day, rounded down; a young agent's is spread over a quarter day, so
     /// that one early call does not look like a stream of them.
     pub fn rate_e6(&self, now: u64, day: u32) -> u64 {
@@ -110,6 +118,18 @@ mod tests {
         assert_eq!(income.rate_e6(10, DAY), 86_400 * 1_000_000 / 21_601);
         assert_eq!(income.rate_e6(80_000, DAY), 86_400 * 1_000_000 / 80_000);
         assert_eq!(income.rate_e6(90_000, DAY), 0);
+    }
+
+    #[test]
+    fn what_went_on_to_suppliers_is_no_income() {
+        let mut income = Income::default();
+        income.begin(0);
+        income.add(10, DAY, Usdc(86_400));
+        income.add(80_000, DAY, Usdc(1_000));
+        income.less(Usdc(1_000 + 6_400));
+        assert_eq!(income.rate_e6(80_000, DAY), 80_000 * 1_000_000 / 80_000);
+        income.less(Usdc(90_000));
+        assert_eq!(income.rate_e6(80_000, DAY), 0, "never below nothing");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use crate::memory::Pages;
 use crate::outboxes;
 use crate::replicate::{self, SEGMENT_RECORDS_MAX, Segment, Sent as Left, Waiting};
 use crate::shared::Bulletin;
+use crate::suppliers;
 use alloy::primitives::{Address, B256, Bytes, keccak256};
 use chain::Outcome as Sent;
 use chain::Stage;
@@ -55,6 +56,18 @@ pub fn perform(node: &mut Node, id: OutputId, output: Output) {
         Output::Refuel => {
             let tx = chain::Tx::call(node.cx.config.treasury, calls::refuel(), "refuel").with_gas(REFUEL_GAS);
             submit(&node.cx, id, tx, || ());
+        }
+        Output::FillPurse { amount, full } => {
+            let holds = node.news.as_ref().map_or(0, |news| news.purse);
+            if holds.saturating_add(amount.0) > full.0 {
+                // Asked again after a crash. The contract knows the cap alone, which may have room for it twice.
+                let reason = "the purse is full already".to_owned();
+                let cx = node.cx.clone();
+                tokio::spawn(async move { cx.tell(Event::Acted { id, outcome: Outcome::Failed { reason } }).await });
+                return;
+            }
+            let call = calls::spend(chain::treasury::KIND_PURSE, node.cx.suppliers.purse, amount.0);
+            send(&node.cx, id, "filling of the purse", call, || ());
         }
         Output::Refund { payer, nonce, amount } => {
             let call = calls::refund_exact(Address::from(payer), B256::from(nonce), amount.0);
@@ -291,6 +304,7 @@ pub fn ask_standby(node: &mut Node) {
 pub fn housekeeping(node: &mut Node) {
     let now_ms = crate::fence::boottime_ms();
     collect(node, now_ms);
+    trim(node, now_ms);
     let Some(news) = &node.news else { return };
     let relay = node.cx.keys.relay.address();
     if news.state.relay == relay || now_ms.saturating_sub(node.relay_asked_ms) < 15_000 {
@@ -320,6 +334,22 @@ fn collect(node: &mut Node, now_ms: u64) {
         let sent = waiting.await;
         if !matches!(sent, Sent::Done { .. }) {
             tracing::info!(?sent, "what the market owes is not collected yet");
+        }
+    });
+}
+
+/// A purse over its cap signs nothing until somebody has it trimmed. The relay does, as anybody may.
+fn trim(node: &mut Node, now_ms: u64) {
+    let (cap, holds) = (node.cx.birth.options.purseMax, node.news.as_ref().map_or(0, |news| news.purse));
+    if holds <= cap || now_ms.saturating_sub(node.trim_asked_ms) < 60_000 {
+        return;
+    }
+    node.trim_asked_ms = now_ms;
+    let waiting = node.cx.relay.submit(chain::Tx::call(node.cx.suppliers.purse, suppliers::trim(), "trim"));
+    tokio::spawn(async move {
+        let sent = waiting.await;
+        if !matches!(sent, Sent::Done { .. }) {
+            tracing::info!(?sent, "the purse is not trimmed yet");
         }
     });
 }

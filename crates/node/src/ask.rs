@@ -9,12 +9,13 @@ use crate::error::Result;
 use crate::main_loop::{Event, Node};
 use crate::settle::{Settlement, Waiter};
 use crate::state::Recorded;
+use crate::suppliers;
 use economy::{Input, Owed, Usdc};
 use journal::crash_point;
 use pay::book::channels::{CallService, RefundAsk};
 use pay::book::{AbortWhy, BookInput, Decision, Delivery, LimitReached, RequestId, Reservation, Service, Timing};
 use pay::facilitator::remote::Remote;
-use pay::risk::{Circumstances, When};
+use pay::risk::{Circumstances, Held, Hold, When};
 use pay::scheme::channel::{ChannelConfig, ChannelId, ChannelState, Deposit};
 use pay::{Reason, Settle, TransferMethod, book};
 use std::sync::Arc;
@@ -261,7 +262,12 @@ impl Node {
             another_settles: self.cx.facilitator.as_ref().is_some_and(Remote::is_healthy),
             now,
         };
-        let when = self.cx.manifest.payments.risk().when(&want.settlement, &circumstances);
+        let when = match self.cx.manifest.payments.risk().when(&want.settlement, &circumstances) {
+            // Nothing is bought with a payment that can still fail.
+            When::AtEnd(hold) if want.ask.route == suppliers::ROUTE => When::Beside(hold),
+            When::After if want.ask.route == suppliers::ROUTE => When::Beside(Hold { what: Held::Everything, blocks: 1 }),
+            when => when,
+        };
         let gives_back = matches!(when, When::Beside(_));
         if gives_back && !self.hung_up.allows(&want.ask.payer, Usdc::ZERO, Usdc(1), now) {
             drop(reply.send(Reserved::HungUp));

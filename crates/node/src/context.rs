@@ -9,6 +9,7 @@ use crate::main_loop::Event;
 use crate::manifest::Manifest;
 use crate::memory::RingFile;
 use crate::permit2;
+use crate::suppliers::Suppliers;
 use chain::bindings::ITreasury::Birth;
 use chain::{Chain, SenderHandle, TreasuryClient};
 use pay::facilitator::remote::Remote;
@@ -48,6 +49,8 @@ pub struct Context {
     pub contract_attempts: contract_payers::Attempts,
     /// Another's facilitator, where the manifest names one.
     pub facilitator: Option<Remote>,
+    /// Other agents whose answers are sold here, and the purse that pays them.
+    pub suppliers: Suppliers,
     pub store: store::client::StoreClient,
     pub http: net::Client,
     /// Chain seconds when this process started.
@@ -121,6 +124,7 @@ pub fn for_tests(rpc_url: &str, dir: &std::path::Path) -> (Context, mpsc::Receiv
         relay,
         contract_attempts: contract_payers::Attempts::default(),
         facilitator: None,
+        suppliers: Suppliers::none(),
         store: store::client::StoreClient::new(http.clone(), config.store_urls.clone()),
         http,
         born_at: 0,

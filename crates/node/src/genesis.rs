@@ -2,7 +2,7 @@
 
 use crate::context::Context;
 use crate::state::State;
-use economy::{Agent, Genesis, Limits, Policy, Timers, Usdc};
+use economy::{Agent, Genesis, Limits, Policy, Purse, Timers, Usdc};
 use pay::book::ChannelBook;
 
 /// Block time assumed when timers are judged, seconds. Public roll-ups are faster or equal (Base: 2 s).
@@ -12,11 +12,12 @@ const BLOCK_SECS: u32 = 2;
 pub fn fresh(cx: &Context) -> State {
     let timers = timers(cx);
     let limits = limits(cx, &timers);
+    let purse = Purse { cap: Usdc(cx.birth.options.purseMax), call_max: Usdc(cx.manifest.dearest_supplier_uusdc()) };
     let genesis = Genesis {
         chain_id: cx.config.chain_id,
         treasury: cx.config.treasury.into_array(),
         timers,
-        policy: Policy::new(limits, &timers),
+        policy: Policy { purse, ..Policy::new(limits, &timers) },
     };
     State::new(Agent::new(genesis), ChannelBook::new(pay::book::Limits::default()))
 }

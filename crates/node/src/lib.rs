@@ -38,6 +38,7 @@ mod settle;
 mod shared;
 mod state;
 mod status;
+mod suppliers;
 mod takeover;
 mod watch;
 mod weights;
@@ -51,6 +52,7 @@ use crate::main_loop::{Event, Node};
 use crate::manifest::Manifest;
 use crate::memory::RingFile;
 use crate::shared::{Embedder, Engine, Shared};
+use crate::suppliers::Suppliers;
 use axum::serve::ListenerExt;
 use batches::{Batches, Ether};
 use chain::Chain;
@@ -147,6 +149,15 @@ pub async fn run(config: NodeConfig, stop: impl Future<Output = ()> + Send + 'st
     };
     let batches = Batches::start(chain.clone(), relay.clone(), Ether::Feed(birth.options.gas.oracle), policy);
     let facilitator = manifest.payments.facilitator_url.as_deref().map(|url| Remote::new(url, &http));
+    let shared = Arc::new(Shared::default());
+    let purse = patiently("the treasury", || treasury.standing()).await?.purse;
+    let suppliers = Suppliers::open(
+        (&config, &manifest),
+        (purse, birth.options.purseMax, birth.token),
+        (&chain, &http),
+        &keys.node,
+        clock_of(&shared),
+    )?;
     let cx = Arc::new(Context {
         config,
         manifest,
@@ -168,13 +179,13 @@ pub async fn run(config: NodeConfig, stop: impl Future<Output = ()> + Send + 'st
         batches,
         contract_attempts: contract_payers::Attempts::default(),
         facilitator,
+        suppliers,
         store,
         http,
         born_at,
         head: channel::Sender::new(0),
         events,
     });
-    let shared = Arc::new(Shared::default());
     let (logs_from, logs_wanted) = channel::channel(None);
 
     say_hello(&cx)?;
@@ -195,6 +206,12 @@ pub async fn run(config: NodeConfig, stop: impl Future<Output = ()> + Send + 'st
         let _ = stopper.send(Event::Stop).await;
     });
     Node::new(cx, shared, logs_from).run(received).await
+}
+
+/// Chain seconds of the last block seen.
+fn clock_of(shared: &Arc<Shared>) -> pay::buyer::Clock {
+    let shared = shared.clone();
+    Arc::new(move || shared.now())
 }
 
 /// For tests: a file that names a crash point arms it for this run of the process only. Whoever can write here can

@@ -170,6 +170,7 @@ pub struct Node {
     pub(crate) hung_up: PayerGas,
     pub(crate) relay_asked_ms: u64,
     pub(crate) collect_asked_ms: u64,
+    pub(crate) trim_asked_ms: u64,
     pub(crate) posted_ms: u64,
     /// Chain seconds when the channels were last looked at.
     pub(crate) payers_seen_at: u64,
@@ -222,6 +223,7 @@ impl Node {
             hung_up: PayerGas::default(),
             relay_asked_ms: 0,
             collect_asked_ms: 0,
+            trim_asked_ms: 0,
             posted_ms: 0,
             payers_seen_at: 0,
             sent_home: BTreeMap::new(),
@@ -288,6 +290,14 @@ impl Node {
     /// May this node serve and sign?
     pub fn acts(&self) -> bool {
         self.role == Role::Active && self.fence.holds(boottime_ms())
+    }
+
+    /// What the purse can pay with; `None` while its signer is nobody (paused, restoring, not alive) or it is over its cap.
+    pub(crate) fn purse_can_pay(&self) -> Option<economy::Usdc> {
+        let news = self.news.as_ref()?;
+        let state = &news.state;
+        let signs = self.acts() && state.stage() == chain::bindings::Stage::Alive && !state.paused && !state.restoring;
+        (signs && news.purse <= self.cx.birth.options.purseMax).then_some(economy::Usdc(news.purse))
     }
 
     fn journal_dir(&self) -> PathBuf {

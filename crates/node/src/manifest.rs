@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use alloy::primitives::Address;
 use pay::{RiskPolicy, Usdc};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use store::arweave::{Arweave, TxId};
 use store::cid::Cid;
 
@@ -70,6 +70,10 @@ pub struct Manifest {
     /// Gas that comes back at most to whoever relays a quorum's order or a takeover, wei. 0: nothing.
     #[serde(with = "decimal", default = "relay_max_wei")]
     pub relay_max_wei: u128,
+    /// Most that lies in the purse at once, micro-USDC: what suppliers are paid from, and what a thief of the operator's
+    /// key gets at once. Fixed on chain at birth. 0: no purse.
+    #[serde(with = "decimal", default, skip_serializing_if = "is_zero")]
+    pub purse_uusdc_max: u128,
     pub store_urls: Vec<String>,
     #[serde(default, skip_serializing_if = "Archive::is_default")]
     pub archive: Archive,
@@ -79,6 +83,9 @@ pub struct Manifest {
     /// Turns texts into vectors. None: the agent does not sell them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub embedding: Option<Model>,
+    /// Whose answers this agent sells beside its own. Needs `purse_uusdc_max`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub suppliers: Vec<Supplier>,
     pub stewards: Vec<Steward>,
 }
 
@@ -208,6 +215,38 @@ pub struct Model {
     pub context: u32,
 }
 
+/// Another agent, whose answers are bought one by one as customers ask for them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Supplier {
+    /// What customers of this agent put into `model`.
+    pub model: String,
+    /// The other agent: who is paid, and by whose lease it is found.
+    pub treasury: Address,
+    /// What it calls that model. None: the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub supplier_model: Option<String>,
+    /// Most that one of its answers may cost, micro-USDC. The price here is made of it.
+    #[serde(with = "decimal")]
+    pub max_uusdc_per_call: u128,
+    /// Most that is signed over to it in a day, micro-USDC.
+    #[serde(with = "decimal")]
+    pub max_uusdc_per_day: u128,
+}
+
+/// Far more names than anybody reads; each has a record of what was signed.
+const SUPPLIERS_MAX: usize = 16;
+
+impl Supplier {
+    /// What one of its answers costs here, micro-USDC: the most that it may cost this agent, and on top the manifest's
+    /// margin of that, rounded up, or the least price of a call, whichever is more. So no call is sold below its cost.
+    pub fn price_uusdc_up(&self, manifest: &Manifest) -> u128 {
+        let most = self.max_uusdc_per_call;
+        let margin = most.saturating_mul(u128::from(manifest.margin_pct)).div_ceil(100);
+        most.saturating_add(margin.max(manifest.min_call_uusdc))
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Steward {
@@ -327,7 +366,62 @@ impl Manifest {
         if let Err(why) = self.archive.check() {
             return refuse(why);
         }
-        Ok(())
+        self.check_suppliers().or_else(refuse)
+    }
+
+    /// What a call of the dearest supplier may cost, micro-USDC; 0: there is none.
+    pub fn dearest_supplier_uusdc(&self) -> u128 {
+        self.suppliers.iter().map(|supplier| supplier.max_uusdc_per_call).max().unwrap_or(0)
+    }
+
+    fn check_suppliers(&self) -> std::result::Result<(), String> {
+        if self.suppliers.len() > SUPPLIERS_MAX {
+            return Err(format!("`suppliers` has {} entries; the limit is {SUPPLIERS_MAX}", self.suppliers.len()));
+        }
+        let mut names: BTreeSet<&str> =
+            std::iter::once(&self.model).chain(&self.embedding).map(|model| model.name.as_str()).collect();
+        for (index, supplier) in self.suppliers.iter().enumerate() {
+            let field = |name: &str| format!("`suppliers[{index}].{name}`");
+            let (call, day) = (supplier.max_uusdc_per_call, supplier.max_uusdc_per_day);
+            for (name, text) in [("model", Some(&supplier.model)), ("supplier_model", supplier.supplier_model.as_ref())]
+            {
+                if text.is_some_and(|text| text.is_empty() || text.len() > 128) {
+                    return Err(format!("{} must have 1 to 128 bytes", field(name)));
+                }
+            }
+            if !names.insert(&supplier.model) {
+                return Err(format!(
+                    "{} = `{}` is sold here already; give it another name",
+                    field("model"),
+                    supplier.model
+                ));
+            }
+            if supplier.treasury.is_zero() {
+                return Err(format!("{} is nobody", field("treasury")));
+            }
+            if call == 0 || call > day {
+                let (call, day) = (field("max_uusdc_per_call"), field("max_uusdc_per_day"));
+                return Err(format!("{call} must be above 0 and not above {day}"));
+            }
+            let price = supplier.price_uusdc_up(self);
+            if price > self.max_call_uusdc {
+                return Err(format!(
+                    "{} = {call}: with `margin_pct` or `min_call_uusdc` on top a call costs {price}, more than \
+                     `max_call_uusdc`",
+                    field("max_uusdc_per_call")
+                ));
+            }
+        }
+        match (self.dearest_supplier_uusdc(), self.purse_uusdc_max) {
+            (0, 0) => Ok(()),
+            (0, _) => {
+                Err("`purse_uusdc_max` is for `suppliers`, and there is none: a purse would only be stolen".into())
+            }
+            (call, purse) if purse < call => Err(format!(
+                "`suppliers` are paid from the purse: `purse_uusdc_max` = {purse} is less than a call of {call} costs"
+            )),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -127,6 +127,9 @@ fn life_event(
             let unexplained = *to == cx.config.treasury && known < *amount && !from_market;
             let amount = Usdc(amount.saturating_sub(known));
             // Whoever made the channel contract pay out: it is what vouchers had promised.
+            if unexplained && !from.is_zero() && *from == cx.suppliers.purse {
+                return Some(ChainEventKind::PurseReturned { amount });
+            }
             let from_channels = !from.is_zero() && *from == cx.birth.options.channels;
             let from = from.into_array();
             unexplained.then(|| match (from_channels, signed.contains(&log.tx)) {
@@ -160,6 +163,9 @@ fn treasury_event(event: &TreasuryEvent, leases: &mut BTreeSet<u64>) -> Option<C
             amount: Usdc(e.amount.saturating_to()),
         },
         TreasuryEvent::DutyPaid(e) => ChainEventKind::DutyPaid { amount: Usdc(e.amount) },
+        TreasuryEvent::Spent(e) if e.kind == chain::treasury::KIND_PURSE => {
+            ChainEventKind::PurseFilled { amount: Usdc(e.amount) }
+        }
         TreasuryEvent::Withdrawn(e) => ChainEventKind::Withdrawn { amount: Usdc(e.amount.saturating_to()) },
         _ => return None,
     })

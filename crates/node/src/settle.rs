@@ -15,6 +15,7 @@ use crate::main_loop::{Event, Node};
 use crate::permit2;
 use crate::shared::Role;
 use crate::state::Recorded;
+use crate::suppliers;
 use alloy::primitives::{Address, B256, U256};
 use chain::Outcome as Sent;
 use journal::crash_point;
@@ -674,6 +675,8 @@ impl Sold {
             Some(embedding) if route == embeddings::ROUTE || route == rerank::ROUTE => {
                 Sold { model: digest(&embedding.cid), prompt_tokens: 0, embedding_tokens: tokens }
             }
+            // None of this agent's made it.
+            _ if route == suppliers::ROUTE => Sold { model: [0; 32], prompt_tokens: 0, embedding_tokens: 0 },
             _ => Sold { model: digest(&cx.manifest.model.cid), prompt_tokens: tokens, embedding_tokens: 0 },
         }
     }

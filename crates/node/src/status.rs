@@ -36,6 +36,9 @@ pub struct Status {
     pub rent_uusdc: String,
     pub gifts_uusdc: String,
     pub refunds_uusdc: String,
+    /// In the purse, and paid from it to other agents whose answers are sold here.
+    pub purse_uusdc: String,
+    pub purchases_uusdc: String,
     /// Null while income covers the cost.
     pub runway_secs: Option<u64>,
     /// For the hosts there are, first, and the three cheapest offers. Empty before the first block.
@@ -191,6 +194,8 @@ impl Node {
             rent_uusdc: money(ledger.map(|l| l.rent())),
             gifts_uusdc: money(ledger.map(|l| l.gifts())),
             refunds_uusdc: money(ledger.map(|l| l.refunds())),
+            purse_uusdc: view.purse.0.to_string(),
+            purchases_uusdc: money(ledger.map(|l| l.purchases())),
             runway_secs: live.and_then(|l| l.state.agent.runway_secs(view.timestamp)),
             break_even: live.map_or_else(Vec::new, |l| {
                 let told = l.state.agent.break_even(3).into_iter();

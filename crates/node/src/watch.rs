@@ -2,6 +2,7 @@
 
 use crate::context::Context;
 use crate::main_loop::Event;
+use alloy::eips::BlockId;
 use alloy::primitives::{Address, B256, U256};
 use chain::bindings::{Stage, State, TreasuryEvent};
 use chain::heads::common_head;
@@ -27,6 +28,8 @@ pub struct News {
     pub offers: Vec<OfferView>,
     pub operator_wei: U256,
     pub relay_wei: U256,
+    /// In the purse, micro-USDC; zero without one.
+    pub purse: u128,
     /// Events up to and including this block, if they were asked for.
     pub logs: Option<Vec<LogItem>>,
     /// Of their transactions those whose transfer to the treasury its payer had signed.
@@ -57,8 +60,9 @@ impl Reader {
         let incoming = |item: &LogItem| {
             let (LogItem::Emitted(log) | LogItem::Reverted(log)) = item;
             let ChainEvent::Transfer { from, to, .. } = log.event else { return None };
-            // The market's and the channels' payments explain themselves.
-            let strange = ![Address::ZERO, cx.config.lease_market, cx.birth.options.channels].contains(&from);
+            // Payments of the market, the channels and the purse explain themselves.
+            let known = [Address::ZERO, cx.config.lease_market, cx.birth.options.channels, cx.suppliers.purse];
+            let strange = !known.contains(&from);
             (to == cx.config.treasury && strange).then_some((log.tx, log.block))
         };
         let mut incoming: BTreeMap<B256, u64> = self.waiting.iter().filter_map(incoming).collect();
@@ -145,6 +149,10 @@ async fn look(
         return Ok(None);
     }
     let snapshot: Snapshot = cx.treasury.snapshot_at(cx.config.lease_market, head).await?;
+    let purse = match cx.suppliers.purse {
+        Address::ZERO => U256::ZERO,
+        purse => cx.chain.usdc(cx.birth.token).balance_at(purse, BlockId::hash(snapshot.head.hash)).await?,
+    };
     let (logs, signed) = match reader {
         Some(reader) => {
             let (logs, signed) = reader.poll(cx, snapshot.head).await?;
@@ -161,6 +169,7 @@ async fn look(
         offers: snapshot.offers,
         operator_wei: snapshot.operator_wei,
         relay_wei: snapshot.relay_wei,
+        purse: purse.saturating_to(),
         logs,
         signed,
     }))
@@ -199,6 +208,7 @@ impl News {
             challenged_at: state.challengedAt,
             balance: economy::Usdc(state.balance.saturating_to()),
             escrow: economy::Usdc(state.escrow.saturating_to()),
+            purse: economy::Usdc(self.purse),
             spent_in_day: economy::Usdc(state.spentInDay),
             operator_gas_wei: self.operator_wei.saturating_to(),
             relay_gas_wei: self.relay_wei.saturating_to(),

@@ -7,7 +7,8 @@
 //! be ([`Buyer::ask_about_unknown`]). With a record on disk ([`Buyer::with_record`]) that holds over crashes: a payment
 //! is on disk before it leaves.
 //!
-//! With a [`ChannelPolicy`] calls are paid from channels, opened and topped up as they are used.
+//! With a [`ChannelPolicy`] calls are paid from channels, opened and topped up as they are used. An agent buys as its
+//! purse ([`Buyer::with_purse`]): by `exact` alone, with the operator's signature.
 
 mod answer;
 mod channels;
@@ -94,6 +95,8 @@ pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
 pub struct Buyer {
     client: net::Client,
     signer: PrivateKeySigner,
+    /// The contract whose money pays, if it is not the signer's own.
+    purse: Option<Address>,
     policy: BuyerPolicy,
     clock: Clock,
     /// What days are told by; `None`: by `clock`.
@@ -194,6 +197,15 @@ impl From<Error> for NoWay {
     }
 }
 
+/// What a seller says to a call that brings no payment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quote {
+    /// The cheapest `exact` offer within the policy.
+    Price(Usdc),
+    /// No price: it refuses the call as it is, or answers for nothing.
+    Answers(StatusCode),
+}
+
 /// Limits beside the policy's, checked before anything is signed. `None`: no such limit.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct SpendLimits {
@@ -212,6 +224,7 @@ impl Buyer {
         Self {
             client,
             signer,
+            purse: None,
             policy,
             clock: Arc::new(wall),
             day_clock: None,
@@ -239,6 +252,14 @@ impl Buyer {
 
     pub fn with_schemes(mut self, schemes: Schemes) -> Self {
         self.schemes = schemes;
+        self
+    }
+
+    /// Pays the money of this purse (`contracts/src/Purse.sol`), whose treasury's operator the signer is: by `exact` with
+    /// EIP-3009 and nothing else, whatever schemes are set. What it signs is void once there is another operator, and
+    /// while the treasury is paused.
+    pub fn with_purse(mut self, purse: Address) -> Self {
+        self.purse = Some(purse);
         self
     }
 
@@ -296,8 +317,9 @@ impl Buyer {
         Self { policy, clock, chain, ..self.clone() }
     }
 
+    /// Who pays.
     pub fn address(&self) -> Address {
-        self.signer.address()
+        self.purse.unwrap_or_else(|| self.signer.address())
     }
 
     pub fn policy(&self) -> &BuyerPolicy {
@@ -334,6 +356,29 @@ impl Buyer {
     /// Payments of which nobody has said whether they were taken; the same call again, or asking, resolves them.
     pub fn unresolved(&self) -> usize {
         self.known().memory.unknown()
+    }
+
+    /// Asks what a call would cost, and pays nothing.
+    ///
+    /// # Errors
+    /// As a call's, up to the signature: no offer within the policy, or nobody there.
+    pub async fn quote(&self, url: &str, body: &Value) -> Result<Quote, Error> {
+        let body = Bytes::from(body.to_string());
+        let mut call = Call::new(self, url, &body)?;
+        let client = self.quote_within.map_or_else(|| self.client.clone(), |within| self.client.with_deadline(within));
+        let headers = HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
+        loop {
+            let answer = client.send(Method::POST, &call.url, headers.clone(), body.clone()).await;
+            let answer = answer.map_err(|error| Error::new(Kind::Unreachable, &call.url, error.message))?;
+            match answer.status {
+                StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT => call.follow(&answer)?,
+                StatusCode::PAYMENT_REQUIRED => {
+                    let offer = required(&answer, &call.url)?;
+                    return Ok(Quote::Price(self.choose_settled(&offer, None, &call.url)?.amount()));
+                }
+                status => return Ok(Quote::Answers(status)),
+            }
+        }
     }
 
     /// Posts JSON, pays if asked to, and reads the whole answer. If the answer breaks off after the payment was
@@ -431,6 +476,7 @@ impl Buyer {
         url: &str,
     ) -> Result<(&'o PaymentRequirements, Option<Slot>), NoWay> {
         let (policy, exact_too) = match &self.schemes {
+            _ if self.purse.is_some() => return Ok((self.choose_settled(offer, None, url)?, None)),
             Schemes::Exact => return Ok((self.choose_settled(offer, tried.means, url)?, None)),
             Schemes::ChannelElseExact(policy) => (policy, true),
             Schemes::Channel(policy) => (policy, false),
@@ -515,8 +561,12 @@ impl Buyer {
                 (self.sign_by_permit2(offer, chosen, means, now, url)?, None, chosen.amount())
             }
             None => {
-                let payment = client::sign(&self.signer, chosen, now, B256::from(rand::random::<[u8; 32]>()))
-                    .map_err(|refusal| Error::new(Kind::WrongSeller, url, refusal))?;
+                let nonce = B256::from(rand::random::<[u8; 32]>());
+                let payment = match self.purse {
+                    Some(purse) => client::sign_for_purse(purse, &self.signer, chosen, now, nonce),
+                    None => client::sign(&self.signer, chosen, now, nonce),
+                };
+                let payment = payment.map_err(|refusal| Error::new(Kind::WrongSeller, url, refusal))?;
                 (payment, None, chosen.amount())
             }
         };

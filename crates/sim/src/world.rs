@@ -400,6 +400,7 @@ impl World {
             challenged_at: state.challengedAt,
             balance: Usdc(state.balance.to()),
             escrow: Usdc(state.escrow.to()),
+            purse: Usdc::ZERO,
             spent_in_day: Usdc(state.spentInDay),
             operator_gas_wei: 0,
             relay_gas_wei: 0,

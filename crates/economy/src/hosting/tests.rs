@@ -62,6 +62,7 @@ pub fn view(offers: Vec<OfferView>) -> View {
         challenged_at: 0,
         balance: Usdc(90_000_000),
         escrow: Usdc(1_728_000),
+        purse: Usdc::ZERO,
         spent_in_day: Usdc::ZERO,
         operator_gas_wei: 0,
         relay_gas_wei: 0,

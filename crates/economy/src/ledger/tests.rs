@@ -48,6 +48,7 @@ fn view(balance: u128, escrow: u128, leases: &[(u64, u128)]) -> View {
         challenged_at: 0,
         balance: Usdc(balance),
         escrow: Usdc(escrow),
+        purse: Usdc::ZERO,
         spent_in_day: Usdc::ZERO,
         operator_gas_wei: 0,
         relay_gas_wei: 0,
@@ -318,4 +319,39 @@ fn what_stewards_are_paid_is_no_hole_in_the_books() {
     assert_eq!((ledger.of(Account::Duties), notes.len()), (20, 0));
     ledger.event(&reverted(&paid));
     assert_eq!(ledger.of(Account::Duties), 0);
+}
+
+#[test]
+fn what_the_purse_paid_is_a_cost_and_what_comes_back_is_none() {
+    let (mut ledger, mut notes) = (born(), Vec::new());
+    let look = |ledger: &mut Ledger, balance, purse| {
+        let mut notes = Vec::new();
+        let view = View { purse: Usdc(purse), ..view(balance, 100, &[(1, 100)]) };
+        ledger.compare(&view, &mut notes).expect("balanced");
+        let told: Vec<String> = notes.iter().map(ToString::to_string).collect();
+        (ledger.balance(), ledger.purse().0, ledger.purchases().0, told)
+    };
+    let none = Vec::<String>::new();
+    let filled = event(10, 0, ChainEventKind::PurseFilled { amount: Usdc(300) });
+    notes.extend(ledger.event(&filled));
+    assert_eq!(look(&mut ledger, 600, 300), (600, 300, 0, none.clone()));
+    // Two purchases of 70, and a supplier that gives one back.
+    assert_eq!(look(&mut ledger, 600, 160), (600, 160, 140, none.clone()));
+    assert_eq!(look(&mut ledger, 600, 230), (600, 230, 70, none.clone()));
+    // A stranger puts something in; more than was ever paid from it is no supplier's.
+    let gift = Note::Unexplained { amount: Usdc(30) }.to_string();
+    assert_eq!(look(&mut ledger, 600, 330), (600, 330, 0, vec![gift]));
+    // Swept at a move.
+    let swept = event(12, 3, ChainEventKind::PurseReturned { amount: Usdc(330) });
+    notes.extend(ledger.event(&swept));
+    assert_eq!(look(&mut ledger, 930, 0), (930, 0, 0, none.clone()));
+    // The move is taken back, and after it the purchase is mined again.
+    notes.extend(ledger.event(&event(12, 3, ChainEventKind::Reverted(Box::new(swept)))));
+    assert_eq!(look(&mut ledger, 600, 260), (600, 260, 70, none.clone()));
+    // So is the filling, and what was paid from it. The stranger's stays.
+    notes.extend(ledger.event(&event(10, 0, ChainEventKind::Reverted(Box::new(filled)))));
+    assert_eq!(look(&mut ledger, 900, 30), (900, 30, 0, none));
+    let said: Vec<String> = notes.iter().map(ToString::to_string).collect();
+    assert_eq!(said.len(), 4, "{said:?}");
+    ledger.assert_balanced();
 }

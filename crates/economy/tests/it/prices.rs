@@ -110,6 +110,7 @@ fn view(now: u64) -> View {
         challenged_at: 0,
         balance: Usdc(100_000_000),
         escrow: Usdc(3_600_000),
+        purse: Usdc::ZERO,
         spent_in_day: Usdc::ZERO,
         operator_gas_wei: 1,
         relay_gas_wei: 1,

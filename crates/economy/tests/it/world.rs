@@ -159,6 +159,7 @@ impl World {
             challenged_at: self.challenged_at,
             balance: Usdc(self.balance),
             escrow: Usdc(self.escrow()),
+            purse: Usdc::ZERO,
             spent_in_day: Usdc(self.spent_in_day()),
             operator_gas_wei: 10,
             relay_gas_wei: 10,
@@ -245,6 +246,8 @@ impl World {
             }
             Output::Handover { lease, valid_until } => self.handover(lease, valid_until),
             Output::Refuel => Ok(()),
+            // Nobody here has a supplier.
+            Output::FillPurse { .. } => Err("NotPayee"),
             Output::Refund { payer, nonce, amount } => self.refund((payer, nonce), amount.0),
             Output::WindDown => self.wind_down(),
             Output::Close => {

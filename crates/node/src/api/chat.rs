@@ -4,6 +4,7 @@ use super::Api;
 use super::problem::{Posted, Problem, fresh_id};
 use super::sale::{ENGINE_START, Errand, Form, Order, Prompt, Whole};
 use crate::answers::Question;
+use crate::suppliers;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::HeaderMap;
@@ -35,15 +36,21 @@ pub async fn terms(State(api): State<Api>, headers: HeaderMap) -> Response {
 async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) -> Result<Response, Response> {
     let refuse = |e: ApiError| Problem::from(e).into_response();
     let request = ChatCompletionRequest::parse(body).map_err(refuse)?;
-    api.serves_model(&request.model).map_err(refuse)?;
-    let tools = request.tools.as_ref().map(|tools| tools.list.as_slice()).unwrap_or_default();
-    let prompt = api.render(&request.messages, tools).await.map_err(IntoResponse::into_response)?;
+    let (route, prompt) = match api.cx.suppliers.of(&request.model) {
+        Some(supplier) => (suppliers::ROUTE, Prompt::Bought(supplier.purchase(&request, body).map_err(refuse)?)),
+        None => {
+            api.serves_model(&request.model).map_err(refuse)?;
+            let tools = request.tools.as_ref().map(|tools| tools.list.as_slice()).unwrap_or_default();
+            let prompt = api.render(&request.messages, tools).await.map_err(IntoResponse::into_response)?;
+            (ROUTE, Prompt::Text(prompt))
+        }
+    };
     let order = Order {
         errand,
-        route: ROUTE,
+        route,
         description: "one chat completion",
         question: Question::of(body),
-        prompt: Prompt::Text(prompt),
+        prompt,
         prompt_field: "messages",
         settings: request.settings.clone(),
         stored_bytes: None,

@@ -10,18 +10,27 @@ use serde_json::Value;
 
 const OWNER: &str = "vivarium";
 
-/// What requests may say in `model`: the one that answers, and the one that makes vectors if there is one.
+/// What requests may say in `model`: the one that answers, the one that makes vectors if there is one, and other agents'
+/// whose answers are sold here.
 fn names(manifest: &Manifest) -> impl Iterator<Item = &str> {
-    std::iter::once(&manifest.model).chain(&manifest.embedding).map(|model| model.name.as_str())
+    let own = std::iter::once(&manifest.model).chain(&manifest.embedding).map(|model| model.name.as_str());
+    own.chain(manifest.suppliers.iter().map(|supplier| supplier.model.as_str()))
+}
+
+/// Whose it is: `vivarium`, or the other agent.
+fn object(manifest: &Manifest, id: &str, created: u64) -> Value {
+    let other = manifest.suppliers.iter().find(|supplier| supplier.model == id);
+    model_object(id, created, &other.map_or_else(|| OWNER.to_owned(), |supplier| supplier.treasury.to_string()))
 }
 
 pub async fn list(State(api): State<Api>) -> Json<Value> {
-    Json(models_list(names(&api.cx.manifest), api.cx.born_at, OWNER))
+    let manifest = &api.cx.manifest;
+    Json(models_list(names(manifest).map(|id| object(manifest, id, api.cx.born_at))))
 }
 
 pub async fn one(State(api): State<Api>, Path(id): Path<String>) -> Result<Json<Value>, Problem> {
     if !names(&api.cx.manifest).any(|name| name == id) {
         return Err(Problem::for_not_found(format!("there is no model `{id}` here; see /v1/models")));
     }
-    Ok(Json(model_object(&id, api.cx.born_at, OWNER)))
+    Ok(Json(object(&api.cx.manifest, &id, api.cx.born_at)))
 }

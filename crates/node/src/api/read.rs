@@ -158,6 +158,8 @@ pub async fn metrics(State(api): State<Api>) -> Result<Response, Problem> {
             ("rent_uusdc_total", &status.rent_uusdc),
             ("gifts_uusdc_total", &status.gifts_uusdc),
             ("refunds_uusdc_total", &status.refunds_uusdc),
+            ("purse_uusdc", &status.purse_uusdc),
+            ("purchases_uusdc_total", &status.purchases_uusdc),
             ("exposure_uusdc", &status.exposure_uusdc),
             ("ledger_short_uusdc", &status.ledger_short_uusdc),
             ("book_difference_uusdc", &status.book_difference_uusdc),

@@ -16,10 +16,11 @@ use super::problem::{Problem, fresh_id};
 use crate::answers::{Answer, Question};
 use crate::ask::{Ask, Guard, Reserved, Stage, Want};
 use crate::context::Context;
-use crate::main_loop::Event;
+use crate::main_loop::{Event, Node};
 use crate::permit2;
 use crate::settle::Settlement;
 use crate::shared::{Embedder, Engine, InFlight};
+use crate::suppliers::Purchase;
 use alloy::primitives::{Address, U256};
 use axum::Json;
 use axum::body::Body;
@@ -31,7 +32,7 @@ use futures::TryFutureExt;
 use futures::future::try_join_all;
 use infer::api::embeddings::tokens_of;
 use infer::api::{ApiError, Settings, Usage};
-use infer::{EngineClient, Generate, Generation};
+use infer::{EngineClient, EngineEvent, Generate, Generation};
 use net::chain_of;
 use pay::book::RequestId;
 use pay::risk::{Hold, When};
@@ -107,13 +108,16 @@ pub enum Prompt {
     Text(String),
     /// It makes a vector of each. `name_of` a text, for errors.
     Texts { texts: Vec<String>, name_of: fn(usize) -> String },
+    /// No model here gets anything: another agent's makes the answer.
+    Bought(Purchase),
 }
 
-/// What the engine is asked for.
+/// What is done for an order: the engine is asked for it, or another agent.
 #[derive(Clone)]
 enum Work {
     Answer(Box<Generate>),
     Vectors(Vec<String>),
+    Bought(Purchase),
 }
 
 impl Work {
@@ -121,16 +125,40 @@ impl Work {
         match prompt {
             Prompt::Text(text) => Work::Answer(Box::new(settings.generate(text, max_tokens, rand::random()))),
             Prompt::Texts { texts, .. } => Work::Vectors(texts),
+            Prompt::Bought(purchase) => Work::Bought(purchase),
+        }
+    }
+}
+
+/// Work that was begun.
+enum Making {
+    Engine(Generation),
+    /// Begun only when its payment is sure: see [`deliver`].
+    Purchase(Purchase),
+}
+
+impl Making {
+    /// The engine's next event. What is bought has none: it comes whole.
+    async fn recv(&mut self) -> Option<EngineEvent> {
+        match self {
+            Self::Engine(generation) => generation.recv().await,
+            Self::Purchase(_) => None,
+        }
+    }
+
+    fn cancel(&self) {
+        if let Self::Engine(generation) = self {
+            generation.cancel();
         }
     }
 }
 
 /// The work of a reservation; `None`: the book did not take it.
-struct Begun(Option<Result<Generation, Problem>>);
+struct Begun(Option<Result<Making, Problem>>);
 
 impl Begun {
     /// Of a reservation that was taken.
-    fn running(self) -> Result<Generation, Problem> {
+    fn running(self) -> Result<Making, Problem> {
         self.0.unwrap_or_else(|| Err(Problem::for_internal("a reservation that was not taken")))
     }
 }
@@ -151,7 +179,7 @@ pub struct Sale {
     pub payer: Address,
     /// The price, or the most that is charged.
     amount: Usdc,
-    generation: Generation,
+    making: Making,
     paying: Paying,
     tariff: Tariff,
     /// Text that was stored for it. Zero until it is.
@@ -202,7 +230,8 @@ impl Tariff {
 
 /// The price of an order and whether it fits the model, or the refusal.
 struct Terms {
-    engine: EngineClient,
+    /// `None`: it is bought.
+    engine: Option<EngineClient>,
     prompt_tokens: u32,
     max_tokens: u32,
     /// The most that this order costs on a channel.
@@ -261,6 +290,11 @@ impl Api {
         if let Some(known) = known {
             return Err(self.not_reserved(known, order.question, &terms).await);
         }
+        if let Prompt::Bought(purchase) = &order.prompt {
+            // What is settled first would have to go back.
+            self.is_ready(purchase).await.map_err(IntoResponse::into_response)?;
+            purchase.quote().await.map_err(|e| Problem::from(e).into_response())?;
+        }
         self.can_pay(&settlement, &terms).await?;
 
         let tariff = self.tariff(terms.tariff, self.gas());
@@ -273,7 +307,7 @@ impl Api {
         let work = Work::of(order.prompt, order.settings, terms.max_tokens);
         let want = Want { settlement, ask, prompt_tokens: terms.prompt_tokens, max_tokens: terms.max_tokens };
         let want = Box::new(want);
-        let begin = || self.start(&terms.engine, work);
+        let begin = || self.start(terms.engine.as_ref(), work);
         let (begun, reserved) = self.reserve(begin, |taken, reply| Ask::Reserve { want, taken, reply }).await?;
         match reserved {
             Reserved::Yes { request, guard, when } => Ok(Sale {
@@ -281,7 +315,7 @@ impl Api {
                 prompt_tokens: terms.prompt_tokens,
                 payer,
                 amount,
-                generation: begun.running().map_err(IntoResponse::into_response)?,
+                making: begun.running().map_err(IntoResponse::into_response)?,
                 paying: match when {
                     When::Beside(hold) => Paying::Beside(hold),
                     When::AtEnd(hold) => Paying::AtEnd(hold, proxy),
@@ -317,8 +351,10 @@ impl Api {
     /// What is offered for an order: channels first where there are any, then what needs a transaction of its own.
     fn with_offers<T>(&self, terms: &Terms, then: impl FnOnce(&Offers<'_>) -> T) -> T {
         let channel = self.channels.is_open.then_some(ChannelPrice { ceiling: terms.price, carry: terms.price });
-        // Only the relay may settle by Permit2, and it needs gas for it.
-        let by_permit2 = self.cx.permit2.proxies && self.shared.relay_has_gas();
+        // Only the relay may settle by Permit2, and it needs gas for it. Settled when all is made, it may fail when a
+        // supplier has been paid.
+        let is_own = terms.engine.is_some();
+        let by_permit2 = is_own && self.cx.permit2.proxies && self.shared.relay_has_gas();
         let prices = prices(channel, terms.price_alone, self.cx.token.has_eip3009, by_permit2);
         then(&Offers {
             prices,
@@ -355,11 +391,18 @@ impl Api {
         let (engine, prompt_tokens, room, price) = match &order.prompt {
             Prompt::Text(text) => {
                 let (engine, tokens, room) = self.room_after(text, order, pays).await?;
-                (engine, tokens, room, price)
+                (Some(engine), tokens, room, price)
             }
             Prompt::Texts { texts, name_of } => {
                 let (engine, tokens) = self.texts_fit(texts, *name_of, order.prompt_field).await?;
-                (engine, tokens, 0, price.of_embeddings())
+                (Some(engine), tokens, 0, price.of_embeddings())
+            }
+            // By the call: no token of it is this host's.
+            Prompt::Bought(purchase) => {
+                if !pays {
+                    self.is_ready(purchase).await?;
+                }
+                (None, 0, 0, purchase.supplier.price())
             }
         };
         let max_tokens = order.settings.max_tokens.unwrap_or(MAX_TOKENS_DEFAULT).min(room);
@@ -498,7 +541,7 @@ impl Api {
     /// free.
     async fn reserve<T>(
         &self,
-        begin: impl FnOnce() -> Result<Generation, Problem>,
+        begin: impl FnOnce() -> Result<Making, Problem>,
         make: impl FnOnce(oneshot::Sender<()>, oneshot::Sender<T>) -> Ask,
     ) -> Result<(Begun, T), Response> {
         let (taken, is_taken) = oneshot::channel();
@@ -506,13 +549,21 @@ impl Api {
         Ok((Begun(begun.ok()), answer?))
     }
 
-    fn start(&self, engine: &EngineClient, work: Work) -> Result<Generation, Problem> {
-        self.shared.count_generation();
+    fn start(&self, engine: Option<&EngineClient>, work: Work) -> Result<Making, Problem> {
+        let engine = || engine.ok_or_else(|| Problem::for_internal("work of this agent's own, and no engine for it"));
         let started = match work {
-            Work::Answer(request) => engine.generate(*request),
-            Work::Vectors(texts) => engine.embed(texts),
+            Work::Answer(request) => engine()?.generate(*request),
+            Work::Vectors(texts) => engine()?.embed(texts),
+            Work::Bought(purchase) => return Ok(Making::Purchase(purchase)),
         };
-        started.map_err(|e| Problem::for_unavail(format!("the engine cannot take it: {e}"), 1))
+        self.shared.count_generation();
+        started.map(Making::Engine).map_err(|e| Problem::for_unavail(format!("the engine cannot take it: {e}"), 1))
+    }
+
+    /// Whether the purse, the day's limit and the supplier allow a purchase now.
+    async fn is_ready(&self, purchase: &Purchase) -> Result<(), Problem> {
+        let holds = self.look(Node::purse_can_pay).await?;
+        Ok(purchase.supplier.is_ready(holds)?)
     }
 
     async fn not_reserved(&self, reserved: Reserved, question: Question, terms: &Terms) -> Response {
@@ -605,6 +656,10 @@ impl Api {
 /// What is sold, and how it is metered.
 fn described(order: &Order, price: &Price) -> String {
     let what = order.description;
+    if let Prompt::Bought(purchase) = &order.prompt {
+        let (seller, call) = (purchase.supplier.terms.treasury, price.call_uusdc);
+        return format!("{what}, bought from the agent {seller}; a call costs {call}");
+    }
     if matches!(order.prompt, Prompt::Texts { .. }) {
         let (embedded, least) = (price.mtok_embedding_uusdc, price.call_uusdc);
         return format!("{what}; a million tokens of the texts cost {embedded}; a call at least {least}");

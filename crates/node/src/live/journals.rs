@@ -74,6 +74,7 @@ fn view(number: u64, balance: u128, standby: bool) -> Input {
         challenged_at: 0,
         balance: Usdc(balance),
         escrow: Usdc(1_700_000),
+        purse: Usdc::ZERO,
         spent_in_day: Usdc(1_728_000),
         operator_gas_wei: 2_000_000_000_000_000,
         relay_gas_wei: 2_000_000_000_000_000,

@@ -1,4 +1,4 @@
-use super::Manifest;
+use super::{Manifest, Supplier};
 use pay::Usdc;
 
 #[path = "../../../../tests/fuzz.rs"]
@@ -33,6 +33,7 @@ delay_days = 7
 duty_pay_uusdc = "20000"
 duty_day_max_uusdc = "100000"
 relay_max_wei = "100000000000000"
+purse_uusdc_max = "300000"
 store_urls = ["http://127.0.0.1:7000"]
 
 [archive]
@@ -62,6 +63,13 @@ file = "e.gguf"
 sha256 = "4672e27e4bacba1f619aa31f198f54a3733a51e6858d3d6d078f5c672bcdbd5a"
 bytes = 25282080
 context = 256
+
+[[suppliers]]
+model = "theirs"
+treasury = "0x6666666666666666666666666666666666666666"
+supplier_model = "m"
+max_uusdc_per_call = "30000"
+max_uusdc_per_day = "1000000"
 
 [[stewards]]
 address = "0x4444444444444444444444444444444444444444"
@@ -153,6 +161,47 @@ fn an_embedding_model_is_another_model() {
         let refused = Manifest::parse(&text.replace(from, to)).unwrap_err().to_string();
         assert!(refused.contains(why), "{refused}");
     }
+}
+
+#[test]
+fn suppliers_are_fixed_at_birth_and_each_wrong_field_is_named() {
+    let read = Manifest::parse(&whole()).unwrap();
+    let [supplier] = &read.suppliers[..] else { panic!("one: {:?}", read.suppliers) };
+    assert_eq!((supplier.model.as_str(), supplier.supplier_model.as_deref()), ("theirs", Some("m")));
+    assert_eq!((read.dearest_supplier_uusdc(), supplier.price_uusdc_up(&read)), (30_000, 36_000), "20 % on top");
+    let least = Manifest { margin_pct: 0, ..read.clone() };
+    assert_eq!(supplier.price_uusdc_up(&least), 31_000, "the least price of a call on top");
+    let odd = Supplier { max_uusdc_per_call: 30_001, ..supplier.clone() };
+    assert_eq!(odd.price_uusdc_up(&read), 36_002, "rounded up");
+    for (from, to, why) in [
+        ("model = \"theirs\"", "model = \"m\"", "`suppliers[0].model` = `m` is sold here already"),
+        ("model = \"theirs\"", "model = \"e\"", "`suppliers[0].model` = `e` is sold here already"),
+        ("model = \"theirs\"", "model = \"\"", "`suppliers[0].model` must have"),
+        ("supplier_model = \"m\"", "supplier_model = \"\"", "`suppliers[0].supplier_model` must have"),
+        ("0x6666666666666666666666666666666666666666", "0x0000000000000000000000000000000000000000", "is nobody"),
+        ("0x6666666666666666666666666666666666666666", "0x66", "invalid"),
+        ("per_call = \"30000\"", "per_call = \"0\"", "`suppliers[0].max_uusdc_per_call` must be above 0"),
+        ("per_day = \"1000000\"", "per_day = \"29999\"", "not above `suppliers[0].max_uusdc_per_day`"),
+        ("per_call = \"30000\"", "per_call = \"3e4\"", "is not a decimal integer"),
+        ("per_call = \"30000\"", "per_call = \"41667\"", "a call costs 50001, more than `max_call_uusdc`"),
+        ("max_uusdc_per_day = \"1000000\"\n", "", "missing field `max_uusdc_per_day`"),
+        ("max_uusdc_per_day", "url = \"http://evil\"\nmax_uusdc_per_day", "unknown field"),
+        ("purse_uusdc_max = \"300000\"\n", "", "`purse_uusdc_max` = 0 is less than a call of 30000 costs"),
+        ("purse_uusdc_max = \"300000\"", "purse_uusdc_max = \"29999\"", "`purse_uusdc_max` = 29999 is less"),
+    ] {
+        let text = whole();
+        assert!(text.contains(from), "{from}");
+        let refused = Manifest::parse(&text.replace(from, to)).unwrap_err().to_string();
+        assert!(refused.contains(why), "{refused}");
+    }
+    let alone = Manifest { suppliers: Vec::new(), ..read.clone() }.to_toml().unwrap();
+    let refused = Manifest::parse(&alone).unwrap_err().to_string();
+    assert!(refused.contains("`purse_uusdc_max` is for `suppliers`"), "{refused}");
+    let neither = Manifest { suppliers: Vec::new(), purse_uusdc_max: 0, ..read.clone() }.to_toml().unwrap();
+    assert_eq!(Manifest::parse(&neither).unwrap().dearest_supplier_uusdc(), 0);
+    let twice = Manifest { suppliers: vec![supplier.clone(), supplier.clone()], ..read }.to_toml().unwrap();
+    let refused = Manifest::parse(&twice).unwrap_err().to_string();
+    assert!(refused.contains("`suppliers[1].model` = `theirs` is sold here already"), "{refused}");
 }
 
 /// What TOML, amounts and lists look like where they hurt.

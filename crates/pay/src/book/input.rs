@@ -247,6 +247,8 @@ pub enum AbortWhy {
     Crashed,
     /// This node may not act any more (fenced, moved, paused).
     NotServing,
+    /// Whoever the answer was to be bought from did not deliver it.
+    Supplier,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, BorshSerialize, BorshDeserialize)]

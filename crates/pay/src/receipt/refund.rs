@@ -49,11 +49,18 @@ fn name_of(reason: AbortWhy) -> &'static str {
         AbortWhy::NotSettled => "not_settled",
         AbortWhy::Crashed => "host_crashed",
         AbortWhy::NotServing => "not_serving",
+        AbortWhy::Supplier => "supplier_failed",
     }
 }
 
-const REASONS: [AbortWhy; 5] =
-    [AbortWhy::Engine, AbortWhy::HungUp, AbortWhy::NotSettled, AbortWhy::Crashed, AbortWhy::NotServing];
+const REASONS: [AbortWhy; 6] = [
+    AbortWhy::Engine,
+    AbortWhy::HungUp,
+    AbortWhy::NotSettled,
+    AbortWhy::Crashed,
+    AbortWhy::NotServing,
+    AbortWhy::Supplier,
+];
 
 impl RefundNote {
     /// What the operator signs.
@@ -90,6 +97,7 @@ impl RefundNote {
             AbortWhy::NotSettled => "its settlement was not known in time",
             AbortWhy::Crashed => "the host stopped before it answered",
             AbortWhy::NotServing => "the node was not to serve any more",
+            AbortWhy::Supplier => "the agent that it was to be bought from did not deliver it",
         }
     }
 }

@@ -106,9 +106,16 @@ impl Chain {
     }
 
     pub async fn deploy(&self, name: &str) -> Address {
+        self.deploy_with(name, &[]).await
+    }
+
+    /// With these constructor arguments.
+    pub async fn deploy_with(&self, name: &str, words: &[U256]) -> Address {
         let file = contracts().join(format!("abi/{name}.json"));
         let artifact: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
-        let tx = json!([{ "from": RELAY, "data": artifact["bytecode"], "gas": "0x989680" }]);
+        let words: String = words.iter().map(|word| hex::encode(word.to_be_bytes::<32>())).collect();
+        let data = format!("{}{words}", artifact["bytecode"].as_str().expect(name));
+        let tx = json!([{ "from": RELAY, "data": data, "gas": "0x989680" }]);
         let hash = self.rpc("eth_sendTransaction", tx).await;
         let receipt = self.receipt(&hash).await;
         receipt["contractAddress"].as_str().expect(name).parse().unwrap()

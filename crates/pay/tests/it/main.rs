@@ -11,6 +11,7 @@ mod fuzz;
 mod golden;
 mod grief;
 mod market;
+mod purse;
 mod schemes;
 mod shop;
 mod table;

@@ -638,6 +638,10 @@ impl Inner {
             .unwrap()
             .receipts
             .insert(RequestId::of_payment(TransferMethod::Eip3009, &owner.into_array(), &tx), amount);
+        let fails = self.desk.lock().unwrap().fails.take();
+        if fails == Some(Fails::AfterSettlement) {
+            return Ok(StatusCode::INTERNAL_SERVER_ERROR.into_response());
+        }
         Ok(self.settled(owner, amount, &tx, tokens_of(body), is_stream))
     }
 

@@ -642,6 +642,8 @@ impl Life {
             Output::Close => self.treasury.close(now),
             // Gas is not counted here.
             Output::Refuel => Ok(()),
+            // Nobody here has a supplier.
+            Output::FillPurse { .. } => Ok(()),
             Output::Serve { .. } | Output::StopServing { .. } | Output::Note(_) | Output::WakeAt(_) => Ok(()),
         }
     }
@@ -680,6 +682,7 @@ impl Life {
             challenged_at: t.challenged_at,
             balance: Usdc(t.balance()),
             escrow: Usdc(t.escrow(now)),
+            purse: Usdc::ZERO,
             spent_in_day: Usdc(t.spent_in_day(now)),
             operator_gas_wei: 1,
             relay_gas_wei: 1,

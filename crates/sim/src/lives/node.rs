@@ -551,6 +551,9 @@ impl Node {
                 calls::handover(lease, chain.state.checkpointSeq, 0, valid_until)
             }
             Output::Refuel => calls::refuel(),
+            Output::FillPurse { amount, .. } => {
+                calls::spend(chain::treasury::KIND_PURSE, chain.world.standing().purse, amount.0)
+            }
             Output::Refund { payer, nonce, amount } => calls::refund_exact(payer.into(), nonce.into(), amount.0),
             Output::WindDown => calls::wind_down(),
             Output::Close => calls::close(),
@@ -701,6 +704,7 @@ fn name(task: Task) -> String {
         Task::Announce => "announce",
         Task::Handover => "handover",
         Task::Refuel => "refuel",
+        Task::FillPurse => "spend",
         Task::Refund { .. } => "refundExact",
         Task::WindDown => "windDown",
         Task::Close => "close",

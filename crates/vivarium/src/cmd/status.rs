@@ -101,6 +101,10 @@ fn agent_lines(out: &mut String, a: &Value) {
         usdc(&a["refunds_uusdc"]),
         if a["ledger_ok"] == false { "; THE BOOKS DO NOT BALANCE" } else { "" }
     );
+    if [&a["purse_uusdc"], &a["purchases_uusdc"]].iter().any(|sum| sum.as_str().is_some_and(|sum| sum != "0")) {
+        let (purse, bought) = (usdc(&a["purse_uusdc"]), usdc(&a["purchases_uusdc"]));
+        let _ = writeln!(out, "purse       {purse} USDC; {bought} USDC paid to other agents");
+    }
     let runway = a["runway_secs"].as_u64().map_or_else(|| "income covers the cost".to_owned(), |s| duration(s, day));
     let _ = writeln!(out, "runway      {runway}");
     if let Some(line) = break_even(&a["break_even"]) {

@@ -142,6 +142,9 @@ pub async fn run(plan: &Plan, consent: Consent, progress: Progress) -> Result<Bo
         plan.manifest.stewards.len()
     ));
     progress.line(&stewards_terms(&plan.manifest));
+    if !plan.manifest.suppliers.is_empty() {
+        progress.line(&suppliers_terms(&plan.manifest));
+    }
     if consent == Consent::Ask {
         ask_for_consent(plan)?;
     }
@@ -179,6 +182,10 @@ async fn preflight(plan: &Plan) -> Result<()> {
             "the creator owns the Safe {address}; it can't be a steward"
         );
     }
+    for supplier in &plan.manifest.suppliers {
+        let found = chain.verify_agent(supplier.treasury).await;
+        found.with_context(|| format!("the manifest's supplier `{}` is no agent on this chain", supplier.model))?;
+    }
     let market = chain.market(plan.addresses.market).terms().await?;
     let takeover = clockwork.answer_time + clockwork.restore_timeout;
     ensure!(
@@ -200,6 +207,23 @@ fn stewards_terms(manifest: &Manifest) -> String {
         pay => format!("{pay} to a steward for each checkpoint, at most {} a day", Usdc(manifest.duty_day_max_uusdc)),
     };
     format!("    stewards      {later}; {pay}")
+}
+
+/// From whom the agent buys what it sells on, and what is at stake.
+fn suppliers_terms(manifest: &Manifest) -> String {
+    let mut lines = format!(
+        "    suppliers     paid from a purse of at most {}, which a thief of the operator's key gets at once",
+        Usdc(manifest.purse_uusdc_max)
+    );
+    for supplier in &manifest.suppliers {
+        let (call, day) = (Usdc(supplier.max_uusdc_per_call), Usdc(supplier.max_uusdc_per_day));
+        let price = Usdc(supplier.price_uusdc_up(manifest));
+        lines += &format!(
+            "\n                  `{}` from {}: at most {call} a call and {day} a day, sold at {price}",
+            supplier.model, supplier.treasury
+        );
+    }
+    lines
 }
 
 fn ask_for_consent(plan: &Plan) -> Result<()> {
@@ -457,8 +481,7 @@ pub async fn refusals(creator: &Wallet, treasury: Address) -> Result<Vec<Refusal
     Ok(refused)
 }
 
-/// What this birth adds. Purse, payees, bought gas and ceilings to loosen to: none of it, until the manifest can ask for
-/// it.
+/// What this birth adds. Payees, bought gas and ceilings to loosen to: none of it, until the manifest can ask for it.
 async fn options(plan: &Plan, clockwork: &Clockwork) -> Result<Options> {
     let mut options = Options::default();
     if is_there(plan, BATCH_SETTLEMENT).await? {
@@ -480,6 +503,7 @@ async fn options(plan: &Plan, clockwork: &Clockwork) -> Result<Options> {
     options.silenceBlocks = silence_blocks(clockwork.answer_time);
     (options.dutyPay, options.dutyDayMax) = (manifest.duty_pay_uusdc, manifest.duty_day_max_uusdc);
     options.relayMax = manifest.relay_max_wei;
+    options.purseMax = manifest.purse_uusdc_max;
     Ok(options)
 }
 

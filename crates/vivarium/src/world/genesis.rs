@@ -182,6 +182,7 @@ pub fn manifest(choices: &Choices, names: Names) -> Manifest {
         duty_pay_uusdc: 0,
         duty_day_max_uusdc: 0,
         relay_max_wei: RELAY_MAX_WEI,
+        purse_uusdc_max: 0,
         store_urls: vec![store_url],
         archive: node::manifest::Archive::default(),
         payments: node::manifest::Payments {
@@ -190,6 +191,7 @@ pub fn manifest(choices: &Choices, names: Names) -> Manifest {
         },
         model: model.named(),
         embedding: Some(embedding.named()),
+        suppliers: Vec::new(),
         stewards,
     }
 }

@@ -13,4 +13,5 @@ mod refusals;
 mod settling;
 mod sim;
 mod store;
+mod suppliers;
 mod world;

@@ -110,17 +110,17 @@ impl Api {
                 max_tokens: terms.max_tokens,
                 seen: seen.take(),
             };
-            let (want, begin) = (Box::new(want), || self.start(&terms.engine, work.clone()));
+            let (want, begin) = (Box::new(want), || self.start(terms.engine.as_ref(), work.clone()));
             let (begun, answer) = self.reserve(begin, |taken, reply| Ask::ReserveCall { want, taken, reply }).await?;
             match answer {
                 CallAnswer::Yes { request, guard } => {
-                    let generation = begun.running().map_err(IntoResponse::into_response)?;
+                    let making = begun.running().map_err(IntoResponse::into_response)?;
                     return Ok(Sale {
                         request,
                         prompt_tokens: terms.prompt_tokens,
                         payer: Address::from(paid.config.payer),
                         amount: ceiling,
-                        generation,
+                        making,
                         tariff: self.tariff(terms.tariff, Usdc::ZERO),
                         stored_bytes: 0,
                         question: order.question,

@@ -1,6 +1,6 @@
 //! The way of a sale from its first token: generate → deliver → charge → settle → keep → the last byte → receipt.
 
-use super::{Paying, Sale, refused, stamp};
+use super::{Making, Paying, Sale, refused, stamp};
 use crate::answers::Answer;
 use crate::api::problem::Problem;
 use crate::ask::{Ask, tell};
@@ -14,7 +14,7 @@ use axum::response::{IntoResponse, Response};
 use economy::Usdc;
 use futures::{Stream, StreamExt};
 use infer::api::{Answered, ApiError, SSE_KEEP_ALIVE, Usage};
-use infer::{EngineEvent, Finish, Generation, TokenLogprob};
+use infer::{EngineEvent, Finish, TokenLogprob};
 use journal::crash_point;
 use pay::book::{AbortWhy, Delivery, Finish as Ended, RequestId};
 use pay::risk::{Held, Hold};
@@ -119,10 +119,15 @@ impl Sale {
         let in_one_piece = !streams || matches!(self.paying, Paying::AtEnd(Hold { what: Held::Everything, .. }, _));
         if in_one_piece {
             drop(taken);
+            if self.is_bought() {
+                // Whoever hangs up now has paid, and so has this agent, or is about to: the answer is taken and kept.
+                let whole = tokio::spawn(self.whole(run, settled));
+                return whole.await.unwrap_or_else(|e| Problem::for_internal(e).into_response());
+            }
             return self.whole(run, settled).await;
         }
         // A head with 200 cannot be taken back: the engine says first whether it takes the request.
-        if let Err(error) = accepted(&mut self.generation).await {
+        if let Err(error) = accepted(&mut self.making).await {
             self.guard.disarm();
             tell(&self.api.cx, Ask::Aborted { request: self.request, why: AbortWhy::Engine });
             return Problem::from(error).into_response();
@@ -205,7 +210,8 @@ impl Sale {
             Ok(made) => made,
             Err(error) => {
                 self.guard.disarm();
-                tell(&self.api.cx, Ask::Aborted { request: self.request, why: AbortWhy::Engine });
+                let why = if self.is_bought() { AbortWhy::Supplier } else { AbortWhy::Engine };
+                tell(&self.api.cx, Ask::Aborted { request: self.request, why });
                 return Problem::from(error).into_response();
             }
         };
@@ -248,6 +254,11 @@ impl Sale {
     fn worth_of(&self, delivery: &Delivery) -> Usdc {
         let Delivery { cached_tokens, completion_tokens, .. } = *delivery;
         self.worth(Usage { prompt_tokens: self.prompt_tokens, cached_tokens, completion_tokens })
+    }
+
+    /// Whether another agent makes it.
+    fn is_bought(&self) -> bool {
+        matches!(self.making, Making::Purchase(_))
     }
 
     /// Whether it is charged by what is delivered.
@@ -307,9 +318,12 @@ fn ended(finish: Finish) -> Ended {
 }
 
 fn delivery(sale: &Sale, run: &Run<impl Form>, usage: Usage, finish: Ended, confirmed: bool) -> Delivery {
+    // No token of a bought answer is this agent's work.
+    let (cached_tokens, completion_tokens) =
+        if sale.is_bought() { (0, 0) } else { (usage.cached_tokens, usage.completion_tokens) };
     Delivery {
-        cached_tokens: usage.cached_tokens,
-        completion_tokens: usage.completion_tokens,
+        cached_tokens,
+        completion_tokens,
         bytes: run.bytes,
         output_digest: run.vectors_digest.unwrap_or_else(|| Sha256::digest(run.text.as_bytes()).into()),
         finish,
@@ -319,8 +333,8 @@ fn delivery(sale: &Sale, run: &Run<impl Form>, usage: Usage, finish: Ended, conf
 }
 
 /// Waits for the engine's first word.
-async fn accepted(generation: &mut Generation) -> Result<(), ApiError> {
-    match generation.recv().await {
+async fn accepted(making: &mut Making) -> Result<(), ApiError> {
+    match making.recv().await {
         Some(EngineEvent::Failed { kind, message }) => Err(ApiError::for_engine(kind, &message)),
         Some(_) => Ok(()),
         None => Err(ApiError::for_internal()),
@@ -360,7 +374,14 @@ impl<F: Form> Run<F> {
 
     /// Takes the whole generation without sending anything.
     async fn generate(&mut self, sale: &mut Sale) -> Result<(Finish, Usage), ApiError> {
-        while let Some(event) = sale.generation.recv().await {
+        if let Making::Purchase(purchase) = &sale.making {
+            // Its node may have been fenced since, or paused: then nothing is signed.
+            sale.api.is_ready(purchase).await.map_err(|problem| problem.api().clone())?;
+            let bought = purchase.buy().await?;
+            self.text = bought.text;
+            return Ok((bought.finish, bought.usage));
+        }
+        while let Some(event) = sale.making.recv().await {
             match event {
                 EngineEvent::Accepted { .. } => {}
                 EngineEvent::Tokens { text, count, cached_tokens, logprobs } => {
@@ -394,9 +415,9 @@ impl<F: Form> Run<F> {
     }
 
     /// The engine's next event; until it comes, a sign of life now and then. `None`: the customer is gone, or the engine.
-    async fn next(&mut self, generation: &mut Generation) -> Option<EngineEvent> {
+    async fn next(&mut self, making: &mut Making) -> Option<EngineEvent> {
         loop {
-            match tokio::time::timeout(KEEP_ALIVE, generation.recv()).await {
+            match tokio::time::timeout(KEEP_ALIVE, making.recv()).await {
                 Ok(event) => return event,
                 // No part of the answer: it is neither counted nor kept.
                 Err(_) => self.frames.send(Bytes::from_static(SSE_KEEP_ALIVE.as_bytes())).await.ok()?,
@@ -433,7 +454,7 @@ impl<F: Form> Run<F> {
         let mut marked = 0;
         let mut end = Err(ApiError::for_internal());
         while connected {
-            let Some(event) = self.next(&mut sale.generation).await else {
+            let Some(event) = self.next(&mut sale.making).await else {
                 connected = !self.frames.is_closed();
                 break;
             };
@@ -536,7 +557,7 @@ impl<F: Form> Run<F> {
 
     /// It broke off: what was taken is charged, and nothing for nothing. `error` is told a customer who still listens.
     async fn end_badly(mut self, sale: Sale, error: Option<ApiError>) {
-        sale.generation.cancel();
+        sale.making.cancel();
         let finish = match &error {
             Some(error) => {
                 let frames = self.form.fail(error);

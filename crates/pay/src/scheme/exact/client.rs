@@ -1,9 +1,10 @@
-use super::types::{Domain, SettleExact, message};
+use super::types::{Domain, SettleExact, TransferWithAuthorization, message};
 use crate::wire::{PaymentPayload, PaymentRequirements};
 use crate::{Reason, Refusal};
-use alloy::primitives::{Address, B256};
+use alloy::primitives::{Address, B256, Bytes};
 use alloy::signers::SignerSync;
 use alloy::signers::local::PrivateKeySigner;
+use alloy::sol_types::SolValue;
 use serde_json::{Value, json};
 
 /// Signs a payment of exactly `offer`'s amount, valid from always until `chain_now` + the offer's timeout.
@@ -16,6 +17,31 @@ pub fn sign(
     chain_now: u64,
     nonce: B256,
 ) -> Result<PaymentPayload, Refusal> {
+    sign_from(signer.address(), signer, offer, (chain_now, nonce)).map(|(_, terms)| payment_of(&terms, offer))
+}
+
+/// The same of a purse's money (`contracts/src/Purse.sol`): it takes the signature of the treasury's operator, with
+/// every field beside it, for this one message.
+pub fn sign_for_purse(
+    purse: Address,
+    operator: &PrivateKeySigner,
+    offer: &PaymentRequirements,
+    chain_now: u64,
+    nonce: B256,
+) -> Result<PaymentPayload, Refusal> {
+    let (message, terms) = sign_from(purse, operator, offer, (chain_now, nonce))?;
+    let signature = Bytes::from(terms.signature);
+    let fields = (message.to, message.value, message.validAfter, message.validBefore, message.nonce, signature);
+    let terms = SettleExact { signature: fields.abi_encode_params(), is_signed_by_key: false, ..terms };
+    Ok(payment_of(&terms, offer))
+}
+
+fn sign_from(
+    payer: Address,
+    signer: &PrivateKeySigner,
+    offer: &PaymentRequirements,
+    (chain_now, nonce): (u64, B256),
+) -> Result<(TransferWithAuthorization, SettleExact), Refusal> {
     if offer.scheme() != super::EXACT {
         let message = format!("scheme {:?} is not signed here, only `exact`", offer.scheme());
         return Err(Refusal::new(Reason::InvalidScheme, message));
@@ -26,12 +52,12 @@ pub fn sign(
     }
     let domain = Domain::of(offer)?;
     let valid_before = chain_now.saturating_add(offer.max_timeout_secs());
-    let message = message(signer.address(), offer.pay_to(), offer.amount(), (0, valid_before), nonce);
+    let message = message(payer, offer.pay_to(), offer.amount(), (0, valid_before), nonce);
     let signature = signer
         .sign_hash_sync(&domain.digest(&message))
         .map_err(|e| Refusal::new(Reason::Signature, format!("cannot sign: {e}")))?;
     let terms = SettleExact {
-        payer: signer.address().into_array(),
+        payer: payer.into_array(),
         value: offer.amount(),
         valid_after: 0,
         valid_before,
@@ -39,7 +65,7 @@ pub fn sign(
         signature: signature.as_bytes().to_vec(),
         is_signed_by_key: true,
     };
-    Ok(payment_of(&terms, offer))
+    Ok((message, terms))
 }
 
 /// The payment that a signed authorisation was, for `offer`: to be handed on to another facilitator.

@@ -27,6 +27,7 @@ fn manifest() -> Manifest {
         duty_pay_uusdc: 20_000,
         duty_day_max_uusdc: 100_000,
         relay_max_wei: 1_000,
+        purse_uusdc_max: 0,
         store_urls: Vec::new(),
         archive: node::manifest::Archive::default(),
         payments: node::manifest::Payments::default(),
@@ -39,6 +40,7 @@ fn manifest() -> Manifest {
             context: 1,
         },
         embedding: None,
+        suppliers: Vec::new(),
         stewards: Vec::new(),
     }
 }
