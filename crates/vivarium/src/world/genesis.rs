@@ -183,6 +183,7 @@ pub fn manifest(choices: &Choices, names: Names) -> Manifest {
         duty_day_max_uusdc: 0,
         relay_max_wei: RELAY_MAX_WEI,
         store_urls: vec![store_url],
+        ceilings: None,
         archive: node::manifest::Archive::default(),
         payments: node::manifest::Payments {
             settle_after_uusdc: choices.settle_after_uusdc,
