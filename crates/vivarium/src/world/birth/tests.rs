@@ -8,6 +8,9 @@ use chain::deploy::{MarketParams, deploy, fund_eth};
 use node::manifest::{Ceilings, Model, Steward};
 use steward::orders::{Action, Limits, OrderFile, Submitted};
 
+#[path = "../../../../../tests/safe.rs"]
+mod published;
+
 const ETHER: u128 = 1_000_000_000_000_000_000;
 /// Keys by number.
 const CREATOR: u8 = 1;
@@ -289,5 +292,60 @@ async fn stewards_loosen_to_the_manifests_ceilings_after_the_delay_and_no_furthe
     let _: serde_json::Value = chain.request("anvil_mine", (U256::from(1),)).await.unwrap();
     assert!(loosen().await.unwrap().in_force);
     assert_eq!(limits().await, most);
+    anvil.stop().await.unwrap();
+}
+
+/// By the program's own way: what it checks before, what it names as stewards, and that the Safe's owners then command.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_is_born_whose_quorum_is_a_safe() {
+    let (anvil, addresses, creator) = development().await;
+    let chain = &creator.chain;
+    let mut owners = STEWARDS.map(|n| key(n).address()).to_vec();
+    owners.sort();
+    let safe = published::make(chain, &key(ANYBODY), owners.clone(), 2).await;
+    let the_creators = [vec![creator.address()], owners[..2].to_vec()].concat();
+    let the_creators = published::make(chain, &key(ANYBODY), the_creators, 2).await;
+    let with = |change: &dyn Fn(&mut Manifest)| {
+        plan(&creator, addresses, |manifest| {
+            manifest.safe = Some(safe);
+            change(manifest);
+        })
+    };
+    let gone = |manifest: &mut Manifest| manifest.safe = Some(key(9).address());
+    let fewer = |manifest: &mut Manifest| drop(manifest.stewards.pop());
+    let more_of_them = |manifest: &mut Manifest| manifest.threshold = 3;
+    let creator_inside = |manifest: &mut Manifest| {
+        manifest.safe = Some(the_creators);
+        manifest.stewards.retain(|steward| owners[..2].contains(&steward.address));
+        manifest.stewards.push(Steward { address: creator.address(), ..manifest.stewards[0].clone() });
+        manifest.stewards.sort_by_key(|steward| steward.address);
+    };
+    let wrong: [(&dyn Fn(&mut Manifest), &str); 4] = [
+        (&gone, "is no contract"),
+        (&fewer, "wants 2 of its 3 owners"),
+        (&more_of_them, "wants 2 of its 3 owners"),
+        (&creator_inside, "the creator owns the Safe"),
+    ];
+    for (change, why) in wrong {
+        let refused = run(&with(change), Consent::Given, Progress::Silent).await.unwrap_err();
+        assert!(format!("{refused:#}").contains(why), "{refused:#}");
+    }
+
+    let treasury = born(&with(&|_| ())).await;
+    let client = chain.treasury(treasury);
+    let birth = client.birth().await.unwrap();
+    assert_eq!((birth.stewards, birth.threshold), (vec![safe], 1));
+    // Daemons have no Safe of their own: for a rescue their keys stand beside it.
+    assert_eq!((birth.options.rescuers, birth.options.rescueThreshold), (owners, 2));
+    let mut alone = OrderFile::prepare(chain, treasury, Action::Pause, 3_600).await.unwrap();
+    alone.sign(&key(STEWARDS[0])).unwrap();
+    let refused = alone.submit(chain, &key(ANYBODY)).await.unwrap_err().to_string();
+    assert!(refused.contains("1 of the 3 owners of the Safe"), "{refused}");
+    assert!(ordered(chain, treasury, Action::Pause).await.unwrap().in_force);
+    assert!(client.state().await.unwrap().paused);
+    // This manifest has no ceilings: not even what is allowed already can be ordered so.
+    let limits = Limits::from(&birth.policy);
+    let refused = ordered(chain, treasury, Action::Loosen { limits }).await.unwrap_err();
+    assert!(format!("{refused:#}").contains("BadPolicy"), "{refused:#}");
     anvil.stop().await.unwrap();
 }
