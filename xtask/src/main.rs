@@ -8,6 +8,7 @@ mod contracts;
 mod deep;
 mod gguf;
 mod mutants;
+mod numbers;
 mod setup;
 mod shell;
 mod test;

@@ -106,6 +106,11 @@ fn names(tests: &str) -> Vec<&str> {
     tests.trim_matches(['{', '}']).split(',').collect()
 }
 
+/// How many there are.
+pub fn count(contracts: &Path) -> Result<usize> {
+    Ok(listed(contracts)?.len())
+}
+
 fn listed(contracts: &Path) -> Result<Vec<Mutant>> {
     let path = contracts.join("mutants.toml");
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;

@@ -1,8 +1,11 @@
 //! `cargo xtask test`: everything that must hold before a change is done, cheapest first.
 
-use crate::{contracts, deep, setup, shell};
+use crate::{contracts, deep, numbers, setup, shell};
 use anyhow::{Result, bail};
 use std::time::Instant;
+
+/// Of foundry.toml: how long the contracts' fuzzing and walks are here.
+const PROFILE: &str = "ci";
 
 pub fn run(flags: &[String]) -> Result<()> {
     match flags {
@@ -19,7 +22,7 @@ pub fn run(flags: &[String]) -> Result<()> {
     licences()?;
     step("contracts");
     contracts::check_fresh(shell::root())?;
-    contracts::test_profile(shell::root(), "ci")?;
+    contracts::test_profile(shell::root(), PROFILE)?;
     contracts::test_profile(shell::root(), "gas")?;
     step("clippy");
     let clippy = ["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"];
@@ -30,6 +33,8 @@ pub fn run(flags: &[String]) -> Result<()> {
     let mut tests = shell::cargo();
     tests.args(["test", "--workspace", "--no-fail-fast"]);
     shell::loudly("tests", &mut tests)?;
+    step("what that was, in numbers");
+    println!("{}", numbers::of_a_run(shell::root(), PROFILE)?);
     println!("\nall green in {:.0} s", started.elapsed().as_secs_f32());
     Ok(())
 }

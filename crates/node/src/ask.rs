@@ -265,7 +265,9 @@ impl Node {
         let when = match self.cx.manifest.payments.risk().when(&want.settlement, &circumstances) {
             // Nothing is bought with a payment that can still fail.
             When::AtEnd(hold) if want.ask.route == suppliers::ROUTE => When::Beside(hold),
-            When::After if want.ask.route == suppliers::ROUTE => When::Beside(Hold { what: Held::Everything, blocks: 1 }),
+            When::After if want.ask.route == suppliers::ROUTE => {
+                When::Beside(Hold { what: Held::Everything, blocks: 1 })
+            }
             when => when,
         };
         let gives_back = matches!(when, When::Beside(_));

@@ -10,6 +10,8 @@ use store::cid::Cid;
 
 /// Longest manifest accepted, so that it stays one raw block.
 const MANIFEST_BYTES_MAX: usize = 64 << 10;
+const LEASE_DAYS_MAX: u32 = 30;
+const PREPAY_DAYS_MAX: u32 = 2;
 
 /// Unknown keys are refused: a manifest is read by strangers who must all read the same thing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,6 +77,10 @@ pub struct Manifest {
     #[serde(with = "decimal", default, skip_serializing_if = "is_zero")]
     pub purse_uusdc_max: u128,
     pub store_urls: Vec<String>,
+    /// What the stewards' `loosen` reaches at most, after `delay_days`: fixed on chain at birth. None: no limit ever
+    /// rises, not even back to where it was before a `tighten`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ceilings: Option<Ceilings>,
     #[serde(default, skip_serializing_if = "Archive::is_default")]
     pub archive: Archive,
     #[serde(default, skip_serializing_if = "Payments::is_default")]
@@ -87,6 +93,51 @@ pub struct Manifest {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub suppliers: Vec<Supplier>,
     pub stewards: Vec<Steward>,
+}
+
+/// One for each limit that an order can change, under its own name: all of them, so that nobody has to know what is
+/// meant by one that is left out. A ceiling that equals its limit only lets a `tighten` be taken back.
+/// `starve_floor_uusdc` has none: no order changes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ceilings {
+    #[serde(with = "decimal")]
+    pub day_limit_uusdc: u128,
+    pub price_e6_max: u64,
+    pub lease_days: u32,
+    pub prepay_days: u32,
+    #[serde(with = "decimal")]
+    pub gas_target_wei: u128,
+    #[serde(with = "decimal")]
+    pub gas_day_max_wei: u128,
+}
+
+impl Ceilings {
+    /// Whether `own` limits lie below them, and they within what any agent may have.
+    fn check(&self, own: &Manifest) -> std::result::Result<(), String> {
+        if own.delay_days == 0 {
+            return Err("`ceilings` with `delay_days` = 0: limits would never be loosened to them".to_owned());
+        }
+        for (name, ceiling, limit) in [
+            ("day_limit_uusdc", self.day_limit_uusdc, own.day_limit_uusdc),
+            ("price_e6_max", self.price_e6_max.into(), own.price_e6_max.into()),
+            ("lease_days", self.lease_days.into(), own.lease_days.into()),
+            ("prepay_days", self.prepay_days.into(), own.prepay_days.into()),
+            ("gas_target_wei", self.gas_target_wei, own.gas_target_wei),
+            ("gas_day_max_wei", self.gas_day_max_wei, own.gas_day_max_wei),
+        ] {
+            if ceiling < limit {
+                return Err(format!("`ceilings.{name}` = {ceiling} lies below `{name}` = {limit}"));
+            }
+        }
+        if self.lease_days > LEASE_DAYS_MAX {
+            return Err(format!("`ceilings.lease_days` = {}; a lease lasts 1 to 30 days", self.lease_days));
+        }
+        match self.prepay_days > PREPAY_DAYS_MAX {
+            true => Err(format!("`ceilings.prepay_days` = {}; escrow is prepaid 1 or 2 days", self.prepay_days)),
+            false => Ok(()),
+        }
+    }
 }
 
 /// What lies on Arweave as well: asked when no store brings it.
@@ -310,10 +361,10 @@ impl Manifest {
         if self.name.is_empty() || self.name.len() > 64 {
             return refuse("`name` must have 1 to 64 bytes".into());
         }
-        if self.lease_days == 0 || self.lease_days > 30 {
+        if self.lease_days == 0 || self.lease_days > LEASE_DAYS_MAX {
             return refuse(format!("`lease_days` = {}; a lease lasts 1 to 30 days", self.lease_days));
         }
-        if self.prepay_days == 0 || self.prepay_days > 2 {
+        if self.prepay_days == 0 || self.prepay_days > PREPAY_DAYS_MAX {
             return refuse(format!("`prepay_days` = {}; escrow is prepaid 1 or 2 days", self.prepay_days));
         }
         if self.day_secs < 10 || self.day_secs > 86_400 {
@@ -352,6 +403,9 @@ impl Manifest {
         }
         if self.delay_days > 365 {
             return refuse(format!("`delay_days` = {}; a year is the longest", self.delay_days));
+        }
+        if let Some(Err(why)) = self.ceilings.as_ref().map(|ceilings| ceilings.check(self)) {
+            return refuse(why);
         }
         if self.store_urls.is_empty() {
             return refuse("`store_urls` needs at least one content store".into());

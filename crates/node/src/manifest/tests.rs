@@ -36,6 +36,14 @@ relay_max_wei = "100000000000000"
 purse_uusdc_max = "300000"
 store_urls = ["http://127.0.0.1:7000"]
 
+[ceilings]
+day_limit_uusdc = "20000000"
+price_e6_max = 46296296
+lease_days = 30
+prepay_days = 2
+gas_target_wei = "100000000000000000"
+gas_day_max_wei = "1000000000000000000"
+
 [archive]
 gateways = ["http://127.0.0.1:1984"]
 
@@ -147,6 +155,42 @@ fn large_payments_wait_for_finality_and_small_ones_do_not_unless_it_is_said() {
 }
 
 #[test]
+fn limits_are_loosened_to_ceilings_that_lie_above_all_of_them_or_never() {
+    let read = Manifest::parse(&whole()).unwrap();
+    let ceilings = read.ceilings.as_ref().unwrap();
+    assert_eq!((ceilings.day_limit_uusdc, ceilings.price_e6_max, ceilings.lease_days), (20_000_000, 46_296_296, 30));
+    let (before, rest) = whole().split_once("[ceilings]").map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
+    let without = format!("{before}{}", &rest[rest.find("[archive]").unwrap()..]);
+    assert_eq!(Manifest::parse(&without).unwrap().ceilings, None);
+    for (from, to, why) in [
+        (
+            "day_limit_uusdc = \"20000000\"",
+            "day_limit_uusdc = \"9999999\"",
+            "`ceilings.day_limit_uusdc` = 9999999 lies",
+        ),
+        ("price_e6_max = 46296296", "price_e6_max = 23148147", "`ceilings.price_e6_max` = 23148147 lies below"),
+        (
+            "lease_days = 30\nprepay_days = 2\ngas",
+            "lease_days = 29\nprepay_days = 2\ngas",
+            "`ceilings.lease_days` = 29",
+        ),
+        ("lease_days = 30\nprepay_days = 2\ngas", "lease_days = 31\nprepay_days = 2\ngas", "1 to 30 days"),
+        ("prepay_days = 2\ngas", "prepay_days = 1\ngas", "`ceilings.prepay_days` = 1 lies below"),
+        ("prepay_days = 2\ngas", "prepay_days = 3\ngas", "`ceilings.prepay_days` = 3; escrow"),
+        ("gas_target_wei = \"1000", "gas_target_wei = \"1\" # 1000", "`ceilings.gas_target_wei` = 1 lies below"),
+        ("gas_day_max_wei = \"1000", "gas_day_max_wei = \"2\" # 1000", "`ceilings.gas_day_max_wei` = 2 lies below"),
+        ("price_e6_max = 46296296\n", "", "missing field `price_e6_max`"),
+        ("[ceilings]\n", "[ceilings]\nstarve_floor_uusdc = \"1\"\n", "unknown field `starve_floor_uusdc`"),
+        ("delay_days = 7", "delay_days = 0", "limits would never be loosened"),
+    ] {
+        let text = whole();
+        assert!(text.contains(from), "{from}");
+        let refused = Manifest::parse(&text.replace(from, to)).unwrap_err().to_string();
+        assert!(refused.contains(why), "{refused}");
+    }
+}
+
+#[test]
 fn an_embedding_model_is_another_model() {
     let read = Manifest::parse(&whole()).unwrap();
     assert_eq!(read.embedding.as_ref().map(|model| model.context), Some(256));
@@ -252,6 +296,8 @@ fn strangers_manifests_break_no_reader() {
         );
         assert!(manifest.min_call_uusdc > 0 && !manifest.store_urls.is_empty(), "seed {seed}");
         assert!((1..=60).contains(&manifest.payments.final_blocks), "seed {seed}");
+        let above = |c: super::Ceilings| c.day_limit_uusdc >= manifest.day_limit_uusdc && c.lease_days <= 30;
+        assert!(manifest.ceilings.clone().is_none_or(above), "seed {seed}");
     }
     assert!(taken >= runs / 16 && taken < runs / 2, "{taken} of {runs} were taken: the seeds are no good");
 }

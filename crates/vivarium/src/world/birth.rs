@@ -6,7 +6,7 @@
 use super::progress::Progress;
 use super::wallet::Wallet;
 use alloy::eips::BlockId;
-use alloy::primitives::{Address, B256, Bytes, U256};
+use alloy::primitives::{Address, B256, Bytes, U256, utils::format_ether};
 use anyhow::{Context, Result, bail, ensure};
 use chain::Tx;
 use chain::bindings::{
@@ -198,9 +198,19 @@ async fn preflight(plan: &Plan) -> Result<()> {
 
 /// What stewards get, and what they can change.
 fn stewards_terms(manifest: &Manifest) -> String {
-    let later = match manifest.delay_days {
-        0 => "new code, looser limits and new stewards: never".to_owned(),
-        days => format!("new code, looser limits and new stewards after {days} days"),
+    let later = match (manifest.delay_days, &manifest.ceilings) {
+        (0, _) => "new code, looser limits and new stewards: never".to_owned(),
+        (days, None) => format!("new code and new stewards after {days} days, looser limits never"),
+        (days, Some(most)) => format!(
+            "new code, new stewards and looser limits after {days} days; limits up to {} a day, {} a day for a host, \
+             {} days of lease, {} prepaid, gas of {} ETH a day and {} a key",
+            Usdc(most.day_limit_uusdc),
+            Usdc::rent_up(most.price_e6_max, manifest.day_secs.into()),
+            most.lease_days,
+            most.prepay_days,
+            format_ether(most.gas_day_max_wei),
+            format_ether(most.gas_target_wei),
+        ),
     };
     let pay = match Usdc(manifest.duty_pay_uusdc) {
         Usdc::ZERO => "stewards are not paid".to_owned(),
@@ -411,15 +421,7 @@ async fn terms(plan: &Plan) -> Result<Birth> {
         codeHash: plan.code_digest,
         manifest: plan.manifest_digest,
         mandateUntil: now + u64::from(manifest.mandate_days) * u64::from(manifest.day_secs),
-        policy: Policy {
-            dayLimit: manifest.day_limit_uusdc,
-            priceE6Max: manifest.price_e6_max,
-            termMax: term_secs(manifest),
-            prepayMax: manifest.prepay_days.saturating_mul(manifest.day_secs),
-            gasDayMax: manifest.gas_day_max_wei,
-            gasTarget: manifest.gas_target_wei,
-            starveFloor: manifest.starve_floor_uusdc,
-        },
+        policy: limits(manifest),
         timers: Timers {
             day: clockwork.day,
             heartbeatEvery: clockwork.heartbeat_every,
@@ -434,6 +436,34 @@ async fn terms(plan: &Plan) -> Result<Birth> {
         },
         options: options(plan, &clockwork).await?,
     })
+}
+
+/// What the agent may do from birth on.
+fn limits(manifest: &Manifest) -> Policy {
+    Policy {
+        dayLimit: manifest.day_limit_uusdc,
+        priceE6Max: manifest.price_e6_max,
+        termMax: term_secs(manifest),
+        prepayMax: manifest.prepay_days.saturating_mul(manifest.day_secs),
+        gasDayMax: manifest.gas_day_max_wei,
+        gasTarget: manifest.gas_target_wei,
+        starveFloor: manifest.starve_floor_uusdc,
+    }
+}
+
+/// What stewards can loosen that to. All zero: nothing.
+fn ceilings(manifest: &Manifest) -> Policy {
+    let Some(most) = &manifest.ceilings else { return Policy::default() };
+    Policy {
+        dayLimit: most.day_limit_uusdc,
+        priceE6Max: most.price_e6_max,
+        termMax: most.lease_days.saturating_mul(manifest.day_secs),
+        prepayMax: most.prepay_days.saturating_mul(manifest.day_secs),
+        gasDayMax: most.gas_day_max_wei,
+        gasTarget: most.gas_target_wei,
+        // No order changes it.
+        starveFloor: manifest.starve_floor_uusdc,
+    }
 }
 
 /// What the treasury answers to its creator, entry by entry.
@@ -481,7 +511,7 @@ pub async fn refusals(creator: &Wallet, treasury: Address) -> Result<Vec<Refusal
     Ok(refused)
 }
 
-/// What this birth adds. Payees, bought gas and ceilings to loosen to: none of it, until the manifest can ask for it.
+/// What this birth adds. Payees and bought gas: none of it, until the manifest can ask for it.
 async fn options(plan: &Plan, clockwork: &Clockwork) -> Result<Options> {
     let mut options = Options::default();
     if is_there(plan, BATCH_SETTLEMENT).await? {
@@ -499,6 +529,7 @@ async fn options(plan: &Plan, clockwork: &Clockwork) -> Result<Options> {
         options.rescuers = manifest.stewards.iter().map(|s| s.address).collect();
         options.rescueThreshold = manifest.threshold;
     }
+    options.ceilings = ceilings(manifest);
     options.delay = manifest.delay_days.saturating_mul(manifest.day_secs);
     options.silenceBlocks = silence_blocks(clockwork.answer_time);
     (options.dutyPay, options.dutyDayMax) = (manifest.duty_pay_uusdc, manifest.duty_day_max_uusdc);

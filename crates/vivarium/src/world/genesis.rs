@@ -184,6 +184,7 @@ pub fn manifest(choices: &Choices, names: Names) -> Manifest {
         relay_max_wei: RELAY_MAX_WEI,
         purse_uusdc_max: 0,
         store_urls: vec![store_url],
+        ceilings: None,
         archive: node::manifest::Archive::default(),
         payments: node::manifest::Payments {
             settle_after_uusdc: choices.settle_after_uusdc,

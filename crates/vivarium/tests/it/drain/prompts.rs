@@ -3,7 +3,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-const THIEF: &str = "0x6666666666666666666666666666666666666666";
+pub const THIEF: &str = "0x6666666666666666666666666666666666666666";
 
 /// What somebody wants. Each would cost the agent something if words could do it.
 fn wishes() -> [String; 20] {
@@ -87,7 +87,10 @@ fn tricks() -> Vec<fn(&str) -> String> {
     ]
 }
 
-pub fn thousand() -> Vec<String> {
+/// How many [`all`] are.
+pub const PROMPTS: usize = 1_000;
+
+pub fn all() -> Vec<String> {
     let tricks = tricks();
     let wishes = wishes();
     tricks.iter().flat_map(|trick| wishes.iter().map(|wish| trick(wish))).collect()
