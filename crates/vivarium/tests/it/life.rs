@@ -1,5 +1,6 @@
-//! One whole life with real processes: birth → paid answers by the official JavaScript client → moves → a killed
-//! node → a killed host and a takeover → pause and resume by a quorum → starvation → `Closed`.
+//! One whole life with real processes: birth → paid answers by the official JavaScript client → a steward's daemon
+//! killed for good → moves → a killed node → a killed host and a takeover → pause and resume by a quorum → starvation
+//! → `Closed`.
 //!
 //! Nothing is stood in for: the chain is anvil, the sandbox bubblewrap, the model the real one, the client
 //! `@x402/fetch`. Time is scaled (`--day 20s`), so a life takes minutes.
@@ -340,6 +341,13 @@ fn a_receipt_is_proved_on_chain(world: &mut World, request: &str) {
     }
 }
 
+/// The chain names two more: the first may have been acknowledged before whatever happened last.
+fn checkpoints_go_on(world: &mut World) {
+    let seq = |w: &World| w.status()?["record"]["checkpoint_seq"].as_u64();
+    let before = world.until("the record", seq);
+    world.until("checkpoints go on", |w| (seq(w)? > before + 1).then_some(()));
+}
+
 #[test]
 fn a_whole_life() {
     let _turn = world::turn();
@@ -381,6 +389,12 @@ fn a_whole_life() {
     let booked = world.until("income in the ledger", |w| w.agent().filter(|s| micro(s, "earned_uusdc") > 0));
     assert_eq!(micro(&booked, "gifts_uusdc"), gifts, "what customers paid by Permit2 is no gift: {booked}");
 
+    // One of three stewards is off line from here to the end: two acknowledge, release their shares and give orders.
+    let gone = 3;
+    signal(world.steward_pid(gone).expect("its daemon runs"), "KILL");
+    world.until("a steward is gone", |w| w.steward_pid(gone).is_none().then_some(()));
+    checkpoints_go_on(&mut world);
+
     // A planned move.
     let first = world.epoch().expect("an epoch");
     world.until("a move", |w| (w.epoch()? > first).then_some(()));
@@ -420,6 +434,8 @@ fn a_whole_life() {
     });
     let after = world.until("balanced books after the takeover", |w| w.agent().filter(|s| s["ledger_ok"] == true));
     assert!(micro(&after, "earned_uusdc") >= earned, "income was lost in the takeover: {after}");
+    checkpoints_go_on(&mut world);
+    assert_eq!(world.steward_pid(gone), None, "nobody started it again");
 
     // The channel moved along: a client without memory is put right and pays on from what was charged before.
     let charged = |calls: &[Value]| -> u128 {

@@ -112,6 +112,17 @@ impl World {
         })
     }
 
+    /// The process of a steward's daemon, by number from 1.
+    pub fn steward_pid(&self, number: usize) -> Option<u32> {
+        let config = self.data_dir().join(format!("steward-{number}/config.toml"));
+        let config = config.to_str().expect("UTF-8");
+        std::fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
+            let pid = entry.file_name().to_str()?.parse().ok()?;
+            let words = std::fs::read(entry.path().join("cmdline")).ok()?;
+            words.split(|byte| *byte == 0).any(|word| word == config.as_bytes()).then_some(pid)
+        })
+    }
+
     pub fn steward_keys(&self) -> Vec<String> {
         let world = self.world();
         let stewards = world["stewards"].as_array().expect("stewards");
