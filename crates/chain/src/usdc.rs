@@ -84,10 +84,11 @@ impl UsdcClient {
     /// How payers sign for it, by what the token itself says.
     ///
     /// # Errors
-    /// `Missing` if this is no token, or it checks signatures in a domain that nobody can name: another's than that of its
-    /// name and version (of "1" or "2", if it tells none), this chain and its address. Else `Rpc`.
+    /// `Missing` if this is no token, or it checks signatures in a domain that nobody can name: another's than that of
+    /// its name and version (of "1" or "2", if it tells none), this chain and its address. Else `Rpc`.
     pub async fn signing(&self) -> Result<Signing, Error> {
-        let name = self.chain.read(self.address, TestUSDC::nameCall {}, BlockId::latest()).await?;
+        let name = self.if_there(TestUSDC::nameCall {}).await?;
+        let name = name.ok_or_else(|| Error::missing(format!("{} has no name: it is no token", self.address)))?;
         let nobody = (Address::ZERO, B256::ZERO);
         let state = TestUSDC::authorizationStateCall { authorizer: nobody.0, nonce: nobody.1 };
         let has_eip3009 = self.if_there(state).await?.is_some();

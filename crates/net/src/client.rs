@@ -35,13 +35,13 @@ pub fn send_at_once(stream: &mut TcpStream) {
     stream.set_nodelay(true).ok();
 }
 
-/// What the kernel holds of a connection's answer for a reader that does not read, bytes; Linux takes twice as much, with
-/// its own bookkeeping in it. Left alone it holds megabytes. A connection sends at most this much in a round trip.
+/// What the kernel holds of a connection's answer for a reader that does not read, bytes; Linux takes twice as much,
+/// with its own bookkeeping in it. Left alone it holds megabytes. A connection sends at most this much in a round trip.
 pub const SEND_BUFFER_BYTES: usize = 16 << 10;
 
-/// [`send_at_once`], for a server that charges what its transport took: what a reader leaves unread stays here, but for a
-/// small buffer. hyper's own, which axum's server does not let us set, is 16 frames of a body: it takes a further one when
-/// one of them has gone to the kernel.
+/// [`send_at_once`], for a server that charges what its transport took: what a reader leaves unread stays here, but for
+/// a small buffer. hyper's own, which axum's server does not let us set, is 16 frames of a body: it takes a further one
+/// when one of them has gone to the kernel.
 pub fn send_as_read(stream: &mut TcpStream) {
     send_at_once(stream);
     // Refused only for a connection that is gone already.

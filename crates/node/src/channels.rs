@@ -466,9 +466,9 @@ impl Node {
         Ok(())
     }
 
-    /// In the wind-down payers get back unasked what their channels hold beyond their charges: by then nothing of it counts
-    /// in a day. What fails, or is taken back with its block, is tried again. In a pause the treasury takes it from no
-    /// operator.
+    /// In the wind-down payers get back unasked what their channels hold beyond their charges: by then nothing of it
+    /// counts in a day. What fails, or is taken back with its block, is tried again. In a pause the treasury takes it
+    /// from no operator.
     pub(crate) fn send_home(&mut self) -> Result<()> {
         let now = self.now();
         let ends = self.news.as_ref().map(|news| news.view(self.cx.me()));

@@ -72,8 +72,8 @@ impl Context {
     }
 }
 
-/// What a node begins with, for tests: its chain is what answers at `rpc_url`, its birth names the channel contract, its
-/// files lie in `dir`. With what its main loop would hear.
+/// What a node begins with, for tests: its chain is what answers at `rpc_url`, its birth names the channel contract,
+/// its files lie in `dir`. With what its main loop would hear.
 #[cfg(test)]
 pub fn for_tests(rpc_url: &str, dir: &std::path::Path) -> (Context, mpsc::Receiver<Event>) {
     use crate::batches::Ether;

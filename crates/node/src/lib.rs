@@ -127,8 +127,8 @@ pub async fn run(config: NodeConfig, stop: impl Future<Output = ()> + Send + 'st
     if !token.has_eip3009 && !permit2.proxies {
         let (at, name) = (birth.token, &token.name);
         return Err(Error::usage(format!(
-            "the token {at} ({name}) takes no EIP-3009 authorisations, and this chain has no Permit2 with x402's proxies: \
-             nobody could pay"
+            "the token {at} ({name}) takes no EIP-3009 authorisations, and this chain has no Permit2 with x402's \
+             proxies: nobody could pay"
         )));
     }
     let answers = answers::Answers::open(&config.data_dir.join("answers"))?;

@@ -92,9 +92,10 @@ pub enum Spent {
     Unread(B256),
 }
 
-/// Finds what a spent nonce paid: a transfer to the payee, in a receipt of the payment's proxy. Permit2 names no nonce in
-/// its events, so the transaction is recognised by its bytes; where somebody called the proxy from a contract of his own,
-/// by payer, amount and proxy, in a transaction that paid nothing else (`is_taken`, or an EIP-3009 transfer in it).
+/// Finds what a spent nonce paid: a transfer to the payee, in a receipt of the payment's proxy. Permit2 names no nonce
+/// in its events, so the transaction is recognised by its bytes; where somebody called the proxy from a contract of his
+/// own, by payer, amount and proxy, in a transaction that paid nothing else (`is_taken`, or an EIP-3009 transfer in
+/// it).
 ///
 /// # Errors
 /// `Rpc`. An unspent nonce is `Elsewhere`: ask for that first.

@@ -132,7 +132,8 @@ async fn an_agent_that_sells_nothing_gives_back_what_its_channels_hold() {
     assert_eq!(buyer.refund(&route).await.unwrap(), Usdc(BALANCE - CLAIMED));
 }
 
-/// What a token is called goes into its offers, and where it takes no EIP-3009 authorisations nothing is offered by them.
+/// What a token is called goes into its offers, and where it takes no EIP-3009 authorisations nothing is offered by
+/// them.
 #[tokio::test]
 async fn offers_are_by_what_the_token_takes() {
     let (dir, rpc_url) = (tempfile::tempdir().unwrap(), chain().await);

@@ -269,8 +269,8 @@ impl Channels {
         self.channels.iter().filter_map(|(id, channel)| Some((id, channel, channel.refund.as_ref()?)))
     }
 
-    /// The next channel of a seller that ends: what its payer gets back unasked. One at a time, and none while a call is
-    /// served or anything is claimed or can be. `is_put_off`: not this one, not now.
+    /// The next channel of a seller that ends: what its payer gets back unasked. One at a time, and none while a call
+    /// is served or anything is claimed or can be. `is_put_off`: not this one, not now.
     pub fn due_refund(&self, is_put_off: impl Fn(&ChannelId) -> bool) -> Option<(ChannelId, Usdc)> {
         let is_busy = |channel: &Channel| channel.claim.is_some() || channel.refund.is_some() || channel.is_claimable();
         if self.open > 0 || self.channels.values().any(is_busy) {

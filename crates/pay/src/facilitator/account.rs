@@ -31,7 +31,8 @@ pub struct Settlement {
     pub since_block: u64,
 }
 
-/// By what a payer's money is moved. As bytes the order matters: of earlier builds 1 was EIP-3009, 0 either of the others.
+/// By what a payer's money is moved. As bytes the order matters: of earlier builds 1 was EIP-3009, 0 either of the
+/// others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub enum Means {
     /// `exact` by Permit2: anybody may send it.

@@ -120,7 +120,8 @@ pub struct Terms<'a> {
     pub takes_permits: bool,
 }
 
-/// Whether a request asks for a channel's money back. That buys nothing, so it needs no price. Nothing is verified here.
+/// Whether a request asks for a channel's money back. That buys nothing, so it needs no price. Nothing is verified
+/// here.
 pub fn asks_back(headers: &HeaderMap) -> bool {
     let header = payment_header(headers).ok().flatten();
     let payment = header.and_then(|header| PaymentPayload::from_header(header).ok());

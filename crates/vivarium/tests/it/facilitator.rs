@@ -216,9 +216,9 @@ async fn an_authorisation_is_settled_once_and_batches_are_settled_together() {
     assert_eq!((&wrong["success"], &wrong["errorReason"]), (&json!(false), &json!("invalid_payload")));
 }
 
-/// Whoever takes a Permit2 permission back while the facilitator's transaction is on its way has paid nothing, however its
-/// nonce looks: the payee hears that, and has its fee back. The same after kill -9; and what somebody else sent meanwhile
-/// is paid.
+/// Whoever takes a Permit2 permission back while the facilitator's transaction is on its way has paid nothing, however
+/// its nonce looks: the payee hears that, and has its fee back. The same after kill -9; and what somebody else sent
+/// meanwhile is paid.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_nonce_that_paid_nothing_is_unpaid() {
     use alloy::primitives::U256;
@@ -262,7 +262,7 @@ async fn a_nonce_that_paid_nothing_is_unpaid() {
         // First in its block.
         let gas_price = "0x174876e800";
         let data = format!("0x{}", hex::encode(data));
-        let tx = json!([{ "from": from, "to": to, "data": data, "gas": "0x989680", "gasPrice": gas_price }]);
+        let tx = json!([{ "from": from, "to": to, "data": data, "gas": "0x493e0", "gasPrice": gas_price }]);
         let hash = chain.rpc("eth_sendTransaction", tx).await;
         chain.rpc("evm_mine", json!([])).await;
         assert_eq!(chain.rpc("eth_getTransactionReceipt", json!([hash])).await["status"], "0x1");
@@ -282,7 +282,8 @@ async fn a_nonce_that_paid_nothing_is_unpaid() {
         assert_eq!((credit(&url, TREASURY).await, chain.balance(chain.usdc, TREASURY).await), (1_000_000, Usdc(0)));
     }
 
-    // It dies, its transaction is lost, and the nonce is spent: by a withdrawal, then by a settlement that another sent.
+    // It dies, its transaction is lost, and the nonce is spent: by a withdrawal, then by a settlement that another
+    // sent.
     for (nonce, is_paid) in [(3, false), (4, true)] {
         let asked = asked("exact", nonce);
         let answer = on_its_way(&url, &asked).await;

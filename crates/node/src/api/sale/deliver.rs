@@ -637,8 +637,8 @@ mod tests {
     /// hyper's, the channel's, and the one that is on its way between them.
     const FRAMES_MAX: usize = 18;
 
-    /// It is charged by the frames that the transport takes. What it does not read fills two small kernel buffers, its own
-    /// and ours, and a few frames more; then nothing is taken any more, and the engine waits.
+    /// It is charged by the frames that the transport takes. What it does not read fills two small kernel buffers, its
+    /// own and ours, and a few frames more; then nothing is taken any more, and the engine waits.
     #[tokio::test]
     async fn a_customer_who_stops_reading_is_charged_for_little_more_than_it_read() {
         let (frames, taken) = mpsc::channel::<Bytes>(1);

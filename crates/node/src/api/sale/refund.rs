@@ -19,7 +19,8 @@ use pay::{Reason, Refusal, Usdc};
 use serde_json::json;
 
 /// Before the paid routes: an agent that does not sell, or whose engine does not run, gives back what its channels hold
-/// all the same. To whoever looks, which the official clients do before they ask, it offers the channel and nothing else.
+/// all the same. To whoever looks, which the official clients do before they ask, it offers the channel and nothing
+/// else.
 pub async fn without_a_sale(State(api): State<Api>, request: Request, next: Next) -> Response {
     if api.channels.is_open
         && !api.can_sell()

@@ -411,6 +411,30 @@ fn a_refund_leaves_what_is_charged() {
 }
 
 #[test]
+fn at_the_end_one_channel_after_the_other_goes_back_once_all_is_claimed() {
+    let mut channels = open(1_000);
+    run(&mut channels, [seen(2, state(500, 0, 1)), seen(3, state(70, 70, 1))]);
+    let due = |channels: &Channels| channels.due_refund(|_| false);
+    let reservation = reserve(&channels, &ask(1, 100, 100, 1));
+    let request = reservation.request;
+    run(&mut channels, [ChannelInput::Reserved(reservation)]);
+    assert_eq!(due(&channels), None, "a call is being served");
+    run(&mut channels, [charged(request, 60, true)]);
+    assert_eq!(due(&channels), None, "it is to be claimed");
+    run(&mut channels, [ChannelInput::ClaimSent { rows: vec![(id(1), Usdc(60))] }]);
+    assert_eq!(due(&channels), None, "it is being claimed");
+    run(&mut channels, [seen(1, state(1_000, 60, 2)), ChannelInput::ClaimDone { rows: vec![id(1)] }]);
+    assert_eq!(due(&channels), Some((id(1), Usdc(940))));
+    assert_eq!(channels.due_refund(|channel| *channel == id(1)), Some((id(2), Usdc(500))), "it failed a moment ago");
+    run(&mut channels, [ChannelInput::RefundAsked { channel: id(1), amount: Usdc(940), at: NOW }]);
+    assert_eq!(due(&channels), None, "one at a time");
+    run(&mut channels, [seen(1, state(60, 60, 3)), ChannelInput::RefundEnded { channel: id(1) }]);
+    assert_eq!(due(&channels), Some((id(2), Usdc(500))));
+    run(&mut channels, [ChannelInput::TakenBack { from: 1 }]);
+    assert_eq!(due(&channels), None, "nobody knows what is in them now");
+}
+
+#[test]
 fn a_crash_charges_the_last_mark_and_aborts_the_rest() {
     let mut channels = open(1_000);
     let (first, second) = (reserve(&channels, &ask(1, 300, 100, 1)), reserve(&channels, &ask(1, 300, 100, 2)));
