@@ -550,7 +550,12 @@ impl Node {
                 .map_err(|e| Error::retry("the journal cannot be made").caused_by(e))?
                 .journal;
         let ring = self.cx.ring_file.load()?;
-        self.live = Some(Live::new(genesis::fresh(&self.cx), journal, 0, ring, self.cx.manifest.exposure_uusdc_max));
+        let state = genesis::fresh(&self.cx);
+        // A replay begins from this, and not from what the treasury says by then: stewards may have changed its limits.
+        journal
+            .write_snapshot(0, &state.encode())
+            .map_err(|e| Error::retry("the first snapshot cannot be written").caused_by(e))?;
+        self.live = Some(Live::new(state, journal, 0, ring, self.cx.manifest.exposure_uusdc_max));
         self.become_active(false)
     }
 
@@ -781,5 +786,28 @@ impl Node {
             act::ask_standby(self);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::context;
+
+    #[tokio::test]
+    async fn a_life_is_replayed_from_the_limits_that_it_began_with() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut cx, _heard) = context::for_tests("http://127.0.0.1:1", dir.path());
+        let timers = &mut cx.birth.timers;
+        (timers.day, timers.heartbeatEvery, timers.fence, timers.answerTime) = (86_400, 18_000, 19_800, 21_600);
+        let mut node = Node::new(Arc::new(cx), Arc::new(Shared::default()), watch::channel(None).0);
+        node.be_born().unwrap();
+        let begun = node.live.as_ref().unwrap().state.encode();
+        let journal = node.journal_dir();
+        drop(node);
+        // Before any checkpoint, when a quorum has tightened the treasury's limits.
+        let (state, _) =
+            Live::replay(&journal, || unreachable!("it is on the disk"), Box::new(|_| ())).unwrap().unwrap();
+        assert_eq!(state.encode(), begun);
     }
 }

@@ -257,7 +257,7 @@ fn strangers_bodies_break_no_facilitator() {
         with(deposit_by_permit2()),
     ];
     // Three are settled here; of a channel nothing is.
-    let taken: Vec<bool> = seeds.iter().map(|asked| desk.check(asked, NOW).is_ok()).collect();
+    let taken: Vec<bool> = seeds.iter().map(|asked| desk.check(asked, NOW, 1).is_ok()).collect();
     assert_eq!(taken, [true, true, true, false]);
     let seeds: Vec<Vec<u8>> = seeds.iter().map(|asked| asked.to_body().to_string().into_bytes()).collect();
     let (read, settled) = (Count::default(), Count::default());

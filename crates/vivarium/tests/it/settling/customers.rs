@@ -253,9 +253,10 @@ impl Town {
     /// answer had come.
     pub fn buys_stored(&self, url: &str, payer: &PrivateKeySigner) -> (u128, u64, u64) {
         let (url, body) = (format!("{url}/v1/responses"), self.response(true));
-        let by_key = |offer: &PaymentRequirements| offer.extra_text("assetTransferMethod").unwrap_or("eip3009");
+        let by_key =
+            |offer: &PaymentRequirements| offer.extra_text("assetTransferMethod").unwrap_or("eip3009") == "eip3009";
         let mut offers = self.required(&url, &body).accepts.into_iter();
-        let offer = offers.find(|o| o.scheme() == EXACT && by_key(o) == "eip3009").expect("an offer");
+        let offer = offers.find(|offer| offer.scheme() == EXACT && by_key(offer)).expect("an offer");
         let payment = self.payment(&offer, payer, "a stored response", self.now()).to_header();
         let said = self.runtime.block_on(self.posts(&url, &body, &[(PAYMENT_SIGNATURE, payment)]));
         assert_eq!(said.status, 200, "{}", said.body);
