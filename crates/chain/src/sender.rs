@@ -131,6 +131,8 @@ pub struct Options {
     pub poll: Duration,
     /// State that an earlier run persisted.
     pub state: Option<Vec<u8>>,
+    /// What that has on its way rests until [`SenderHandle::go_on`] or the first submission.
+    pub rests: bool,
     /// Where the state goes.
     pub persist: Option<Persist>,
 }
@@ -139,7 +141,14 @@ impl Options {
     /// The usual choices, nothing persisted. The poll of 200 ms is a fifth of a development chain's block.
     pub fn new(confirmations: u64) -> Self {
         let outbox = outbox::Options::new(confirmations);
-        Self { outbox, witnesses: Vec::new(), poll: Duration::from_millis(200), state: None, persist: None }
+        Self {
+            outbox,
+            witnesses: Vec::new(),
+            poll: Duration::from_millis(200),
+            state: None,
+            rests: false,
+            persist: None,
+        }
     }
 }
 
@@ -188,6 +197,7 @@ impl Sender {
             callers: BTreeMap::new(),
             left,
             over,
+            rests: options.rests,
             jobs: JoinSet::new(),
         };
         tokio::spawn(driver.run(inbox, options.poll));
@@ -213,10 +223,9 @@ struct LeftOver {
 }
 
 #[derive(Debug)]
-struct Command {
-    id: Option<Id>,
-    tx: Tx,
-    answer: oneshot::Sender<Outcome>,
+enum Command {
+    Submit { id: Option<Id>, tx: Tx, answer: oneshot::Sender<Outcome> },
+    GoOn,
 }
 
 impl SenderHandle {
@@ -234,6 +243,12 @@ impl SenderHandle {
     /// The same under a name that survives restarts: an id that the outbox knows is not sent a second time.
     pub fn submit_as(&self, id: Id, tx: Tx) -> impl Future<Output = Outcome> + Send + use<> {
         self.command(Some(id), tx)
+    }
+
+    /// What rests goes on its way again: its owner knows by now that it is still its own.
+    pub fn go_on(&self) {
+        // A sender that has stopped sends nothing more.
+        let _ = self.commands.send(Command::GoOn);
     }
 
     /// Waits until nothing of what the restored state had on its way can happen any more, but for what is *unknown*.
@@ -256,7 +271,7 @@ impl SenderHandle {
 
     fn command(&self, id: Option<Id>, tx: Tx) -> impl Future<Output = Outcome> + Send + use<> {
         let (answer, outcome) = oneshot::channel();
-        let gone = self.commands.send(Command { id, tx, answer }).is_err();
+        let gone = self.commands.send(Command::Submit { id, tx, answer }).is_err();
         async move {
             if gone {
                 return Outcome::NeverSent { reason: "the sender has stopped".into() };
@@ -290,6 +305,7 @@ struct Driver {
     /// Of the run before this one, not settled yet.
     left: BTreeSet<Id>,
     over: watch::Sender<LeftOver>,
+    rests: bool,
     jobs: JoinSet<Answer>,
 }
 
@@ -309,20 +325,28 @@ impl Driver {
         loop {
             tokio::select! {
                 command = inbox.recv() => match command {
-                    Some(command) => self.on_command(command),
+                    Some(Command::Submit { id, tx, answer }) => {
+                        self.rests = false;
+                        self.on_command(id, tx, answer);
+                    }
+                    Some(Command::GoOn) => self.rests = false,
                     None => return,
                 },
                 Some(answer) = self.jobs.join_next(), if !self.jobs.is_empty() => match answer {
                     Ok(Answer::Head(head)) => self.on_head(head),
                     Ok(Answer::Input(input)) => self.feed(input),
                     Ok(Answer::Nothing) => {}
-                    Err(crash) => std::panic::resume_unwind(crash.into_panic()),
+                    Err(crash) => match crash.try_into_panic() {
+                        Ok(panic) => std::panic::resume_unwind(panic),
+                        // The process is ending.
+                        Err(_) => return,
+                    },
                 },
                 _ = tick.tick() => {
                     ticks += 1;
                     // Only watching for lost blocks needs no haste.
                     let due = self.outbox.is_busy() || (self.outbox.is_watching() && ticks.is_multiple_of(5));
-                    if due || !self.held.is_empty() {
+                    if (due && !self.rests) || !self.held.is_empty() {
                         self.ask_head();
                     }
                 },
@@ -330,7 +354,7 @@ impl Driver {
         }
     }
 
-    fn on_command(&mut self, Command { id, tx, answer }: Command) {
+    fn on_command(&mut self, id: Option<Id>, tx: Tx, answer: oneshot::Sender<Outcome>) {
         let id = id.unwrap_or_else(|| self.outbox.fresh_id());
         let request = Request { to: tx.to, data: tx.data.clone(), value: tx.value, gas: tx.gas };
         tracing::debug!(label = tx.label, from = %self.key.address(), ?id, "transaction queued");

@@ -569,6 +569,8 @@ impl Node {
         self.turned_ms = None;
         self.last_word = false;
         self.set_role(Role::Active);
+        self.cx.operator.go_on();
+        self.cx.relay.go_on();
         let Some(live) = &mut self.live else { return Ok(()) };
         live.sealing_for = (digest != alloy::primitives::B256::ZERO).then_some(digest.0);
         live.ring.learn(&live.state.conversations);

@@ -29,6 +29,7 @@ pub struct Outboxes {
 impl Outboxes {
     /// Starts both where the process before this one left them.
     ///
+    /// What they have on their way rests until the node knows that its memory is the newest ([`SenderHandle::go_on`]).
     /// A former operator's calls are left to the chain, which refuses them: it must not sign, and sending them again would
     /// be that. A file that cannot be read is said and passed over: whoever sends asks the chain first, as after the loss
     /// of a host, and an agent that does not start helps nobody.
@@ -45,7 +46,8 @@ impl Outboxes {
             };
             let state = state.filter(is_ours);
             let witnesses = witnesses.to_vec();
-            let options = Options { state, persist: Some(file.persist()), witnesses, ..Options::new(CONFIRMATIONS) };
+            let persist = Some(file.persist());
+            let options = Options { state, rests: true, persist, witnesses, ..Options::new(CONFIRMATIONS) };
             Sender::spawn_with(chain.clone(), key.clone(), options).expect("it was read before")
         };
         Self { operator: open("operator", &keys.node, acts), relay: open("relay", &keys.relay, true) }

@@ -138,7 +138,7 @@ async fn what_the_run_before_left_is_over_before_the_chain_is_asked_about_it() {
     let start = |state| {
         let kept = Arc::clone(&kept);
         let persist = Box::new(move |bytes: &[u8]| *kept.lock().expect("no panic") = Some(bytes.to_vec()));
-        let options = Options { state, persist: Some(persist), ..Options::new(1) };
+        let options = Options { state, rests: true, persist: Some(persist), ..Options::new(1) };
         Sender::spawn_with(world.chain.clone(), key(44), options).expect("its own state")
     };
     world.set_block_time(0).await;
@@ -148,10 +148,16 @@ async fn what_the_run_before_left_is_over_before_the_chain_is_asked_about_it() {
     world.pool_of(key(44).address(), 1).await;
     drop(first);
     let state = kept.lock().expect("no panic").take();
+    world.chain.request::<_, Value>("anvil_dropAllTransactions", ()).await.expect("a development chain");
+    world.set_block_time(1).await;
     let second = start(state);
     let mut left_over = Box::pin(second.left_over());
+    // Others send and hear the end of it meanwhile.
+    world.mint(Address::repeat_byte(0x66), 1).await;
+    world.mint(Address::repeat_byte(0x66), 1).await;
+    assert_eq!(world.usdc_of(PAYEE).await, 0, "its owner has not said that it goes on");
     assert!(left_over.as_mut().now_or_never().is_none(), "it may still be mined");
-    world.set_block_time(1).await;
+    second.go_on();
     let block = left_over.await;
     assert!(block > 0);
     assert_eq!(world.usdc_of(PAYEE).await, 1, "a name that nobody knows any more is not sent twice");

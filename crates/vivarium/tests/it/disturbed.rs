@@ -236,6 +236,8 @@ fn an_old_image_of_the_operator_is_refused(world: &mut World) {
     let signer = operator(world).expect("an operator");
     let pid = world.tenant_pid(lease).expect("it runs");
     stop_tree(pid, "STOP");
+    // What left before is mined.
+    blocks_pass(world, 2);
     let (data, newest) = (folder.join("data"), world.dir.path().join("newest"));
     fs::create_dir(&newest).expect("made");
     for name in ["journal", "memory.sealed"] {

@@ -249,14 +249,12 @@ async fn a_nonce_that_paid_nothing_is_unpaid() {
         let (http, url, body) = (http.clone(), format!("{url}/settle"), asked.to_body());
         tokio::spawn(async move { http.call_json::<Value>(&url, &body).await })
     };
+    let makes_no_blocks = async || chain.rpc("evm_setAutomine", json!([false])).await;
     // Sent, and waiting in the pool for a block.
-    let on_its_way = async |url: &str, asked: &Asked| {
-        chain.rpc("evm_setAutomine", json!([false])).await;
-        let answer = settle(url, asked);
+    let on_its_way = async || {
         while chain.rpc("txpool_status", json!([])).await["pending"] == "0x0" {
             tokio::task::yield_now().await;
         }
-        answer
     };
     let send = async |from: Address, to: Address, data: Vec<u8>| {
         // First in its block.
@@ -275,7 +273,9 @@ async fn a_nonce_that_paid_nothing_is_unpaid() {
     };
 
     for (scheme, nonce) in [("exact", 1), ("upto", 2)] {
-        let answer = on_its_way(&url, &asked(scheme, nonce)).await;
+        makes_no_blocks().await;
+        let answer = settle(&url, &asked(scheme, nonce));
+        on_its_way().await;
         take_back(nonce).await;
         let told = answer.await.unwrap().unwrap();
         assert_eq!((&told["success"], &told["errorReason"]), (&json!(false), &json!("invalid_transaction_state")));
@@ -286,7 +286,9 @@ async fn a_nonce_that_paid_nothing_is_unpaid() {
     // sent.
     for (nonce, is_paid) in [(3, false), (4, true)] {
         let asked = asked("exact", nonce);
-        let answer = on_its_way(&url, &asked).await;
+        makes_no_blocks().await;
+        let answer = settle(&url, &asked);
+        on_its_way().await;
         process.kill().await.unwrap();
         assert!(answer.await.unwrap().is_err(), "nobody answers");
         chain.rpc("anvil_dropAllTransactions", json!([])).await;

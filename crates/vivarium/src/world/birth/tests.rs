@@ -322,7 +322,8 @@ async fn an_agent_is_born_whose_quorum_is_a_safe() {
         manifest.stewards.push(Steward { address: creator.address(), ..manifest.stewards[0].clone() });
         manifest.stewards.sort_by_key(|steward| steward.address);
     };
-    let wrong: [(&dyn Fn(&mut Manifest), &str); 4] = [
+    type Change<'a> = &'a dyn Fn(&mut Manifest);
+    let wrong: [(Change<'_>, &str); 4] = [
         (&gone, "is no contract"),
         (&fewer, "wants 2 of its 3 owners"),
         (&more_of_them, "wants 2 of its 3 owners"),
