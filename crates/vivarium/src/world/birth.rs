@@ -359,19 +359,36 @@ pub async fn give_birth(plan: &Plan, progress: Progress) -> Result<Born> {
     Ok(Born { treasury, lease })
 }
 
+/// Looks at the offers, for one rent: a price may move between the look and the rent.
+const LOOKS_MAX: u32 = 5;
+
 async fn rent_first(plan: &Plan, treasury: Address) -> Result<u64> {
     let chain = &plan.creator.chain;
-    let offers = fitting_offers(plan).await?;
-    let offer = offers.first().context("every offer was taken in the meantime; try again")?;
     let prepay_secs =
         u64::from(plan.manifest.prepay_days.min(plan.manifest.lease_days)) * u64::from(plan.manifest.day_secs);
-    let prepay = Usdc::rent_down(offer.offer.priceE6, prepay_secs);
-    let data = calls::birth_rent(offer.id, term_secs(&plan.manifest), prepay.micro());
-    plan.creator.send(Tx::call(treasury, data, "renting the first host")).await?;
+    let mut looks = 1;
+    loop {
+        let offers = fitting_offers(plan).await?;
+        let offer = offers.first().context("every offer was taken in the meantime; try again")?;
+        let prepay = Usdc::rent_down(offer.offer.priceE6, prepay_secs);
+        let data = calls::birth_rent(offer.id, term_secs(&plan.manifest), prepay.micro());
+        match plan.creator.send(Tx::call(treasury, data, "renting the first host")).await {
+            Err(refused) if looks < LOOKS_MAX && is_for_another_price(&refused) => looks += 1,
+            sent => {
+                sent?;
+                break;
+            }
+        }
+    }
     let state = chain.treasury(treasury).state().await?;
     // The birth lease waits in whichever slot the contract keeps it.
     let lease = if state.activeLease.is_zero() { state.standbyLease } else { state.activeLease };
     u64::try_from(lease).ok().filter(|id| *id != 0).context("the treasury names no lease after birthRent")
+}
+
+/// More was prepaid than the offer's price of now makes of it, or that price is over the cap.
+fn is_for_another_price(refused: &chain::Error) -> bool {
+    refused.revert().is_some_and(|revert| ["OverPrepay", "OverEscrow", "OverPriceCap"].contains(&revert.name.as_str()))
 }
 
 /// Waits for the provider, as long as the market gives it.
