@@ -96,17 +96,20 @@ async fn what_a_reorg_loses_is_mined_again() {
     assert_eq!(world.usdc_of(PAYEE).await, 5);
 }
 
+/// Sends with the key `n`, and keeps its state where the test finds it.
+fn keeping(world: &World, n: u8, kept: &Arc<Mutex<Option<Vec<u8>>>>, options: Options) -> SenderHandle {
+    let kept = Arc::clone(kept);
+    let persist = Box::new(move |bytes: &[u8]| *kept.lock().expect("no panic") = Some(bytes.to_vec()));
+    let options = Options { persist: Some(persist), ..options };
+    Sender::spawn_with(world.chain.clone(), key(n), options).expect("its own state")
+}
+
 #[tokio::test]
 async fn a_restart_with_the_kept_state_neither_loses_nor_doubles() {
     let world = World::ticking().await;
     fund_eth(&world.chain, key(42).address(), ETHER).await.expect("a development chain");
-    let kept = Arc::new(Mutex::new(None));
-    let start = |state| {
-        let kept = Arc::clone(&kept);
-        let persist = Box::new(move |bytes: &[u8]| *kept.lock().expect("no panic") = Some(bytes.to_vec()));
-        let options = Options { state, persist: Some(persist), ..Options::new(1) };
-        Sender::spawn_with(world.chain.clone(), key(42), options).expect("its own state")
-    };
+    let kept = Arc::default();
+    let start = |state| keeping(&world, 42, &kept, Options { state, ..Options::new(1) });
     world.set_block_time(0).await;
     let first = start(None);
     let lost = [1u64, 2].map(|id| first.submit_as(Id::from(id), world.mint_tx(PAYEE, 1)));
@@ -134,13 +137,8 @@ async fn a_restart_with_the_kept_state_neither_loses_nor_doubles() {
 async fn what_the_run_before_left_is_over_before_the_chain_is_asked_about_it() {
     let world = World::ticking().await;
     fund_eth(&world.chain, key(44).address(), ETHER).await.expect("a development chain");
-    let kept = Arc::new(Mutex::new(None));
-    let start = |state| {
-        let kept = Arc::clone(&kept);
-        let persist = Box::new(move |bytes: &[u8]| *kept.lock().expect("no panic") = Some(bytes.to_vec()));
-        let options = Options { state, rests: true, persist: Some(persist), ..Options::new(1) };
-        Sender::spawn_with(world.chain.clone(), key(44), options).expect("its own state")
-    };
+    let kept = Arc::default();
+    let start = |state| keeping(&world, 44, &kept, Options { state, rests: true, ..Options::new(1) });
     world.set_block_time(0).await;
     let first = start(None);
     assert_eq!(first.left_over().await, 0, "nothing was before it");

@@ -7,7 +7,7 @@
 mod endpoints;
 mod prompts;
 
-use crate::world::{self, World, program, project, signal};
+use crate::world::{self, World, project, signal};
 use chain::alloy::primitives::{Address, B256, U256, keccak256};
 use chain::alloy::rpc::types::{Block, Filter, Log};
 use chain::alloy::signers::local::PrivateKeySigner;
@@ -18,7 +18,7 @@ use chain::{Chain, Sender, Tx, market, usdc};
 use pay::scheme::channel::BATCH_SETTLEMENT;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::process::{Command, Stdio};
 use vivarium::world::files::read_key;
 
@@ -231,19 +231,9 @@ fn ask_everything(world: &World) {
     let all = prompts::all();
     assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), prompts::PROMPTS, "all of them different ones");
     let asked: Vec<String> = all.into_iter().step_by(if deep { 1 } else { STRIDE }).collect();
-    let mut proxy = Command::new(program())
-        .args(["proxy", "--listen", "127.0.0.1:0", "--json", "--max-usdc", "5", "--budget", "5000/day", "--data-dir"])
-        .arg(world.data_dir())
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("the proxy starts");
-    let mut line = String::new();
-    BufReader::new(proxy.stdout.take().expect("its words")).read_line(&mut line).expect("one line");
-    let hello: Value = serde_json::from_str(&line).expect("a JSON line");
+    let (mut proxy, base_url) = world::proxy(&world.data_dir(), &["--max-usdc", "5", "--budget", "5000/day"]);
     let mut client = Command::new("node")
-        .args(["drain.mjs", hello["base_url"].as_str().expect("a base URL"), MAX_TOKENS])
+        .args(["drain.mjs", &base_url, MAX_TOKENS])
         .current_dir(project().join("tests/clients"))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -17,9 +17,8 @@ use pay::scheme::channel::BATCH_SETTLEMENT;
 use pay::wire::{PAYMENT_SIGNATURE, encode_header};
 use pay::{Reason, Usdc};
 use serde_json::{Value, json};
-use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use vivarium::world::files::read_key;
 
 /// Most that may be open. The chain of a world has no price of ether, so that a batch leaves at half of it, or by time.
@@ -374,16 +373,7 @@ fn dust_is_refused(world: &World, town: &Town, customer: &PrivateKeySigner) {
 
 /// Whoever asks for the channels' money while a proxy pays from them hears what is in the way and what to do.
 fn one_proxy_a_key(world: &World) {
-    let mut proxy = Command::new(program())
-        .args(["proxy", "--listen", "127.0.0.1:0", "--json", "--budget", "1/day", "--data-dir"])
-        .arg(world.data_dir())
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("the proxy starts");
-    let mut line = String::new();
-    BufReader::new(proxy.stdout.take().expect("its words")).read_line(&mut line).expect("one line");
+    let (mut proxy, _) = world::proxy(&world.data_dir(), &["--budget", "1/day"]);
     let refused = |flags: &[&str]| {
         let (worked, said) = world.run(&[&["proxy"], flags].concat());
         assert!(!worked && said.trim_end().lines().count() == 1, "{said}");

@@ -5,7 +5,6 @@ use chain::alloy::primitives::{Address, B256, U256};
 use chain::alloy::rpc::types::{Filter, Log};
 use chain::alloy::sol_types::SolEvent;
 use chain::bindings::TestUSDC;
-use chain::deploy::fund_eth;
 use chain::{Chain, Sender, Tx, usdc};
 use pay::Usdc;
 use pay::buyer::{Buyer, Paid, Schemes};
@@ -146,16 +145,7 @@ fn an_agent_buys_from_another_what_it_sells_on() {
     });
     assert_eq!(town.holds(town.purse), PURSE);
     // A purse is a contract, so only the relay settles what it pays; the treasury's gas reaches that in a minute or so.
-    world.until("the seller's relay", |_| {
-        town.chain(async |chain| {
-            let relay = chain.treasury(town.seller).state().await.expect("a state").relay;
-            if relay.is_zero() {
-                return None;
-            }
-            fund_eth(&chain, relay, 1_000_000_000_000_000_000).await.expect("a development chain");
-            Some(())
-        })
-    });
+    world.until("the seller's relay", |_| town.chain(async |chain| world::fund_relay(&chain, town.seller).await));
     let models = get_json(&format!("{}/v1/models", town.url())).expect("models");
     let theirs = models["data"].as_array().and_then(|all| all.iter().find(|m| m["id"] == "theirs")).cloned();
     assert_eq!(theirs.expect("it is listed")["owned_by"], town.seller.to_string());

@@ -1,6 +1,10 @@
 //! A world of real processes for the tests of this folder.
 
+use chain::Chain;
+use chain::alloy::primitives::Address;
+use chain::deploy::fund_eth;
 use serde_json::Value;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -202,6 +206,34 @@ pub fn client(world: &Value, mode: &str, count: u32, scheme: &str, flags: &[&str
         .current_dir(project().join("tests/clients"))
         .output()
         .expect("node runs")
+}
+
+/// `vivarium proxy` for the world in `dir` on a port of its own, and the base URL that it says.
+pub fn proxy(dir: &Path, flags: &[&str]) -> (Child, String) {
+    let mut process = Command::new(program())
+        .args(["proxy", "--listen", "127.0.0.1:0", "--json"])
+        .args(flags)
+        .arg("--data-dir")
+        .arg(dir)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the proxy starts");
+    let mut line = String::new();
+    BufReader::new(process.stdout.take().expect("its words")).read_line(&mut line).expect("one line");
+    let hello: Value = serde_json::from_str(&line).expect("a JSON line");
+    (process, hello["base_url"].as_str().expect("a base URL").to_owned())
+}
+
+/// Gives the relay of an agent gas, once it has one. Anybody may.
+pub async fn fund_relay(chain: &Chain, treasury: Address) -> Option<()> {
+    let relay = chain.treasury(treasury).state().await.expect("a state").relay;
+    if relay.is_zero() {
+        return None;
+    }
+    fund_eth(chain, relay, 1_000_000_000_000_000_000).await.expect("a development chain");
+    Some(())
 }
 
 /// Whether the file names this crash point.

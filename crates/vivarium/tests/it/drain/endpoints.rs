@@ -5,7 +5,7 @@
 //! card, `/.well-known/x402` or `llms.txt`: they are served all the same, for whatever will.
 
 use super::prompts::THIEF;
-use crate::world::{World, program, signal};
+use crate::world::{self, World, program, signal};
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
@@ -20,7 +20,6 @@ use chain::bindings::LeaseMarket;
 use pay::scheme::permit2::PERMIT2;
 use pay::wire::{PAYMENT_REQUIRED, PAYMENT_SIGNATURE};
 use serde_json::{Value, json};
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -239,30 +238,10 @@ struct Proxy {
 
 impl Proxy {
     fn start([first, second]: &[PathBuf; 2]) -> Self {
-        let mut process = Command::new(program())
-            .args([
-                "proxy",
-                "--listen",
-                "127.0.0.1:0",
-                "--json",
-                "--max-usdc",
-                "5",
-                "--budget",
-                "5000/day",
-                "--data-dir",
-            ])
-            .arg(first)
-            .arg("--also")
-            .arg(second)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the proxy starts");
-        let mut line = String::new();
-        BufReader::new(process.stdout.take().expect("its words")).read_line(&mut line).expect("one line");
-        let hello: Value = serde_json::from_str(&line).expect("a JSON line");
-        let url = format!("{}/chat/completions", hello["base_url"].as_str().expect("a base URL"));
+        let second = second.to_str().expect("UTF-8");
+        let flags = ["--max-usdc", "5", "--budget", "5000/day", "--also", second];
+        let (process, base_url) = world::proxy(first, &flags);
+        let url = format!("{base_url}/chat/completions");
         Self { process, url }
     }
 

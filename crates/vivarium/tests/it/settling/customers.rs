@@ -1,6 +1,6 @@
 //! Customers and the chain that they pay on.
 
-use crate::world::{World, get_text, program, project};
+use crate::world::{self, World, get_text, program, project};
 use alloy::primitives::{Address, B256, Bytes, U256, keccak256};
 use alloy::signers::SignerSync;
 use alloy::signers::local::PrivateKeySigner;
@@ -138,14 +138,7 @@ impl Town {
 
     /// Gives the relay of an agent gas, once it has one. Anybody may.
     pub fn fund_relay(&self, treasury: Address) -> Option<()> {
-        self.chain(async |chain| {
-            let relay = chain.treasury(treasury).state().await.expect("a state").relay;
-            if relay.is_zero() {
-                return None;
-            }
-            fund_eth(&chain, relay, ETHER).await.expect("a development chain");
-            Some(())
-        })
+        self.chain(async |chain| world::fund_relay(&chain, treasury).await)
     }
 
     /// Where the node of a lease serves.
