@@ -271,23 +271,19 @@ mod tests {
                 economy::Timers { heartbeat_every: every, fence: every + 1_800, answer_time: every + 3_600, ..real };
             assert!(every != real.heartbeat_every || timers == real, "the defaults lie apart otherwise");
             let usdc = economy::Usdc;
-            let limits = economy::Limits {
-                day_limit: usdc(20_000_000),
-                price_e6_max: 100_000_000,
+            let wishes = economy::Wishes {
                 term: 30 * real.day,
-                // As much as a manifest may prepay.
                 prepay_secs: 2 * real.day,
-                gas_target_wei: 0,
-                starve_floor: usdc(1_000_000),
                 margin_pct: 20,
                 min_call: usdc(1),
                 max_call: usdc(1),
                 block_secs: 2,
             };
-            let policy = economy::Policy::new(limits, &timers);
+            let policy = economy::Policy::new(wishes, &timers);
             let month = 30 * u64::from(real.day);
             // Each top-up fills from the low mark to the whole prepayment, for two leases.
-            let top_ups = 2 * month.div_ceil(u64::from(limits.prepay_secs - policy.escrow_low));
+            let limits = economy::Limits { prepay_max: wishes.prepay_secs, ..Default::default() };
+            let top_ups = 2 * month.div_ceil(u64::from(wishes.prepay_secs - policy.escrow_low(&limits)));
             // The routine ones, and the move's own.
             let commits = month / u64::from(policy.checkpoint_every) + 1;
             Self { top_ups, commits }

@@ -1,7 +1,9 @@
-//! One head of several endpoints: what a liar or a laggard among them cannot make up alone.
+//! What several endpoints agree on: a head, and what is read there. A liar or a laggard among them cannot make it up alone.
 
 use crate::error::Error;
 use crate::rpc::{Chain, Head};
+use futures::future::try_join_all;
+use std::future::Future;
 
 /// Blocks by which one endpoint may lie behind another. A guess: public endpoints of one chain are a few blocks apart,
 /// and twenty are less than a minute of most chains.
@@ -33,4 +35,25 @@ pub async fn common_head(chains: &[Chain]) -> Result<Head, Error> {
         }
     }
     Ok(lowest)
+}
+
+/// One read at every endpoint, side by side: what all of them answer. Read at one block, by its hash.
+///
+/// # Errors
+/// As the read's own, `Rpc` when two answers differ (which of them is true, nobody can say: look again later), and for no
+/// endpoint at all.
+pub async fn agreed<T, F>(chains: &[Chain], what: &str, read: impl Fn(Chain) -> F) -> Result<T, Error>
+where
+    T: PartialEq,
+    F: Future<Output = Result<T, Error>>,
+{
+    let mut answers = try_join_all(chains.iter().map(|chain| read(chain.clone()))).await?;
+    let Some(first) = answers.pop() else { return Err(Error::rpc("no endpoint")) };
+    match answers.iter().position(|answer| *answer != first) {
+        Some(at) => {
+            let (one, other) = (chains[at].url(), chains[answers.len()].url());
+            Err(Error::rpc(format!("{one} and {other} differ about {what}")))
+        }
+        None => Ok(first),
+    }
 }

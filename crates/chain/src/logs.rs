@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, VecDeque};
 use crate::{
     bindings::{MarketEvent, TestUSDC, TreasuryEvent},
     error::Error,
+    heads::agreed,
     rpc::{Chain, Head},
 };
 
@@ -324,14 +325,15 @@ impl LogParts {
 /// Reads logs over RPC.
 #[derive(Clone, Debug)]
 pub struct LogReader {
-    chain: Chain,
+    chains: Vec<Chain>,
     core: LogCore,
 }
 
 impl LogReader {
-    /// A reader that goes on from `core`.
-    pub fn new(chain: Chain, core: LogCore) -> Self {
-        Self { chain, core }
+    /// A reader that goes on from `core` and reports what all `chains`, endpoints of one chain, say; at least one.
+    pub fn new(chains: Vec<Chain>, core: LogCore) -> Self {
+        assert!(!chains.is_empty(), "somebody must be asked");
+        Self { chains, core }
     }
 
     /// What was reported so far.
@@ -343,7 +345,8 @@ impl LogReader {
     /// newer than what was reported. After an error nothing was reported and nothing is lost: call it again.
     ///
     /// # Errors
-    /// `Rpc` (also when `head` was itself reorged away meanwhile), `Unknown` for a reorg that is too deep.
+    /// `Rpc` (also when `head` was itself reorged away meanwhile, or endpoints differ), `Unknown` for a reorg that is too
+    /// deep.
     pub async fn poll(&mut self, head: Head) -> Result<Vec<LogItem>, Error> {
         // Work on a copy: the caller hears all of it or nothing.
         let mut core = self.core.clone();
@@ -353,7 +356,7 @@ impl LogReader {
             match core.plan(head, &headers)? {
                 Step::Nothing => break,
                 Step::NeedHeader(hash) => {
-                    let header = self.chain.block(hash).await?;
+                    let header = self.chains[0].block(hash).await?;
                     let header = header.ok_or_else(|| Error::rpc(format!("block {hash} is gone: a reorg")))?;
                     headers.insert(hash, header);
                 }
@@ -383,7 +386,7 @@ impl LogReader {
     /// and takes it back if not.
     async fn lost_newest(&self, core: &mut LogCore, out: &mut Vec<LogItem>) -> Result<bool, Error> {
         let Some((number, hash)) = core.newest() else { return Ok(false) };
-        if self.chain.block_at(number).await?.is_some_and(|block| block.hash == hash) {
+        if self.chains[0].block_at(number).await?.is_some_and(|block| block.hash == hash) {
             return Ok(false);
         }
         if number < core.floor {
@@ -396,13 +399,21 @@ impl LogReader {
     /// The logs of several selections of blocks, each in order. A selection takes three filters, because a filter
     /// cannot say "to *or* from".
     async fn fetch(&self, core: &LogCore, blocks: &[impl Fn(Filter) -> Filter]) -> Result<Vec<Vec<ChainLog>>, Error> {
+        agreed(&self.chains, "events", |chain| Self::fetch_from(chain, core, blocks)).await
+    }
+
+    async fn fetch_from(
+        chain: Chain,
+        core: &LogCore,
+        blocks: &[impl Fn(Filter) -> Filter],
+    ) -> Result<Vec<Vec<ChainLog>>, Error> {
         let Sources { treasury, market, usdc } = core.sources;
         let transfer = || Filter::new().address(usdc).event_signature(TestUSDC::Transfer::SIGNATURE_HASH);
         let filters = blocks.iter().flat_map(|select| {
             let ours = Filter::new().address(vec![treasury, market]);
             [ours, transfer().topic1(treasury), transfer().topic2(treasury)].map(|filter| (select(filter),))
         });
-        let answers: Vec<Result<Vec<Log>, Error>> = self.chain.request_many("eth_getLogs", filters.collect()).await?;
+        let answers: Vec<Result<Vec<Log>, Error>> = chain.request_many("eth_getLogs", filters.collect()).await?;
         let mut selections = Vec::with_capacity(blocks.len());
         let mut answers = answers.into_iter();
         for _ in blocks {

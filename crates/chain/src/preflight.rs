@@ -1,11 +1,11 @@
 //! What is refused before anything runs: the wrong chain, contracts that are not what they are taken for, a quorum that
 //! can never speak, timers that do not fit, clocks that disagree. Each refusal says which and why.
 
-use alloy::{eips::BlockId, primitives::Address};
+use alloy::{eips::BlockId, primitives::Address, sol};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::{
-    bindings::{Birth, LeaseMarket, Options, TestUSDC, Timers, TreasuryFactory},
+    bindings::{Birth, GasMarket, LeaseMarket, Options, TestUSDC, Timers, TreasuryFactory},
     error::Error,
     market::MarketTerms,
     rpc::{Chain, foreign},
@@ -21,6 +21,18 @@ const BEHIND_SECS_MAX: u64 = 600;
 
 /// Seconds that it may lie ahead. Consensus lets a block's time run ahead by 15 s at most, and clocks drift.
 const AHEAD_SECS_MAX: u64 = 60;
+
+/// As `GasPrice.SEQUENCER_GRACE`.
+const SEQUENCER_GRACE_SECS: u64 = 3_600;
+
+/// Between these a price of an ether is believed before a birth. Guesses, wide ones.
+const ETHER_DOLLARS_MIN: u128 = 100;
+const ETHER_DOLLARS_MAX: u128 = 100_000;
+
+sol! {
+    function decimals() external view returns (uint8);
+    function latestRoundData() external view returns (uint80 roundId, int256 answer, uint256 startedAt, uint256 updatedAt, uint80 answeredInRound);
+}
 
 /// As `BirthRules.TIMER_MIN`.
 const TIMER_SECS_MIN: u32 = 3;
@@ -63,6 +75,37 @@ impl Chain {
         foreign("treasury factory", factory, made).map(drop)
     }
 
+    /// Refuses a market for gas that could sell nothing now: contracts that are not there, a price that is old or absurd, a
+    /// sequencer that is down or came back less than an hour ago. Whether the pool has ether to sell is not looked at.
+    ///
+    /// # Errors
+    /// `Missing`, `Unfit`, or `Rpc`.
+    pub async fn verify_gas_market(&self, market: &GasMarket) -> Result<(), Error> {
+        for (what, at) in [("router", market.router), ("wrapped ether", market.weth), ("price feed", market.oracle)] {
+            self.verify_code(what, at).await?;
+        }
+        let at = BlockId::latest();
+        let now = self.head().await?.timestamp;
+        let feed = market.oracle;
+        let decimals = foreign("price feed", feed, self.read(feed, decimalsCall {}, at).await)?;
+        let price = foreign("price feed", feed, self.read(feed, latestRoundDataCall {}, at).await)?;
+        check_price(&price, decimals, market.staleAfter, now)?;
+        if market.sequencer.is_zero() {
+            return Ok(());
+        }
+        self.verify_code("sequencer's uptime feed", market.sequencer).await?;
+        let up = self.read(market.sequencer, latestRoundDataCall {}, at).await;
+        let up = foreign("sequencer's uptime feed", market.sequencer, up)?;
+        let since = now.saturating_sub(up.startedAt.saturating_to());
+        match up.answer.is_zero() && since >= SEQUENCER_GRACE_SECS {
+            true => Ok(()),
+            false => Err(Error::unfit(format!(
+                "the chain's sequencer is down or back for {since} s only, by {}: wait until it is up for an hour",
+                market.sequencer
+            ))),
+        }
+    }
+
     /// Refuses an agent that could not live on this chain: a treasury, market or token that is none, a quorum that can
     /// never speak, timers that do not fit. Returns what was fixed at its birth.
     ///
@@ -97,6 +140,21 @@ impl Chain {
         let host = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         check_clock(self.head().await?.timestamp, host)
     }
+}
+
+/// As the contract reads it (`GasPrice.sol`), and within what an ether ever cost or is likely to: a feed of another pair
+/// has a price, too.
+fn check_price(price: &latestRoundDataReturn, decimals: u8, stale_after: u32, now: u64) -> Result<(), Error> {
+    let updated: u64 = price.updatedAt.saturating_to();
+    let age = now.saturating_sub(updated);
+    if updated == 0 || updated > now || age > u64::from(stale_after) {
+        return Err(Error::unfit(format!("the price of an ether is {age} s old; `stale_after_secs` is {stale_after}")));
+    }
+    let dollars = u128::try_from(price.answer).unwrap_or(0) / 10_u128.checked_pow(decimals.into()).unwrap_or(u128::MAX);
+    if !(ETHER_DOLLARS_MIN..=ETHER_DOLLARS_MAX).contains(&dollars) {
+        return Err(Error::unfit(format!("an ether costs {dollars} dollars by the price feed: is it another pair's?")));
+    }
+    Ok(())
 }
 
 /// Both in seconds since 1970.
@@ -179,7 +237,7 @@ fn check_quorum(threshold: u8, stewards: &[Address], safes: &[Safe]) -> Result<(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alloy::primitives::U256;
+    use alloy::primitives::{I256, U256, aliases::U80};
 
     fn said(outcome: Result<(), Error>) -> String {
         outcome.map_or_else(|e| e.to_string(), |()| "fits".into())
@@ -198,6 +256,28 @@ mod tests {
             said(check_clock(1_000, 1_601)),
             "the chain's newest block is 601 s old by this host's clock: the endpoint lags, or the clock is ahead"
         );
+    }
+
+    #[test]
+    fn a_price_that_is_old_or_of_another_pair_is_refused() {
+        let at = |answer: i64, updated: u64| latestRoundDataReturn {
+            answer: I256::try_from(answer).expect("fits"),
+            updatedAt: U256::from(updated),
+            roundId: U80::ZERO,
+            startedAt: U256::ZERO,
+            answeredInRound: U80::ZERO,
+        };
+        let now = 1_000_000;
+        assert_eq!(said(check_price(&at(244_809_306_508, now - 3_600), 8, 3_600, now)), "fits");
+        for (price, expected) in [
+            (at(244_809_306_508, now - 3_601), "the price of an ether is 3601 s old; `stale_after_secs` is 3600"),
+            (at(244_809_306_508, now + 1), "the price of an ether is 0 s old; `stale_after_secs` is 3600"),
+            (at(99_999_999, now), "an ether costs 0 dollars by the price feed: is it another pair's?"),
+            (at(-1, now), "an ether costs 0 dollars by the price feed: is it another pair's?"),
+            (at(11_000_000_000_000, now), "an ether costs 110000 dollars by the price feed: is it another pair's?"),
+        ] {
+            assert_eq!(said(check_price(&price, 8, 3_600, now)), expected);
+        }
     }
 
     #[test]

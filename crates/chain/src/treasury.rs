@@ -5,7 +5,7 @@ use alloy::{
     primitives::{Address, B256, Bytes, U256},
     sol_types::{SolCall, SolValue},
 };
-use futures::future::{OptionFuture, try_join, try_join3, try_join4};
+use futures::future::{OptionFuture, try_join3};
 use std::collections::BTreeSet;
 
 use crate::{
@@ -27,12 +27,14 @@ pub struct TreasuryClient {
 }
 
 /// Everything a node wants to know of the chain, all of it at one block.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Snapshot {
     /// The block.
     pub head: Head,
     /// The treasury.
     pub state: State,
+    /// Its limits: birth's, as a quorum has changed them since.
+    pub limits: Policy,
     /// The lease whose node key is (or was last) the operator.
     pub active: Option<LeaseView>,
     /// The lease to move to.
@@ -45,6 +47,8 @@ pub struct Snapshot {
     pub operator_wei: U256,
     /// The relay's ETH, wei; zero when there is no relay.
     pub relay_wei: U256,
+    /// The treasury's ETH, wei.
+    pub treasury_wei: U256,
 }
 
 impl TreasuryClient {
@@ -78,12 +82,17 @@ impl TreasuryClient {
         self.chain.read(self.address, Treasury::stateCall {}, at).await
     }
 
-    /// What was fixed at birth. The creator reads as zero after `activate`; `mandateUntil` is the present one.
+    /// What was fixed at birth. The creator reads as zero after `activate`; `mandateUntil`, stewards and policy are the
+    /// present ones.
     ///
     /// # Errors
     /// As [`TreasuryClient::state`].
     pub async fn birth(&self) -> Result<Birth, Error> {
-        self.chain.read(self.address, Treasury::birthOfCall {}, BlockId::latest()).await
+        self.birth_at(BlockId::latest()).await
+    }
+
+    async fn birth_at(&self, at: BlockId) -> Result<Birth, Error> {
+        self.chain.read(self.address, Treasury::birthOfCall {}, at).await
     }
 
     /// What `state` has no room for: purse, sleep, notice, identity.
@@ -120,18 +129,20 @@ impl TreasuryClient {
     pub async fn snapshot_at(&self, market: Address, head: Head) -> Result<Snapshot, Error> {
         let at = BlockId::hash(head.hash);
         let market = MarketClient { chain: self.chain.clone(), address: market };
-        let (state, mut offers) = try_join(self.state_at(at), market.offers_at(at)).await?;
+        let (state, birth, mut offers) = try_join3(self.state_at(at), self.birth_at(at), market.offers_at(at)).await?;
         let [active, standby, draining] = [state.activeLease, state.standbyLease, state.drainingLease];
         let leases = try_join3(
             self.lease_view(&market, active, at),
             self.lease_view(&market, standby, at),
             self.lease_view(&market, draining, at),
         );
-        let (operator_wei, relay_wei) = (self.wei_of(state.operator, at), self.wei_of(state.relay, at));
-        let ((active, standby, draining), operator_wei, relay_wei, barred) =
-            try_join4(leases, operator_wei, relay_wei, self.barred_at(&offers, at)).await?;
+        let wei =
+            try_join3(self.wei_of(state.operator, at), self.wei_of(state.relay, at), self.wei_of(self.address, at));
+        let ((active, standby, draining), (operator_wei, relay_wei, treasury_wei), barred) =
+            try_join3(leases, wei, self.barred_at(&offers, at)).await?;
         offers.retain(|o| !barred.contains(&o.offer.provider));
-        Ok(Snapshot { head, state, active, standby, draining, offers, operator_wei, relay_wei })
+        let limits = birth.policy;
+        Ok(Snapshot { head, state, limits, active, standby, draining, offers, operator_wei, relay_wei, treasury_wei })
     }
 
     /// Which of the offers' providers an eviction barred, at a block.

@@ -134,6 +134,7 @@ impl Flights {
             ChainEventKind::ToppedUp { lease, .. } => Task::TopUp { lease },
             ChainEventKind::LeaseClosed { lease, .. } => Task::Release { lease },
             ChainEventKind::PurseFilled { .. } => Task::FillPurse,
+            ChainEventKind::GasBought { .. } => Task::BuyGas,
             ChainEventKind::ExactRefunded { payer, nonce, .. } => Task::Refund { payer, nonce },
             _ => return,
         };
@@ -142,8 +143,8 @@ impl Flights {
     }
 
     /// A view ends what landed at or before it, and what is unknown and shows; what is unknown for too long and does
-    /// not show counts as failed: the contract lets none of these happen twice (one standby, escrow, purse and refunds
-    /// capped, sequence numbers), so asking again is safe.
+    /// not show counts as failed: the contract lets none of these happen twice (one standby, escrow, purse, gas and
+    /// refunds capped, sequence numbers), so asking again is safe.
     pub fn view(&mut self, view: &View, now: u64, patience: Patience, notes: &mut Vec<Note>) {
         let mut lost = Vec::new();
         self.flights.retain(|_, flight| match flight.state {

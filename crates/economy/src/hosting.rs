@@ -224,7 +224,7 @@ impl Agent {
     /// Seconds to rent a fresh standby, wait for it at most as long as it may take lately, and try to move thrice.
     fn replacing_secs(&self, now: u64) -> u64 {
         let timers = &self.genesis.timers;
-        let block = u64::from(self.genesis.policy.limits.block_secs);
+        let block = u64::from(self.genesis.policy.wishes.block_secs);
         let attempt = u64::from(timers.handover_notice) + u64::from(MOVE_BLOCKS) * block;
         let ready = self.hosting.standby.map_or(0, |s| s.ready_at.unwrap_or(now).saturating_sub(s.seen_at));
         ready + 2 * block + u64::from(MOVE_ATTEMPTS) * attempt
@@ -242,8 +242,8 @@ impl Agent {
     }
 
     pub(crate) fn penalise(&mut self, provider: Address, now: u64) {
-        let (timers, limits) = (&self.genesis.timers, &self.genesis.policy.limits);
-        let first = 5 * u64::from(limits.block_secs);
+        let (timers, wishes) = (&self.genesis.timers, &self.genesis.policy.wishes);
+        let first = 5 * u64::from(wishes.block_secs);
         self.hosting.penalise(provider, now, first, (u64::from(timers.day) / 4).max(first));
     }
 
@@ -268,8 +268,7 @@ impl Agent {
             return;
         }
         self.hosting.moving_to = Some(standby.id);
-        let limits = &self.genesis.policy.limits;
-        let block = u64::from(limits.block_secs);
+        let block = u64::from(self.genesis.policy.wishes.block_secs);
         let notice_over = view.announced_at + u64::from(timers.handover_notice);
         let committed = self.checkpoint.at > view.announced_at && !self.flights.busy(Task::Checkpoint);
         let patience_over =
@@ -302,7 +301,7 @@ impl Agent {
         if view.announced != 0 {
             let notice_over = view.announced_at + u64::from(timers.handover_notice);
             at.push(notice_over);
-            let block = u64::from(self.genesis.policy.limits.block_secs);
+            let block = u64::from(self.genesis.policy.wishes.block_secs);
             at.push(notice_over + CHECKPOINT_BLOCKS * block);
         }
         at.extend(self.hosting.draining.map(|(_, since)| since + 2 * u64::from(timers.handover_notice)));
@@ -334,8 +333,9 @@ impl Agent {
             Ok(chosen) => chosen,
             Err(why) => return self.no_host(why, turn),
         };
-        let limits = &self.genesis.policy.limits;
-        let secs = u64::from(limits.prepay_secs.min(limits.term));
+        let (policy, limits) = (&self.genesis.policy, &view.limits);
+        let term = policy.term(limits);
+        let secs = u64::from(policy.prepay_secs(limits).min(term));
         let full = Usdc::rent_down(offer.price_e6, secs);
         let half = Usdc::rent_down(offer.price_e6, secs / 2);
         let (day, money) = self.room_beside_active(view, active, turn.now);
@@ -343,7 +343,7 @@ impl Agent {
         if prepay < half {
             return self.no_host(if day < half { NoHost::DayLimit } else { NoHost::Money }, turn);
         }
-        let rent = Output::Rent { offer: offer.id, term: limits.term, prepay };
+        let rent = Output::Rent { offer: offer.id, term, prepay };
         let rent_day = Usdc::rent_up(offer.price_e6, u64::from(self.genesis.timers.day));
         let note = Note::ChoseHost {
             offer: offer.id,
@@ -377,14 +377,13 @@ impl Agent {
 
     fn can_rent(&self, view: &View, active: &LeaseView, spend: bool) -> bool {
         let (day, money) = self.room_beside_active(view, active, view.timestamp);
-        spend && day.min(money) >= self.new_lease_least(active)
+        spend && day.min(money) >= self.new_lease_least(view, active)
     }
 
     /// The least that a new lease is begun with, at twice the price of the active one.
-    fn new_lease_least(&self, active: &LeaseView) -> Usdc {
-        let limits = &self.genesis.policy.limits;
-        let price = limits.price_e6_max.min(active.price_e6.saturating_mul(2));
-        Usdc::rent_down(price, u64::from(limits.prepay_secs / 2))
+    fn new_lease_least(&self, view: &View, active: &LeaseView) -> Usdc {
+        let price = view.limits.price_e6_max.min(active.price_e6.saturating_mul(2));
+        Usdc::rent_down(price, u64::from(self.genesis.policy.prepay_secs(&view.limits) / 2))
     }
 
     /// What may go back to customers while alive: (in the day limit, of the balance). The day limit is hosting's first:
@@ -394,18 +393,21 @@ impl Agent {
         let (day, money) = self.room(view);
         let Some(active) = &view.active else { return (day, money) };
         let (beside, _) = self.room_beside_active(view, active, view.timestamp);
-        let standby = if view.standby.is_some() { Usdc::ZERO } else { self.new_lease_least(active) };
-        let half = Usdc(self.genesis.policy.limits.day_limit.0 / 2);
+        let standby = if view.standby.is_some() { Usdc::ZERO } else { self.new_lease_least(view, active) };
+        let half = Usdc(view.limits.day_limit.0 / 2);
         let reserve = day.saturating_sub(beside).saturating_add(standby).min(half);
         (day.saturating_sub(reserve), money)
     }
 
+    /// Whether a lease of this offer keeps the price cap and the term.
+    fn within_limits(&self, view: &View, offer: &OfferView) -> bool {
+        let term = self.genesis.policy.term(&view.limits);
+        offer.price_e6 <= view.limits.price_e6_max && (offer.min_term..=offer.max_term).contains(&term)
+    }
+
     /// By rent alone, of the offers that a lease may be taken on: free, within the cap, for the term.
     pub(crate) fn cheapest<'v>(&self, view: &'v View, count: usize) -> Vec<&'v OfferView> {
-        let limits = &self.genesis.policy.limits;
-        let fits = |o: &&OfferView| {
-            o.free > 0 && o.price_e6 <= limits.price_e6_max && (o.min_term..=o.max_term).contains(&limits.term)
-        };
+        let fits = |o: &&OfferView| o.free > 0 && self.within_limits(view, o);
         let mut fitting: Vec<&OfferView> = view.offers.iter().filter(fits).collect();
         fitting.sort_by_key(|o| (o.price_e6, o.id));
         fitting.truncate(count);
@@ -421,13 +423,8 @@ impl Agent {
         replacing: Option<&LeaseView>,
         now: u64,
     ) -> Result<(&'v OfferView, u32), NoHost> {
-        let limits = &self.genesis.policy.limits;
         let freed = replacing.map(|s| s.offer);
-        let fits = |o: &&OfferView| {
-            (o.free > 0 || freed == Some(o.id))
-                && o.price_e6 <= limits.price_e6_max
-                && (o.min_term..=o.max_term).contains(&limits.term)
-        };
+        let fits = |o: &&OfferView| (o.free > 0 || freed == Some(o.id)) && self.within_limits(view, o);
         let fitting: Vec<&OfferView> = view.offers.iter().filter(fits).collect();
         if fitting.is_empty() {
             return Err(NoHost::NoneFits);

@@ -2,6 +2,7 @@
 
 use crate::money::{Address, Usdc};
 use crate::output::OutputId;
+use crate::policy::Limits;
 use borsh::{BorshDeserialize, BorshSerialize};
 
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
@@ -86,8 +87,11 @@ pub struct View {
     pub spent_in_day: Usdc,
     pub operator_gas_wei: u128,
     pub relay_gas_wei: u128,
+    /// What the treasury has left to give them.
+    pub treasury_gas_wei: u128,
     pub mandate_until: u64,
     pub wind_down_at: u64,
+    pub limits: Limits,
     pub offers: Vec<OfferView>,
 }
 
@@ -170,4 +174,6 @@ pub enum ChainEventKind {
     PurseFilled { amount: Usdc },
     /// A token transfer from the purse to the Treasury: swept by a move, a pause or the end, or trimmed.
     PurseReturned { amount: Usdc },
+    /// Treasury `GasBought`: this left for ETH.
+    GasBought { amount: Usdc },
 }

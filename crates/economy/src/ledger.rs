@@ -35,6 +35,8 @@ pub enum Account {
     Purse,
     /// Paid from the purse: others' answers, sold on. Expense.
     Purchases,
+    /// Paid for ETH. Expense.
+    Gas,
 }
 
 /// What is known of one open lease.
@@ -164,6 +166,11 @@ impl Ledger {
         self.debit(Account::Purse)
     }
 
+    /// Paid for ETH so far.
+    pub fn gas(&self) -> Usdc {
+        self.debit(Account::Gas)
+    }
+
     /// Paid to suppliers so far, from the purse.
     pub fn purchases(&self) -> Usdc {
         self.debit(Account::Purchases)
@@ -252,7 +259,7 @@ impl Ledger {
     }
 
     fn book(&mut self, kind: &ChainEventKind, back: bool) -> Option<Note> {
-        use Account::{AtMarket, Customers, Duties, Escrow, Gifts, Purse, Seed, Treasury, Withdrawn};
+        use Account::{AtMarket, Customers, Duties, Escrow, Gas, Gifts, Purse, Seed, Treasury, Withdrawn};
         match *kind {
             ChainEventKind::Activated { .. } => self.activated = !back,
             ChainEventKind::ExactSettled { amount, .. } => self.post_or_reverse(back, Treasury, Customers, amount),
@@ -304,6 +311,10 @@ impl Ledger {
             ChainEventKind::PurseReturned { amount } => {
                 self.post_or_reverse(back, Treasury, Purse, amount);
                 return Some(Note::PurseReturned { amount });
+            }
+            ChainEventKind::GasBought { amount } => {
+                self.post_or_reverse(back, Gas, Treasury, amount);
+                return Some(Note::GasBought { amount });
             }
             // Unwrapped by the caller; a reversal of a reversal does not exist.
             ChainEventKind::Reverted(_) => {}

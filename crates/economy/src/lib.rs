@@ -5,7 +5,7 @@
 //! the difference, and remembers what it asked for until the chain shows it. So a lost answer, a crash or a reorg
 //! needs no case of its own.
 //!
-//! Read in this order: `input`, `output`, this file, `life`, `hosting`, `purse`, `ledger`, `price`, `runway`, `flight`;
+//! Read in this order: `input`, `output`, this file, `life`, `hosting`, `purse`, `gas`, `ledger`, `price`, `runway`, `flight`;
 //! [`rules`] is what the contracts allow, as a model to be held against them.
 
 #![deny(clippy::float_arithmetic)]
@@ -17,6 +17,7 @@ mod life;
 
 mod hosting;
 
+mod gas;
 mod purse;
 
 mod ledger;
@@ -35,7 +36,7 @@ pub use ledger::{Account, Imbalance, Ledger};
 pub use money::{Address, AmountError, USDC, Usdc, mul_div_down, mul_div_up};
 pub use note::{Level, MoveWaits, NoHost, Note, Side, StandbyGone};
 pub use output::{Output, OutputId, StopWhy, Task};
-pub use policy::{Genesis, Limits, Policy};
+pub use policy::{Genesis, Limits, Policy, Wishes};
 pub use price::{Price, Tokens};
 pub use purse::Purse;
 pub use runway::BreakEven;
@@ -81,6 +82,7 @@ pub struct Agent {
     refuel_from: u64,
     /// How long it waited after the last refuel; 0: gas is not low.
     refuel_pause: u64,
+    buy_gas_from: u64,
     wake_at: u64,
 }
 
@@ -130,6 +132,7 @@ impl Agent {
             limit_noted: false,
             refuel_from: 0,
             refuel_pause: 0,
+            buy_gas_from: 0,
             wake_at: 0,
         }
     }
@@ -183,7 +186,7 @@ impl Agent {
         let Some(view) = &self.view else { return Vec::new() };
         let (policy, day) = (&self.genesis.policy, self.genesis.timers.day);
         let two = self.life.level() < Level::Frugal;
-        let call = self.serving.map_or(policy.limits.min_call, |price| price.call_uusdc);
+        let call = self.serving.map_or(policy.wishes.min_call, |price| price.call_uusdc);
         let here = BreakEven::up(None, self.cost_e6(view, two), day, call);
         let there = |offer: &&OfferView| {
             let hosts = offer.price_e6.saturating_mul(if two { 2 } else { 1 });
@@ -295,6 +298,9 @@ impl Agent {
             self.checkpoint = Checkpoint { seq: view.checkpoint_seq, at: turn.now, lsn: turn.lsn };
             notes.push(Note::CheckpointAcknowledged { seq: view.checkpoint_seq });
         }
+        if let Some(before) = self.view.as_ref().map(|last| last.limits).filter(|before| *before != view.limits) {
+            notes.push(Note::LimitsChanged { before, after: view.limits });
+        }
         turn.notes(notes);
         self.view = Some(view);
     }
@@ -350,6 +356,7 @@ impl Agent {
             }
             self.host(view, spend, turn);
             self.fill_purse(view, spend, turn);
+            self.buy_gas(view, spend, turn);
         }
         self.commit(view, turn);
         if !view.restoring {
@@ -371,7 +378,7 @@ impl Agent {
     }
 
     fn patience(&self) -> Patience {
-        let (timers, block) = (&self.genesis.timers, u64::from(self.genesis.policy.limits.block_secs));
+        let (timers, block) = (&self.genesis.timers, u64::from(self.genesis.policy.wishes.block_secs));
         Patience {
             first: 2 * block,
             // Half of what a heartbeat may be late before its node stops itself.
@@ -383,7 +390,7 @@ impl Agent {
     /// What may still be committed: (in the day limit, of the balance), less what is on its way.
     fn room(&self, view: &View) -> (Usdc, Usdc) {
         let on_its_way = self.flights.spending();
-        let day = self.genesis.policy.limits.day_limit.saturating_sub(view.spent_in_day).saturating_sub(on_its_way);
+        let day = view.limits.day_limit.saturating_sub(view.spent_in_day).saturating_sub(on_its_way);
         (day, view.balance.saturating_sub(on_its_way))
     }
 
@@ -395,32 +402,10 @@ impl Agent {
         }
     }
 
-    /// Gas is not the treasury's token, and heartbeats need it: it is asked for while paused, too.
-    fn refuel(&mut self, view: &View, turn: &mut Turn) {
-        let least = self.genesis.policy.limits.gas_target_wei / 2;
-        let (operator_wei, relay_wei) = (view.operator_gas_wei, view.relay_gas_wei);
-        if operator_wei >= least && relay_wei >= least {
-            self.refuel_pause = 0;
-            return;
-        }
-        if turn.now < self.refuel_from {
-            return;
-        }
-        if self.ask(Output::Refuel, turn) {
-            // What did not help may help soon (a relay that is new to the treasury got nothing), or not for long: the
-            // treasury may have none left to give.
-            let (timers, block) = (&self.genesis.timers, u64::from(self.genesis.policy.limits.block_secs));
-            let longest = u64::from(timers.heartbeat_every).max(u64::from(timers.day) / 24).max(15 * block);
-            self.refuel_pause = (2 * self.refuel_pause).clamp(15 * block, longest);
-            self.refuel_from = turn.now + self.refuel_pause;
-            turn.note(Note::GasLow { operator_wei, relay_wei });
-        }
-    }
-
     /// Fills the escrow of active and standby up to what may be prepaid whenever it runs low, the active host's first.
     fn keep_escrow(&mut self, view: &View, turn: &mut Turn) {
-        let prepay = u64::from(self.genesis.policy.limits.prepay_secs);
-        let low = u64::from(self.genesis.policy.escrow_low);
+        let prepay = u64::from(self.genesis.policy.prepay_secs(&view.limits));
+        let low = u64::from(self.genesis.policy.escrow_low(&view.limits));
         for lease in [&view.active, &view.standby].into_iter().flatten() {
             let remaining = lease.end.saturating_sub(turn.now);
             let ahead = lease.escrow_left.secs_down(lease.price_e6);
@@ -510,7 +495,7 @@ impl Agent {
         at.extend(self.flights.wake_at(now, self.patience()));
         at.push(view.last_heartbeat + u64::from(self.genesis.timers.heartbeat_every));
         at.push(self.checkpoint.at + u64::from(self.genesis.policy.checkpoint_every));
-        at.push(self.refuel_from);
+        at.extend([self.refuel_from, self.buy_gas_from]);
         at.retain(|t| *t > now);
         // Escrow runs down and demand is reviewed without an event: look again within a heartbeat's time.
         at.push(now + u64::from(self.genesis.timers.heartbeat_every));

@@ -173,7 +173,7 @@ impl Agent {
         let income = self.income.rate_e6(turn.now, day);
         let net = active.price_e6.saturating_add(self.genesis.policy.overhead_e6).saturating_sub(income);
         let last_needs = Usdc::rent_up(net, u64::from(self.genesis.policy.final_secs));
-        let end_at = last_needs.saturating_add(self.life.owed()).max(self.genesis.policy.limits.starve_floor);
+        let end_at = last_needs.saturating_add(self.life.owed()).max(view.limits.starve_floor);
         let hungry = net > 0 && funds(view) < end_at;
         let ending = self.life.ending.is_some_and(|e| e.why == StopWhy::Hunger);
         if ending && funds(view) >= Usdc(end_at.0.saturating_mul(2)) && !self.flights.busy(Task::WindDown) {
@@ -271,7 +271,7 @@ impl Agent {
     }
 
     fn is_starved(&self, view: &View) -> bool {
-        funds(view) < self.genesis.policy.limits.starve_floor
+        funds(view) < view.limits.starve_floor
     }
 
     /// From here on escrow is only drawn down.

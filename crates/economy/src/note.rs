@@ -2,6 +2,7 @@
 
 use crate::money::{Address, Usdc};
 use crate::output::{StopWhy, Task};
+use crate::policy::Limits;
 use crate::price::Price;
 use borsh::{BorshDeserialize, BorshSerialize};
 use std::fmt;
@@ -112,6 +113,19 @@ pub enum Note {
         operator_wei: u128,
         relay_wei: u128,
     },
+    /// What the treasury has for gas is nearly gone, and `max` may be spent on more.
+    BuysGas {
+        treasury_wei: u128,
+        max: Usdc,
+    },
+    GasBought {
+        amount: Usdc,
+    },
+    /// A quorum changed what the treasury allows.
+    LimitsChanged {
+        before: Limits,
+        after: Limits,
+    },
     PurseFilled {
         amount: Usdc,
     },
@@ -153,12 +167,13 @@ impl Note {
             Self::PriceSet { .. } => "price",
             Self::Seed { .. } | Self::Gift { .. } | Self::Unexplained { .. } => "income",
             Self::BooksDontBalance { .. } | Self::BooksBalanceAgain | Self::Reorg { .. } => "books",
-            Self::Paused | Self::Resumed | Self::Challenged { .. } => "oversight",
+            Self::Paused | Self::Resumed | Self::Challenged { .. } | Self::LimitsChanged { .. } => "oversight",
             Self::CheckpointAcknowledged { .. } => "checkpoint",
             Self::TaskFailed { .. } | Self::TaskUnknown { .. } | Self::TaskLost { .. } | Self::GaveUp { .. } => {
                 "trouble"
             }
-            Self::EscrowShort { .. } | Self::GasLow { .. } => "limit",
+            Self::EscrowShort { .. } | Self::GasLow { .. } | Self::BuysGas { .. } => "limit",
+            Self::GasBought { .. } => "gas",
             Self::PurseFilled { .. } | Self::PurseReturned { .. } => "purse",
             Self::Ending { .. } | Self::EndingCalledOff { .. } | Self::WindingDown { .. } | Self::Closed { .. } => {
                 "end"
@@ -294,6 +309,30 @@ impl fmt::Display for Level {
     }
 }
 
+/// Each limit that is not what it was, with both values.
+fn limits_changed(before: &Limits, after: &Limits, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let Limits { day_limit, price_e6_max, term_max, prepay_max, gas_day_max_wei, gas_target_wei, starve_floor } =
+        before;
+    let both: [(&str, &dyn fmt::Display, &dyn fmt::Display); 7] = [
+        ("a day", day_limit, &after.day_limit),
+        ("price x 1e6 a second", price_e6_max, &after.price_e6_max),
+        ("term in seconds", term_max, &after.term_max),
+        ("prepaid seconds", prepay_max, &after.prepay_max),
+        ("wei for gas a day", gas_day_max_wei, &after.gas_day_max_wei),
+        ("wei for operator and relay", gas_target_wei, &after.gas_target_wei),
+        ("floor", starve_floor, &after.starve_floor),
+    ];
+    let mut separator = "";
+    for (what, was, is) in both {
+        let (was, is) = (was.to_string(), is.to_string());
+        if was != is {
+            write!(f, "{separator} {what} {was} -> {is}")?;
+            separator = ",";
+        }
+    }
+    Ok(())
+}
+
 impl fmt::Display for Note {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -376,6 +415,14 @@ impl fmt::Display for Note {
             }
             Self::GasLow { operator_wei, relay_wei } => {
                 write!(f, "gas is low (operator {operator_wei} wei, relay {relay_wei} wei): asks the treasury for more")
+            }
+            Self::BuysGas { treasury_wei, max } => {
+                write!(f, "the treasury has {treasury_wei} wei left for gas: buys more for at most {max}")
+            }
+            Self::GasBought { amount } => write!(f, "bought gas for {amount}"),
+            Self::LimitsChanged { before, after } => {
+                f.write_str("the stewards changed its limits:")?;
+                limits_changed(before, after, f)
             }
             Self::PurseFilled { amount } => write!(f, "puts {amount} into the purse, to buy with"),
             Self::PurseReturned { amount } => write!(f, "{amount} came back from the purse"),

@@ -21,7 +21,7 @@ impl fmt::Display for OutputId {
 
 /// Nothing of this leaves the process before the causing record is durable.
 ///
-/// The first twelve carry an id, stay *unfinished* until `Input::Done` names it, and are issued again after a replay;
+/// The first thirteen carry an id, stay *unfinished* until `Input::Done` names it, and are issued again after a replay;
 /// the node must therefore do each at most once per id.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub enum Output {
@@ -53,6 +53,10 @@ pub enum Output {
     },
     /// Ask the Treasury to top operator and relay gas up.
     Refuel,
+    /// ETH for the treasury, for at most `max`: it comes out of the day limit.
+    BuyGas {
+        max: Usdc,
+    },
     /// Out of the treasury, for suppliers; not if the purse would hold more than `full` then.
     FillPurse {
         amount: Usdc,
@@ -119,6 +123,7 @@ pub enum Task {
     Announce,
     Handover,
     Refuel,
+    BuyGas,
     FillPurse,
     Refund { payer: Address, nonce: [u8; 32] },
     WindDown,
@@ -137,6 +142,7 @@ impl Output {
             Self::Announce { .. } => Task::Announce,
             Self::Handover { .. } => Task::Handover,
             Self::Refuel => Task::Refuel,
+            Self::BuyGas { .. } => Task::BuyGas,
             Self::FillPurse { .. } => Task::FillPurse,
             Self::Refund { payer, nonce, .. } => Task::Refund { payer, nonce },
             Self::WindDown => Task::WindDown,
@@ -149,6 +155,7 @@ impl Output {
     pub fn spends(&self) -> Usdc {
         match *self {
             Self::Rent { prepay, .. } => prepay,
+            Self::BuyGas { max } => max,
             Self::TopUp { amount, .. } | Self::FillPurse { amount, .. } | Self::Refund { amount, .. } => amount,
             _ => Usdc::ZERO,
         }
@@ -166,6 +173,7 @@ impl fmt::Display for Task {
             Self::Announce => f.write_str("announcement"),
             Self::Handover => f.write_str("handover"),
             Self::Refuel => f.write_str("refuel"),
+            Self::BuyGas => f.write_str("purchase of gas"),
             Self::FillPurse => f.write_str("filling of the purse"),
             Self::Refund { .. } => f.write_str("refund"),
             Self::WindDown => f.write_str("wind-down"),

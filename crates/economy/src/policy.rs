@@ -1,25 +1,36 @@
-//! What the agent may do and how it chooses: limits fixed at birth and the few constants of its temper.
+//! What the agent may do and how it chooses: the treasury's limits, the manifest's wishes and a few constants of temper.
 
 use crate::money::{Address, Usdc};
 use crate::purse::Purse;
 use crate::timers::{DAY_SECS, Timers};
 use borsh::{BorshDeserialize, BorshSerialize};
 
-/// The limits of the manifest. The Treasury enforces those that cost money again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+/// What the Treasury enforces as of one block: a quorum tightens it at once, and loosens it after a delay.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct Limits {
     /// Gross commitments in any `day`.
     pub day_limit: Usdc,
     /// Price cap of a lease, micro-USDC x 1e-6 per second.
     pub price_e6_max: u64,
-    /// Term of every lease, seconds.
-    pub term: u32,
-    /// Rent in escrow ahead of now, seconds, at most: top-ups fill up to this.
-    pub prepay_secs: u32,
+    /// Term of a lease, seconds, at most.
+    pub term_max: u32,
+    /// Rent in escrow ahead of now, seconds, at most.
+    pub prepay_max: u32,
+    /// Wei that may leave for gas in any `day`; `buyGas` fills the treasury up to it.
+    pub gas_day_max_wei: u128,
     /// Wei up to which `refuel` tops operator and relay up; below half of it the agent asks for it.
     pub gas_target_wei: u128,
     /// Balance + escrow under it: starved.
     pub starve_floor: Usdc,
+}
+
+/// What the manifest asks for, as far as the treasury's limits let it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Wishes {
+    /// Term of every lease, seconds.
+    pub term: u32,
+    /// Rent in escrow ahead of now, seconds: top-ups fill up to this.
+    pub prepay_secs: u32,
     /// On top of the floor of the price, percent.
     pub margin_pct: u32,
     /// Least and most that one call may cost.
@@ -32,14 +43,14 @@ pub struct Limits {
 /// Everything that decisions depend on besides inputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct Policy {
-    pub limits: Limits,
+    pub wishes: Wishes,
     /// Between two routine checkpoints, seconds.
     pub checkpoint_every: u32,
     /// A checkpoint comes earlier once the journal grew by so many records since the last one...
     pub checkpoint_records: u64,
     /// ...but not before so many seconds.
     pub checkpoint_least: u32,
-    /// Rent in escrow ahead of now, seconds, at which a lease is topped up.
+    /// Rent in escrow ahead of now, seconds, at which a lease is topped up, or half of what may be prepaid if that is less.
     pub escrow_low: u32,
     /// Blocks for which a sent handover may still be mined.
     pub handover_valid_blocks: u32,
@@ -63,11 +74,13 @@ pub struct Policy {
     /// What must be left to end in good order: seconds of the active host's rent.
     pub final_secs: u32,
     pub purse: Purse,
+    /// Birth named a market where the treasury may buy gas.
+    pub buys_gas: bool,
 }
 
 impl Policy {
-    /// The manifest's limits with this project's temper. All percentages and cadences are choices, unmeasured.
-    pub fn new(limits: Limits, timers: &Timers) -> Self {
+    /// The manifest's wishes with this project's temper. All percentages and cadences are choices, unmeasured.
+    pub fn new(wishes: Wishes, timers: &Timers) -> Self {
         let real_hours = |hours: u32| {
             let secs = u64::from(hours) * 3_600 * u64::from(timers.day) / 86_400;
             // At most a few days of seconds.
@@ -79,10 +92,9 @@ impl Policy {
         let checkpoint_every = if timers.day < DAY_SECS { real_hours(1).max(5) } else { 3 * DAY_SECS };
         // As late as still leaves the host paid while nobody can top up: from an operator's last heartbeat until its
         // successor has restored. A provider's patience is not planned with.
-        let takeover = timers.fence.saturating_add(timers.answer_time).saturating_add(timers.restore_timeout);
-        let escrow_low = takeover.min(limits.prepay_secs / 2);
+        let escrow_low = timers.fence.saturating_add(timers.answer_time).saturating_add(timers.restore_timeout);
         Self {
-            limits,
+            wishes,
             checkpoint_every,
             // No more segments than stewards keep headers of (20,000), at one record each, and no more than a successor
             // fetches in a few minutes. A guess; at the least price of a call these records earned a commit's gas often.
@@ -105,7 +117,23 @@ impl Policy {
             reprice_every: real_hours(1).max(10),
             final_secs: real_hours(6).max(2 * timers.answer_time),
             purse: Purse::default(),
+            buys_gas: false,
         }
+    }
+
+    /// Term of a lease that is taken under these limits, seconds.
+    pub fn term(&self, limits: &Limits) -> u32 {
+        self.wishes.term.min(limits.term_max)
+    }
+
+    /// Rent that is kept in escrow under these limits, seconds ahead of now.
+    pub fn prepay_secs(&self, limits: &Limits) -> u32 {
+        self.wishes.prepay_secs.min(limits.prepay_max)
+    }
+
+    /// Rent in escrow, seconds ahead of now, at which a lease is topped up.
+    pub fn escrow_low(&self, limits: &Limits) -> u32 {
+        self.escrow_low.min(self.prepay_secs(limits) / 2)
     }
 }
 
@@ -158,7 +186,7 @@ mod tests {
     #[test]
     fn a_scaled_day_keeps_its_hourly_checkpoint() {
         let (timers, _) = Timers::scaled(2_400);
-        let policy = Policy::new(agent().genesis().policy.limits, &timers);
+        let policy = Policy::new(agent().genesis().policy.wishes, &timers);
         assert_eq!((policy.checkpoint_every, policy.checkpoint_least), (100, 100));
     }
 }

@@ -143,7 +143,7 @@ impl Pricing {
         let sold = u128::from(self.milli_tokens_per_sec.max(1)) * u128::from(policy.utilisation_pct.max(1));
         // cost_e6 / 1e6 per second over sold / 1e5 tokens per second, x 1e6 tokens.
         let cost = mul_div_up(u128::from(cost_e6), 100_000, sold);
-        let with_margin = cost.and_then(|c| mul_div_up(c, 100 + u128::from(policy.limits.margin_pct), 100));
+        let with_margin = cost.and_then(|c| mul_div_up(c, 100 + u128::from(policy.wishes.margin_pct), 100));
         Usdc(with_margin.unwrap_or(u128::MAX))
     }
 
@@ -152,7 +152,7 @@ impl Pricing {
     pub fn price(&mut self, cost_e6: u64, policy: &Policy, in_force: Option<Price>) -> Price {
         let floor = self.floor_mtok_up(cost_e6, policy);
         let completion = mul_div_up(floor.0, u128::from(self.factor), 1_000).map_or(Usdc::MAX, Usdc);
-        let limits = &policy.limits;
+        let wishes = &policy.wishes;
         let reviewed = std::mem::take(&mut self.reviewed);
         if let Some(old) = in_force {
             let at = old.mtok_completion_uusdc;
@@ -164,8 +164,8 @@ impl Pricing {
         }
         let prompt = mul_div_up(completion.0, u128::from(policy.prompt_pct), 100).map_or(Usdc::MAX, Usdc);
         Price {
-            call_uusdc: limits.min_call,
-            call_uusdc_max: limits.max_call,
+            call_uusdc: wishes.min_call,
+            call_uusdc_max: wishes.max_call,
             mtok_prompt_uusdc: prompt,
             mtok_cached_uusdc: mul_div_up(prompt.0, u128::from(policy.cached_pct.min(100)), 100).map_or(prompt, Usdc),
             mtok_embedding_uusdc: mul_div_up(prompt.0, u128::from(policy.embedding_pct), 100).map_or(Usdc::MAX, Usdc),
@@ -177,24 +177,20 @@ impl Pricing {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::Limits;
+    use crate::policy::Wishes;
     use crate::timers::Timers;
     use proptest::prelude::*;
 
     fn policy() -> Policy {
-        let limits = Limits {
-            day_limit: Usdc(10_000_000),
-            price_e6_max: 100_000_000,
+        let wishes = Wishes {
             term: 30 * 86_400,
             prepay_secs: 2 * 86_400,
-            gas_target_wei: 1,
-            starve_floor: Usdc(1_000_000),
             margin_pct: 20,
             min_call: Usdc(1_000),
             max_call: Usdc(500_000),
             block_secs: 2,
         };
-        Policy::new(limits, &Timers::real())
+        Policy::new(wishes, &Timers::real())
     }
 
     #[test]

@@ -54,7 +54,7 @@ impl Agent {
         }
         let (day, money) = self.refund_room(view);
         // What customers are owed, and what the agent starves without, is no supplier's.
-        let kept = self.life.owed().saturating_add(self.genesis.policy.limits.starve_floor);
+        let kept = self.life.owed().saturating_add(view.limits.starve_floor);
         let amount = missing.min(day).min(money.saturating_sub(kept));
         // Less than a call is not worth a transaction, unless that is all that is missing.
         if amount >= purse.call_max.min(missing) {

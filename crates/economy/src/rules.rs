@@ -65,6 +65,7 @@ pub enum Refusal {
     OverPrepay,
     OverEscrow,
     OverRecorded,
+    BadPolicy,
     // the token's
     AuthorizationUsedOrCanceled,
     /// The token calls it `ERC20InsufficientBalance`.

@@ -57,6 +57,7 @@ pub fn perform(node: &mut Node, id: OutputId, output: Output) {
             let tx = chain::Tx::call(node.cx.config.treasury, calls::refuel(), "refuel").with_gas(REFUEL_GAS);
             submit(&node.cx, id, tx, || ());
         }
+        Output::BuyGas { max } => send(&node.cx, id, "purchase of gas", calls::buy_gas(max.0), || ()),
         Output::FillPurse { amount, full } => {
             let holds = node.news.as_ref().map_or(0, |news| news.purse);
             if holds.saturating_add(amount.0) > full.0 {

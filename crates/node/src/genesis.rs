@@ -1,8 +1,9 @@
-//! With what a life begins: the limits of manifest and treasury, turned into the pure machine's terms.
+//! With what a life begins: the manifest's wishes and the timers of treasury and market, in the pure machine's terms. The
+//! treasury's limits come with each block: a quorum may change them.
 
 use crate::context::Context;
 use crate::state::State;
-use economy::{Agent, Genesis, Limits, Policy, Purse, Timers, Usdc};
+use economy::{Agent, Genesis, Policy, Purse, Timers, Usdc, Wishes};
 use pay::book::ChannelBook;
 
 /// Block time assumed when timers are judged, seconds. Public roll-ups are faster or equal (Base: 2 s).
@@ -11,13 +12,13 @@ const BLOCK_SECS: u32 = 2;
 /// The state before the first record.
 pub fn fresh(cx: &Context) -> State {
     let timers = timers(cx);
-    let limits = limits(cx, &timers);
     let purse = Purse { cap: Usdc(cx.birth.options.purseMax), call_max: Usdc(cx.manifest.dearest_supplier_uusdc()) };
+    let wishes = wishes(cx, &timers);
     let genesis = Genesis {
         chain_id: cx.config.chain_id,
         treasury: cx.config.treasury.into_array(),
         timers,
-        policy: Policy { purse, ..Policy::new(limits, &timers) },
+        policy: Policy { purse, buys_gas: !cx.birth.options.gas.router.is_zero(), ..Policy::new(wishes, &timers) },
     };
     State::new(Agent::new(genesis), ChannelBook::new(pay::book::Limits::default()))
 }
@@ -41,16 +42,12 @@ fn timers(cx: &Context) -> Timers {
     }
 }
 
-fn limits(cx: &Context, timers: &Timers) -> Limits {
-    let (manifest, policy) = (&cx.manifest, &cx.birth.policy);
+fn wishes(cx: &Context, timers: &Timers) -> Wishes {
+    let manifest = &cx.manifest;
     let days = |count: u32| count.saturating_mul(timers.day);
-    Limits {
-        day_limit: Usdc(policy.dayLimit),
-        price_e6_max: policy.priceE6Max,
-        term: days(manifest.lease_days).min(policy.termMax),
-        prepay_secs: days(manifest.prepay_days).min(policy.prepayMax),
-        gas_target_wei: policy.gasTarget,
-        starve_floor: Usdc(policy.starveFloor),
+    Wishes {
+        term: days(manifest.longest_lease_days()),
+        prepay_secs: days(manifest.longest_prepay_days()),
         margin_pct: manifest.margin_pct,
         min_call: Usdc(manifest.min_call_uusdc),
         max_call: Usdc(manifest.max_call_uusdc),
@@ -61,13 +58,13 @@ fn limits(cx: &Context, timers: &Timers) -> Limits {
 /// A state before the first record, for tests.
 #[cfg(test)]
 pub fn for_tests() -> State {
-    for_tests_of([1; 20], 0)
+    for_tests_of([1; 20])
 }
 
-/// The same for this treasury, with so many wei to keep for gas. The kept journals (`live::journals`) begin from it: with
-/// other limits the same records say something else.
+/// The same for this treasury. The kept journals (`live::journals`) begin from it: with other wishes the same records say
+/// something else.
 #[cfg(test)]
-pub fn for_tests_of(treasury: [u8; 20], gas_target_wei: u128) -> State {
+pub fn for_tests_of(treasury: [u8; 20]) -> State {
     // What a treasury was born with stays, whatever the default is by now.
     let timers = Timers {
         heartbeat_every: 14_400,
@@ -78,18 +75,14 @@ pub fn for_tests_of(treasury: [u8; 20], gas_target_wei: u128) -> State {
         drop_after: 50_400,
         ..Timers::real()
     };
-    let limits = Limits {
-        day_limit: Usdc(20_000_000),
-        price_e6_max: 20_000_000,
+    let wishes = Wishes {
         term: 30 * 86_400,
         prepay_secs: 2 * 86_400,
-        gas_target_wei,
-        starve_floor: Usdc(1_000_000),
         margin_pct: 20,
         min_call: Usdc(1),
         max_call: Usdc(1_000_000),
         block_secs: 2,
     };
-    let genesis = Genesis { chain_id: 1, treasury, timers, policy: Policy::new(limits, &timers) };
+    let genesis = Genesis { chain_id: 1, treasury, timers, policy: Policy::new(wishes, &timers) };
     State::new(Agent::new(genesis), ChannelBook::new(pay::book::Limits::default()))
 }

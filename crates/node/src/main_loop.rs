@@ -551,7 +551,7 @@ impl Node {
                 .journal;
         let ring = self.cx.ring_file.load()?;
         let state = genesis::fresh(&self.cx);
-        // A replay begins from this, and not from what the treasury says by then: stewards may have changed its limits.
+        // A replay begins from this, and not from what manifest and treasury make of it by then.
         journal
             .write_snapshot(0, &state.encode())
             .map_err(|e| Error::retry("the first snapshot cannot be written").caused_by(e))?;

@@ -81,6 +81,10 @@ pub struct Manifest {
     /// rises, not even back to where it was before a `tighten`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ceilings: Option<Ceilings>,
+    /// Where the treasury buys ETH when it has less than half of `gas_day_max_wei`: fixed on chain at birth. None: it never
+    /// does, and lives as long as the ETH that it was born with, and what others send.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gas_market: Option<GasMarket>,
     #[serde(default, skip_serializing_if = "Archive::is_default")]
     pub archive: Archive,
     #[serde(default, skip_serializing_if = "Payments::is_default")]
@@ -139,6 +143,55 @@ impl Ceilings {
         }
     }
 }
+
+/// A pool of Uniswap v3 behind its SwapRouter02, and the feeds that tell whether its price is honest. The contract trusts
+/// none of them alone: what the pool gives must be what the oracle says less `slippage_bps`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GasMarket {
+    /// SwapRouter02.
+    pub router: Address,
+    /// Wrapped ETH, which the pool gives.
+    pub weth: Address,
+    /// Dollars for an ether, of Chainlink's kind.
+    pub oracle: Address,
+    /// The chain's uptime feed, of Chainlink's kind. None: the chain has no sequencer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sequencer: Option<Address>,
+    /// Which pool of token and ether, by its fee in hundredths of a basis point.
+    pub pool_fee: u32,
+    /// What the pool may give less than the oracle says, hundredths of a percent.
+    #[serde(default = "slippage_bps")]
+    pub slippage_bps: u16,
+    /// A price that is older is none, seconds.
+    pub stale_after_secs: u32,
+}
+
+impl GasMarket {
+    fn check(&self) -> std::result::Result<(), String> {
+        for (name, at) in [("router", self.router), ("weth", self.weth), ("oracle", self.oracle)] {
+            if at.is_zero() {
+                return Err(format!("`gas_market.{name}` is nobody"));
+            }
+        }
+        if self.pool_fee == 0 || self.pool_fee >= 1_000_000 {
+            return Err(format!(
+                "`gas_market.pool_fee` = {}; a pool's fee lies between 1 and 999999 (100 % is 1000000)",
+                self.pool_fee
+            ));
+        }
+        if self.slippage_bps > SLIPPAGE_BPS_MAX {
+            return Err(format!("`gas_market.slippage_bps` = {}; the contract takes at most 1000", self.slippage_bps));
+        }
+        match self.stale_after_secs {
+            0 => Err("`gas_market.stale_after_secs` = 0: every price would be too old".to_owned()),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// As the contract checks it at birth.
+const SLIPPAGE_BPS_MAX: u16 = 1_000;
 
 /// What lies on Arweave as well: asked when no store brings it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -308,8 +361,7 @@ pub struct Steward {
 }
 
 /// How independent the stewards are, as every surface that names them says. Today their own word for it is all there
-/// is: nothing on chain or here shows that two addresses are two people. `verified` will be for stewards whom somebody
-/// else vouches for.
+/// is: nothing on chain or here shows that two addresses are two people, and nothing could (docs/decisions/0025).
 pub const INDEPENDENCE: &str = "self-declared";
 
 fn is_zero(amount: &u128) -> bool {
@@ -332,12 +384,26 @@ fn daemons_rescue() -> bool {
 fn delay_days() -> u32 {
     7
 }
+/// The pool's fee of 0.05 % and half a percent of movement of the price, which the feeds of roll-ups report.
+fn slippage_bps() -> u16 {
+    100
+}
 /// The dearest order (`rescue`, 460,000 gas) up to 0.2 gwei, forty times Base's floor: 0.0001 ETH.
 fn relay_max_wei() -> u128 {
     100_000_000_000_000
 }
 
 impl Manifest {
+    /// Term of a lease that a quorum's `loosen` can reach, days.
+    pub fn longest_lease_days(&self) -> u32 {
+        self.ceilings.as_ref().map_or(self.lease_days, |most| most.lease_days)
+    }
+
+    /// Prepaid rent that a quorum's `loosen` can reach, days.
+    pub fn longest_prepay_days(&self) -> u32 {
+        self.ceilings.as_ref().map_or(self.prepay_days, |most| most.prepay_days)
+    }
+
     pub fn parse(text: &str) -> Result<Self> {
         if text.len() > MANIFEST_BYTES_MAX {
             return Err(Error::usage(format!(
@@ -405,6 +471,9 @@ impl Manifest {
             return refuse(format!("`delay_days` = {}; a year is the longest", self.delay_days));
         }
         if let Some(Err(why)) = self.ceilings.as_ref().map(|ceilings| ceilings.check(self)) {
+            return refuse(why);
+        }
+        if let Some(Err(why)) = self.gas_market.as_ref().map(GasMarket::check) {
             return refuse(why);
         }
         if self.store_urls.is_empty() {

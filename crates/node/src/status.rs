@@ -39,6 +39,13 @@ pub struct Status {
     /// In the purse, and paid from it to other agents whose answers are sold here.
     pub purse_uusdc: String,
     pub purchases_uusdc: String,
+    /// Paid for ETH.
+    pub gas_uusdc: String,
+    /// ETH that the treasury has left for its operator and relay, wei.
+    pub treasury_gas_wei: String,
+    /// Gross commitments of any day: the limit right now, and what is used of it.
+    pub day_limit_uusdc: String,
+    pub spent_in_day_uusdc: String,
     /// Null while income covers the cost.
     pub runway_secs: Option<u64>,
     /// For the hosts there are, first, and the three cheapest offers. Empty before the first block.
@@ -196,6 +203,10 @@ impl Node {
             refunds_uusdc: money(ledger.map(|l| l.refunds())),
             purse_uusdc: view.purse.0.to_string(),
             purchases_uusdc: money(ledger.map(|l| l.purchases())),
+            gas_uusdc: money(ledger.map(|l| l.gas())),
+            treasury_gas_wei: view.treasury_gas_wei.to_string(),
+            day_limit_uusdc: view.limits.day_limit.0.to_string(),
+            spent_in_day_uusdc: view.spent_in_day.0.to_string(),
             runway_secs: live.and_then(|l| l.state.agent.runway_secs(view.timestamp)),
             break_even: live.map_or_else(Vec::new, |l| {
                 let told = l.state.agent.break_even(3).into_iter();

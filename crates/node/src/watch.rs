@@ -4,10 +4,10 @@ use crate::context::Context;
 use crate::main_loop::Event;
 use alloy::eips::BlockId;
 use alloy::primitives::{Address, B256, U256};
-use chain::bindings::{Stage, State, TreasuryEvent};
-use chain::heads::common_head;
+use chain::bindings::{Policy, Stage, State, TreasuryEvent};
+use chain::heads::{agreed, common_head};
 use chain::logs::{Event as ChainEvent, LogCore, LogItem, LogReader, Sources};
-use chain::{Head, LeaseView, OfferView, Snapshot};
+use chain::{Chain, Head, LeaseView, OfferView, Snapshot};
 use economy::View;
 use net::chain_of;
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,12 +22,14 @@ const ASK_AGAIN: Duration = Duration::from_millis(500);
 pub struct News {
     pub head: Head,
     pub state: State,
+    pub limits: Policy,
     pub active: Option<LeaseView>,
     pub standby: Option<LeaseView>,
     pub draining: Option<LeaseView>,
     pub offers: Vec<OfferView>,
     pub operator_wei: U256,
     pub relay_wei: U256,
+    pub treasury_wei: U256,
     /// In the purse, micro-USDC; zero without one.
     pub purse: u128,
     /// Events up to and including this block, if they were asked for.
@@ -99,7 +101,7 @@ pub async fn watch(cx: Arc<Context>, every: Duration, mut logs_from: channel::Re
                 }
                 reader = logs_from
                     .borrow_and_update()
-                    .map(|from| Reader::new(LogReader::new(cx.chain.clone(), LogCore::new(sources(&cx), from))));
+                    .map(|from| Reader::new(LogReader::new(cx.chains.clone(), LogCore::new(sources(&cx), from))));
                 last = None;
             }
         }
@@ -148,11 +150,12 @@ async fn look(
     if last == Some(head.hash) {
         return Ok(None);
     }
-    let snapshot: Snapshot = cx.treasury.snapshot_at(cx.config.lease_market, head).await?;
-    let purse = match cx.suppliers.purse {
-        Address::ZERO => U256::ZERO,
-        purse => cx.chain.usdc(cx.birth.token).balance_at(purse, BlockId::hash(snapshot.head.hash)).await?,
-    };
+    let (treasury, market) = (cx.config.treasury, cx.config.lease_market);
+    let look = |chain: Chain| async move { chain.treasury(treasury).snapshot_at(market, head).await };
+    let snapshot: Snapshot = agreed(&cx.chains, "the treasury", look).await?;
+    let (token, purse) = (cx.birth.token, cx.suppliers.purse);
+    let holds = |chain: Chain| async move { chain.usdc(token).balance_at(purse, BlockId::hash(head.hash)).await };
+    let purse = if purse.is_zero() { U256::ZERO } else { agreed(&cx.chains, "the purse", holds).await? };
     let (logs, signed) = match reader {
         Some(reader) => {
             let (logs, signed) = reader.poll(cx, snapshot.head).await?;
@@ -163,12 +166,14 @@ async fn look(
     Ok(Some(News {
         head: snapshot.head,
         state: snapshot.state,
+        limits: snapshot.limits,
         active: snapshot.active,
         standby: snapshot.standby,
         draining: snapshot.draining,
         offers: snapshot.offers,
         operator_wei: snapshot.operator_wei,
         relay_wei: snapshot.relay_wei,
+        treasury_wei: snapshot.treasury_wei,
         purse: purse.saturating_to(),
         logs,
         signed,
@@ -212,10 +217,24 @@ impl News {
             spent_in_day: economy::Usdc(state.spentInDay),
             operator_gas_wei: self.operator_wei.saturating_to(),
             relay_gas_wei: self.relay_wei.saturating_to(),
+            treasury_gas_wei: self.treasury_wei.saturating_to(),
             mandate_until: state.mandateUntil,
             wind_down_at: state.windDownAt,
+            limits: limits(&self.limits),
             offers: self.offers.iter().filter(|o| o.staked).map(offer_view).collect(),
         }
+    }
+}
+
+fn limits(policy: &Policy) -> economy::Limits {
+    economy::Limits {
+        day_limit: economy::Usdc(policy.dayLimit),
+        price_e6_max: policy.priceE6Max,
+        term_max: policy.termMax,
+        prepay_max: policy.prepayMax,
+        gas_day_max_wei: policy.gasDayMax,
+        gas_target_wei: policy.gasTarget,
+        starve_floor: economy::Usdc(policy.starveFloor),
     }
 }
 
@@ -248,15 +267,17 @@ fn offer_view(view: &OfferView) -> economy::OfferView {
 }
 
 /// Did anything change that a decision could hang on? Time, block number and what accrues with time do not count:
-/// for those the life asks to be woken.
+/// for those the life asks to be woken. Of gas it counts whether it is low.
 pub fn differs(a: &View, b: &View) -> bool {
     let steady = |view: &View| {
         let mut view = view.clone();
         view.number = 0;
         view.timestamp = 0;
         view.escrow = economy::Usdc::ZERO;
-        view.operator_gas_wei = 0;
-        view.relay_gas_wei = 0;
+        let (target, day_max) = (view.limits.gas_target_wei, view.limits.gas_day_max_wei);
+        view.operator_gas_wei = u128::from(view.operator_gas_wei < target / 2);
+        view.relay_gas_wei = u128::from(view.relay_gas_wei < target / 2);
+        view.treasury_gas_wei = u128::from(view.treasury_gas_wei < day_max / 2);
         view.spent_in_day = economy::Usdc::ZERO;
         for lease in [&mut view.active, &mut view.standby, &mut view.draining].into_iter().flatten() {
             lease.escrow_left = economy::Usdc::ZERO;

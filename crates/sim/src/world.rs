@@ -15,7 +15,7 @@ use chain::deploy::MarketParams;
 use chain::orders::{self, Ack, Act, Order};
 use chain::treasury::calls::{self, ExactAuthorization};
 use chain::{anvil::DEV_CHAIN_ID, market, usdc};
-use economy::{DAY_SECS, LeaseView, Stage, Usdc, View};
+use economy::{DAY_SECS, LeaseView, Limits, Stage, Usdc, View};
 use pay::scheme::channel::BATCH_SETTLEMENT;
 use pay::scheme::exact::{Domain, TransferWithAuthorization};
 use std::collections::BTreeMap;
@@ -404,8 +404,11 @@ impl World {
             spent_in_day: Usdc(state.spentInDay),
             operator_gas_wei: 0,
             relay_gas_wei: 0,
+            treasury_gas_wei: 0,
             mandate_until: state.mandateUntil,
             wind_down_at: state.windDownAt,
+            // Birth's: nobody changes them where lives are looked at.
+            limits: limits(&self.terms.policy),
             offers: Vec::new(),
         }
     }
@@ -467,5 +470,18 @@ impl World {
     /// Micro-USDC of an account.
     pub fn usdc(&self, account: Address) -> u128 {
         self.evm.ask(self.at.usdc, &TestUSDC::balanceOfCall { account }).expect("a token").saturating_to()
+    }
+}
+
+/// The contract's limits, as the agent sees them.
+pub fn limits(policy: &Policy) -> Limits {
+    Limits {
+        day_limit: Usdc(policy.dayLimit),
+        price_e6_max: policy.priceE6Max,
+        term_max: policy.termMax,
+        prepay_max: policy.prepayMax,
+        gas_day_max_wei: policy.gasDayMax,
+        gas_target_wei: policy.gasTarget,
+        starve_floor: Usdc(policy.starveFloor),
     }
 }

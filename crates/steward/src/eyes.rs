@@ -64,15 +64,7 @@ impl Eyes {
         T: PartialEq,
         F: Future<Output = Result<T, chain::Error>>,
     {
-        let mut agreed: Option<T> = None;
-        for chain in &self.chains {
-            let one = read(chain.clone()).await.map_err(no_view)?;
-            if agreed.as_ref().is_some_and(|before| *before != one) {
-                return Err(unseen(&format!("the endpoints differ about {what}")));
-            }
-            agreed = Some(one);
-        }
-        agreed.ok_or_else(|| unseen("no endpoint"))
+        chain::heads::agreed(&self.chains, what, read).await.map_err(no_view)
     }
 
     pub async fn state(&self, treasury: Address, head: &Head) -> Result<State, Refusal> {

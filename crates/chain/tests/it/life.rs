@@ -99,7 +99,7 @@ async fn birth_heartbeat_payment_refund() {
 
     // The log tells the same story up to the same block, and its transfers are the balance.
     let sources = Sources { treasury: at, market: world.addresses.market, usdc: world.addresses.usdc };
-    let mut reader = LogReader::new(world.chain.clone(), LogCore::new(sources, first_block));
+    let mut reader = LogReader::new(vec![world.chain.clone()], LogCore::new(sources, first_block));
     let items = reader.poll(snapshot.head).await.expect("logs");
     let (mut names, mut balance) = (Vec::new(), 0i128);
     for item in items {

@@ -25,7 +25,7 @@ async fn what_a_reorg_takes_back_is_taken_back_once() {
     let treasury = Address::repeat_byte(0x77);
     let sources = Sources { treasury, market: world.addresses.market, usdc: world.addresses.usdc };
     let start = world.chain.head().await.expect("head").number + 1;
-    let mut reader = LogReader::new(world.chain.clone(), LogCore::new(sources, start));
+    let mut reader = LogReader::new(vec![world.chain.clone()], LogCore::new(sources, start));
 
     // 100 and 200 to the treasury, 1 to somebody else, who is of no concern.
     world.mint(treasury, 100).await;
@@ -38,7 +38,7 @@ async fn what_a_reorg_takes_back_is_taken_back_once() {
     // The reader is restarted from what it kept, while the chain loses the newest two blocks.
     let kept = reader.core().to_bytes();
     world.reorg(2).await;
-    let mut reader = LogReader::new(world.chain.clone(), LogCore::from_bytes(&kept, sources).expect("kept"));
+    let mut reader = LogReader::new(vec![world.chain.clone()], LogCore::from_bytes(&kept, sources).expect("kept"));
     let head = world.chain.head().await.expect("head");
     let items = reader.poll(head).await.expect("logs");
     assert_eq!(sum(&items), (-200, 1));
@@ -66,7 +66,7 @@ async fn a_reader_far_behind_catches_up() {
     world.mint(treasury, 2).await;
     world.mine(10).await;
     world.mint(treasury, 4).await;
-    let mut reader = LogReader::new(world.chain.clone(), LogCore::new(sources, start));
+    let mut reader = LogReader::new(vec![world.chain.clone()], LogCore::new(sources, start));
     let head = world.chain.head().await.expect("head");
     let items = reader.poll(head).await.expect("logs");
     assert_eq!((sum(&items), reader.core().next_block()), ((7, 0), head.number + 1));

@@ -1,5 +1,5 @@
 use super::*;
-use crate::policy::{Genesis, Limits, Policy};
+use crate::policy::{Genesis, Limits, Policy, Wishes};
 use crate::timers::Timers;
 use crate::{Input, Outcome, Output, OutputId};
 use expect_test::{Expect, expect};
@@ -8,19 +8,27 @@ pub const NOW: u64 = 1_000_000;
 
 pub fn agent() -> Agent {
     let timers = Timers::real();
-    let limits = Limits {
-        day_limit: Usdc(20_000_000),
-        price_e6_max: 20_000_000,
+    let wishes = Wishes {
         term: 30 * 86_400,
         prepay_secs: 2 * 86_400,
-        gas_target_wei: 0,
-        starve_floor: Usdc(1_000_000),
         margin_pct: 20,
         min_call: Usdc(1),
         max_call: Usdc(1_000_000),
         block_secs: 2,
     };
-    Agent::new(Genesis { chain_id: 1, treasury: [1; 20], timers, policy: Policy::new(limits, &timers) })
+    Agent::new(Genesis { chain_id: 1, treasury: [1; 20], timers, policy: Policy::new(wishes, &timers) })
+}
+
+pub fn limits() -> Limits {
+    Limits {
+        day_limit: Usdc(20_000_000),
+        price_e6_max: 20_000_000,
+        term_max: 30 * 86_400,
+        prepay_max: 2 * 86_400,
+        gas_day_max_wei: 0,
+        gas_target_wei: 0,
+        starve_floor: Usdc(1_000_000),
+    }
 }
 
 /// An offer of the provider with the same number.
@@ -66,8 +74,10 @@ pub fn view(offers: Vec<OfferView>) -> View {
         spent_in_day: Usdc::ZERO,
         operator_gas_wei: 0,
         relay_gas_wei: 0,
+        treasury_gas_wei: 0,
         mandate_until: u64::MAX,
         wind_down_at: 0,
+        limits: limits(),
         offers,
     }
 }
@@ -190,12 +200,12 @@ fn break_even_is_told_for_the_hosts_there_are_and_the_cheapest_that_fit() {
 #[test]
 fn a_refuel_that_did_not_help_is_asked_for_again_soon_and_then_ever_more_seldom() {
     let mut agent = agent();
-    agent.genesis.policy.limits.gas_target_wei = 100;
+    let limits = Limits { gas_target_wei: 100, ..limits() };
     let (mut asked, mut lsn) = (Vec::new(), 0);
     for second in (0..20_000).step_by(2) {
         lsn += 1;
         let now = NOW + second;
-        let look = View { timestamp: now, number: second, operator_gas_wei: 100, relay_gas_wei: 0, ..view(vec![]) };
+        let look = View { timestamp: now, number: second, operator_gas_wei: 100, limits, ..view(vec![]) };
         let outputs = agent.step(now, lsn, Input::Block(Box::new(look)));
         let Some(index) = outputs.iter().position(|output| *output == Output::Refuel) else { continue };
         asked.push(second);
@@ -205,4 +215,38 @@ fn a_refuel_that_did_not_help_is_asked_for_again_soon_and_then_ever_more_seldom(
     }
     assert_eq!(asked[..5], [0, 30, 90, 210, 450]);
     assert!(asked.len() < 12, "{asked:?}");
+}
+
+/// A quorum lowers the price cap, and later raises it: the next choice keeps to it, and the log says what changed.
+#[test]
+fn limits_that_stewards_change_hold_from_the_next_view_on() {
+    let mut agent = agent();
+    let mut chosen = |number: u64, limits: Limits| {
+        let look = View { number, limits, ..view(vec![offer(2, 9_000_000, 0, 0), offer(3, 12_000_000, 0, 0)]) };
+        let outputs = agent.step(NOW, number, Input::Block(Box::new(look)));
+        let told = outputs.iter().find_map(|output| match output {
+            Output::Note(note @ Note::LimitsChanged { .. }) => Some(note.to_string()),
+            _ => None,
+        });
+        let rented = outputs.iter().enumerate().find_map(|(index, output)| match output {
+            Output::Rent { offer, term, prepay } => Some((index, (*offer, *term, prepay.0))),
+            _ => None,
+        });
+        if let Some((index, _)) = rented {
+            let id = OutputId { lsn: number, index: u32::try_from(index).unwrap() };
+            agent.flights.done(id, Outcome::Failed { reason: "full".into() }, NOW - 100, agent.patience(), &mut vec![]);
+        }
+        (rented.map(|(_, rented)| rented), told)
+    };
+    let whole = (Some((2, 30 * 86_400, 1_555_200)), None);
+    assert_eq!(chosen(1, limits()), whole);
+    let cheap = Limits { price_e6_max: 8_999_999, ..limits() };
+    let told = "the stewards changed its limits: price x 1e6 a second 20000000 -> 8999999";
+    assert_eq!(chosen(2, cheap), (None, Some(told.to_owned())));
+    let short = Limits { term_max: 86_400, prepay_max: 43_200, ..limits() };
+    let told = "the stewards changed its limits: price x 1e6 a second 8999999 -> 20000000, term in seconds 2592000 -> \
+                86400, prepaid seconds 172800 -> 43200";
+    assert_eq!(chosen(3, short), (Some((2, 86_400, 388_800)), Some(told.to_owned())));
+    assert_eq!(chosen(4, Limits { day_limit: Usdc(1), ..limits() }).0, None, "the day limit");
+    assert_eq!(chosen(5, limits()).0, whole.0, "as before");
 }

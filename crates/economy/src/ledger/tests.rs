@@ -1,5 +1,6 @@
 use super::*;
 use crate::input::Stage;
+use crate::policy::Limits;
 use expect_test::{Expect, expect};
 
 const PAYER: [u8; 20] = [1; 20];
@@ -52,8 +53,10 @@ fn view(balance: u128, escrow: u128, leases: &[(u64, u128)]) -> View {
         spent_in_day: Usdc::ZERO,
         operator_gas_wei: 0,
         relay_gas_wei: 0,
+        treasury_gas_wei: 0,
         mandate_until: 0,
         wind_down_at: 0,
+        limits: Limits::default(),
         offers: vec![],
     }
 }

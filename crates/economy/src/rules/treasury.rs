@@ -1,6 +1,7 @@
 use super::{DayLimit, LeaseState, Market, Refusal, Token, refuse_if};
 use crate::input::{ChainEventKind, Stage};
 use crate::money::{Address, Usdc};
+use crate::policy::Limits;
 use crate::timers::Timers;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use std::sync::Arc;
 /// Nobody's account.
 const NOBODY: Address = [0; 20];
 
-/// What birth fixes.
+/// What birth fixes; a quorum may lower the limits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Terms {
     pub creator: Address,
@@ -377,6 +378,25 @@ impl Treasury {
             t.living()?;
             refuse_if(t.paused, Refusal::IsPaused)?;
             t.paused = true;
+            Ok(())
+        })
+    }
+
+    /// Lowers what may be spent; the limits for gas are not of this model.
+    pub fn tighten(&mut self, to: &Limits) -> Result<(), Refusal> {
+        self.entry(|t| {
+            t.living()?;
+            let now = &t.terms;
+            refuse_if(to.term_max == 0 || to.term_max > 30 * now.timers.day, Refusal::OverTerm)?;
+            refuse_if(to.day_limit.is_zero() || to.price_e6_max == 0 || to.prepay_max == 0, Refusal::BadPolicy)?;
+            let below = to.day_limit.0 <= now.day_limit
+                && to.price_e6_max <= now.price_e6_max
+                && to.term_max <= now.term_max
+                && to.prepay_max <= now.prepay_max;
+            refuse_if(!below || to.starve_floor.0 != now.starve_floor, Refusal::BadPolicy)?;
+            let terms = Arc::make_mut(&mut t.terms);
+            (terms.day_limit, terms.price_e6_max) = (to.day_limit.0, to.price_e6_max);
+            (terms.term_max, terms.prepay_max) = (to.term_max, to.prepay_max);
             Ok(())
         })
     }

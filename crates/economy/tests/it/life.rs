@@ -4,7 +4,7 @@ use crate::chance::Chance;
 use crate::world::{Offer, Payment, World, rent_up};
 use economy::{
     Account, Agent, ChainEvent, ChainEventKind, Genesis, Input, Limits, Note, Outcome, Output, OutputId, Owed, Policy,
-    Stage, Task, Timers, Usdc, outputs_digest,
+    Stage, Task, Timers, Usdc, Wishes, outputs_digest,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -93,26 +93,28 @@ impl Life {
                 failed: 0,
             })
             .collect();
-        let limits = Limits {
-            day_limit: Usdc(20_000_000),
-            price_e6_max: base * 2,
+        let wishes = Wishes {
             term,
             prepay_secs: 2 * setting.day,
-            gas_target_wei: 10,
-            starve_floor: Usdc(setting.starve_floor),
             margin_pct: 20,
             min_call: Usdc(1_000),
             max_call: Usdc(500_000),
             block_secs: setting.block_secs,
         };
-        let genesis = Genesis { chain_id: 31_337, treasury: [4; 20], timers, policy: Policy::new(limits, &timers) };
+        let limits = Limits {
+            day_limit: Usdc(20_000_000),
+            price_e6_max: base * 2,
+            term_max: term,
+            prepay_max: 2 * setting.day,
+            gas_day_max_wei: 0,
+            gas_target_wei: 10,
+            starve_floor: Usdc(setting.starve_floor),
+        };
+        let genesis = Genesis { chain_id: 31_337, treasury: [4; 20], timers, policy: Policy::new(wishes, &timers) };
         let mut world = World {
             timers,
             block_secs: u64::from(setting.block_secs),
-            day_limit: limits.day_limit.0,
-            price_e6_max: limits.price_e6_max,
-            prepay_max: u64::from(limits.prepay_secs),
-            starve_floor: limits.starve_floor.0,
+            limits,
             number: 10,
             now: 1_800_000_000,
             stage: Stage::Alive,
@@ -139,7 +141,7 @@ impl Life {
         };
         world.transfer_in(setting.seed_uusdc);
         world.begin_block();
-        let prepay = rent_up(world.offers[0].price_e6, u64::from(limits.prepay_secs));
+        let prepay = rent_up(world.offers[0].price_e6, u64::from(limits.prepay_max));
         world.rent(0, u64::from(term), prepay, 0).expect("the first lease");
         // What is paid at birth counts in no day limit.
         world.spent.clear();
@@ -570,7 +572,7 @@ impl Life {
             Account::Withdrawn,
         ];
         assert_eq!(all.into_iter().map(|a| ledger.of(a)).sum::<i128>(), 0);
-        assert!(world.spent_in_day() <= world.day_limit);
+        assert!(world.spent_in_day() <= world.limits.day_limit.0);
         let leases = [world.active, world.standby, world.draining];
         let open = world.leases.iter().filter(|l| l.open).count();
         assert_eq!(open, leases.iter().filter(|id| world.lease(**id).is_some_and(|l| l.open)).count());

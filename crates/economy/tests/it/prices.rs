@@ -1,7 +1,7 @@
 //! The price controller against demand that answers to the price: a price twice as high sells half as much (measured
 //! elasticities are about 1.1, docs/what-breaks-first.md). It must neither swing nor starve.
 
-use economy::{Agent, Genesis, Input, LeaseView, Limits, Policy, Stage, Timers, Usdc, View};
+use economy::{Agent, Genesis, Input, LeaseView, Limits, Policy, Stage, Timers, Usdc, View, Wishes};
 
 /// Tokens that the host makes in an hour.
 const CAPACITY: u64 = 100 * 3_600;
@@ -21,19 +21,15 @@ struct Shop {
 impl Shop {
     fn open() -> Self {
         let timers = Timers::real();
-        let limits = Limits {
-            day_limit: Usdc(20_000_000),
-            price_e6_max: 100_000_000,
+        let wishes = Wishes {
             term: 30 * 86_400,
             prepay_secs: 2 * 86_400,
-            gas_target_wei: 0,
-            starve_floor: Usdc(1_000_000),
             margin_pct: 20,
             min_call: Usdc(1),
             max_call: Usdc(1_000_000_000),
             block_secs: 2,
         };
-        let policy = Policy::new(limits, &timers);
+        let policy = Policy::new(wishes, &timers);
         let mut agent = Agent::new(Genesis { chain_id: 1, treasury: [4; 20], timers, policy });
         agent.step(NOW, 1, Input::Booted { epoch: 1, lease: 1, restored: false });
         agent.step(NOW, 2, Input::Throughput { milli_tokens_per_sec: 100_000 });
@@ -114,8 +110,18 @@ fn view(now: u64) -> View {
         spent_in_day: Usdc::ZERO,
         operator_gas_wei: 1,
         relay_gas_wei: 1,
+        treasury_gas_wei: 1,
         mandate_until: u64::MAX - 1,
         wind_down_at: 0,
+        limits: Limits {
+            day_limit: Usdc(20_000_000),
+            price_e6_max: 100_000_000,
+            term_max: 30 * 86_400,
+            prepay_max: 2 * 86_400,
+            gas_day_max_wei: 0,
+            gas_target_wei: 0,
+            starve_floor: Usdc(1_000_000),
+        },
         offers: vec![],
     }
 }

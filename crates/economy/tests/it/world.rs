@@ -1,6 +1,6 @@
 //! The model: treasury and lease market by the rules of the contracts, as far as they concern one agent.
 
-use economy::{ChainEvent, ChainEventKind, LeaseView, OfferView, Output, Stage, Timers, Usdc, View};
+use economy::{ChainEvent, ChainEventKind, LeaseView, Limits, OfferView, Output, Stage, Timers, Usdc, View};
 use std::collections::BTreeMap;
 
 #[derive(Clone)]
@@ -39,10 +39,7 @@ pub type Payment = ([u8; 20], [u8; 32]);
 pub struct World {
     pub timers: Timers,
     pub block_secs: u64,
-    pub day_limit: u128,
-    pub price_e6_max: u64,
-    pub prepay_max: u64,
-    pub starve_floor: u128,
+    pub limits: Limits,
     pub number: u64,
     pub now: u64,
     pub stage: Stage,
@@ -163,8 +160,10 @@ impl World {
             spent_in_day: Usdc(self.spent_in_day()),
             operator_gas_wei: 10,
             relay_gas_wei: 10,
+            treasury_gas_wei: 10,
             mandate_until: self.mandate_until,
             wind_down_at: self.wind_down_at,
+            limits: self.limits,
             offers: offers.collect(),
         }
     }
@@ -246,6 +245,8 @@ impl World {
             }
             Output::Handover { lease, valid_until } => self.handover(lease, valid_until),
             Output::Refuel => Ok(()),
+            // Nor a market for gas.
+            Output::BuyGas { .. } => Err("Off"),
             // Nobody here has a supplier.
             Output::FillPurse { .. } => Err("NotPayee"),
             Output::Refund { payer, nonce, amount } => self.refund((payer, nonce), amount.0),
@@ -273,7 +274,7 @@ impl World {
     }
 
     fn spend(&mut self, amount: u128) -> Result<(), &'static str> {
-        if self.spent_in_day() + amount > self.day_limit {
+        if self.spent_in_day() + amount > self.limits.day_limit.0 {
             return Err("OverDayLimit");
         }
         if amount > self.balance {
@@ -291,10 +292,10 @@ impl World {
         if o.used >= o.capacity {
             return Err("NoCapacity");
         }
-        if o.price_e6 > self.price_e6_max {
+        if o.price_e6 > self.limits.price_e6_max {
             return Err("OverPriceCap");
         }
-        if prepay > rent_up(o.price_e6, self.prepay_max) || prepay > rent_up(o.price_e6, term) {
+        if prepay > rent_up(o.price_e6, u64::from(self.limits.prepay_max)) || prepay > rent_up(o.price_e6, term) {
             return Err("OverPrepay");
         }
         if self.lease(self.active).is_some_and(|l| l.provider == o.provider) {
@@ -337,7 +338,7 @@ impl World {
         if !l.open {
             return Err("NotReady");
         }
-        if self.escrow_left(id) + amount > rent_up(l.price_e6, self.prepay_max) {
+        if self.escrow_left(id) + amount > rent_up(l.price_e6, u64::from(self.limits.prepay_max)) {
             return Err("OverPrepay");
         }
         if l.escrow + amount > rent_up(l.price_e6, l.term) {
@@ -426,7 +427,7 @@ impl World {
     }
 
     fn wind_down(&mut self) -> Result<(), &'static str> {
-        let starved = self.funds() < self.starve_floor && !self.paused && !self.restoring;
+        let starved = self.funds() < self.limits.starve_floor.0 && !self.paused && !self.restoring;
         match self.stage {
             Stage::Stopped => {}
             Stage::Alive if self.now > self.mandate_until || starved => {}

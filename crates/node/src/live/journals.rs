@@ -7,7 +7,7 @@
 
 use super::*;
 use crate::conversation::{ConversationInput, Stored};
-use economy::{ChainEvent, ChainEventKind, Input, LeaseView, OfferView, Outcome, Stage, Usdc, View};
+use economy::{ChainEvent, ChainEventKind, Input, LeaseView, Limits, OfferView, Outcome, Stage, Usdc, View};
 use expect_test::expect_file;
 use pay::book::channels::{CallReservation, ChannelAsk, ChannelDecision, ChannelInput};
 use pay::book::{AbortWhy, BookInput, Delivery, Finish, Reservation, Timing};
@@ -25,9 +25,9 @@ fn journals() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/journals"))
 }
 
-/// What every journal here begins from: with other limits the same records say something else.
+/// What every journal here begins from: with other wishes the same records say something else.
 fn start() -> State {
-    crate::genesis::for_tests_of([0x7E; 20], 1_000_000_000_000_000)
+    crate::genesis::for_tests_of([0x7E; 20])
 }
 
 fn lease(id: u64, provider: [u8; 20], at: u64) -> LeaseView {
@@ -78,8 +78,18 @@ fn view(number: u64, balance: u128, standby: bool) -> Input {
         spent_in_day: Usdc(1_728_000),
         operator_gas_wei: 2_000_000_000_000_000,
         relay_gas_wei: 2_000_000_000_000_000,
+        treasury_gas_wei: 30_000_000_000_000_000,
         mandate_until: BORN + 365 * 86_400,
         wind_down_at: 0,
+        limits: Limits {
+            day_limit: Usdc(20_000_000),
+            price_e6_max: 20_000_000,
+            term_max: 30 * 86_400,
+            prepay_max: 2 * 86_400,
+            gas_day_max_wei: 5_000_000_000_000_000,
+            gas_target_wei: 1_000_000_000_000_000,
+            starve_floor: Usdc(1_000_000),
+        },
         offers: vec![offer(1, HOST), offer(2, OTHER_HOST)],
     }))
 }

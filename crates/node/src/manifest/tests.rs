@@ -44,6 +44,15 @@ prepay_days = 2
 gas_target_wei = "100000000000000000"
 gas_day_max_wei = "1000000000000000000"
 
+[gas_market]
+router = "0x2626664c2603336E57B271c5C0b26F421741e481"
+weth = "0x4200000000000000000000000000000000000006"
+oracle = "0x71041dddad3595F9CEd3DcCFBe3D1F4b0a16Bb70"
+sequencer = "0xBCF85224fc0756B9Fa45aA7892530B47e10b6433"
+pool_fee = 500
+slippage_bps = 50
+stale_after_secs = 3600
+
 [archive]
 gateways = ["http://127.0.0.1:1984"]
 
@@ -160,7 +169,7 @@ fn limits_are_loosened_to_ceilings_that_lie_above_all_of_them_or_never() {
     let ceilings = read.ceilings.as_ref().unwrap();
     assert_eq!((ceilings.day_limit_uusdc, ceilings.price_e6_max, ceilings.lease_days), (20_000_000, 46_296_296, 30));
     let (before, rest) = whole().split_once("[ceilings]").map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
-    let without = format!("{before}{}", &rest[rest.find("[archive]").unwrap()..]);
+    let without = format!("{before}{}", &rest[rest.find("[gas_market]").unwrap()..]);
     assert_eq!(Manifest::parse(&without).unwrap().ceilings, None);
     for (from, to, why) in [
         (
@@ -184,6 +193,50 @@ fn limits_are_loosened_to_ceilings_that_lie_above_all_of_them_or_never() {
         ("delay_days = 7", "delay_days = 0", "limits would never be loosened"),
     ] {
         let text = whole();
+        assert!(text.contains(from), "{from}");
+        let refused = Manifest::parse(&text.replace(from, to)).unwrap_err().to_string();
+        assert!(refused.contains(why), "{refused}");
+    }
+}
+
+#[test]
+fn gas_is_bought_where_the_manifest_says_and_each_wrong_field_is_named() {
+    let read = Manifest::parse(&whole()).unwrap();
+    let market = read.gas_market.as_ref().unwrap();
+    assert_eq!((market.pool_fee, market.slippage_bps, market.stale_after_secs), (500, 50, 3_600));
+    let text = whole();
+    let (from, to) = (text.find("[gas_market]").unwrap(), text.find("[archive]").unwrap());
+    let without = format!("{}{}", &text[..from], &text[to..]);
+    assert_eq!(Manifest::parse(&without).unwrap().gas_market, None);
+    let silent = text
+        .replace("slippage_bps = 50\n", "")
+        .replace("sequencer = \"0xBCF85224fc0756B9Fa45aA7892530B47e10b6433\"\n", "");
+    let market = Manifest::parse(&silent).unwrap().gas_market.unwrap();
+    assert_eq!((market.slippage_bps, market.sequencer), (100, None));
+    for (from, to, why) in [
+        (
+            "0x2626664c2603336E57B271c5C0b26F421741e481",
+            "0x0000000000000000000000000000000000000000",
+            "`gas_market.router` is",
+        ),
+        (
+            "0x4200000000000000000000000000000000000006",
+            "0x0000000000000000000000000000000000000000",
+            "`gas_market.weth` is",
+        ),
+        (
+            "0x71041dddad3595F9CEd3DcCFBe3D1F4b0a16Bb70",
+            "0x0000000000000000000000000000000000000000",
+            "`gas_market.oracle` is",
+        ),
+        ("pool_fee = 500", "pool_fee = 0", "`gas_market.pool_fee` = 0"),
+        ("pool_fee = 500", "pool_fee = 1000000", "`gas_market.pool_fee` = 1000000"),
+        ("pool_fee = 500\n", "", "missing field `pool_fee`"),
+        ("slippage_bps = 50", "slippage_bps = 1001", "`gas_market.slippage_bps` = 1001"),
+        ("stale_after_secs = 3600", "stale_after_secs = 0", "`gas_market.stale_after_secs` = 0"),
+        ("stale_after_secs = 3600\n", "", "missing field `stale_after_secs`"),
+        ("[gas_market]\n", "[gas_market]\nmax = \"1\"\n", "unknown field `max`"),
+    ] {
         assert!(text.contains(from), "{from}");
         let refused = Manifest::parse(&text.replace(from, to)).unwrap_err().to_string();
         assert!(refused.contains(why), "{refused}");

@@ -10,7 +10,7 @@ use crate::Chance;
 use economy::rules::{LeaseState, Market, MarketTerms, Offer, Refusal, Terms, Token, Treasury};
 use economy::{
     Address, Agent, ChainEvent, ChainEventKind, DAY_SECS, Genesis, Input, LeaseView, Level, Limits, Outcome, Output,
-    OutputId, Policy, Price, Stage, Timers, USDC, Usdc, View,
+    OutputId, Policy, Price, Stage, Timers, USDC, Usdc, View, Wishes,
 };
 
 /// What an agent is born with, micro-USDC: DESIGN's hundred dollars.
@@ -144,22 +144,29 @@ pub struct Life {
     pub record: Record,
 }
 
+const LIMITS: Limits = Limits {
+    day_limit: Usdc(20 * USDC),
+    price_e6_max: 4 * 1_000_000_000_000 / DAY_SECS as u64,
+    term_max: TERM,
+    prepay_max: PREPAY_SECS,
+    // Gas is not counted here.
+    gas_day_max_wei: 0,
+    gas_target_wei: 0,
+    starve_floor: Usdc(USDC),
+};
+
 fn genesis() -> Genesis {
     let timers = Timers::real();
-    let limits = Limits {
-        day_limit: Usdc(20 * USDC),
-        price_e6_max: 4 * 1_000_000_000_000 / u64::from(DAY_SECS),
+    let wishes = Wishes {
         term: TERM,
         prepay_secs: PREPAY_SECS,
-        gas_target_wei: 0,
-        starve_floor: Usdc(USDC),
         margin_pct: 20,
         // A tenth of what `up` writes into a manifest, so that the controller sets the price and not the least one.
         min_call: Usdc(100),
         max_call: Usdc(50_000),
         block_secs: u32::try_from(BLOCK_SECS).expect("small"),
     };
-    Genesis { chain_id: 1, treasury: TREASURY, timers, policy: Policy::new(limits, &timers) }
+    Genesis { chain_id: 1, treasury: TREASURY, timers, policy: Policy::new(wishes, &timers) }
 }
 
 impl Life {
@@ -167,18 +174,18 @@ impl Life {
     pub fn born(seed: u64, day: u64, trade: Trade, skill: u64, hosts: &mut Hosts) -> Option<Self> {
         let host = hosts.cheapest()?;
         let genesis = genesis();
-        let (limits, timers) = (genesis.policy.limits, genesis.timers);
+        let timers = genesis.timers;
         let now = BEGIN + day * u64::from(DAY_SECS);
         let terms = Terms {
             creator: CREATOR,
             beneficiary: CREATOR,
             stewards: [STEWARD].into(),
             timers,
-            day_limit: limits.day_limit.0,
-            price_e6_max: limits.price_e6_max,
+            day_limit: LIMITS.day_limit.0,
+            price_e6_max: LIMITS.price_e6_max,
             term_max: TERM,
             prepay_max: PREPAY_SECS,
-            starve_floor: limits.starve_floor.0,
+            starve_floor: LIMITS.starve_floor.0,
             mandate_until: u64::MAX / 2,
         };
         let market = MarketTerms {
@@ -641,7 +648,7 @@ impl Life {
             Output::WindDown => self.treasury.wind_down(now, who),
             Output::Close => self.treasury.close(now),
             // Gas is not counted here.
-            Output::Refuel => Ok(()),
+            Output::Refuel | Output::BuyGas { .. } => Ok(()),
             // Nobody here has a supplier.
             Output::FillPurse { .. } => Ok(()),
             Output::Serve { .. } | Output::StopServing { .. } | Output::Note(_) | Output::WakeAt(_) => Ok(()),
@@ -686,8 +693,10 @@ impl Life {
             spent_in_day: Usdc(t.spent_in_day(now)),
             operator_gas_wei: 1,
             relay_gas_wei: 1,
+            treasury_gas_wei: 1,
             mandate_until: u64::MAX / 2,
             wind_down_at: t.wind_down_at,
+            limits: LIMITS,
             offers: hosts.offers().to_vec(),
         }
     }

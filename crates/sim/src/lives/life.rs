@@ -13,7 +13,7 @@ use alloy::sol_types::SolCall;
 use chain::bindings::{LeaseStatus, Options, TestUSDC};
 use chain::market;
 use chain::treasury::calls;
-use economy::{Genesis, Limits, Policy, Stage, Timers, Usdc};
+use economy::{Genesis, Policy, Stage, Timers, Usdc, Wishes};
 use pay::book::{AbortWhy, Ask, Decision, Delivery, Finish, Reservation, Timing};
 use pay::scheme::channel::BATCH_SETTLEMENT;
 use pay::{BookInput, RequestId, Settle, SettleExact, TransferMethod};
@@ -426,8 +426,8 @@ impl Life {
         let left = world.terms.policy.dayLimit.saturating_sub(state.spentInDay);
         let prepay = Usdc::rent_down(of.priceE6, day.into()).micro().min(left).min(state.balance.to());
         let (term, argument) = (
-            self.genesis.policy.limits.term,
-            chain::orders::rescue_argument(offer, self.genesis.policy.limits.term, prepay),
+            self.genesis.policy.wishes.term,
+            chain::orders::rescue_argument(offer, self.genesis.policy.wishes.term, prepay),
         );
         let order = world.order("rescue", argument, &world.quorum());
         let (treasury, data) = (world.treasury, calls::rescue(offer, term, prepay, order));
@@ -658,7 +658,7 @@ impl Life {
         }
         let from = self.chance.pick(&self.old_keys);
         let state = self.chain.state.clone();
-        let (treasury, term) = (self.chain.world.treasury, self.genesis.policy.limits.term);
+        let (treasury, term) = (self.chain.world.treasury, self.genesis.policy.wishes.term);
         let lease = state.activeLease.to();
         let tries = [
             calls::heartbeat(B256::ZERO, B256::ZERO, true),
@@ -744,7 +744,7 @@ impl Life {
         self.send(provider, at, market::calls::reprice(offer, policy.priceE6Max));
         self.send(operator, treasury, calls::release(state.standbyLease.to()));
         for lease in next..=next + u64::try_from(policy.dayLimit / prepay).expect("few") {
-            self.send(operator, treasury, calls::rent(offer, self.genesis.policy.limits.term, prepay));
+            self.send(operator, treasury, calls::rent(offer, self.genesis.policy.wishes.term, prepay));
             self.send(operator, treasury, calls::release(lease));
         }
     }
@@ -842,7 +842,7 @@ impl Life {
 impl Life {
     fn channels_end(&mut self) -> Result<(), String> {
         let lost = self.lived.takeovers + u64::from(self.dead_since.is_some());
-        let excused = u128::from(lost * EXPOSURE_CALLS) * self.genesis.policy.limits.max_call.micro();
+        let excused = u128::from(lost * EXPOSURE_CALLS) * self.genesis.policy.wishes.max_call.micro();
         let mut unclaimed = 0;
         for index in 0..self.payers.len() {
             let Payer { id, signed, delivered, .. } = self.payers[index];
@@ -929,20 +929,16 @@ fn terms(pace: Pace) -> Terms {
 
 fn genesis(world: &World, pace: Pace) -> Genesis {
     let (timers, birth): (Timers, _) = (world.terms.timers, &world.terms.policy);
-    let limits = Limits {
-        day_limit: Usdc(birth.dayLimit),
-        price_e6_max: birth.priceE6Max,
+    let wishes = Wishes {
         term: pace.term_secs(),
         prepay_secs: birth.prepayMax,
-        gas_target_wei: birth.gasTarget,
-        starve_floor: Usdc(birth.starveFloor),
         margin_pct: 20,
         min_call: Usdc(20_000),
         max_call: Usdc(50_000),
         block_secs: u32::try_from(BLOCK_SECS).expect("small"),
     };
-    timers.check(limits.term, limits.block_secs).expect("the timers fit");
-    let mut policy = Policy::new(limits, &timers);
+    timers.check(wishes.term, wishes.block_secs).expect("the timers fit");
+    let mut policy = Policy::new(wishes, &timers);
     // There is no store here, so no segments either: a checkpoint stands for what a successor would read of them.
     policy.checkpoint_every = if pace == Pace::Short { 3 * 3_600 } else { 3_600 };
     Genesis { chain_id: chain::anvil::DEV_CHAIN_ID, treasury: world.treasury.into_array(), timers, policy }

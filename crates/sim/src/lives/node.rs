@@ -551,6 +551,7 @@ impl Node {
                 calls::handover(lease, chain.state.checkpointSeq, 0, valid_until)
             }
             Output::Refuel => calls::refuel(),
+            Output::BuyGas { max } => calls::buy_gas(max.0),
             Output::FillPurse { amount, .. } => {
                 calls::spend(chain::treasury::KIND_PURSE, chain.world.standing().purse, amount.0)
             }
@@ -687,6 +688,7 @@ impl Node {
             operator_is_me: state.operator == self.key,
             operator_gas_wei: u128::MAX,
             relay_gas_wei: u128::MAX,
+            treasury_gas_wei: u128::MAX,
             offers: sight.offers.to_vec(),
             ..sight.world.view_of(state, lease)
         }
@@ -704,6 +706,7 @@ fn name(task: Task) -> String {
         Task::Announce => "announce",
         Task::Handover => "handover",
         Task::Refuel => "refuel",
+        Task::BuyGas => "buyGas",
         Task::FillPurse => "spend",
         Task::Refund { .. } => "refundExact",
         Task::WindDown => "windDown",

@@ -3,6 +3,8 @@
 //! bound that follows from its birth, and printed into that page: `UPDATE_EXPECT=1 cargo test -p sim --test it thief`
 //! writes it.
 
+#[path = "../../../../tests/doubles.rs"]
+mod doubles;
 mod gas_market;
 mod scene;
 mod signatures;

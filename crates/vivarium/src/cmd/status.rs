@@ -1,6 +1,7 @@
 //! `vivarium status`: how the agent stands, from the chain and from the agent itself.
 
 use super::link::{Link, Place, block_on, duration, usdc};
+use alloy::primitives::utils::format_ether;
 use anyhow::Result;
 use serde_json::{Value, json};
 use std::fmt::Write;
@@ -104,6 +105,11 @@ fn agent_lines(out: &mut String, a: &Value) {
     if [&a["purse_uusdc"], &a["purchases_uusdc"]].iter().any(|sum| sum.as_str().is_some_and(|sum| sum != "0")) {
         let (purse, bought) = (usdc(&a["purse_uusdc"]), usdc(&a["purchases_uusdc"]));
         let _ = writeln!(out, "purse       {purse} USDC; {bought} USDC paid to other agents");
+    }
+    if a["gas_uusdc"].as_str().is_some_and(|sum| sum != "0") {
+        let left = a["treasury_gas_wei"].as_str().and_then(|wei| wei.parse::<u128>().ok()).map(format_ether);
+        let left = left.unwrap_or_else(|| "?".to_owned());
+        let _ = writeln!(out, "gas         {} USDC paid for it, {left} ETH left", usdc(&a["gas_uusdc"]));
     }
     let runway = a["runway_secs"].as_u64().map_or_else(|| "income covers the cost".to_owned(), |s| duration(s, day));
     let _ = writeln!(out, "runway      {runway}");

@@ -6,16 +6,16 @@
 use super::progress::Progress;
 use super::wallet::Wallet;
 use alloy::eips::BlockId;
-use alloy::primitives::{Address, B256, Bytes, U256, utils::format_ether};
+use alloy::primitives::{Address, B256, Bytes, U256, aliases::U24, utils::format_ether};
 use anyhow::{Context, Result, bail, ensure};
 use chain::Tx;
 use chain::bindings::{
-    Addresses, Approval, Birth, ChannelConfig, IDENTITY_REGISTRY, LeaseStatus, Options, Policy, Timers,
+    Addresses, Approval, Birth, ChannelConfig, GasMarket, IDENTITY_REGISTRY, LeaseStatus, Options, Policy, Timers,
 };
 use chain::orders::{self, ORDERS, Order};
 use chain::treasury::{calls, predict};
 use economy::{Timers as Clockwork, Usdc};
-use node::manifest::{INDEPENDENCE, Manifest};
+use node::manifest::{self, INDEPENDENCE, Manifest};
 use pay::scheme::channel::{BATCH_SETTLEMENT, WITHDRAW_DELAY_SECS_MIN};
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -142,6 +142,7 @@ pub async fn run(plan: &Plan, consent: Consent, progress: Progress) -> Result<Bo
         plan.manifest.stewards.len()
     ));
     progress.line(&stewards_terms(&plan.manifest));
+    progress.line(&gas_terms(&plan.manifest));
     if !plan.manifest.suppliers.is_empty() {
         progress.line(&suppliers_terms(&plan.manifest));
     }
@@ -186,6 +187,10 @@ async fn preflight(plan: &Plan) -> Result<()> {
         let found = chain.verify_agent(supplier.treasury).await;
         found.with_context(|| format!("the manifest's supplier `{}` is no agent on this chain", supplier.model))?;
     }
+    if let Some(market) = &plan.manifest.gas_market {
+        let found = chain.verify_gas_market(&gas_market(market)).await;
+        found.context("nothing can be bought at the manifest's `gas_market`")?;
+    }
     let market = chain.market(plan.addresses.market).terms().await?;
     let takeover = clockwork.answer_time + clockwork.restore_timeout;
     ensure!(
@@ -217,6 +222,20 @@ fn stewards_terms(manifest: &Manifest) -> String {
         pay => format!("{pay} to a steward for each checkpoint, at most {} a day", Usdc(manifest.duty_day_max_uusdc)),
     };
     format!("    stewards      {later}; {pay}")
+}
+
+/// Where its gas comes from, once what it is born with is used up.
+fn gas_terms(manifest: &Manifest) -> String {
+    let born_with = format_ether(manifest.gas_day_max_wei.saturating_mul(GAS_DAYS));
+    match &manifest.gas_market {
+        None => format!(
+            "    gas           born with {born_with} ETH, and buys none: without gifts of ETH it ends with that"
+        ),
+        Some(market) => format!(
+            "    gas           born with {born_with} ETH, buys more at {} for at most a tenth of the day limit at once",
+            market.router
+        ),
+    }
 }
 
 /// From whom the agent buys what it sells on, and what is at stake.
@@ -528,7 +547,7 @@ pub async fn refusals(creator: &Wallet, treasury: Address) -> Result<Vec<Refusal
     Ok(refused)
 }
 
-/// What this birth adds. Payees and bought gas: none of it, until the manifest can ask for it.
+/// What this birth adds. Payees: none, until the manifest can ask for them.
 async fn options(plan: &Plan, clockwork: &Clockwork) -> Result<Options> {
     let mut options = Options::default();
     if is_there(plan, BATCH_SETTLEMENT).await? {
@@ -552,7 +571,21 @@ async fn options(plan: &Plan, clockwork: &Clockwork) -> Result<Options> {
     (options.dutyPay, options.dutyDayMax) = (manifest.duty_pay_uusdc, manifest.duty_day_max_uusdc);
     options.relayMax = manifest.relay_max_wei;
     options.purseMax = manifest.purse_uusdc_max;
+    options.gas = manifest.gas_market.as_ref().map(gas_market).unwrap_or_default();
     Ok(options)
+}
+
+fn gas_market(market: &manifest::GasMarket) -> GasMarket {
+    GasMarket {
+        router: market.router,
+        weth: market.weth,
+        oracle: market.oracle,
+        sequencer: market.sequencer.unwrap_or_default(),
+        // Below a million, which the manifest checks.
+        poolFee: U24::saturating_from(market.pool_fee),
+        slippageBps: market.slippage_bps,
+        staleAfter: market.stale_after_secs,
+    }
 }
 
 /// Silence lasts so many blocks, too: a chain that stood still and goes on accuses nobody before its operator had time to

@@ -185,6 +185,7 @@ pub fn manifest(choices: &Choices, names: Names) -> Manifest {
         purse_uusdc_max: 0,
         store_urls: vec![store_url],
         ceilings: None,
+        gas_market: None,
         archive: node::manifest::Archive::default(),
         payments: node::manifest::Payments {
             settle_after_uusdc: choices.settle_after_uusdc,

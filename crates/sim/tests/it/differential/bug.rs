@@ -22,6 +22,8 @@ pub enum Bug {
     VouchesBeforeReleasing,
     /// A pause does not hold the operator's rent.
     RentsWhilePaused,
+    /// A quorum's lower limits change nothing.
+    ForgetsTightening,
     /// The agent never hears of refunds.
     LedgerMissesRefunds,
 }
@@ -31,10 +33,11 @@ pub enum Bug {
 pub enum Of {
     Lease(u64),
     Payer(economy::Address),
+    Limits,
 }
 
 /// Each with what the difference is called.
-pub const BUGS: [(Bug, &str); 9] = [
+pub const BUGS: [(Bug, &str); 10] = [
     (Bug::DayLimitOffByOne, "OverDayLimit"),
     (Bug::TermOffByOne, "OverTerm"),
     (Bug::PrepayOffByOne, "OverPrepay"),
@@ -43,6 +46,7 @@ pub const BUGS: [(Bug, &str); 9] = [
     (Bug::RefundShortByOne, "balance: the contract says"),
     (Bug::VouchesBeforeReleasing, "vouched at: the contract says"),
     (Bug::RentsWhilePaused, "IsPaused"),
+    (Bug::ForgetsTightening, "OverDayLimit"),
     (Bug::LedgerMissesRefunds, "contracts (left), ledger (right)"),
 ];
 
@@ -84,6 +88,12 @@ impl Bug {
                 let done = body(model);
                 model.paused = paused;
                 done
+            }
+            (Self::ForgetsTightening, "tighten", _) => {
+                let before = model.clone();
+                body(model)?;
+                *model = before;
+                Ok(())
             }
             (Self::RefundShortByOne, "refundExact", Of::Payer(payer)) => {
                 body(model)?;

@@ -1,14 +1,14 @@
 //! One world, twice: every call goes to the contracts and to the model, and what both say is compared at once.
 
 use super::bug::{Bug, Of};
-use alloy::primitives::{Address, B256, Bytes, U256};
+use alloy::primitives::{Address, B256, Bytes, U256, keccak256};
 use alloy::signers::local::PrivateKeySigner;
-use alloy::sol_types::SolCall;
+use alloy::sol_types::{SolCall, SolValue};
 use chain::bindings::{LeaseMarket, LeaseStatus, State, Treasury as Contract};
 use chain::market::calls as market_calls;
 use chain::treasury::calls;
 use economy::rules::{self, LeaseState, Market, MarketTerms, Offer, Refusal, Token, Treasury};
-use economy::{Agent, ChainEvent, ChainEventKind, Genesis, Input, Limits, Policy, Stage, Timers, Usdc};
+use economy::{Agent, ChainEvent, ChainEventKind, Genesis, Input, Policy, Stage, Timers, Usdc, Wishes};
 use sim::audit::{Audit, Call};
 use sim::world::STAKE;
 use sim::{Chance, Outcome, Terms, World, key};
@@ -418,6 +418,30 @@ impl Pair {
         }
     }
 
+    /// A few percent off some limits; now and then more than there is, nothing, or another floor.
+    fn tighten(&mut self) {
+        let mut policy = self.world.terms.policy.clone();
+        let part = |chance: &mut Chance| match chance.below(40) {
+            0 => 0,
+            1 => 101,
+            2..12 => 90 + chance.below(10),
+            _ => 100,
+        };
+        policy.dayLimit = policy.dayLimit * u128::from(part(&mut self.chance)) / 100;
+        policy.priceE6Max = policy.priceE6Max * part(&mut self.chance) / 100;
+        let secs = |secs: u32, part: u64| u32::try_from(u64::from(secs) * part / 100).expect("a few percent more");
+        policy.termMax = secs(policy.termMax, part(&mut self.chance));
+        policy.prepayMax = secs(policy.prepayMax, part(&mut self.chance));
+        policy.starveFloor += u128::from(self.chance.of_1000(50));
+        let argument = U256::from_be_bytes(keccak256(policy.abi_encode()).0);
+        let data = calls::tighten(policy.clone(), self.world.order("tighten", argument, &self.world.quorum()));
+        let modelled = self.modelled("tighten", Of::Limits, |model| model.tighten(&sim::world::limits(&policy)));
+        if modelled.is_ok() {
+            self.world.terms.policy = policy;
+        }
+        self.check("tighten", PEOPLE.stranger, data, modelled);
+    }
+
     fn in_silence(&mut self) {
         let now = self.now();
         let standby_key = self.model.market.lease(self.model.standby).map_or(PEOPLE.stranger, |l| l.node_key.into());
@@ -458,6 +482,7 @@ impl Pair {
                 let modelled = self.model.evict(now, keep);
                 self.check("evict", PEOPLE.stranger, data, modelled);
             }
+            14 if self.chance.of_1000(400) => self.tighten(),
             13 | 14 => {
                 let provider = self.chance.pick(&PEOPLE.providers);
                 let data =
@@ -869,14 +894,10 @@ fn model_of(world: &World, bug: Option<Bug>) -> Treasury {
 }
 
 fn genesis(world: &World) -> Genesis {
-    let (timers, policy) = (world.terms.timers, &world.terms.policy);
-    let limits = Limits {
-        day_limit: Usdc(policy.dayLimit),
-        price_e6_max: policy.priceE6Max,
+    let timers = world.terms.timers;
+    let wishes = Wishes {
         term: 5 * timers.day,
-        prepay_secs: policy.prepayMax,
-        gas_target_wei: policy.gasTarget,
-        starve_floor: Usdc(policy.starveFloor),
+        prepay_secs: world.terms.policy.prepayMax,
         margin_pct: 20,
         min_call: Usdc(1_000),
         max_call: Usdc(50_000),
@@ -886,6 +907,6 @@ fn genesis(world: &World) -> Genesis {
         chain_id: chain::anvil::DEV_CHAIN_ID,
         treasury: raw(world.treasury),
         timers,
-        policy: Policy::new(limits, &timers),
+        policy: Policy::new(wishes, &timers),
     }
 }

@@ -1,16 +1,12 @@
 //! The market where the agent buys gas, which is all the thief's: a pool behind SwapRouter02's ABI that gives what the
-//! thief says, and beside it an honest price feed. They are the stand-ins of the contracts' own tests
-//! (contracts/test/Doubles.sol); `doubles.json` holds their bytecode, and is stale when that source has changed.
+//! thief says, and beside it an honest price feed: the stand-ins of the contracts' own tests.
 
+use super::doubles::{DOUBLES, feed, setCall};
 use alloy::primitives::aliases::U24;
-use alloy::primitives::{Address, Bytes, I256, U256, hex};
+use alloy::primitives::{Address, Bytes, I256, U256};
 use alloy::sol_types::{SolCall, SolValue};
 use chain::bindings::GasMarket;
-use sha2::{Digest, Sha256};
 use sim::World;
-use std::collections::BTreeMap;
-use std::process::Command;
-use std::sync::LazyLock;
 
 /// USD for one ether, with the feed's eight decimals. A round figure: what an ether costs decides nothing here but how
 /// much of it the day limit buys.
@@ -23,21 +19,6 @@ const WORST: u128 = WEI_PER_MICRO_USDC * (10_000 - SLIPPAGE_BPS as u128) / 10_00
 
 /// Whoever puts them there and keeps the feed.
 const KEEPER: Address = Address::repeat_byte(0xdd);
-
-const SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../contracts/test/Doubles.sol");
-const BYTECODE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/thief/doubles.json");
-
-alloy::sol! {
-    /// RouterDouble: what it gives for a micro-USDC, and whether it keeps the buyer's minimum.
-    function set(uint256 rate, bool honest);
-}
-
-mod feed {
-    alloy::sol! {
-        /// FeedDouble: an answer, since when, and as of when.
-        function set(int256 answer, uint256 startedAt, uint256 updatedAt);
-    }
-}
 
 /// Puts feed and pool on the chain, and into the terms of the birth to come.
 pub fn open(world: &mut World) {
@@ -85,42 +66,4 @@ fn turn(wei_per_micro_usdc: u128) -> Bytes {
 /// Where a thief would turn the pool to: to where it gives nothing, a little too far, and as far as birth allows.
 pub fn turns() -> [Bytes; 3] {
     [0, WORST - 2, WORST].map(turn)
-}
-
-/// Creation bytecode by name.
-static DOUBLES: LazyLock<BTreeMap<String, Vec<u8>>> = LazyLock::new(|| {
-    let source = hex::encode(Sha256::digest(std::fs::read(SOURCE).expect("the contracts' tests are there")));
-    if std::env::var_os("UPDATE_EXPECT").is_some() {
-        write(&source);
-    }
-    let text = std::fs::read_to_string(BYTECODE).expect("doubles.json is there");
-    let mut held: BTreeMap<String, String> = serde_json::from_str(&text).expect("names and hexadecimals");
-    let of = held.remove("source").expect("names its source");
-    assert_eq!(of, source, "doubles.json is stale: UPDATE_EXPECT=1 cargo test -p sim --test it thief");
-    held.into_iter().map(|(name, code)| (name, hex::decode(code).expect("hexadecimal"))).collect()
-});
-
-fn write(source: &str) {
-    let contracts = concat!(env!("CARGO_MANIFEST_DIR"), "/../../contracts");
-    let made = std::env::temp_dir().join(format!("doubles-{}", std::process::id()));
-    let done = Command::new("node_modules/.bin/forge")
-        .args(["build", "test/Doubles.sol", "--out"])
-        .arg(made.join("out"))
-        .arg("--cache-path")
-        .arg(made.join("cache"))
-        .current_dir(contracts)
-        .status()
-        .expect("forge is in contracts/node_modules: cargo xtask up puts it there");
-    assert!(done.success(), "forge: {done}");
-    let code = |name: &str| {
-        let path = made.join(format!("out/Doubles.sol/{name}.json"));
-        let text = std::fs::read_to_string(path).expect("forge wrote it");
-        let artifact: serde_json::Value = serde_json::from_str(&text).expect("JSON");
-        let code = artifact["bytecode"]["object"].as_str().expect("bytecode").to_owned();
-        (name.to_owned(), code)
-    };
-    let mut held: BTreeMap<String, String> = ["FeedDouble", "RouterDouble", "WethDouble"].map(code).into();
-    held.insert("source".to_owned(), source.to_owned());
-    std::fs::write(BYTECODE, serde_json::to_string_pretty(&held).expect("text") + "\n").expect("doubles.json");
-    std::fs::remove_dir_all(made).expect("its own folder");
 }

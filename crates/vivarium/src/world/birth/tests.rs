@@ -47,6 +47,7 @@ fn manifest() -> Manifest {
         purse_uusdc_max: 0,
         store_urls: Vec::new(),
         ceilings: None,
+        gas_market: None,
         archive: node::manifest::Archive::default(),
         payments: node::manifest::Payments::default(),
         model: Model {
