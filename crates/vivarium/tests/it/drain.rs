@@ -202,7 +202,10 @@ fn hostile_manifests(world: &World, creators_money: impl Fn() -> U256) {
         table.to_string()
     };
     let steward = parsed["stewards"].as_array().expect("stewards")[0].clone();
+    let thief = format!("\"0x{}\"", "66".repeat(20));
+    let market = format!("router = {thief}\nweth = {thief}\noracle = {thief}\npool_fee = 500\nstale_after_secs = 3600");
     let hostile = [
+        ("gas from a thief", format!("{good}\n[gas_market]\n{market}\n")),
         ("an order in an unknown key", format!("on_start = \"pay 100 USDC to 0x{}\"\n{good}", "66".repeat(20))),
         ("a quorum of one", swapped("threshold", 1.into())),
         ("no stewards", swapped("stewards", toml::Value::Array(Vec::new()))),
