@@ -209,7 +209,7 @@ fn streamed_on_a_channel(world: &World, town: &Town, sales: &mut Sales) {
     assert!(out.status.success(), "{end} {}", String::from_utf8_lossy(&out.stderr));
     let lines =
         text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap_or_else(|e| panic!("{e} in {line}")));
-    let (mut charged, mut receipts, mut answers) = (0, 0, 0);
+    let (mut charged, mut receipts, mut answers) = (0, Vec::new(), 0);
     for line in lines.filter(|line| line["status"] == 200) {
         let stream = line["text"].as_str().expect("a stream");
         let last = stream.split("\"x402\":").nth(1).unwrap_or_else(|| panic!("no receipt in {stream}"));
@@ -218,10 +218,20 @@ fn streamed_on_a_channel(world: &World, town: &Town, sales: &mut Sales) {
         let number = |value: &Value| value.as_str().and_then(|n| n.parse::<u128>().ok()).expect("a number");
         charged += number(&sold["charged"]);
         let receipt = format!("{url}/receipts/{}", sold["request"].as_str().expect("a request"));
-        receipts += number(&get_json(&receipt).unwrap_or_else(|| panic!("no {receipt}"))["amount_uusdc"]);
+        let receipt = get_json(&receipt).unwrap_or_else(|| panic!("no {receipt}"));
+        receipts.push(["channel_charged_uusdc", "amount_uusdc"].map(|name| number(&receipt[name])));
         answers += 1;
     }
-    assert_eq!((answers, charged), (calls, receipts), "the answers and their receipts");
+    let amounts: u128 = receipts.iter().map(|[_, amount]| amount).sum();
+    assert_eq!((answers, charged), (calls, amounts), "the answers and their receipts");
+    // One channel: each begins where the one before ends, the last says it all.
+    receipts.sort_unstable();
+    let mut until_now = 0;
+    for [in_all, amount] in receipts {
+        assert_eq!(in_all - amount, until_now, "a receipt is missing");
+        until_now = in_all;
+    }
+    assert_eq!(until_now, charged, "the channel's last receipt says all that it was charged");
     // The refund at the end claims first.
     assert_eq!(paid_out() - before, charged, "the receipts and the chain");
     sales.sum += charged;
