@@ -306,7 +306,7 @@ impl Node {
 
     /// Has the journal's thread say what is durable. It must never wait for this loop, so it writes into a watch
     /// (the last word is the one that counts) and a task carries that over.
-    fn on_durable_callback(&self) -> journal::OnDurable {
+    pub(crate) fn on_durable_callback(&self) -> journal::OnDurable {
         let (say, mut heard) = watch::channel(None);
         let cx = self.cx.clone();
         tokio::spawn(async move {
@@ -742,7 +742,7 @@ impl Node {
 
     // ---- the disk ----
 
-    fn on_durable(&mut self, lsn: u64) -> Result<()> {
+    pub(crate) fn on_durable(&mut self, lsn: u64) -> Result<()> {
         let Some(live) = &mut self.live else { return Ok(()) };
         live.durable = live.durable.max(lsn);
         let _ = self.durable.send(live.durable);

@@ -166,6 +166,9 @@ impl Api {
         if let Some(refusal) = self.lacks_gas_for(paid).await? {
             return Err(self.refuse(terms, refusal));
         }
+        if !deposit.is_signed_by_key && !self.shared.relay_has_gas() {
+            return Err(self.without_gas(terms));
+        }
         if let Err(refusal) = contract_payers::simulate_deposit(&self.cx, &paid.config, &deposit).await {
             // The same deposit may just be going in by an earlier try: then it is waited for.
             let state = channels::try_read(&self.cx, &channel).await.map_err(|e| chain_is_away(&e))?;
