@@ -26,9 +26,12 @@ use economy::Price;
 use futures::future::join_all;
 use infer::wire::{self, FromEngine, Hello, ToEngine};
 use infer::{ChatTemplate, EngineClient, EngineConfig, Finish};
+use pay::facilitator::remote::Remote;
 use pay::receipt::{PaidBy, SignedReceipt};
 use pay::scheme::channel::facilitator::state_calls;
-use pay::scheme::channel::{CHANNEL, COLLECTOR_PERMIT2, ChannelConfig, ChannelDomain, ChannelId, client as channel};
+use pay::scheme::channel::{
+    BATCH_SETTLEMENT, CHANNEL, COLLECTOR_PERMIT2, ChannelConfig, ChannelDomain, ChannelId, client as channel,
+};
 use pay::scheme::exact::EXACT;
 use pay::scheme::upto::{UPTO, client as permit2_client};
 use pay::seller::identifier::IDEMPOTENCY_KEY;
@@ -40,7 +43,7 @@ use pay::{Reason, TransferMethod, Usdc};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -69,12 +72,17 @@ struct Shop {
 impl Shop {
     /// Opens it on what lies in `dir`, which is nothing the first time.
     async fn open(dir: &Path, relay_wei: u64) -> Self {
+        Self::open_with(dir, relay_wei, |_| ()).await
+    }
+
+    async fn open_with(dir: &Path, relay_wei: u64, change: impl FnOnce(&mut Context)) -> Self {
         let land = Arc::new(Land::default());
         let rpc_url = land.clone().served().await;
         let (mut cx, mut heard) = context::for_tests(&rpc_url, dir);
         cx.permit2 = Support { proxies: true, collector: true };
         cx.token.has_permit = true;
         cx.birth.timers.fence = 3_600;
+        change(&mut cx);
         let cx = Arc::new(cx);
         let shared = Arc::new(Shared::default());
         shared.set_role(Role::Active);
@@ -108,6 +116,7 @@ impl Shop {
                     Event::Look(read) => read(&node),
                     Event::Ask(ask) => node.on_ask(*ask).unwrap(),
                     Event::Durable(durable) => node.on_durable(durable.unwrap()).unwrap(),
+                    Event::ChannelRead(read) => node.on_channel_read(*read).unwrap(),
                     Event::Stop => return,
                     _ => {}
                 }
@@ -226,6 +235,11 @@ struct Land {
     contracts: Mutex<BTreeSet<Address>>,
     /// What is simulated reverts.
     refuses: AtomicBool,
+    /// Transactions that somebody was about to send: refused, since what they would do is just being done by others.
+    /// Nothing is empty any more then.
+    about_to_be_sent: AtomicU32,
+    /// Of a channel's deposit that was mined.
+    deposited: Mutex<Option<(B256, ChannelId)>>,
 }
 
 impl Land {
@@ -242,6 +256,13 @@ impl Land {
     fn answer(&self, asked: &Value) -> Value {
         let result = match asked["method"].as_str() {
             Some("eth_getBlockByNumber") => serde_json::to_value(Block::<Transaction>::default()).unwrap(),
+            Some("eth_getTransactionCount") => json!("0x0"),
+            Some("eth_estimateGas") => {
+                self.about_to_be_sent.fetch_add(1, Ordering::SeqCst);
+                self.empty.lock().unwrap().clear();
+                return reverted(asked);
+            }
+            Some("eth_getTransactionReceipt") => self.receipt(&asked["params"][0]),
             Some("eth_getCode") => {
                 let at: Address = asked["params"][0].as_str().unwrap().parse().unwrap();
                 json!(if self.contracts.lock().unwrap().contains(&at) { "0x00" } else { "0x" })
@@ -251,14 +272,26 @@ impl Land {
                     let bytes: Vec<u8> = words.iter().flat_map(|word| U256::from(*word).to_be_bytes::<32>()).collect();
                     json!(Bytes::from(bytes))
                 }
-                None => {
-                    let error = json!({ "code": 3, "message": "execution reverted", "data": "0x" });
-                    return json!({ "jsonrpc": "2.0", "id": asked["id"], "error": error });
-                }
+                None => return reverted(asked),
             },
             _ => Value::Null,
         };
         json!({ "jsonrpc": "2.0", "id": asked["id"], "result": result })
+    }
+
+    fn receipt(&self, tx: &Value) -> Value {
+        let deposited = self.deposited.lock().unwrap();
+        let Some((_, id)) = deposited.as_ref().filter(|(mined, _)| json!(mined) == *tx) else { return Value::Null };
+        let (zero, number) = (B256::ZERO, "0x1");
+        let log = json!({
+            "address": BATCH_SETTLEMENT, "topics": [zero, B256::from(id.0)], "data": "0x", "blockHash": zero,
+            "blockNumber": number, "transactionHash": tx, "transactionIndex": "0x0", "logIndex": "0x0", "removed": false,
+        });
+        json!({
+            "type": "0x2", "status": "0x1", "cumulativeGasUsed": "0x1", "gasUsed": "0x1", "effectiveGasPrice": "0x1",
+            "logs": [log], "logsBloom": alloy::primitives::Bloom::ZERO, "transactionHash": tx, "blockHash": zero,
+            "transactionIndex": "0x0", "blockNumber": number, "from": Address::ZERO, "to": BATCH_SETTLEMENT,
+        })
     }
 
     /// `None`: it reverts.
@@ -280,6 +313,11 @@ impl Land {
         let is_read = is(&nonce) || is(&NONCE_BITMAP);
         (is_read || !self.refuses.load(Ordering::SeqCst)).then(|| vec![0])
     }
+}
+
+fn reverted(asked: &Value) -> Value {
+    let error = json!({ "code": 3, "message": "execution reverted", "data": "0x" });
+    json!({ "jsonrpc": "2.0", "id": asked["id"], "error": error })
 }
 
 /// A STAND-IN for an engine, which says [`ANSWER`] to everything.
@@ -734,4 +772,87 @@ fn hex(bytes: &[u8]) -> Value {
 
 fn config_token(shop: &Shop) -> String {
     shop.cx.birth.token.to_string()
+}
+
+/// How a STAND-IN for another's facilitator takes what it is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Manner {
+    PutsIn,
+    /// It says that it did, and names a transaction of something else.
+    Boasts,
+    Refuses,
+    /// It does what it is asked, and its answer is lost.
+    Late,
+    /// It is not there.
+    Gone,
+}
+
+/// Another's facilitator puts keys' deposits in; what it does not put in, the relay does, whatever it says. Its customer is
+/// served once the channel shows the money, and told a transaction only if that did it.
+#[tokio::test]
+async fn a_deposit_is_put_in_by_anothers_facilitator_else_by_the_relay() {
+    const TEXT: &str = "Who puts it in?";
+    let tx = B256::repeat_byte(0x7d);
+    for manner in [Manner::PutsIn, Manner::Boasts, Manner::Refuses, Manner::Late, Manner::Gone] {
+        let dir = tempfile::tempdir().unwrap();
+        let heard: Arc<Mutex<Vec<Value>>> = Arc::default();
+        let (asked, told) = (heard.clone(), Arc::new(Mutex::new(None::<Arc<Land>>)));
+        let land = told.clone();
+        let settle = move |Json(body): Json<Value>| async move {
+            let id = body["paymentPayload"]["payload"]["voucher"]["channelId"].as_str().unwrap().to_owned();
+            asked.lock().unwrap().push(body);
+            let id = ChannelId(hex::decode(&id[2..]).unwrap().try_into().unwrap());
+            let land = land.lock().unwrap().clone().unwrap();
+            if matches!(manner, Manner::PutsIn | Manner::Late) {
+                land.empty.lock().unwrap().remove(&id);
+                *land.deposited.lock().unwrap() = Some((tx, id));
+            }
+            match manner {
+                Manner::PutsIn | Manner::Boasts => {
+                    Json(json!({ "success": true, "transaction": tx, "network": "eip155:31337" }))
+                }
+                Manner::Late => Json(json!("what?")),
+                _ => Json(json!({ "success": false, "transaction": "", "network": "", "errorReason": "no" })),
+            }
+        };
+        let url = match manner {
+            Manner::Gone => "http://127.0.0.1:1".to_owned(),
+            _ => served(Router::new().route("/settle", post(settle))).await,
+        };
+        let shop = Shop::open_with(dir.path(), u64::MAX, |cx| {
+            cx.depositor = Some(Remote::new(&url, &net::Client::new()));
+        })
+        .await;
+        *told.lock().unwrap() = Some(shop.land.clone());
+        let payer = customer("puts money in");
+        let (config, offer) = own_channel(&shop, &payer, TEXT).await;
+        let domain = ChannelDomain::new(shop.cx.config.chain_id);
+        let id = domain.channel_id(&config);
+        shop.land.empty.lock().unwrap().insert(id);
+        let top_up = channel::TopUp { amount: Usdc(BALANCE), valid_before: NOW + 300, salt: [7; 32] };
+        let payment = channel::pay(&payer, &domain, &config, &offer, offer.amount(), Some(&top_up)).unwrap();
+
+        let said = shop.pays(TEXT, &json_of(&payment)).await;
+        assert_eq!(said.status, 200, "{manner:?}: {}", said.body);
+        let told = decode_header(&said.told.unwrap()).unwrap();
+        let is_theirs = manner == Manner::PutsIn;
+        let named = if is_theirs { tx } else { B256::ZERO };
+        assert_eq!((&told["transaction"], &told["amount"]), (&json!(named), &json!(BALANCE.to_string())), "{manner:?}");
+        let tried = shop.land.about_to_be_sent.load(Ordering::SeqCst);
+        let by_another = matches!(manner, Manner::PutsIn | Manner::Late);
+        assert_eq!(tried, u32::from(!by_another), "{manner:?}: the relay sends what is not in, and nothing else");
+        let asked = heard.lock().unwrap().clone();
+        assert_eq!(asked.len(), usize::from(manner != Manner::Gone), "{manner:?}: it is asked once");
+        for body in asked {
+            let payload = &body["paymentPayload"]["payload"];
+            assert_eq!(
+                (&payload["type"], &payload["deposit"]["amount"]),
+                (&json!("deposit"), &json!(BALANCE.to_string()))
+            );
+            assert_eq!(payload["voucher"], json_of(&payment)["payload"]["voucher"]);
+            assert_eq!(body["paymentRequirements"]["scheme"], CHANNEL);
+            assert_eq!(body["paymentRequirements"], body["paymentPayload"]["accepted"]);
+        }
+        shop.close().await;
+    }
 }
