@@ -297,7 +297,9 @@ impl Api {
             self.is_ready(purchase).await.map_err(IntoResponse::into_response)?;
             purchase.quote().await.map_err(|e| Problem::from(e).into_response())?;
         }
-        self.can_settle(&settlement, &terms)?;
+        if is_relays_alone(&settlement) && !self.shared.relay_has_gas() {
+            return Err(self.without_gas(&terms));
+        }
         self.can_pay(&settlement, &terms).await?;
 
         let tariff = self.tariff(terms.tariff, self.gas());
@@ -500,16 +502,7 @@ impl Api {
         embedder.ok_or_else(|| Problem::for_unavail("the embedding engine is still starting", 5))
     }
 
-    /// What only the relay sends is refused while that has no gas, before anything is reserved: nobody would know for a
-    /// while what becomes of it. For a key's EIP-3009 authorisation the operator stands in.
-    fn can_settle(&self, settlement: &Settle, terms: &Terms) -> Result<(), Response> {
-        let is_relays_alone = match settlement {
-            Settle::Permit2(_) => true,
-            Settle::Exact(payment) => !payment.is_signed_by_key,
-        };
-        if is_relays_alone && !self.shared.relay_has_gas() { Err(self.without_gas(terms)) } else { Ok(()) }
-    }
-
+    /// Before anything is reserved: nobody would know for a while what becomes of it.
     fn without_gas(&self, terms: &Terms) -> Response {
         let message = "only the agent's relay can settle this, and it has no gas now; nothing was taken: try again, pay \
                        by a key's EIP-3009 authorisation, or from what lies in a channel";
@@ -680,6 +673,14 @@ impl Api {
         );
         let receipt = receipt.ok().flatten().and_then(|kept| serde_json::from_str(&kept.json).ok());
         Problem::for_conflict("answer_not_kept", message).with("receipt", receipt).into_response()
+    }
+}
+
+/// What no key but the relay's sends. For a key's EIP-3009 authorisation the operator stands in.
+fn is_relays_alone(settlement: &Settle) -> bool {
+    match settlement {
+        Settle::Permit2(_) => true,
+        Settle::Exact(payment) => !payment.is_signed_by_key,
     }
 }
 
