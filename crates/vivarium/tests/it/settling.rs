@@ -60,8 +60,8 @@ fn payments_are_settled_after_they_were_served_and_by_anothers_facilitator() {
     assert_eq!(moved, sales.sum);
     dust_is_refused(&world, &town, &customer);
     one_proxy_a_key(&world);
-    streamed_on_a_channel(&world, &town, &mut sales);
-    by_python(&mut world, &town, &mut sales);
+    ts_rs_rs_batch_settlement_streamed(&world, &town, &mut sales);
+    py_rs_rs_exact(&mut world, &town, &mut sales);
     balanced(&mut world, agent["url"].as_str().expect("a URL"), sales.sum);
     hung_up(&mut world, &town);
     anothers_facilitator(&mut world, &town, &customer);
@@ -196,9 +196,9 @@ fn nothing_is_made_for_nothing(world: &World, town: &Town) {
     assert_eq!(generations(&url), begun, "the engine worked for nothing");
 }
 
-/// Ten thousand streamed calls of the official client on one channel, by `--deep`; here some: what was charged, the
-/// receipts, and the money that the chain moved are one sum.
-fn streamed_on_a_channel(world: &World, town: &Town, sales: &mut Sales) {
+/// One channel, 10,007 calls with `VIVARIUM_DEEP=1`, else 47: what was charged, the signed receipts, the node's ledger and
+/// the money that the chain moved are one sum, and no receipt is missing.
+fn ts_rs_rs_batch_settlement_streamed(world: &World, town: &Town, sales: &mut Sales) {
     let (calls, url) = (if std::env::var_os("VIVARIUM_DEEP").is_some() { 10_007 } else { 47 }, url_of(world));
     let paid_out = || town.paid(BATCH_SETTLEMENT, town.treasury).iter().map(|paid| paid.amount).sum::<u128>();
     let before = paid_out();
@@ -237,8 +237,8 @@ fn streamed_on_a_channel(world: &World, town: &Town, sales: &mut Sales) {
     sales.sum += charged;
 }
 
-/// The official Python client, by `exact`, plain and streamed.
-fn by_python(world: &mut World, town: &Town, sales: &mut Sales) {
+/// Plain and streamed; from the second call on settled after it was served.
+fn py_rs_rs_exact(world: &mut World, town: &Town, sales: &mut Sales) {
     let python = project().join(".vivarium/python/bin/python");
     assert!(python.is_file(), ".vivarium/python is missing: `cargo xtask setup` makes it");
     let payer = town.stranger("writes Python");
