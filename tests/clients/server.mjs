@@ -1,4 +1,5 @@
-// A seller: the official Express middleware, unmodified, selling one thing by scheme `exact` (or `upto`: half of it).
+// A seller: the official Express middleware, unmodified, selling one thing by scheme `exact` (or `upto`: half of it), as
+// a stream to whoever asks with `stream`.
 //
 //   node server.mjs PAY_TO ASSET CHAIN_ID AMOUNT [FACILITATOR_URL [exact|upto]]
 //
@@ -62,6 +63,12 @@ app.use(paymentMiddleware({ 'POST /v1/infer': route, 'POST /v1/chat/completions'
 app.post(['/v1/infer', '/v1/chat/completions'], (request, response) => {
   // `upto`: half of what was permitted.
   if (scheme === 'upto') setSettlementOverrides(response, { amount: String(BigInt(amount) / 2n) });
+  if (request.body.stream) {
+    response.type('text/event-stream');
+    response.write('data: {"ok":true}\n\n');
+    response.end('data: [DONE]\n\n');
+    return;
+  }
   response.json({ ok: true, echo: request.body });
 });
 const listener = app.listen(0, '127.0.0.1', () => {

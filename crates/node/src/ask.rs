@@ -14,6 +14,7 @@ use economy::{Input, Owed, Usdc};
 use journal::crash_point;
 use pay::book::channels::{CallService, RefundAsk};
 use pay::book::{AbortWhy, BookInput, Decision, Delivery, LimitReached, RequestId, Reservation, Service, Timing};
+use pay::facilitator::api::Asked;
 use pay::facilitator::remote::Remote;
 use pay::risk::{Circumstances, Held, Hold, When};
 use pay::scheme::channel::{ChannelConfig, ChannelId, ChannelState, Deposit};
@@ -31,8 +32,8 @@ pub enum Ask {
     Reserve { want: Box<Want>, taken: oneshot::Sender<()>, reply: oneshot::Sender<Reserved> },
     /// A verified voucher wants to be served; `taken` is the same.
     ReserveCall { want: Box<CallWant>, taken: oneshot::Sender<()>, reply: oneshot::Sender<CallAnswer> },
-    /// A deposit that was simulated goes into its channel first.
-    PutIn { channel: ChannelId, deposit: Deposit, reply: oneshot::Sender<Moved> },
+    /// A deposit that was simulated goes into its channel first. `another`: what another's facilitator is asked.
+    PutIn { channel: ChannelId, deposit: Deposit, another: Option<Box<Asked>>, reply: oneshot::Sender<Moved> },
     /// A payer wants back what is not charged.
     GiveBack {
         ask: RefundAsk,
@@ -145,7 +146,7 @@ impl Node {
         match ask {
             Ask::Reserve { want, taken, reply } => self.reserve(*want, taken, reply),
             Ask::ReserveCall { want, taken, reply } => self.reserve_call(*want, taken, reply),
-            Ask::PutIn { channel, deposit, reply } => self.put_in(channel, deposit, reply),
+            Ask::PutIn { channel, deposit, another, reply } => self.put_in(channel, deposit, another, reply),
             Ask::GiveBack { ask, seen, reply } => self.give_back(ask, seen, reply),
             Ask::Found { payer, nonce, paid } => match paid {
                 Settlement::Paid { amount, tx, block, recorded } => self.book(BookInput::Settled {

@@ -8,6 +8,7 @@ use crate::ask::Guard;
 use crate::context::Context;
 use crate::contract_payers;
 use crate::error::Result;
+use crate::external;
 use crate::main_loop::{Event, Node};
 use crate::state::Recorded;
 use alloy::eips::BlockId;
@@ -25,6 +26,7 @@ use pay::book::channels::{
     CallReservation, Channel, ChannelAsk, ChannelDecision, ChannelInput, ChannelOutput, ClaimPolicy, RefundAsk,
 };
 use pay::book::{BookInput, Decision, LimitReached, RequestId};
+use pay::facilitator::api::Asked;
 use pay::scheme::channel::facilitator;
 use pay::scheme::channel::{BATCH_SETTLEMENT, ChannelConfig, ChannelId, ChannelState, ClaimRow, Deposit, HeldVoucher};
 use std::sync::Arc;
@@ -233,8 +235,15 @@ impl Node {
         self.channel_gas.allows(payer, charged, Usdc(self.cx.manifest.settlement_uusdc), self.now())
     }
 
-    /// A deposit that was simulated: sent once its record is durable. Answered when it is in, or can never be.
-    pub(crate) fn put_in(&mut self, channel: ChannelId, deposit: Deposit, reply: oneshot::Sender<Moved>) -> Result<()> {
+    /// A deposit that was simulated: sent once its record is durable, by another's facilitator where there is one. Answered
+    /// when it is in, or can never be.
+    pub(crate) fn put_in(
+        &mut self,
+        channel: ChannelId,
+        deposit: Deposit,
+        another: Option<Box<Asked>>,
+        reply: oneshot::Sender<Moved>,
+    ) -> Result<()> {
         let now = self.now();
         self.channel_waiters.entry(channel).or_default().push(reply);
         let Some(live) = self.live.as_mut().filter(|live| !live.sealed) else { return Ok(()) };
@@ -243,6 +252,9 @@ impl Node {
         }
         if let Some(known) = live.state.book.channels().channel(&channel) {
             self.channel_gas.count(known.config.payer, now);
+        }
+        if let Some(another) = another {
+            self.asked_another.insert(channel, another);
         }
         let asked = ChannelInput::DepositAsked { channel, deposit, at: now };
         live.record(now, &Recorded::Book(BookInput::Channel(asked))).map(|_| ())
@@ -310,6 +322,7 @@ impl Node {
 
     fn send_deposit(&mut self, channel: ChannelId) -> Result<()> {
         let poor = self.relay_is_poor();
+        let another = self.asked_another.remove(&channel);
         let Some(live) = &self.live else { return Ok(()) };
         let Some(known) = live.state.book.channels().channel(&channel) else { return Ok(()) };
         let Some(open) = &known.deposit else { return Ok(()) };
@@ -317,6 +330,16 @@ impl Node {
         let before = known.chain.balance;
         let cx = self.cx.clone();
         tokio::spawn(async move {
+            let (wanted, key) = (before.saturating_add(deposit.amount), deposit.key(&channel));
+            let by_another = match (&cx.depositor, &another) {
+                (Some(remote), Some(asked)) => external::deposit(&cx, remote, asked, &channel, wanted).await,
+                _ => None,
+            };
+            if let Some((state, tx)) = by_another {
+                let end = Some(ChannelInput::DepositDone { channel, key });
+                let moved = Some((deposit.amount, tx));
+                return cx.tell(ReadBack { seen: vec![(channel, config, state)], end, moved }.event()).await;
+            }
             let sent = match contract_payers::deposit(&cx, &config, &deposit).await {
                 Ok(made) => match made.send(&cx, poor, || crash_point!("pay.deposit_sent")).await {
                     Ok(sent) => Some(sent),
@@ -339,10 +362,8 @@ impl Node {
             };
             // Whatever the sender says, the channel's balance decides: somebody else may have sent it, too.
             let state = read_since(&cx, &channel, sent.as_ref().map_or(0, done_in)).await;
-            let done =
-                matches!(sent, Some(Sent::Done { .. })) || state.balance >= before.saturating_add(deposit.amount);
+            let done = matches!(sent, Some(Sent::Done { .. })) || state.balance >= wanted;
             let moved = done.then_some((deposit.amount, tx));
-            let key = deposit.key(&channel);
             let end = if done {
                 ChannelInput::DepositDone { channel, key }
             } else {

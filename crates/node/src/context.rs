@@ -49,6 +49,8 @@ pub struct Context {
     pub contract_attempts: contract_payers::Attempts,
     /// Another's facilitator, where the manifest names one.
     pub facilitator: Option<Remote>,
+    /// The same, asked for deposits. Its health is told apart: one that knows no channels settles `exact` all the same.
+    pub depositor: Option<Remote>,
     /// Other agents whose answers are sold here, and the purse that pays them.
     pub suppliers: Suppliers,
     pub store: store::client::StoreClient,
@@ -124,6 +126,7 @@ pub fn for_tests(rpc_url: &str, dir: &std::path::Path) -> (Context, mpsc::Receiv
         relay,
         contract_attempts: contract_payers::Attempts::default(),
         facilitator: None,
+        depositor: None,
         suppliers: Suppliers::none(),
         store: store::client::StoreClient::new(http.clone(), config.store_urls.clone()),
         http,

@@ -148,7 +148,8 @@ pub async fn run(config: NodeConfig, stop: impl Future<Output = ()> + Send + 'st
         rows_max: BATCH_ROWS_MAX,
     };
     let batches = Batches::start(chain.clone(), relay.clone(), Ether::Feed(birth.options.gas.oracle), policy);
-    let facilitator = manifest.payments.facilitator_url.as_deref().map(|url| Remote::new(url, &http));
+    let another = || manifest.payments.facilitator_url.as_deref().map(|url| Remote::new(url, &http));
+    let (facilitator, depositor) = (another(), another());
     let shared = Arc::new(Shared::default());
     let purse = patiently("the treasury", || treasury.standing()).await?.purse;
     let suppliers = Suppliers::open(
@@ -179,6 +180,7 @@ pub async fn run(config: NodeConfig, stop: impl Future<Output = ()> + Send + 'st
         batches,
         contract_attempts: contract_payers::Attempts::default(),
         facilitator,
+        depositor,
         suppliers,
         store,
         http,

@@ -21,6 +21,7 @@ use crate::watch::News;
 use crate::{act, genesis, money_events};
 use economy::{Input, OutputId};
 use net::chain_of;
+use pay::facilitator::api::Asked;
 use pay::scheme::channel::ChannelId;
 use pay::{BookInput, RequestId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -164,6 +165,8 @@ pub struct Node {
     pub(crate) settled_after: BTreeSet<pay::RequestId>,
     /// Who waits for a channel's deposit or refund.
     pub(crate) channel_waiters: BTreeMap<ChannelId, Vec<oneshot::Sender<Moved>>>,
+    /// Deposits that another's facilitator will be asked to put in. A restart forgets them: then the relay does it.
+    pub(crate) asked_another: BTreeMap<ChannelId, Box<Asked>>,
     /// Transactions for payers' channels.
     pub(crate) channel_gas: PayerGas,
     /// Payments by `exact` that their payers hung up on before anything was delivered: two transactions for nothing.
@@ -219,6 +222,7 @@ impl Node {
             settled_waiters: BTreeMap::new(),
             settled_after: BTreeSet::new(),
             channel_waiters: BTreeMap::new(),
+            asked_another: BTreeMap::new(),
             channel_gas: PayerGas::default(),
             hung_up: PayerGas::default(),
             relay_asked_ms: 0,
@@ -306,7 +310,7 @@ impl Node {
 
     /// Has the journal's thread say what is durable. It must never wait for this loop, so it writes into a watch
     /// (the last word is the one that counts) and a task carries that over.
-    fn on_durable_callback(&self) -> journal::OnDurable {
+    pub(crate) fn on_durable_callback(&self) -> journal::OnDurable {
         let (say, mut heard) = watch::channel(None);
         let cx = self.cx.clone();
         tokio::spawn(async move {
@@ -742,7 +746,7 @@ impl Node {
 
     // ---- the disk ----
 
-    fn on_durable(&mut self, lsn: u64) -> Result<()> {
+    pub(crate) fn on_durable(&mut self, lsn: u64) -> Result<()> {
         let Some(live) = &mut self.live else { return Ok(()) };
         live.durable = live.durable.max(lsn);
         let _ = self.durable.send(live.durable);

@@ -234,8 +234,8 @@ pub struct Payments {
     /// Factories whose calls the relay sends for payers that do not exist yet (ERC-6492). Empty: none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub factories: Vec<Address>,
-    /// Another's facilitator (x402 `/settle`) for `exact`, once the answer is made. Whatever it says, the chain is asked;
-    /// when it fails the relay settles. None: the relay settles everything.
+    /// Another's facilitator (x402 `/settle`) for `exact`, once the answer is made, and for deposits into channels. Whatever
+    /// it says, the chain is asked; when it fails the relay sends. None: the relay sends everything.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub facilitator_url: Option<String>,
     /// Most that may be open at once, micro-USDC, for `exact` payments to be settled *after* they were served, in batches:

@@ -22,6 +22,7 @@ use journal::crash_point;
 use net::chain_of;
 use pay::book::channels::{CallService, ChannelInput};
 use pay::book::{BookInput, BookOutput, Payment, RequestId, Service, Timing, UnpaidWhy};
+use pay::receipt::PaidBy;
 use pay::receipt::refund::RefundNote;
 use pay::risk::is_under;
 use pay::scheme::upto::{Permit2Payment, Proxy};
@@ -285,7 +286,7 @@ impl Node {
             epoch,
             request,
             payer: Address::from(entry.reservation.settlement.payer()),
-            nonce: entry.reservation.settlement.nonce(),
+            paid_by: PaidBy::Authorization { nonce: entry.reservation.settlement.nonce(), transaction: *tx },
             model: sold.model,
             prompt: entry.reservation.body_digest,
             output: delivery.output_digest,
@@ -294,13 +295,12 @@ impl Node {
             completion_tokens: delivery.completion_tokens,
             embedding_tokens: sold.embedding_tokens,
             amount: *amount,
-            transaction: *tx,
             issued_at: now,
         };
         self.sign(receipt)
     }
 
-    /// Of a call on a channel: its nonce is the channel's id, and no transaction is its own.
+    /// Of a call on a channel: no transaction is its own.
     pub(crate) fn sign_call_receipt(&mut self, request: RequestId) -> Result<()> {
         let now = self.now();
         let epoch = self.news.as_ref().map_or(0, |n| n.state.epoch);
@@ -317,7 +317,7 @@ impl Node {
             epoch,
             request,
             payer: Address::from(channel.config.payer),
-            nonce: call.reservation.channel.0,
+            paid_by: PaidBy::Voucher { channel: call.reservation.channel.0, charged: delivery.cumulative },
             model: sold.model,
             prompt: call.reservation.body_digest,
             output: delivery.output_digest,
@@ -326,7 +326,6 @@ impl Node {
             completion_tokens: delivery.completion_tokens,
             embedding_tokens: sold.embedding_tokens,
             amount: call.charged(),
-            transaction: [0; 32],
             issued_at: now,
         };
         self.sign(receipt)

@@ -175,6 +175,11 @@ impl Shared {
         self.now.load(Ordering::SeqCst)
     }
 
+    #[cfg(test)]
+    pub(crate) fn set_now(&self, now: u64) {
+        self.now.store(now, Ordering::SeqCst);
+    }
+
     pub fn engine(&self) -> Option<Engine> {
         self.engine.borrow().clone()
     }

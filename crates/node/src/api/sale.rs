@@ -61,6 +61,8 @@ const TWIN_PATIENCE: Duration = Duration::from_secs(60);
 const WRITING_PATIENCE: Duration = Duration::from_secs(2);
 /// `Retry-After` of a 429.
 const LATER_SECS: u32 = 2;
+/// `Retry-After` where the relay's gas is missing: a few blocks, in which the treasury fuels it. A guess.
+const GAS_LATER_SECS: u32 = 10;
 /// Between two looks at what became of the first one.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -295,6 +297,9 @@ impl Api {
             self.is_ready(purchase).await.map_err(IntoResponse::into_response)?;
             purchase.quote().await.map_err(|e| Problem::from(e).into_response())?;
         }
+        if is_relays_alone(&settlement) && !self.shared.relay_has_gas() {
+            return Err(self.without_gas(&terms));
+        }
         self.can_pay(&settlement, &terms).await?;
 
         let tariff = self.tariff(terms.tariff, self.gas());
@@ -336,25 +341,33 @@ impl Api {
     /// Takes the payment out of the headers and verifies it, or says what this costs.
     fn accepted(&self, headers: &HeaderMap, terms: &Terms) -> Result<Taken, Box<Response>> {
         let domain = &self.channels.domain;
-        let found =
-            self.with_offers(terms, |offers| self.seller.accept_any(headers, offers, domain, self.shared.now()));
+        // What was offered with gas may come without: then it is verified, and hears what is missing.
+        let found = self.with_ways(terms, self.takes_permit2(terms), |offers| {
+            self.seller.accept_any(headers, offers, domain, self.shared.now())
+        });
         found.map_err(|challenge| {
             if challenge.refusal.reason == Reason::PaymentRequired {
                 self.shared.quoted(terms.quote_key, terms.price.0);
             } else {
                 self.shared.refuse();
             }
-            Box::new(refused(&challenge))
+            Box::new(self.with_offers(terms, |offers| refused(&self.seller.refuse(offers, challenge.refusal))))
         })
     }
 
-    /// What is offered for an order: channels first where there are any, then what needs a transaction of its own.
+    /// What is offered for an order: channels first where there are any, then what needs a transaction of its own. Only
+    /// the relay may settle by Permit2, and it needs gas for it.
     fn with_offers<T>(&self, terms: &Terms, then: impl FnOnce(&Offers<'_>) -> T) -> T {
+        self.with_ways(terms, self.takes_permit2(terms) && self.shared.relay_has_gas(), then)
+    }
+
+    /// Settled when all is made, it may fail when a supplier has been paid.
+    fn takes_permit2(&self, terms: &Terms) -> bool {
+        terms.engine.is_some() && self.cx.permit2.proxies
+    }
+
+    fn with_ways<T>(&self, terms: &Terms, by_permit2: bool, then: impl FnOnce(&Offers<'_>) -> T) -> T {
         let channel = self.channels.is_open.then_some(ChannelPrice { ceiling: terms.price, carry: terms.price });
-        // Only the relay may settle by Permit2, and it needs gas for it. Settled when all is made, it may fail when a
-        // supplier has been paid.
-        let is_own = terms.engine.is_some();
-        let by_permit2 = is_own && self.cx.permit2.proxies && self.shared.relay_has_gas();
         let prices = prices(channel, terms.price_alone, self.cx.token.has_eip3009, by_permit2);
         then(&Offers {
             prices,
@@ -487,6 +500,16 @@ impl Api {
     pub async fn embedder(&self) -> Result<Embedder, Problem> {
         let embedder = self.shared.embedder_within(ENGINE_START).await;
         embedder.ok_or_else(|| Problem::for_unavail("the embedding engine is still starting", 5))
+    }
+
+    /// Before anything is reserved: nobody would know for a while what becomes of it.
+    fn without_gas(&self, terms: &Terms) -> Response {
+        let message = "only the agent's relay can settle this, and it has no gas now; nothing was taken: try again, pay \
+                       by a key's EIP-3009 authorisation, or from what lies in a channel";
+        let mut response = self.refuse(terms, Refusal::new(Reason::UnexpectedSettleError, message));
+        *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(GAS_LATER_SECS));
+        response
     }
 
     /// One look at the chain before work is done. The settlement is what decides.
@@ -650,6 +673,14 @@ impl Api {
         );
         let receipt = receipt.ok().flatten().and_then(|kept| serde_json::from_str(&kept.json).ok());
         Problem::for_conflict("answer_not_kept", message).with("receipt", receipt).into_response()
+    }
+}
+
+/// What no key but the relay's sends. For a key's EIP-3009 authorisation the operator stands in.
+fn is_relays_alone(settlement: &Settle) -> bool {
+    match settlement {
+        Settle::Permit2(_) => true,
+        Settle::Exact(payment) => !payment.is_signed_by_key,
     }
 }
 

@@ -1,5 +1,7 @@
 //! The API of a node that has no engine, with stand-ins for its chain and its main loop.
 
+mod open;
+
 use super::router;
 use crate::answers::Answers;
 use crate::ask::Ask;

@@ -5,7 +5,7 @@ use crate::replicate::{self, PARTS_OF_A_DAY, Waiting};
 use crate::state::{Recorded, State};
 use economy::{Input, Usdc};
 use pay::book::{BookInput, Delivery, Finish, Reservation, Timing};
-use pay::receipt::Receipt;
+use pay::receipt::{PaidBy, Receipt};
 use pay::{RequestId, Settle, SettleExact, TransferMethod};
 use store::Blocks;
 use tempfile::TempDir;
@@ -364,7 +364,7 @@ impl Bench {
             epoch: 1,
             request,
             payer: payer.into(),
-            nonce,
+            paid_by: PaidBy::Authorization { nonce, transaction: hash(8) },
             model: hash(7),
             prompt: hash(4),
             output: hash(6),
@@ -373,7 +373,6 @@ impl Bench {
             completion_tokens: 200,
             embedding_tokens: 0,
             amount,
-            transaction: hash(8),
             issued_at: self.now,
         };
         let json = pay::receipt::SignedReceipt { receipt, signature: [9; 65] }.to_json();

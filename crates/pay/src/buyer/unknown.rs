@@ -339,7 +339,8 @@ impl Buyer {
 
 fn is_for(receipt: &SignedReceipt, authorization: &Authorization) -> bool {
     let receipt = &receipt.receipt;
-    (receipt.agent, receipt.payer, receipt.nonce) == (authorization.pay_to, authorization.payer, authorization.nonce.0)
+    let name = receipt.paid_by.name();
+    (receipt.agent, receipt.payer, name) == (authorization.pay_to, authorization.payer, authorization.nonce.0)
 }
 
 fn has_topics(log: &Value, wanted: &[B256]) -> bool {

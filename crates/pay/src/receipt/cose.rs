@@ -4,7 +4,7 @@
 //! protected header in core deterministic CBOR (RFC 8949, section 4.2.1), so that one receipt has one encoding. Crate
 //! `coset` (Google, Apache-2.0) makes and reads the message; the signature is the operator key's, as in the other form.
 
-use super::{Error, Receipt};
+use super::{Error, PaidBy, Receipt, VERSION, neither, unknown};
 use crate::scheme::exact::Hash;
 use crate::{RequestId, Usdc};
 use alloy::consensus::crypto::secp256k1::recover_signer;
@@ -20,14 +20,21 @@ pub const MEDIA_TYPE: &str = "application/cose; cose-type=\"cose-sign1\"";
 const CONTENT: &str = "application/vnd.vivarium.receipt+cbor";
 /// Longest message read, bytes: three times the longest there is.
 const BYTES_MAX: usize = 1_024;
-/// The one field that a receipt need not have.
-const EMBEDDING_TOKENS: u8 = 17;
+/// What paid: one of the two pairs.
+const NONCE: u8 = 6;
+const TRANSACTION: u8 = 13;
+const CHANNEL: u8 = 18;
+const CHANNEL_CHARGED: u8 = 19;
 /// CBOR's tag of an unsigned integer above 64 bits.
 const BIGNUM: u64 = 2;
 
 impl Receipt {
     /// r and s of the COSE form. Deterministic (RFC 6979), low s.
+    ///
+    /// # Errors
+    /// Of a receipt that cannot be true, or when the key does not sign.
     pub fn sign_cose(&self, operator: &PrivateKeySigner) -> Result<[u8; 64], Error> {
+        self.check()?;
         let message = message(self, operator.address(), Vec::new());
         let digest = B256::from_slice(&Sha256::digest(message.tbs_data(&[])));
         let signature = operator.sign_hash_sync(&digest).map_err(|e| Error(format!("cannot sign: {e}")))?;
@@ -110,29 +117,33 @@ fn message(receipt: &Receipt, operator: Address, signature: Vec<u8>) -> CoseSign
 
 /// A map from small integers, in ascending order: the deterministic one.
 fn payload(receipt: &Receipt) -> Vec<u8> {
-    let fields = [
-        Value::from(receipt.version()),
-        Value::Bytes(receipt.agent.to_vec()),
-        Value::from(receipt.chain_id),
-        Value::from(receipt.epoch),
-        Value::Bytes(receipt.request.0.to_vec()),
-        Value::Bytes(receipt.payer.to_vec()),
-        Value::Bytes(receipt.nonce.to_vec()),
-        Value::Bytes(receipt.model.to_vec()),
-        Value::Bytes(receipt.prompt.to_vec()),
-        Value::Bytes(receipt.output.to_vec()),
-        Value::from(receipt.prompt_tokens),
-        Value::from(receipt.completion_tokens),
-        integer(receipt.amount.micro()),
-        Value::Bytes(receipt.transaction.to_vec()),
-        Value::from(receipt.issued_at),
-        Value::from(receipt.cached_tokens),
+    let mut fields = vec![
+        (0, Value::from(VERSION)),
+        (1, Value::Bytes(receipt.agent.to_vec())),
+        (2, Value::from(receipt.chain_id)),
+        (3, Value::from(receipt.epoch)),
+        (4, Value::Bytes(receipt.request.0.to_vec())),
+        (5, Value::Bytes(receipt.payer.to_vec())),
+        (7, Value::Bytes(receipt.model.to_vec())),
+        (8, Value::Bytes(receipt.prompt.to_vec())),
+        (9, Value::Bytes(receipt.output.to_vec())),
+        (10, Value::from(receipt.prompt_tokens)),
+        (11, Value::from(receipt.completion_tokens)),
+        (12, integer(receipt.amount.micro())),
+        (14, Value::from(receipt.issued_at)),
+        (15, Value::from(receipt.cached_tokens)),
+        (17, Value::from(receipt.embedding_tokens)),
     ];
-    let mut map: Vec<(Value, Value)> = (0u8..).map(Value::from).zip(fields).collect();
-    if receipt.embedding_tokens != 0 {
-        map.push((Value::from(EMBEDDING_TOKENS), Value::from(receipt.embedding_tokens)));
-    }
-    let map = Value::Map(map);
+    fields.extend(match &receipt.paid_by {
+        PaidBy::Authorization { nonce, transaction } => {
+            [(NONCE, Value::Bytes(nonce.to_vec())), (TRANSACTION, Value::Bytes(transaction.to_vec()))]
+        }
+        PaidBy::Voucher { channel, charged } => {
+            [(CHANNEL, Value::Bytes(channel.to_vec())), (CHANNEL_CHARGED, integer(charged.micro()))]
+        }
+    });
+    fields.sort_by_key(|(key, _)| *key);
+    let map = Value::Map(fields.into_iter().map(|(key, value)| (Value::from(key), value)).collect());
     let mut bytes = Vec::new();
     coset::cbor::into_writer(&map, &mut bytes).expect("encoding into memory does not fail");
     bytes
@@ -164,27 +175,39 @@ fn read(payload: &[u8]) -> Result<Receipt, Error> {
     let long = |key, name| -> Result<u64, Error> {
         number(key, name)?.try_into().map_err(|_| Error(format!("`{name}` is too large")))
     };
-    let has_vectors = fields.iter().any(|(key, _)| *key == Value::from(EMBEDDING_TOKENS));
-    let embedding_tokens = if has_vectors { short(EMBEDDING_TOKENS, "embedding_tokens")? } else { 0 };
+    let version = number(0, "version")?;
+    if version != u128::from(VERSION) {
+        return Err(unknown(version));
+    }
+    let has = |wanted: u8| fields.iter().any(|(key, _)| *key == Value::from(wanted));
+    let paid_by = match [NONCE, TRANSACTION, CHANNEL, CHANNEL_CHARGED].map(has) {
+        [true, true, false, false] => {
+            PaidBy::Authorization { nonce: hash(NONCE, "nonce")?, transaction: hash(TRANSACTION, "transaction")? }
+        }
+        [false, false, true, true] => {
+            let charged = Usdc(number(CHANNEL_CHARGED, "channel_charged")?);
+            PaidBy::Voucher { channel: hash(CHANNEL, "channel")?, charged }
+        }
+        _ => return Err(neither()),
+    };
     let receipt = Receipt {
         agent: bytes_of("agent", field(1, "agent")?).map(Address::from)?,
         chain_id: long(2, "chain_id")?,
         epoch: long(3, "epoch")?,
         request: bytes_of("request", field(4, "request")?).map(RequestId)?,
         payer: bytes_of("payer", field(5, "payer")?).map(Address::from)?,
-        nonce: hash(6, "nonce")?,
+        paid_by,
         model: hash(7, "model")?,
         prompt: hash(8, "prompt")?,
         output: hash(9, "output")?,
         prompt_tokens: short(10, "prompt_tokens")?,
         completion_tokens: short(11, "completion_tokens")?,
         amount: Usdc(number(12, "amount")?),
-        transaction: hash(13, "transaction")?,
         issued_at: long(14, "issued_at")?,
         cached_tokens: short(15, "cached_tokens")?,
-        embedding_tokens,
+        embedding_tokens: short(17, "embedding_tokens")?,
     };
-    receipt.is_of_version(number(0, "version")?)?;
+    receipt.check()?;
     Ok(receipt)
 }
 
@@ -210,32 +233,49 @@ fn fixed<const N: usize>(name: &str, bytes: &[u8]) -> Result<[u8; N], Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{embedded, receipt};
+    use super::super::tests::{on_channel, receipt};
     use super::*;
     use alloy::primitives::keccak256;
 
-    /// The receipt of the tests, signed by PyPI `cwt` 3.3.0 with its own encoder.
-    const BY_CWT: &str = "d2845842a301382e0378256170706c69636174696f6e2f766e642e766976617269756d2e726563656970742b63626f720454bc32b0fcdb9b55f5ece07ba7f8059ba42d331f4ca0590107b000020154aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa02197a6903030450070707070707070707070707070707070554bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb06582001010101010101010101010101010101010101010101010101010101010101010758200202020202020202020202020202020202020202020202020202020202020202085820030303030303030303030303030303030303030303030303030303030303030309582004040404040404040404040404040404040404040404040404040404040404040a0c0b18400c1904d20d582005050505050505050505050505050505050505050505050505050505050505050e1a6b0471100f0858403f98409da9e772a331380674247398cfab2f3e127bc7121efda1ec5869560f7b5c7da4840f51948b1161a888eac16601d27bbc9935acb776a1f30848ca5dac53";
+    /// The receipts of the tests, signed by PyPI `cwt` 3.3.0 with its own encoder.
+    const BY_CWT: [&str; 2] = [
+        "d2845842a301382e0378256170706c69636174696f6e2f766e642e766976617269756d2e726563656970742b63626f720454bc32b0fcdb9b55f5ece07ba7f8059ba42d331f4ca0590109b100040154aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa02197a6903030450070707070707070707070707070707070554bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb06582001010101010101010101010101010101010101010101010101010101010101010758200202020202020202020202020202020202020202020202020202020202020202085820030303030303030303030303030303030303030303030303030303030303030309582004040404040404040404040404040404040404040404040404040404040404040a0c0b18400c1904d20d582005050505050505050505050505050505050505050505050505050505050505050e1a6b0471100f08110058409897d889021f98d2c664013766833516b77ead36acf8967b6b0d63f4e6a1bfdf1cd5502a5f5a85bb0665d958d0f2ccea5bba2eed02324d95470274bd193d98b2",
+        "d2845842a301382e0378256170706c69636174696f6e2f766e642e766976617269756d2e726563656970742b63626f720454bc32b0fcdb9b55f5ece07ba7f8059ba42d331f4ca058eab100040154aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa02197a6903030450070707070707070707070707070707070554bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb0758200202020202020202020202020202020202020202020202020202020202020202085820030303030303030303030303030303030303030303030303030303030303030309582004040404040404040404040404040404040404040404040404040404040404040a0c0b18400c1904d20e1a6b0471100f08110012582006060606060606060606060606060606060606060606060606060606060606061319162e58404602a54dd79e3cc7a5c8b5ca62e0bbf006ef08a7799ac9ff6058f76e06db37be12f90207e39eed172ced7dd03c5892387acb7959aefcf0a6434e5f4edbfd5797",
+    ];
 
     fn operator() -> PrivateKeySigner {
         PrivateKeySigner::from_bytes(&keccak256(b"operator")).unwrap()
     }
 
+    fn made(receipt: Receipt) -> CoseReceipt {
+        let signature = receipt.sign_cose(&operator()).unwrap();
+        CoseReceipt { receipt, operator: operator().address(), signature }
+    }
+
     fn ours() -> CoseReceipt {
-        let signature = receipt().sign_cose(&operator()).unwrap();
-        CoseReceipt { receipt: receipt(), operator: operator().address(), signature }
+        made(receipt())
     }
 
     #[test]
-    fn another_implementations_message_is_read_and_ours_differs_only_in_the_signature() {
-        let theirs = CoseReceipt::from_bytes(&hex::decode(BY_CWT).unwrap()).unwrap();
-        assert_eq!((&theirs.receipt, theirs.operator), (&receipt(), operator().address()));
-        let (theirs, ours) = (hex::decode(BY_CWT).unwrap(), ours().to_bytes());
-        let signed = theirs.len() - 64;
-        assert_eq!(theirs[..signed], ours[..signed]);
-        // `cwt` 3.3.0 takes these bytes (seen on 2026-11-28).
-        expect_test::expect!["9196780e9b93103ca2ccfdc1e95abb8bb9b73bf9ae2325be54f232393f83e10e54335213604c5f9ec91187a675d6ceddd5e3ad2ab564c8088ef4048007683980"]
-            .assert_eq(&hex::encode(&ours[signed..]));
+    fn another_implementations_messages_are_read_and_ours_differ_only_in_the_signature() {
+        // `cwt` 3.3.0 takes these bytes (seen on 2026-11-29).
+        let signatures = [
+            expect_test::expect![
+                "a8dac9d919babcfddc3a10b060271514277f9e9ca1d2a209e7bf02bdafee396c335720f96efb43ba77598b1449bb2c9fa642008ee3896df1b12ca97dce8ff5a0"
+            ],
+            expect_test::expect![
+                "68c318606192b2c77e96a21c4b2bb6bbb540231dbd888f7c13b3e7cce7b80da822afbf000866f4faeb4a6ae15545427013e53fde66e0d38fe0eb35ad00de8c42"
+            ],
+        ];
+        for ((theirs, receipt), signature) in BY_CWT.iter().zip([receipt(), on_channel()]).zip(signatures) {
+            let theirs = hex::decode(theirs).unwrap();
+            let read = CoseReceipt::from_bytes(&theirs).unwrap();
+            assert_eq!((&read.receipt, read.operator), (&receipt, operator().address()));
+            let ours = made(receipt).to_bytes();
+            let signed = theirs.len() - 64;
+            assert_eq!(theirs[..signed], ours[..signed]);
+            signature.assert_eq(&hex::encode(&ours[signed..]));
+        }
     }
 
     #[test]
@@ -255,30 +295,32 @@ mod tests {
     }
 
     #[test]
-    fn tokens_of_vectors_are_the_one_field_more() {
-        let made = |receipt: Receipt| {
-            let signature = receipt.sign_cose(&operator()).unwrap();
-            CoseReceipt { receipt, operator: operator().address(), signature }
-        };
-        let message = made(embedded());
+    fn a_call_on_a_channel_names_that_and_no_nonce() {
+        let message = made(on_channel());
         let bytes = message.to_bytes();
         assert_eq!(CoseReceipt::from_bytes(&bytes), Ok(message));
-        // Key 17 takes one byte, 24 two; everything else is as long as it was.
-        let answer = made(Receipt { embedding_tokens: 0, ..embedded() }).to_bytes();
-        assert_eq!(bytes.len(), answer.len() + 3);
         for at in 0..bytes.len() {
             let mut altered = bytes.clone();
             altered[at] ^= 1;
             assert!(CoseReceipt::from_bytes(&altered).is_err(), "byte {at}");
         }
+        // Its operator's own lie is no receipt either.
+        let lie = Receipt { amount: Usdc(5679), ..on_channel() };
+        let unsigned = super::message(&lie, operator().address(), Vec::new());
+        let digest = B256::from_slice(&Sha256::digest(unsigned.tbs_data(&[])));
+        let mut signature = [0; 64];
+        signature.copy_from_slice(&operator().sign_hash_sync(&digest).unwrap().as_bytes()[..64]);
+        let told = CoseReceipt { receipt: lie, operator: operator().address(), signature };
+        assert_eq!(told.check(), Ok(()));
+        assert!(CoseReceipt::from_bytes(&told.to_bytes()).is_err());
     }
 
     #[test]
     fn amounts_above_64_bits_are_bignums() {
         for micro in [0, u128::from(u64::MAX), u128::from(u64::MAX) + 1, u128::MAX] {
-            let receipt = Receipt { amount: Usdc(micro), ..receipt() };
-            let signature = receipt.sign_cose(&operator()).unwrap();
-            let message = CoseReceipt { receipt, operator: operator().address(), signature };
+            let paid_by = PaidBy::Voucher { channel: [6; 32], charged: Usdc(u128::MAX) };
+            let receipt = Receipt { amount: Usdc(micro), paid_by, ..receipt() };
+            let message = made(receipt);
             assert_eq!(CoseReceipt::from_bytes(&message.to_bytes()), Ok(message));
         }
     }

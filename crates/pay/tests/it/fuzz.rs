@@ -9,6 +9,7 @@ use alloy::signers::{SignerSync, local::PrivateKeySigner};
 use changes::Chance;
 use http::{HeaderMap, HeaderValue};
 use pay::facilitator::api::{Asked, Desk};
+use pay::receipt::PaidBy;
 use pay::receipt::cose::CoseReceipt;
 use pay::scheme::channel::{COLLECTOR_PERMIT2, ChannelDomain, ChannelId, server as channel};
 use pay::scheme::exact::{Domain, EXACT, client as exact_client, server as exact};
@@ -372,7 +373,7 @@ fn strangers_receipts_are_those_that_were_signed() {
         epoch: 3,
         request: RequestId([7; 16]),
         payer: Address::repeat_byte(0xbb),
-        nonce: [1; 32],
+        paid_by: PaidBy::Authorization { nonce: [1; 32], transaction: [5; 32] },
         model: [2; 32],
         prompt: [3; 32],
         output: [4; 32],
@@ -381,7 +382,6 @@ fn strangers_receipts_are_those_that_were_signed() {
         completion_tokens: 24,
         embedding_tokens: 0,
         amount: Usdc(1_234),
-        transaction: [5; 32],
         issued_at: NOW,
     };
     let of_vectors = Receipt {
@@ -392,7 +392,9 @@ fn strangers_receipts_are_those_that_were_signed() {
         amount: Usdc(u128::MAX),
         ..receipt.clone()
     };
-    let seeds = [receipt, of_vectors].map(|receipt| {
+    let paid_by = PaidBy::Voucher { channel: [6; 32], charged: Usdc(u128::from(u64::MAX) + 1) };
+    let on_channel = Receipt { paid_by, ..receipt.clone() };
+    let seeds = [receipt, of_vectors, on_channel].map(|receipt| {
         let signature = receipt.sign_cose(&operator).unwrap();
         CoseReceipt { receipt, operator: operator.address(), signature }.to_bytes()
     });

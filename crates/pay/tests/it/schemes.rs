@@ -19,7 +19,7 @@ pub fn clients() -> PathBuf {
     clients
 }
 
-fn payer() -> PrivateKeySigner {
+pub fn payer() -> PrivateKeySigner {
     PrivateKeySigner::from_bytes(&alloy::primitives::keccak256(b"a customer")).unwrap()
 }
 

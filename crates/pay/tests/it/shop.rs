@@ -10,6 +10,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use pay::book::{AbortWhy, Ask, Delivery, Finish, Limits, Reservation, Timing};
+use pay::receipt::PaidBy;
 use pay::seller::{FRESH_ANSWER, Quote};
 use pay::wire::{PAYMENT_SIGNATURE, PaymentPayload, Resource};
 use pay::{
@@ -165,7 +166,7 @@ async fn receipt(State(shop): State<Arc<Inner>>, Path(id): Path<String>) -> Resp
         epoch: 1,
         request: entry.reservation.request,
         payer: settlement.payer().into(),
-        nonce: settlement.nonce(),
+        paid_by: PaidBy::Authorization { nonce: settlement.nonce(), transaction: [0; 32] },
         model: [0; 32],
         prompt: entry.reservation.body_digest,
         output: [0; 32],
@@ -174,7 +175,6 @@ async fn receipt(State(shop): State<Arc<Inner>>, Path(id): Path<String>) -> Resp
         completion_tokens: 3,
         embedding_tokens: 0,
         amount: settlement.value(),
-        transaction: [0; 32],
         issued_at: 1,
     };
     receipt.sign(&shelf.operator).unwrap().to_json().into_response()

@@ -1,16 +1,18 @@
-//! The conformance table of docs/reference/payments.md, made from the tests themselves: one row a test that is named by
-//! a triple, its words from the test's comment. `UPDATE_EXPECT=1 cargo test -p pay` writes it.
+//! The conformance table of docs/reference/payments.md, made from the tests themselves: one row a test, or a step of a
+//! world's, that is named by a triple, its words from the comment. `UPDATE_EXPECT=1 cargo test -p pay` writes it.
 
 use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// Each with what stands where its rows say "ours".
-const SOURCES: [(&str, &str); 5] = [
+const SOURCES: [(&str, &str); 7] = [
     (include_str!("conformance.rs"), "the library, without a chain"),
     (include_str!("external.rs"), "the library"),
     (include_str!("schemes.rs"), "the library"),
     (include_str!("wallets.rs"), "the library"),
     (include_str!("../../../vivarium/tests/it/facilitator.rs"), "`vivarium facilitator`"),
+    (include_str!("../../../vivarium/tests/it/life.rs"), "a whole agent"),
+    (include_str!("../../../vivarium/tests/it/settling.rs"), "a whole agent"),
 ];
 /// What is installed for the tests.
 const JAVASCRIPT: &str = include_str!("../../../../tests/clients/package-lock.json");
@@ -43,7 +45,9 @@ fn table() -> String {
         for line in source.lines() {
             if let Some(text) = line.strip_prefix("/// ") {
                 words.push(text);
-            } else if let Some((name, _)) = line.strip_prefix("async fn ").and_then(|rest| rest.split_once('(')) {
+            } else if let Some((name, _)) =
+                line.strip_prefix("async ").unwrap_or(line).strip_prefix("fn ").and_then(|rest| rest.split_once('('))
+            {
                 let parts: Vec<&str> = name.splitn(4, '_').collect();
                 if let [client, server, facilitator, what] = parts[..]
                     && let (Some(client), Some(server), Some(facilitator)) =

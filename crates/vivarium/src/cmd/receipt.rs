@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderValue, Method};
 use pay::receipt::cose::CoseReceipt;
 use pay::receipt::refund::{RefundNote, SignedRefund};
 use pay::receipt::tree::Proof;
-use pay::receipt::{Receipt, SignedReceipt};
+use pay::receipt::{PaidBy, Receipt, SignedReceipt};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -264,10 +264,16 @@ async fn cose(link: &Link, id: &str) -> Result<Vec<u8>> {
 fn show(receipt: &Receipt) {
     println!("receipt     {} (epoch {})", receipt.request, receipt.epoch);
     println!("paid        {} by {}", receipt.amount, receipt.payer);
-    println!(
-        "for         {} prompt tokens, {} of them cached, and {} completion tokens",
-        receipt.prompt_tokens, receipt.cached_tokens, receipt.completion_tokens
-    );
+    if let PaidBy::Voucher { channel, charged } = &receipt.paid_by {
+        println!("channel     {}, charged {charged} in all with this call", B256::from(*channel));
+    }
+    match receipt.embedding_tokens {
+        0 => println!(
+            "for         {} prompt tokens, {} of them cached, and {} completion tokens",
+            receipt.prompt_tokens, receipt.cached_tokens, receipt.completion_tokens
+        ),
+        tokens => println!("for         {tokens} tokens of texts that became vectors"),
+    }
 }
 
 fn write(file: &Path, bytes: &[u8]) -> Result<()> {

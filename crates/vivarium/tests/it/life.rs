@@ -83,9 +83,8 @@ fn by_scheme(world: &mut World, mode: &str, count: u32, scheme: &str, flags: &[&
     })
 }
 
-/// By Permit2: a ceiling of which only what was delivered moves, and an exact price; each in one transaction that the
-/// agent sends. The same question asked a hundred times at once under one name is answered once and paid once.
-fn by_permit2(world: &mut World) {
+/// The same question a hundred times at once under one name: answered once, paid once, and only what was delivered moves.
+fn ts_rs_rs_upto_named(world: &mut World) {
     let asked = by_scheme(world, "plain", 100, "upto", &["--approve", "--named", "--at-once"]);
     let first = &asked[0];
     assert!(first["charged"].as_str().is_some_and(|charged| charged == first["payment"]["amount"]), "{first}");
@@ -96,7 +95,10 @@ fn by_permit2(world: &mut World) {
             "one answer, one charge"
         );
     }
-    // By now it is a payer with a record: the text streams, and its end waits for the settlement.
+}
+
+/// A payer with a record: the text streams, and its end waits for the settlement.
+fn ts_rs_rs_exact_permit2_streamed(world: &mut World) {
     let asked = by_scheme(world, "stream", 1, "exact-permit2", &[]);
     assert_eq!(asked[0]["status"], 200, "{asked:?}");
     assert!(asked[0]["text"].as_str().is_some_and(|text| text.contains("transaction")), "{asked:?}");
@@ -136,7 +138,7 @@ fn vectors_have_their_receipt(world: &mut World, bought: &Value) {
         get_json(&format!("{}/receipts/{request}", w.world()["agent"]["url"].as_str()?))
     });
     let counts = ["version", "prompt_tokens", "completion_tokens"].map(|name| receipt[name].as_u64());
-    assert_eq!(counts, [Some(3), Some(0), Some(0)], "{receipt}");
+    assert_eq!(counts, [Some(4), Some(0), Some(0)], "{receipt}");
     assert!(receipt["embedding_tokens"] == bought["tokens"] && bought["tokens"].as_u64() > Some(4), "{receipt}");
     assert_eq!(receipt["amount_uusdc"], bought["amount"], "{receipt}");
     let manifest = std::fs::read_to_string(world.data_dir().join("manifest.toml")).expect("the manifest");
@@ -242,10 +244,11 @@ fn openai_sdk_after_a_move(world: &mut World, proxy: Proxy) {
     }
 }
 
-/// The official client pays from a smart wallet, is served, and is refused once the wallet takes its word back. A host that
-/// the agent has just moved to offers nothing by Permit2 before its relay has gas, so it is asked until it does.
-fn from_a_smart_wallet(world: &mut World) {
-    // Anybody's: it owns a wallet of its own.
+/// From a smart wallet (`exact` plain and streamed, `upto`, `exact` by Permit2 streamed): served, and refused once the
+/// wallet takes its word back.
+fn ts_rs_rs_exact_and_upto_by_a_contract(world: &mut World) {
+    // A host that the agent has just moved to offers nothing by Permit2 before its relay has gas, so it is asked until it
+    // does. Anybody's: it owns a wallet of its own.
     let owner = format!("0x{}", "5a".repeat(32));
     let simulated = ["invalid_exact_evm_transaction_simulation_failed", "permit2_simulation_failed"];
     for (scheme, mode, refusal) in [
@@ -348,14 +351,8 @@ fn checkpoints_go_on(world: &mut World) {
     world.until("checkpoints go on", |w| (seq(w)? > before + 1).then_some(()));
 }
 
-#[test]
-fn a_whole_life() {
-    let _turn = world::turn();
-    let mut world = World::start(&["--day", "20s", "--lease", "6d", "--seed-usdc", SEED_USDC, "--no-restart"]);
-    world.until("birth", |w| w.file()?["agent"]["url"].as_str().map(str::to_owned));
-    world.until("the agent sells", |w| (w.agent()?["selling"] == true).then_some(()));
-
-    // Money comes in: the official client, whole and streamed.
+/// Plain and streamed; a receipt of it is under a root on chain.
+fn ts_rs_rs_exact(world: &mut World) {
     for mode in ["plain", "stream"] {
         let answers = official_client(&world.world(), mode, 2);
         assert_eq!(answers.len(), 2);
@@ -364,17 +361,45 @@ fn a_whole_life() {
             assert!(!answer["text"].as_str().unwrap_or_default().is_empty(), "the text comes from the model: {answer}");
         }
         if mode == "plain" {
-            a_receipt_is_proved_on_chain(&mut world, answers[0]["x402"]["request"].as_str().expect("a request id"));
+            a_receipt_is_proved_on_chain(world, answers[0]["x402"]["request"].as_str().expect("a request id"));
         }
     }
-    from_a_smart_wallet(&mut world);
-    // And by vouchers: one deposit, then no transaction a call.
+}
+
+/// One deposit, then no transaction a call.
+fn ts_rs_rs_batch_settlement_streamed(world: &World) -> Vec<Value> {
     let calls = on_a_channel(&world.world(), "stream", 3);
     let transactions = calls.iter().filter(|c| c["payment"]["transaction"].as_str().is_some_and(|tx| !tx.is_empty()));
     assert_eq!((calls.len(), transactions.count()), (3, 1), "one deposit: {calls:?}");
+    calls
+}
+
+/// The channel moves with the agent: a client without memory is put right and pays on from what was charged before.
+fn ts_rs_rs_batch_settlement_after_a_takeover(now: &Value, before: &[Value]) -> Vec<Value> {
+    let charged = |calls: &[Value]| -> u128 {
+        let last = &calls.last().expect("a call")["payment"]["extra"]["channelState"]["chargedCumulativeAmount"];
+        last.as_str().and_then(|s| s.parse().ok()).unwrap_or_else(|| panic!("{calls:?}"))
+    };
+    let later = on_a_channel(now, "plain", 2);
+    assert!(charged(&later) > charged(before), "the same channel goes on: {before:?} {later:?}");
+    later
+}
+
+#[test]
+fn a_whole_life() {
+    let _turn = world::turn();
+    let mut world = World::start(&["--day", "20s", "--lease", "6d", "--seed-usdc", SEED_USDC, "--no-restart"]);
+    world.until("birth", |w| w.file()?["agent"]["url"].as_str().map(str::to_owned));
+    world.until("the agent sells", |w| (w.agent()?["selling"] == true).then_some(()));
+
+    // Money comes in.
+    ts_rs_rs_exact(&mut world);
+    ts_rs_rs_exact_and_upto_by_a_contract(&mut world);
+    let calls = ts_rs_rs_batch_settlement_streamed(&world);
     metered_by_class(&mut world);
     let gifts = micro(&world.agent().expect("a status"), "gifts_uusdc");
-    by_permit2(&mut world);
+    ts_rs_rs_upto_named(&mut world);
+    ts_rs_rs_exact_permit2_streamed(&mut world);
     let proxy = Proxy::start(&world, &["--budget", "100/day", "--scheme", "batch-settlement"]);
     openai_sdks_through(&proxy);
     // And from somebody who was told nothing but a number.
@@ -437,14 +462,8 @@ fn a_whole_life() {
     checkpoints_go_on(&mut world);
     assert_eq!(world.steward_pid(gone), None, "nobody started it again");
 
-    // The channel moved along: a client without memory is put right and pays on from what was charged before.
-    let charged = |calls: &[Value]| -> u128 {
-        let last = &calls.last().expect("a call")["payment"]["extra"]["channelState"]["chargedCumulativeAmount"];
-        last.as_str().and_then(|s| s.parse().ok()).unwrap_or_else(|| panic!("{calls:?}"))
-    };
     let now = world.world();
-    let later = on_a_channel(&now, "plain", 2);
-    assert!(charged(&later) > charged(&calls), "the same channel goes on: {calls:?} {later:?}");
+    let later = ts_rs_rs_batch_settlement_after_a_takeover(&now, &calls);
     // More lies in it than was charged, and nobody will ask for that.
     let channel = later.last().expect("a call")["payment"]["extra"]["channelState"]["channelId"].clone();
     let (balance, claimed) = lies_in(&now, &channel);

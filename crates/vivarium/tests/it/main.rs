@@ -9,6 +9,7 @@ mod leaving;
 mod life;
 mod proxy;
 mod rebuild;
+mod receipts;
 mod refusals;
 mod settling;
 mod sim;

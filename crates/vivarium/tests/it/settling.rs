@@ -60,8 +60,8 @@ fn payments_are_settled_after_they_were_served_and_by_anothers_facilitator() {
     assert_eq!(moved, sales.sum);
     dust_is_refused(&world, &town, &customer);
     one_proxy_a_key(&world);
-    streamed_on_a_channel(&world, &town, &mut sales);
-    by_python(&mut world, &town, &mut sales);
+    ts_rs_rs_batch_settlement_streamed(&world, &town, &mut sales);
+    py_rs_rs_exact(&mut world, &town, &mut sales);
     balanced(&mut world, agent["url"].as_str().expect("a URL"), sales.sum);
     hung_up(&mut world, &town);
     anothers_facilitator(&mut world, &town, &customer);
@@ -196,9 +196,9 @@ fn nothing_is_made_for_nothing(world: &World, town: &Town) {
     assert_eq!(generations(&url), begun, "the engine worked for nothing");
 }
 
-/// Ten thousand streamed calls of the official client on one channel, by `--deep`; here some: what was charged, the
-/// receipts, and the money that the chain moved are one sum.
-fn streamed_on_a_channel(world: &World, town: &Town, sales: &mut Sales) {
+/// One channel, 10,007 calls with `VIVARIUM_DEEP=1`, else 47: what was charged, the signed receipts, the node's ledger and
+/// the money that the chain moved are one sum, and no receipt is missing.
+fn ts_rs_rs_batch_settlement_streamed(world: &World, town: &Town, sales: &mut Sales) {
     let (calls, url) = (if std::env::var_os("VIVARIUM_DEEP").is_some() { 10_007 } else { 47 }, url_of(world));
     let paid_out = || town.paid(BATCH_SETTLEMENT, town.treasury).iter().map(|paid| paid.amount).sum::<u128>();
     let before = paid_out();
@@ -209,7 +209,7 @@ fn streamed_on_a_channel(world: &World, town: &Town, sales: &mut Sales) {
     assert!(out.status.success(), "{end} {}", String::from_utf8_lossy(&out.stderr));
     let lines =
         text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap_or_else(|e| panic!("{e} in {line}")));
-    let (mut charged, mut receipts, mut answers) = (0, 0, 0);
+    let (mut charged, mut receipts, mut answers) = (0, Vec::new(), 0);
     for line in lines.filter(|line| line["status"] == 200) {
         let stream = line["text"].as_str().expect("a stream");
         let last = stream.split("\"x402\":").nth(1).unwrap_or_else(|| panic!("no receipt in {stream}"));
@@ -218,17 +218,27 @@ fn streamed_on_a_channel(world: &World, town: &Town, sales: &mut Sales) {
         let number = |value: &Value| value.as_str().and_then(|n| n.parse::<u128>().ok()).expect("a number");
         charged += number(&sold["charged"]);
         let receipt = format!("{url}/receipts/{}", sold["request"].as_str().expect("a request"));
-        receipts += number(&get_json(&receipt).unwrap_or_else(|| panic!("no {receipt}"))["amount_uusdc"]);
+        let receipt = get_json(&receipt).unwrap_or_else(|| panic!("no {receipt}"));
+        receipts.push(["channel_charged_uusdc", "amount_uusdc"].map(|name| number(&receipt[name])));
         answers += 1;
     }
-    assert_eq!((answers, charged), (calls, receipts), "the answers and their receipts");
+    let amounts: u128 = receipts.iter().map(|[_, amount]| amount).sum();
+    assert_eq!((answers, charged), (calls, amounts), "the answers and their receipts");
+    // One channel: each begins where the one before ends, the last says it all.
+    receipts.sort_unstable();
+    let mut until_now = 0;
+    for [in_all, amount] in receipts {
+        assert_eq!(in_all - amount, until_now, "a receipt is missing");
+        until_now = in_all;
+    }
+    assert_eq!(until_now, charged, "the channel's last receipt says all that it was charged");
     // The refund at the end claims first.
     assert_eq!(paid_out() - before, charged, "the receipts and the chain");
     sales.sum += charged;
 }
 
-/// The official Python client, by `exact`, plain and streamed.
-fn by_python(world: &mut World, town: &Town, sales: &mut Sales) {
+/// Plain and streamed; from the second call on settled after it was served.
+fn py_rs_rs_exact(world: &mut World, town: &Town, sales: &mut Sales) {
     let python = project().join(".vivarium/python/bin/python");
     assert!(python.is_file(), ".vivarium/python is missing: `cargo xtask setup` makes it");
     let payer = town.stranger("writes Python");

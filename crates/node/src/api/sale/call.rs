@@ -1,7 +1,7 @@
 //! A sale that is paid by a voucher: put the deposit in if one came along, reserve, serve, charge what was delivered.
 //! Nothing of it waits for the chain but a deposit. Refunds are [`super::refund`]'s.
 
-use super::{Errand, Offers, Order, Paying, Sale, Terms, Wishes, Work, refused};
+use super::{Errand, Offers, Order, Paying, Sale, Terms, Wishes, Work, refused, transfer};
 use crate::api::Api;
 use crate::api::problem::Problem;
 use crate::ask::{Ask, Reserved};
@@ -13,8 +13,10 @@ use crate::shared::InFlight;
 use alloy::primitives::Address;
 use axum::response::{IntoResponse, Response};
 use pay::book::channels::{AskedDeposit, Channel, ChannelAsk};
+use pay::facilitator::api::Asked;
+use pay::scheme::channel::client::deposit_of;
 use pay::scheme::channel::server::{VerifiedVoucher, VoucherKind};
-use pay::scheme::channel::{BATCH_SETTLEMENT, ChannelDomain, Deposit};
+use pay::scheme::channel::{BATCH_SETTLEMENT, CHANNEL, ChannelDomain, Deposit, DepositMethod};
 use pay::seller::offers::ChannelTerms;
 use pay::{Challenge, Reason, Refusal, Usdc};
 use std::time::Duration;
@@ -166,6 +168,9 @@ impl Api {
         if let Some(refusal) = self.lacks_gas_for(paid).await? {
             return Err(self.refuse(terms, refusal));
         }
+        if !deposit.is_signed_by_key && !self.shared.relay_has_gas() {
+            return Err(self.without_gas(terms));
+        }
         if let Err(refusal) = contract_payers::simulate_deposit(&self.cx, &paid.config, &deposit).await {
             // The same deposit may just be going in by an earlier try: then it is waited for.
             let state = channels::try_read(&self.cx, &channel).await.map_err(|e| chain_is_away(&e))?;
@@ -173,8 +178,9 @@ impl Api {
                 return Err(self.refuse(terms, refusal));
             }
         }
+        let another = self.for_another(paid, &deposit, terms);
         let (reply, moved) = oneshot::channel();
-        self.cx.tell(Event::Ask(Box::new(Ask::PutIn { channel, deposit, reply }))).await;
+        self.cx.tell(Event::Ask(Box::new(Ask::PutIn { channel, deposit, another, reply }))).await;
         match tokio::time::timeout(MOVED_WITHIN, moved).await {
             Ok(Ok(Some(moved))) => Ok(Some(moved)),
             Ok(Ok(None)) => Err(self.refuse(terms, Refusal::new(Reason::DepositFailed, "the deposit reverted"))),
@@ -183,6 +189,19 @@ impl Api {
                 Err(Problem::for_unavail(why, 2).into_response())
             }
         }
+    }
+
+    /// What another's facilitator is asked to put in, where the manifest names one: a key's deposit, for which all is
+    /// signed in the payment itself.
+    fn for_another(&self, paid: &VerifiedVoucher, deposit: &Deposit, terms: &Terms) -> Option<Box<Asked>> {
+        let needs_a_permit = matches!(&deposit.method, DepositMethod::Permit2 { permit: Some(_), .. });
+        if self.cx.depositor.is_none() || !deposit.is_signed_by_key || needs_a_permit {
+            return None;
+        }
+        let way = (CHANNEL, transfer(&self.cx));
+        let offer = self.with_offers(terms, |offers| self.seller.requirements_of(way, paid.accepted, offers));
+        let payment = deposit_of(&paid.config, &paid.channel, deposit, &paid.voucher, &offer);
+        Some(Box::new(Asked { payment, requirements: offer }))
     }
 
     /// Why a payer that has had many deposits and refunds for what it bought gets no more of them today.

@@ -1,0 +1,858 @@
+//! The API of a node that sells: its own main loop's answers over a real journal, with STAND-INS for engine and chain.
+//!
+//! What a header may hold, a flood of one request, and a relay without gas, without a world of processes.
+
+use super::served;
+use crate::answers::Answers;
+use crate::api::router;
+use crate::context::{self, Context};
+use crate::fence::boottime_ms;
+use crate::live::Live;
+use crate::main_loop::{Event, Node};
+use crate::memory::KeyRing;
+use crate::permit2::Support;
+use crate::shared::{Engine, Role, Shared};
+use crate::watch::News;
+use ::chain::Head;
+use ::chain::bindings::{State as OnChain, TestUSDC};
+use alloy::primitives::{Address, B256, Bytes, U256, keccak256};
+use alloy::rpc::types::{Block, Transaction};
+use alloy::signers::local::PrivateKeySigner;
+use alloy::sol_types::SolCall;
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::{Json, Router, routing::post};
+use economy::Price;
+use futures::future::join_all;
+use infer::wire::{self, FromEngine, Hello, ToEngine};
+use infer::{ChatTemplate, EngineClient, EngineConfig, Finish};
+use pay::facilitator::remote::Remote;
+use pay::receipt::{PaidBy, SignedReceipt};
+use pay::scheme::channel::facilitator::state_calls;
+use pay::scheme::channel::{
+    BATCH_SETTLEMENT, CHANNEL, COLLECTOR_PERMIT2, ChannelConfig, ChannelDomain, ChannelId, client as channel,
+};
+use pay::scheme::exact::EXACT;
+use pay::scheme::upto::{UPTO, client as permit2_client};
+use pay::seller::identifier::IDEMPOTENCY_KEY;
+use pay::wire::{
+    PAYMENT_REQUIRED, PAYMENT_RESPONSE, PAYMENT_SIGNATURE, PaymentPayload, PaymentRequired, PaymentRequirements,
+    decode_header, encode_header,
+};
+use pay::{Reason, TransferMethod, Usdc};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// Chain seconds.
+const NOW: u64 = 1_800_000_000;
+/// In each channel, and what every account has of the token, micro-USDC.
+const BALANCE: u128 = 1_000_000;
+/// What is bought.
+const ANSWER: [&str; 3] = ["A lease", " is a", " promise."];
+
+/// `nonceBitmap(address,uint256)` of Permit2: which nonces are spent.
+const NONCE_BITMAP: [u8; 4] = [0x4f, 0xe0, 0x2b, 0x44];
+
+/// A node that sells, until [`Shop::close`].
+struct Shop {
+    url: String,
+    cx: Arc<Context>,
+    shared: Arc<Shared>,
+    land: Arc<Land>,
+    node: JoinHandle<()>,
+}
+
+impl Shop {
+    /// Opens it on what lies in `dir`, which is nothing the first time.
+    async fn open(dir: &Path, relay_wei: u64) -> Self {
+        Self::open_with(dir, relay_wei, |_| ()).await
+    }
+
+    async fn open_with(dir: &Path, relay_wei: u64, change: impl FnOnce(&mut Context)) -> Self {
+        let land = Arc::new(Land::default());
+        let rpc_url = land.clone().served().await;
+        let (mut cx, mut heard) = context::for_tests(&rpc_url, dir);
+        cx.permit2 = Support { proxies: true, collector: true };
+        cx.token.has_permit = true;
+        cx.birth.timers.fence = 3_600;
+        change(&mut cx);
+        let cx = Arc::new(cx);
+        let shared = Arc::new(Shared::default());
+        shared.set_role(Role::Active);
+        shared.set_now(NOW);
+        shared.set_engine(engine(dir).await);
+        shared.sell_at(Price {
+            call_uusdc: Usdc(100),
+            call_uusdc_max: Usdc(100_000),
+            mtok_prompt_uusdc: Usdc(1_000_000),
+            mtok_cached_uusdc: Usdc(500_000),
+            mtok_embedding_uusdc: Usdc(70_000),
+            mtok_completion_uusdc: Usdc(10_000_000),
+        });
+
+        let mut node = Node::new(cx.clone(), shared.clone(), watch::channel(None).0);
+        node.role = Role::Active;
+        node.news = Some(Box::new(news(&cx, relay_wei)));
+        node.fence.saw_block(boottime_ms(), 1, NOW);
+        shared.set_relay_has_gas(!node.relay_is_poor());
+        let journal = dir.join("journal");
+        let found = Live::replay(&journal, crate::genesis::for_tests, node.on_durable_callback()).unwrap();
+        let (state, journal) = found.unwrap_or_else(|| {
+            let opened = journal::Journal::open(&journal, journal::Options::default(), node.on_durable_callback());
+            (crate::genesis::for_tests(), opened.unwrap().journal)
+        });
+        let last = journal.next_lsn() - 1;
+        node.live = Some(Live::new(state, journal, last, KeyRing::default(), u128::MAX));
+        let node = tokio::spawn(async move {
+            while let Some(event) = heard.recv().await {
+                match event {
+                    Event::Look(read) => read(&node),
+                    Event::Ask(ask) => node.on_ask(*ask).unwrap(),
+                    Event::Durable(durable) => node.on_durable(durable.unwrap()).unwrap(),
+                    Event::ChannelRead(read) => node.on_channel_read(*read).unwrap(),
+                    Event::Stop => return,
+                    _ => {}
+                }
+            }
+        });
+        let answers = Answers::open(&dir.join("answers")).unwrap();
+        let url = served(router(cx.clone(), shared.clone(), answers)).await;
+        Self { url, cx, shared, land, node }
+    }
+
+    /// The process ends.
+    async fn close(self) {
+        self.cx.tell(Event::Stop).await;
+        self.node.await.unwrap();
+    }
+
+    fn question(&self, text: &str) -> Value {
+        json!({ "model": self.cx.manifest.model.name, "prompt": text, "max_tokens": 8 })
+    }
+
+    /// What it offers for this question.
+    async fn offers(&self, text: &str) -> Vec<PaymentRequirements> {
+        let said = self.asks(text, &[]).await;
+        assert_eq!(said.status, 402, "{}", said.body);
+        said.offers.expect("a header").accepts
+    }
+
+    /// The offer of this scheme, by this method.
+    async fn offer(&self, text: &str, scheme: &str, method: TransferMethod) -> PaymentRequirements {
+        let by_permit2 = |offer: &PaymentRequirements| offer.extra_text("assetTransferMethod") == Some("permit2");
+        let is_it = |offer: &PaymentRequirements| {
+            offer.scheme() == scheme && (scheme == UPTO || by_permit2(offer) == (method == TransferMethod::Permit2))
+        };
+        self.offers(text).await.into_iter().find(is_it).expect("an offer")
+    }
+
+    async fn asks(&self, text: &str, headers: &[(HeaderName, String)]) -> Said {
+        let mut sent = HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
+        for (name, value) in headers {
+            sent.append(name, HeaderValue::from_str(value).unwrap());
+        }
+        let url = format!("{}/v1/completions", self.url);
+        let body = self.question(text).to_string().into();
+        let answer = net::Client::new().send(Method::POST, &url, sent, body).await.unwrap();
+        let status = answer.status;
+        let header = |name: &HeaderName| answer.header(name).map(str::to_owned);
+        let (offers, told, later) =
+            (header(&PAYMENT_REQUIRED), header(&PAYMENT_RESPONSE), header(&header::RETRY_AFTER));
+        let bytes = answer.bytes(1 << 20).await.unwrap().to_vec();
+        Said {
+            status,
+            offers: offers.map(|header| PaymentRequired::from_header(&header).unwrap()),
+            told,
+            later,
+            body: String::from_utf8(bytes).unwrap(),
+        }
+    }
+
+    async fn pays(&self, text: &str, payment: &Value) -> Said {
+        self.asks(text, &[(PAYMENT_SIGNATURE, encode_header(payment))]).await
+    }
+
+    /// Reservations, settled or not, and calls on channels that the book knows.
+    async fn in_the_book(&self) -> (usize, usize) {
+        let (reply, counts) = tokio::sync::oneshot::channel();
+        let look = move |node: &Node| {
+            let book = &node.live.as_ref().unwrap().state.book;
+            reply.send((book.entries().count(), book.channels().calls().count())).unwrap();
+        };
+        self.cx.tell(Event::Look(Box::new(look))).await;
+        counts.await.unwrap()
+    }
+}
+
+/// An answer.
+#[derive(Debug, Clone, PartialEq)]
+struct Said {
+    status: StatusCode,
+    offers: Option<PaymentRequired>,
+    /// PAYMENT-RESPONSE.
+    told: Option<String>,
+    /// Retry-After.
+    later: Option<String>,
+    body: String,
+}
+
+impl Said {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|e| panic!("{e} in {}", self.body))
+    }
+}
+
+/// A block of a chain on which this node is operator.
+fn news(cx: &Context, relay_wei: u64) -> News {
+    let state = OnChain { operator: cx.me(), relay: cx.relay.address(), epoch: 1, ..OnChain::default() };
+    News {
+        head: Head { number: 1, hash: B256::repeat_byte(1), parent: B256::ZERO, timestamp: NOW, base_fee: 1 },
+        state,
+        active: None,
+        standby: None,
+        draining: None,
+        offers: Vec::new(),
+        operator_wei: U256::from(u64::MAX),
+        relay_wei: U256::from(relay_wei),
+        purse: 0,
+        logs: None,
+        signed: BTreeSet::new(),
+    }
+}
+
+/// A STAND-IN for a chain on which every account and every channel holds [`BALANCE`] and every call goes through, but
+/// for what is named here.
+#[derive(Default)]
+struct Land {
+    empty: Mutex<BTreeSet<ChannelId>>,
+    contracts: Mutex<BTreeSet<Address>>,
+    /// What is simulated reverts.
+    refuses: AtomicBool,
+    /// Transactions that somebody was about to send: refused, since what they would do is just being done by others.
+    /// Nothing is empty any more then.
+    about_to_be_sent: AtomicU32,
+    /// Of a channel's deposit that was mined.
+    deposited: Mutex<Option<(B256, ChannelId)>>,
+}
+
+impl Land {
+    async fn served(self: Arc<Self>) -> String {
+        let all = |State(land): State<Arc<Self>>, Json(asked): Json<Value>| async move {
+            Json(match &asked {
+                Value::Array(asked) => asked.iter().map(|asked| land.answer(asked)).collect(),
+                one => land.answer(one),
+            })
+        };
+        served(Router::new().route("/", post(all)).with_state(self)).await
+    }
+
+    fn answer(&self, asked: &Value) -> Value {
+        let result = match asked["method"].as_str() {
+            Some("eth_getBlockByNumber") => serde_json::to_value(Block::<Transaction>::default()).unwrap(),
+            Some("eth_getTransactionCount") => json!("0x0"),
+            Some("eth_estimateGas") => {
+                self.about_to_be_sent.fetch_add(1, Ordering::SeqCst);
+                self.empty.lock().unwrap().clear();
+                return reverted(asked);
+            }
+            Some("eth_getTransactionReceipt") => self.receipt(&asked["params"][0]),
+            Some("eth_getCode") => {
+                let at: Address = asked["params"][0].as_str().unwrap().parse().unwrap();
+                json!(if self.contracts.lock().unwrap().contains(&at) { "0x00" } else { "0x" })
+            }
+            Some("eth_call") => match self.called(&asked["params"][0]) {
+                Some(words) => {
+                    let bytes: Vec<u8> = words.iter().flat_map(|word| U256::from(*word).to_be_bytes::<32>()).collect();
+                    json!(Bytes::from(bytes))
+                }
+                None => return reverted(asked),
+            },
+            _ => Value::Null,
+        };
+        json!({ "jsonrpc": "2.0", "id": asked["id"], "result": result })
+    }
+
+    fn receipt(&self, tx: &Value) -> Value {
+        let deposited = self.deposited.lock().unwrap();
+        let Some((_, id)) = deposited.as_ref().filter(|(mined, _)| json!(mined) == *tx) else { return Value::Null };
+        let (zero, number) = (B256::ZERO, "0x1");
+        let log = json!({
+            "address": BATCH_SETTLEMENT, "topics": [zero, B256::from(id.0)], "data": "0x", "blockHash": zero,
+            "blockNumber": number, "transactionHash": tx, "transactionIndex": "0x0", "logIndex": "0x0", "removed": false,
+        });
+        json!({
+            "type": "0x2", "status": "0x1", "cumulativeGasUsed": "0x1", "gasUsed": "0x1", "effectiveGasPrice": "0x1",
+            "logs": [log], "logsBloom": alloy::primitives::Bloom::ZERO, "transactionHash": tx, "blockHash": zero,
+            "transactionIndex": "0x0", "blockNumber": number, "from": Address::ZERO, "to": BATCH_SETTLEMENT,
+        })
+    }
+
+    /// `None`: it reverts.
+    fn called(&self, call: &Value) -> Option<Vec<u128>> {
+        let data: Bytes = call["input"].as_str().or(call["data"].as_str()).unwrap_or("0x").parse().unwrap();
+        let [channels, pending, nonce] = state_calls(&ChannelId([0; 32]));
+        let selector: [u8; 4] = data.get(..4).unwrap_or_default().try_into().unwrap_or_default();
+        let is = |known: &[u8]| selector == known[..4];
+        if is(&channels) {
+            let id = ChannelId(data[4..36].try_into().unwrap());
+            return Some(vec![if self.empty.lock().unwrap().contains(&id) { 0 } else { BALANCE }, 0]);
+        }
+        if is(&pending) {
+            return Some(vec![0, 0]);
+        }
+        if is(&TestUSDC::balanceOfCall::SELECTOR) || is(&TestUSDC::allowanceCall::SELECTOR) {
+            return Some(vec![BALANCE]);
+        }
+        let is_read = is(&nonce) || is(&NONCE_BITMAP);
+        (is_read || !self.refuses.load(Ordering::SeqCst)).then(|| vec![0])
+    }
+}
+
+fn reverted(asked: &Value) -> Value {
+    let error = json!({ "code": 3, "message": "execution reverted", "data": "0x" });
+    json!({ "jsonrpc": "2.0", "id": asked["id"], "error": error })
+}
+
+/// A STAND-IN for an engine, which says [`ANSWER`] to everything.
+async fn engine(dir: &Path) -> Engine {
+    let socket = dir.join("engine");
+    let _ = std::fs::remove_file(&socket);
+    let listener = UnixListener::bind(&socket).unwrap();
+    tokio::spawn(async move {
+        while let Ok((line, _)) = listener.accept().await {
+            tokio::spawn(says(line));
+        }
+    });
+    let program = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/src/api/tests/engine.sh"));
+    let config = EngineConfig { model: program.clone(), program, socket, threads: 1, ctx: 2_048, slots: 8 };
+    let (client, hello) = EngineClient::spawn(config).await.unwrap();
+    let template = ChatTemplate::new(None, "", "").unwrap();
+    Engine { client, hello: Arc::new(hello), template: Arc::new(template) }
+}
+
+async fn says(mut line: UnixStream) {
+    let hello = FromEngine::Hello(Hello {
+        model_name: "a stand-in".to_owned(),
+        n_ctx: 2_048,
+        n_ctx_train: 2_048,
+        n_vocab: 49_152,
+        slots: 8,
+        dimensions: None,
+        chat_template: None,
+        bos: String::new(),
+        eos: String::new(),
+        engine_build: String::new(),
+        isa: String::new(),
+        threads: 1,
+        confinement: String::new(),
+    });
+    line.write_all(&wire::encode(&hello).unwrap()).await.unwrap();
+    let mut header = [0; wire::HEADER_BYTES];
+    while line.read_exact(&mut header).await.is_ok() {
+        let mut body = vec![0; wire::body_length(header).unwrap()];
+        line.read_exact(&mut body).await.unwrap();
+        let said = match wire::decode(&body).unwrap() {
+            ToEngine::Tokenize { id, text, .. } => {
+                vec![FromEngine::Tokenized { id, count: u32::try_from(text.len()).unwrap() }]
+            }
+            ToEngine::Generate { id, request } => {
+                let prompt_tokens = u32::try_from(request.prompt.len()).unwrap();
+                let tokens = ANSWER.map(|text| {
+                    let text = text.to_owned();
+                    FromEngine::Tokens { id, text, count: 1, cached_tokens: 0, logprobs: Vec::new() }
+                });
+                let done = FromEngine::Done {
+                    id,
+                    finish: Finish::Stop,
+                    prompt_tokens,
+                    cached_tokens: 0,
+                    completion_tokens: 3,
+                };
+                [vec![FromEngine::Accepted { id, prompt_tokens }], tokens.to_vec(), vec![done]].concat()
+            }
+            ToEngine::Check { id, .. } => vec![FromEngine::Checked { id, why: None }],
+            ToEngine::Cancel { .. } | ToEngine::Embed { .. } => Vec::new(),
+        };
+        for frame in said {
+            line.write_all(&wire::encode(&frame).unwrap()).await.unwrap();
+        }
+    }
+}
+
+fn customer(name: &str) -> PrivateKeySigner {
+    PrivateKeySigner::from_bytes(&keccak256(name)).unwrap()
+}
+
+/// A payment as its JSON.
+fn json_of(payment: &PaymentPayload) -> Value {
+    decode_header(&payment.to_header()).unwrap()
+}
+
+/// What the relay alone can send is neither offered nor taken while it has no gas, and nothing is reserved for it; the
+/// rest is sold as ever. With gas it is taken.
+#[tokio::test]
+async fn what_only_the_relay_can_settle_waits_for_its_gas() {
+    const TEXT: &str = "What is a lease?";
+    let (poor_dir, rich_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (poor, rich) = (Shop::open(poor_dir.path(), 0).await, Shop::open(rich_dir.path(), u64::MAX).await);
+    let payer = customer("pays by what was offered before");
+    poor.land.contracts.lock().unwrap().insert(payer.address());
+    // What an offer of before says, when there was gas.
+    let upto = permit2_client::sign(&payer, &of(&poor, &rich, UPTO, TransferMethod::Permit2).await, NOW, [1; 32]);
+    let exact = permit2_client::sign(&payer, &of(&poor, &rich, EXACT, TransferMethod::Permit2).await, NOW, [2; 32]);
+    // A contract's: no key's signature, of which only its settlement tells.
+    let mut by_contract = json_of(&authorization(&poor, &payer, TEXT, [3; 32]).await);
+    by_contract["payload"]["signature"] = json!(format!("0x{}", "5a".repeat(80)));
+    let mut deposit = json_of(&deposit(&poor, &payer, TEXT).await);
+    deposit["payload"]["deposit"]["authorization"]["erc3009Authorization"]["signature"] =
+        json!(format!("0x{}", "5a".repeat(80)));
+    for (what, payment) in [
+        ("upto", json_of(&upto.unwrap())),
+        ("exact by Permit2", json_of(&exact.unwrap())),
+        ("exact by a contract", by_contract),
+        ("a contract's deposit", deposit),
+    ] {
+        let said = poor.pays(TEXT, &payment).await;
+        let error = said.json()["error"].clone();
+        assert_eq!((said.status.as_u16(), &error["code"]), (503, &json!("unexpected_settle_error")), "{what}: {error}");
+        assert_eq!(said.later.as_deref(), Some("10"), "{what}");
+        let offers = said.offers.expect("its header says so too");
+        assert_eq!(Some(offers.error.as_str()), error["code"].as_str(), "{what}");
+        let by_permit2 = |offer: &PaymentRequirements| offer.extra_text("assetTransferMethod") == Some("permit2");
+        assert!(!offers.accepts.is_empty() && !offers.accepts.iter().any(by_permit2), "{what}: {offers:?}");
+    }
+    assert_eq!(poor.in_the_book().await, (0, 0), "nothing is reserved");
+    assert_eq!(poor.shared.generations(), 0, "nothing is made");
+    // A channel needs no gas for a call.
+    let (config, offer) = own_channel(&poor, &payer, TEXT).await;
+    let domain = ChannelDomain::new(poor.cx.config.chain_id);
+    let voucher = channel::pay(&payer, &domain, &config, &offer, offer.amount(), None).unwrap();
+    let said = poor.pays(TEXT, &json_of(&voucher)).await;
+    assert_eq!(
+        (said.status.as_u16(), said.json()["choices"][0]["text"].as_str()),
+        (200, Some("A lease is a promise."))
+    );
+    poor.close().await;
+    rich.close().await;
+}
+
+/// An offer of one of both, for the other.
+async fn of(poor: &Shop, rich: &Shop, scheme: &str, method: TransferMethod) -> PaymentRequirements {
+    let offer = rich.offer("What is a lease?", scheme, method).await;
+    let mut json = offer.json().clone();
+    if scheme == UPTO {
+        json["extra"]["facilitatorAddress"] = json!(poor.cx.relay.address().to_checksum(None));
+    }
+    PaymentRequirements::from_json(json).unwrap()
+}
+
+async fn authorization(shop: &Shop, payer: &PrivateKeySigner, text: &str, nonce: [u8; 32]) -> PaymentPayload {
+    let offer = shop.offer(text, EXACT, TransferMethod::Eip3009).await;
+    pay::scheme::exact::client::sign(payer, &offer, NOW, nonce.into()).unwrap()
+}
+
+/// The channel of this customer, and the offer that it pays by.
+async fn own_channel(shop: &Shop, payer: &PrivateKeySigner, text: &str) -> (ChannelConfig, PaymentRequirements) {
+    let offer = shop.offer(text, CHANNEL, TransferMethod::Eip3009).await;
+    (channel::config(payer.address(), &offer, [0; 32]).unwrap(), offer)
+}
+
+/// A voucher above what lies in the channel, with a deposit.
+async fn deposit(shop: &Shop, payer: &PrivateKeySigner, text: &str) -> PaymentPayload {
+    let (config, offer) = own_channel(shop, payer, text).await;
+    let domain = ChannelDomain::new(shop.cx.config.chain_id);
+    let top_up = channel::TopUp { amount: Usdc(BALANCE), valid_before: NOW + 300, salt: [7; 32] };
+    channel::pay(payer, &domain, &config, &offer, Usdc(BALANCE + 1), Some(&top_up)).unwrap()
+}
+
+/// Whatever its header holds, a customer hears why in the header and in the body, and never a 500; nothing is reserved
+/// and nothing made.
+async fn are_refused(shop: &Shop, text: &str, cases: Vec<(&str, Value, Reason)>) {
+    let (before, made) = (shop.in_the_book().await, shop.shared.generations());
+    for (what, payment, reason) in cases {
+        is_refused(what, &shop.pays(text, &payment).await, reason);
+    }
+    assert_eq!((shop.in_the_book().await, shop.shared.generations()), (before, made));
+}
+
+fn is_refused(what: &str, said: &Said, reason: Reason) {
+    let code = said.json()["error"]["code"].clone();
+    assert_eq!(
+        (said.status.as_u16(), code.as_str()),
+        (reason.status(), Some(reason.as_str())),
+        "{what}: {}",
+        said.body
+    );
+    let offers = said.offers.as_ref().unwrap_or_else(|| panic!("{what}: no header"));
+    assert_eq!(offers.error, reason.as_str(), "{what}: header and body say the same");
+    assert!(!offers.accepts.is_empty(), "{what}: it says how to pay");
+}
+
+/// This JSON with another value somewhere.
+fn with(json: &Value, pointer: &str, value: Value) -> Value {
+    let mut changed = json.clone();
+    *changed.pointer_mut(pointer).unwrap_or_else(|| panic!("{pointer} in {json}")) = value;
+    changed
+}
+
+/// Without a field.
+fn without(json: &Value, pointer: &str) -> Value {
+    let (parent, field) = pointer.rsplit_once('/').unwrap();
+    let mut changed = json.clone();
+    changed.pointer_mut(parent).unwrap().as_object_mut().unwrap().remove(field).unwrap();
+    changed
+}
+
+fn elsewhere() -> Value {
+    json!("0x1111111111111111111111111111111111111111")
+}
+
+/// What is wrong in `accepted`, whatever is signed.
+fn wrong_terms<'w>(good: &Value) -> Vec<(&'w str, Value, Reason)> {
+    vec![
+        ("version 1", with(good, "/x402Version", json!(1)), Reason::InvalidX402Version),
+        ("a scheme of its own", with(good, "/accepted/scheme", json!("gratis")), Reason::InvalidScheme),
+        ("no scheme", without(good, "/accepted/scheme"), Reason::InvalidScheme),
+        ("another chain", with(good, "/accepted/network", json!("eip155:1")), Reason::InvalidNetwork),
+        ("another payee", with(good, "/accepted/payTo", elsewhere()), Reason::InvalidPaymentRequirements),
+        ("another token", with(good, "/accepted/asset", elsewhere()), Reason::InvalidPaymentRequirements),
+        ("other extras", with(good, "/accepted/extra/name", json!("Dollar")), Reason::InvalidPaymentRequirements),
+        ("a fraction accepted", with(good, "/accepted/amount", json!("0.5")), Reason::InvalidPayload),
+        ("a number accepted", with(good, "/accepted/amount", json!(1)), Reason::InvalidPayload),
+        (
+            "2^128 accepted",
+            with(good, "/accepted/amount", json!((1u128 << 127).to_string() + "0")),
+            Reason::InvalidPayload,
+        ),
+        ("nothing signed", with(good, "/payload", json!({})), Reason::InvalidPayload),
+        ("a list signed", with(good, "/payload", json!([])), Reason::InvalidPayload),
+    ]
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_voucher_is_said_by_name() {
+    const TEXT: &str = "What is wrong?";
+    let dir = tempfile::tempdir().unwrap();
+    let shop = Shop::open(dir.path(), u64::MAX).await;
+    let payer = customer("signs vouchers");
+    let (config, offer) = own_channel(&shop, &payer, TEXT).await;
+    let domain = ChannelDomain::new(shop.cx.config.chain_id);
+    let signed = |config: &ChannelConfig, max: u128| {
+        json_of(&channel::pay(&payer, &domain, config, &offer, Usdc(max), None).unwrap())
+    };
+    let ceiling: u128 = offer.extra_text("callCeiling").expect("room for the call before").parse().unwrap();
+    let good = signed(&config, offer.amount().micro());
+    let of = |change: &dyn Fn(&mut ChannelConfig)| {
+        let mut config = config.clone();
+        change(&mut config);
+        signed(&config, offer.amount().micro())
+    };
+    let cheap =
+        PaymentRequirements::from_json(with(offer.json(), "/amount", json!((ceiling - 1).to_string()))).unwrap();
+    let cheap = json_of(&channel::pay(&payer, &domain, &config, &cheap, Usdc(ceiling), None).unwrap());
+    let mut cases = wrong_terms(&good);
+    cases.extend([
+        ("no voucher", without(&good, "/payload/voucher"), Reason::InvalidPayload),
+        ("no channel", without(&good, "/payload/channelConfig"), Reason::InvalidPayload),
+        ("a type of its own", with(&good, "/payload/type", json!("gift")), Reason::ChannelPayloadType),
+        ("no type", without(&good, "/payload/type"), Reason::ChannelPayloadType),
+        ("a short id", with(&good, "/payload/voucher/channelId", json!("0x12")), Reason::ChannelIdInvalid),
+        ("another's id", with(&good, "/payload/voucher/channelId", hex(&[0x11; 32])), Reason::ChannelIdMismatch),
+        ("another salt", with(&good, "/payload/channelConfig/salt", hex(&[9; 32])), Reason::ChannelIdMismatch),
+        ("a short salt", with(&good, "/payload/channelConfig/salt", json!("0x12")), Reason::InvalidPayload),
+        ("no delay", without(&good, "/payload/channelConfig/withdrawDelay"), Reason::InvalidPayload),
+        ("another receiver", of(&|c| c.receiver = [0x11; 20]), Reason::ReceiverMismatch),
+        ("another claims", of(&|c| c.receiver_authorizer = [0x11; 20]), Reason::ReceiverAuthorizerMismatch),
+        ("another token in it", of(&|c| c.token = [0x11; 20]), Reason::TokenMismatch),
+        ("a shorter delay", of(&|c| c.withdraw_delay_secs -= 1), Reason::WithdrawDelayMismatch),
+        ("another signs", of(&|c| c.payer_authorizer = [0x11; 20]), Reason::VoucherSignature),
+        ("half a signature", with(&good, "/payload/voucher/signature", json!("0x12")), Reason::VoucherSignature),
+        ("a forged one", with(&good, "/payload/voucher/signature", hex(&[0x1b; 65])), Reason::VoucherSignature),
+        ("raised later", with(&good, "/payload/voucher/maxClaimableAmount", json!("999999")), Reason::VoucherSignature),
+        ("a fraction", with(&good, "/payload/voucher/maxClaimableAmount", json!("0.5")), Reason::InvalidPayload),
+        ("a number", with(&good, "/payload/voucher/maxClaimableAmount", json!(5)), Reason::InvalidPayload),
+        ("nothing allowed", signed(&config, 0), Reason::CumulativeBelowClaimed),
+        ("less than the call", signed(&config, ceiling - 1), Reason::CumulativeMismatch),
+        ("more than lies there", signed(&config, BALANCE + 1), Reason::CumulativeExceedsBalance),
+        ("a price of before", cheap, Reason::PriceMoved),
+    ]);
+    // Channels with nothing in them, and what puts something in.
+    let nobodys = ChannelConfig { salt: [8; 32], ..config.clone() };
+    shop.land.empty.lock().unwrap().insert(domain.channel_id(&nobodys));
+    cases.push(("an empty channel", signed(&nobodys, offer.amount().micro()), Reason::ChannelNotFound));
+    let putting = |amount: u128, max: u128, valid_before: u64| {
+        let top_up = channel::TopUp { amount: Usdc(amount), valid_before, salt: [7; 32] };
+        json_of(&channel::pay(&payer, &domain, &nobodys, &offer, Usdc(max), Some(&top_up)).unwrap())
+    };
+    let put = putting(100_000, offer.amount().micro(), NOW + 300);
+    let at = "/payload/deposit/authorization/erc3009Authorization";
+    let field = |name: &str, value: Value| with(&put, &format!("{at}/{name}"), value);
+    cases.extend([
+        ("no deposit", without(&put, "/payload/deposit"), Reason::InvalidPayload),
+        ("no way to put it in", with(&put, "/payload/deposit/authorization", json!({})), Reason::InvalidPayload),
+        ("a deposit of a fraction", with(&put, "/payload/deposit/amount", json!("0.5")), Reason::InvalidPayload),
+        ("an expired deposit", putting(100_000, 5_000, NOW), Reason::DepositValidBefore),
+        ("a deposit of tomorrow", field("validAfter", json!((NOW + 86_400).to_string())), Reason::DepositValidAfter),
+        ("a deposit at noon", field("validAfter", json!("noon")), Reason::InvalidPayload),
+        ("half a deposit's signature", field("signature", json!("0x1")), Reason::DepositSignature),
+        ("a forged deposit", field("signature", hex(&[0x1b; 65])), Reason::DepositSignature),
+        ("dust", putting(9_999, 5_000, NOW + 300), Reason::DepositBelowMin),
+        ("less than it allows", putting(10_000, 10_001, NOW + 300), Reason::CumulativeExceedsBalance),
+    ]);
+    let permitted = json!({
+        "from": payer.address(), "permitted": { "token": config_token(&shop), "amount": "100000" },
+        "spender": COLLECTOR_PERMIT2, "nonce": "1", "deadline": (NOW + 300).to_string(),
+        "witness": { "channelId": domain.channel_id(&nobodys).to_string() }, "signature": hex(&[0x1b; 65]),
+    });
+    let by_permit2 = with(&put, "/payload/deposit/authorization", json!({ "permit2Authorization": permitted }));
+    let at = "/payload/deposit/authorization/permit2Authorization";
+    let field = |name: &str, value: Value| with(&by_permit2, &format!("{at}/{name}"), value);
+    cases.extend([
+        ("another's money", field("from", elsewhere()), Reason::DepositPermit2Signature),
+        ("another spends it", field("spender", elsewhere()), Reason::DepositPermit2Spender),
+        ("another token put in", field("permitted/token", elsewhere()), Reason::TokenMismatch),
+        ("less than the deposit", field("permitted/amount", json!("99999")), Reason::DepositPermit2Amount),
+        ("for another channel", field("witness/channelId", hex(&[0x11; 32])), Reason::ChannelIdMismatch),
+        ("too late", field("deadline", json!(NOW.to_string())), Reason::DepositDeadline),
+        ("a nonce in words", field("nonce", json!("one")), Reason::InvalidPayload),
+        ("nobody's signature", by_permit2.clone(), Reason::DepositSignature),
+    ]);
+    are_refused(&shop, TEXT, cases).await;
+    shop.land.refuses.store(true, Ordering::SeqCst);
+    let seen = "a deposit that would fail";
+    is_refused(seen, &shop.pays(TEXT, &put).await, Reason::DepositSimulation);
+    shop.land.refuses.store(false, Ordering::SeqCst);
+
+    // Served; then the same voucher for something else, and money back that is not there.
+    let used = signed(&config, ceiling);
+    let served = shop.pays(TEXT, &used).await;
+    assert_eq!(served.status, 200, "{}", served.body);
+    let again = shop.pays("And what else?", &used).await;
+    is_refused("spent on another question", &again, Reason::CumulativeMismatch);
+    let offers = again.offers.unwrap().accepts;
+    let state = &offers[0].json()["extra"]["channelState"];
+    assert_eq!(state["chargedCumulativeAmount"], served.json()["x402"]["charged"], "it says how the channel stands");
+    let charged = Usdc(served.json()["x402"]["charged"].as_str().unwrap().parse().unwrap());
+    let back = |config: &ChannelConfig, amount: u128| {
+        json_of(&channel::refund(&payer, &domain, config, &offer, charged, Some(Usdc(amount))).unwrap())
+    };
+    are_refused(
+        &shop,
+        TEXT,
+        vec![
+            ("more than is left", back(&config, BALANCE), Reason::RefundAmountInvalid),
+            ("nothing back", back(&config, 0), Reason::RefundAmountInvalid),
+            ("a number back", with(&back(&config, 1), "/payload/amount", json!(1)), Reason::InvalidPayload),
+            ("from an empty channel", back(&nobodys, 1), Reason::RefundNoBalance),
+        ],
+    )
+    .await;
+    shop.close().await;
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_payment_by_permit2_is_said_by_name() {
+    const TEXT: &str = "What is wrong?";
+    for scheme in [UPTO, EXACT] {
+        let dir = tempfile::tempdir().unwrap();
+        let shop = Shop::open(dir.path(), u64::MAX).await;
+        let payer = customer("pays by Permit2");
+        let offer = shop.offer(TEXT, scheme, TransferMethod::Permit2).await;
+        let signed = |offer: &PaymentRequirements, now: u64| {
+            json_of(&permit2_client::sign(&payer, offer, now, [1; 32]).unwrap())
+        };
+        let good = signed(&offer, NOW);
+        let cheap = with(offer.json(), "/amount", json!((offer.amount().micro() - 1).to_string()));
+        let cheap = signed(&PaymentRequirements::from_json(cheap).unwrap(), NOW);
+        let field = |name: &str, value: Value| with(&good, &format!("/payload/permit2Authorization/{name}"), value);
+        let mut cases = wrong_terms(&good);
+        cases.extend([
+            ("no permission", without(&good, "/payload/permit2Authorization"), Reason::InvalidPayload),
+            ("no witness", without(&good, "/payload/permit2Authorization/witness"), Reason::InvalidPayload),
+            ("no signature", without(&good, "/payload/signature"), Reason::InvalidPayload),
+            ("half a signature", with(&good, "/payload/signature", json!("0x1")), Reason::Permit2Signature),
+            ("a short signature", with(&good, "/payload/signature", json!("0x12")), Reason::Permit2Signature),
+            ("a forged one", with(&good, "/payload/signature", hex(&[0x1b; 65])), Reason::Permit2Signature),
+            ("another payer", field("from", elsewhere()), Reason::Permit2Signature),
+            ("no payer", field("from", json!("me")), Reason::InvalidPayload),
+            ("another spends it", field("spender", elsewhere()), Reason::Permit2Spender),
+            ("for another", field("witness/to", elsewhere()), Reason::Permit2Recipient),
+            ("another token permitted", field("permitted/token", elsewhere()), Reason::Permit2Token),
+            ("less permitted", field("permitted/amount", json!("1")), Reason::Permit2Amount),
+            ("a fraction permitted", field("permitted/amount", json!("0.5")), Reason::InvalidPayload),
+            ("too late", signed(&offer, NOW - offer.max_timeout_secs()), Reason::Permit2Deadline),
+            ("too early", field("witness/validAfter", json!((NOW + 60).to_string())), Reason::Permit2NotYetValid),
+            ("a nonce in words", field("nonce", json!("one")), Reason::InvalidPayload),
+            ("a nonce of 257 bits", field("nonce", json!("9".repeat(78))), Reason::InvalidPayload),
+            ("an altered nonce", field("nonce", json!("2")), Reason::Permit2Signature),
+            ("a price of before", cheap, Reason::PriceMoved),
+        ]);
+        if scheme == UPTO {
+            cases.push(("another settles it", field("witness/facilitator", elsewhere()), Reason::UptoFacilitator));
+        }
+        are_refused(&shop, TEXT, cases).await;
+        // A key's and a contract's that would not go through.
+        let mut by_contract = good.clone();
+        by_contract["payload"]["signature"] = hex(&[0x5a; 80]);
+        shop.land.refuses.store(true, Ordering::SeqCst);
+        is_refused("it would fail", &shop.pays(TEXT, &good).await, Reason::InvalidTransactionState);
+        shop.land.contracts.lock().unwrap().insert(payer.address());
+        is_refused("a contract's", &shop.pays(TEXT, &by_contract).await, Reason::Permit2Simulation);
+        shop.land.refuses.store(false, Ordering::SeqCst);
+        assert_eq!(shop.in_the_book().await, (0, 0));
+        shop.close().await;
+    }
+}
+
+/// A request on a channel, a hundred times at once and again after the node was started anew, with the same voucher and
+/// with larger ones: it is made once, charged once, and answered with the same bytes.
+#[tokio::test]
+async fn a_named_request_on_a_channel_is_made_and_charged_once_however_often_it_comes() {
+    const TEXT: &str = "What is a voucher?";
+    let dir = tempfile::tempdir().unwrap();
+    let mut shop = Shop::open(dir.path(), u64::MAX).await;
+    let payer = customer("asks often");
+    let (config, offer) = own_channel(&shop, &payer, TEXT).await;
+    let domain = ChannelDomain::new(shop.cx.config.chain_id);
+    let payment = |more: u128| {
+        let max = Usdc(offer.amount().micro() + more);
+        let payment = channel::pay(&payer, &domain, &config, &offer, max, None).unwrap();
+        [(PAYMENT_SIGNATURE, payment.to_header()), (IDEMPOTENCY_KEY, "once".to_owned())]
+    };
+    let payments: Vec<_> = (0..100).map(|n| payment(if n % 2 == 0 { 0 } else { 10_000 * n })).collect();
+    for start in 0..2 {
+        let said = join_all(payments.iter().map(|headers| shop.asks(TEXT, headers))).await;
+        let first = &said[0];
+        assert_eq!(first.status, 200, "{}", first.body);
+        for other in &said[1..] {
+            assert_eq!((other.status, &other.body), (first.status, &first.body));
+        }
+        assert_eq!(shop.shared.generations(), 1 - start, "made once");
+        let elsewhere = shop.asks("Another question?", &payment(500_000)).await;
+        is_refused("one name for two questions", &elsewhere, Reason::PaymentConflict);
+
+        let x402 = first.json()["x402"].clone();
+        let charged = Usdc(x402["charged"].as_str().unwrap().parse().unwrap());
+        assert!(!charged.is_zero());
+        let (reply, found) = tokio::sync::oneshot::channel();
+        let id = domain.channel_id(&config);
+        let look = move |node: &Node| {
+            let channels = node.live.as_ref().unwrap().state.book.channels();
+            let channel = channels.channel(&id).unwrap();
+            let _ = reply.send((channel.charged, channel.reserved, channel.served));
+        };
+        shop.cx.tell(Event::Look(Box::new(look))).await;
+        assert_eq!(found.await.unwrap(), (charged, Usdc::ZERO, 1), "charged once");
+        // And its receipt says so.
+        let url = format!("{}/receipts/{}", shop.url, x402["request"].as_str().unwrap());
+        let receipt = net::Client::new().send(Method::GET, &url, HeaderMap::new(), Default::default()).await.unwrap();
+        let receipt = receipt.bytes(1 << 16).await.unwrap().to_vec();
+        let signed = SignedReceipt::from_json(&String::from_utf8(receipt).unwrap()).unwrap();
+        assert_eq!(signed.signer().unwrap(), shop.cx.me());
+        assert_eq!(
+            (signed.receipt.amount, signed.receipt.paid_by),
+            (charged, PaidBy::Voucher { channel: id.0, charged }),
+        );
+        shop.close().await;
+        shop = Shop::open(dir.path(), u64::MAX).await;
+    }
+    shop.close().await;
+}
+
+fn hex(bytes: &[u8]) -> Value {
+    json!(format!("0x{}", hex::encode(bytes)))
+}
+
+fn config_token(shop: &Shop) -> String {
+    shop.cx.birth.token.to_string()
+}
+
+/// How a STAND-IN for another's facilitator takes what it is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Manner {
+    PutsIn,
+    /// It says that it did, and names a transaction of something else.
+    Boasts,
+    Refuses,
+    /// It does what it is asked, and its answer is lost.
+    Late,
+    /// It is not there.
+    Gone,
+}
+
+/// Another's facilitator puts keys' deposits in; what it does not put in, the relay does, whatever it says. Its customer is
+/// served once the channel shows the money, and told a transaction only if that did it.
+#[tokio::test]
+async fn a_deposit_is_put_in_by_anothers_facilitator_else_by_the_relay() {
+    const TEXT: &str = "Who puts it in?";
+    let tx = B256::repeat_byte(0x7d);
+    for manner in [Manner::PutsIn, Manner::Boasts, Manner::Refuses, Manner::Late, Manner::Gone] {
+        let dir = tempfile::tempdir().unwrap();
+        let heard: Arc<Mutex<Vec<Value>>> = Arc::default();
+        let (asked, told) = (heard.clone(), Arc::new(Mutex::new(None::<Arc<Land>>)));
+        let land = told.clone();
+        let settle = move |Json(body): Json<Value>| async move {
+            let id = body["paymentPayload"]["payload"]["voucher"]["channelId"].as_str().unwrap().to_owned();
+            asked.lock().unwrap().push(body);
+            let id = ChannelId(hex::decode(&id[2..]).unwrap().try_into().unwrap());
+            let land = land.lock().unwrap().clone().unwrap();
+            if matches!(manner, Manner::PutsIn | Manner::Late) {
+                land.empty.lock().unwrap().remove(&id);
+                *land.deposited.lock().unwrap() = Some((tx, id));
+            }
+            match manner {
+                Manner::PutsIn | Manner::Boasts => {
+                    Json(json!({ "success": true, "transaction": tx, "network": "eip155:31337" }))
+                }
+                Manner::Late => Json(json!("what?")),
+                _ => Json(json!({ "success": false, "transaction": "", "network": "", "errorReason": "no" })),
+            }
+        };
+        let url = match manner {
+            Manner::Gone => "http://127.0.0.1:1".to_owned(),
+            _ => served(Router::new().route("/settle", post(settle))).await,
+        };
+        let shop = Shop::open_with(dir.path(), u64::MAX, |cx| {
+            cx.depositor = Some(Remote::new(&url, &net::Client::new()));
+        })
+        .await;
+        *told.lock().unwrap() = Some(shop.land.clone());
+        let payer = customer("puts money in");
+        let (config, offer) = own_channel(&shop, &payer, TEXT).await;
+        let domain = ChannelDomain::new(shop.cx.config.chain_id);
+        let id = domain.channel_id(&config);
+        shop.land.empty.lock().unwrap().insert(id);
+        let top_up = channel::TopUp { amount: Usdc(BALANCE), valid_before: NOW + 300, salt: [7; 32] };
+        let payment = channel::pay(&payer, &domain, &config, &offer, offer.amount(), Some(&top_up)).unwrap();
+
+        let said = shop.pays(TEXT, &json_of(&payment)).await;
+        assert_eq!(said.status, 200, "{manner:?}: {}", said.body);
+        let told = decode_header(&said.told.unwrap()).unwrap();
+        let is_theirs = manner == Manner::PutsIn;
+        let named = if is_theirs { tx } else { B256::ZERO };
+        assert_eq!((&told["transaction"], &told["amount"]), (&json!(named), &json!(BALANCE.to_string())), "{manner:?}");
+        let tried = shop.land.about_to_be_sent.load(Ordering::SeqCst);
+        let by_another = matches!(manner, Manner::PutsIn | Manner::Late);
+        assert_eq!(tried, u32::from(!by_another), "{manner:?}: the relay sends what is not in, and nothing else");
+        let asked = heard.lock().unwrap().clone();
+        assert_eq!(asked.len(), usize::from(manner != Manner::Gone), "{manner:?}: it is asked once");
+        for body in asked {
+            let payload = &body["paymentPayload"]["payload"];
+            assert_eq!(
+                (&payload["type"], &payload["deposit"]["amount"]),
+                (&json!("deposit"), &json!(BALANCE.to_string()))
+            );
+            assert_eq!(payload["voucher"], json_of(&payment)["payload"]["voucher"]);
+            assert_eq!(body["paymentRequirements"]["scheme"], CHANNEL);
+            assert_eq!(body["paymentRequirements"], body["paymentPayload"]["accepted"]);
+        }
+        shop.close().await;
+    }
+}
