@@ -2,7 +2,7 @@
 //!
 //! The agent's address comes from the chain, not from a file, and nothing is signed for anyone but its treasury.
 
-use super::link::{Link, Place, block_on};
+use super::link::{Named, Place, Shop, block_on};
 use anyhow::{Context, Result, bail, ensure};
 use economy::Usdc;
 use http::HeaderMap;
@@ -23,7 +23,8 @@ const LANE: u8 = 1;
 /// Asks the agent one question, pays for the answer by x402, and prints it as it comes.
 ///
 /// The question is paid with the world's customer key. The agent's address is taken from the chain
-/// (treasury, active lease, endpoint), and the payment is signed only if it goes to that treasury.
+/// (treasury, active lease, endpoint), and the payment is signed only if it goes to that treasury. With --agent any agent
+/// of the chain is asked by its ERC-8004 identity, and with --rpc no world is needed for that.
 ///
 /// Where the agent offers it, the answer is paid from a channel: the first one puts a deposit in, for several answers
 /// like it; later ones are a voucher each and no transaction, charged by what was delivered. What is signed is on
@@ -34,6 +35,8 @@ pub struct Flags {
     prompt: String,
     #[command(flatten)]
     place: Place,
+    #[command(flatten)]
+    named: Named,
     /// The most that this answer may cost, in USDC
     #[arg(long, value_name = "USDC", value_parser = Usdc::parse, default_value = "5")]
     max_usdc: Usdc,
@@ -72,12 +75,12 @@ pub fn run(flags: Flags) -> Result<()> {
 }
 
 async fn ask(flags: Flags) -> Result<()> {
-    let link = flags.place.link()?;
-    let url = link.record.url().await?;
-    let models: Value = link.get("/v1/models").await?;
+    let shop = flags.named.shop(&flags.place).await?;
+    let url = shop.record.url().await?;
+    let models: Value = shop.get(&url, "/v1/models").await?;
     let model = models["data"][0]["id"].as_str().context("the agent names no model")?.to_owned();
     let (path, body) = question(&flags, &model);
-    let mut answer = buyer(&link, &flags)
+    let mut answer = buyer(&shop, &flags)
         .await?
         // The same question tomorrow is a new question, not the stored answer of today.
         .post_stream(
@@ -101,13 +104,12 @@ async fn ask(flags: Flags) -> Result<()> {
     report(&flags, &answer, told)
 }
 
-async fn buyer(link: &Link, flags: &Flags) -> Result<Buyer> {
-    let world = &link.world;
-    let key = read_key(flags.key.as_ref().unwrap_or(&world.customer.key_file))?;
+async fn buyer(shop: &Shop, flags: &Flags) -> Result<Buyer> {
+    let key = read_key(shop.key_file(flags.key.as_ref())?)?;
     let clock = ChainClock::default();
-    clock.set(link.record.chain.head().await?.timestamp);
+    clock.set(shop.record.chain.head().await?.timestamp);
     // Each answer is bounded, not all of them.
-    let policy = policy(world.chain_id, world.usdc, world.treasury, flags.max_usdc, Usdc::MAX);
+    let policy = policy(shop.chain_id(), shop.token, shop.record.treasury, flags.max_usdc, Usdc::MAX);
     let deposit_max = Usdc(flags.max_usdc.micro().saturating_mul(DEPOSIT_ANSWERS_MAX));
     let channels = channels(deposit_max, 1, LANE);
     let schemes = match flags.scheme {
@@ -116,8 +118,8 @@ async fn buyer(link: &Link, flags: &Flags) -> Result<Buyer> {
         Some(Scheme::BatchSettlement) => Schemes::Channel(channels),
     };
     let file = customer_record(&flags.place.dir(), "ask", key.address())?;
-    let buyer = Buyer::new(link.http.clone(), key, policy).with_clock(clock.reader()).with_schemes(schemes);
-    let buyer = buyer.with_chain(link.record.chain.url());
+    let buyer = Buyer::new(shop.http.clone(), key, policy).with_clock(clock.reader()).with_schemes(schemes);
+    let buyer = buyer.with_chain(shop.record.chain.url());
     Ok(buyer
         .with_record_in_turn(&file, || eprintln!("another `vivarium ask` is paying with this key; waiting for it"))?)
 }

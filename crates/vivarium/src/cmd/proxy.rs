@@ -1,6 +1,6 @@
 //! `vivarium proxy`: an OpenAI base URL on this machine that pays.
 
-use super::link::{Link, Place, block_on, stopped};
+use super::link::{Named, Place, Shop, block_on, by_identity, stopped};
 use alloy::eips::BlockId;
 use alloy::primitives::{Address, U256, utils::format_ether};
 use alloy::signers::local::PrivateKeySigner;
@@ -18,7 +18,8 @@ use std::time::{Duration, SystemTime};
 use tokio::net::TcpListener;
 use vivarium::proxy::{self, Agent, Config, WhenUnknown, Whereabouts};
 use vivarium::world::crowd::{ChainClock, channels, policy};
-use vivarium::world::files::read_key;
+use vivarium::world::files::{Folder, read_key};
+use vivarium::world::identity::AgentId;
 use vivarium::world::record::Record;
 use vivarium::world::wallet::Wallet;
 
@@ -68,9 +69,11 @@ pub struct Flags {
     max_usdc: Usdc,
     #[command(flatten)]
     place: Place,
-    /// Another agent for when the first cannot be reached: its treasury on the same chain, or another world's folder.
-    /// May be repeated
-    #[arg(long, value_name = "TREASURY|DIR")]
+    #[command(flatten)]
+    named: Named,
+    /// Another agent for when the first cannot be reached: its ERC-8004 identity or its treasury on the same chain, or
+    /// another world's folder. May be repeated
+    #[arg(long, value_name = "IDENTITY|TREASURY|DIR")]
     also: Vec<String>,
     /// When an agent was paid and does not answer, and neither it nor the chain says whether it took the payment: `wait`
     /// fails the call, and the same call again is the same payment; `pay-another` pays the next agent, too
@@ -128,12 +131,12 @@ pub fn run(flags: Flags) -> Result<()> {
 
 async fn serve(flags: Flags) -> Result<()> {
     let until = stopped()?;
-    let link = flags.place.link()?;
-    let key = read_key(flags.key.as_ref().unwrap_or(&link.world.customer.key_file))?;
+    let shop = flags.named.shop(&flags.place).await?;
+    let key = read_key(shop.key_file(flags.key.as_ref())?)?;
     let payer = key.address();
     // Without one nothing is bought, and nothing put in.
     let budget = flags.budget.unwrap_or_default();
-    let agents = agents(&flags, budget, &link, key.clone())?;
+    let agents = agents(&flags, budget, &shop, key.clone()).await?;
     if flags.refund {
         return refund(&agents).await;
     }
@@ -159,7 +162,7 @@ async fn serve(flags: Flags) -> Result<()> {
     let buyer = agents[0].buyer().clone();
     let config = Config {
         agents,
-        client: link.http.with_deadline(HEAD_DEADLINE),
+        client: shop.http.with_deadline(HEAD_DEADLINE),
         budget_per_day: budget,
         when_unknown: match flags.when_unknown {
             Unknown::Wait => WhenUnknown::Wait,
@@ -353,27 +356,17 @@ fn schemes(scheme: Option<Scheme>, budget: Usdc, agents: usize) -> Schemes {
     }
 }
 
-/// The agents to buy from, first the world's own. One budget and one record for all.
-fn agents(flags: &Flags, budget: Usdc, link: &Link, key: PrivateKeySigner) -> Result<Vec<Agent>> {
-    let world = &link.world;
+/// The agents to buy from, the named one first. One budget and one record for all.
+async fn agents(flags: &Flags, budget: Usdc, shop: &Shop, key: PrivateKeySigner) -> Result<Vec<Agent>> {
     let rpc_url = |record: &Record| record.chain.url().to_owned();
-    let mut places = vec![(link.record.clone(), world.chain_id, world.usdc)];
+    let mut places = vec![(shop.record.clone(), shop.token)];
     for also in &flags.also {
-        places.push(match also.parse::<Address>() {
-            Ok(treasury) => {
-                let record = Record::new(&world.rpc_url, world.chain_id, treasury, world.lease_market)?;
-                (record, world.chain_id, world.usdc)
-            }
-            Err(_) => {
-                let other = Place { data_dir: Some(also.into()) };
-                let other = other.link().with_context(|| format!("--also {also} is no treasury's address"))?;
-                (other.record, other.world.chain_id, other.world.usdc)
-            }
-        });
+        places.push(another(also, shop).await?);
     }
     let payer = key.address();
     // By payer: another key has a budget of its own, and two proxies with one key would each have the whole.
-    let file = flags.place.dir().join(format!("proxy-{payer}.record"));
+    // Without a world the folder may be new.
+    let file = Folder::create(&flags.place.dir())?.join(format!("proxy-{payer}.record"));
     let quote_within = if places.len() > 1 { QUOTE_WITHIN_OF_MANY } else { QUOTE_WITHIN };
     let schemes = schemes(flags.scheme, budget, places.len());
     let in_use = |error: pay::buyer::Error| match (error.kind, flags.refund || flags.withdraw) {
@@ -388,12 +381,13 @@ fn agents(flags: &Flags, budget: Usdc, link: &Link, key: PrivateKeySigner) -> Re
         _ => error.into(),
     };
     let limits = SpendLimits { per_day: Some(budget), per_host_day: None };
-    let mut places = places.into_iter().map(|(record, chain_id, usdc)| {
+    let mut places = places.into_iter().map(|(record, token)| {
         // The days are bounded, not the life.
-        (policy(chain_id, usdc, record.treasury, flags.max_usdc, Usdc::MAX), record, ChainClock::default())
+        let policy = policy(record.chain.chain_id(), token, record.treasury, flags.max_usdc, Usdc::MAX);
+        (policy, record, ChainClock::default())
     });
     let (first, record, clock): (BuyerPolicy, _, _) = places.next().context("there is no agent")?;
-    let buyer = Buyer::new(link.http.with_deadline(HEAD_DEADLINE), key, first)
+    let buyer = Buyer::new(shop.http.with_deadline(HEAD_DEADLINE), key, first)
         .with_clock(clock.reader())
         .with_day_clock(real_time())
         .with_limits(limits)
@@ -409,6 +403,23 @@ fn agents(flags: &Flags, budget: Usdc, link: &Link, key: PrivateKeySigner) -> Re
         agents.push(Agent::new(buyer, Whereabouts::Chain { record, clock }));
     }
     Ok(agents)
+}
+
+/// What `--also` names, and the token that it is paid with.
+async fn another(also: &str, shop: &Shop) -> Result<(Record, Address)> {
+    let chain = &shop.record.chain;
+    if also.starts_with("eip155:") {
+        let agent: AgentId = also.parse().map_err(|refusal| anyhow!("--also: {refusal}"))?;
+        return Ok((by_identity(chain.clone(), agent, shop.token, &shop.http).await?, shop.token));
+    }
+    if let Ok(treasury) = also.parse::<Address>() {
+        let birth = chain.treasury(treasury).birth().await;
+        let market = birth.with_context(|| format!("--also {treasury} cannot be read"))?.market;
+        return Ok((Record::on(chain.clone(), treasury, market), shop.token));
+    }
+    let other = Place { data_dir: Some(also.into()) };
+    let other = other.link().with_context(|| format!("--also {also} is no identity and no treasury's address"))?;
+    Ok((other.record, other.world.usdc))
 }
 
 fn real_time() -> Clock {

@@ -5,6 +5,7 @@ mod crashes;
 mod disturbed;
 mod drain;
 mod facilitator;
+mod identity;
 mod leaving;
 mod life;
 mod proxy;
