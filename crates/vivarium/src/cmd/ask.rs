@@ -2,12 +2,13 @@
 //!
 //! The agent's address comes from the chain, not from a file, and nothing is signed for anyone but its treasury.
 
-use super::link::{Named, Place, Shop, block_on};
+use super::link::{Named, Place, Scheme, Shop, block_on};
 use anyhow::{Context, Result, bail, ensure};
 use economy::Usdc;
 use http::HeaderMap;
-use pay::buyer::{Answer, Buyer, Kind, Schemes};
+use pay::buyer::{Answer, Buyer, Kind};
 use pay::scheme::channel::CHANNEL;
+use pay::scheme::upto::UPTO;
 use pay::seller::FRESH_ANSWER;
 use serde_json::{Value, json};
 use std::io::Write;
@@ -27,8 +28,10 @@ const LANE: u8 = 1;
 /// of the chain is asked by its ERC-8004 identity, and with --rpc no world is needed for that.
 ///
 /// Where the agent offers it, the answer is paid from a channel: the first one puts a deposit in, for several answers
-/// like it; later ones are a voucher each and no transaction, charged by what was delivered. What is signed is on
-/// record in the world's folder before it leaves: the same question again after a crash is the same payment.
+/// like it; later ones are a voucher each and no transaction, charged by what was delivered. Elsewhere the cheapest of
+/// what is offered is paid: exact, or upto by Permit2, which the payer allows once or by a signature beside the payment.
+/// What is signed is on record in the world's folder before it leaves: the same question again after a crash is the same
+/// payment.
 #[derive(clap::Args)]
 pub struct Flags {
     /// The question
@@ -43,7 +46,7 @@ pub struct Flags {
     /// The longest answer, in tokens
     #[arg(long, value_name = "N", default_value_t = 200)]
     max_tokens: u32,
-    /// What to pay by [default: from a channel where the agent offers one, else exact]
+    /// What to pay by [default: from a channel where the agent offers one, else what costs the least]
     #[arg(long, value_name = "SCHEME")]
     scheme: Option<Scheme>,
     /// Let the agent remember this answer; the id that is printed goes on with it
@@ -59,14 +62,6 @@ pub struct Flags {
     /// "request_id", "url"}
     #[arg(long)]
     json: bool,
-}
-
-#[derive(clap::ValueEnum, Clone, Copy, Debug)]
-enum Scheme {
-    /// One authorisation, one transaction
-    Exact,
-    /// A voucher on a channel
-    BatchSettlement,
 }
 
 pub fn run(flags: Flags) -> Result<()> {
@@ -112,15 +107,10 @@ async fn buyer(shop: &Shop, flags: &Flags) -> Result<Buyer> {
     let policy = policy(shop.chain_id(), shop.token, shop.record.treasury, flags.max_usdc, Usdc::MAX);
     let deposit_max = Usdc(flags.max_usdc.micro().saturating_mul(DEPOSIT_ANSWERS_MAX));
     let channels = channels(deposit_max, 1, LANE);
-    let schemes = match flags.scheme {
-        None => Schemes::ChannelElseExact(channels),
-        Some(Scheme::Exact) => Schemes::Exact,
-        Some(Scheme::BatchSettlement) => Schemes::Channel(channels),
-    };
     let file = customer_record(&flags.place.dir(), "ask", key.address())?;
-    let buyer = Buyer::new(shop.http.clone(), key, policy).with_clock(clock.reader()).with_schemes(schemes);
+    let buyer = Buyer::new(shop.http.clone(), key, policy).with_clock(clock.reader());
     let buyer = buyer.with_chain(shop.record.chain.url());
-    Ok(buyer
+    Ok(Scheme::apply(flags.scheme, buyer, channels)
         .with_record_in_turn(&file, || eprintln!("another `vivarium ask` is paying with this key; waiting for it"))?)
 }
 
@@ -213,6 +203,11 @@ fn report(flags: &Flags, answer: &Answer, told: Told) -> Result<()> {
         (Some(CHANNEL), Some(charged)) => {
             Usdc(charged.parse().context("the agent charges something that is no number")?)
         }
+        // Never more than was signed, whatever is said.
+        (Some(UPTO), Some(charged)) => {
+            let charged = charged.parse().context("the agent charges something that is no number")?;
+            Usdc(charged).min(answer.spent)
+        }
         _ => answer.spent,
     };
     let request = answer.headers.get("x-request-id").and_then(|v| v.to_str().ok());
@@ -226,7 +221,11 @@ fn report(flags: &Flags, answer: &Answer, told: Told) -> Result<()> {
         return Ok(());
     }
     println!();
-    let how = if answer.scheme == Some(CHANNEL) { "from a channel" } else { "by exact" };
+    let how = match answer.scheme {
+        Some(CHANNEL) => "from a channel",
+        Some(UPTO) => "by upto",
+        _ => "by exact",
+    };
     eprintln!("-- paid {spent} {how}; receipt: vivarium receipt {}", request.unwrap_or("?"));
     if let (true, Some(id)) = (flags.remember || flags.conversation.is_some(), told.id) {
         eprintln!("-- go on: vivarium ask --conversation {id} \"…\"");
@@ -239,6 +238,7 @@ fn explain(error: pay::buyer::Error) -> anyhow::Error {
     let advice = match error.kind {
         Kind::TooExpensive | Kind::BudgetUsed => "raise --max-usdc or ask for fewer --max-tokens",
         Kind::WrongSeller => "do not trust this address",
+        Kind::NoAllowance => "approve Permit2 once by a transaction of the payer's",
         Kind::OutcomeUnknown => "ask the same again: the same payment is sent, not another",
         Kind::Unreachable => "the agent may be moving; try again in a moment",
         Kind::Refused => "the customer may be out of test USDC",

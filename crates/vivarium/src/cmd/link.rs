@@ -4,6 +4,7 @@ use alloy::primitives::Address;
 use anyhow::{Context, Result, ensure};
 use chain::Chain;
 use node::manifest::Manifest;
+use pay::buyer::{Buyer, ChannelPolicy, Schemes};
 use serde_json::Value;
 use std::path::PathBuf;
 use tokio::signal::unix::{SignalKind, signal};
@@ -67,6 +68,29 @@ impl Named {
             None => record,
         };
         Ok(Shop { record, token: world.usdc, http, world: Some(world) })
+    }
+}
+
+/// What a call is paid by, where the buyer does not choose for itself.
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scheme {
+    /// The price, by one authorisation (EIP-3009, or Permit2 for tokens without it) and one transaction a call
+    Exact,
+    /// What was delivered, up to a ceiling, by one Permit2 permission and one transaction a call
+    Upto,
+    /// Vouchers on channels: what was delivered, without a transaction a call
+    BatchSettlement,
+}
+
+impl Scheme {
+    /// How `buyer` pays: by this one alone, or from channels where there is one, else by what costs the least.
+    pub fn apply(scheme: Option<Self>, buyer: Buyer, channels: ChannelPolicy) -> Buyer {
+        match scheme {
+            None => buyer.with_schemes(Schemes::ChannelElseExact(channels)).with_permit2(),
+            Some(Self::Exact) => buyer.with_schemes(Schemes::Exact).with_exact_by_permit2(),
+            Some(Self::Upto) => buyer.with_schemes(Schemes::Upto).with_permit2(),
+            Some(Self::BatchSettlement) => buyer.with_schemes(Schemes::Channel(channels)),
+        }
     }
 }
 
