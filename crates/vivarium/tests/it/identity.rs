@@ -3,6 +3,7 @@
 //! in `life.rs`.
 
 use super::facilitator::chain::{CHAIN_ID, Chain, word};
+use super::stub::{Does, code};
 use super::world::{get_json, program};
 use alloy::primitives::{Address, U256, keccak256};
 use alloy::signers::local::PrivateKeySigner;
@@ -89,29 +90,6 @@ fn sell(server: &Server, headers: &HeaderMap) -> Response {
     }
 }
 
-/// Code that gives these answers to calls of these selectors, and reverts else.
-fn answers(answers: &[([u8; 4], Vec<u8>)]) -> String {
-    let push = |n: usize| [&[0x61][..], &u16::try_from(n).unwrap().to_be_bytes()].concat();
-    let (table, body) = (5 + 11 * answers.len() + 3, 14);
-    // PUSH0 CALLDATALOAD PUSH1 224 SHR
-    let mut code = vec![0x5f, 0x35, 0x60, 0xe0, 0x1c];
-    for (index, (selector, _)) in answers.iter().enumerate() {
-        // DUP1 PUSH4 EQ PUSH2 JUMPI
-        code.extend([&[0x80, 0x63][..], selector, &[0x14], &push(table + body * index), &[0x57]].concat());
-    }
-    // PUSH0 PUSH0 REVERT
-    code.extend([0x5f, 0x5f, 0xfd]);
-    let mut at = table + body * answers.len();
-    for (_, data) in answers {
-        // JUMPDEST, PUSH2 length PUSH2 offset PUSH0 CODECOPY, PUSH2 length PUSH0 RETURN
-        let length = push(data.len());
-        code.extend([&[0x5b][..], &length, &push(at), &[0x5f, 0x39], &length, &[0x5f, 0xf3]].concat());
-        at += data.len();
-    }
-    answers.iter().for_each(|(_, data)| code.extend(data));
-    format!("0x{}", hex::encode(code))
-}
-
 /// A chain, a registry, and one agent in it.
 struct Place {
     chain: Chain,
@@ -151,15 +129,16 @@ impl Place {
         let mut birth = Birth { token: self.chain.usdc, market: MARKET, ..Birth::default() };
         birth.options.identity = registry;
         let state = OnChain { operator: TREASURY, activeLease: U256::from(1), ..OnChain::default() };
-        let code = answers(&[
-            (Treasury::standingCall::SELECTOR, Treasury::standingCall::abi_encode_returns(&standing)),
-            (Treasury::birthOfCall::SELECTOR, Treasury::birthOfCall::abi_encode_returns(&birth)),
-            (Treasury::stateCall::SELECTOR, Treasury::stateCall::abi_encode_returns(&state)),
+        let treasury = code(&[
+            (Treasury::standingCall::SELECTOR, Does::Returns(Treasury::standingCall::abi_encode_returns(&standing))),
+            (Treasury::birthOfCall::SELECTOR, Does::Returns(Treasury::birthOfCall::abi_encode_returns(&birth))),
+            (Treasury::stateCall::SELECTOR, Does::Returns(Treasury::stateCall::abi_encode_returns(&state))),
         ]);
-        self.chain.rpc("anvil_setCode", json!([TREASURY, code])).await;
+        self.chain.rpc("anvil_setCode", json!([TREASURY, treasury])).await;
         let lease = Lease { endpoint: self.url.clone(), ..Lease::default() };
         let lease = LeaseMarket::leaseOfCall::abi_encode_returns(&lease);
-        self.chain.rpc("anvil_setCode", json!([MARKET, answers(&[(LeaseMarket::leaseOfCall::SELECTOR, lease)])])).await;
+        let market = code(&[(LeaseMarket::leaseOfCall::SELECTOR, Does::Returns(lease))]);
+        self.chain.rpc("anvil_setCode", json!([MARKET, market])).await;
     }
 
     /// The registration file of agent `number`, as a node gives it.

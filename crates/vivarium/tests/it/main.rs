@@ -14,5 +14,6 @@ mod refusals;
 mod settling;
 mod sim;
 mod store;
+mod stub;
 mod suppliers;
 mod world;
