@@ -258,7 +258,7 @@ impl Supplier {
             self.buyer.count_today_at_least(Usdc(paid));
             Ok(())
         };
-        self.is_counted.get_or_try_init(count).await.map(|()| ())
+        self.is_counted.get_or_try_init(count).await.map(|_| ())
     }
 
     /// Where the chain says that it lives now.
