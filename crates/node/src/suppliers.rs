@@ -25,6 +25,7 @@ use pay::seller::FRESH_ANSWER;
 use serde_json::Value;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::sync::OnceCell;
 
 /// What the book keeps as the route of a bought answer: it says on every host and after every crash that none of this
 /// agent's models made it.
@@ -55,6 +56,11 @@ pub struct Supplier {
     pub price: Usdc,
     chain: Chain,
     buyer: Buyer,
+    day_secs: u64,
+    now: Clock,
+    /// Whether what hosts before this one bought today is counted. The record of a buyer does not move; what its signatures
+    /// paid is on the chain, and what they have not paid by the move they never will.
+    is_counted: OnceCell<()>,
     /// Not asked before this.
     rests_until: Mutex<Option<Instant>>,
 }
@@ -82,6 +88,8 @@ enum Failure {
     Request(u16),
     /// Nobody now: a limit of the manifest's is used up.
     Limit(String),
+    /// The chain does not answer, so that it is not known what was bought today.
+    Chain(String),
     /// The supplier, or the way to it.
     Supplier(String),
 }
@@ -148,6 +156,9 @@ impl Suppliers {
                 price,
                 chain: chain.clone(),
                 buyer,
+                day_secs,
+                now: now.clone(),
+                is_counted: OnceCell::new(),
                 rests_until: Mutex::default(),
             }));
         }
@@ -209,7 +220,7 @@ impl Supplier {
     /// # Errors
     /// 503 with the reason.
     pub fn is_ready(&self, holds: Option<Usdc>) -> std::result::Result<(), ApiError> {
-        let (call, day) = (Usdc(self.terms.max_uusdc_per_call), Usdc(self.terms.max_uusdc_per_day));
+        let call = Usdc(self.terms.max_uusdc_per_call);
         let not_now = |why: &str, secs| {
             let message =
                 format!("`{}` is bought from another agent, and {why}; nothing was charged", self.terms.model);
@@ -221,15 +232,33 @@ impl Supplier {
         match holds {
             None => not_now("the purse signs nothing now", 60),
             Some(holds) if holds < call => not_now("the purse does not hold enough for a call yet", 10),
-            Some(_) if self.buyer.signed_today().saturating_add(call) > day => {
-                not_now("what may be bought of it in a day is used up", 600)
-            }
+            Some(_) if self.is_day_over() => not_now("what may be bought of it in a day is used up", 600),
             Some(_) => Ok(()),
         }
     }
 
+    /// Whether the day has no room for another call.
+    fn is_day_over(&self) -> bool {
+        let (call, day) = (Usdc(self.terms.max_uusdc_per_call), Usdc(self.terms.max_uusdc_per_day));
+        self.buyer.signed_today().saturating_add(call) > day
+    }
+
     fn rests_until(&self) -> Option<Instant> {
         *self.rests_until.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts what the purse paid it since the day began, whichever host signed: once, before the first purchase here. A
+    /// standby may have started long before it buys, so not at the start.
+    async fn count_the_day(&self) -> std::result::Result<(), chain::Error> {
+        let count = async || {
+            let now = (self.now)();
+            let day = now - now % self.day_secs;
+            let who = (self.buyer.address(), self.terms.treasury);
+            let paid = chain::history::paid_since(&self.chain, self.buyer.policy().asset, who, day).await?;
+            self.buyer.count_today_at_least(Usdc(paid));
+            Ok(())
+        };
+        self.is_counted.get_or_try_init(count).await.map(|_| ())
     }
 
     /// Where the chain says that it lives now.
@@ -252,6 +281,12 @@ impl Supplier {
                 let message = format!("`{model}` cannot be bought now within this agent's limits; nothing was charged");
                 ApiError::for_unavail("supplier_unavailable", message, 60)
             }
+            Failure::Chain(why) => {
+                tracing::warn!(model, why, "nothing is bought");
+                let message =
+                    format!("`{model}` cannot be bought while the chain does not answer; nothing was charged");
+                ApiError::for_unavail("supplier_unavailable", message, 2)
+            }
             Failure::Supplier(why) => {
                 tracing::warn!(model, why, "a supplier did not deliver");
                 *self.rests_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + REST);
@@ -269,6 +304,10 @@ impl Purchase {
     /// What the customer is told.
     pub async fn quote(&self) -> std::result::Result<(), ApiError> {
         let asked = async {
+            self.supplier.count_the_day().await.map_err(|e| Failure::Chain(chain_of(&e)))?;
+            if self.supplier.is_day_over() {
+                return Err(Failure::Limit("the day's limit is used up".to_owned()));
+            }
             let url = self.supplier.url().await.map_err(|e| Failure::Supplier(chain_of(&e)))?;
             match self.supplier.buyer.quote(&url, &self.body).await.map_err(failure)? {
                 Quote::Price(_) => Ok(()),
@@ -289,6 +328,7 @@ impl Purchase {
 
     async fn try_to_buy(&self) -> std::result::Result<Bought, Failure> {
         let supplier = &self.supplier;
+        supplier.count_the_day().await.map_err(|e| Failure::Chain(chain_of(&e)))?;
         let url = supplier.url().await.map_err(|e| Failure::Supplier(chain_of(&e)))?;
         // Two customers with one question are two: each gets an answer of its own.
         let fresh = HeaderMap::from_iter([(FRESH_ANSWER, HeaderValue::from_static("1"))]);
@@ -377,7 +417,7 @@ mod tests {
     fn what_went_wrong_falls_to_who_can_mend_it() {
         let who = |status| match of_status(StatusCode::from_u16(status).unwrap()) {
             Failure::Request(_) => "customer",
-            Failure::Limit(_) => "nobody",
+            Failure::Limit(_) | Failure::Chain(_) => "nobody",
             Failure::Supplier(_) => "supplier",
         };
         assert_eq!((who(400), who(404), who(503), who(402)), ("customer", "customer", "supplier", "supplier"));

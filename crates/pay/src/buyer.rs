@@ -11,6 +11,7 @@
 //! purse ([`Buyer::with_purse`]): by `exact` alone, with the operator's signature.
 
 mod answer;
+mod ceilings;
 mod channels;
 mod error;
 mod permit2;
@@ -38,8 +39,8 @@ use answer::Resolves;
 use bytes::Bytes;
 use channels::Slot;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
-use permit2::{Means, is_by_permit2};
-use record::{Memory, Record, Signed, Standing};
+use permit2::{ByPermit2, Means, is_by_permit2};
+use record::{Ceiling, Memory, Record, Signed, Standing};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
@@ -83,7 +84,8 @@ pub struct BuyerPolicy {
     /// What a call may cost. On a channel a voucher may allow up to twice as much, where the offer has room for a call
     /// before whose charge is not told yet; all of it counts as signed in the sums.
     pub max_per_call: Usdc,
-    /// Over this buyer's lifetime. Counts what was signed, taken or not, so that a lying seller cannot exceed it.
+    /// Over this buyer's lifetime. Counts what was signed, taken or not, so that a lying seller cannot exceed it; of `upto`
+    /// what the chain says that it took, once it does.
     pub max_total: Usdc,
 }
 
@@ -103,8 +105,8 @@ pub struct Buyer {
     day_clock: Option<Clock>,
     limits: SpendLimits,
     schemes: Schemes,
-    /// What has a transaction of its own may be paid by Permit2, too.
-    permit2: bool,
+    /// What has a transaction of its own may be paid so, too.
+    permit2: ByPermit2,
     /// Shared by clones. A std Mutex: it is never held over an await.
     known: Arc<Mutex<Known>>,
     /// A call ended, and with it its use of a channel.
@@ -127,6 +129,8 @@ struct Known {
     on_wire: BTreeMap<Hash, u32>,
     /// Payments that the last look at them left unknown, and when that was.
     looked: Option<(usize, Instant)>,
+    /// When a used budget last made it look what was charged.
+    charges_looked: Option<Instant>,
 }
 
 impl Known {
@@ -230,7 +234,7 @@ impl Buyer {
             day_clock: None,
             limits: SpendLimits::default(),
             schemes: Schemes::Exact,
-            permit2: false,
+            permit2: ByPermit2::Nothing,
             known: Arc::default(),
             freed: Arc::default(),
             record: None,
@@ -326,7 +330,7 @@ impl Buyer {
         &self.policy
     }
 
-    /// Signed so far, whatever became of it.
+    /// Signed so far, whatever became of it; of `upto` what it took, once that is known.
     pub fn signed_total(&self) -> Usdc {
         self.known().memory.signed
     }
@@ -336,6 +340,15 @@ impl Buyer {
         let mut memory = self.known().memory.clone();
         memory.turn_to(self.day_now());
         memory.day_signed
+    }
+
+    /// Counts at least this much as signed today: what somebody knows who saw the payments of a buyer before this one.
+    pub fn count_today_at_least(&self, amount: Usdc) {
+        let now = self.day_now();
+        self.change(|memory| {
+            memory.turn_to(now);
+            memory.count_at_least(amount);
+        });
     }
 
     /// Whether a payment for this very call is out, or was taken and its answer never read to the end.
@@ -477,7 +490,7 @@ impl Buyer {
     ) -> Result<(&'o PaymentRequirements, Option<Slot>), NoWay> {
         let (policy, exact_too) = match &self.schemes {
             _ if self.purse.is_some() => return Ok((self.choose_settled(offer, None, url)?, None)),
-            Schemes::Exact => return Ok((self.choose_settled(offer, tried.means, url)?, None)),
+            Schemes::Exact | Schemes::Upto => return Ok((self.choose_settled(offer, tried.means, url)?, None)),
             Schemes::ChannelElseExact(policy) => (policy, true),
             Schemes::Channel(policy) => (policy, false),
         };
@@ -497,7 +510,8 @@ impl Buyer {
     fn vet(&self, offer: &PaymentRequired, url: &str) -> Result<(), Error> {
         let policy = &self.policy;
         let is_ours = |o: &PaymentRequirements| {
-            let is_known = [EXACT, CHANNEL].contains(&o.scheme()) || (self.permit2 && o.scheme() == UPTO);
+            let is_known =
+                [EXACT, CHANNEL].contains(&o.scheme()) || (self.permit2 == ByPermit2::All && o.scheme() == UPTO);
             is_known && o.network() == policy.network && o.asset() == policy.asset && o.pay_to() == policy.pay_to
         };
         if offer.accepts.iter().any(is_ours) {
@@ -515,17 +529,31 @@ impl Buyer {
         url: &str,
     ) -> Result<&'o PaymentRequirements, Error> {
         let policy = &self.policy;
+        let is_wanted = |o: &PaymentRequirements| match (&self.schemes, o.scheme()) {
+            (Schemes::Upto, scheme) => scheme == UPTO,
+            (_, UPTO) => self.permit2 == ByPermit2::All,
+            _ => true,
+        };
         let is_payable = |o: &&PaymentRequirements| match is_by_permit2(o) {
+            _ if !is_wanted(o) => false,
             true => means.is_some_and(|means| means.reach(o.amount())),
             false => {
                 o.scheme() == EXACT && o.extra_text("assetTransferMethod").is_none_or(|method| method == "eip3009")
             }
         };
         let known = offer.accepts.iter().filter(|o| o.network() == policy.network && o.asset() == policy.asset);
+        let is_ours_by_permit2 =
+            |o: &&PaymentRequirements| o.pay_to() == policy.pay_to && is_wanted(o) && is_by_permit2(o);
+        let ours_by_permit2 = known.clone().find(is_ours_by_permit2);
         let payable: Vec<_> = known.filter(is_payable).collect();
         if payable.is_empty() {
-            let by_permit2 = if means.is_some() { ", and Permit2 may not spend enough" } else { "" };
-            let message = format!("offers no `exact` payment in {} on {}{by_permit2}", policy.asset, policy.network);
+            if let Some(offer) = ours_by_permit2.filter(|_| means.is_some()) {
+                let (payer, amount) = (self.address(), offer.amount());
+                let message = format!("takes {amount} by Permit2, which {payer} lets spend less");
+                return Err(Error::new(Kind::NoAllowance, url, message));
+            }
+            let wanted = if self.schemes == Schemes::Upto { UPTO } else { EXACT };
+            let message = format!("offers no `{wanted}` payment in {} on {}", policy.asset, policy.network);
             return Err(Error::new(Kind::WrongSeller, url, message));
         }
         let ours: Vec<_> = payable.iter().filter(|o| o.pay_to() == policy.pay_to).collect();
@@ -591,7 +619,7 @@ impl Buyer {
                 format!("{UNRESOLVED_MAX} payments have unknown outcomes, and neither seller nor chain tells them");
             return Err(Error::new(Kind::OutcomeUnknown, url, message).into());
         }
-        next.count(&host, amount);
+        let counted_under = next.count(&host, amount);
         let signed = Signed {
             name: rand::random(),
             header: payment.to_header(),
@@ -601,6 +629,9 @@ impl Buyer {
             at: now,
             standing: Standing::Unknown,
         };
+        if let Some((nonce, ceiling)) = Ceiling::of(&signed, &self.policy.network, (next.day, counted_under)) {
+            next.count_ceiling(nonce, ceiling);
+        }
         next.unresolved.insert(key, signed);
         if let Some(record) = &self.record {
             record.save(&next)?;
@@ -724,8 +755,7 @@ impl<'b> Call<'b> {
         };
         if !is_out {
             self.buyer.look_at_uncertain(&offer, &self.url).await;
-            self.tried.means = self.buyer.look_at_permit2(&offer).await;
-            match self.buyer.sign(self.key, (&offer, &self.tried), &self.url) {
+            match self.sign(&offer).await {
                 Ok(()) => self.is_new = true,
                 Err(NoWay { error, passes: true }) => return Ok(Some(error)),
                 Err(NoWay { error, .. }) => return Err(error),
@@ -733,6 +763,31 @@ impl<'b> Call<'b> {
         }
         self.vetted.insert(authority(&self.url));
         Ok(None)
+    }
+
+    /// Signs, once it is known what the choice depends on: nobody waits for the chain whose channel is free.
+    async fn sign(&mut self, offer: &PaymentRequired) -> Result<(), NoWay> {
+        let has_channel = match &self.buyer.schemes {
+            Schemes::Channel(policy) | Schemes::ChannelElseExact(policy) if self.buyer.purse.is_none() => {
+                let known = self.buyer.known();
+                self.buyer.choose_channel(policy, &known, (&self.key, offer, &self.tried), &self.url).is_ok()
+            }
+            _ => false,
+        };
+        self.tried.means = None;
+        let looks = !has_channel && !matches!(self.buyer.schemes, Schemes::Channel(_));
+        if looks {
+            self.tried.means = self.buyer.look_at_permit2(offer).await;
+        }
+        let signed = self.buyer.sign(self.key, (offer, &self.tried), &self.url);
+        match &signed {
+            // What was permitted and not taken leaves room.
+            Err(NoWay { error, .. }) if error.kind == Kind::BudgetUsed && self.buyer.room_by_charges().await => {}
+            // Another call was faster with the channel.
+            Err(_) if has_channel => self.tried.means = self.buyer.look_at_permit2(offer).await,
+            _ => return signed,
+        }
+        self.buyer.sign(self.key, (offer, &self.tried), &self.url)
     }
 
     /// The payee says that it did not take this payment. Returns if another one is worth signing in its place.

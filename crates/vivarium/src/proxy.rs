@@ -209,7 +209,10 @@ async fn paid(config: &Config, uri: &Uri, headers: &HeaderMap, body: Bytes) -> R
 
 /// Whether the call left nothing behind that could be money, or what it left is known to be dead.
 fn may_try_elsewhere(error: &Error) -> bool {
-    matches!(error.kind, Kind::Unreachable | Kind::WrongSeller | Kind::BadAnswer | Kind::OutcomeUnknown)
+    matches!(
+        error.kind,
+        Kind::Unreachable | Kind::WrongSeller | Kind::NoAllowance | Kind::BadAnswer | Kind::OutcomeUnknown
+    )
 }
 
 /// Asks one agent; once more if the record says that it is elsewhere now.

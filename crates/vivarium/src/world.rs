@@ -10,6 +10,7 @@ pub mod crowd;
 pub mod deploy;
 pub mod files;
 pub mod genesis;
+pub mod identity;
 pub mod model;
 pub mod ports;
 pub mod processes;
@@ -492,7 +493,7 @@ impl World {
     /// The agent's entry in the on-chain record.
     pub fn record(&self, treasury: Address) -> Result<Record> {
         let market = self.internal.contracts.context("there are no contracts yet")?.lease_market;
-        Ok(Record { chain: self.connect()?, treasury, lease_market: market })
+        Ok(Record::on(self.connect()?, treasury, market))
     }
 
     /// Keys for a crowd, each with a purse of test USDC. The same keys every time.

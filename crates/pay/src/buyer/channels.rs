@@ -23,8 +23,11 @@ const REFUND_PARTS: u128 = 8;
 /// What is paid by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Schemes {
+    /// What has a transaction of its own: `exact`, and by Permit2 what [`Buyer::with_permit2`] allows.
     Exact,
-    /// A channel where one is offered and free and its deposit is within the policy, else `exact`.
+    /// `upto` or nothing; needs [`Buyer::with_permit2`].
+    Upto,
+    /// A channel where one is offered and free and its deposit is within the policy, else as [`Schemes::Exact`].
     ChannelElseExact(ChannelPolicy),
     /// A channel or nothing.
     Channel(ChannelPolicy),

@@ -16,6 +16,9 @@ pub enum Kind {
     WrongSeller,
     /// The seller did not take the payment, and says why. Fix it (fund the account, update the client).
     Refused,
+    /// What is offered goes through Permit2, and the payer lets that spend too little; nothing was signed. Approve Permit2
+    /// once by a transaction of the payer's, or go elsewhere.
+    NoAllowance,
     /// The peer does not speak x402 v2 properly: go elsewhere.
     BadAnswer,
     /// Another process pays by this record: end it, then try again. Nothing was signed.

@@ -58,18 +58,35 @@ pub(super) fn is_by_permit2(offer: &PaymentRequirements) -> bool {
     }
 }
 
+/// What is paid by Permit2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ByPermit2 {
+    Nothing,
+    /// `exact` alone.
+    Exact,
+    /// `upto`, too.
+    All,
+}
+
 impl Buyer {
     /// Pays by `upto`, and by `exact` through Permit2, too: what costs the least of what is offered and of what the payer's
     /// allowance to Permit2 reaches (or a permission signed along with it, where seller and token take one). Needs
-    /// [`with_chain`](Self::with_chain). The limits hold as for `exact`; of `upto` its ceiling counts as signed.
+    /// [`with_chain`](Self::with_chain). The limits hold as for `exact`; of `upto` its ceiling counts as signed until the
+    /// chain tells what it took ([`look_at_charges`](Self::look_at_charges)).
     pub fn with_permit2(mut self) -> Self {
-        self.permit2 = true;
+        self.permit2 = ByPermit2::All;
+        self
+    }
+
+    /// [`with_permit2`](Self::with_permit2) without `upto`: for tokens without EIP-3009, where a price is to be known before.
+    pub fn with_exact_by_permit2(mut self) -> Self {
+        self.permit2 = ByPermit2::Exact;
         self
     }
 
     /// What the chain says of the payer and Permit2. `None`: nothing here is paid by it.
     pub(super) async fn look_at_permit2(&self, offer: &PaymentRequired) -> Option<Means> {
-        let is_wanted = self.permit2 && offer.accepts.iter().any(is_by_permit2);
+        let is_wanted = self.permit2 != ByPermit2::Nothing && offer.accepts.iter().any(is_by_permit2);
         let chain = self.chain.as_deref().filter(|_| is_wanted)?;
         let owner = self.address();
         let allowance = self.ask_token(chain, allowanceCall { owner, spender: PERMIT2 }.abi_encode()).await?;

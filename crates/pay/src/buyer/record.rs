@@ -22,7 +22,14 @@ const SETTLED_MAX: usize = 1_000;
 const SETTLED_SECS: u64 = 86_400;
 
 /// First bytes of the file: what it is, and in the last one the version of its form.
-const MAGIC: &[u8; 8] = b"vivbuy\0\x05";
+const MAGIC: &[u8; 8] = b"vivbuy\0\x06";
+/// The version before: the same without its last field, the ceilings.
+const MAGIC_5: &[u8; 8] = b"vivbuy\0\x05";
+
+/// Ceilings that are remembered; over it the oldest stay counted whole.
+const CEILINGS_MAX: usize = 1_000;
+/// How long one is: longer than any permission is valid, and than the day that it counts in.
+const CEILING_SECS: u64 = 2 * 86_400;
 
 #[derive(Debug, Default, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub(super) struct Memory {
@@ -37,6 +44,24 @@ pub(super) struct Memory {
     pub channels: BTreeMap<ChannelId, OwnChannel>,
     /// What these channels are between: with it a payer finds its money when nobody else tells.
     pub configs: BTreeMap<ChannelId, ChannelConfig>,
+    /// `upto` payments that are counted by their ceiling, by their nonce: the chain has not told yet what they took.
+    pub ceilings: BTreeMap<Hash, Ceiling>,
+}
+
+/// An `upto` payment that is counted by what it permits.
+#[derive(Debug, Clone, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub(super) struct Ceiling {
+    pub network: String,
+    pub token: [u8; 20],
+    pub pay_to: [u8; 20],
+    pub amount: Usdc,
+    /// Permit2's, chain seconds.
+    pub deadline: u64,
+    /// When it was signed, in seconds of the buyer's clock.
+    pub at: u64,
+    /// Under which it counts: as in [`Memory::day`] and [`Memory::by_host`].
+    pub day: u64,
+    pub host: String,
 }
 
 /// A payment that is out.
@@ -141,13 +166,44 @@ impl Memory {
         }
     }
 
-    pub fn count(&mut self, host: &str, amount: Usdc) {
+    /// The host's name that it is counted under.
+    pub fn count(&mut self, host: &str, amount: Usdc) -> String {
         self.signed = self.signed.saturating_add(amount);
         self.day_signed = self.day_signed.saturating_add(amount);
         let known = self.by_host.len() < HOSTS_MAX || self.by_host.contains_key(host);
         let host = if known { host } else { "others" };
         let sum = self.by_host.entry(host.to_owned()).or_default();
         *sum = sum.saturating_add(amount);
+        host.to_owned()
+    }
+
+    /// Counts `amount` as signed today, if less is.
+    pub fn count_at_least(&mut self, amount: Usdc) {
+        let missing = amount.saturating_sub(self.day_signed);
+        self.signed = self.signed.saturating_add(missing);
+        self.day_signed = self.day_signed.saturating_add(missing);
+    }
+
+    /// Counts an `upto` payment by its ceiling until the chain tells what it took.
+    pub fn count_ceiling(&mut self, nonce: Hash, ceiling: Ceiling) {
+        let now = ceiling.at;
+        self.ceilings.retain(|_, old| now <= old.at.saturating_add(CEILING_SECS));
+        if self.ceilings.len() < CEILINGS_MAX {
+            self.ceilings.insert(nonce, ceiling);
+        }
+    }
+
+    /// The `upto` payment of this nonce took so much, and can take nothing more: the rest of its ceiling no longer counts.
+    pub fn charge(&mut self, nonce: &Hash, charged: Usdc) {
+        let Some(ceiling) = self.ceilings.remove(nonce) else { return };
+        let rest = ceiling.amount.saturating_sub(charged);
+        self.signed = self.signed.saturating_sub(rest);
+        if ceiling.day == self.day {
+            self.day_signed = self.day_signed.saturating_sub(rest);
+            if let Some(sum) = self.by_host.get_mut(&ceiling.host) {
+                *sum = sum.saturating_sub(rest);
+            }
+        }
     }
 
     /// Payments that nobody has said the outcome of.
@@ -226,11 +282,20 @@ impl Record {
         let fail = |what: &str, e: &dyn std::fmt::Display| fail(path, what, e);
         let memory = match fs::read(path) {
             Ok(bytes) => {
-                let body = bytes.strip_prefix(MAGIC).ok_or_else(|| match bytes.strip_prefix(&MAGIC[..7]) {
-                    Some(_) => fail("a record of another version of this program", &"use that one, or move it away"),
-                    None => fail("not a buyer's record", &"wrong first bytes"),
-                })?;
-                borsh::from_slice(body).map_err(|e| fail("the record is damaged; nothing is paid by it", &e))?
+                let body = match (bytes.strip_prefix(MAGIC), bytes.strip_prefix(MAGIC_5)) {
+                    (Some(body), _) => body.to_vec(),
+                    // No ceilings: a length of zero.
+                    (None, Some(body)) => [body, &[0; 4]].concat(),
+                    (None, None) => {
+                        return Err(match bytes.strip_prefix(&MAGIC[..7]) {
+                            Some(_) => {
+                                fail("a record of another version of this program", &"use that one, or move it away")
+                            }
+                            None => fail("not a buyer's record", &"wrong first bytes"),
+                        });
+                    }
+                };
+                borsh::from_slice(&body).map_err(|e| fail("the record is damaged; nothing is paid by it", &e))?
             }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Memory::default(),
             Err(e) => return Err(fail("cannot read the record", &e)),
@@ -299,6 +364,53 @@ mod tests {
         assert_eq!(Record::open(&path).unwrap_err().kind, Kind::Usage);
         fs::write(&path, [&MAGIC[..], &[1, 2, 3]].concat()).unwrap();
         assert_eq!(Record::open(&path).unwrap_err().kind, Kind::Usage, "torn");
+    }
+
+    #[test]
+    fn a_record_of_the_version_before_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("buyer.record");
+        let mut memory = Memory::default();
+        memory.count("a", Usdc(5));
+        let body = borsh::to_vec(&memory).unwrap();
+        fs::write(&path, [MAGIC_5, &body[..body.len() - 4]].concat()).unwrap();
+        assert_eq!(Record::open(&path).unwrap().1, memory);
+    }
+
+    #[test]
+    fn a_ceiling_counts_until_it_is_known_what_was_taken() {
+        let mut memory = Memory::default();
+        memory.turn_to(86_400);
+        let ceiling = |amount, at, day, host: String| Ceiling {
+            network: "eip155:1".into(),
+            token: [1; 20],
+            pay_to: [2; 20],
+            amount: Usdc(amount),
+            deadline: 0,
+            at,
+            day,
+            host,
+        };
+        for (nonce, amount) in [(1, 10), (2, 20)] {
+            let host = memory.count("a", Usdc(amount));
+            memory.count_ceiling([nonce; 32], ceiling(amount, 86_400, 1, host));
+        }
+        memory.charge(&[1; 32], Usdc(4));
+        assert_eq!((memory.signed, memory.day_signed, memory.of_host("a")), (Usdc(24), Usdc(24), Usdc(24)));
+        memory.charge(&[1; 32], Usdc(0));
+        assert_eq!(memory.signed, Usdc(24), "once");
+        // What is told the next day no longer lowers that day's sum.
+        memory.turn_to(2 * 86_400);
+        memory.count("a", Usdc(3));
+        memory.charge(&[2; 32], Usdc(20));
+        assert_eq!((memory.signed, memory.day_signed, memory.of_host("a")), (Usdc(27), Usdc(3), Usdc(3)));
+        memory.count_at_least(Usdc(2));
+        assert_eq!(memory.day_signed, Usdc(3));
+        memory.count_at_least(Usdc(5));
+        assert_eq!((memory.signed, memory.day_signed), (Usdc(29), Usdc(5)));
+        memory.count_ceiling([3; 32], ceiling(1, 86_400, 1, "a".into()));
+        memory.count_ceiling([4; 32], ceiling(1, 86_401 + CEILING_SECS, 3, "a".into()));
+        assert_eq!(memory.ceilings.len(), 1, "the old one counts whole, for good");
     }
 
     #[test]

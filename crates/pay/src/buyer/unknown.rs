@@ -69,19 +69,20 @@ pub struct Fates {
 }
 
 /// The signed parts that a question needs.
-struct Authorization {
+pub(super) struct Authorization {
     method: TransferMethod,
-    token: Address,
+    pub token: Address,
     payer: Address,
-    pay_to: Address,
-    value: Usdc,
-    valid_before: u64,
-    nonce: B256,
+    pub pay_to: Address,
+    pub value: Usdc,
+    /// Exclusive.
+    pub valid_before: u64,
+    pub nonce: B256,
 }
 
 impl Authorization {
     /// Of a payment on `network` that has a nonce of its own.
-    fn of(signed: &Signed, network: &str) -> Option<Self> {
+    pub fn of(signed: &Signed, network: &str) -> Option<Self> {
         let payment = PaymentPayload::from_header(&signed.header).ok()?;
         let accepted = |name: &str| payment.accepted.get(name).and_then(Value::as_str);
         if !accepted("scheme").is_some_and(|scheme| [EXACT, UPTO].contains(&scheme))
@@ -120,10 +121,7 @@ impl Authorization {
             TransferMethod::Eip3009 => {
                 (self.token, authorizationStateCall { authorizer: self.payer, nonce: self.nonce }.abi_encode())
             }
-            TransferMethod::Permit2 => {
-                let word = U256::from_be_bytes(self.nonce.0) >> 8;
-                (PERMIT2, nonceBitmapCall { owner: self.payer, word }.abi_encode())
-            }
+            TransferMethod::Permit2 => permit2_question(self.payer, &self.nonce.0),
         }
     }
 
@@ -131,10 +129,7 @@ impl Authorization {
     fn is_used(&self, answer: &[u8]) -> Option<bool> {
         match self.method {
             TransferMethod::Eip3009 => authorizationStateCall::abi_decode_returns(answer).ok(),
-            TransferMethod::Permit2 => {
-                let bits = nonceBitmapCall::abi_decode_returns(answer).ok()?;
-                Some(bits.bit(usize::from(self.nonce[31])))
-            }
+            TransferMethod::Permit2 => is_permit2_spent(&self.nonce.0, answer),
         }
     }
 
@@ -337,18 +332,30 @@ impl Buyer {
     }
 }
 
+/// The question whether a nonce of Permit2 is spent: whom to ask it, and what.
+pub(super) fn permit2_question(owner: Address, nonce: &Hash) -> (Address, Vec<u8>) {
+    let word = U256::from_be_bytes(*nonce) >> 8;
+    (PERMIT2, nonceBitmapCall { owner, word }.abi_encode())
+}
+
+/// What the answer to it says.
+pub(super) fn is_permit2_spent(nonce: &Hash, answer: &[u8]) -> Option<bool> {
+    let bits = nonceBitmapCall::abi_decode_returns(answer).ok()?;
+    Some(bits.bit(usize::from(nonce[31])))
+}
+
 fn is_for(receipt: &SignedReceipt, authorization: &Authorization) -> bool {
     let receipt = &receipt.receipt;
     let name = receipt.paid_by.name();
     (receipt.agent, receipt.payer, name) == (authorization.pay_to, authorization.payer, authorization.nonce.0)
 }
 
-fn has_topics(log: &Value, wanted: &[B256]) -> bool {
+pub(super) fn has_topics(log: &Value, wanted: &[B256]) -> bool {
     let topics = log["topics"].as_array().map(Vec::as_slice).unwrap_or_default();
     let is = |(topic, wanted): (&Value, &B256)| topic.as_str().and_then(|t| t.parse::<B256>().ok()) == Some(*wanted);
     topics.len() >= wanted.len() && topics.iter().zip(wanted).all(is)
 }
 
-fn number(text: &str) -> Option<u64> {
+pub(super) fn number(text: &str) -> Option<u64> {
     u64::from_str_radix(text.strip_prefix("0x")?, 16).ok()
 }

@@ -268,9 +268,19 @@ async fn by_permit2(scheme: &'static str) {
     assert_eq!(buyer.signed_total(), ceilings, "what was permitted counts");
     assert_eq!(spent < ceilings, scheme == "upto", "{spent} of {ceilings}");
     // One more is allowed in all, and then none.
-    buyer.post_json(&url, &question("the fifth")).await.unwrap();
+    spent = spent.saturating_add(buyer.post_json(&url, &question("the fifth")).await.unwrap().spent);
+    assert_eq!(buyer.look_at_charges().await, 0, "under few blocks nothing is believed");
     let error = buyer.post_json(&url, &question("the sixth")).await.unwrap_err();
     assert_eq!(error.kind, Kind::BudgetUsed, "{error}");
+    market.chain().rpc("anvil_mine", serde_json::json!(["0xa"])).await;
+    if scheme == "upto" {
+        // What was permitted and not taken, by the chain's word, leaves room for one more.
+        assert_eq!((buyer.look_at_charges().await, buyer.signed_total()), (5, spent));
+        buyer.post_json(&url, &question("the sixth")).await.unwrap();
+        assert_eq!(buyer.signed_total(), spent.saturating_add(crate::market::price_up(16)), "whole again, for now");
+    } else {
+        assert_eq!((buyer.look_at_charges().await, buyer.signed_total()), (0, spent));
+    }
     // Without being told to, nothing is signed for Permit2.
     let policy = buyer.policy().clone();
     let plain = Buyer::new(net::Client::new(), payer(), policy).with_chain(&market.chain().url);
@@ -308,6 +318,34 @@ async fn a_payment_by_permit2_that_is_out_is_asked_about() {
     market.chain().rpc("evm_mine", serde_json::json!([])).await;
     let body = question("BeforeSettlement").to_string().into_bytes();
     assert_eq!(buyer.ask_about(&url, &body).await, Some(Fate::Unpaid));
+}
+
+/// What an `upto` payment permitted counts until it can no longer be taken, and then not at all.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_permission_that_was_never_used_leaves_its_room() {
+    let market = Market::open(&["upto"], TransferMethod::Permit2).await;
+    fund(&market, 5_000_000).await;
+    let (ceiling, url) = (crate::market::price_up(16), format!("{}/v1/chat/completions", market.url));
+    let policy = BuyerPolicy { max_total: ceiling, ..our_buyer(&market).policy().clone() };
+    let chain = market.chain();
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let clock: std::sync::Arc<std::sync::atomic::AtomicU64> = std::sync::Arc::new(now.into());
+    let reader = clock.clone();
+    let buyer = Buyer::new(net::Client::new(), payer(), policy)
+        .with_chain(&chain.url)
+        .with_permit2()
+        .with_schemes(pay::buyer::Schemes::Upto)
+        .with_clock(std::sync::Arc::new(move || reader.load(std::sync::atomic::Ordering::Relaxed)));
+    market.with(|desk| desk.fails = Some(Fails::BeforeSettlement));
+    assert_eq!(buyer.post_json(&url, &question("in vain")).await.unwrap().status.as_u16(), 500);
+    chain.rpc("anvil_mine", serde_json::json!(["0xa"])).await;
+    assert_eq!((buyer.look_at_charges().await, buyer.signed_total()), (0, ceiling), "it may still be taken");
+    chain.rpc("evm_increaseTime", serde_json::json!([3_600])).await;
+    chain.rpc("evm_mine", serde_json::json!([])).await;
+    clock.fetch_add(3_600, std::sync::atomic::Ordering::Relaxed);
+    // The limit makes it look by itself.
+    let paid = buyer.post_json(&url, &question("again")).await.unwrap();
+    assert_eq!((paid.status.as_u16(), buyer.signed_total()), (200, ceiling), "{paid:?}");
 }
 
 /// Our buyer at the official Express middleware with the official facilitator, metered, topped up, claimed by it.

@@ -2,12 +2,13 @@
 //!
 //! The agent's address comes from the chain, not from a file, and nothing is signed for anyone but its treasury.
 
-use super::link::{Link, Place, block_on};
+use super::link::{Named, Place, Scheme, Shop, block_on};
 use anyhow::{Context, Result, bail, ensure};
 use economy::Usdc;
 use http::HeaderMap;
-use pay::buyer::{Answer, Buyer, Kind, Schemes};
+use pay::buyer::{Answer, Buyer, Kind};
 use pay::scheme::channel::CHANNEL;
+use pay::scheme::upto::UPTO;
 use pay::seller::FRESH_ANSWER;
 use serde_json::{Value, json};
 use std::io::Write;
@@ -23,24 +24,29 @@ const LANE: u8 = 1;
 /// Asks the agent one question, pays for the answer by x402, and prints it as it comes.
 ///
 /// The question is paid with the world's customer key. The agent's address is taken from the chain
-/// (treasury, active lease, endpoint), and the payment is signed only if it goes to that treasury.
+/// (treasury, active lease, endpoint), and the payment is signed only if it goes to that treasury. With --agent any agent
+/// of the chain is asked by its ERC-8004 identity, and with --rpc no world is needed for that.
 ///
 /// Where the agent offers it, the answer is paid from a channel: the first one puts a deposit in, for several answers
-/// like it; later ones are a voucher each and no transaction, charged by what was delivered. What is signed is on
-/// record in the world's folder before it leaves: the same question again after a crash is the same payment.
+/// like it; later ones are a voucher each and no transaction, charged by what was delivered. Elsewhere the cheapest of
+/// what is offered is paid: exact, or upto by Permit2, which the payer allows once or by a signature beside the payment.
+/// What is signed is on record in the world's folder before it leaves: the same question again after a crash is the same
+/// payment.
 #[derive(clap::Args)]
 pub struct Flags {
     /// The question
     prompt: String,
     #[command(flatten)]
     place: Place,
+    #[command(flatten)]
+    named: Named,
     /// The most that this answer may cost, in USDC
     #[arg(long, value_name = "USDC", value_parser = Usdc::parse, default_value = "5")]
     max_usdc: Usdc,
     /// The longest answer, in tokens
     #[arg(long, value_name = "N", default_value_t = 200)]
     max_tokens: u32,
-    /// What to pay by [default: from a channel where the agent offers one, else exact]
+    /// What to pay by [default: from a channel where the agent offers one, else what costs the least]
     #[arg(long, value_name = "SCHEME")]
     scheme: Option<Scheme>,
     /// Let the agent remember this answer; the id that is printed goes on with it
@@ -58,26 +64,18 @@ pub struct Flags {
     json: bool,
 }
 
-#[derive(clap::ValueEnum, Clone, Copy, Debug)]
-enum Scheme {
-    /// One authorisation, one transaction
-    Exact,
-    /// A voucher on a channel
-    BatchSettlement,
-}
-
 pub fn run(flags: Flags) -> Result<()> {
     ensure!(flags.max_tokens > 0, "--max-tokens 0: an answer has at least one token");
     block_on(ask(flags))
 }
 
 async fn ask(flags: Flags) -> Result<()> {
-    let link = flags.place.link()?;
-    let url = link.record.url().await?;
-    let models: Value = link.get("/v1/models").await?;
+    let shop = flags.named.shop(&flags.place).await?;
+    let url = shop.record.url().await?;
+    let models: Value = shop.get(&url, "/v1/models").await?;
     let model = models["data"][0]["id"].as_str().context("the agent names no model")?.to_owned();
     let (path, body) = question(&flags, &model);
-    let mut answer = buyer(&link, &flags)
+    let mut answer = buyer(&shop, &flags)
         .await?
         // The same question tomorrow is a new question, not the stored answer of today.
         .post_stream(
@@ -101,24 +99,18 @@ async fn ask(flags: Flags) -> Result<()> {
     report(&flags, &answer, told)
 }
 
-async fn buyer(link: &Link, flags: &Flags) -> Result<Buyer> {
-    let world = &link.world;
-    let key = read_key(flags.key.as_ref().unwrap_or(&world.customer.key_file))?;
+async fn buyer(shop: &Shop, flags: &Flags) -> Result<Buyer> {
+    let key = read_key(shop.key_file(flags.key.as_ref())?)?;
     let clock = ChainClock::default();
-    clock.set(link.record.chain.head().await?.timestamp);
+    clock.set(shop.record.chain.head().await?.timestamp);
     // Each answer is bounded, not all of them.
-    let policy = policy(world.chain_id, world.usdc, world.treasury, flags.max_usdc, Usdc::MAX);
+    let policy = policy(shop.chain_id(), shop.token, shop.record.treasury, flags.max_usdc, Usdc::MAX);
     let deposit_max = Usdc(flags.max_usdc.micro().saturating_mul(DEPOSIT_ANSWERS_MAX));
     let channels = channels(deposit_max, 1, LANE);
-    let schemes = match flags.scheme {
-        None => Schemes::ChannelElseExact(channels),
-        Some(Scheme::Exact) => Schemes::Exact,
-        Some(Scheme::BatchSettlement) => Schemes::Channel(channels),
-    };
     let file = customer_record(&flags.place.dir(), "ask", key.address())?;
-    let buyer = Buyer::new(link.http.clone(), key, policy).with_clock(clock.reader()).with_schemes(schemes);
-    let buyer = buyer.with_chain(link.record.chain.url());
-    Ok(buyer
+    let buyer = Buyer::new(shop.http.clone(), key, policy).with_clock(clock.reader());
+    let buyer = buyer.with_chain(shop.record.chain.url());
+    Ok(Scheme::apply(flags.scheme, buyer, channels)
         .with_record_in_turn(&file, || eprintln!("another `vivarium ask` is paying with this key; waiting for it"))?)
 }
 
@@ -211,6 +203,11 @@ fn report(flags: &Flags, answer: &Answer, told: Told) -> Result<()> {
         (Some(CHANNEL), Some(charged)) => {
             Usdc(charged.parse().context("the agent charges something that is no number")?)
         }
+        // Never more than was signed, whatever is said.
+        (Some(UPTO), Some(charged)) => {
+            let charged = charged.parse().context("the agent charges something that is no number")?;
+            Usdc(charged).min(answer.spent)
+        }
         _ => answer.spent,
     };
     let request = answer.headers.get("x-request-id").and_then(|v| v.to_str().ok());
@@ -224,7 +221,11 @@ fn report(flags: &Flags, answer: &Answer, told: Told) -> Result<()> {
         return Ok(());
     }
     println!();
-    let how = if answer.scheme == Some(CHANNEL) { "from a channel" } else { "by exact" };
+    let how = match answer.scheme {
+        Some(CHANNEL) => "from a channel",
+        Some(UPTO) => "by upto",
+        _ => "by exact",
+    };
     eprintln!("-- paid {spent} {how}; receipt: vivarium receipt {}", request.unwrap_or("?"));
     if let (true, Some(id)) = (flags.remember || flags.conversation.is_some(), told.id) {
         eprintln!("-- go on: vivarium ask --conversation {id} \"…\"");
@@ -237,6 +238,7 @@ fn explain(error: pay::buyer::Error) -> anyhow::Error {
     let advice = match error.kind {
         Kind::TooExpensive | Kind::BudgetUsed => "raise --max-usdc or ask for fewer --max-tokens",
         Kind::WrongSeller => "do not trust this address",
+        Kind::NoAllowance => "approve Permit2 once by a transaction of the payer's",
         Kind::OutcomeUnknown => "ask the same again: the same payment is sent, not another",
         Kind::Unreachable => "the agent may be moving; try again in a moment",
         Kind::Refused => "the customer may be out of test USDC",

@@ -1,16 +1,14 @@
 //! `vivarium proxy`: an OpenAI base URL on this machine that pays.
 
-use super::link::{Link, Place, block_on, stopped};
-use alloy::eips::BlockId;
-use alloy::primitives::{Address, U256, utils::format_ether};
+mod withdraw;
+
+use super::link::{Named, Place, Scheme, Shop, block_on, by_identity, stopped};
+use alloy::primitives::Address;
 use alloy::signers::local::PrivateKeySigner;
 use anyhow::{Context, Result, anyhow, ensure};
 use economy::Usdc;
-use pay::buyer::{Buyer, BuyerPolicy, ChannelPolicy, Clock, HeldChannel, Kind, Schemes, SpendLimits};
-use pay::scheme::channel::BATCH_SETTLEMENT;
-use pay::scheme::channel::facilitator::{finalize_withdraw_call, initiate_withdraw_call};
-use serde_json::{Value, json};
-use std::collections::BTreeSet;
+use pay::buyer::{Buyer, BuyerPolicy, ChannelPolicy, Clock, Kind, SpendLimits};
+use serde_json::json;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,9 +16,9 @@ use std::time::{Duration, SystemTime};
 use tokio::net::TcpListener;
 use vivarium::proxy::{self, Agent, Config, WhenUnknown, Whereabouts};
 use vivarium::world::crowd::{ChainClock, channels, policy};
-use vivarium::world::files::read_key;
+use vivarium::world::files::{Folder, read_key};
+use vivarium::world::identity::AgentId;
 use vivarium::world::record::Record;
-use vivarium::world::wallet::Wallet;
 
 /// To an answer's head. An answer that is not streamed comes with its head, so this is how long one may be in the
 /// making before the same payment asks for it again. A guess, unmeasured.
@@ -39,9 +37,6 @@ const SLOTS: u8 = 4;
 const DEPOSIT_CALLS: u32 = 20;
 /// Channels of this command; the official clients and `vivarium ask` have others with the same key.
 const LANE: u8 = 2;
-/// Gas of the dearer one of the two transactions that take money out of a channel, with room: 51,000 to 66,000 were used
-/// on a development chain.
-const WITHDRAW_GAS: u64 = 100_000;
 /// A route that is sold by everything that an agent offers.
 const PAID_ROUTE: &str = "/v1/chat/completions";
 
@@ -52,7 +47,8 @@ const PAID_ROUTE: &str = "/v1/chat/completions";
 ///
 /// Calls are paid from channels where the agent offers them: up to four calls at once with each agent, opened and topped
 /// up by use. At most the budget lies in all of them together; it is not spent, the next proxy goes on from it, and
-/// --refund has it given back. A fifth call at once, and one that needs a greater deposit, is paid by `exact`.
+/// --refund has it given back. A fifth call at once, and one that needs a greater deposit, is paid by the cheapest of what
+/// has a transaction of its own: exact, or upto by Permit2.
 ///
 /// A day of the budget is a day of real time, midnight to midnight UTC. What was signed counts, taken or not, and is
 /// kept in the world's folder, so that neither a restart nor a crash opens the budget again.
@@ -68,24 +64,27 @@ pub struct Flags {
     max_usdc: Usdc,
     #[command(flatten)]
     place: Place,
-    /// Another agent for when the first cannot be reached: its treasury on the same chain, or another world's folder.
-    /// May be repeated
-    #[arg(long, value_name = "TREASURY|DIR")]
+    #[command(flatten)]
+    named: Named,
+    /// Another agent for when the first cannot be reached: its ERC-8004 identity or its treasury on the same chain, or
+    /// another world's folder. May be repeated
+    #[arg(long, value_name = "IDENTITY|TREASURY|DIR")]
     also: Vec<String>,
     /// When an agent was paid and does not answer, and neither it nor the chain says whether it took the payment: `wait`
     /// fails the call, and the same call again is the same payment; `pay-another` pays the next agent, too
     #[arg(long, value_name = "WHAT", default_value = "wait")]
     when_unknown: Unknown,
-    /// What to pay by [default: from channels where the agent offers them, else exact]. With batch-settlement alone a call
-    /// waits for a free channel
+    /// What to pay by [default: from channels where the agent offers them, else what costs the least]. With
+    /// batch-settlement alone a call waits for a free channel
     #[arg(long, value_name = "SCHEME")]
     scheme: Option<Scheme>,
     /// Serves nothing: has the agents give back what lies in this command's channels and is not spent, and says how much
     #[arg(long, conflicts_with = "scheme")]
     refund: bool,
-    /// Serves nothing and asks no agent: takes out of this command's channels what is in them, by two transactions of
-    /// the payer's each, which needs ether. Run once it begins; run again after the channel's delay it ends. For when the
-    /// agent is gone: one that lives claims what it is owed before
+    /// Serves nothing and asks no agent: takes out of this command's channels what is in them, which needs ether of the
+    /// payer's. At once, by one transaction a channel, where the agent's treasury refunds whoever asks (it is winding down
+    /// and its time for claims is over, or stewards opened refunds). Else by two: run once it begins; run again after the
+    /// channel's delay it ends. For when the agent is gone: one that lives claims what it is owed before
     #[arg(long, conflicts_with_all = ["scheme", "refund"])]
     withdraw: bool,
     /// Who pays [default: the world's customer]
@@ -95,17 +94,10 @@ pub struct Flags {
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:4021")]
     listen: SocketAddr,
     /// One JSON object when it listens: {"base_url", "budget_uusdc", "payer"}; with --withdraw at its end: {"payer", "now",
-    /// "channels": [{"channel", "receiver", "step": begun, waits or done, "amount_uusdc", "ready_at", "transaction"}]}
+    /// "channels": [{"channel", "receiver", "step": refunded, begun, waits or done, "amount_uusdc", "ready_at", "refunds_at",
+    /// "transaction"}]}
     #[arg(long)]
     json: bool,
-}
-
-#[derive(clap::ValueEnum, Clone, Copy, Debug)]
-enum Scheme {
-    /// One authorisation and one transaction a call
-    Exact,
-    /// Vouchers on channels
-    BatchSettlement,
 }
 
 #[derive(clap::ValueEnum, Clone, Copy, Debug)]
@@ -128,17 +120,17 @@ pub fn run(flags: Flags) -> Result<()> {
 
 async fn serve(flags: Flags) -> Result<()> {
     let until = stopped()?;
-    let link = flags.place.link()?;
-    let key = read_key(flags.key.as_ref().unwrap_or(&link.world.customer.key_file))?;
+    let shop = flags.named.shop(&flags.place).await?;
+    let key = read_key(shop.key_file(flags.key.as_ref())?)?;
     let payer = key.address();
     // Without one nothing is bought, and nothing put in.
     let budget = flags.budget.unwrap_or_default();
-    let agents = agents(&flags, budget, &link, key.clone())?;
+    let agents = agents(&flags, budget, &shop, key.clone()).await?;
     if flags.refund {
         return refund(&agents).await;
     }
     if flags.withdraw {
-        return withdraw(&agents, &key, flags.json).await;
+        return withdraw::withdraw(&agents, &key, flags.json).await;
     }
     let listener =
         TcpListener::bind(flags.listen).await.with_context(|| format!("cannot listen on {}", flags.listen))?;
@@ -159,7 +151,7 @@ async fn serve(flags: Flags) -> Result<()> {
     let buyer = agents[0].buyer().clone();
     let config = Config {
         agents,
-        client: link.http.with_deadline(HEAD_DEADLINE),
+        client: shop.http.with_deadline(HEAD_DEADLINE),
         budget_per_day: budget,
         when_unknown: match flags.when_unknown {
             Unknown::Wait => WhenUnknown::Wait,
@@ -199,183 +191,25 @@ async fn refund(agents: &[Agent]) -> Result<()> {
     Ok(())
 }
 
-/// Takes what is in the channels of the record, on every agent's chain, without asking an agent; tries all before it fails.
-async fn withdraw(agents: &[Agent], key: &PrivateKeySigner, as_json: bool) -> Result<()> {
-    let (mut told, mut failed, mut now) = (Vec::new(), 0, 0);
-    let mut seen = BTreeSet::new();
-    for agent in agents {
-        let Whereabouts::Chain { record, .. } = agent.whereabouts() else { continue };
-        now = record.chain.head().await.context("the chain does not answer")?.timestamp;
-        let held = agent.buyer().held_channels().await?;
-        let held: Vec<HeldChannel> = held.into_iter().filter(|held| seen.insert(held.id)).collect();
-        let steps: Vec<(HeldChannel, Step)> =
-            held.into_iter().filter_map(|held| Some((held.clone(), Step::of(&held, now)?))).collect();
-        let sends = steps.iter().filter(|(_, step)| !matches!(step, Step::Wait { .. })).count();
-        let wallet = Wallet::new(record.chain.clone(), key.clone());
-        if sends > 0 {
-            needs_ether(&wallet, sends).await?;
-        }
-        for (held, step) in steps {
-            match step.take(&wallet, &held).await {
-                Ok(line) => {
-                    if !as_json {
-                        println!("{}", line.words(now));
-                    }
-                    told.push(line);
-                }
-                Err(error) => {
-                    failed += 1;
-                    eprintln!("{}: {error:#}", held.id);
-                }
-            }
-        }
-    }
-    if as_json {
-        let channels: Vec<Value> = told.iter().map(Line::json).collect();
-        println!("{}", json!({ "payer": key.address(), "now": now, "channels": channels }));
-    } else if told.is_empty() && failed == 0 {
-        println!("nothing lies in the channels of {} that are on record", key.address());
-    }
-    ensure!(failed == 0, "{failed} channels are left as they were; say `vivarium proxy --withdraw` again");
-    Ok(())
-}
-
-/// Which of the two transactions a channel needs.
-enum Step {
-    /// `initiateWithdraw` of all that is not claimed.
-    Begin(Usdc),
-    /// The delay runs.
-    Wait { amount: Usdc, ready_at: u64 },
-    /// `finalizeWithdraw`.
-    End(Usdc),
-}
-
-/// What was done for one channel.
-struct Line {
-    held: HeldChannel,
-    step: &'static str,
-    amount: Usdc,
-    /// Chain seconds.
-    ready_at: Option<u64>,
-    transaction: Option<alloy::primitives::B256>,
-}
-
-impl Step {
-    /// `None`: nothing is in it.
-    fn of(held: &HeldChannel, now: u64) -> Option<Self> {
-        let free = held.free();
-        match (held.state.withdrawal, held.ready_at()) {
-            (Some(leaving), Some(ready_at)) => {
-                // What was claimed meanwhile is the seller's.
-                let amount = leaving.amount.min(free);
-                Some(if now >= ready_at { Self::End(amount) } else { Self::Wait { amount, ready_at } })
-            }
-            _ => (!free.is_zero()).then_some(Self::Begin(free)),
-        }
-    }
-
-    async fn take(self, wallet: &Wallet, held: &HeldChannel) -> Result<Line> {
-        let send = async |data: Vec<u8>, what: &'static str| -> Result<chain::sender::Done> {
-            Ok(wallet.send(chain::Tx::call(BATCH_SETTLEMENT, data.into(), what)).await?)
-        };
-        let line =
-            |step, amount, ready_at, transaction| Line { held: held.clone(), step, amount, ready_at, transaction };
-        Ok(match self {
-            Self::Begin(amount) => {
-                let done = send(initiate_withdraw_call(&held.config, amount), "the withdrawal's beginning").await?;
-                let mined = wallet.chain.block_at(done.block).await?;
-                let since = mined.context("the block of the withdrawal is gone; look again")?.timestamp;
-                let ready_at = since.saturating_add(held.config.withdraw_delay_secs);
-                line("begun", amount, Some(ready_at), Some(done.tx_hash))
-            }
-            Self::Wait { amount, ready_at } => line("waits", amount, Some(ready_at), None),
-            Self::End(amount) => {
-                let done = send(finalize_withdraw_call(&held.config), "the withdrawal's end").await?;
-                line("done", amount, None, Some(done.tx_hash))
-            }
-        })
-    }
-}
-
-impl Line {
-    fn words(&self, now: u64) -> String {
-        let Self { held, amount, .. } = self;
-        match self.ready_at {
-            None => format!("{amount} came back out of channel {}", held.id),
-            Some(ready_at) => format!(
-                "{amount} are leaving channel {}; {} s from now, at chain time {ready_at}, `vivarium proxy --withdraw` \
-                 takes them out",
-                held.id,
-                ready_at.saturating_sub(now)
-            ),
-        }
-    }
-
-    fn json(&self) -> Value {
-        json!({
-            "channel": self.held.id.to_string(),
-            "receiver": Address::from(self.held.config.receiver),
-            "step": self.step,
-            "amount_uusdc": self.amount.micro().to_string(),
-            "ready_at": self.ready_at,
-            "transaction": self.transaction,
-        })
-    }
-}
-
-/// Nobody pays the gas of whoever leaves.
-async fn needs_ether(wallet: &Wallet, sends: usize) -> Result<()> {
-    let payer = wallet.address();
-    let (has, price) = (
-        wallet.chain.eth_balance(payer, BlockId::latest()).await?,
-        wallet.chain.request::<_, U256>("eth_gasPrice", ()).await?,
-    );
-    let needs = price.saturating_mul(U256::from(WITHDRAW_GAS)).saturating_mul(U256::from(sends));
-    ensure!(
-        has >= needs,
-        "{payer} has {} ether and needs about {} to send {sends} transactions: leaving a channel without its seller costs \
-         gas of the payer's own. Send it some, then say `vivarium proxy --withdraw` again; nothing was sent",
-        format_ether(has),
-        format_ether(needs)
-    );
-    Ok(())
-}
-
-/// How calls are paid, with this many agents. At most the budget lies in all channels together.
-fn schemes(scheme: Option<Scheme>, budget: Usdc, agents: usize) -> Schemes {
+/// The channels with this many agents. At most the budget lies in all of them together.
+fn channels_within(budget: Usdc, agents: usize) -> ChannelPolicy {
     let channels_in_all = u128::from(SLOTS) * u128::try_from(agents.max(1)).unwrap_or(u128::MAX);
-    let channels =
-        ChannelPolicy { deposit_calls: DEPOSIT_CALLS, ..channels(Usdc(budget.micro() / channels_in_all), SLOTS, LANE) };
-    match scheme {
-        None => Schemes::ChannelElseExact(channels),
-        Some(Scheme::Exact) => Schemes::Exact,
-        Some(Scheme::BatchSettlement) => Schemes::Channel(channels),
-    }
+    ChannelPolicy { deposit_calls: DEPOSIT_CALLS, ..channels(Usdc(budget.micro() / channels_in_all), SLOTS, LANE) }
 }
 
-/// The agents to buy from, first the world's own. One budget and one record for all.
-fn agents(flags: &Flags, budget: Usdc, link: &Link, key: PrivateKeySigner) -> Result<Vec<Agent>> {
-    let world = &link.world;
+/// The agents to buy from, the named one first. One budget and one record for all.
+async fn agents(flags: &Flags, budget: Usdc, shop: &Shop, key: PrivateKeySigner) -> Result<Vec<Agent>> {
     let rpc_url = |record: &Record| record.chain.url().to_owned();
-    let mut places = vec![(link.record.clone(), world.chain_id, world.usdc)];
+    let mut places = vec![(shop.record.clone(), shop.token)];
     for also in &flags.also {
-        places.push(match also.parse::<Address>() {
-            Ok(treasury) => {
-                let record = Record::new(&world.rpc_url, world.chain_id, treasury, world.lease_market)?;
-                (record, world.chain_id, world.usdc)
-            }
-            Err(_) => {
-                let other = Place { data_dir: Some(also.into()) };
-                let other = other.link().with_context(|| format!("--also {also} is no treasury's address"))?;
-                (other.record, other.world.chain_id, other.world.usdc)
-            }
-        });
+        places.push(another(also, shop).await?);
     }
     let payer = key.address();
     // By payer: another key has a budget of its own, and two proxies with one key would each have the whole.
-    let file = flags.place.dir().join(format!("proxy-{payer}.record"));
+    // Without a world the folder may be new.
+    let file = Folder::create(&flags.place.dir())?.join(format!("proxy-{payer}.record"));
     let quote_within = if places.len() > 1 { QUOTE_WITHIN_OF_MANY } else { QUOTE_WITHIN };
-    let schemes = schemes(flags.scheme, budget, places.len());
+    let channels = channels_within(budget, places.len());
     let in_use = |error: pay::buyer::Error| match (error.kind, flags.refund || flags.withdraw) {
         (Kind::InUse, true) => anyhow!(
             "nothing was asked back: a `vivarium proxy` that pays with {payer} is running, and its channels pay for its \
@@ -388,27 +222,45 @@ fn agents(flags: &Flags, budget: Usdc, link: &Link, key: PrivateKeySigner) -> Re
         _ => error.into(),
     };
     let limits = SpendLimits { per_day: Some(budget), per_host_day: None };
-    let mut places = places.into_iter().map(|(record, chain_id, usdc)| {
+    let mut places = places.into_iter().map(|(record, token)| {
         // The days are bounded, not the life.
-        (policy(chain_id, usdc, record.treasury, flags.max_usdc, Usdc::MAX), record, ChainClock::default())
+        let policy = policy(record.chain.chain_id(), token, record.treasury, flags.max_usdc, Usdc::MAX);
+        (policy, record, ChainClock::default())
     });
     let (first, record, clock): (BuyerPolicy, _, _) = places.next().context("there is no agent")?;
-    let buyer = Buyer::new(link.http.with_deadline(HEAD_DEADLINE), key, first)
+    let buyer = Buyer::new(shop.http.with_deadline(HEAD_DEADLINE), key, first)
         .with_clock(clock.reader())
         .with_day_clock(real_time())
         .with_limits(limits)
-        .with_schemes(schemes)
         .with_quote_within(quote_within)
         .with_patience(PATIENCE)
         .with_chain(&rpc_url(&record))
         .with_record(&file)
         .map_err(in_use)?;
+    let buyer = Scheme::apply(flags.scheme, buyer, channels);
     let mut agents = vec![Agent::new(buyer.clone(), Whereabouts::Chain { record, clock })];
     for (policy, record, clock) in places {
         let buyer = buyer.for_seller(policy, clock.reader()).with_chain(&rpc_url(&record));
         agents.push(Agent::new(buyer, Whereabouts::Chain { record, clock }));
     }
     Ok(agents)
+}
+
+/// What `--also` names, and the token that it is paid with.
+async fn another(also: &str, shop: &Shop) -> Result<(Record, Address)> {
+    let chain = &shop.record.chain;
+    if also.starts_with("eip155:") {
+        let agent: AgentId = also.parse().map_err(|refusal| anyhow!("--also: {refusal}"))?;
+        return Ok((by_identity(chain.clone(), agent, shop.token, &shop.http).await?, shop.token));
+    }
+    if let Ok(treasury) = also.parse::<Address>() {
+        let birth = chain.treasury(treasury).birth().await;
+        let market = birth.with_context(|| format!("--also {treasury} cannot be read"))?.market;
+        return Ok((Record::on(chain.clone(), treasury, market), shop.token));
+    }
+    let other = Place { data_dir: Some(also.into()) };
+    let other = other.link().with_context(|| format!("--also {also} is no identity and no treasury's address"))?;
+    Ok((other.record, other.world.usdc))
 }
 
 fn real_time() -> Clock {
@@ -423,13 +275,11 @@ mod tests {
     fn at_most_the_budget_lies_in_channels() {
         let budget = Usdc(1_000_003);
         for agents in 1..4 {
-            let Schemes::ChannelElseExact(channels) = schemes(None, budget, agents) else { panic!("channels first") };
+            let channels = channels_within(budget, agents);
             let all = channels.deposit_max.micro() * u128::from(channels.slots) * agents as u128;
             assert!(all <= budget.micro() && all > budget.micro() * 99 / 100, "{all}");
             assert_ne!(channels.lane, 1, "of `vivarium ask`");
         }
-        assert_eq!(schemes(Some(Scheme::Exact), budget, 1), Schemes::Exact);
-        assert!(matches!(schemes(Some(Scheme::BatchSettlement), budget, 1), Schemes::Channel(_)));
     }
 
     #[test]

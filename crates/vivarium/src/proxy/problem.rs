@@ -83,6 +83,12 @@ impl Problem {
                 "payment_refused",
                 format!("{error}; the payer may be out of USDC"),
             ),
+            Kind::NoAllowance => Self::new(
+                StatusCode::PAYMENT_REQUIRED,
+                "invalid_request_error",
+                "no_allowance",
+                format!("{error}; nothing was paid. Approve Permit2 once by a transaction of the payer's"),
+            ),
             Kind::WrongSeller | Kind::BadAnswer => Self::new(
                 StatusCode::BAD_GATEWAY,
                 "server_error",

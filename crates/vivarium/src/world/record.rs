@@ -1,11 +1,13 @@
 //! Where the agent lives, by the on-chain record: treasury → active lease → endpoint. The only source that a
 //! customer trusts; every URL in a file is a hint.
 
+use super::identity::{AgentId, Named};
 use alloy::eips::BlockId;
 use alloy::primitives::{Address, U256};
 use anyhow::{Context, Result, bail};
 use chain::Chain;
 use chain::bindings::{Lease, LeaseMarket, Stage, State, Treasury};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// One agent's entry in the record.
 #[derive(Clone, Debug)]
@@ -13,6 +15,17 @@ pub struct Record {
     pub chain: Chain,
     pub treasury: Address,
     pub lease_market: Address,
+    /// What it was found by, if not by its treasury's address.
+    identity: Option<Arc<Identity>>,
+}
+
+/// The name that the caller gave, whose registration file each place of the agent's is held against once.
+#[derive(Debug)]
+struct Identity {
+    agent: AgentId,
+    http: net::Client,
+    /// The place that fitted last. A std Mutex: it is never held over an await.
+    checked: Mutex<Option<String>>,
 }
 
 /// The record at one moment.
@@ -25,7 +38,21 @@ pub struct Entry {
 
 impl Record {
     pub fn new(rpc_url: &str, chain_id: u64, treasury: Address, lease_market: Address) -> Result<Self> {
-        Ok(Self { chain: Chain::connect(rpc_url, chain_id)?, treasury, lease_market })
+        Ok(Self::on(Chain::connect(rpc_url, chain_id)?, treasury, lease_market))
+    }
+
+    pub fn on(chain: Chain, treasury: Address, lease_market: Address) -> Self {
+        Self { chain, treasury, lease_market, identity: None }
+    }
+
+    /// The entry that an ERC-8004 identity leads to, and the token that its treasury takes.
+    ///
+    /// # Errors
+    /// See [`AgentId::named`].
+    pub async fn of_identity(chain: Chain, agent: AgentId, http: net::Client) -> Result<(Self, Address)> {
+        let Named { treasury, lease_market, token } = agent.named(&chain).await?;
+        let identity = Some(Arc::new(Identity { agent, http, checked: Mutex::default() }));
+        Ok((Self { chain, treasury, lease_market, identity }, token))
     }
 
     pub async fn read(&self) -> Result<Entry> {
@@ -39,11 +66,15 @@ impl Record {
         Ok(Entry { state, active })
     }
 
-    /// The URL under which the agent serves now, or the reason why there is none.
+    /// The URL under which the agent serves now, or the reason why there is none. Of an agent that was found by its
+    /// identity, each new place is held against the registration file first ([`AgentId::check`]).
     pub async fn url(&self) -> Result<String> {
         let entry = self.read().await?;
         match (entry.url(), entry.state.stage()) {
-            (Some(url), _) => Ok(url.to_owned()),
+            (Some(url), _) => {
+                self.check(url).await?;
+                Ok(url.to_owned())
+            }
             (None, Stage::Unborn) => bail!("the agent is not born yet; `vivarium up` shows how far it is"),
             (None, Stage::Closed) => bail!(
                 "the agent is dead (treasury {} is closed); `vivarium up --fresh` starts another life",
@@ -53,6 +84,17 @@ impl Record {
                 bail!("the agent has no host now; the stewards can rescue it (`vivarium status` shows the record)")
             }
         }
+    }
+
+    async fn check(&self, url: &str) -> Result<()> {
+        let Some(identity) = &self.identity else { return Ok(()) };
+        let checked = || identity.checked.lock().unwrap_or_else(PoisonError::into_inner);
+        if checked().as_deref() == Some(url) {
+            return Ok(());
+        }
+        identity.agent.check(&self.chain, &identity.http, self.treasury, url).await?;
+        *checked() = Some(url.to_owned());
+        Ok(())
     }
 }
 

@@ -1,13 +1,16 @@
 //! `vivarium proxy --withdraw`: a customer's money out of its channels when its agent is gone, on a development chain.
 
 use super::facilitator::chain::{CHAIN_ID, Chain, RELAY, TREASURY};
+use super::stub::{Does, code};
 use super::world::program;
 use alloy::primitives::{Address, keccak256};
 use alloy::signers::local::PrivateKeySigner;
+use alloy::sol_types::SolCall;
 use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use chain::bindings::{BatchSettlement, Birth, Standing, State as OnChain, Treasury};
 use pay::Usdc;
 use pay::buyer::{Buyer, BuyerPolicy, ChannelPolicy, Schemes};
 use pay::scheme::channel::facilitator::deposit_call;
@@ -185,4 +188,59 @@ async fn a_customer_takes_its_money_out_when_the_agent_is_gone() {
     assert_eq!(told(dir.path()).await, Vec::<Value>::new(), "nothing is left");
     let out = withdraw(dir.path(), &[]).await;
     assert!(String::from_utf8_lossy(&out.stdout).contains("nothing lies in the channels of"));
+}
+
+/// A STAND-IN for a treasury that ends: what it says, and what a refund does.
+async fn ends(chain: &Chain, (wind_down_at, window): (u64, u32), refunds_open: bool, refund: Does) {
+    let state = OnChain { stage: 3, windDownAt: wind_down_at, ..OnChain::default() };
+    let standing = Standing { refundsOpen: refunds_open, ..Standing::default() };
+    let mut birth = Birth::default();
+    birth.timers.refundWindow = window;
+    let treasury = code(&[
+        (Treasury::stateCall::SELECTOR, Does::Returns(Treasury::stateCall::abi_encode_returns(&state))),
+        (Treasury::standingCall::SELECTOR, Does::Returns(Treasury::standingCall::abi_encode_returns(&standing))),
+        (Treasury::birthOfCall::SELECTOR, Does::Returns(Treasury::birthOfCall::abi_encode_returns(&birth))),
+        (Treasury::refundChannelCall::SELECTOR, refund),
+    ]);
+    chain.rpc("anvil_setCode", json!([TREASURY, treasury])).await;
+}
+
+/// The refund phase is quicker than the contract's delay, and is taken while it is open; what only looks like one is not
+/// believed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_customer_is_refunded_by_a_treasury_that_ends() {
+    let (chain, dir) = (Arc::new(Chain::start().await), tempfile::tempdir().unwrap());
+    chain.mint(chain.usdc, customer().address(), MINTED).await;
+    let locked = buys_and_is_left(&chain, dir.path()).await;
+    world(&chain, dir.path());
+    chain.rpc("anvil_setBalance", json!([customer().address(), "0xde0b6b3a7640000"])).await;
+    let block = chain.rpc("eth_getBlockByNumber", json!(["latest", false])).await;
+    let now = u64::from_str_radix(block["timestamp"].as_str().unwrap().trim_start_matches("0x"), 16).unwrap();
+    let amount = json!(locked.micro().to_string());
+
+    // It takes the call and gives nothing: the contract's own way is begun in the same run.
+    ends(&chain, (now, 900), true, Does::Returns(Vec::new())).await;
+    let begun = told(dir.path()).await;
+    assert_eq!((begun.len(), &begun[0]["step"], &begun[0]["amount_uusdc"]), (1, &json!("begun"), &amount), "{begun:?}");
+    assert!(
+        begun[0]["ready_at"].as_u64().unwrap() >= now + DELAY_SECS && begun[0]["refunds_at"].is_null(),
+        "{begun:?}"
+    );
+
+    // Its time for claims is not over: it is told when that will be, and nothing is sent.
+    let refund = || Does::Calls(BATCH_SETTLEMENT, BatchSettlement::refundCall::SELECTOR);
+    ends(&chain, (now, 900), false, refund()).await;
+    let waits = told(dir.path()).await;
+    assert_eq!((&waits[0]["step"], &waits[0]["refunds_at"]), (&json!("waits"), &json!(now + 300)), "{waits:?}");
+    let out = withdraw(dir.path(), &[]).await;
+    let said = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(said.contains(&format!("from chain time {} on, `vivarium proxy --withdraw`", now + 300)), "{said}");
+
+    chain.rpc("evm_increaseTime", json!([300])).await;
+    chain.rpc("evm_mine", json!([])).await;
+    let refunded = told(dir.path()).await;
+    assert_eq!((&refunded[0]["step"], &refunded[0]["amount_uusdc"]), (&json!("refunded"), &amount), "{refunded:?}");
+    assert!(refunded[0]["transaction"].is_string() && refunded[0]["ready_at"].is_null(), "{refunded:?}");
+    assert_eq!(chain.balance(chain.usdc, customer().address()).await, Usdc(MINTED), "all of it is back");
+    assert_eq!(told(dir.path()).await, Vec::<Value>::new(), "nothing is left");
 }

@@ -470,6 +470,9 @@ fn a_whole_life() {
     assert!(balance > claimed, "{balance} in the channel, {claimed} claimed");
     // So did the identity.
     stranger(&world);
+    let named = format!("eip155:{}:{}/0", now["chain_id"], chain::bindings::IDENTITY_REGISTRY);
+    let by_name = world.ask(&["--agent", &named, "--max-tokens", "8", "Who are you by your number?"]);
+    assert!(by_name.is_some_and(|answer| answer["url"].as_str().is_some_and(|url| !url.is_empty())), "{named}");
 
     // The dead provider comes back, as its service manager would have it: the agent needs two owners to live on.
     let config = world.data_dir().join(format!("provider-{}/config.toml", index + 1));

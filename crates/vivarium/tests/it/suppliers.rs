@@ -1,5 +1,6 @@
 //! Two agents in one world, of which one buys from the other what its own customers ask for.
 
+use crate::crashes;
 use crate::world::{self, World, get_json, signal};
 use chain::alloy::primitives::{Address, B256, I256, U256};
 use chain::alloy::rpc::types::{Filter, Log};
@@ -267,10 +268,13 @@ fn bought_and_sold_on(world: &mut World, town: &Town) -> u128 {
     spent
 }
 
-/// What was signed is on record: the node that comes back goes on with it, and buys again.
+/// The node that comes back buys again. Its record of what was signed is lost, as in a move: what was paid today is read
+/// from the chain, and counts.
 fn after_a_crash(world: &mut World, town: &Town, spent: u128) {
     let lease = town.status().expect("a status")["lease"]["id"].as_u64().expect("a lease");
     let pid = world.tenant_pid(lease).expect("its provider knows the process");
+    let purchases = crashes::data_dir(world, lease).expect("its folder").join("purchases");
+    std::fs::remove_dir_all(&purchases).expect("its records");
     signal(pid, "KILL");
     world.until("the node again", |w| {
         let is_new = w.tenant_pid(lease)? != pid;
@@ -280,7 +284,13 @@ fn after_a_crash(world: &mut World, town: &Town, spent: u128) {
     let price = town.exact_price();
     let paid = town.asks(&town.buyer(Schemes::Exact), &question("again")).expect("an answer");
     assert_eq!((paid.status.as_u16(), paid.spent), (200, Usdc(price)));
-    assert!(PURSE - town.holds(town.purse) > spent);
+    let now_spent: u128 =
+        town.paid_by_the_purse().into_iter().filter(|(to, _)| *to == town.seller).map(|(_, sum)| sum).sum();
+    assert!(now_spent > spent, "{now_spent}");
+    let copy = world.dir.path().join("purchases.record");
+    std::fs::copy(purchases.join("0.record"), &copy).expect("a new record");
+    let counted = town.buyer(Schemes::Exact).with_record(&copy).expect("a record").signed_today();
+    assert_eq!(counted, Usdc(now_spent), "what the purse paid before the record was lost counts today");
 }
 
 /// The treasury has hardly any ETH left: it buys some for a tenth of its day limit, and its books know.

@@ -114,3 +114,15 @@ pub fn settles(payer: &[u8; 20], nonce: &Hash, data: &[u8]) -> bool {
         || upto::settleCall::abi_decode(data).is_ok_and(|call| ours(call.owner, call.permit.nonce))
         || upto::settleWithPermitCall::abi_decode(data).is_ok_and(|call| ours(call.owner, call.permit.nonce))
 }
+
+/// What these bytes, sent to the proxy of `upto`, settle: payer, nonce and the amount taken. `None`: they are not its.
+pub fn upto_settled(data: &[u8]) -> Option<(Address, Hash, Usdc)> {
+    let (owner, nonce, amount) = match upto::settleCall::abi_decode(data) {
+        Ok(call) => (call.owner, call.permit.nonce, call.amount),
+        Err(_) => {
+            let call = upto::settleWithPermitCall::abi_decode(data).ok()?;
+            (call.owner, call.permit.nonce, call.amount)
+        }
+    };
+    Some((owner, nonce.to_be_bytes(), Usdc(amount.try_into().ok()?)))
+}
