@@ -1,3 +1,4 @@
 //! What strangers send, through the public surface.
 
 mod fuzz;
+mod openai;
