@@ -1,8 +1,8 @@
 //! `GET /openapi.json`: what this API is, for programs that write clients.
 //!
-//! A route gets its handler and its description by one call, so neither is there without the other. What bodies look like
-//! is said where they are parsed and built ([`infer::api::schema`]). docs/reference/openapi.json is the same document,
-//! without this agent's address; a test says whether it is fresh.
+//! A route gets its handler and its description by one call, so neither is there without the other. What bodies look
+//! like is said where they are parsed and built ([`infer::api::schema`]). docs/reference/openapi.json is the same
+//! document, without this agent's address; a test says whether it is fresh.
 
 use super::Api;
 use axum::extract::State;
@@ -175,9 +175,9 @@ pub(super) fn document() -> Value {
         "openapi": "3.1.0",
         "info": {
             "title": "An agent's API",
-            "description": "OpenAI's API, strictly: every field is done or refused with a 400 that names it. `x-refused` \
-                            lists OpenAI's fields that always are. Paid a call by x402; through `vivarium proxy` ordinary \
-                            SDKs do not notice. Where a `maxLength` stands, it counts bytes.",
+            "description": "OpenAI's API, strictly: every field is done or refused with a 400 that names it. \
+                            `x-refused` lists OpenAI's fields that always are. Paid a call by x402; through \
+                            `vivarium proxy` ordinary SDKs do not notice. Where a `maxLength` stands, it counts bytes.",
             "version": env!("CARGO_PKG_VERSION"),
             "license": { "name": "Apache-2.0", "identifier": "Apache-2.0" },
         },

@@ -243,7 +243,11 @@ fn routes() -> [(&'static str, Parse, Value); 5] {
         (
             "ChatCompletionRequest",
             |body| ChatCompletionRequest::parse(body.to_string().as_bytes()).map(drop),
-            json!({"stream_options": {"stream": true}, "top_logprobs": {"logprobs": true}, "tool_choice": {"tools": tools}}),
+            json!({
+                "stream_options": {"stream": true},
+                "top_logprobs": {"logprobs": true},
+                "tool_choice": {"tools": tools},
+            }),
         ),
         (
             "CompletionRequest",
