@@ -61,9 +61,12 @@ pub(super) struct Operation {
     /// Schema of the request's body.
     body: Option<Value>,
     /// Status, words, and by media type what the body is.
-    answers: Vec<(u16, &'static str, Vec<(&'static str, Value)>)>,
+    answers: Vec<(u16, &'static str, Bodies)>,
     is_paid: bool,
 }
+
+/// Schemas by media type.
+type Bodies = Vec<(&'static str, Value)>;
 
 const JSON: &str = "application/json";
 const SSE: &str = "text/event-stream";
