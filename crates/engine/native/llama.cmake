@@ -14,6 +14,11 @@ set(GGML_NATIVE ON)
 # On arm64 it also pins armv8-a, which would win over native.
 unset(GGML_CPU_ARM_ARCH CACHE)
 
+# llamafile's matrices take over from two rows on, and round otherwise than one row alone. Of the shipped models they only
+# do the attention. Without them a token has the same bits alone, beside others of its answer, and as part of a prompt
+# (crates/engine/src/decode/tests.rs).
+set(GGML_LLAMAFILE OFF)
+
 # llama-cpp-2 always asks for the library behind llama.cpp's own command line (its `common`): 60 % of the compile
 # time for nothing that is called here.
 set(LLAMA_BUILD_COMMON OFF)

@@ -13,11 +13,20 @@ use llama_cpp_2::token::LlamaToken;
 
 use crate::args::Args;
 use crate::grammar::Form;
+use crate::lookup::{DRAFT_MAX, Lookup};
 use crate::model::Model;
 use crate::sample::{Sampler, probabilities};
-use crate::schedule::{PREFILL_CHUNK, Piece, Row, Schedule};
+use crate::schedule::{PREFILL_CHUNK, Piece, Row, Schedule, Sequence};
 use crate::serve::take_orders;
 use crate::text::TextStream;
+
+/// Tokens that are tried together and one by one at the start, as many as a row and the longest guess; and so many others
+/// before them.
+const TRIED_TOKENS: usize = 1 + DRAFT_MAX;
+
+/// Answers that run side by side while the next tokens are guessed. Beyond that a row in company costs so little more
+/// than a guessed one that guesses would have to be nearly always right.
+const GUESSING_MAX: usize = 2;
 
 /// Names a request: its connection, and the id that the connection gave it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +58,8 @@ struct Answer {
     sampler: Sampler,
     form: Option<Form>,
     text: TextStream,
+    /// Guesses the next tokens, where the request lets it.
+    lookup: Option<Lookup>,
     /// How many alternatives are told of each token.
     logprobs: Option<usize>,
     prompt_tokens: u32,
@@ -66,8 +77,12 @@ pub(crate) struct Decoder<'m> {
     model: &'m Arc<Model>,
     context: LlamaContext<'m>,
     batch: LlamaBatch<'static>,
+    /// Tokens that it takes.
+    batch_tokens: usize,
     schedule: Schedule<Answer>,
     ctx: u32,
+    /// Tokens that are decoded together have the same bits as one after the other.
+    may_guess: bool,
 }
 
 impl<'m> Decoder<'m> {
@@ -101,13 +116,54 @@ impl<'m> Decoder<'m> {
             model,
             context,
             batch: LlamaBatch::new(batch_tokens, 1),
+            batch_tokens,
             schedule: Schedule::new(slots),
             ctx: args.ctx,
+            may_guess: false,
         };
         decoder.batch.add(LlamaToken::new(0), 0, &[0], true).context("an empty batch takes one token")?;
         decoder.context.decode(&mut decoder.batch).context("the model does not decode one token")?;
         decoder.context.clear_kv_cache();
+        decoder.may_guess = decoder.is_exact_together()?;
+        eprintln!(
+            "vivarium-engine: next tokens are {}",
+            if decoder.may_guess {
+                "looked up where that pays"
+            } else {
+                "not looked up: that would change answers here"
+            }
+        );
         Ok(decoder)
+    }
+
+    /// Whether tokens of one sequence that are decoded together have the same bits as one after the other. That is a
+    /// matter of this build, this processor and this model's numbers: matrices by tiles (AMX) or by pairs of rows may
+    /// round otherwise. So it is tried.
+    fn is_exact_together(&mut self) -> anyhow::Result<bool> {
+        let vocabulary = self.model.n_vocab().max(1);
+        let token = |at: u32| (at * 7_919 % vocabulary).cast_signed();
+        let rows: Vec<(i32, i32)> = (0..).zip((1..).map(token)).take(2 * TRIED_TOKENS).collect();
+        let (before, rest) = rows.split_at(TRIED_TOKENS);
+        self.bits_of(before)?;
+        let together = self.bits_of(rest)?;
+        self.keep(0, before.len());
+        let mut is_exact = true;
+        for (row, wanted) in rest.iter().zip(together) {
+            is_exact &= self.bits_of(&[*row])? == [wanted];
+        }
+        self.context.clear_kv_cache();
+        Ok(is_exact)
+    }
+
+    /// Decodes these positions and tokens in the first slot.
+    fn bits_of(&mut self, rows: &[(i32, i32)]) -> anyhow::Result<Vec<Vec<u32>>> {
+        self.batch.clear();
+        for (position, token) in rows {
+            self.add(*token, *position, 0, true);
+        }
+        self.context.decode(&mut self.batch).context("the model does not decode a few tokens")?;
+        let bits = |row| self.context.get_logits_ith(row).iter().map(|logit| logit.to_bits()).collect();
+        Ok((0..self.batch.n_tokens()).map(bits).collect())
     }
 
     /// Decodes for ever; ends only with an error: there is nobody left to give orders.
@@ -150,6 +206,7 @@ impl<'m> Decoder<'m> {
             sampler: Sampler::new(&request),
             form,
             text: TextStream::new(request.stop),
+            lookup: request.lookup.then(|| Lookup::new(prompt.iter().map(|token| token.0))),
             logprobs: request.logprobs.map(usize::from),
             prompt_tokens,
             cached_tokens: 0,
@@ -199,15 +256,57 @@ impl<'m> Decoder<'m> {
     }
 
     fn decode_rows(&mut self, rows: &[Row]) {
+        let guesses: Vec<Vec<i32>> = rows.iter().map(|row| self.guess(row.slot, rows.len())).collect();
         self.batch.clear();
-        for row in rows {
+        for (row, guess) in rows.iter().zip(&guesses) {
             self.add(row.token, row.position, row.slot, true);
+            for (position, token) in (row.position + 1..).zip(guess) {
+                self.add(*token, position, row.slot, true);
+            }
         }
         if !self.decode(rows.iter().map(|row| row.slot)) {
             return;
         }
-        for (index, row) in (0..).zip(rows) {
-            self.choose(row.slot, index);
+        let mut index = 0;
+        for (row, guess) in rows.iter().zip(&guesses) {
+            self.choose_along(row, guess, index);
+            index += 1 + i32::try_from(guess.len()).expect("a guess is short");
+        }
+    }
+
+    /// What the answer in this slot may go on with, to be decoded beside its next token.
+    fn guess(&mut self, slot: usize, running: usize) -> Vec<i32> {
+        let room = self.batch_tokens / running.max(1) - 1;
+        let Some(Sequence { answer, .. }) = self.schedule.sequence(slot) else { return Vec::new() };
+        let Some(lookup) = answer.lookup.as_ref().filter(|_| self.may_guess && running <= GUESSING_MAX) else {
+            return Vec::new();
+        };
+        // The last token that an answer may have is chosen without a place in the context.
+        let left = answer.tokens_max.saturating_sub(answer.tokens + 1);
+        lookup.guess(room.min(usize::try_from(left).unwrap_or(usize::MAX)))
+    }
+
+    /// Chooses the next token of an answer, and as many more as were guessed right; what was guessed wrong leaves the
+    /// context. The logits of the row and its guess begin at the batch's row `first`.
+    fn choose_along(&mut self, row: &Row, guess: &[i32], first: i32) {
+        let mut right = 0;
+        loop {
+            let index = first + i32::try_from(right).expect("a guess is short");
+            // An answer that ends leaves nothing of itself in the context.
+            let Some(chosen) = self.choose(row.slot, index) else { return };
+            if guess.get(right) != Some(&chosen) {
+                break;
+            }
+            right += 1;
+        }
+        if guess.is_empty() {
+            return;
+        }
+        let stays = usize::try_from(row.position).expect("positions begin at 0") + 1 + right;
+        self.schedule.skip(row.slot, right);
+        self.keep(row.slot, stays);
+        if let Some(lookup) = self.schedule.sequence(row.slot).and_then(|sequence| sequence.answer.lookup.as_mut()) {
+            lookup.told(guess.len(), right);
         }
     }
 
@@ -257,14 +356,18 @@ impl<'m> Decoder<'m> {
         false
     }
 
-    /// Chooses the next token of an answer by the logits of the batch's row `index`, and sends its text.
-    fn choose(&mut self, slot: usize, index: i32) {
-        let Some(sequence) = self.schedule.sequence(slot) else { return };
+    /// Chooses the next token of an answer by the logits of the batch's row `index`, and sends its text. `None`: it
+    /// ended.
+    fn choose(&mut self, slot: usize, index: i32) -> Option<i32> {
+        let sequence = self.schedule.sequence(slot)?;
         let answer = &mut sequence.answer;
         let logits = self.context.get_logits_ith(index);
         let allowed = match answer.form.as_mut().map(Form::allowed).transpose() {
             Ok(allowed) => allowed,
-            Err(why) => return self.fail(slot, FailureKind::Grammar, why),
+            Err(why) => {
+                self.fail(slot, FailureKind::Grammar, why);
+                return None;
+            }
         };
         let chosen = match &allowed {
             // The mask may be shorter than the vocabulary; `get` would then be out of bounds.
@@ -274,7 +377,7 @@ impl<'m> Decoder<'m> {
         let token = LlamaToken::new(i32::try_from(chosen).expect("a vocabulary is counted in i32"));
         if self.model.ends_turn(token) {
             self.end(slot, Finish::Stop);
-            return;
+            return None;
         }
         let formed = match &mut answer.form {
             Some(form) => form.take(token.0.cast_unsigned()),
@@ -282,7 +385,10 @@ impl<'m> Decoder<'m> {
         };
         let complete = match formed {
             Ok(complete) => complete,
-            Err(why) => return self.fail(slot, FailureKind::Grammar, why),
+            Err(why) => {
+                self.fail(slot, FailureKind::Grammar, why);
+                return None;
+            }
         };
         answer.tokens += 1;
         answer.unsent += 1;
@@ -311,8 +417,13 @@ impl<'m> Decoder<'m> {
         } else if answer.tokens >= answer.tokens_max {
             self.end(slot, Finish::Length);
         } else {
+            if let Some(lookup) = &mut answer.lookup {
+                lookup.push(token.0);
+            }
             self.schedule.go_on(slot, token.0);
+            return Some(token.0);
         }
+        None
     }
 
     fn fail(&mut self, slot: usize, kind: FailureKind, message: String) {
@@ -368,3 +479,6 @@ impl Answer {
         let _ = self.out.send(FromEngine::Done { id, finish, prompt_tokens, cached_tokens, completion_tokens });
     }
 }
+
+#[cfg(test)]
+mod tests;

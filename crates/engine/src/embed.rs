@@ -209,6 +209,50 @@ fn unit(vector: &[f32]) -> Option<Vec<f32>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use expect_test::expect;
+    use std::path::PathBuf;
+    use std::sync::mpsc;
+
+    fn args() -> Args {
+        let usual = concat!(env!("CARGO_MANIFEST_DIR"), "/../../.vivarium/models/all-MiniLM-L6-v2.Q8_0.gguf");
+        let model = PathBuf::from(usual);
+        assert!(model.is_file(), "NO MODEL at {}: `cargo xtask setup` makes it", model.display());
+        Args { model, socket: PathBuf::new(), threads: 1, ctx: 256, slots: 2, exit_with_stdin: false }
+    }
+
+    /// Numbers of tokens are the model file's alone: they hold for every build.
+    #[test]
+    fn a_text_becomes_the_tokens_that_it_always_was() {
+        let _turn = crate::model::turn();
+        let model = Model::load(&args().model).unwrap();
+        let tokens = model.tokenize_plain("Grüße, 世界! What's 7*6? Unbelievably.");
+        expect!["101 24665 2226 17499 1010 1745 100 999 2054 1005 1055 1021 1008 1020 1029 4895 8671 2666 3567 6321 1012 102"].assert_eq(&tokens.iter().map(|token| token.0.to_string()).collect::<Vec<_>>().join(" "));
+    }
+
+    /// To a thousandth, which holds for other builds and instruction sets too, where bits do not.
+    #[test]
+    fn a_text_becomes_the_vector_that_it_always_was() {
+        let _turn = crate::model::turn();
+        let args = args();
+        let model = Arc::new(Model::load(&args.model).unwrap());
+        let mut embedder = Embedder::new(&model, &args).unwrap();
+        let (out, heard) = mpsc::channel();
+        let texts = vec![model.tokenize_plain("The quick brown fox jumps over the lazy dog.")];
+        embedder.obey(Order::Start { key: Key { connection: 0, id: 0 }, texts, out });
+        embedder.step();
+        let vector = heard.try_iter().find_map(|message| match message {
+            FromEngine::Embedded { vectors, .. } => Some(vectors[0].clone()),
+            _ => None,
+        });
+        let vector = vector.unwrap();
+        assert_eq!(vector.len(), 384);
+        let gap = VECTOR.iter().zip(&vector).map(|(wanted, got)| (wanted - got).abs()).fold(0.0, f32::max);
+        assert!(gap < 0.001, "{gap}: {:?}", &vector[..VECTOR.len()]);
+    }
+
+    /// The first numbers of that text's vector (SSE3 to AVX-512 with VNNI, 2026-11-29).
+    const VECTOR: [f32; 12] =
+        [0.0416, 0.0620, 0.0478, 0.0774, 0.0269, -0.0405, 0.0003, -0.0621, -0.0008, 0.0226, 0.0475, 0.0565];
 
     #[test]
     fn a_batch_is_shared_in_turns_and_never_overfull() {

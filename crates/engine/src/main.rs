@@ -14,6 +14,7 @@ mod confine;
 mod decode;
 mod embed;
 mod grammar;
+mod lookup;
 mod model;
 mod sample;
 mod schedule;

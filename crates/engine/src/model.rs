@@ -155,6 +155,14 @@ fn isa_of(info: &str) -> String {
     on.filter(|name| !matches!(name.as_str(), "llamafile" | "repack" | "openmp")).collect::<Vec<_>>().join(",")
 }
 
+/// llama.cpp's start is once in a process at a time, so tests that load a model take turns.
+#[cfg(test)]
+pub(crate) fn turn() -> std::sync::MutexGuard<'static, ()> {
+    static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    // A test that failed leaves nothing behind.
+    TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,7 +5,8 @@
 //!
 //! The prompt's piece is decoded by itself. With one context a sequence (`kv_unified` off) an answer therefore has the
 //! same bits whatever else runs beside it, and whatever was left in the context before it: only prompts are reused, never
-//! answers (which were computed token by token, and that rounds otherwise), and only whole blocks of [`BLOCK`].
+//! answers (which were computed token by token, and that rounds otherwise on some processors), and only whole blocks of
+//! [`BLOCK`].
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -35,7 +36,7 @@ pub(crate) struct Sequence<T> {
     /// Position of the next token.
     position: i32,
     /// The last chosen token, which the next step puts into the context.
-    next: Option<i32>,
+    pub(crate) next: Option<i32>,
     pub(crate) answer: T,
 }
 
@@ -161,6 +162,13 @@ impl<T> Schedule<T> {
     pub(crate) fn go_on(&mut self, slot: usize, token: i32) {
         if let Some(sequence) = self.sequence(slot) {
             sequence.next = Some(token);
+        }
+    }
+
+    /// So many more tokens than the one that was given out are in the context of this slot.
+    pub(crate) fn skip(&mut self, slot: usize, tokens: usize) {
+        if let Some(sequence) = self.sequence(slot) {
+            sequence.position += i32::try_from(tokens).expect("an answer fits the context, which is counted in i32");
         }
     }
 

@@ -13,6 +13,7 @@ mod error;
 pub mod models;
 pub mod rerank;
 pub mod responses;
+pub mod schema;
 mod settings;
 mod strict;
 mod tools;

@@ -1,7 +1,7 @@
 //! The model's own chat template, which is a Jinja program inside of its file.
 //!
 //! Rendered as Hugging Face's `apply_chat_template` does it: blocks trimmed, Python's string methods,
-//! `raise_exception`, `strftime_now`, loop controls. The template comes with the model, which the agent's
+//! `raise_exception`, `strftime_now`, loop controls, `generation` (a test compares 786 published templates with it). The template comes with the model, which the agent's
 //! manifest names by its hash; what customers write only ever is a value in it.
 //!
 //! Tools are the template's own matter where it knows them and writes calls between the tags that
@@ -14,8 +14,8 @@
 use std::fmt;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde, Value};
-use minijinja::{Environment, ErrorKind, UndefinedBehavior, context};
+use minijinja::value::{Kwargs, Serde, Value, ValueKind, from_args};
+use minijinja::{Environment, ErrorKind, State, UndefinedBehavior, context};
 
 use crate::api::{Message, Role, TOOL_CALL_CLOSE, TOOL_CALL_OPEN, Tool, ToolCall};
 
@@ -76,11 +76,13 @@ impl ChatTemplate {
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(TemplateError::Malformed)?);
         environment.set_undefined_behavior(UndefinedBehavior::Lenient);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_unknown_method_callback(method_of_python);
+        environment.add_test("iterable", is_iterable);
         environment.add_function("raise_exception", raise_exception);
         // Python's form of JSON: nothing is escaped for HTML, and there is a space behind `:` and `,`.
         environment.add_filter("tojson", to_json);
-        environment.add_template_owned(NAME, source.unwrap_or(CHATML).to_owned()).map_err(TemplateError::Malformed)?;
+        let program = without_generation_tags(source.unwrap_or(CHATML));
+        environment.add_template_owned(NAME, program).map_err(TemplateError::Malformed)?;
         let template = environment.get_template(NAME).map_err(TemplateError::Malformed)?;
         let knows_tools = template.undeclared_variables(false).contains("tools")
             && source.is_some_and(|source| source.contains(TOOL_CALL_OPEN) && source.contains(TOOL_CALL_CLOSE));
@@ -127,6 +129,33 @@ impl ChatTemplate {
                 None => TemplateError::Failed(error),
             })
     }
+}
+
+/// `{% generation %}` marks what a model said, for whoever trains it; the text between stays. A block that is always taken
+/// does the same, with the same blanks around it.
+fn without_generation_tags(source: &str) -> String {
+    let mut program = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(at) = rest.find("{%") {
+        let inner = &rest[at + 2..];
+        let end = inner.find("%}").unwrap_or(inner.len());
+        let word = inner[..end].trim_matches(|c: char| c.is_whitespace() || matches!(c, '-' | '+'));
+        let instead = match word {
+            "generation" => Some("if true"),
+            "endgeneration" => Some("endif"),
+            _ => None,
+        };
+        program.push_str(&rest[..at + 2]);
+        rest = match instead {
+            Some(instead) => {
+                program.push_str(&inner[..end].replace(word, instead));
+                &inner[end..]
+            }
+            None => inner,
+        };
+    }
+    program.push_str(rest);
+    program
 }
 
 /// A message for a template that knows tools.
@@ -204,24 +233,65 @@ fn raised(error: &minijinja::Error) -> Option<String> {
     error.detail()?.strip_prefix(RAISED).map(str::to_owned)
 }
 
+/// The one method that templates use and `minijinja_contrib` lacks, then all of its own.
+fn method_of_python(
+    state: &mut State<'_, '_>,
+    value: &Value,
+    method: &str,
+    args: &[Value],
+) -> Result<Value, minijinja::Error> {
+    let (Some(text), "rsplit") = (value.as_str(), method) else {
+        return minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args);
+    };
+    let (separator, most): (&str, Option<i64>) = from_args(args)?;
+    if separator.is_empty() {
+        return Err(minijinja::Error::new(ErrorKind::InvalidOperation, "empty separator"));
+    }
+    // A negative number is Python's word for all of them.
+    let most = most.and_then(|most| usize::try_from(most).ok()).unwrap_or(usize::MAX);
+    let mut parts: Vec<&str> = text.rsplitn(most.saturating_add(1), separator).collect();
+    parts.reverse();
+    Ok(parts.into_iter().map(Value::from).collect())
+}
+
+/// As in Jinja: a text is iterable, and what is none is not.
+fn is_iterable(value: &Value) -> bool {
+    !value.is_none() && (value.kind() == ValueKind::String || value.try_iter().is_ok())
+}
+
 fn to_json(value: &Value, options: Kwargs) -> Result<String, minijinja::Error> {
     let indent: Option<usize> = options.get("indent")?;
-    // Accepted and without effect: text is never escaped to ASCII here.
-    options.get::<Option<bool>>("ensure_ascii")?;
+    let ensure_ascii = options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
     options.assert_all_used()?;
+    let written = |text: String| if ensure_ascii { escaped_to_ascii(&text) } else { text };
     let failed =
         |error| minijinja::Error::new(ErrorKind::BadSerialization, "cannot be written as JSON").with_source(error);
     match indent {
-        None => python_json(value).map_err(failed),
+        None => python_json(value).map(written).map_err(failed),
         Some(width) => {
             let spaces = " ".repeat(width.min(16));
             let mut text = Vec::new();
             let formatter = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
             let mut serializer = serde_json::Serializer::with_formatter(&mut text, formatter);
             serde::Serialize::serialize(value, &mut serializer).map_err(failed)?;
-            Ok(String::from_utf8_lossy(&text).into_owned())
+            Ok(written(String::from_utf8_lossy(&text).into_owned()))
         }
     }
+}
+
+/// JSON whose characters beyond ASCII are written as `\u` and UTF-16 numbers; they only ever stand in texts.
+fn escaped_to_ascii(json: &str) -> String {
+    let mut escaped = String::with_capacity(json.len());
+    for character in json.chars() {
+        if character.is_ascii() {
+            escaped.push(character);
+        } else {
+            let units =
+                character.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")).collect::<String>();
+            escaped.push_str(&units);
+        }
+    }
+    escaped
 }
 
 fn python_json(value: &Value) -> Result<String, serde_json::Error> {

@@ -50,6 +50,9 @@ pub struct Generate {
     pub logprobs: Option<u8>,
     /// What the answer must look like.
     pub grammar: Option<Grammar>,
+    /// Whether the engine may guess the next tokens and have several looked at in one step, where that pays. The answer is
+    /// the same.
+    pub lookup: bool,
 }
 
 /// What an answer must look like: only tokens that can still lead there are chosen.
@@ -151,6 +154,7 @@ impl Generate {
             stop: Vec::new(),
             logprobs: None,
             grammar: None,
+            lookup: true,
         }
     }
 }

@@ -8,6 +8,7 @@ pub(crate) mod embeddings;
 mod events;
 mod gate;
 mod models;
+mod openapi;
 mod peer;
 mod problem;
 mod read;
@@ -26,8 +27,10 @@ use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::{get, post};
+use openapi::{Operation, Routes};
 use pay::Seller;
 use problem::Problem;
+use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OnceCell, oneshot};
@@ -54,35 +57,15 @@ pub fn router(cx: Arc<Context>, shared: Arc<Shared>, answers: Answers) -> Router
     let seller = Arc::new(sale::seller(&cx));
     let channels = Arc::new(sale::call::Counter::of(&cx));
     let api = Api { cx, shared, answers: Arc::new(answers), seller, channels, identity: Arc::default() };
-    let sold = Router::new()
-        .route("/v1/chat/completions", post(chat::complete).get(chat::terms))
-        .route("/v1/completions", post(completions::complete).get(completions::terms))
-        .route("/v1/embeddings", post(embeddings::embed).get(embeddings::terms))
-        .route("/v1/rerank", post(rerank::rerank).get(rerank::terms))
-        .route("/v1/responses", post(responses::respond).get(responses::terms))
-        .route("/v1/responses/export", post(responses::export))
+    let sold = sold()
+        .into_router()
         .route_layer(middleware::from_fn_with_state(api.clone(), sale::refund::without_a_sale))
         .route_layer(middleware::from_fn_with_state(gate::Gate::default(), gate::keep));
     Router::new()
         .merge(sold)
+        .merge(free().into_router())
+        // For people, and for this agent's other nodes: no part of the API.
         .route("/", get(dashboard::page))
-        .route("/v1/responses/{id}", get(responses::read).delete(responses::delete))
-        .route("/v1/models", get(models::list))
-        .route("/v1/models/{id}", get(models::one))
-        .route("/status", get(read::status))
-        .route("/receipts/{id}", get(read::receipt))
-        .route("/receipts/{id}/proof", get(read::receipt_proof))
-        .route("/refunds/{id}", get(read::refund))
-        .route("/log", get(read::log))
-        .route("/history", get(read::history))
-        .route("/metrics", get(read::metrics))
-        .route("/health/live", get(read::live))
-        .route("/health/ready", get(read::ready))
-        .route("/events", get(events::stream))
-        .route(discover::REGISTRATION, get(discover::registration))
-        .route(discover::CARD, get(discover::card))
-        .route(discover::X402, get(discover::x402))
-        .route(discover::LLMS, get(discover::llms))
         .route("/peer/able", get(peer::able))
         .route("/peer/key", post(peer::key))
         .route("/peer/tail", get(peer::tail))
@@ -92,6 +75,51 @@ pub fn router(cx: Arc<Context>, shared: Arc<Shared>, answers: Answers) -> Router
         .layer(middleware::from_fn(open_to_browsers))
         .layer(middleware::from_fn(log_refusals))
         .with_state(api)
+}
+
+/// Where requests are let in one by one, and a sale's money may come back.
+fn sold() -> Routes {
+    Routes::new()
+        .post("/v1/chat/completions", chat::about(), chat::complete)
+        .get("/v1/chat/completions", openapi::terms(), chat::terms)
+        .post("/v1/completions", completions::about(), completions::complete)
+        .get("/v1/completions", openapi::terms(), completions::terms)
+        .post("/v1/embeddings", embeddings::about(), embeddings::embed)
+        .get("/v1/embeddings", openapi::terms(), embeddings::terms)
+        .post("/v1/rerank", rerank::about(), rerank::rerank)
+        .get("/v1/rerank", openapi::terms(), rerank::terms)
+        .post("/v1/responses", responses::about(), responses::respond)
+        .get("/v1/responses", openapi::terms(), responses::terms)
+        .post("/v1/responses/export", responses::about_export(), responses::export)
+}
+
+fn free() -> Routes {
+    let json = |summary| Operation::new(summary).answers_as("application/json", json!({}));
+    let plain = |summary| Operation::new(summary).answers_as("text/plain", json!({ "type": "string" }));
+    Routes::new()
+        .get("/v1/responses/{id}", responses::about_read(), responses::read)
+        .delete("/v1/responses/{id}", responses::about_delete(), responses::delete)
+        .get("/v1/models", models::about_list(), models::list)
+        .get("/v1/models/{id}", models::about_one(), models::one)
+        .get("/receipts/{id}", read::about_receipt(), read::receipt)
+        .get("/receipts/{id}/proof", read::about_receipt_proof(), read::receipt_proof)
+        .get("/refunds/{id}", read::about_refund(), read::refund)
+        .get("/status", json("Books, hosts, runway, price").refuses(&[(503, "no block was read yet")]), read::status)
+        .get("/log", json("The agent's life, line by line; `after` a number, or the `last` so many"), read::log)
+        .get("/history", json("Balance, earnings and rent over time"), read::history)
+        .get("/metrics", plain("For Prometheus"), read::metrics)
+        .get("/health/live", Operation::new("The process runs").answers_as("text/plain", json!({})), read::live)
+        .get("/health/ready", plain("The agent sells here").refuses(&[(503, "why not")]), read::ready)
+        .get(
+            "/events",
+            Operation::new("The log as it grows").answers_as("text/event-stream", json!({})),
+            events::stream,
+        )
+        .get(discover::REGISTRATION, json("ERC-8004 registration file"), discover::registration)
+        .get(discover::CARD, json("A2A agent card"), discover::card)
+        .get(discover::X402, json("x402 discovery document"), discover::x402)
+        .get(discover::LLMS, plain("All this in words"), discover::llms)
+        .get(openapi::PATH, openapi::about(), openapi::read)
 }
 
 /// Any page may use the agent's public surface, pay and see the payment headers: it holds no session and no cookie. A

@@ -12,15 +12,17 @@ use super::{
 use crate::wire::{Finish, TokenLogprob};
 
 /// Most alternatives told of a token (OpenAI's own bound).
-const TOP_LOGPROBS_MAX: u8 = 20;
+pub(super) const TOP_LOGPROBS_MAX: u8 = 20;
 
 /// Documented fields that are refused whatever they say.
-const NOT_DONE: [&str; 9] = [
+pub(super) const NOT_DONE: [&str; 11] = [
     "audio",
     "function_call",
     "functions",
+    "moderation",
     "prediction",
     "prompt_cache_key",
+    "prompt_cache_options",
     "prompt_cache_retention",
     "reasoning_effort",
     "safety_identifier",
@@ -28,7 +30,19 @@ const NOT_DONE: [&str; 9] = [
 ];
 
 /// Documented fields of a message that are refused unless they are empty.
-const NOT_DONE_IN_MESSAGE: [&str; 4] = ["name", "audio", "function_call", "refusal"];
+pub(super) const NOT_DONE_IN_MESSAGE: [&str; 4] = ["name", "audio", "function_call", "refusal"];
+
+/// And those of which only values are let through that ask for nothing more.
+pub(super) fn harmless() -> [(&'static str, Vec<Value>); 6] {
+    [
+        ("n", vec![json!(1)]),
+        ("metadata", vec![json!({})]),
+        ("modalities", vec![json!(["text"])]),
+        ("service_tier", vec![json!("auto"), json!("default")]),
+        ("store", vec![json!(false)]),
+        ("verbosity", vec![json!("medium")]),
+    ]
+}
 
 /// A request whose every field was understood.
 #[derive(Clone, Debug, PartialEq)]
@@ -65,12 +79,7 @@ impl ChatCompletionRequest {
             let message = "`response_format` cannot be had together with `tools`; set `tool_choice` to none";
             return Err(ApiError::for_field("unsupported_field", "response_format", message));
         }
-        fields.only("n", &[json!(1)])?;
-        fields.only("metadata", &[json!({})])?;
-        fields.only("modalities", &[json!(["text"])])?;
-        fields.only("service_tier", &[json!("auto"), json!("default")])?;
-        fields.only("store", &[json!(false)])?;
-        fields.only("verbosity", &[json!("medium")])?;
+        fields.only_of_each(&harmless())?;
         fields.finish(&NOT_DONE)?;
         let form = format.or_else(|| tools.as_ref().map(Tools::form));
         let settings = Settings { max_tokens, stop, sampling, logprobs, form, add_bos: false };

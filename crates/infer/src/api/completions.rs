@@ -10,10 +10,15 @@ use crate::wire::{Finish, TokenLogprob};
 /// Tokens of an answer that names no bound (OpenAI's own default).
 const MAX_TOKENS_DEFAULT: u32 = 16;
 /// Most alternatives told of a token (OpenAI's own bound).
-const LOGPROBS_MAX: u8 = 5;
+pub(super) const LOGPROBS_MAX: u8 = 5;
 
 /// Documented fields that are refused unless they are empty.
-const NOT_DONE: [&str; 1] = ["suffix"];
+pub(super) const NOT_DONE: [&str; 1] = ["suffix"];
+
+/// And those of which only values are let through that ask for nothing more.
+pub(super) fn harmless() -> [(&'static str, Vec<Value>); 3] {
+    [("best_of", vec![json!(1)]), ("echo", vec![json!(false)]), ("n", vec![json!(1)])]
+}
 
 /// A request whose every field was understood.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,9 +45,7 @@ impl CompletionRequest {
         let include_usage = stream_options(fields.take("stream_options"), stream)?;
         let user = fields.string("user", NAME_BYTES_MAX)?;
         let logprobs = fields.count_within("logprobs", LOGPROBS_MAX)?;
-        fields.only("best_of", &[json!(1)])?;
-        fields.only("echo", &[json!(false)])?;
-        fields.only("n", &[json!(1)])?;
+        fields.only_of_each(&harmless())?;
         fields.finish(&NOT_DONE)?;
         let settings = Settings { max_tokens: Some(max_tokens), stop, sampling, logprobs, form: None, add_bos: true };
         Ok(CompletionRequest { model, prompt, settings, stream, include_usage, user })

@@ -12,7 +12,12 @@ use super::{ApiError, NAME_BYTES_MAX, with_extra};
 pub const DOCUMENTS_MAX: usize = INPUTS_MAX;
 
 /// Documented fields, of one of the two APIs, that are refused whatever they say.
-const NOT_DONE: [&str; 4] = ["max_tokens_per_doc", "max_chunks_per_doc", "rank_fields", "return_embeddings"];
+pub(super) const NOT_DONE: [&str; 4] = ["max_tokens_per_doc", "max_chunks_per_doc", "rank_fields", "return_embeddings"];
+
+/// And those of which only values are let through that ask for nothing more: nothing is ever cut here, nor preferred.
+pub(super) fn harmless() -> [(&'static str, Vec<Value>); 2] {
+    [("truncation", vec![json!(false)]), ("priority", vec![json!(0)])]
+}
 
 /// A request whose every field was understood.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,9 +44,7 @@ impl RerankRequest {
         let top_n = fields.count("top_n")?;
         let return_documents = fields.bool("return_documents")?.unwrap_or(false);
         let user = fields.string("user", NAME_BYTES_MAX)?;
-        // Nothing is ever cut here, which is what these two ask for.
-        fields.only("truncation", &[json!(false)])?;
-        fields.only("priority", &[json!(0)])?;
+        fields.only_of_each(&harmless())?;
         fields.finish(&NOT_DONE)?;
         Ok(RerankRequest { model, query, documents, top_n, return_documents, user })
     }

@@ -11,17 +11,22 @@ use super::{
 use crate::wire::{Finish, Grammar};
 
 /// Longest text the caller of `instructions` may send, in bytes; the body's own limit is the same.
-const INSTRUCTIONS_BYTES_MAX: usize = 1 << 20;
+pub(super) const INSTRUCTIONS_BYTES_MAX: usize = 1 << 20;
 /// OpenAI's own bounds of `metadata`.
-const METADATA_ENTRIES_MAX: usize = 16;
-const METADATA_VALUE_BYTES_MAX: usize = 512;
+pub(super) const METADATA_ENTRIES_MAX: usize = 16;
+pub(super) const METADATA_VALUE_BYTES_MAX: usize = 512;
 
 /// Documented fields that are refused whatever they say.
-const NOT_DONE: [&str; 10] = [
+pub(super) const NOT_DONE: [&str; 15] = [
+    "access_programs",
+    "background_options",
     "conversation",
+    "image",
     "max_tool_calls",
+    "moderation",
     "prompt",
     "prompt_cache_key",
+    "prompt_cache_options",
     "prompt_cache_retention",
     "reasoning",
     "safety_identifier",
@@ -29,6 +34,22 @@ const NOT_DONE: [&str; 10] = [
     "tool_choice",
     "context_management",
 ];
+
+/// And those of which only values are let through that ask for nothing more.
+pub(super) fn harmless() -> [(&'static str, Vec<Value>); 7] {
+    [
+        ("background", vec![json!(false)]),
+        ("include", vec![json!([])]),
+        ("parallel_tool_calls", vec![json!(true), json!(false)]),
+        ("service_tier", vec![json!("auto"), json!("default")]),
+        ("tools", vec![json!([])]),
+        ("top_logprobs", vec![json!(0)]),
+        ("truncation", vec![json!("disabled")]),
+    ]
+}
+
+/// Documented fields of a message that are refused whatever they say.
+pub(super) const NOT_DONE_IN_MESSAGE: [&str; 1] = ["phase"];
 
 /// A request whose every field was understood.
 #[derive(Clone, Debug, PartialEq)]
@@ -64,13 +85,7 @@ impl ResponsesRequest {
         let form = text_format(fields.take("text"))?;
         let metadata = metadata(fields.take("metadata"))?;
         let user = fields.string("user", NAME_BYTES_MAX)?;
-        fields.only("background", &[json!(false)])?;
-        fields.only("include", &[json!([])])?;
-        fields.only("parallel_tool_calls", &[json!(true), json!(false)])?;
-        fields.only("service_tier", &[json!("auto"), json!("default")])?;
-        fields.only("tools", &[json!([])])?;
-        fields.only("top_logprobs", &[json!(0)])?;
-        fields.only("truncation", &[json!("disabled")])?;
+        fields.only_of_each(&harmless())?;
         fields.finish(&NOT_DONE)?;
         Ok(ResponsesRequest {
             model,
@@ -108,7 +123,7 @@ fn item(path: String, value: Value) -> Result<Message, ApiError> {
     let content = content_text(fields.name("content"), content, &["input_text", "output_text"])?;
     fields.string("id", NAME_BYTES_MAX)?;
     fields.only("status", &[json!("completed"), json!("incomplete")])?;
-    fields.finish(&[])?;
+    fields.finish(&NOT_DONE_IN_MESSAGE)?;
     Ok(Message::new(role, content))
 }
 

@@ -8,7 +8,7 @@ use serde_json::{Map, Number, Value};
 use super::ApiError;
 
 /// Most entries of `logit_bias`. OpenAI documents no bound of its own; a choice.
-const LOGIT_BIAS_MAX: usize = 1_024;
+pub(super) const LOGIT_BIAS_MAX: usize = 1_024;
 /// Longest JSON schema, in bytes. A choice: OpenAI allows 15,000 characters of names and values.
 const SCHEMA_BYTES_MAX: usize = 64 << 10;
 /// Most objects in all schemas of a request. 500 take 0.2 s to read on a busy machine, 3,000 take five (2026-11-28).
@@ -141,6 +141,11 @@ impl Fields {
             Some(_) if harmless.is_empty() => Err(self.refuse(field, "")),
             Some(_) => Err(self.refuse(field, " with this value")),
         }
+    }
+
+    /// [`Fields::only`] for each of these.
+    pub(super) fn only_of_each(&mut self, harmless: &[(&str, Vec<Value>)]) -> Result<(), ApiError> {
+        harmless.iter().try_for_each(|(field, values)| self.only(field, values))
     }
 
     fn refuse(&self, field: &str, how: &str) -> ApiError {

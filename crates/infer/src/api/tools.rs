@@ -15,9 +15,9 @@ use super::{ApiError, MESSAGES_MAX};
 use crate::wire::Grammar;
 
 /// Most tools of one request (OpenAI's own bound).
-const TOOLS_MAX: usize = 128;
+pub(super) const TOOLS_MAX: usize = 128;
 /// Longest name of a tool (OpenAI's own bound).
-const TOOL_NAME_BYTES_MAX: usize = 64;
+pub(super) const TOOL_NAME_BYTES_MAX: usize = 64;
 /// Longest arguments of a call that a customer sends back, in bytes. A choice.
 const ARGUMENTS_BYTES_MAX: usize = 64 << 10;
 

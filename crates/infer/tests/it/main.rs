@@ -1,3 +1,5 @@
 //! What strangers send, through the public surface.
 
 mod fuzz;
+mod openai;
+mod templates;

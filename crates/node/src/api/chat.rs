@@ -1,6 +1,7 @@
 //! `POST /v1/chat/completions`, with and without `stream`.
 
 use super::Api;
+use super::openapi::Operation;
 use super::problem::{Posted, Problem, fresh_id};
 use super::sale::{ENGINE_START, Errand, Form, Order, Prompt, Whole};
 use crate::answers::Question;
@@ -16,6 +17,14 @@ use infer::{TemplateError, TokenLogprob};
 use serde_json::{Map, Value};
 
 pub const ROUTE: &str = "POST /v1/chat/completions";
+
+pub(super) fn about() -> Operation {
+    Operation::new("A conversation goes on")
+        .takes("ChatCompletionRequest")
+        .answers("ChatCompletion")
+        .streams("ChatCompletionChunk")
+        .paid()
+}
 
 pub async fn complete(State(api): State<Api>, headers: HeaderMap, Posted(body): Posted) -> Response {
     match answer(&api, &headers, &body, Errand::Buy).await {

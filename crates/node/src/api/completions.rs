@@ -1,6 +1,7 @@
 //! `POST /v1/completions`: a text goes on, with and without `stream`.
 
 use super::Api;
+use super::openapi::Operation;
 use super::problem::{Posted, Problem, fresh_id};
 use super::sale::{Errand, Form, Order, Prompt, Whole};
 use crate::answers::Question;
@@ -13,6 +14,14 @@ use infer::api::{Answered, ApiError, CompletionReply, CompletionRequest, SSE_DON
 use serde_json::{Map, Value, json};
 
 pub const ROUTE: &str = "POST /v1/completions";
+
+pub(super) fn about() -> Operation {
+    Operation::new("A text goes on, without a template")
+        .takes("CompletionRequest")
+        .answers("Completion")
+        .streams("CompletionChunk")
+        .paid()
+}
 
 pub async fn complete(State(api): State<Api>, headers: HeaderMap, Posted(body): Posted) -> Response {
     match answer(&api, &headers, &body, Errand::Buy).await {

@@ -4,6 +4,7 @@
 //! Everything in them is from the manifest, the chain and this node's own address. None of it has to be believed: the
 //! identity names the treasury, and whoever pays compares `payTo` with that.
 
+use super::openapi::PATH as OPENAPI;
 use super::problem::Problem;
 use super::{Api, chat, completions, embeddings, rerank, responses};
 use crate::context::Context;
@@ -179,6 +180,7 @@ fn words(cx: &Context) -> String {
          {sold}{vectors}\n\
          ## Free\n\n\
          - [Models]({url}/v1/models)\n\
+         - [OpenAPI document]({url}{OPENAPI})\n\
          - [Status]({url}/status): books, hosts, runway\n\
          - [Log]({url}/log): the agent's life\n\
          - [Agent card]({url}{CARD}), [registration]({url}{REGISTRATION}), [x402]({url}{X402})\n",

@@ -1,6 +1,7 @@
 //! `POST /v1/embeddings`: texts become vectors, where the manifest names a model for it.
 
 use super::Api;
+use super::openapi::Operation;
 use super::problem::{Posted, Problem, fresh_id};
 use super::sale::{Errand, Form, Order, Prompt};
 use crate::answers::Question;
@@ -14,6 +15,13 @@ use infer::api::{Answered, ApiError, EmbeddingReply, EmbeddingRequest, Settings}
 use serde_json::{Map, Value, json};
 
 pub const ROUTE: &str = "POST /v1/embeddings";
+
+pub(super) fn about() -> Operation {
+    Operation::new("Texts become vectors, where the agent has a model for it")
+        .takes("EmbeddingRequest")
+        .answers("Embeddings")
+        .paid()
+}
 
 pub async fn embed(State(api): State<Api>, headers: HeaderMap, Posted(body): Posted) -> Response {
     match answer(&api, &headers, &body, Errand::Buy).await {

@@ -1,6 +1,7 @@
 //! `GET /v1/models`: free.
 
 use super::Api;
+use super::openapi::Operation;
 use super::problem::Problem;
 use crate::manifest::Manifest;
 use axum::Json;
@@ -21,6 +22,14 @@ fn names(manifest: &Manifest) -> impl Iterator<Item = &str> {
 fn object(manifest: &Manifest, id: &str, created: u64) -> Value {
     let other = manifest.suppliers.iter().find(|supplier| supplier.model == id);
     model_object(id, created, &other.map_or_else(|| OWNER.to_owned(), |supplier| supplier.treasury.to_string()))
+}
+
+pub(super) fn about_list() -> Operation {
+    Operation::new("What requests may name in `model`").answers("ModelList")
+}
+
+pub(super) fn about_one() -> Operation {
+    Operation::new("One model").answers("Model").refuses(&[(404, "no such model")])
 }
 
 pub async fn list(State(api): State<Api>) -> Json<Value> {

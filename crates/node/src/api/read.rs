@@ -1,6 +1,7 @@
 //! What anybody may read for nothing: status, receipts, the log of the life, metrics.
 
 use super::Api;
+use super::openapi::Operation;
 use super::problem::Problem;
 use crate::shared::Role;
 use crate::state::{Kept, State as Folded};
@@ -19,6 +20,25 @@ use std::sync::Arc;
 
 pub async fn status(State(api): State<Api>) -> Result<Json<Arc<Status>>, Problem> {
     api.shared.status().map(Json).ok_or_else(|| Problem::for_unavail("no block of the chain has been read yet", 1))
+}
+
+pub(super) fn about_receipt() -> Operation {
+    Operation::new("What was delivered and charged, signed by the operator")
+        .answers("Receipt")
+        .answers_as(cose::MEDIA_TYPE, json!({}))
+        .refuses(&[(404, "no such receipt")])
+}
+
+pub(super) fn about_receipt_proof() -> Operation {
+    Operation::new("That a receipt is under a root on chain")
+        .answers("ReceiptProof")
+        .refuses(&[(404, "no such receipt, or under no root yet")])
+}
+
+pub(super) fn about_refund() -> Operation {
+    Operation::new("What goes back of a payment, and why, signed by the operator")
+        .answers("RefundNote")
+        .refuses(&[(404, "nothing goes back")])
 }
 
 /// JSON, or COSE for whoever asks for `application/cose`.

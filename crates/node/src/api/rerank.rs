@@ -2,6 +2,7 @@
 //! vectors. One call of the same engine, the same class of the price and the same receipt as those of `embeddings`.
 
 use super::Api;
+use super::openapi::Operation;
 use super::problem::{Posted, Problem, fresh_id};
 use super::sale::{Errand, Form, Order, Prompt};
 use crate::answers::Question;
@@ -15,6 +16,13 @@ use infer::api::{Answered, ApiError, RerankReply, RerankRequest, Settings};
 use serde_json::{Map, Value, json};
 
 pub const ROUTE: &str = "POST /v1/rerank";
+
+pub(super) fn about() -> Operation {
+    Operation::new("Documents in the order of their nearness to a question; not OpenAI's")
+        .takes("RerankRequest")
+        .answers("Ranking")
+        .paid()
+}
 
 pub async fn rerank(State(api): State<Api>, headers: HeaderMap, Posted(body): Posted) -> Response {
     match answer(&api, &headers, &body, Errand::Buy).await {

@@ -4,6 +4,7 @@
 //! signs with the key that paid gets all that it paid for ([`crate::export`]).
 
 use super::Api;
+use super::openapi::Operation;
 use super::problem::{Posted, Problem, fresh_id};
 use super::sale::{BeforeEnd, Errand, Form, Order, Prompt, Whole};
 use crate::answers::Question;
@@ -31,6 +32,33 @@ const STORED: &str = "sealed under a key of its own; DELETE /v1/responses/{id} d
 const STORED_HEADER: &str = "vivarium-stored";
 /// Longest stored conversation, sealed, bytes.
 const TRANSCRIPT_BYTES_MAX: usize = 8 << 20;
+
+pub(super) fn about() -> Operation {
+    Operation::new("An answer that can be stored and gone on from")
+        .takes("ResponsesRequest")
+        .answers("Response")
+        .streams("ResponseEvent")
+        .paid()
+}
+
+pub(super) fn about_export() -> Operation {
+    Operation::new("All that a payer stored, for whoever signs with the key that paid")
+        .takes("ExportRequest")
+        .answers("Archive")
+        .refuses(&[(400, "not such a request"), (403, "not this payer's signature, or too old"), (503, "ask again")])
+}
+
+pub(super) fn about_read() -> Operation {
+    Operation::new("A stored exchange")
+        .answers("StoredResponse")
+        .refuses(&[(404, "no such response"), (503, "ask again")])
+}
+
+pub(super) fn about_delete() -> Operation {
+    Operation::new("Destroys the key of a stored exchange")
+        .answers("DeletedResponse")
+        .refuses(&[(404, "no such response"), (503, "ask again")])
+}
 
 pub async fn respond(State(api): State<Api>, headers: HeaderMap, Posted(body): Posted) -> Response {
     match answer(&api, &headers, &body, Errand::Buy).await {

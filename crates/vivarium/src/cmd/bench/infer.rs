@@ -125,6 +125,20 @@ async fn measure(ours: &Ours, theirs: &Theirs, rounds: u32, report: &mut Report)
     let beside = format!("{them:.0} tokens/s; ratio {:.2}", us / them);
     report.row(&format!("reading a prompt of about {LONG_WORDS} tokens"), format!("{us:.0} tokens/s"), beside);
 
+    let plain = Plain(ours);
+    let (mut guessing, mut without) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        // The same questions, in turn who is first asked them: the prompt is read before an answer's first token.
+        for (salt, code) in CODE.iter().map(|code| (fresh(), code)) {
+            let prompt = edit(salt, code);
+            guessing.push(ours.ask(&prompt, EDIT_TOKENS).await?.decoding());
+            without.push(plain.ask(&prompt, EDIT_TOKENS).await?.decoding());
+        }
+    }
+    let (guessing, without) = (median(guessing), median(without));
+    let beside = format!("{without:.1} tokens/s without guesses; {:.2} times as fast", guessing / without);
+    report.row("code written again with a change, 1 stream", format!("{guessing:.1} tokens/s"), beside);
+
     let (mut us, mut them) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
         let prompts = sharing(fresh());
@@ -209,6 +223,25 @@ fn long(salt: u32) -> String {
     words(salt, LONG_WORDS)
 }
 
+/// Pieces of code to be written again with a small change: what editors ask for.
+const CODE: [&str; 4] = [
+    "fn area(width: u32, height: u32) -> u32 {\n    width * height\n}\n\n\
+     fn volume(width: u32, height: u32, depth: u32) -> u32 {\n    area(width, height) * depth\n}\n",
+    "def mean(values):\n    total = 0\n    for value in values:\n        total += value\n    \
+     return total / len(values)\n\n\ndef spread(values):\n    middle = mean(values)\n    \
+     return max(abs(value - middle) for value in values)\n",
+    "function greet(person) {\n  const name = person.firstName + ' ' + person.lastName;\n  \
+     console.log('Hello, ' + name);\n  return name;\n}\n\n\
+     function greetAll(people) {\n  return people.map((person) => greet(person));\n}\n",
+    "{\n  \"name\": \"shop\",\n  \"port\": 8080,\n  \"database\": {\"host\": \"localhost\", \"port\": 5432},\n  \
+     \"log\": {\"level\": \"info\", \"file\": \"shop.log\"}\n}\n",
+];
+const EDIT_TOKENS: u32 = 96;
+
+fn edit(salt: u32, code: &str) -> String {
+    format!("File {salt}, before:\n{code}\nFile {salt}, after the change:\n")
+}
+
 fn sharing(salt: u32) -> Vec<String> {
     let shared = words(salt, SHARED_WORDS);
     let question =
@@ -221,8 +254,17 @@ fn sharing(salt: u32) -> Vec<String> {
 /// One answer: when its first text came, since it was asked for, and how many tokens there were.
 struct Answer {
     first: Duration,
+    /// Until its end.
+    whole: Duration,
     prompt_tokens: u32,
     tokens: u32,
+}
+
+impl Answer {
+    /// Tokens a second from the first one on.
+    fn decoding(&self) -> f64 {
+        f64::from(self.tokens.saturating_sub(1)) / (self.whole.saturating_sub(self.first)).as_secs_f64().max(1e-9)
+    }
 }
 
 struct Answers {
@@ -264,10 +306,25 @@ struct Ours {
     pid: u32,
 }
 
+/// Without guesses.
+struct Plain<'a>(&'a Ours);
+
 impl Asked for Ours {
     async fn ask(&self, prompt: &str, tokens: u32) -> Result<Answer> {
+        self.asked(Generate::greedy(prompt, tokens)).await
+    }
+}
+
+impl Asked for Plain<'_> {
+    async fn ask(&self, prompt: &str, tokens: u32) -> Result<Answer> {
+        self.0.asked(Generate { lookup: false, ..Generate::greedy(prompt, tokens) }).await
+    }
+}
+
+impl Ours {
+    async fn asked(&self, request: Generate) -> Result<Answer> {
         let asked = Instant::now();
-        let mut answer = self.engine.generate(Generate::greedy(prompt, tokens))?;
+        let mut answer = self.engine.generate(request)?;
         let mut first = None;
         while let Some(event) = answer.next().await {
             match event {
@@ -275,7 +332,7 @@ impl Asked for Ours {
                 EngineEvent::Failed { message, .. } => bail!("the engine failed: {message}"),
                 EngineEvent::Done { prompt_tokens, completion_tokens, .. } => {
                     let first = first.unwrap_or_else(|| asked.elapsed());
-                    return Ok(Answer { first, prompt_tokens, tokens: completion_tokens });
+                    return Ok(Answer { first, whole: asked.elapsed(), prompt_tokens, tokens: completion_tokens });
                 }
                 EngineEvent::Accepted { .. } | EngineEvent::Embedded { .. } => {}
             }
@@ -345,6 +402,7 @@ impl Asked for Theirs {
                     };
                     return Ok(Answer {
                         first: first.unwrap_or_else(|| asked.elapsed()),
+                        whole: asked.elapsed(),
                         prompt_tokens: count("tokens_evaluated")?,
                         tokens: count("tokens_predicted")?,
                     });
