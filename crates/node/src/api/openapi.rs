@@ -210,7 +210,6 @@ fn of_payments() -> Map<String, Value> {
             ("epoch", whole(0)),
             ("request", text()),
             ("payer", hex(20)),
-            ("nonce", hex(32)),
             ("amount_uusdc", amount()),
             ("issued_at", whole(0)),
             ("signature", hex(65)),
@@ -219,17 +218,27 @@ fn of_payments() -> Map<String, Value> {
         fields
     };
     let receipt = signed(&[
-        ("version", json!({ "enum": [2, 3] })),
+        ("version", json!({ "const": 4 })),
         ("model_sha256", hex(32)),
         ("prompt_sha256", hex(32)),
         ("output_sha256", hex(32)),
         ("prompt_tokens", whole(0)),
         ("cached_tokens", whole(0)),
         ("completion_tokens", whole(0)),
-        ("transaction", hex(32)),
     ]);
+    let paid_by = [
+        ("embedding_tokens", whole(1)),
+        ("nonce", hex(32)),
+        ("transaction", hex(32)),
+        ("channel", hex(32)),
+        ("channel_charged_uusdc", amount()),
+    ];
+    // By an authorisation of its own, or by a voucher on a channel.
+    let mut receipt = object(&receipt, &paid_by);
+    receipt["oneOf"] =
+        json!([{ "required": ["nonce", "transaction"] }, { "required": ["channel", "channel_charged_uusdc"] }]);
     let reasons = ["engine_failed", "hung_up", "not_settled", "host_crashed", "not_serving", "supplier_failed"];
-    let refund = signed(&[("kind", word("refund")), ("reason", json!({ "enum": reasons }))]);
+    let refund = signed(&[("kind", word("refund")), ("nonce", hex(32)), ("reason", json!({ "enum": reasons }))]);
     let proof = [
         ("index", whole(0)),
         ("size", whole(1)),
@@ -274,7 +283,7 @@ fn of_payments() -> Map<String, Value> {
     let response = [("success", json!({ "type": "boolean" })), ("transaction", text()), ("network", text())];
     let more = [("extensions", json!({ "type": "object" }))];
     [
-        ("Receipt", object(&receipt, &[("embedding_tokens", whole(1))])),
+        ("Receipt", receipt),
         ("ReceiptProof", object(&proof, &[])),
         ("RefundNote", object(&refund, &[])),
         ("StoredResponse", object(&stored, &[])),

@@ -4,7 +4,7 @@ use alloy::primitives::Address;
 use alloy::signers::local::PrivateKeySigner;
 use expect_test::expect_file;
 use pay::book::AbortWhy;
-use pay::receipt::Receipt;
+use pay::receipt::{PaidBy, Receipt};
 use pay::receipt::refund::RefundNote;
 use pay::wire::{PaymentRequired, PaymentRequirements, Resource};
 use pay::{RequestId, Usdc};
@@ -61,7 +61,6 @@ fn what_is_signed_and_paid_has_the_fields_that_are_said() {
         epoch: 1,
         request: RequestId([1; 16]),
         payer: Address::ZERO,
-        nonce: [1; 32],
         model: [1; 32],
         prompt: [1; 32],
         output: [1; 32],
@@ -70,17 +69,19 @@ fn what_is_signed_and_paid_has_the_fields_that_are_said() {
         completion_tokens: 0,
         embedding_tokens: 7,
         amount: Usdc(1),
-        transaction: [1; 32],
+        paid_by: PaidBy::Voucher { channel: [1; 32], charged: Usdc(1) },
         issued_at: 1,
     };
-    is("Receipt", &json(receipt.clone().sign(&key).unwrap().to_json()));
+    for paid_by in [receipt.paid_by, PaidBy::Authorization { nonce: [1; 32], transaction: [1; 32] }] {
+        is("Receipt", &json(Receipt { paid_by, ..receipt.clone() }.sign(&key).unwrap().to_json()));
+    }
     let note = RefundNote {
         agent: receipt.agent,
         chain_id: 1,
         epoch: 1,
         request: receipt.request,
         payer: receipt.payer,
-        nonce: receipt.nonce,
+        nonce: [1; 32],
         amount: Usdc(1),
         reason: AbortWhy::Engine,
         issued_at: 1,

@@ -14,7 +14,7 @@ use crate::permit2::Support;
 use crate::shared::{Engine, Role, Shared};
 use crate::watch::News;
 use ::chain::Head;
-use ::chain::bindings::{State as OnChain, TestUSDC};
+use ::chain::bindings::{Policy, State as OnChain, TestUSDC};
 use alloy::primitives::{Address, B256, Bytes, U256, keccak256};
 use alloy::rpc::types::{Block, Transaction};
 use alloy::signers::local::PrivateKeySigner;
@@ -215,12 +215,14 @@ fn news(cx: &Context, relay_wei: u64) -> News {
     News {
         head: Head { number: 1, hash: B256::repeat_byte(1), parent: B256::ZERO, timestamp: NOW, base_fee: 1 },
         state,
+        limits: Policy::default(),
         active: None,
         standby: None,
         draining: None,
         offers: Vec::new(),
         operator_wei: U256::from(u64::MAX),
         relay_wei: U256::from(relay_wei),
+        treasury_wei: U256::ZERO,
         purse: 0,
         logs: None,
         signed: BTreeSet::new(),
