@@ -93,6 +93,15 @@ impl Coin {
         self.reservation().request
     }
 
+    fn scheme(self) -> Scheme {
+        Some(match self.way {
+            Way::Exact => "exact",
+            Way::ExactLate => "exact, late",
+            Way::ExactPermit2 => "exact by Permit2",
+            Way::Upto => "upto",
+        })
+    }
+
     fn ask(self) -> Ask {
         let r = self.reservation();
         let (method, payer, nonce) = (r.settlement.method(), r.settlement.payer(), r.settlement.nonce());
@@ -182,8 +191,14 @@ struct World {
     calls_charged: u128,
     receipts: BTreeMap<RequestId, u32>,
     expired: bool,
-    passed: BTreeMap<&'static str, u64>,
+    passed: Passed,
 }
+
+/// How often what happened, to a payment by which scheme.
+type Passed = BTreeMap<(Scheme, &'static str), u64>;
+
+/// A way to pay, as far as its crashes are told apart; `None`: what is no one payment's.
+type Scheme = Option<&'static str>;
 
 impl World {
     fn new(seed: u64) -> Self {
@@ -212,7 +227,33 @@ impl World {
     }
 
     fn pass(&mut self, what: &'static str) {
-        *self.passed.entry(what).or_default() += 1;
+        self.pass_by(None, what);
+    }
+
+    fn pass_by(&mut self, scheme: Scheme, what: &'static str) {
+        *self.passed.entry((scheme, what)).or_default() += 1;
+    }
+
+    /// Which step of which scheme this record is.
+    fn step_of(&self, input: &BookInput) -> (Scheme, &'static str) {
+        let of = |request: &RequestId| {
+            let coin = self.requests.iter().find(|(_, own)| *own == request);
+            coin.and_then(|(coin, _)| coin.scheme())
+        };
+        let on_channel = Some("batch-settlement");
+        match input {
+            BookInput::Reserved(reservation) => (of(&reservation.request), "reserved"),
+            BookInput::Mark { request, .. } => (of(request), "marked"),
+            BookInput::Delivered { request, .. } => (of(request), "delivered"),
+            BookInput::SettleSent { request } => (of(request), "sent"),
+            BookInput::Channel(ChannelInput::Reserved(_)) => (on_channel, "reserved"),
+            BookInput::Channel(ChannelInput::Mark { .. }) => (on_channel, "marked"),
+            BookInput::Channel(ChannelInput::Charged { .. }) => (on_channel, "charged"),
+            BookInput::Channel(ChannelInput::DepositAsked { .. }) => (on_channel, "deposit asked"),
+            BookInput::Channel(ChannelInput::ClaimSent { .. }) => (on_channel, "claim sent"),
+            BookInput::Channel(ChannelInput::RefundAsked { .. }) => (on_channel, "refund asked"),
+            other => panic!("{other:?} is no step that is lost"),
+        }
     }
 
     fn record(&mut self, input: BookInput) {
@@ -244,6 +285,8 @@ impl World {
     fn record_or_lose(&mut self, input: BookInput) -> bool {
         if self.chance.one_in(12) {
             self.pass("crash before durable");
+            let (scheme, step) = self.step_of(&input);
+            self.pass_by(scheme, step);
             self.book.apply(input);
             self.restart();
             return false;
@@ -363,6 +406,7 @@ impl World {
             }
             3 => {
                 self.pass("crash after it settled");
+                self.pass_by(coin.scheme(), "settled");
                 self.chain.mine(coin, charge, recorded);
                 self.restart();
             }
@@ -410,6 +454,7 @@ impl World {
             }
             2 => {
                 self.pass("crash between a batch and its outcome");
+                self.pass_by(rows[0].scheme(), "settled");
                 for coin in rows {
                     self.chain.mine(coin, VALUE, true);
                 }
@@ -727,7 +772,10 @@ impl World {
     fn refund_channel(&mut self, payer: u8) {
         let id = Self::id(payer);
         let Ok(amount) = self.book.channels().decide_refund(&RefundAsk { channel: id, amount: None }) else { return };
-        self.channel(ChannelInput::RefundAsked { channel: id, amount, at: self.chain.time });
+        let asked = ChannelInput::RefundAsked { channel: id, amount, at: self.chain.time };
+        if !self.record_or_lose(BookInput::Channel(asked)) {
+            return;
+        }
         let claim = self.book.channels().claim_before_refund(&id);
         if self.chance.one_in(2) {
             let state = self.chain.channels.get_mut(&payer).unwrap();
@@ -816,7 +864,10 @@ impl World {
             ChannelDecision::Refused(Reason::DepositBelowMin) => self.pass("dust deposit refused"),
             ChannelDecision::Deposit => {
                 self.see(payer);
-                self.channel(ChannelInput::DepositAsked { channel: id, deposit, at: self.chain.time });
+                let asked = ChannelInput::DepositAsked { channel: id, deposit, at: self.chain.time };
+                if !self.record_or_lose(BookInput::Channel(asked)) {
+                    return;
+                }
                 if !self.chance.one_in(4) {
                     let state = self.chain.channels.entry(payer).or_insert(state);
                     state.balance = state.balance.saturating_add(amount);
@@ -856,12 +907,17 @@ impl World {
     fn claim(&mut self, policy: &ClaimPolicy) {
         for batch in self.book.channels().due_claims(policy, self.chain.time) {
             let rows: Vec<(ChannelId, Usdc)> = batch.iter().map(|row| (row.channel, row.total)).collect();
-            self.channel(ChannelInput::ClaimSent { rows: rows.clone() });
             // Half of the delay is time enough to have it mined, at whatever price of gas.
             let is_late = |state: &ChannelState| {
                 state.withdrawal.is_some_and(|leaving| self.chain.time >= leaving.since + WITHDRAW_DELAY_SECS / 2)
             };
             let must_be_mined = rows.iter().any(|(id, _)| is_late(&self.chain.channels[&id.0[0]]));
+            let sent = BookInput::Channel(ChannelInput::ClaimSent { rows: rows.clone() });
+            match must_be_mined {
+                true => self.record(sent),
+                false if !self.record_or_lose(sent) => return,
+                false => {}
+            }
             let fate = if must_be_mined { 3 } else { self.chance.below(5) };
             for (row, (id, total)) in batch.iter().zip(&rows) {
                 let payer = id.0[0];
@@ -1047,8 +1103,8 @@ impl Drop for Named {
 }
 
 /// One life in each of these worlds; how often what happened.
-fn live(seeds: impl Iterator<Item = u64>) -> BTreeMap<&'static str, u64> {
-    let mut passed: BTreeMap<&'static str, u64> = BTreeMap::new();
+fn live(seeds: impl Iterator<Item = u64>) -> Passed {
+    let mut passed = Passed::new();
     for seed in seeds {
         let _named = Named(seed);
         let mut world = World::new(seed);
@@ -1069,7 +1125,7 @@ fn no_seed_charges_twice_serves_for_nothing_or_loses_money() {
     // No world knows of another: as many at once as there are cores.
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let of_thread = |first: usize| (0..seeds()).skip(first).step_by(threads);
-    let mut passed: BTreeMap<&'static str, u64> = BTreeMap::new();
+    let mut passed = Passed::new();
     std::thread::scope(|scope| {
         let lives: Vec<_> = (0..threads).map(|first| scope.spawn(move || live(of_thread(first)))).collect();
         for life in lives {
@@ -1111,6 +1167,15 @@ fn no_seed_charges_twice_serves_for_nothing_or_loses_money() {
         "reverted",
         "third party settled first",
     ] {
-        assert!(passed.get(what).copied().unwrap_or(0) >= 100, "{what}: {passed:?}");
+        assert!(passed.get(&(None, what)).copied().unwrap_or(0) >= 100, "{what}: {passed:?}");
+    }
+    // The process died at every step of every scheme: before its record was durable, and between its settlement and the
+    // word of it. (What is settled late is settled by the row, in a batch or alone.)
+    let steps = ["reserved", "marked", "delivered", "sent", "settled"];
+    let with_transactions = ["exact", "exact, late", "exact by Permit2", "upto"];
+    let on_channel = ["reserved", "marked", "charged", "deposit asked", "claim sent", "refund asked"];
+    let all = with_transactions.into_iter().flat_map(|scheme| steps.map(|step| (Some(scheme), step)));
+    for step in all.chain(on_channel.map(|step| (Some("batch-settlement"), step))) {
+        assert!(passed.get(&step).copied().unwrap_or(0) >= 10, "{step:?}: {passed:?}");
     }
 }
