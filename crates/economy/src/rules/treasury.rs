@@ -432,8 +432,9 @@ impl Treasury {
             refuse_if(keep != 0 && keep != t.active && keep != t.standby, Refusal::NotOurLease)?;
             let node_key = if keep == 0 { NOBODY } else { t.ready_key(now, keep)? };
             let spared = t.market.lease(keep).map(|l| l.provider);
+            // A standby with the operator's key is another host: it must show that it has the memory.
+            let same = keep != 0 && keep == t.active && node_key == t.operator;
             let leases = t.take_leases();
-            let same = keep != 0 && node_key == t.operator;
             let was_restoring = t.restoring;
             t.active = keep;
             if same {
