@@ -2,7 +2,7 @@
 //!
 //! Texts of all requests share batches, in turns, so that a long list does not keep a short one waiting. A text sees
 //! only itself, but the sum that makes its vector may be taken in another order beside others: its numbers agree to
-//! about 1e-6 and not to the bit.
+//! about 1e-3 (docs/decisions/0023) and not to the bit.
 
 use std::collections::VecDeque;
 use std::num::NonZeroU32;

@@ -1,10 +1,11 @@
 //! Two endpoints of one chain, and one of another chain that says it is the same.
 
 use crate::world::anvil_bin;
+use chain::alloy::eips::BlockId;
 use chain::alloy::primitives::Address;
 use chain::anvil::{Anvil, AnvilOptions};
 use chain::deploy::fund_eth;
-use chain::heads::{LAG_BLOCKS_MAX, common_head};
+use chain::heads::{LAG_BLOCKS_MAX, agreed, common_head};
 use chain::{Chain, Kind};
 
 #[tokio::test]
@@ -27,6 +28,13 @@ async fn endpoints_that_differ_or_lag_give_no_head() {
     mine(&both[1], 2).await;
     let differ = common_head(&both).await.expect_err("two chains");
     assert!(differ.kind == Kind::Rpc && differ.to_string().contains("has another block 2"), "{differ}");
+    // What is read counts when all say the same.
+    let rich = Address::repeat_byte(7);
+    let balance = |chain: Chain| async move { chain.eth_balance(rich, BlockId::latest()).await };
+    assert!(agreed(&both[..1], "a balance", balance).await.expect("one is enough").is_zero());
+    let differ = agreed(&both, "a balance", balance).await.expect_err("one has it, the other has not");
+    assert!(differ.kind == Kind::Rpc && differ.to_string().contains("differ about a balance"), "{differ}");
+    assert!(agreed(&[], "a balance", balance).await.is_err());
     mine(&a, LAG_BLOCKS_MAX).await;
     let lags = common_head(&both).await.expect_err("too far apart");
     assert!(lags.to_string().contains("is 21 blocks behind"), "{lags}");
