@@ -229,7 +229,7 @@ mod tests {
         expect!["101 24665 2226 17499 1010 1745 100 999 2054 1005 1055 1021 1008 1020 1029 4895 8671 2666 3567 6321 1012 102"].assert_eq(&tokens.iter().map(|token| token.0.to_string()).collect::<Vec<_>>().join(" "));
     }
 
-    /// To a thousandth, which holds for other builds and instruction sets too, where bits do not.
+    /// To a hundredth: other builds and instruction sets differ in the third decimal, another model in the first.
     #[test]
     fn a_text_becomes_the_vector_that_it_always_was() {
         let _turn = crate::model::turn();
@@ -247,7 +247,7 @@ mod tests {
         let vector = vector.unwrap();
         assert_eq!(vector.len(), 384);
         let gap = VECTOR.iter().zip(&vector).map(|(wanted, got)| (wanted - got).abs()).fold(0.0, f32::max);
-        assert!(gap < 0.001, "{gap}: {:?}", &vector[..VECTOR.len()]);
+        assert!(gap < 0.01, "{gap}: {:?}", &vector[..VECTOR.len()]);
     }
 
     /// The first numbers of that text's vector (SSE3 to AVX-512 with VNNI, 2026-11-29).
