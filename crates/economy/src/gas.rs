@@ -13,9 +13,8 @@ const GAS_SHARE: u128 = 10;
 impl Agent {
     /// Gas is not the treasury's token, and heartbeats need it: it is asked for while paused, too.
     pub(crate) fn refuel(&mut self, view: &View, turn: &mut Turn) {
-        let least = view.limits.gas_target_wei / 2;
         let (operator_wei, relay_wei) = (view.operator_gas_wei, view.relay_gas_wei);
-        if operator_wei >= least && relay_wei >= least {
+        if !view.limits.is_key_low(operator_wei) && !view.limits.is_key_low(relay_wei) {
             self.refuel_pause = 0;
             return;
         }
@@ -37,7 +36,7 @@ impl Agent {
     /// leave. The contract decides how much is missing and what it may cost; `max`, and a quarter of a day before the next
     /// try, keep gas that became dear from taking the day.
     pub(crate) fn buy_gas(&mut self, view: &View, spend: bool, turn: &mut Turn) {
-        let low = view.treasury_gas_wei < view.limits.gas_day_max_wei / 2;
+        let low = view.limits.is_treasury_low(view.treasury_gas_wei);
         if !self.genesis.policy.buys_gas || !low || !spend || self.life.is_ending() || turn.now < self.buy_gas_from {
             return;
         }

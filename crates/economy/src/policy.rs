@@ -24,6 +24,18 @@ pub struct Limits {
     pub starve_floor: Usdc,
 }
 
+impl Limits {
+    /// Whether a key with so many wei needs more.
+    pub fn is_key_low(&self, wei: u128) -> bool {
+        wei < self.gas_target_wei / 2
+    }
+
+    /// Whether a treasury with so many wei should buy more.
+    pub fn is_treasury_low(&self, wei: u128) -> bool {
+        wei < self.gas_day_max_wei / 2
+    }
+}
+
 /// What the manifest asks for, as far as the treasury's limits let it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct Wishes {

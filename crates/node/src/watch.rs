@@ -274,10 +274,9 @@ pub fn differs(a: &View, b: &View) -> bool {
         view.number = 0;
         view.timestamp = 0;
         view.escrow = economy::Usdc::ZERO;
-        let (target, day_max) = (view.limits.gas_target_wei, view.limits.gas_day_max_wei);
-        view.operator_gas_wei = u128::from(view.operator_gas_wei < target / 2);
-        view.relay_gas_wei = u128::from(view.relay_gas_wei < target / 2);
-        view.treasury_gas_wei = u128::from(view.treasury_gas_wei < day_max / 2);
+        view.operator_gas_wei = view.limits.is_key_low(view.operator_gas_wei).into();
+        view.relay_gas_wei = view.limits.is_key_low(view.relay_gas_wei).into();
+        view.treasury_gas_wei = view.limits.is_treasury_low(view.treasury_gas_wei).into();
         view.spent_in_day = economy::Usdc::ZERO;
         for lease in [&mut view.active, &mut view.standby, &mut view.draining].into_iter().flatten() {
             lease.escrow_left = economy::Usdc::ZERO;

@@ -7,7 +7,7 @@
 
 use super::Buyer;
 use super::record::{Ceiling, Signed};
-use super::unknown::{Authorization, EXPIRED_SECS, Transfer, has_topics, number};
+use super::unknown::{Authorization, BATCH_MAX, BLOCK_SECS_MIN, EXPIRED_SECS, Transfer, has_topics, number};
 use crate::Usdc;
 use crate::scheme::exact::Hash;
 use crate::scheme::upto::facilitator::upto_settled;
@@ -26,11 +26,8 @@ const FINAL_BLOCKS: u64 = 10;
 const LOOK_PAUSE: Duration = Duration::from_secs(2);
 /// One look takes no longer.
 const LOOK_WITHIN: Duration = Duration::from_secs(5);
-/// Blocks are at least this far apart on the chains that are known.
-const BLOCK_SECS_MIN: u64 = 1;
-/// Transactions looked at in one go, the newest; and in one HTTP body.
+/// Transactions looked at in one go, the newest.
 const TXS_MAX: usize = 200;
-const BATCH_MAX: usize = 50;
 /// The buyer's clock may be behind the chain's by this when it signs.
 const CLOCK_SECS: u64 = 300;
 

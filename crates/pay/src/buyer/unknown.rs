@@ -35,9 +35,9 @@ const LOOK_WITHIN: Duration = Duration::from_secs(10);
 /// One question to a seller.
 const RECEIPT_WITHIN: Duration = Duration::from_secs(3);
 /// Requests in one HTTP body: public endpoints refuse more than 100.
-const BATCH_MAX: usize = 50;
+pub(super) const BATCH_MAX: usize = 50;
 /// Blocks are at least this far apart on the chains that are known: how far back logs are looked for.
-const BLOCK_SECS_MIN: u64 = 1;
+pub(super) const BLOCK_SECS_MIN: u64 = 1;
 /// Redirects followed to a receipt.
 const HOPS_MAX: usize = 2;
 
