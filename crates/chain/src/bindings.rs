@@ -122,6 +122,14 @@ pub use Treasury::TreasuryEvents as TreasuryEvent;
 
 use alloy::primitives::{Address, address};
 
+/// What is asked of a price feed of Chainlink's kind.
+pub mod price_feed {
+    alloy::sol! {
+        function decimals() external view returns (uint8);
+        function latestRoundData() external view returns (uint80 roundId, int256 answer, uint256 startedAt, uint256 updatedAt, uint80 answeredInRound);
+    }
+}
+
 /// The ERC-8004 identity registry: one address on Ethereum, Base and the other main nets
 /// (<https://github.com/erc-8004/erc-8004-contracts>). Development chains have ours there.
 pub const IDENTITY_REGISTRY: Address = address!("8004A169FB4a3325136EB29fA0ceB6D2e539a432");

@@ -1,10 +1,11 @@
 //! What is refused before anything runs: the wrong chain, contracts that are not what they are taken for, a quorum that
 //! can never speak, timers that do not fit, clocks that disagree. Each refusal says which and why.
 
-use alloy::{eips::BlockId, primitives::Address, sol};
+use alloy::{eips::BlockId, primitives::Address};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::{
+    bindings::price_feed::{decimalsCall, latestRoundDataCall, latestRoundDataReturn},
     bindings::{Birth, GasMarket, LeaseMarket, Options, TestUSDC, Timers, TreasuryFactory},
     error::Error,
     market::MarketTerms,
@@ -28,11 +29,6 @@ const SEQUENCER_GRACE_SECS: u64 = 3_600;
 /// Between these a price of an ether is believed before a birth. Guesses, wide ones.
 const ETHER_DOLLARS_MIN: u128 = 100;
 const ETHER_DOLLARS_MAX: u128 = 100_000;
-
-sol! {
-    function decimals() external view returns (uint8);
-    function latestRoundData() external view returns (uint80 roundId, int256 answer, uint256 startedAt, uint256 updatedAt, uint80 answeredInRound);
-}
 
 /// As `BirthRules.TIMER_MIN`.
 const TIMER_SECS_MIN: u32 = 3;

@@ -7,7 +7,7 @@
 
 use alloy::eips::BlockId;
 use alloy::primitives::{Address, Bytes, U256};
-use alloy::sol;
+use chain::bindings::price_feed::{decimalsCall, latestRoundDataCall};
 use chain::{Chain, Error, Outcome, SenderHandle, Tx};
 use journal::crash_point;
 use pay::Usdc;
@@ -26,11 +26,6 @@ const LOOK_AGAIN: Duration = Duration::from_secs(2);
 const GAS_ROOM: u64 = 2;
 /// What no row is worth.
 const DEAREST: GasPrice = GasPrice { wei: u128::MAX, ether: Usdc::MAX };
-
-sol! {
-    function decimals() external view returns (uint8);
-    function latestRoundData() external view returns (uint80 roundId, int256 answer, uint256 startedAt, uint256 updatedAt, uint80 answeredInRound);
-}
 
 /// Where the price of an ether comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
