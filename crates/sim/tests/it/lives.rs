@@ -42,6 +42,80 @@ fn short_lives_with_each_fault_break_nothing() {
     }
 }
 
+/// Where a crash at a named point of a real process (`journal::crash::POINTS`) happens in a simulated life.
+enum Simulated {
+    /// In this moment.
+    At(&'static str),
+    /// In `pay`'s own seeded worlds of the book (`crates/pay/src/book/tests/seeds.rs`), which have each step of a payment.
+    InTheBook,
+    /// Nowhere: what it is about has a stand-in here. Real processes are killed there.
+    Never,
+}
+
+const SIMULATED: &[(&str, Simulated)] = &[
+    ("journal.append", Simulated::Never),
+    ("journal.synced", Simulated::Never),
+    ("pay.reserved", Simulated::InTheBook),
+    ("pay.settle_sent", Simulated::InTheBook),
+    ("pay.served", Simulated::InTheBook),
+    ("pay.settled", Simulated::InTheBook),
+    ("pay.kept", Simulated::InTheBook),
+    ("pay.exact_refund_sent", Simulated::At("after sending refundExact")),
+    ("pay.permit2_sent", Simulated::InTheBook),
+    ("pay.call_reserved", Simulated::InTheBook),
+    ("pay.deposit_sent", Simulated::InTheBook),
+    ("pay.claim_sent", Simulated::At("after sending claimAndSettle")),
+    ("pay.refund_sent", Simulated::At("after sending refundChannel")),
+    ("checkpoint.sealed", Simulated::Never),
+    ("checkpoint.stored", Simulated::Never),
+    ("checkpoint.acked", Simulated::At("before sending commit")),
+    ("checkpoint.committed", Simulated::At("before hearing of commit")),
+    ("rent.sent", Simulated::At("after sending rent")),
+    ("topup.sent", Simulated::At("before hearing of topUp")),
+    ("handover.announced", Simulated::At("after sending announce")),
+    ("handover.sent", Simulated::At("after sending handover")),
+    ("handover.mined", Simulated::At("before hearing of handover")),
+    ("takeover.challenged", Simulated::Never),
+    ("takeover.sent", Simulated::Never),
+    ("restore.loaded", Simulated::Never),
+    ("winddown.sent", Simulated::At("after sending windDown")),
+    ("close.sent", Simulated::At("after sending close")),
+];
+
+/// Fifty short lives with crashes and each other fault: a process dies at many moments under each of them, and at every
+/// named point that a simulated life has.
+#[test]
+fn crashes_while_each_fault_rains_break_nothing() {
+    let mut met: BTreeMap<String, u64> = BTreeMap::new();
+    let others: Vec<Fault> = Fault::ALL.into_iter().filter(|fault| *fault != Fault::Crash).collect();
+    let mut pairs = 0;
+    for fault in &others {
+        let lived = live_all(&(1..=50).map(|seed| short(seed, &[Fault::Crash, *fault])).collect::<Vec<_>>());
+        let came = |lived: &&Lived| lived.faults.iter().any(|(came, times)| came == fault && *times > 0);
+        let mut moments: BTreeMap<&String, u64> = BTreeMap::new();
+        for (moment, times) in lived.iter().filter(came).flat_map(|lived| &lived.crashes) {
+            *moments.entry(moment).or_default() += times;
+            *met.entry(moment.clone()).or_default() += times;
+        }
+        assert!(moments.len() >= 25, "{} met crashes at {moments:?} only", fault.name());
+        pairs += moments.len();
+    }
+    let crashes: u64 = met.values().sum();
+    println!(
+        "fault and crash: {} lives, {crashes} crashes, {pairs} of {} pairs of another fault and a moment",
+        others.len() * 50,
+        others.len() * met.len()
+    );
+    let named: Vec<&str> = SIMULATED.iter().map(|(name, _)| *name).collect();
+    let registered: Vec<&str> = journal::crash::POINTS.iter().map(|point| point.name).collect();
+    assert_eq!(named, registered, "say of a new crash point where lives have it");
+    for (name, simulated) in SIMULATED {
+        if let Simulated::At(moment) = simulated {
+            assert!(met.contains_key(*moment), "{name}: no process died {moment}");
+        }
+    }
+}
+
 /// Long enough for two moves, with everything that can go wrong. `VIVARIUM_DEEP=1`: three hundred.
 #[test]
 fn whole_lives_with_all_faults_break_nothing() {
