@@ -269,6 +269,18 @@ impl Journal {
     }
 }
 
+/// Writes as much as a busy second's records beside the journal in `dir`, syncs it and takes it away again.
+///
+/// # Errors
+/// The disk takes no writes: full, read-only or broken.
+pub fn takes_writes(dir: &Path) -> Result<()> {
+    const BYTES: usize = 1 << 20;
+    let path = dir.join("probe");
+    let written = fs::write(&path, vec![0; BYTES]).and_then(|()| File::open(&path)?.sync_all());
+    let removed = fs::remove_file(&path);
+    written.and(removed).map_err(|e| Error::io("trying to write", &path, &e))
+}
+
 /// The records of an export, checked: checksums, and LSNs without gaps from the one its header names.
 pub fn read_export(bytes: &[u8]) -> Result<Vec<Record>> {
     let damaged = |at: usize, what: String| {

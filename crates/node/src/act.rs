@@ -5,7 +5,6 @@
 
 use crate::checkpoint::{self, Place};
 use crate::context::Context;
-use crate::error::Error;
 use crate::main_loop::{Event, Node};
 use crate::memory::Pages;
 use crate::outboxes;
@@ -393,13 +392,7 @@ impl Node {
         tracing::info!(seq = made.seq, lsn = made.lsn, "checkpoint acknowledged and on chain");
         live.committed(made, pages);
         self.cx.ring_file.save(&live.ring)?;
-        // The local snapshot is taken of now, not of then: it only has to be consistent with its own number.
-        let lsn = live.journal.next_lsn() - 1;
-        let state = live.state.encode();
-        if let Err(e) = live.journal.write_snapshot(lsn, &state) {
-            return Err(Error::retry("the local snapshot cannot be written").caused_by(e));
-        }
-        Ok(())
+        live.snapshot()
     }
 
     pub(crate) fn on_shipped(&mut self, shipped: crate::error::Result<replicate::Shipped>) {

@@ -33,6 +33,8 @@ pub struct Live {
     pub sealing_for: Option<[u8; 32]>,
     /// That checkpoint, once it is known here: the next one may rest on its snapshot.
     pub stands: Option<Box<Checkpoint>>,
+    /// The first record that must stay on this disk.
+    needed: Lsn,
     /// The life asked to be woken at this chain time.
     pub wake_at: u64,
     /// What was last fed, to feed again only when something changed.
@@ -58,6 +60,7 @@ impl Live {
             ring,
             sealing_for: None,
             stands: None,
+            needed: 0,
             wake_at: 0,
             fed: None,
             exposure_max,
@@ -142,6 +145,13 @@ impl Live {
         Ok(())
     }
 
+    /// Nothing is durable any more: what waits for the disk never leaves, and whoever waits for it hears no more.
+    pub fn give_up(&mut self) {
+        self.sealed = true;
+        self.pending.clear();
+        self.waiting.clear();
+    }
+
     /// Runs `reply` once `lsn` is durable.
     pub fn when_durable(&mut self, lsn: Lsn, reply: impl FnOnce() + Send + 'static) {
         self.pending.push_back((lsn, Effect::Reply(Box::new(reply))));
@@ -181,11 +191,28 @@ impl Live {
     /// This checkpoint is on chain, with these pages.
     pub fn committed(&mut self, made: Box<Checkpoint>, pages: Pages) {
         self.ring.stands(&made, pages);
+        // After a reorganisation the checkpoint before is the last one again, and a follower asks for what came after it.
+        self.needed = self.stands.as_ref().map_or(0, |before| before.lsn + 1);
         self.sealing_for = Some(made.digest());
         // Records up to it are in the store, in its snapshot or in segments that it names.
         self.replicated(made.lsn);
         self.shipping.sent.retain(|segment| segment.last_lsn > made.lsn);
         self.stands = Some(made);
+    }
+
+    /// Takes a snapshot of now, and lets old records go: a start reads what came after, not the whole life again.
+    ///
+    /// # Errors
+    /// The snapshot cannot be written. Records that cannot be removed just stay.
+    pub fn snapshot(&self) -> Result<()> {
+        // Of now, not of a checkpoint: it only has to be consistent with its own number.
+        self.journal
+            .write_snapshot(self.journal.last_lsn(), &self.state.encode())
+            .map_err(|e| Error::retry("the local snapshot cannot be written").caused_by(e))?;
+        if let Err(e) = self.journal.truncate_before(self.needed.min(self.shipping.replicated_lsn + 1)) {
+            tracing::warn!(error = %net::chain_of(&e), "old records stay on the disk");
+        }
+        Ok(())
     }
 
     /// Records up to `lsn` are in the store or on the standby.

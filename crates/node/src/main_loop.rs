@@ -27,7 +27,7 @@ use pay::{BookInput, RequestId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use store::checkpoint::Checkpoint;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -37,6 +37,12 @@ const TICK: Duration = Duration::from_millis(200);
 const LAST_WORDS_MS: u64 = 4_000;
 /// The old node lets open streams run this long before it closes its journal, ms.
 const DRAIN_MS: u64 = 1_500;
+/// After the disk failed, so long between two looks whether it takes writes again, ms.
+const DISK_LOOK_MS: u64 = 10_000;
+/// How long an arm of the loop may take: whatever else wakes the agent waits for it. Guesses, unmeasured: a paid call waits
+/// for two or three arms; those that fold or write a whole memory come a few times an hour.
+const BUDGET: Duration = Duration::from_millis(20);
+const BUDGET_WHOLE: Duration = Duration::from_millis(250);
 /// After a move, streams open at the cut that the old node has not reported by then are closed at their last mark. In
 /// worlds with short days `restoreTimeout`, if that is less: the next move must not come before it.
 const LATE_REPORTS: Duration = Duration::from_secs(60);
@@ -132,6 +138,44 @@ impl Event {
             Self::Stop => "stop",
         }
     }
+
+    /// How long its arm may take.
+    fn budget(&self) -> Duration {
+        match self {
+            Self::Committed { .. } | Self::Restored(_) | Self::Tail(_) | Self::Chain(_) | Self::StillStands(_) => {
+                BUDGET_WHOLE
+            }
+            _ => BUDGET,
+        }
+    }
+}
+
+/// What an arm of the loop took since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Arm {
+    pub count: u64,
+    pub total: Duration,
+    pub longest: Duration,
+    /// Times that it took longer than it may.
+    pub over_budget: u64,
+}
+
+impl Arm {
+    fn took(&mut self, time: Duration, budget: Duration) {
+        self.count += 1;
+        self.total += time;
+        self.longest = self.longest.max(time);
+        self.over_budget += u64::from(time > budget);
+    }
+}
+
+/// The office that this node holds or held last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Office {
+    epoch: u64,
+    /// Height of the head at which it began, or at which another operator was first seen. Heads below it are an
+    /// endpoint's that lags, and say nothing.
+    turned_at: u64,
 }
 
 /// The one owner of everything that changes.
@@ -151,6 +195,12 @@ pub struct Node {
     last_word: bool,
     /// When this node first saw itself as operator, or stopped being it.
     turned_ms: Option<u64>,
+    /// What ended here after this journal was closed: the successor's to charge, unless the succession is taken back.
+    pub(crate) late: Vec<Recorded>,
+    /// `None`: it was never operator.
+    office: Option<Office>,
+    /// The journal takes nothing any more, since this boot time, ms; whatever the chain says, this process does not act.
+    disk_failed: Option<u64>,
     restoring: bool,
     /// The journal here was found on the disk, and nobody has said yet that it is the newest one.
     found: Found,
@@ -183,7 +233,7 @@ pub struct Node {
     pub(crate) pruned_at: u64,
     pub(crate) standby_asked_ms: u64,
     pub(crate) takeover_in_flight: Arc<std::sync::atomic::AtomicBool>,
-    counts: BTreeMap<&'static str, u64>,
+    arms: BTreeMap<&'static str, Arm>,
 }
 
 /// A journal that lay on this disk at the start. A disk may come back older than it was: a snapshot of the machine, a copy.
@@ -195,6 +245,17 @@ enum Found {
     Unproven,
     /// Being compared.
     Asked,
+}
+
+/// How a node comes to lead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Begins {
+    /// From its own journal, or from what it followed.
+    OnItsOwn,
+    /// From the stewards' shares, after a takeover.
+    Restored,
+    /// The same process led before, and never stopped serving what was open.
+    Again,
 }
 
 impl Node {
@@ -212,6 +273,9 @@ impl Node {
             follower: None,
             last_word: false,
             turned_ms: None,
+            late: Vec::new(),
+            office: None,
+            disk_failed: None,
             restoring: false,
             found: Found::Nothing,
             granted_token: None,
@@ -232,7 +296,7 @@ impl Node {
             payers_seen_at: 0,
             sent_home: BTreeMap::new(),
             pruned_at: 0,
-            counts: BTreeMap::new(),
+            arms: BTreeMap::new(),
         }
     }
 
@@ -250,36 +314,56 @@ impl Node {
             }
         });
         while let Some(event) = events.recv().await {
-            *self.counts.entry(event.name()).or_default() += 1;
-            match event {
-                Event::Chain(news) => self.on_chain(news)?,
-                Event::ChainLost(why) => tracing::warn!(why, "the chain does not answer, or not with one voice"),
-                Event::StillStands(height) => self.read_on_from(height)?,
-                Event::Durable(Ok(lsn)) => self.on_durable(lsn)?,
-                Event::Durable(Err(why)) => self.on_disk_failed(&why),
-                Event::Ask(ask) => self.on_ask(*ask)?,
-                Event::Peer(ask) => self.on_peer(ask)?,
-                Event::Acted { id, outcome } => self.life(Input::Done { id, outcome })?,
-                Event::Committed { id, block, checkpoint, pages } => self.on_committed(id, block, checkpoint, pages)?,
-                Event::Settled { request, settlement } => self.on_settled(request, settlement)?,
-                Event::ChannelRead(read) => self.on_channel_read(*read)?,
-                Event::Shipped(shipped) => self.on_shipped(shipped),
-                Event::ShippingKnown { next_index, prev, replicated_lsn, sent, stands } => {
-                    self.on_shipping_known((next_index, prev), replicated_lsn, sent, stands);
-                }
-                Event::Standby { lease, ready } => self.life(Input::StandbyAnswered { lease, ready })?,
-                Event::Reached(reached) => self.on_reached(reached)?,
-                Event::Restored(restored) => self.on_restored(restored)?,
-                Event::Tail(tail) => self.on_tail(tail)?,
-                Event::Throughput(milli_tokens_per_sec) => self.life(Input::Throughput { milli_tokens_per_sec })?,
-                Event::Look(look) => look(&self),
-                Event::LateIsOver(requests) => crate::settle::close_unreported(&mut self, &requests)?,
-                Event::Tick => self.on_tick()?,
-                Event::Stop => break,
+            let (name, budget, began) = (event.name(), event.budget(), Instant::now());
+            let goes_on = self.on_event(event);
+            let took = began.elapsed();
+            if took > budget {
+                tracing::debug!(event = name, ?took, "an arm of the main loop took longer than it may");
+            }
+            self.arms.entry(name).or_default().took(took, budget);
+            match goes_on {
+                Ok(true) => {}
+                Ok(false) => break,
+                // What could not be recorded was not promised to anybody either.
+                Err(e) => match self.journal_failure() {
+                    Some(why) => self.on_disk_failed(&why),
+                    None => return Err(e),
+                },
             }
         }
         tracing::info!("stopping: the journal is flushed and closed");
         Ok(())
+    }
+
+    /// The one `match`. Whether the loop goes on.
+    fn on_event(&mut self, event: Event) -> Result<bool> {
+        match event {
+            Event::Chain(news) => self.on_chain(news)?,
+            Event::ChainLost(why) => tracing::warn!(why, "the chain does not answer, or not with one voice"),
+            Event::StillStands(height) => self.read_on_from(height)?,
+            Event::Durable(Ok(lsn)) => self.on_durable(lsn)?,
+            Event::Durable(Err(why)) => self.on_disk_failed(&why),
+            Event::Ask(ask) => self.on_ask(*ask)?,
+            Event::Peer(ask) => self.on_peer(ask)?,
+            Event::Acted { id, outcome } => self.life(Input::Done { id, outcome })?,
+            Event::Committed { id, block, checkpoint, pages } => self.on_committed(id, block, checkpoint, pages)?,
+            Event::Settled { request, settlement } => self.on_settled(request, settlement)?,
+            Event::ChannelRead(read) => self.on_channel_read(*read)?,
+            Event::Shipped(shipped) => self.on_shipped(shipped),
+            Event::ShippingKnown { next_index, prev, replicated_lsn, sent, stands } => {
+                self.on_shipping_known((next_index, prev), replicated_lsn, sent, stands);
+            }
+            Event::Standby { lease, ready } => self.life(Input::StandbyAnswered { lease, ready })?,
+            Event::Reached(reached) => self.on_reached(reached)?,
+            Event::Restored(restored) => self.on_restored(restored)?,
+            Event::Tail(tail) => self.on_tail(tail)?,
+            Event::Throughput(milli_tokens_per_sec) => self.life(Input::Throughput { milli_tokens_per_sec })?,
+            Event::Look(look) => look(self),
+            Event::LateIsOver(requests) => crate::settle::close_unreported(self, &requests)?,
+            Event::Tick => self.on_tick()?,
+            Event::Stop => return Ok(false),
+        }
+        Ok(true)
     }
 
     /// Chain time of the last block seen, seconds.
@@ -287,8 +371,8 @@ impl Node {
         self.news.as_ref().map_or(0, |n| n.head.timestamp)
     }
 
-    pub fn counts(&self) -> &BTreeMap<&'static str, u64> {
-        &self.counts
+    pub fn arms(&self) -> &BTreeMap<&'static str, Arm> {
+        &self.arms
     }
 
     /// May this node serve and sign?
@@ -354,9 +438,14 @@ impl Node {
         let announced_to_me = news.state.announcedLease == alloy::primitives::U256::from(self.cx.config.lease);
         self.news = Some(news);
         self.shared.set_relay_has_gas(!self.relay_is_poor());
+        let is_undone = self.is_undone();
         match (self.role, mine) {
+            _ if self.disk_failed.is_some() => {}
             (Role::Active, true) => self.feed_chain()?,
+            (Role::Active | Role::Fenced, false) if is_undone => self.succession_undone()?,
+            (Role::Active, false) if self.lags() => {}
             (Role::Active, false) => self.superseded(),
+            (Role::Draining, true) if is_undone => self.reinstated()?,
             (Role::Fenced, true) => {
                 tracing::info!("a fresh block names this node as operator: serving again");
                 self.set_role(Role::Active);
@@ -473,8 +562,8 @@ impl Node {
             // Before the first checkpoint nobody else has anything of this life.
             return match self.found {
                 _ if patient => Ok(()),
-                Found::Nothing => self.become_active(false),
-                _ if news.state.checkpointSeq == 0 => self.become_active(false),
+                Found::Nothing => self.become_active(Begins::OnItsOwn),
+                _ if news.state.checkpointSeq == 0 => self.become_active(Begins::OnItsOwn),
                 Found::Asked => Ok(()),
                 Found::Unproven => {
                     self.ask_what_is_reached();
@@ -560,23 +649,30 @@ impl Node {
             .write_snapshot(0, &state.encode())
             .map_err(|e| Error::retry("the first snapshot cannot be written").caused_by(e))?;
         self.live = Some(Live::new(state, journal, 0, ring, self.cx.manifest.exposure_uusdc_max));
-        self.become_active(false)
+        self.become_active(Begins::OnItsOwn)
     }
 
-    fn become_active(&mut self, restored: bool) -> Result<()> {
+    fn become_active(&mut self, begins: Begins) -> Result<()> {
         let Some(news) = &self.news else { return Ok(()) };
         let (epoch, lease, now) = (news.state.epoch, self.cx.config.lease, news.head.timestamp);
+        let restored = begins == Begins::Restored;
+        let office = Office { epoch, turned_at: news.head.number };
         let (digest, seq) = (news.state.checkpointDigest, news.state.checkpointSeq);
         // The old node still finishes streams that were open at the cut, and reports them.
         let moved = self.last_word;
         self.stop_following();
         self.turned_ms = None;
+        self.office = Some(office);
         self.last_word = false;
         self.set_role(Role::Active);
         self.cx.operator.go_on();
         self.cx.relay.go_on();
+        let late = std::mem::take(&mut self.late);
         let Some(live) = &mut self.live else { return Ok(()) };
         live.sealing_for = (digest != alloy::primitives::B256::ZERO).then_some(digest.0);
+        for recorded in late {
+            live.record(now, &recorded)?;
+        }
         live.ring.learn(&live.state.conversations);
         live.ring.forget_before(seq);
         self.cx.ring_file.save(&live.ring)?;
@@ -606,7 +702,7 @@ impl Node {
                 tokio::time::sleep(patience).await;
                 cx.tell(Event::LateIsOver(unreported)).await;
             });
-        } else {
+        } else if begins != Begins::Again {
             crate::settle::close_interrupted(self)?;
         }
         crate::settle::resume(self)?;
@@ -676,7 +772,7 @@ impl Node {
         let _ = self.durable.send(restored.lsn);
         self.live = Some(live);
         if after_takeover {
-            self.become_active(true)?;
+            self.become_active(Begins::Restored)?;
         }
         Ok(())
     }
@@ -696,7 +792,7 @@ impl Node {
         if tail.last {
             self.last_word = true;
             if self.news.as_ref().is_some_and(|n| n.state.operator == self.cx.me()) {
-                self.become_active(false)?;
+                self.become_active(Begins::OnItsOwn)?;
                 self.publish();
             }
         }
@@ -712,6 +808,9 @@ impl Node {
         tracing::info!(to, "another node is operator now: no new work here");
         self.fence.superseded();
         self.turned_ms = Some(boottime_ms());
+        if let (Some(office), Some(news)) = (&mut self.office, &self.news) {
+            office.turned_at = news.head.number;
+        }
         self.shared.moved_to(to);
         self.set_role(Role::Draining);
         let _ = self.logs_from.send(None);
@@ -744,6 +843,61 @@ impl Node {
         self.shared.set_role(role);
     }
 
+    // ---- a succession that a reorganisation took back ----
+
+    /// An older head than the one at which this node began, or ceased, to be operator: an endpoint's that lags.
+    fn lags(&self) -> bool {
+        match (&self.office, &self.news) {
+            (Some(office), Some(news)) => news.head.number < office.turned_at,
+            _ => false,
+        }
+    }
+
+    /// Whether the block that made this node operator, or somebody else after it, is gone: of an operator the epoch is
+    /// less than its own then, of a former one the same again.
+    fn is_undone(&self) -> bool {
+        let (Some(office), Some(news)) = (&self.office, &self.news) else { return false };
+        let is_before = match self.role {
+            Role::Draining => news.state.epoch == office.epoch,
+            _ => news.state.epoch < office.epoch,
+        };
+        is_before && !self.lags()
+    }
+
+    /// The block that named a successor is gone: this node goes on where it closed. What the successor recorded meanwhile
+    /// has no effect on the chain, and streams that were open at the cut are charged here.
+    fn reinstated(&mut self) -> Result<()> {
+        tracing::warn!("the chain came back without the block that named another operator: serving again");
+        if let Some(live) = &mut self.live {
+            live.sealed = false;
+        }
+        self.shared.moved_to(None);
+        let Some(news) = &self.news else { return Ok(()) };
+        self.fence.saw_block(boottime_ms(), news.head.number, news.head.timestamp);
+        self.become_active(Begins::Again)?;
+        self.feed_chain()
+    }
+
+    /// The block that made this node operator is gone, and the one before it acts again. What was recorded in between binds
+    /// nobody, and must not come back: this node is a standby again, which has to be given the memory anew.
+    fn succession_undone(&mut self) -> Result<()> {
+        tracing::warn!("the chain came back without the block that made this node operator: a standby again");
+        let before = self.news.as_ref().and_then(|news| news.active.as_ref().map(|l| l.lease.endpoint.clone()));
+        self.fence.superseded();
+        self.office = None;
+        self.turned_ms = None;
+        self.found = Found::Nothing;
+        self.live = None;
+        self.stop_following();
+        let dir = self.journal_dir();
+        std::fs::remove_dir_all(&dir)
+            .map_err(|e| Error::retry(format!("cannot clear {}", dir.display())).caused_by(e))?;
+        self.shared.moved_to(before);
+        self.set_role(Role::Standby);
+        let _ = self.logs_from.send(None);
+        Ok(())
+    }
+
     // ---- the disk ----
 
     pub(crate) fn on_durable(&mut self, lsn: u64) -> Result<()> {
@@ -761,19 +915,46 @@ impl Node {
         Ok(())
     }
 
-    /// Nothing is lost that was promised, but nothing more can be promised: stop serving and say so.
+    fn journal_failure(&self) -> Option<String> {
+        self.live.as_ref().and_then(|live| live.journal.durable().error()).map(|e| e.to_string())
+    }
+
+    /// Nothing is lost that was promised, but nothing more can be promised: stop serving and say so. No block changes that,
+    /// only a start anew, once the disk takes writes again.
     fn on_disk_failed(&mut self, why: &str) {
-        tracing::error!(why, "the journal's disk failed: this node stops serving; free space or restart the lease");
+        if self.disk_failed.is_some() {
+            return;
+        }
+        tracing::error!(why, "the journal's disk failed: this node stops serving; it starts again once there is space");
+        self.disk_failed = Some(boottime_ms());
         if let Some(live) = &mut self.live {
-            live.sealed = true;
+            live.give_up();
         }
         self.shared.set_trouble(Some(format!("the journal's disk failed: {why}")));
         self.set_role(Role::Fenced);
+        self.publish();
+    }
+
+    /// # Errors
+    /// The disk takes writes again: whoever runs this process starts it anew, from what is on the disk.
+    fn look_at_the_disk(&mut self) -> Result<()> {
+        let Some(since) = self.disk_failed else { return Ok(()) };
+        if boottime_ms().saturating_sub(since) < DISK_LOOK_MS {
+            return Ok(());
+        }
+        self.disk_failed = Some(boottime_ms());
+        match journal::takes_writes(&self.journal_dir()) {
+            Ok(()) => Err(Error::retry("the journal's disk takes writes again: starting anew from what it holds")),
+            Err(_) => Ok(()),
+        }
     }
 
     // ---- time ----
 
     fn on_tick(&mut self) -> Result<()> {
+        if self.disk_failed.is_some() {
+            return self.look_at_the_disk();
+        }
         if self.role == Role::Active && !self.fence.holds(boottime_ms()) {
             tracing::warn!("no fresh block names this node: fenced until one does");
             self.set_role(Role::Fenced);
@@ -799,14 +980,130 @@ impl Node {
 mod tests {
     use super::*;
     use crate::context;
+    use alloy::primitives::{Address, B256};
+
+    /// On lease 1, with its files in `dir`; and what its loop would hear.
+    fn node(dir: &std::path::Path) -> (Node, mpsc::Receiver<Event>) {
+        let (mut cx, heard) = context::for_tests("http://127.0.0.1:1", dir);
+        let timers = &mut cx.birth.timers;
+        (timers.day, timers.heartbeatEvery, timers.fence, timers.answerTime) = (86_400, 18_000, 19_800, 21_600);
+        (Node::new(Arc::new(cx), Arc::new(Shared::default()), watch::channel(None).0), heard)
+    }
+
+    /// A block of this height that names the node as operator, or somebody else.
+    fn block(node: &Node, number: u64, fork: u8, (epoch, is_mine): (u64, bool)) -> Box<News> {
+        let mut news = News::for_tests(&node.cx);
+        (news.head.number, news.head.timestamp, news.head.hash) = (number, 1_000 + number, B256::repeat_byte(fork));
+        news.state.epoch = epoch;
+        if !is_mine {
+            news.state.operator = Address::repeat_byte(0x66);
+        }
+        Box::new(news)
+    }
+
+    fn records(node: &Node) -> u64 {
+        node.live.as_ref().map_or(0, |live| live.journal.last_lsn())
+    }
+
+    #[tokio::test]
+    async fn a_handover_that_is_taken_back_leaves_the_old_node_serving() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut node, _heard) = node(dir.path());
+        node.on_chain(block(&node, 1, 1, (1, true))).unwrap();
+        assert_eq!((node.role, node.acts()), (Role::Active, true));
+        node.on_chain(block(&node, 2, 2, (2, false))).unwrap();
+        // Every stream has ended: the journal is closed, and one that ends after that is the successor's.
+        node.turned_ms = Some(0);
+        node.drain();
+        assert!(node.role == Role::Draining && node.live.as_ref().unwrap().sealed && !node.acts());
+        moving::report_late(&mut node, Recorded::Line { kind: "late".into(), text: "an end".into() });
+        let closed = records(&node);
+        // An endpoint that lags shows an old block: nothing is read into it.
+        node.on_chain(block(&node, 1, 1, (1, true))).unwrap();
+        assert_eq!((node.role, records(&node)), (Role::Draining, closed));
+        // Another block of the same height: this node is operator, and was all the time.
+        node.on_chain(block(&node, 2, 3, (1, true))).unwrap();
+        assert_eq!((node.role, node.acts(), node.shared.moved()), (Role::Active, true, None));
+        let text = |record: &journal::Record| match Recorded::decode(&record.payload).unwrap() {
+            Recorded::Line { text, .. } => text,
+            _ => String::new(),
+        };
+        let live = node.live.as_ref().unwrap();
+        live.journal.sync().unwrap();
+        let new = journal::read_export(&live.journal.export(closed + 1, live.journal.last_lsn()).unwrap()).unwrap();
+        assert_eq!(text(&new[0]), "an end", "what ended in between is in this node's books");
+        // And ceases to be when it is mined again.
+        node.on_chain(block(&node, 3, 4, (2, false))).unwrap();
+        assert_eq!((node.role, node.acts()), (Role::Draining, false));
+    }
+
+    #[tokio::test]
+    async fn a_succession_that_is_taken_back_leaves_nothing_of_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut node, _heard) = node(dir.path());
+        node.on_chain(block(&node, 5, 1, (1, true))).unwrap();
+        assert_eq!(node.role, Role::Active);
+        // An endpoint that lags has not seen it yet.
+        node.on_chain(block(&node, 4, 2, (0, false))).unwrap();
+        assert_eq!(node.role, Role::Active);
+        node.on_chain(block(&node, 6, 3, (0, false))).unwrap();
+        assert_eq!((node.role, node.acts(), node.live.is_none()), (Role::Standby, false, true));
+        assert!(!node.journal_dir().exists(), "a start must not go on from records that bind nobody");
+        // Mined again: with a memory of its own, not with that one.
+        node.on_chain(block(&node, 7, 4, (1, true))).unwrap();
+        assert_eq!((node.role, node.acts()), (Role::Active, true));
+    }
+
+    #[tokio::test]
+    async fn a_node_whose_disk_failed_acts_no_more_until_it_takes_writes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut node, mut heard) = node(dir.path());
+        node.on_chain(block(&node, 1, 1, (1, true))).unwrap();
+        let (reply, waits) = oneshot::channel();
+        let last = records(&node);
+        node.live.as_mut().unwrap().when_durable(last + 1, move || reply.send(()).unwrap());
+        // The next segment of the journal has no folder to lie in.
+        std::fs::remove_dir_all(node.journal_dir()).unwrap();
+        let line = Recorded::Line { kind: "long".into(), text: "x".repeat(1 << 20) };
+        let failed = (0..64).find_map(|_| node.live.as_mut().unwrap().record(1, &line).err());
+        let why = loop {
+            match tokio::time::timeout(Duration::from_secs(60), heard.recv()).await.expect("it fails").unwrap() {
+                Event::Durable(Err(why)) => break why,
+                other => assert!(node.on_event(other).is_ok()),
+            }
+        };
+        assert!(failed.is_none_or(|e| net::chain_of(&e).contains(&why)), "{why}");
+        assert!(node.journal_failure().is_some());
+        node.on_event(Event::Durable(Err(why))).unwrap();
+        assert_eq!(node.role, Role::Fenced);
+        assert!(waits.await.is_err(), "nobody is told that what is lost is durable");
+        // The chain goes on naming it; it does not act, whatever comes.
+        node.on_chain(block(&node, 2, 2, (1, true))).unwrap();
+        node.on_tick().unwrap();
+        assert_eq!((node.role, node.acts()), (Role::Fenced, false));
+        // Not yet; then the disk takes writes, and the process ends to be started anew.
+        node.disk_failed = Some(0);
+        node.on_tick().unwrap();
+        std::fs::create_dir_all(node.journal_dir()).unwrap();
+        node.disk_failed = Some(0);
+        let ended = node.on_tick().unwrap_err();
+        assert_eq!(ended.kind, crate::error::Kind::Retry, "{ended}");
+    }
+
+    #[test]
+    fn an_arm_says_how_long_it_took() {
+        let mut arm = Arm::default();
+        arm.took(Duration::from_millis(3), BUDGET);
+        arm.took(Duration::from_millis(21), BUDGET);
+        let expected =
+            Arm { count: 2, total: Duration::from_millis(24), longest: Duration::from_millis(21), over_budget: 1 };
+        assert_eq!(arm, expected);
+    }
 
     #[tokio::test]
     async fn a_life_is_replayed_from_the_limits_that_it_began_with() {
         let dir = tempfile::tempdir().unwrap();
-        let (mut cx, _heard) = context::for_tests("http://127.0.0.1:1", dir.path());
-        let timers = &mut cx.birth.timers;
-        (timers.day, timers.heartbeatEvery, timers.fence, timers.answerTime) = (86_400, 18_000, 19_800, 21_600);
-        let mut node = Node::new(Arc::new(cx), Arc::new(Shared::default()), watch::channel(None).0);
+        let (mut node, _heard) = node(dir.path());
         node.be_born().unwrap();
         let begun = node.live.as_ref().unwrap().state.encode();
         let journal = node.journal_dir();

@@ -315,8 +315,9 @@ impl Node {
 }
 
 /// A delivery that ended after this journal was closed: the successor charges and signs it. Tried for a minute.
-pub fn report_late(node: &Node, recorded: Recorded) {
+pub fn report_late(node: &mut Node, recorded: Recorded) {
     const ATTEMPTS: u32 = 30;
+    node.late.push(recorded.clone());
     let Some(url) = node.shared.moved() else { return };
     let Some((token, _)) = node.successor.clone() else { return };
     let cx = node.cx.clone();

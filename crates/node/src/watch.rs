@@ -266,6 +266,29 @@ fn offer_view(view: &OfferView) -> economy::OfferView {
     }
 }
 
+#[cfg(test)]
+impl News {
+    /// The first block of a chain on which this node is operator, in epoch 1.
+    pub fn for_tests(cx: &Context) -> Self {
+        let state = State { operator: cx.me(), relay: cx.relay.address(), epoch: 1, ..State::default() };
+        Self {
+            head: Head { number: 1, hash: B256::repeat_byte(1), parent: B256::ZERO, timestamp: 1_000, base_fee: 1 },
+            state,
+            limits: Policy::default(),
+            active: None,
+            standby: None,
+            draining: None,
+            offers: Vec::new(),
+            operator_wei: U256::from(u64::MAX),
+            relay_wei: U256::from(u64::MAX),
+            treasury_wei: U256::ZERO,
+            purse: 0,
+            logs: None,
+            signed: BTreeSet::new(),
+        }
+    }
+}
+
 /// Did anything change that a decision could hang on? Time, block number and what accrues with time do not count:
 /// for those the life asks to be woken. Of gas it counts whether it is low.
 pub fn differs(a: &View, b: &View) -> bool {

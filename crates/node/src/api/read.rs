@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::sync::Arc;
+use std::time::Duration;
 
 pub async fn status(State(api): State<Api>) -> Result<Json<Arc<Status>>, Problem> {
     api.shared.status().map(Json).ok_or_else(|| Problem::for_unavail("no block of the chain has been read yet", 1))
@@ -206,9 +207,13 @@ pub async fn metrics(State(api): State<Api>) -> Result<Response, Problem> {
             let _ = writeln!(text, "vivarium_{name} {value}");
         }
     }
-    let counts = api.look(|node| node.counts().clone()).await?;
-    for (name, count) in counts {
-        let _ = writeln!(text, "vivarium_main_loop_events_total{{event=\"{name}\"}} {count}");
+    let arms = api.look(|node| node.arms().clone()).await?;
+    for (name, arm) in arms {
+        let seconds = |time: Duration| time.as_secs_f64();
+        let _ = writeln!(text, "vivarium_main_loop_events_total{{event=\"{name}\"}} {}", arm.count);
+        let _ = writeln!(text, "vivarium_main_loop_seconds_total{{event=\"{name}\"}} {}", seconds(arm.total));
+        let _ = writeln!(text, "vivarium_main_loop_longest_seconds{{event=\"{name}\"}} {}", seconds(arm.longest));
+        let _ = writeln!(text, "vivarium_main_loop_over_budget_total{{event=\"{name}\"}} {}", arm.over_budget);
     }
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response())
 }

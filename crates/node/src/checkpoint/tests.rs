@@ -191,6 +191,39 @@ async fn the_memory_of_another_agent_or_chain_is_refused_by_name() {
 }
 
 #[tokio::test]
+async fn a_journal_keeps_what_came_after_the_checkpoint_before() {
+    let mut here = Bench::new().await;
+    let lived = |here: &mut Bench| {
+        // Longer than one of the journal's files.
+        let line = Recorded::Line { kind: "long".into(), text: "x".repeat(1 << 20) };
+        (0..9).for_each(|_| here.record(&line));
+        here.live.journal.sync().unwrap();
+        here.live.durable = here.live.journal.last_lsn();
+    };
+    lived(&mut here);
+    here.ship().await;
+    let first = here.checkpoint(None).await;
+    here.live.snapshot().unwrap();
+    assert_eq!(here.live.journal.first_lsn(), 1, "the first checkpoint may be taken back");
+    lived(&mut here);
+    here.ship().await;
+    let second = here.checkpoint(Some(&first)).await;
+    lived(&mut here);
+    here.live.snapshot().unwrap();
+    let kept = here.live.journal.first_lsn();
+    assert!(kept > 1 && kept <= first.lsn + 1, "{kept} after checkpoints of {} and {}", first.lsn, second.lsn);
+    // Whoever follows from the first goes on, and so does a start here.
+    let last = here.live.journal.last_lsn();
+    here.live.journal.export(first.lsn + 1, last).unwrap();
+    let state = here.live.state.encode();
+    let dir = here.dir.path().join("journal");
+    drop(here.live);
+    let (replayed, journal) =
+        Live::replay(&dir, || unreachable!("a snapshot is there"), Box::new(|_| ())).unwrap().unwrap();
+    assert_eq!((replayed.encode() == state, journal.last_lsn()), (true, last));
+}
+
+#[tokio::test]
 async fn whoever_restores_the_checkpoint_after_a_deletion_cannot_open_the_conversation_any_more() {
     let mut here = Bench::new().await;
     let first = here.checkpoint(None).await;

@@ -13,8 +13,7 @@ use crate::memory::KeyRing;
 use crate::permit2::Support;
 use crate::shared::{Engine, Role, Shared};
 use crate::watch::News;
-use ::chain::Head;
-use ::chain::bindings::{Policy, State as OnChain, TestUSDC};
+use ::chain::bindings::TestUSDC;
 use alloy::primitives::{Address, B256, Bytes, U256, keccak256};
 use alloy::rpc::types::{Block, Transaction};
 use alloy::signers::local::PrivateKeySigner;
@@ -211,22 +210,9 @@ impl Said {
 
 /// A block of a chain on which this node is operator.
 fn news(cx: &Context, relay_wei: u64) -> News {
-    let state = OnChain { operator: cx.me(), relay: cx.relay.address(), epoch: 1, ..OnChain::default() };
-    News {
-        head: Head { number: 1, hash: B256::repeat_byte(1), parent: B256::ZERO, timestamp: NOW, base_fee: 1 },
-        state,
-        limits: Policy::default(),
-        active: None,
-        standby: None,
-        draining: None,
-        offers: Vec::new(),
-        operator_wei: U256::from(u64::MAX),
-        relay_wei: U256::from(relay_wei),
-        treasury_wei: U256::ZERO,
-        purse: 0,
-        logs: None,
-        signed: BTreeSet::new(),
-    }
+    let mut news = News { relay_wei: U256::from(relay_wei), ..News::for_tests(cx) };
+    news.head.timestamp = NOW;
+    news
 }
 
 /// A STAND-IN for a chain on which every account and every channel holds [`BALANCE`] and every call goes through, but
