@@ -6,6 +6,7 @@ mod dashboard;
 mod discover;
 pub(crate) mod embeddings;
 mod events;
+mod forward;
 mod gate;
 mod models;
 mod openapi;
@@ -60,6 +61,7 @@ pub fn router(cx: Arc<Context>, shared: Arc<Shared>, answers: Answers) -> Router
     let sold = sold()
         .into_router()
         .route_layer(middleware::from_fn_with_state(api.clone(), sale::refund::without_a_sale))
+        .route_layer(middleware::from_fn_with_state(api.clone(), forward::paid))
         .route_layer(middleware::from_fn_with_state(gate::Gate::default(), gate::keep));
     Router::new()
         .merge(sold)
@@ -163,7 +165,8 @@ impl Api {
         answer.await.map_err(|_| Problem::for_unavail("the node is stopping", 5))
     }
 
-    /// Lets a request for the agent through only where the agent is. Elsewhere: 308 to its address, or 503.
+    /// Lets a request for the agent through only where the agent is. Elsewhere: 308 to its address, or 503. (A paid one at its
+    /// former host is carried on before: [`forward`].)
     async fn here(&self, path: &str) -> Result<(), Response> {
         let mut roles = self.shared.roles();
         let settled = |role: &Role| matches!(role, Role::Active | Role::Draining | Role::Ended);

@@ -844,3 +844,29 @@ async fn a_deposit_is_put_in_by_anothers_facilitator_else_by_the_relay() {
         shop.close().await;
     }
 }
+
+/// The agent has moved from `old` to `new`; both have the same memory here, as a successor has.
+#[tokio::test]
+async fn a_paid_request_at_the_former_host_is_answered_by_the_new_one() {
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let (old, new) = (Shop::open(dirs[0].path(), u64::MAX).await, Shop::open(dirs[1].path(), u64::MAX).await);
+    let payer = customer("moves");
+    let (config, offer) = own_channel(&old, &payer, "where").await;
+    let domain = ChannelDomain::new(old.cx.config.chain_id);
+    let voucher = channel::pay(&payer, &domain, &config, &offer, offer.amount(), None).unwrap();
+    let opened = json_of(&voucher);
+    old.shared.set_role(Role::Draining);
+    old.shared.moved_to(Some(new.url.clone()));
+    // Unpaid: its client learns the address.
+    assert_eq!(old.asks("where", &[]).await.status, 308);
+    let said = old.pays("where", &opened).await;
+    assert_eq!(said.status, 200, "{}", said.body);
+    assert!(said.told.is_some() && said.json()["choices"][0]["text"] == ANSWER.concat(), "{said:?}");
+    assert_eq!((old.in_the_book().await.1, new.in_the_book().await.1), (0, 1));
+    // What was carried once is not carried again.
+    new.shared.set_role(Role::Draining);
+    new.shared.moved_to(Some(old.url.clone()));
+    assert_eq!(old.pays("round", &opened).await.status, 308);
+    old.close().await;
+    new.close().await;
+}
