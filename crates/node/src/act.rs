@@ -11,7 +11,7 @@ use crate::outboxes;
 use crate::replicate::{self, SEGMENT_RECORDS_MAX, Segment, Sent as Left, Waiting};
 use crate::shared::Bulletin;
 use crate::suppliers;
-use alloy::primitives::{Address, B256, Bytes, keccak256};
+use alloy::primitives::{Address, B256, Bytes};
 use chain::Outcome as Sent;
 use chain::Stage;
 use chain::treasury::{REFUEL_GAS, calls};
@@ -40,7 +40,7 @@ pub fn perform(node: &mut Node, id: OutputId, output: Output) {
             // As it stood when the heartbeat was decided: sent again after a crash, it says the same.
             let root = node.live.as_ref().map(|live| live.state.receipt_trees.root_of((id.lsn, id.index)));
             let root = root.map_or(B256::ZERO, B256::from);
-            let instance = keccak256(node.cx.me());
+            let instance = node.cx.instances.own();
             send(&node.cx, id, "heartbeat", calls::heartbeat(instance, root, standby_answered), || ());
         }
         Output::Checkpoint => start_checkpoint(node, id),

@@ -4,6 +4,7 @@
 use crate::batches::Batches;
 use crate::config::NodeConfig;
 use crate::contract_payers;
+use crate::instance::Instances;
 use crate::keys::Keys;
 use crate::main_loop::Event;
 use crate::manifest::Manifest;
@@ -30,6 +31,7 @@ pub struct Context {
     pub market_timers: MarketTimers,
     pub keys: Keys,
     pub ring_file: RingFile,
+    pub instances: Instances,
     /// How payers sign for the birth token.
     pub token: chain::Signing,
     /// What the chain has for payments by Permit2.
@@ -112,6 +114,7 @@ pub fn for_tests(rpc_url: &str, dir: &std::path::Path) -> (Context, mpsc::Receiv
         birth,
         market_timers: MarketTimers { ready_within: 600, grace: 600, drop_after: 600 },
         ring_file: RingFile::new(dir, [1; 32]),
+        instances: Instances::begin(dir, &[1; 32]).unwrap(),
         token: chain::Signing {
             name: "USD Coin".to_owned(),
             version: "2".to_owned(),

@@ -81,3 +81,31 @@ pub fn read_seal_key(path: &Path) -> Result<[u8; 32]> {
         .map_err(|e| Error::usage(format!("{} must hold 64 hex digits", path.display())).caused_by(e))?;
     Ok(key)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+    use crate::memory::RingFile;
+
+    #[test]
+    fn an_image_without_the_leases_key_opens_neither_keys_nor_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let keys = Keys::load_or_make(dir.path(), &[1; 32]).unwrap();
+        let again = Keys::load_or_make(dir.path(), &[1; 32]).unwrap();
+        assert_eq!((keys.node.address(), keys.relay.address()), (again.node.address(), again.relay.address()));
+        RingFile::new(dir.path(), [1; 32]).save(&crate::memory::KeyRing::default()).unwrap();
+        // Another lease's key, as a copy has that was started after this one's was destroyed.
+        let Err(refused) = Keys::load_or_make(dir.path(), &[2; 32]) else { panic!("it opened") };
+        assert!(refused.kind == Kind::Usage && refused.to_string().contains("another lease"), "{refused}");
+        assert!(RingFile::new(dir.path(), [2; 32]).load().is_err());
+        // None at all.
+        let missing = read_seal_key(&dir.path().join("seal.key")).unwrap_err();
+        assert!(missing.kind == Kind::Usage && missing.to_string().contains("the provider keeps it"), "{missing}");
+        let text = std::fs::read(dir.path().join(FILE)).unwrap();
+        assert!(
+            !String::from_utf8_lossy(&text).contains(&hex::encode(keys.node.to_bytes())),
+            "sealed, not written out"
+        );
+    }
+}

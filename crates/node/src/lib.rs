@@ -22,6 +22,7 @@ mod external;
 mod fence;
 mod genesis;
 mod history;
+mod instance;
 mod keys;
 mod live;
 pub mod main_loop;
@@ -138,6 +139,7 @@ pub async fn run(config: NodeConfig, stop: impl Future<Output = ()> + Send + 'st
     let acts = outboxes::acts(&state, keys.node.address(), config.lease);
     let Outboxes { operator, relay } = Outboxes::open(&chains, &keys, &config.data_dir, &seal_key, acts);
     let ring_file = RingFile::new(&config.data_dir, seal_key);
+    let instances = instance::Instances::begin(&config.data_dir, &seal_key)?;
     let born_at = patiently("the chain", || chain.head()).await?.timestamp;
     // Nothing may wait so long that its money could be gone: half of what may be owed in all, or a while.
     let policy = BatchPolicy {
@@ -170,6 +172,7 @@ pub async fn run(config: NodeConfig, stop: impl Future<Output = ()> + Send + 'st
         },
         keys,
         ring_file,
+        instances,
         token,
         permit2,
         chain,

@@ -19,6 +19,9 @@ use crate::shared::{Role, Shared};
 use crate::state::{Recorded, State};
 use crate::watch::News;
 use crate::{act, genesis, money_events};
+use alloy::primitives::B256;
+use chain::bindings::TreasuryEvent;
+use chain::logs::{Event as ChainEvent, LogItem};
 use economy::{Input, OutputId};
 use net::chain_of;
 use pay::facilitator::api::Asked;
@@ -201,6 +204,8 @@ pub struct Node {
     office: Option<Office>,
     /// The journal takes nothing any more, since this boot time, ms; whatever the chain says, this process does not act.
     disk_failed: Option<u64>,
+    /// Another process signs as this operator: this one never acts again.
+    is_copied: bool,
     restoring: bool,
     /// The journal here was found on the disk, and nobody has said yet that it is the newest one.
     found: Found,
@@ -276,6 +281,7 @@ impl Node {
             late: Vec::new(),
             office: None,
             disk_failed: None,
+            is_copied: false,
             restoring: false,
             found: Found::Nothing,
             granted_token: None,
@@ -440,7 +446,7 @@ impl Node {
         self.shared.set_relay_has_gas(!self.relay_is_poor());
         let is_undone = self.is_undone();
         match (self.role, mine) {
-            _ if self.disk_failed.is_some() => {}
+            _ if self.disk_failed.is_some() || self.is_copied => {}
             (Role::Active, true) => self.feed_chain()?,
             (Role::Active | Role::Fenced, false) if is_undone => self.succession_undone()?,
             (Role::Active, false) if self.lags() => {}
@@ -468,9 +474,13 @@ impl Node {
     /// Money and life as of this block, if anything changed or the life asked to be woken.
     fn feed_chain(&mut self) -> Result<()> {
         let Some(news) = &self.news else { return Ok(()) };
-        let Some(live) = &mut self.live else { return Ok(()) };
         // Without the events of the same block the books cannot be compared with the balance.
         let Some(logs) = &news.logs else { return Ok(()) };
+        if let Some(instance) = self.foreign_heartbeat(logs, news.state.epoch) {
+            self.stop_beside_a_copy(instance);
+            return Ok(());
+        }
+        let Some(live) = &mut self.live else { return Ok(()) };
         let now = news.head.timestamp;
         let money = money_events::translate(logs, &news.signed, &self.cx, live.state.leases(), &live.state.book);
         let view = news.view(self.cx.me());
@@ -510,6 +520,34 @@ impl Node {
         }
         act::housekeeping(self);
         Ok(())
+    }
+
+    /// A heartbeat of this epoch by a process that is none of this lease's, mined since this one leads. (What was mined
+    /// before is of a process that is gone, where this disk is an older copy.)
+    fn foreign_heartbeat(&self, logs: &[LogItem], epoch: u64) -> Option<B256> {
+        let since = self.office.map_or(0, |office| office.turned_at);
+        logs.iter().find_map(|item| match item {
+            LogItem::Emitted(log) if log.block > since => match &log.event {
+                ChainEvent::Treasury(TreasuryEvent::Heartbeat(beat))
+                    if beat.epoch == epoch && self.cx.instances.is_foreign(beat.instance) =>
+                {
+                    Some(beat.instance)
+                }
+                _ => None,
+            },
+            _ => None,
+        })
+    }
+
+    /// Two processes have this operator's key. Whose memory is the agent's is not for either of them to say.
+    fn stop_beside_a_copy(&mut self, instance: B256) {
+        tracing::error!(%instance, "another process signs heartbeats as this operator: stopping for good");
+        self.is_copied = true;
+        self.shared.set_trouble(Some(format!(
+            "a copy of this host signs as the operator (instance {instance}): this one serves and signs nothing any more; \
+             stewards evict the host"
+        )));
+        self.set_role(Role::Fenced);
     }
 
     /// Events are read from where the record and the chain part; what was read beyond that is taken back first.
@@ -980,7 +1018,7 @@ impl Node {
 mod tests {
     use super::*;
     use crate::context;
-    use alloy::primitives::{Address, B256};
+    use alloy::primitives::Address;
 
     /// On lease 1, with its files in `dir`; and what its loop would hear.
     fn node(dir: &std::path::Path) -> (Node, mpsc::Receiver<Event>) {
@@ -1088,6 +1126,43 @@ mod tests {
         node.disk_failed = Some(0);
         let ended = node.on_tick().unwrap_err();
         assert_eq!(ended.kind, crate::error::Kind::Retry, "{ended}");
+    }
+
+    #[tokio::test]
+    async fn a_node_beside_a_copy_of_itself_stops_for_good() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut node, _heard) = node(dir.path());
+        let later = crate::instance::Instances::begin(dir.path(), &[1; 32]).unwrap().own();
+        node.on_chain(block(&node, 5, 1, (1, true))).unwrap();
+        let node_address = node.cx.config.treasury;
+        let heartbeat = |number: u64, epoch: u64, instance: B256| {
+            let beat = chain::bindings::Treasury::Heartbeat { epoch, instance, receiptsRoot: B256::ZERO };
+            let event = ChainEvent::Treasury(TreasuryEvent::Heartbeat(beat));
+            LogItem::Emitted(chain::logs::ChainLog {
+                block: number,
+                block_hash: B256::ZERO,
+                index: 0,
+                tx: B256::ZERO,
+                address: node_address,
+                event,
+                data: alloy::primitives::LogData::default(),
+            })
+        };
+        let foreign = B256::repeat_byte(9);
+        // Its own, one of another epoch, and one that was there when it began.
+        let own = node.cx.instances.own();
+        let harmless = [(6, 1, own), (6, 2, foreign), (5, 1, foreign)];
+        let mut news = block(&node, 6, 2, (1, true));
+        news.logs = Some(harmless.map(|(number, epoch, instance)| heartbeat(number, epoch, instance)).to_vec());
+        node.on_chain(news).unwrap();
+        assert_eq!((node.role, node.acts()), (Role::Active, true));
+        let mut news = block(&node, 7, 3, (1, true));
+        news.logs = Some(vec![heartbeat(7, 1, later)]);
+        node.on_chain(news).unwrap();
+        assert_eq!((node.role, node.acts()), (Role::Fenced, false), "it was drawn after this process began");
+        node.on_chain(block(&node, 8, 4, (1, true))).unwrap();
+        node.on_tick().unwrap();
+        assert_eq!((node.role, node.acts()), (Role::Fenced, false));
     }
 
     #[test]
