@@ -7,7 +7,7 @@ use crate::desk::Desk;
 use crate::eyes::Eyes;
 use crate::refusal::Refusal;
 use crate::rescue::{PEER_DEADLINE, rescue};
-use crate::watch::{BlockView, Input, Output, Rescue, Watch};
+use crate::watch::{BlockView, Input, NoHost, Output, Rescue, Watch};
 use alloy::primitives::{Address, B256, Bytes};
 use alloy::signers::local::PrivateKeySigner;
 use anyhow::{Context, Result, anyhow};
@@ -215,11 +215,20 @@ impl Watcher {
         for output in out {
             self.perform(output);
         }
-        self.notes.set_alarms(self.watch.alarms().map(|(t, alarm)| (t, alarm.as_str())).collect());
+        let alarms = self.watch.alarms().map(|(treasury, alarm)| (treasury, alarm.as_str()));
+        let without_hosts = self.watch.without_hosts().map(|(treasury, why)| (treasury, why.as_str()));
+        self.notes.set_alarms(alarms.chain(without_hosts).collect());
     }
 
     fn perform(&self, output: Output) {
         match output {
+            Output::NoHost { treasury, why } => {
+                let what = match why {
+                    NoHost::NoOffer => "no offer is within its price cap and term, of a provider that is not barred",
+                    NoHost::NoMoney => "its treasury can pay nothing for the offer that fits: fund it",
+                };
+                tracing::warn!(%treasury, why = why.as_str(), "a rescue is due and cannot be ordered: {what}");
+            }
             Output::Alarm { treasury, alarm } => {
                 tracing::warn!(%treasury, alarm = alarm.as_str(), "alarm");
                 self.tell_peers(treasury, alarm.as_str());

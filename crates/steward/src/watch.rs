@@ -145,6 +145,11 @@ pub enum Output {
     Close {
         treasury: Address,
     },
+    /// A rescue is due and this steward cannot order one, for the reason named; said once for each reason.
+    NoHost {
+        treasury: Address,
+        why: NoHost,
+    },
     /// For the log, `/status` and the peers; said once when it begins and once when it ends.
     Alarm {
         treasury: Address,
@@ -177,6 +182,25 @@ impl Alarm {
             Self::Stuck => "stuck",
             Self::Silent => "silent",
             Self::NoOperator => "no_operator",
+        }
+    }
+}
+
+/// Why nobody can be rented for an agent that has no host. Its memory stays sealed until that changes, or until it has
+/// starved for long enough that anyone may wind it down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoHost {
+    /// No staked offer fits price cap and term, or all that do are barred: `loosen` raises the cap, `clear` lets hosts in.
+    NoOffer,
+    /// One does, and the treasury can pay nothing for it: anybody may fund it.
+    NoMoney,
+}
+
+impl NoHost {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NoOffer => "no_offer",
+            Self::NoMoney => "no_money",
         }
     }
 }
@@ -319,6 +343,8 @@ struct Watched {
     rescue_again_at: u64,
     /// Providers whose rescued lease came to nothing, with how often.
     disappointed: BTreeMap<Address, u32>,
+    /// Why the rescue that is due cannot be ordered.
+    no_host: Option<NoHost>,
     /// The lease last seen in the standby place while a rescue was under way.
     rescued: Option<(u64, Address)>,
 }
@@ -355,6 +381,11 @@ impl Watch {
     /// What is wrong now, by treasury.
     pub fn alarms(&self) -> impl Iterator<Item = (Address, Alarm)> + '_ {
         self.watched.iter().filter_map(|(treasury, w)| Some((*treasury, w.alarm?)))
+    }
+
+    /// Agents that a rescue is due for and nobody can be rented.
+    pub fn without_hosts(&self) -> impl Iterator<Item = (Address, NoHost)> + '_ {
+        self.watched.iter().filter_map(|(treasury, watched)| Some((*treasury, watched.no_host?)))
     }
 }
 
@@ -408,7 +439,7 @@ impl Watched {
 
     fn rescue(&mut self, view: &TreasuryView, offers: &[OfferView], now: u64, out: &mut Vec<Output>) {
         if let Err(why) = view.rescue_due(now) {
-            self.rescue_since = None;
+            (self.rescue_since, self.no_host) = (None, None);
             if let (NotDue::StandbyComing | NotDue::StandbyReady, Some(standby)) = (why, &view.standby) {
                 self.rescued = Some((standby.id, standby.provider));
             }
@@ -422,8 +453,18 @@ impl Watched {
         if now < since + view.my_place * STEP_SECS || now < self.rescue_again_at {
             return;
         }
-        let Some(order) = self.choose(view, offers).and_then(|offer| view.order(offer, now)) else { return };
         let treasury = view.treasury;
+        let offer = self.choose(view, offers).ok_or(NoHost::NoOffer);
+        let order = match offer.and_then(|offer| view.order(offer, now).ok_or(NoHost::NoMoney)) {
+            Ok(order) => order,
+            Err(why) => {
+                if self.no_host.replace(why) != Some(why) {
+                    out.push(Output::NoHost { treasury, why });
+                }
+                return;
+            }
+        };
+        self.no_host = None;
         let (again, output) = if view.may_rescue {
             (4 * RETRY_SECS, Output::Rescue { treasury, order })
         } else {

@@ -165,6 +165,24 @@ fn what_birth_left_to_people_is_prepared_and_not_signed() {
 }
 
 #[test]
+fn an_agent_that_nobody_can_be_rented_for_is_told_of_once_and_rescued_when_that_changes() {
+    let mut watch = Watch::new();
+    let poor = TreasuryView { spendable_uusdc: 0, ..alone() };
+    let said: Vec<Output> = (T0..T0 + 200).flat_map(|now| see(&mut watch, now, &poor)).collect();
+    assert_eq!(said, [Output::NoHost { treasury: agent(), why: NoHost::NoMoney }]);
+    assert_eq!(watch.without_hosts().collect::<Vec<_>>(), [(agent(), NoHost::NoMoney)]);
+    // Every offer is too dear by now: another reason, and so is another word.
+    let mut cheap = poor.clone();
+    cheap.policy.price_e6_max = 0;
+    let said: Vec<Output> = (T0 + 200..T0 + 300).flat_map(|now| see(&mut watch, now, &cheap)).collect();
+    assert_eq!(said, [Output::NoHost { treasury: agent(), why: NoHost::NoOffer }]);
+    // Somebody funds it.
+    let said = see(&mut watch, T0 + 300, &alone());
+    assert!(matches!(said[..], [Output::Rescue { .. }]), "{said:?}");
+    assert_eq!(watch.without_hosts().count(), 0);
+}
+
+#[test]
 fn a_daemon_that_is_no_steward_on_chain_does_not_challenge() {
     let late = TreasuryView { may_challenge: false, ..healthy() };
     let mut watch = Watch::new();
@@ -222,7 +240,8 @@ fn offers_that_the_treasury_would_refuse_are_not_chosen() {
     let full = OfferView { free: 0, ..offer(2, 2, 40) };
     assert!(healthy().allows(&full));
     let mut watch = Watch::new();
-    assert_eq!(see_with(&mut watch, T0 + 60, &view, vec![offer(1, 4, 10)]), [], "no offer, no order");
+    let said = see_with(&mut watch, T0 + 60, &view, vec![offer(1, 4, 10)]);
+    assert_eq!(said, [Output::NoHost { treasury: agent(), why: NoHost::NoOffer }], "no offer, no order");
 }
 
 #[test]
@@ -245,7 +264,7 @@ fn the_prepayment_is_what_the_treasury_can_still_spend() {
     let prepay = |spendable_uusdc| {
         let view = TreasuryView { spendable_uusdc, ..rich.clone() };
         let out = see_with(&mut Watch::new(), T0 + 60, &view, dear.clone());
-        out.first().map(|o| order(o).prepay_uusdc)
+        out.first().filter(|o| !matches!(o, Output::NoHost { .. })).map(|o| order(o).prepay_uusdc)
     };
     assert_eq!(prepay(1_000), Some(40));
     assert_eq!(prepay(7), Some(7));
