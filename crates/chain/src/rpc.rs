@@ -76,17 +76,17 @@ impl fmt::Debug for Chain {
 }
 
 impl Chain {
-    /// Prepares to speak to the endpoint at `rpc_url` (plain HTTP). Nothing is sent yet: [`Chain::verify_chain`]
+    /// Prepares to speak to the endpoint at `rpc_url` (`http://` or `https://`). Nothing is sent yet: [`Chain::verify_chain`]
     /// tells whether it is there and is the right one.
     ///
     /// # Errors
     /// `Usage` when the URL cannot be read.
     pub fn connect(rpc_url: &str, chain_id: u64) -> Result<Self, Error> {
-        if !rpc_url.starts_with("http://") {
-            return Err(Error::usage(format!("the RPC address {rpc_url:?} must begin with http://")));
+        if !rpc_url.parse().is_ok_and(|uri| net::is_http(&uri)) {
+            return Err(Error::usage(format!("the RPC address {rpc_url:?} must begin with http:// or https://")));
         }
         let url = rpc_url.parse().map_err(|e| Error::usage(format!("the RPC address {rpc_url:?} is no URL: {e}")))?;
-        // Not alloy's own pool: that one speaks TLS, and reads all of the system's certificates at each `connect`.
+        // Not alloy's own pool: that one reads all of the system's certificates at each `connect`.
         let transport = Http::with_client(HyperClient::with_service(net::pool()), url);
         Ok(Self::over(BoxTransport::new(transport), rpc_url, chain_id))
     }

@@ -3,9 +3,13 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::{self, connect::HttpConnector};
 use hyper_util::rt::TokioExecutor;
+use rustls::pki_types::CertificateDer;
+use rustls::{ClientConfig, RootCertStore};
 use serde::{Serialize, de::DeserializeOwned};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 use tokio::net::TcpStream;
 
@@ -15,16 +19,41 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
 /// Size limit of a body that is read whole unless the caller names another.
 const WHOLE_BODY_BYTES_MAX: usize = 64 << 20;
 
-/// Connections of hyper's own client, kept for the next request. Plain TCP: to make one costs nothing, and no list of
-/// certificates is read.
-pub type Pool = legacy::Client<HttpConnector, Full<Bytes>>;
+/// Connections of hyper's own client, kept for the next request: plain TCP for `http://`, TLS 1.2 or 1.3 for `https://`.
+pub type Pool = legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
 /// What every connection of the project begins as: small requests leave at once, and nobody waits long for a host that
-/// is gone.
+/// is gone. Trusts Mozilla's list of authorities as the crate `webpki-roots` has it, and not the machine's, which a
+/// sandbox does not see.
 pub fn pool() -> Pool {
+    static PUBLIC: LazyLock<Arc<ClientConfig>> = LazyLock::new(|| Arc::new(config_of(public_roots())));
+    pool_of(&PUBLIC)
+}
+
+fn public_roots() -> RootCertStore {
+    RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() }
+}
+
+fn config_of(roots: RootCertStore) -> ClientConfig {
+    // Named, and not the process's default: another crate in the tree may choose another.
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("ring has TLS 1.2 and 1.3")
+        .with_root_certificates(roots)
+        .with_no_client_auth()
+}
+
+fn pool_of(config: &Arc<ClientConfig>) -> Pool {
     let mut connector = HttpConnector::new();
+    connector.enforce_http(false);
     connector.set_connect_timeout(Some(CONNECT_DEADLINE));
     connector.set_nodelay(true);
+    let connector = HttpsConnectorBuilder::new()
+        .with_tls_config(ClientConfig::clone(config))
+        .https_or_http()
+        .enable_http1()
+        .wrap_connector(connector);
     legacy::Client::builder(TokioExecutor::new()).build(connector)
 }
 
@@ -48,6 +77,11 @@ pub fn send_as_read(stream: &mut TcpStream) {
     socket2::SockRef::from(&*stream).set_send_buffer_size(SEND_BUFFER_BYTES).ok();
 }
 
+/// Whether this is an address that a [`Client`] can speak to.
+pub fn is_http(uri: &Uri) -> bool {
+    matches!(uri.scheme_str(), Some("http" | "https")) && uri.authority().is_some()
+}
+
 /// A pooled HTTP/1.1 client. Cheap to clone; clones share connections.
 #[derive(Clone, Debug)]
 pub struct Client {
@@ -64,6 +98,18 @@ impl Default for Client {
 impl Client {
     pub fn new() -> Self {
         Self { pool: pool(), head_deadline: HEAD_DEADLINE }
+    }
+
+    /// A client that trusts this certificate (DER) beside the public authorities: a private one's, for services inside an
+    /// organisation.
+    ///
+    /// # Errors
+    /// It cannot be read as one.
+    pub fn trusting(certificate: &[u8]) -> Result<Self, Error> {
+        let mut roots = public_roots();
+        let certificate = CertificateDer::from(certificate.to_vec());
+        roots.add(certificate).map_err(|e| Error::new(Kind::Usage, "a trusted certificate", e))?;
+        Ok(Self { pool: pool_of(&Arc::new(config_of(roots))), head_deadline: HEAD_DEADLINE })
     }
 
     /// The same connections with another deadline for the response's head.
@@ -104,8 +150,8 @@ impl Client {
     /// One exchange. Redirects are never followed here: whoever pays must look at the new address first.
     pub async fn send(&self, method: Method, url: &str, headers: HeaderMap, body: Bytes) -> Result<Response, Error> {
         let uri: Uri = url.parse().map_err(|e| Error::new(Kind::Usage, url, format!("not a URL: {e}")))?;
-        if uri.scheme_str() != Some("http") {
-            return Err(Error::new(Kind::Usage, url, "only http:// URLs are spoken here"));
+        if !is_http(&uri) {
+            return Err(Error::new(Kind::Usage, url, "only http:// and https:// URLs are spoken here"));
         }
         let mut request = Request::builder()
             .method(method)

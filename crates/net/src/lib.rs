@@ -1,4 +1,4 @@
-//! One HTTP client for the whole project: hyper's pooled client over a plain TCP connector.
+//! One HTTP client for the whole project: hyper's pooled client over TCP, with TLS (rustls) where the address says so.
 //!
 //! Every crate that leaves the process by HTTP goes through [`Client`], and the chain's RPC client through [`pool`], so
 //! that there is one place for deadlines, size limits and (for a simulated network) the connector. reqwest is
@@ -7,5 +7,5 @@
 mod client;
 mod error;
 
-pub use client::{Body, Client, Pool, Response, SEND_BUFFER_BYTES, pool, send_as_read, send_at_once};
+pub use client::{Body, Client, Pool, Response, SEND_BUFFER_BYTES, is_http, pool, send_as_read, send_at_once};
 pub use error::{Error, Kind, chain_of};

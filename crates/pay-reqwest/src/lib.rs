@@ -63,10 +63,10 @@ impl Paying {
     /// followed by its redirect, which the buyer checks; the payee is the buyer's, wherever it serves.
     ///
     /// # Errors
-    /// An address that is no `http://` one: the buyer speaks no TLS, put a TLS proxy in front.
+    /// An address that is no `http://` or `https://` one.
     pub fn at<'a>(buyer: Buyer, sellers: impl IntoIterator<Item = &'a str>) -> std::result::Result<Self, BadSeller> {
         let origin = |text: &str| {
-            let url = Url::parse(text).ok().filter(|url| url.scheme() == "http" && url.has_host());
+            let url = Url::parse(text).ok().filter(|url| ["http", "https"].contains(&url.scheme()) && url.has_host());
             url.ok_or_else(|| BadSeller(text.to_owned()))
         };
         Ok(Self { buyer, sellers: sellers.into_iter().map(origin).collect::<std::result::Result<_, _>>()? })

@@ -913,8 +913,8 @@ fn required(answer: &net::Response, url: &str) -> Result<PaymentRequired, Error>
 
 fn parse(url: &str, at: &str) -> Result<Uri, Error> {
     let uri: Uri = url.parse().map_err(|e| Error::new(Kind::Usage, at, format!("{url:?} is not a URL: {e}")))?;
-    if uri.scheme_str() != Some("http") || uri.authority().is_none() {
-        return Err(Error::new(Kind::Usage, at, format!("{url:?} is not an http:// URL")));
+    if !net::is_http(&uri) {
+        return Err(Error::new(Kind::Usage, at, format!("{url:?} is not an http:// or https:// URL")));
     }
     Ok(uri)
 }

@@ -204,7 +204,7 @@ impl AgentId {
 
 /// Whether this URL is below that one, on the same host and port.
 fn is_under(url: &str, base: &str) -> bool {
-    url.strip_prefix(base).is_some_and(|rest| rest.starts_with('/')) && base.starts_with("http://")
+    url.strip_prefix(base).is_some_and(|rest| rest.starts_with('/')) && base.parse().is_ok_and(|uri| net::is_http(&uri))
 }
 
 /// A stranger's words in an error: short, and on one line.
