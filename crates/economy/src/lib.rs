@@ -39,7 +39,7 @@ pub use output::{Output, OutputId, StopWhy, Task};
 pub use policy::{Genesis, Limits, Policy, Wishes};
 pub use price::{Price, Tokens};
 pub use purse::Purse;
-pub use runway::BreakEven;
+pub use runway::{BreakEven, Foretold};
 pub use timers::{DAY_SECS, MOVE_ATTEMPTS, MOVE_BLOCKS, RENEW_PCT, Raised, TimerError, Timers};
 
 use borsh::{BorshDeserialize, BorshSerialize};
@@ -47,7 +47,7 @@ use flight::{Flights, Patience};
 use hosting::Hosting;
 use life::Life;
 use price::Pricing;
-use runway::Income;
+use runway::{Forecast, Income};
 use sha2::{Digest, Sha256};
 
 /// Last acknowledged checkpoint, as seen in views.
@@ -70,6 +70,7 @@ pub struct Agent {
     ledger: Ledger,
     flights: Flights,
     income: Income,
+    forecast: Forecast,
     pricing: Pricing,
     hosting: Hosting,
     life: Life,
@@ -123,6 +124,7 @@ impl Agent {
             ledger: Ledger::default(),
             flights: Flights::default(),
             income: Income::default(),
+            forecast: Forecast::default(),
             hosting: Hosting::default(),
             life: Life::default(),
             checkpoint: Checkpoint::default(),
@@ -178,6 +180,11 @@ impl Agent {
     /// Seconds the money lasts at the present hosts' cost less the last day's income; `None`: for ever, or unknown.
     pub fn runway_secs(&self, now: u64) -> Option<u64> {
         self.view.as_ref().and_then(|view| self.runway_at(view, now))
+    }
+
+    /// What the runway of a day ago foretold, and what there was; `None` in the first day.
+    pub fn foretold(&self) -> Option<Foretold> {
+        self.forecast.last
     }
 
     /// What pays for the hosts there are, first, and for each of the cheapest offers that fit, at most `offers` of them.

@@ -122,6 +122,9 @@ impl Agent {
 
     /// Moves along the ladder and takes note of what others decided.
     pub(crate) fn age(&mut self, view: &View, turn: &mut Turn) {
+        let day = self.genesis.timers.day;
+        let rates = (self.cost_e6(view, false), self.income.rate_e6(turn.now, day));
+        self.forecast.look(turn.now, day, funds(view), rates);
         if view.paused != self.life.paused {
             self.life.paused = view.paused;
             turn.note(if view.paused { Note::Paused } else { Note::Resumed });

@@ -64,6 +64,49 @@ pub(crate) fn secs_left(funds: Usdc, cost_e6: u64, income_e6: u64) -> Option<u64
     }
 }
 
+/// What the runway said a day ago, and what became of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Foretold {
+    /// Chain seconds for which it was said.
+    pub at: u64,
+    /// Funds that there would be then, at the cost and income of the day before; nothing where they would be used up.
+    pub foretold: Usdc,
+    /// Funds that there were. Gifts count: nobody foretells them.
+    pub found: Usdc,
+}
+
+impl Foretold {
+    /// How far it was off, thousandths of what was foretold (of a micro-USDC, if that was nothing), rounded towards zero.
+    /// Positive: there was more than foretold.
+    pub fn error_permille(&self) -> i64 {
+        let (found, foretold) = (self.found.0, self.foretold.0);
+        let off = mul_div_down(found.abs_diff(foretold), 1_000, foretold.max(1)).unwrap_or(u128::MAX);
+        let off = i64::try_from(off).unwrap_or(i64::MAX);
+        if found < foretold { -off } else { off }
+    }
+}
+
+/// Foretells the funds of the next day, once a day, and holds the day before against what is there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub(crate) struct Forecast {
+    /// (chain seconds, funds by then)
+    next: Option<(u64, Usdc)>,
+    pub last: Option<Foretold>,
+}
+
+impl Forecast {
+    /// Rates as for [`secs_left`].
+    pub fn look(&mut self, now: u64, day: u32, funds: Usdc, (cost_e6, income_e6): (u64, u64)) {
+        match self.next {
+            Some((at, _)) if now < at => return,
+            Some((at, foretold)) => self.last = Some(Foretold { at, foretold, found: funds }),
+            None => {}
+        }
+        let (cost, income) = (Usdc::rent_up(cost_e6, day.into()), Usdc::rent_up(income_e6, day.into()));
+        self.next = Some((now.saturating_add(day.into()), funds.saturating_add(income).saturating_sub(cost)));
+    }
+}
+
 /// How many calls a day pay for a host, each at what a call brings at least.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BreakEven {
@@ -138,6 +181,24 @@ mod tests {
         assert_eq!(secs_left(Usdc(100), 1_000_000, 500_000), Some(200));
         assert_eq!(secs_left(Usdc(100), 1_000_000, 1_000_000), None);
         assert_eq!(secs_left(Usdc(0), 1, 0), Some(0));
+    }
+
+    #[test]
+    fn a_forecast_is_held_against_what_came_a_day_later() {
+        let mut forecast = Forecast::default();
+        let day = u64::from(DAY);
+        // 86,400 a day are spent, half of that comes in.
+        forecast.look(0, DAY, Usdc(1_000_000), (1_000_000, 500_000));
+        forecast.look(day - 1, DAY, Usdc(1), (0, 0));
+        assert_eq!(forecast.last, None, "not before its day");
+        forecast.look(day, DAY, Usdc(861_120), (1_000_000, 0));
+        let first = Foretold { at: day, foretold: Usdc(956_800), found: Usdc(861_120) };
+        assert_eq!((forecast.last, first.error_permille()), (Some(first), -100));
+        // A day of which nobody looked ends when somebody does; funds are never foretold below nothing.
+        forecast.look(3 * day, DAY, Usdc(50_000), (1_000_000, 0));
+        assert_eq!(forecast.last.map(|last| (last.foretold, last.found)), Some((Usdc(774_720), Usdc(50_000))));
+        forecast.look(4 * day, DAY, Usdc(7), (0, 0));
+        assert_eq!(forecast.last.map(|last| (last.foretold, last.error_permille())), Some((Usdc(0), 7_000)));
     }
 
     #[test]

@@ -48,6 +48,8 @@ pub struct Status {
     pub spent_in_day_uusdc: String,
     /// Null while income covers the cost.
     pub runway_secs: Option<u64>,
+    /// What the runway of a day ago foretold for now. Null in the first day.
+    pub forecast: Option<ForecastStatus>,
     /// For the hosts there are, first, and the three cheapest offers. Empty before the first block.
     pub break_even: Vec<BreakEvenStatus>,
     pub requests: RequestStatus,
@@ -90,6 +92,17 @@ pub struct PriceStatus {
     pub mtok_completion_uusdc: String,
     /// A million bytes of stored conversation, once.
     pub mbyte_stored_uusdc: String,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct ForecastStatus {
+    /// Chain seconds.
+    pub at: u64,
+    pub foretold_uusdc: String,
+    /// Gifts included.
+    pub found_uusdc: String,
+    /// Thousandths of what was foretold; positive: more was found.
+    pub error_permille: i64,
 }
 
 /// What a day costs, and how many calls at the least price pay for it.
@@ -207,6 +220,12 @@ impl Node {
             treasury_gas_wei: view.treasury_gas_wei.to_string(),
             day_limit_uusdc: view.limits.day_limit.0.to_string(),
             spent_in_day_uusdc: view.spent_in_day.0.to_string(),
+            forecast: live.and_then(|l| l.state.agent.foretold()).map(|foretold| ForecastStatus {
+                at: foretold.at,
+                foretold_uusdc: foretold.foretold.0.to_string(),
+                found_uusdc: foretold.found.0.to_string(),
+                error_permille: foretold.error_permille(),
+            }),
             runway_secs: live.and_then(|l| l.state.agent.runway_secs(view.timestamp)),
             break_even: live.map_or_else(Vec::new, |l| {
                 let told = l.state.agent.break_even(3).into_iter();

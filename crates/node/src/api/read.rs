@@ -203,6 +203,9 @@ pub async fn metrics(State(api): State<Api>) -> Result<Response, Problem> {
             ("ledger_ok", u64::from(status.ledger_ok)),
             ("active", u64::from(api.shared.role() == Role::Active)),
         ];
+        if let Some(forecast) = &status.forecast {
+            let _ = writeln!(text, "vivarium_forecast_error_permille {}", forecast.error_permille);
+        }
         for (name, value) in numbers {
             let _ = writeln!(text, "vivarium_{name} {value}");
         }

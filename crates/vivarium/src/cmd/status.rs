@@ -112,7 +112,12 @@ fn agent_lines(out: &mut String, a: &Value) {
         let _ = writeln!(out, "gas         {} USDC paid for it, {left} ETH left", usdc(&a["gas_uusdc"]));
     }
     let runway = a["runway_secs"].as_u64().map_or_else(|| "income covers the cost".to_owned(), |s| duration(s, day));
-    let _ = writeln!(out, "runway      {runway}");
+    let off = a["forecast"]["error_permille"].as_i64().map(|permille| {
+        let side = if permille < 0 { "below" } else { "above" };
+        let permille = permille.unsigned_abs();
+        format!("; funds are {}.{} % {side} what it foretold a day ago", permille / 10, permille % 10)
+    });
+    let _ = writeln!(out, "runway      {runway}{}", off.unwrap_or_default());
     if let Some(line) = break_even(&a["break_even"]) {
         let _ = writeln!(out, "break-even  {line}");
     }
