@@ -49,6 +49,9 @@ pub fn perform(node: &mut Node, id: OutputId, output: Output) {
         }
         Output::Handover { lease, valid_until } => {
             let cut = node.live.as_ref().map_or(0, |l| l.durable);
+            if let Some(live) = &mut node.live {
+                live.hand_over(valid_until);
+            }
             let call = calls::handover(lease, state.checkpointSeq, cut, valid_until);
             send(&node.cx, id, "handover", call, || crash_point!("handover.sent"));
         }

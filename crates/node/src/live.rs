@@ -33,6 +33,11 @@ pub struct Live {
     pub sealing_for: Option<[u8; 32]>,
     /// That checkpoint, once it is known here: the next one may rest on its snapshot.
     pub stands: Option<Box<Checkpoint>>,
+    /// The announced successor has everything up to here on its disk; 0: none follows.
+    followed: Lsn,
+    /// A handover is on its way to the chain, which will not take it after this time, chain seconds: what leaves must be
+    /// on the successor's disk too, because from the block on that alone counts.
+    handing_over: Option<u64>,
     /// The first record that must stay on this disk.
     needed: Lsn,
     /// The life asked to be woken at this chain time.
@@ -60,6 +65,8 @@ impl Live {
             ring,
             sealing_for: None,
             stands: None,
+            followed: 0,
+            handing_over: None,
             needed: 0,
             wake_at: 0,
             fed: None,
@@ -160,10 +167,43 @@ impl Live {
     /// Everything that may leave now.
     pub fn release(&mut self) -> Vec<Effect> {
         let mut out = Vec::new();
-        while self.pending.front().is_some_and(|(lsn, _)| *lsn <= self.durable) {
+        let durable = self.durable.min(self.bound());
+        while self.pending.front().is_some_and(|(lsn, _)| *lsn <= durable) {
             out.extend(self.pending.pop_front().map(|(_, effect)| effect));
         }
         out
+    }
+
+    /// The last record of which anything may leave, whatever else it waits for.
+    fn bound(&self) -> Lsn {
+        if self.handing_over.is_some() { self.followed } else { Lsn::MAX }
+    }
+
+    /// Another node follows from the beginning of what it was given.
+    pub fn follow_anew(&mut self) {
+        self.followed = 0;
+    }
+
+    /// The follower has everything up to `lsn` on its disk.
+    pub fn followed_to(&mut self, lsn: Lsn) {
+        self.followed = self.followed.max(lsn.min(self.durable));
+        self.replicated(self.followed);
+    }
+
+    /// A handover is being sent, and may be mined until `valid_until`, chain seconds. Without a follower nothing is waited
+    /// for: the successor then restores what is in the store.
+    pub fn hand_over(&mut self, valid_until: u64) {
+        self.handing_over = (self.followed > 0).then_some(valid_until);
+    }
+
+    /// It was not mined, and cannot be any more; or this node went on all the same: its own disk is enough again.
+    pub fn hand_over_is_over(&mut self, now: u64) -> bool {
+        let is_over = self.handing_over.is_some_and(|valid_until| now > valid_until);
+        if is_over {
+            self.handing_over = None;
+            self.replicated(self.shipping.replicated_lsn);
+        }
+        is_over
     }
 
     /// Income that rests on this host's disk alone, micro-USDC.
@@ -218,13 +258,13 @@ impl Live {
     /// Records up to `lsn` are in the store or on the standby.
     pub fn replicated(&mut self, lsn: Lsn) {
         self.shipping.replicated_lsn = self.shipping.replicated_lsn.max(lsn);
-        let replicated = self.shipping.replicated_lsn;
+        let (replicated, bound) = (self.shipping.replicated_lsn, self.bound());
         while self.unreplicated.front().is_some_and(|(l, _)| *l <= replicated) {
             self.unreplicated.pop_front();
         }
         let has_room = self.exposure() < self.exposure_max;
         for (lsn, reply) in std::mem::take(&mut self.waiting) {
-            if lsn <= replicated || (has_room && lsn <= self.durable) {
+            if lsn <= bound && (lsn <= replicated || (has_room && lsn <= self.durable)) {
                 reply();
             } else if has_room {
                 self.when_durable(lsn, reply);
@@ -284,6 +324,40 @@ mod tests {
         assert_eq!(given.load(Ordering::SeqCst), 1);
         durable(&mut live, second);
         assert_eq!(given.load(Ordering::SeqCst), 2);
+    }
+
+    #[test]
+    fn while_a_handover_is_on_its_way_what_leaves_is_on_both_disks() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut live, given) = live(dir.path());
+        let lsns: Vec<Lsn> = (0..5).map(|_| record(&mut live)).collect();
+        // Nobody follows: this disk is enough.
+        live.hand_over(100);
+        live.when_safe(lsns[0], 1, counts(&given));
+        durable(&mut live, lsns[0]);
+        assert_eq!(given.load(Ordering::SeqCst), 1);
+        live.followed_to(lsns[0]);
+        live.hand_over(100);
+        live.when_safe(lsns[1], 1, counts(&given));
+        live.when_safe(lsns[2], 1_000, counts(&given));
+        durable(&mut live, lsns[2]);
+        assert_eq!(given.load(Ordering::SeqCst), 1, "the successor would not know of it");
+        // The store has it, but a successor that followed looks at no store.
+        live.replicated(lsns[2]);
+        assert_eq!(given.load(Ordering::SeqCst), 1);
+        live.followed_to(lsns[1]);
+        durable(&mut live, lsns[2]);
+        assert_eq!(given.load(Ordering::SeqCst), 2);
+        live.followed_to(lsns[2]);
+        durable(&mut live, lsns[2]);
+        assert_eq!(given.load(Ordering::SeqCst), 3);
+        // Never mined, and the successor is gone: customers are not kept waiting for ever.
+        live.when_safe(lsns[3], 1, counts(&given));
+        durable(&mut live, lsns[3]);
+        assert!(!live.hand_over_is_over(100), "it may still be mined");
+        assert!(live.hand_over_is_over(101) && !live.hand_over_is_over(102));
+        durable(&mut live, lsns[3]);
+        assert_eq!(given.load(Ordering::SeqCst), 4);
     }
 
     #[test]

@@ -444,6 +444,11 @@ impl Node {
         let announced_to_me = news.state.announcedLease == alloy::primitives::U256::from(self.cx.config.lease);
         self.news = Some(news);
         self.shared.set_relay_has_gas(!self.relay_is_poor());
+        let now = self.now();
+        if self.live.as_mut().is_some_and(|live| live.hand_over_is_over(now)) {
+            tracing::info!("the handover was not mined in time: this disk alone is enough again");
+            self.let_go()?;
+        }
         let is_undone = self.is_undone();
         match (self.role, mine) {
             _ if self.disk_failed.is_some() || self.is_copied => {}
@@ -942,6 +947,14 @@ impl Node {
         let Some(live) = &mut self.live else { return Ok(()) };
         live.durable = live.durable.max(lsn);
         let _ = self.durable.send(live.durable);
+        self.let_go()?;
+        self.answer_tails();
+        Ok(())
+    }
+
+    /// Everything leaves that may.
+    pub(crate) fn let_go(&mut self) -> Result<()> {
+        let Some(live) = &mut self.live else { return Ok(()) };
         for effect in live.release() {
             match effect {
                 Effect::Life(id, output) => act::perform(self, id, output),
@@ -949,7 +962,6 @@ impl Node {
                 Effect::Reply(reply) => reply(),
             }
         }
-        self.answer_tails();
         Ok(())
     }
 
@@ -1098,8 +1110,7 @@ mod tests {
         let (mut node, mut heard) = node(dir.path());
         node.on_chain(block(&node, 1, 1, (1, true))).unwrap();
         let (reply, waits) = oneshot::channel();
-        let last = records(&node);
-        node.live.as_mut().unwrap().when_durable(last + 1, move || reply.send(()).unwrap());
+        node.live.as_mut().unwrap().when_durable(u64::MAX, move || reply.send(()).unwrap());
         // The next segment of the journal has no folder to lie in.
         std::fs::remove_dir_all(node.journal_dir()).unwrap();
         let line = Recorded::Line { kind: "long".into(), text: "x".repeat(1 << 20) };

@@ -138,6 +138,11 @@ async fn try_follow(
         }
         after = last_lsn;
         if last {
+            // Its last answers wait for this word; after that it has nothing more to say.
+            let url = format!("{active_url}/peer/tail?after={after}");
+            if let Err(e) = cx.http.send(Method::GET, &url, headers.clone(), Bytes::new()).await {
+                tracing::info!(error = %chain_of(&e), "the former node did not hear that its last records arrived");
+            }
             return Ok(());
         }
     }
@@ -187,8 +192,9 @@ impl Node {
             PeerAsk::Tail { after, token, reply } => match self.successor_for(&token) {
                 Ok(_) => {
                     if let Some(live) = &mut self.live {
-                        live.replicated(after.min(live.durable));
+                        live.followed_to(after);
                     }
+                    self.let_go()?;
                     self.tail_waiters.push((after, reply));
                     self.answer_tails();
                 }
@@ -206,7 +212,7 @@ impl Node {
 
     /// The memory keys, for the node key of the lease that the chain shows as announced, and nobody else.
     fn grant_key(&mut self, request: &ShareRequest) -> Result<KeyGrant> {
-        let (Some(news), Some(live)) = (&self.news, &self.live) else {
+        let Some(news) = &self.news else {
             return Err(Error::retry("this node has no memory to give"));
         };
         if !matches!(self.role, Role::Active | Role::Draining) {
@@ -229,7 +235,12 @@ impl Node {
             Some((token, known)) if *known == recipient => token.clone(),
             _ => hex::encode(rand::random::<[u8; 32]>()),
         };
+        let is_known = self.successor.as_ref().is_some_and(|(known, _)| *known == token);
         self.successor = Some((token.clone(), recipient));
+        let Some(live) = self.live.as_mut() else { return Err(Error::retry("this node has no memory to give")) };
+        if !is_known {
+            live.follow_anew();
+        }
         let checkpoint = live.sealing_for.map(hex::encode).unwrap_or_default();
         Ok(KeyGrant { token, ring: live.ring.clone(), checkpoint })
     }
