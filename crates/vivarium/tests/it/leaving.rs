@@ -219,8 +219,8 @@ async fn a_customer_takes_its_money_out_when_the_agent_is_gone() {
     assert!(String::from_utf8_lossy(&out.stdout).contains("nothing lies in the channels of"));
 }
 
-/// A receiver that says it refunds, takes the call and gives nothing: the contract's own way is begun in the same run. So it
-/// is where one says that it refunds and does not take the call.
+/// A receiver that says it refunds, takes the call and gives nothing: the contract's own way is begun in the same run.
+/// So it is where one says that it refunds and does not take the call.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_only_looks_like_a_refund_is_not_believed() {
     for (refund, stage) in [(Some(Vec::new()), 3), (None, 3), (Some(Vec::new()), 1)] {
@@ -263,8 +263,8 @@ async fn ends(chain: &Chain, stage: u8, refund: Option<Vec<u8>>) {
     chain.rpc("anvil_setCode", json!([TREASURY, code(&says)])).await;
 }
 
-/// The contracts themselves: the mandate is over and anybody winds the treasury down. Its first third is for claims, and
-/// then the customer's money comes at once, sooner than by the channel contract's delay.
+/// The contracts themselves: the mandate is over and anybody winds the treasury down. Its first third is for claims,
+/// and then the customer's money comes at once, sooner than by the channel contract's delay.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_customer_is_refunded_by_a_treasury_that_ends() {
     let (chain, dir) = (Arc::new(Chain::start().await), tempfile::tempdir().unwrap());
@@ -304,7 +304,8 @@ async fn passes(chain: &Chain, secs: u64) {
     chain.rpc("evm_mine", json!([])).await;
 }
 
-/// An agent of the real contracts on its first host, without a process. Its mandate ends before a channel's delay would.
+/// An agent of the real contracts on its first host, without a process. Its mandate ends before a channel's delay
+/// would.
 async fn lives(chain: &Chain) -> Agent {
     let on = ::chain::Chain::connect(&chain.url, CHAIN_ID).unwrap();
     let [creator, provider, node] =
