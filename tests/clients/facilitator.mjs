@@ -8,6 +8,7 @@ import { x402Facilitator } from '@x402/core/facilitator';
 import { toFacilitatorEvmSigner } from '@x402/evm';
 import { BatchSettlementEvmScheme } from '@x402/evm/batch-settlement/facilitator';
 import { ExactEvmScheme } from '@x402/evm/exact/facilitator';
+import { UptoEvmScheme } from '@x402/evm/upto/facilitator';
 import express from 'express';
 import { createWalletClient, defineChain, http, publicActions } from 'viem';
 import { privateKeyToAccount } from 'viem/accounts';
@@ -29,6 +30,7 @@ const signer = toFacilitatorEvmSigner({
 });
 const facilitator = new x402Facilitator()
   .register(network, new ExactEvmScheme(signer))
+  .register(network, new UptoEvmScheme(signer))
   .register(network, new BatchSettlementEvmScheme(signer, account));
 const app = express();
 app.use(express.json());

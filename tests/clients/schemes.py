@@ -2,12 +2,14 @@
 
     python schemes.py SELLER_URL PRIVATE_KEY CALLS stream|plain SCHEME RPC_URL
 
-SCHEME: exact, upto or batch-settlement. Prints one JSON line a call: {call, status, payment, error}.
+SCHEME: exact, upto or batch-settlement. Prints one JSON line a call: {call, status, charged, payment, error}; `charged`
+is what the answer itself says, at its end.
 """
 
 import asyncio
 import base64
 import json
+import re
 import sys
 
 from eth_account import Account
@@ -45,6 +47,9 @@ async def main(seller, key, calls, mode, name, rpc_url):
             answer = await http.post(f"{seller}/v1/chat/completions", json=question)
             text = (await answer.aread()).decode()
             line = {"call": call, "status": answer.status_code}
+            charged = re.search(r'"charged":"(\d+)"', text)
+            if charged:
+                line["charged"] = charged.group(1)
             header = answer.headers.get("payment-response")
             if header:
                 line["payment"] = json.loads(base64.b64decode(header))

@@ -3,13 +3,15 @@
 //
 //   node server.mjs PAY_TO ASSET CHAIN_ID AMOUNT [FACILITATOR_URL [exact|upto]]
 //
-// Without a URL its facilitator is a STAND-IN: it checks the signature with viem but has no chain, so it "settles" by
-// making up a transaction hash. Prints {"url"} once it listens and one JSON line for each settlement; ends with its stdin.
+// By `upto` it takes EIP-2612 permissions, of the tests' token that has them. Without a URL its facilitator is a
+// STAND-IN: it checks the signature with viem but has no chain, so it "settles" by making up a transaction hash. Prints
+// {"url"} once it listens and one JSON line for each settlement; ends with its stdin.
 import { createHash } from 'node:crypto';
 import { HTTPFacilitatorClient, x402ResourceServer } from '@x402/core/server';
 import { ExactEvmScheme } from '@x402/evm/exact/server';
 import { UptoEvmScheme } from '@x402/evm/upto/server';
 import { paymentMiddleware, setSettlementOverrides } from '@x402/express';
+import { declareEip2612GasSponsoringExtension } from '@x402/extensions';
 import express from 'express';
 import { verifyTypedData } from 'viem';
 
@@ -50,19 +52,23 @@ const standIn = {
 const facilitator = facilitatorUrl ? new HTTPFacilitatorClient({ url: facilitatorUrl }) : standIn;
 const app = express();
 app.use(express.json());
+const byUpto = scheme === 'upto';
+const token = byUpto ? { name: 'Test Dollar', version: '1' } : { name: 'USD Coin', version: '2' };
 const accepts = {
   scheme,
   network,
   payTo,
-  price: { amount, asset, extra: { name: 'USD Coin', version: '2' } },
+  price: { amount, asset, extra: token },
   maxTimeoutSeconds: 60,
 };
-const resources = new x402ResourceServer(facilitator).register(network, scheme === 'upto' ? new UptoEvmScheme() : new ExactEvmScheme());
-const route = { accepts, description: 'one inference', mimeType: 'application/json' };
+const selling = byUpto ? new UptoEvmScheme() : new ExactEvmScheme();
+const resources = new x402ResourceServer(facilitator).register(network, selling);
+const extensions = byUpto ? declareEip2612GasSponsoringExtension() : undefined;
+const route = { accepts, description: 'one inference', mimeType: 'application/json', extensions };
 app.use(paymentMiddleware({ 'POST /v1/infer': route, 'POST /v1/chat/completions': route }, resources));
 app.post(['/v1/infer', '/v1/chat/completions'], (request, response) => {
   // `upto`: half of what was permitted.
-  if (scheme === 'upto') setSettlementOverrides(response, { amount: String(BigInt(amount) / 2n) });
+  if (byUpto) setSettlementOverrides(response, { amount: String(BigInt(amount) / 2n) });
   if (request.body.stream) {
     response.type('text/event-stream');
     response.write('data: {"ok":true}\n\n');

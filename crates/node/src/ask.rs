@@ -132,8 +132,10 @@ pub enum Reserved {
     Conflict,
     /// Nothing was delivered for this authorisation and its money is on the way back: sign a new one.
     Aborted,
-    /// It has paid for an answer that is no longer kept: sign a new one.
-    Spent,
+    /// It has paid for an answer that is no longer kept, or can pay nothing: sign a new one.
+    Spent {
+        method: TransferMethod,
+    },
     /// This payer hung up on too many payments today.
     HungUp,
     Refused(LimitReached),
@@ -209,7 +211,7 @@ impl Node {
     /// What the book says of this payment before anything is asked of the chain. `None`: it is new, or this node does
     /// not sell.
     pub(crate) fn known(&self, ask: &book::Ask) -> Option<Reserved> {
-        refusal(self.live.as_ref()?.state.book.decide(ask, self.now()))
+        refusal(ask.method, self.live.as_ref()?.state.book.decide(ask, self.now()))
     }
 
     /// The signature that the answer of `request` is kept under, and what became of it so far.
@@ -251,7 +253,7 @@ impl Node {
             return Ok(());
         }
         let Some(live) = &mut self.live else { return Ok(()) };
-        if let Some(refusal) = refusal(live.state.book.decide(&want.ask, now)) {
+        if let Some(refusal) = refusal(want.ask.method, live.state.book.decide(&want.ask, now)) {
             drop(reply.send(refusal));
             return Ok(());
         }
@@ -380,14 +382,14 @@ impl Node {
 }
 
 /// What the book's decision means for a customer; `None` for a request that is new.
-fn refusal(decision: Decision) -> Option<Reserved> {
+fn refusal(method: TransferMethod, decision: Decision) -> Option<Reserved> {
     match decision {
         Decision::New => None,
         Decision::Replay { request } => Some(Reserved::Replay { request }),
         Decision::InFlight { request } => Some(Reserved::InFlight { request }),
         Decision::Conflict { .. } => Some(Reserved::Conflict),
         Decision::Aborted { .. } => Some(Reserved::Aborted),
-        Decision::Spent => Some(Reserved::Spent),
+        Decision::Spent => Some(Reserved::Spent { method }),
         Decision::Refused(limit) => Some(Reserved::Refused(limit)),
     }
 }

@@ -76,6 +76,10 @@ impl Context {
     }
 }
 
+/// Of a node for tests.
+#[cfg(test)]
+pub const TREASURY_OF_TESTS: alloy::primitives::Address = alloy::primitives::Address::repeat_byte(0x77);
+
 /// What a node begins with, for tests: its chain is what answers at `rpc_url`, its birth names the channel contract,
 /// its files lie in `dir`. With what its main loop would hear.
 #[cfg(test)]
@@ -84,7 +88,7 @@ pub fn for_tests(rpc_url: &str, dir: &std::path::Path) -> (Context, mpsc::Receiv
     use alloy::primitives::Address;
     use pay::facilitator::batch::{BatchPolicy, TRANSFER_GAS};
     let chain_id = 31337;
-    let treasury = Address::repeat_byte(0x77);
+    let treasury = TREASURY_OF_TESTS;
     let mut birth = Birth { token: Address::repeat_byte(0xa5), ..Birth::default() };
     birth.options.channels = pay::scheme::channel::BATCH_SETTLEMENT;
     birth.options.withdrawDelay = 900;

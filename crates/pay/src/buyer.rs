@@ -31,7 +31,8 @@ use crate::scheme::upto::UPTO;
 use crate::seller::FRESH_ANSWER;
 use crate::seller::identifier::IDEMPOTENCY_KEY;
 use crate::wire::{
-    PAYMENT_REQUIRED, PAYMENT_RESPONSE, PAYMENT_SIGNATURE, PaymentRequired, PaymentRequirements, SettlementResponse,
+    PAYMENT_REQUIRED, PAYMENT_RESPONSE, PAYMENT_SIGNATURE, PaymentPayload, PaymentRequired, PaymentRequirements,
+    SettlementResponse,
 };
 use alloy::primitives::{Address, B256};
 use alloy::signers::local::PrivateKeySigner;
@@ -39,7 +40,7 @@ use answer::Resolves;
 use bytes::Bytes;
 use channels::Slot;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
-use permit2::{ByPermit2, Means, is_by_permit2};
+use permit2::{ByPermit2, Means, is_by_permit2, is_sponsored};
 use record::{Ceiling, Memory, Record, Signed, Standing};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -147,6 +148,12 @@ impl Known {
         let mut on_wire = self.on_wire.keys().filter_map(|key| self.memory.unresolved.get(key)?.on_channel);
         on_wire.any(|on| on.id == *channel)
     }
+
+    /// Whether a call that is on the wire brings a permission for Permit2.
+    fn is_permission_on_wire(&self) -> bool {
+        let mut on_wire = self.on_wire.keys().filter_map(|key| self.memory.unresolved.get(key));
+        on_wire.any(|signed| PaymentPayload::from_header(&signed.header).is_ok_and(|payment| is_sponsored(&payment)))
+    }
 }
 
 /// Keeps a call on the wire until it is dropped.
@@ -184,7 +191,7 @@ struct Tried {
     busy: BTreeSet<ChannelId>,
     /// It refused a deposit: the payer may be short of money. `exact` needs less.
     no_deposits: bool,
-    /// What Permit2 may take, when the offer at hand came.
+    /// What Permit2 may take, when the offer at hand came; `None`: nobody looked, or the chain did not answer.
     means: Option<Means>,
 }
 
@@ -500,6 +507,8 @@ impl Buyer {
                 Ok(chosen) => Ok((chosen, None)),
                 // A channel will do, once one is free.
                 Err(_) if none.passes => Err(none),
+                // Nothing but a channel is offered: what it lacks is what the caller can mend.
+                Err(error) if none.error.kind == Kind::NoAllowance && error.kind == Kind::WrongSeller => Err(none),
                 Err(error) => Err(error.into()),
             },
             Err(none) => Err(none),
@@ -581,7 +590,7 @@ impl Buyer {
         next.forget_settled(now);
         let (mut payment, on_channel, amount) = match &slot {
             Some(slot) => {
-                let (payment, on_channel, more) = self.sign_on_channel(&mut next, chosen, slot, url)?;
+                let (payment, on_channel, more) = self.sign_on_channel(&mut next, (offer, chosen), slot, url)?;
                 (payment, Some(on_channel), more)
             }
             None if is_by_permit2(chosen) => {
@@ -767,6 +776,8 @@ impl<'b> Call<'b> {
 
     /// Signs, once it is known what the choice depends on: nobody waits for the chain whose channel is free.
     async fn sign(&mut self, offer: &PaymentRequired) -> Result<(), NoWay> {
+        // Without them a deposit by Permit2 is none that can be made.
+        self.tried.means = None;
         let has_channel = match &self.buyer.schemes {
             Schemes::Channel(policy) | Schemes::ChannelElseExact(policy) if self.buyer.purse.is_none() => {
                 let known = self.buyer.known();
@@ -774,9 +785,7 @@ impl<'b> Call<'b> {
             }
             _ => false,
         };
-        self.tried.means = None;
-        let looks = !has_channel && !matches!(self.buyer.schemes, Schemes::Channel(_));
-        if looks {
+        if !has_channel {
             self.tried.means = self.buyer.look_at_permit2(offer).await;
         }
         let signed = self.buyer.sign(self.key, (offer, &self.tried), &self.url);

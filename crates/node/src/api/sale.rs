@@ -605,9 +605,14 @@ impl Api {
                     "nothing was delivered for this authorisation and its money is on the way back: sign a new one";
                 self.refuse(terms, Refusal::new(Reason::PaymentAborted, message))
             }
-            Reserved::Spent => {
-                let message = "this authorisation has paid for an answer that is no longer kept: sign a new one";
-                self.refuse(terms, Refusal::new(Reason::NonceUsed, message))
+            Reserved::Spent { method } => {
+                let message =
+                    "this payment has paid for an answer that is no longer kept, or can pay nothing: sign a new one";
+                let reason = match method {
+                    TransferMethod::Eip3009 => Reason::NonceUsed,
+                    TransferMethod::Permit2 => Reason::Permit2Nonce,
+                };
+                self.refuse(terms, Refusal::new(reason, message))
             }
             Reserved::HungUp => {
                 let message = "you hung up on too many payments today before their answers came, and each cost two \

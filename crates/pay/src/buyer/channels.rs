@@ -1,8 +1,9 @@
 //! Channels of a buyer: which one pays a call, when it is topped up, and what the seller's word about it is worth.
 
+use super::permit2::{ByPermit2, Means};
 use super::record::{Memory, OnChannel, OwnChannel};
 use super::{Buyer, Call, Error, Kind, Known, NoWay, Tried, header_value, required};
-use crate::scheme::channel::client::{TopUp, config, pay, refund};
+use crate::scheme::channel::client::{TopUp, config, deposits_by_permit2, pay, refund};
 use crate::scheme::channel::facilitator::{read_state, state_calls};
 use crate::scheme::channel::server::recover;
 use crate::scheme::channel::{
@@ -81,6 +82,8 @@ pub(super) struct Slot {
     max: Usdc,
     /// To put in with it; zero for nothing.
     deposit: Usdc,
+    /// By which it goes in, if that is by Permit2.
+    means: Option<Means>,
 }
 
 /// The most that a call costs by this offer of a channel. Its amount is more than that where it has room for a call
@@ -102,12 +105,13 @@ impl Buyer {
     ) -> Result<(&'o PaymentRequirements, Slot), NoWay> {
         let domain = self.channel_domain(url)?;
         let offer = self.channel_offer(policy, offer, url)?;
+        let by_permit2 = deposits_by_permit2(offer);
         let (cost, limit) = (cost_max(offer), self.policy.max_per_call);
         if cost > limit {
             let message = format!("a call costs up to {cost} on a channel, the limit of a call is {limit}");
             return Err(Error::new(Kind::TooExpensive, url, message).into());
         }
-        let mut none = None;
+        let mut none: Option<NoWay> = None;
         for (id, config) in self.own_channels(policy, &domain, offer) {
             if known.is_in_use(&id) || tried.busy.contains(&id) {
                 continue;
@@ -115,19 +119,44 @@ impl Buyer {
             match self.fill(policy, known, (key, offer, &id), url) {
                 Ok((_, deposit)) if tried.no_deposits && !deposit.is_zero() => {
                     let message = format!("refused a deposit of {deposit}");
-                    none = Some(Error::new(Kind::Refused, url, message));
+                    none = Some(Error::new(Kind::Refused, url, message).into());
                 }
-                Ok((max, deposit)) => return Ok((offer, Slot { config, id, domain, max, deposit })),
-                Err(error) => none = Some(error),
+                Ok((max, deposit)) => {
+                    let means = match by_permit2 && !deposit.is_zero() {
+                        true => self.means_of_deposit(known, tried, deposit, url).map(Some),
+                        false => Ok(None),
+                    };
+                    match means {
+                        Ok(means) => return Ok((offer, Slot { config, id, domain, max, deposit, means })),
+                        Err(no_way) => none = Some(no_way),
+                    }
+                }
+                Err(error) => none = Some(error.into()),
             }
         }
-        Err(none.map_or_else(
-            || {
-                let message = format!("all {} channels with it are in use; nothing was paid", policy.slots);
-                NoWay { error: Error::new(Kind::Unreachable, url, message), passes: true }
-            },
-            NoWay::from,
-        ))
+        Err(none.unwrap_or_else(|| {
+            let message = format!("all {} channels with it are in use; nothing was paid", policy.slots);
+            NoWay { error: Error::new(Kind::Unreachable, url, message), passes: true }
+        }))
+    }
+
+    /// By what a deposit of so much goes through Permit2.
+    fn means_of_deposit(&self, known: &Known, tried: &Tried, deposit: Usdc, url: &str) -> Result<Means, NoWay> {
+        let payer = self.address();
+        let Some(means) = tried.means else {
+            let message = format!("nobody says what Permit2 may take of {payer}, by which its deposits go");
+            return Err(Error::new(Kind::Unreachable, url, message).into());
+        };
+        if !means.reach(deposit) {
+            let message = format!("takes a deposit of {deposit} by Permit2, which {payer} lets spend less");
+            return Err(Error::new(Kind::NoAllowance, url, message).into());
+        }
+        // The token takes permissions one after the other.
+        if !means.is_allowed(deposit) && known.is_permission_on_wire() {
+            let message = "a permission for Permit2 is on its way with another call; nothing was paid";
+            return Err(NoWay { error: Error::new(Kind::Unreachable, url, message), passes: true });
+        }
+        Ok(means)
     }
 
     fn channel_domain(&self, url: &str) -> Result<ChannelDomain, Error> {
@@ -154,9 +183,15 @@ impl Buyer {
                 // Whoever else could claim or refund is a stranger to us.
                 && authorizer == Some(self.policy.pay_to)
                 && delay.is_none_or(|delay| delay <= policy.withdraw_delay_secs_max)
-                && o.extra_text("assetTransferMethod").is_none_or(|m| m == "eip3009")
+                && match o.extra_text("assetTransferMethod") {
+                    None | Some("eip3009") => true,
+                    Some("permit2") => self.permit2 != ByPermit2::Nothing && self.chain.is_some(),
+                    Some(_) => false,
+                }
         };
-        offer.accepts.iter().filter(is_ours).min_by_key(|o| o.amount()).ok_or_else(|| {
+        // By Permit2 only where nothing else is offered: it needs an allowance.
+        let cheapest = offer.accepts.iter().filter(is_ours).min_by_key(|o| (deposits_by_permit2(o), o.amount()));
+        cheapest.ok_or_else(|| {
             let message = format!("offers no channel to {} that the policy allows", self.policy.pay_to);
             Error::new(Kind::WrongSeller, url, message)
         })
@@ -353,26 +388,32 @@ impl Buyer {
         sent.map_err(|error| Error::new(Kind::Unreachable, url, error.message))
     }
 
-    /// Signs the next voucher of a channel, with a deposit if it needs one. Changes `memory`, which the caller makes
-    /// durable before the payment leaves; the amount returned is what this lets the seller take more than before.
+    /// Signs the next voucher of a channel, with a deposit if it needs one; the offer's extensions are in it. Changes
+    /// `memory`, which the caller makes durable before the payment leaves; the amount returned is what this lets the
+    /// seller take more than before.
     pub(super) fn sign_on_channel(
         &self,
         memory: &mut Memory,
-        offer: &PaymentRequirements,
+        (asked, offer): (&PaymentRequired, &PaymentRequirements),
         slot: &Slot,
         url: &str,
     ) -> Result<(PaymentPayload, OnChannel, Usdc), Error> {
         let own = memory.channels.entry(slot.id).or_default();
         let max = slot.max;
-        let valid_before = (self.clock)().saturating_add(offer.max_timeout_secs());
+        let now = (self.clock)();
+        let valid_before = now.saturating_add(offer.max_timeout_secs());
         let top_up = TopUp { amount: slot.deposit, valid_before, salt: rand::random() };
         let top_up = Some(top_up).filter(|top_up| !top_up.amount.is_zero());
         if top_up.is_some() {
             own.deposited = own.deposited.saturating_add(slot.deposit);
             own.deposit_until = own.deposit_until.max(valid_before);
         }
-        let payment = pay(&self.signer, &slot.domain, &slot.config, offer, max, top_up.as_ref())
+        let mut payment = pay(&self.signer, &slot.domain, &slot.config, offer, max, top_up.as_ref())
             .map_err(|refusal| Error::new(Kind::WrongSeller, url, refusal))?;
+        payment.extensions.clone_from(&asked.extensions);
+        if let Some(means) = slot.means {
+            self.allow_permit2(&mut payment, (offer, slot.deposit), means, now, url)?;
+        }
         let more = max.saturating_sub(own.max);
         own.max = own.max.max(max);
         memory.configs.entry(slot.id).or_insert_with(|| slot.config.clone());

@@ -1,10 +1,11 @@
-//! Paying by Permit2: `upto`, and `exact` for tokens without EIP-3009.
+//! Paying by Permit2: `upto`, and `exact` and deposits into channels for tokens without EIP-3009.
 //!
 //! Permit2 spends only what its owner has let it: by a transaction once, or by an EIP-2612 permission that is signed
 //! along with a payment, where token and seller take one. How that stands the chain says, before anything is signed.
 
-use super::{Buyer, Error, Kind};
+use super::{Buyer, Error, Kind, Schemes};
 use crate::Usdc;
+use crate::scheme::channel::client::deposits_by_permit2;
 use crate::scheme::exact::{Domain, EXACT};
 use crate::scheme::permit2::PERMIT2;
 use crate::scheme::upto::{UPTO, client};
@@ -39,17 +40,17 @@ pub(super) struct Means {
 }
 
 impl Means {
-    fn is_allowed(&self, amount: Usdc) -> bool {
+    pub fn is_allowed(&self, amount: Usdc) -> bool {
         self.allowance >= U256::from(amount.micro())
     }
 
-    /// Whether a payment of so much can be settled.
+    /// Whether a payment or deposit of so much can be settled.
     pub fn reach(&self, amount: Usdc) -> bool {
         self.is_allowed(amount) || self.permit_nonce.is_some()
     }
 }
 
-/// Whether this offer is paid by Permit2.
+/// Whether this offer is paid by Permit2, by a transaction of its own.
 pub(super) fn is_by_permit2(offer: &PaymentRequirements) -> bool {
     match offer.scheme() {
         UPTO => true,
@@ -62,17 +63,18 @@ pub(super) fn is_by_permit2(offer: &PaymentRequirements) -> bool {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ByPermit2 {
     Nothing,
-    /// `exact` alone.
+    /// `exact`, and deposits into channels.
     Exact,
     /// `upto`, too.
     All,
 }
 
 impl Buyer {
-    /// Pays by `upto`, and by `exact` through Permit2, too: what costs the least of what is offered and of what the payer's
-    /// allowance to Permit2 reaches (or a permission signed along with it, where seller and token take one). Needs
-    /// [`with_chain`](Self::with_chain). The limits hold as for `exact`; of `upto` its ceiling counts as signed until the
-    /// chain tells what it took ([`look_at_charges`](Self::look_at_charges)).
+    /// Pays by `upto`, and by `exact` through Permit2, too: what costs the least of what is offered and of what the
+    /// payer's allowance to Permit2 reaches (or a permission signed along with it, where seller and token take one).
+    /// Deposits into channels go through it where the offer wants them so. Needs [`with_chain`](Self::with_chain). The
+    /// limits hold as for `exact`; of `upto` its ceiling counts as signed until the chain tells what it took
+    /// ([`look_at_charges`](Self::look_at_charges)).
     pub fn with_permit2(mut self) -> Self {
         self.permit2 = ByPermit2::All;
         self
@@ -84,9 +86,15 @@ impl Buyer {
         self
     }
 
-    /// What the chain says of the payer and Permit2. `None`: nothing here is paid by it.
+    /// What the chain says of the payer and Permit2. `None`: nothing here is paid by it, or the chain does not answer.
     pub(super) async fn look_at_permit2(&self, offer: &PaymentRequired) -> Option<Means> {
-        let is_wanted = self.permit2 != ByPermit2::Nothing && offer.accepts.iter().any(is_by_permit2);
+        let uses = |offer: &PaymentRequirements| match (&self.schemes, self.purse) {
+            (_, Some(_)) => false,
+            (Schemes::Channel(_), None) => deposits_by_permit2(offer),
+            (Schemes::ChannelElseExact(_), None) => deposits_by_permit2(offer) || is_by_permit2(offer),
+            (Schemes::Exact | Schemes::Upto, None) => is_by_permit2(offer),
+        };
+        let is_wanted = self.permit2 != ByPermit2::Nothing && offer.accepts.iter().any(uses);
         let chain = self.chain.as_deref().filter(|_| is_wanted)?;
         let owner = self.address();
         let allowance = self.ask_token(chain, allowanceCall { owner, spender: PERMIT2 }.abi_encode()).await?;
@@ -116,21 +124,36 @@ impl Buyer {
         now: u64,
         url: &str,
     ) -> Result<PaymentPayload, Error> {
-        let wrong = |refusal| Error::new(Kind::WrongSeller, url, refusal);
-        let mut payment = client::sign(&self.signer, offer, now, rand::random()).map_err(wrong)?;
+        let payment = client::sign(&self.signer, offer, now, rand::random());
+        let mut payment = payment.map_err(|refusal| Error::new(Kind::WrongSeller, url, refusal))?;
         payment.extensions.clone_from(&asked.extensions);
-        if means.is_allowed(offer.amount()) {
-            return Ok(payment);
+        self.allow_permit2(&mut payment, (offer, offer.amount()), means, now, url)?;
+        Ok(payment)
+    }
+
+    /// Puts a permission for `amount` beside a payment or deposit by Permit2 that has the offer's extensions, unless what
+    /// is allowed reaches.
+    pub(super) fn allow_permit2(
+        &self,
+        payment: &mut PaymentPayload,
+        (offer, amount): (&PaymentRequirements, Usdc),
+        means: Means,
+        now: u64,
+        url: &str,
+    ) -> Result<(), Error> {
+        if means.is_allowed(amount) {
+            return Ok(());
         }
         let Some(nonce) = means.permit_nonce else {
-            let message = format!("{} has let Permit2 spend less than {}", self.address(), offer.amount());
+            let message = format!("{} has let Permit2 spend less than {amount}", self.address());
             return Err(Error::new(Kind::Usage, url, message));
         };
+        let wrong = |refusal| Error::new(Kind::WrongSeller, url, refusal);
         let deadline = now.saturating_add(offer.max_timeout_secs());
         let permit = Permit {
             owner: self.address(),
             spender: PERMIT2,
-            value: U256::from(offer.amount().micro()),
+            value: U256::from(amount.micro()),
             nonce,
             deadline: U256::from(deadline),
         };
@@ -140,19 +163,32 @@ impl Buyer {
             .sign_hash_sync(&digest)
             .map_err(|e| Error::new(Kind::Usage, url, format!("cannot sign: {e}")))?;
         let text = |address: Address| address.to_checksum(None);
-        let info = json!({
+        let permission = json!({
             "from": text(self.address()),
             "asset": text(offer.asset()),
             "spender": text(PERMIT2),
-            "amount": offer.amount().micro().to_string(),
+            "amount": amount.micro().to_string(),
             "nonce": nonce.to_string(),
             "deadline": deadline.to_string(),
             "signature": format!("0x{}", hex::encode(signature.as_bytes())),
             "version": "1",
         });
-        if let Some(Value::Object(extensions)) = &mut payment.extensions {
-            extensions.insert(SPONSORING.to_owned(), json!({ "info": info }));
+        // Beside what the seller declared there: official servers refuse a payment that does not echo it.
+        let declared =
+            payment.extensions.as_mut().and_then(|extensions| extensions.get_mut(SPONSORING)?.as_object_mut());
+        let info = declared.and_then(|declared| declared.entry("info").or_insert_with(|| json!({})).as_object_mut());
+        let (Some(info), Value::Object(permission)) = (info, permission) else {
+            return Err(Error::new(Kind::BadAnswer, url, format!("its `{SPONSORING}` is no object")));
+        };
+        for (name, value) in permission {
+            info.entry(name).or_insert(value);
         }
-        Ok(payment)
+        Ok(())
     }
+}
+
+/// Whether a permission comes along with this payment: the token takes its payer's next one only after it.
+pub(super) fn is_sponsored(payment: &PaymentPayload) -> bool {
+    let info = payment.extensions.as_ref().and_then(|extensions| extensions.get(SPONSORING)?.get("info"));
+    info.is_some_and(|info| info.get("signature").is_some())
 }

@@ -616,15 +616,19 @@ async fn who_cannot_deposit_pays_by_exact() {
 const FACILITATOR_KEY: &str = "0xac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80";
 const RECEIVER_KEY: &str = "0x5de4111afa1a4b94908f83103eb1f1706367c2e68ca870fc3fb9a804cdab365a";
 
-pub async fn official_server() {
+pub async fn official_server(transfer: TransferMethod) {
     let chain = crate::chain::Chain::start().await;
-    chain.mint(chain.usdc, signer().address(), 1_000_000).await;
+    let (token, method) = match transfer {
+        TransferMethod::Eip3009 => (chain.usdc, "eip3009"),
+        TransferMethod::Permit2 => (chain.permit_token, "permit2"),
+    };
+    chain.mint(token, signer().address(), 1_000_000).await;
     assert_eq!(FACILITATOR_KEY.parse::<PrivateKeySigner>().unwrap().address(), RELAY);
     let receiver = RECEIVER_KEY.parse::<PrivateKeySigner>().unwrap().address();
     let mut server = Command::new("node")
         .current_dir(clients())
-        .args(["batch-server.mjs", &chain.url, &CHAIN_ID.to_string(), &chain.usdc.to_string()])
-        .args([RECEIVER_KEY, FACILITATOR_KEY, "1000"])
+        .args(["batch-server.mjs", &chain.url, &CHAIN_ID.to_string(), &token.to_string()])
+        .args([RECEIVER_KEY, FACILITATOR_KEY, "1000", method])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .kill_on_drop(true)
@@ -633,18 +637,18 @@ pub async fn official_server() {
     let mut said = BufReader::new(server.stdout.take().unwrap()).lines();
     let line: Value = serde_json::from_str(&said.next_line().await.unwrap().unwrap()).unwrap();
     let url = line["url"].as_str().unwrap().to_owned();
-    let buyer = buyer(chain.usdc, receiver);
+    let buyer = || buyer(token, receiver).with_chain(&chain.url).with_permit2();
+    let paying = buyer();
     let mut spent = Usdc(0);
     for cost in [1_000, 400, 250, 0, 1_000, 1_000, 1_000, 1_000, 1_000, 1_000, 1_000, 1_000, 1_000, 7] {
-        let paid = buyer.post_json(&url, &json!({ "cost": cost, "turn": spent.micro().to_string() })).await.unwrap();
+        let paid = paying.post_json(&url, &json!({ "cost": cost, "turn": spent.micro().to_string() })).await.unwrap();
         assert_eq!((paid.status.as_u16(), paid.spent), (200, Usdc(cost)));
         spent = spent.saturating_add(paid.spent);
     }
     // A buyer that lost its record is put right by the official server too.
-    let forgetful = self::buyer(chain.usdc, receiver);
-    let paid = forgetful.post_json(&url, &json!({ "cost": 300 })).await.unwrap();
+    let paid = buyer().post_json(&url, &json!({ "cost": 300 })).await.unwrap();
     spent = spent.saturating_add(paid.spent);
     server.stdin.as_mut().unwrap().write_all(b"claim\n").await.unwrap();
     let line = said.next_line().await.unwrap().unwrap();
-    assert_eq!(chain.balance(chain.usdc, receiver).await, spent, "{line}");
+    assert_eq!(chain.balance(token, receiver).await, spent, "{line}");
 }

@@ -3,10 +3,10 @@
 
 use crate::chain::{CHAIN_ID, Chain, TREASURY};
 use crate::market::Market;
-use crate::schemes::{agree, agree_with_ledger, clients, fund, payer, ts};
+use crate::schemes::{agree, agree_with_ledger, approve_permit2, clients, fund, payer, ts};
 use http::HeaderMap;
 use pay::Usdc;
-use pay::buyer::{Buyer, BuyerPolicy};
+use pay::buyer::{Buyer, BuyerPolicy, Schemes};
 use pay::facilitator::remote::Remote;
 use pay::seller::offers::TransferMethod;
 use serde_json::{Value, json};
@@ -151,6 +151,29 @@ async fn rs_ts_ts_exact() {
         assert_eq!(chain.balance(chain.usdc, TREASURY).await, Usdc(turn * PRICE));
     }
     assert_eq!((buyer.signed_total(), buyer.unresolved()), (Usdc(3 * PRICE), 0));
+}
+
+/// Our buyer by `upto`, with a permission (EIP-2612) beside each payment, then with an allowance: half of what it permits moves, and that counts once the chain tells it.
+#[tokio::test(flavor = "multi_thread")]
+async fn rs_ts_ts_upto() {
+    let chain = Chain::start().await;
+    chain.mint(chain.permit_token, payer().address(), 5_000_000).await;
+    let (_facilitator, at) = facilitator(&chain, "").await;
+    let (_server, url) = official_shop(&chain, &at, "upto").await;
+    let buyer = buyer(&chain, "upto").with_schemes(Schemes::Upto).with_permit2();
+    let url = format!("{url}/v1/infer");
+    for turn in 1..=3 {
+        if turn == 3 {
+            approve_permit2(&chain, chain.permit_token).await;
+        }
+        let paid = buyer.post_json(&url, &json!({ "turn": turn })).await.unwrap();
+        assert_eq!((paid.status.as_u16(), paid.spent), (200, Usdc(PRICE / 2)));
+        assert!(paid.payment.is_some_and(|payment| payment.success && payment.transaction.len() == 66));
+        assert_eq!(chain.balance(chain.permit_token, TREASURY).await, Usdc(turn * PRICE / 2));
+    }
+    assert_eq!((buyer.signed_total(), buyer.unresolved()), (Usdc(3 * PRICE), 0), "ceilings, until the chain is asked");
+    chain.rpc("anvil_mine", json!(["0xa"])).await;
+    assert_eq!((buyer.look_at_charges().await, buyer.signed_total()), (3, Usdc(3 * PRICE / 2)));
 }
 
 /// The same for a stream, which that middleware keeps until it has settled.

@@ -116,6 +116,8 @@ pub struct Desk {
     last: Option<Verified>,
     /// Room for a call that a stream's head does not know of yet.
     pub carry: bool,
+    /// It hands EIP-2612 permissions in; of tokens that are paid by Permit2.
+    pub takes_permits: bool,
     /// ERC-6492 factories that are called.
     pub factories: Vec<Address>,
     /// Permit2 nonces taken.
@@ -155,6 +157,7 @@ impl Market {
             held_after: u64::MAX,
             last: None,
             carry: true,
+            takes_permits: transfer == TransferMethod::Permit2,
             factories: Vec::new(),
             used: BTreeSet::new(),
         };
@@ -248,11 +251,11 @@ impl Inner {
         let is_stream = asked["stream"] == json!(true);
         let ceiling = price_up(max_tokens(&asked));
         let is_offered = |scheme: &str| self.schemes.contains(&scheme);
-        let carry = {
+        let (carry, takes_permits) = {
             let mut desk = self.desk.lock().unwrap();
             desk.asked += 1;
             desk.paid += u32::from(headers.contains_key(&PAYMENT_SIGNATURE));
-            if desk.carry { ceiling } else { Usdc::ZERO }
+            (if desk.carry { ceiling } else { Usdc::ZERO }, desk.takes_permits)
         };
         let resource = Resource {
             url: "/v1/chat/completions".into(),
@@ -272,7 +275,7 @@ impl Inner {
             facilitator: RELAY,
             channels: &self.terms,
             transfer: self.transfer,
-            takes_permits: self.transfer == TransferMethod::Permit2,
+            takes_permits,
         };
         let taken = self.seller.accept_any(&headers, &terms, &self.domain, wall());
         let identifier = taken.as_ref().ok().and_then(|taken| taken.identifier);

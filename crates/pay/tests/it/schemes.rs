@@ -1,12 +1,13 @@
 //! Every scheme by the official JavaScript client against our seller, on a real chain. Named by triple:
 //! client-server-facilitator; `rs` settles on anvil with the development contracts.
 
-use crate::chain::TREASURY;
+use crate::chain::{Chain, TREASURY};
 use crate::market::{Fails, Market};
 
+use alloy::primitives::Address;
 use alloy::signers::local::PrivateKeySigner;
 use pay::Usdc;
-use pay::buyer::{Buyer, BuyerPolicy, Fate, Kind};
+use pay::buyer::{Buyer, BuyerPolicy, ChannelPolicy, Fate, Kind, Schemes};
 use pay::seller::offers::TransferMethod;
 use serde_json::Value;
 use std::path::PathBuf;
@@ -254,10 +255,7 @@ async fn by_permit2(scheme: &'static str) {
     let mut spent = Usdc(0);
     for call in 0..4 {
         if call == 2 {
-            market.chain().rpc("anvil_setBalance", serde_json::json!([payer().address(), "0xde0b6b3a7640000"])).await;
-            let all = [crate::chain::word(pay::scheme::permit2::PERMIT2), alloy::primitives::U256::MAX];
-            let approve = crate::chain::call("approve(address,uint256)", &all);
-            assert!(market.chain().send(payer().address(), market.token(), &approve).await.1);
+            approve_permit2(market.chain(), market.token()).await;
         }
         let paid = buyer.post_json(&url, &question(&format!("{call}"))).await.unwrap();
         assert_eq!(paid.status.as_u16(), 200, "{}", String::from_utf8_lossy(&paid.body));
@@ -300,6 +298,121 @@ async fn rs_rs_rs_exact_permit2() {
     by_permit2("exact").await;
 }
 
+/// A token without EIP-3009: deposits by Permit2, with a permission (EIP-2612) beside each, then with an allowance. Topped up, asked about on the chain when the answer is lost, given back.
+#[tokio::test(flavor = "multi_thread")]
+async fn rs_rs_rs_batch_settlement_permit2() {
+    let market = Market::open(&["batch-settlement"], TransferMethod::Permit2).await;
+    fund(&market, 5_000_000).await;
+    let url = format!("{}/v1/chat/completions", market.url);
+    let buyer = channel_buyer(&market, 1).with_permit2();
+    let deposits = || market.with(|desk| desk.transactions.get("deposit").copied().unwrap_or_default());
+    let mut asked = 0;
+    while deposits() < 2 {
+        asked += 1;
+        let paid = buyer.post_json(&url, &question(&asked.to_string())).await.unwrap();
+        assert_eq!(paid.status.as_u16(), 200, "{}", String::from_utf8_lossy(&paid.body));
+    }
+    assert!(asked > 10 && market.with(|desk| desk.receipts.len()) == asked, "vouchers between them: {asked} calls");
+    assert_eq!(permissions(&market).await, 2);
+
+    // A deposit goes in and nobody hears of it: the next call looks, and puts nothing in.
+    let back = buyer.refund(&url).await.unwrap();
+    assert_eq!(
+        market.chain().balance(market.token(), payer().address()).await,
+        Usdc(5_000_000 - 20_000).saturating_add(back)
+    );
+    market.with(|desk| desk.hangs_after_deposit = true);
+    let lost = question("lost");
+    tokio::select! {
+        _ = buyer.post_json(&url, &lost) => panic!("the seller hangs"),
+        () = async { while market.with(|desk| desk.hangs_after_deposit) { tokio::task::yield_now().await } } => {}
+    }
+    assert_eq!((deposits(), buyer.left_in_channels()), (3, Usdc::ZERO), "nobody said that it is in");
+    buyer.post_json(&url, &question("found")).await.unwrap();
+    assert_eq!((deposits(), market.with(|desk| desk.corrected)), (3, 0));
+
+    // Two at once that both need a permission: the token takes one after the other.
+    let two = channel_buyer(&market, 3).with_permit2();
+    let (a, b) = (question("a"), question("b"));
+    let (asked, paid) = market.with(|desk| (desk.asked, desk.paid));
+    market.chain().rpc("evm_setAutomine", serde_json::json!([false])).await;
+    let (a, b, ()) = tokio::join!(two.post_json(&url, &a), two.post_json(&url, &b), async {
+        // Not mined before the other one has asked again, or paid.
+        while market.with(|desk| desk.asked < asked + 4 && desk.paid < paid + 2) {
+            tokio::task::yield_now().await;
+        }
+        market.chain().rpc("evm_setAutomine", serde_json::json!([true])).await;
+        market.chain().rpc("evm_mine", serde_json::json!([])).await;
+    });
+    assert_eq!((a.unwrap().status.as_u16(), b.unwrap().status.as_u16()), (200, 200));
+    let before = permissions(&market).await;
+    assert_eq!(before, u128::from(deposits()), "one with each deposit");
+
+    // Allowed once, nothing is signed beside a deposit.
+    approve_permit2(market.chain(), market.token()).await;
+    buyer.refund(&url).await.unwrap();
+    two.refund(&url).await.unwrap();
+    buyer.post_json(&url, &question("allowed")).await.unwrap();
+    assert_eq!((u128::from(deposits()), permissions(&market).await), (before + 1, before));
+    buyer.refund(&url).await.unwrap();
+    market.claim_and_settle().await;
+    agree_with_ledger(&market, 5_000_000).await;
+    assert_eq!(market.chain().balance(market.token(), pay::scheme::channel::BATCH_SETTLEMENT).await, Usdc::ZERO);
+}
+
+/// Neither an allowance nor a permission that somebody hands in: nothing is signed, and what to do is said. Without
+/// being told to, nothing is put in by Permit2 either.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deposit_that_permit2_could_not_take_is_not_signed() {
+    let market = Market::open(&["batch-settlement"], TransferMethod::Permit2).await;
+    fund(&market, 5_000_000).await;
+    let url = format!("{}/v1/chat/completions", market.url);
+    market.with(|desk| desk.takes_permits = false);
+    let only = channel_buyer(&market, 1).with_permit2();
+    let Schemes::Channel(policy) = channels(1) else { panic!() };
+    let or_exact = only.clone().with_channels(policy);
+    for buyer in [&only, &or_exact] {
+        let error = buyer.post_json(&url, &question("a")).await.unwrap_err();
+        assert_eq!((error.kind, buyer.signed_total()), (Kind::NoAllowance, Usdc(0)), "{error}");
+    }
+    let plain = channel_buyer(&market, 1);
+    assert_eq!(plain.post_json(&url, &question("a")).await.unwrap_err().kind, Kind::WrongSeller);
+    approve_permit2(market.chain(), market.token()).await;
+    assert_eq!(only.post_json(&url, &question("a")).await.unwrap().status.as_u16(), 200);
+}
+
+fn channels(slots: u8) -> Schemes {
+    let (deposit, deposit_max) = (Usdc(10_000), Usdc(100_000));
+    let withdraw_delay_secs_max = 86_400;
+    Schemes::Channel(ChannelPolicy {
+        deposit,
+        deposit_calls: 1,
+        deposit_max,
+        withdraw_delay_secs_max,
+        slots,
+        lane: slots,
+    })
+}
+
+fn channel_buyer(market: &Market, slots: u8) -> Buyer {
+    let policy = BuyerPolicy { max_total: Usdc(1_000_000), ..our_buyer(market).policy().clone() };
+    Buyer::new(net::Client::new(), payer(), policy).with_chain(&market.chain().url).with_schemes(channels(slots))
+}
+
+/// EIP-2612 permissions of the payer's that the token took.
+async fn permissions(market: &Market) -> u128 {
+    let nonces = crate::chain::call("nonces(address)", &[crate::chain::word(payer().address())]);
+    market.chain().number(market.token(), &nonces).await
+}
+
+/// Lets Permit2 spend all of the payer's.
+pub async fn approve_permit2(chain: &Chain, token: Address) {
+    chain.rpc("anvil_setBalance", serde_json::json!([payer().address(), "0xde0b6b3a7640000"])).await;
+    let all = [crate::chain::word(pay::scheme::permit2::PERMIT2), alloy::primitives::U256::MAX];
+    let approve = crate::chain::call("approve(address,uint256)", &all);
+    assert!(chain.send(payer().address(), token, &approve).await.1);
+}
+
 /// The chain tells what became of a payment by Permit2 whose answer never came: unspent until it has expired it is unknown.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_payment_by_permit2_that_is_out_is_asked_about() {
@@ -334,7 +447,7 @@ async fn a_permission_that_was_never_used_leaves_its_room() {
     let buyer = Buyer::new(net::Client::new(), payer(), policy)
         .with_chain(&chain.url)
         .with_permit2()
-        .with_schemes(pay::buyer::Schemes::Upto)
+        .with_schemes(Schemes::Upto)
         .with_clock(std::sync::Arc::new(move || reader.load(std::sync::atomic::Ordering::Relaxed)));
     market.with(|desk| desk.fails = Some(Fails::BeforeSettlement));
     assert_eq!(buyer.post_json(&url, &question("in vain")).await.unwrap().status.as_u16(), 500);
@@ -351,5 +464,11 @@ async fn a_permission_that_was_never_used_leaves_its_room() {
 /// Our buyer at the official Express middleware with the official facilitator, metered, topped up, claimed by it.
 #[tokio::test(flavor = "multi_thread")]
 async fn rs_ts_ts_batch_settlement() {
-    crate::channels::official_server().await;
+    crate::channels::official_server(TransferMethod::Eip3009).await;
+}
+
+/// Our buyer in a token without EIP-3009: deposits by Permit2, with a permission (EIP-2612) beside each.
+#[tokio::test(flavor = "multi_thread")]
+async fn rs_ts_ts_batch_settlement_permit2() {
+    crate::channels::official_server(TransferMethod::Permit2).await;
 }

@@ -89,7 +89,8 @@ impl Scheme {
             None => buyer.with_schemes(Schemes::ChannelElseExact(channels)).with_permit2(),
             Some(Self::Exact) => buyer.with_schemes(Schemes::Exact).with_exact_by_permit2(),
             Some(Self::Upto) => buyer.with_schemes(Schemes::Upto).with_permit2(),
-            Some(Self::BatchSettlement) => buyer.with_schemes(Schemes::Channel(channels)),
+            // By Permit2 the deposits into channels of tokens without EIP-3009.
+            Some(Self::BatchSettlement) => buyer.with_schemes(Schemes::Channel(channels)).with_permit2(),
         }
     }
 }

@@ -3,7 +3,7 @@
 //! in `life.rs`.
 
 use super::facilitator::chain::{CHAIN_ID, Chain, word};
-use super::stub::{Does, code};
+use super::stub::code;
 use super::world::{get_json, program};
 use alloy::primitives::{Address, U256, keccak256};
 use alloy::signers::local::PrivateKeySigner;
@@ -130,14 +130,14 @@ impl Place {
         birth.options.identity = registry;
         let state = OnChain { operator: TREASURY, activeLease: U256::from(1), ..OnChain::default() };
         let treasury = code(&[
-            (Treasury::standingCall::SELECTOR, Does::Returns(Treasury::standingCall::abi_encode_returns(&standing))),
-            (Treasury::birthOfCall::SELECTOR, Does::Returns(Treasury::birthOfCall::abi_encode_returns(&birth))),
-            (Treasury::stateCall::SELECTOR, Does::Returns(Treasury::stateCall::abi_encode_returns(&state))),
+            (Treasury::standingCall::SELECTOR, Treasury::standingCall::abi_encode_returns(&standing)),
+            (Treasury::birthOfCall::SELECTOR, Treasury::birthOfCall::abi_encode_returns(&birth)),
+            (Treasury::stateCall::SELECTOR, Treasury::stateCall::abi_encode_returns(&state)),
         ]);
         self.chain.rpc("anvil_setCode", json!([TREASURY, treasury])).await;
         let lease = Lease { endpoint: self.url.clone(), ..Lease::default() };
         let lease = LeaseMarket::leaseOfCall::abi_encode_returns(&lease);
-        let market = code(&[(LeaseMarket::leaseOfCall::SELECTOR, Does::Returns(lease))]);
+        let market = code(&[(LeaseMarket::leaseOfCall::SELECTOR, lease)]);
         self.chain.rpc("anvil_setCode", json!([MARKET, market])).await;
     }
 

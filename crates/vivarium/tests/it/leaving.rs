@@ -1,16 +1,18 @@
 //! `vivarium proxy --withdraw`: a customer's money out of its channels when its agent is gone, on a development chain.
 
 use super::facilitator::chain::{CHAIN_ID, Chain, RELAY, TREASURY};
-use super::stub::{Does, code};
+use super::stub::code;
 use super::world::program;
-use alloy::primitives::{Address, keccak256};
+use alloy::primitives::{Address, B256, keccak256};
 use alloy::signers::local::PrivateKeySigner;
 use alloy::sol_types::SolCall;
 use axum::Router;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use chain::bindings::{BatchSettlement, Birth, Standing, State as OnChain, Treasury};
+use chain::bindings::{Addresses, Birth, Offer, Policy, Standing, State as OnChain, Timers, Treasury};
+use chain::deploy::{MarketParams, deploy};
+use chain::{market, treasury, usdc};
 use pay::Usdc;
 use pay::buyer::{Buyer, BuyerPolicy, ChannelPolicy, Schemes};
 use pay::scheme::channel::facilitator::deposit_call;
@@ -31,24 +33,46 @@ const DELAY_SECS: u64 = 900;
 const MINTED: u128 = 1_000_000;
 /// Ceiling of a call.
 const PRICE: u128 = 1_000;
+/// How long the agent of the real contracts may live, and how long it ends.
+const MANDATE_SECS: u64 = 300;
+const REFUND_WINDOW_SECS: u32 = 900;
 
 fn customer() -> PrivateKeySigner {
     PrivateKeySigner::from_bytes(&keccak256(b"a customer who leaves")).unwrap()
 }
 
-/// A STAND-IN for an agent that sells by channels: it puts deposits in, charges nothing, and then is gone.
-struct Shop {
+/// A STAND-IN for an agent that sells by channels: it puts deposits in, and charges nothing.
+pub struct Shop {
     chain: Arc<Chain>,
     offer: PaymentRequirements,
 }
 
+/// Who sold, and the token that it took.
+#[derive(Clone, Copy)]
+pub struct Agent {
+    pub treasury: Address,
+    pub token: Address,
+}
+
+impl Agent {
+    /// At an address without code.
+    fn nobody(chain: &Chain) -> Self {
+        Self { treasury: TREASURY, token: chain.usdc }
+    }
+}
+
 impl Shop {
-    async fn open(chain: &Arc<Chain>) -> (String, tokio::task::JoinHandle<()>) {
-        let extra = json!({
-            "name": "USD Coin", "version": "2", "receiverAuthorizer": TREASURY, "withdrawDelay": DELAY_SECS,
+    /// Takes deposits by Permit2 in the tests' token without EIP-3009.
+    pub async fn open(chain: &Arc<Chain>, agent: Agent) -> (String, tokio::task::JoinHandle<()>) {
+        let mut extra = json!({
+            "name": "USD Coin", "version": "2", "receiverAuthorizer": agent.treasury, "withdrawDelay": DELAY_SECS,
         });
+        if agent.token == chain.permit_token {
+            (extra["name"], extra["version"]) = ("Test Dollar".into(), "1".into());
+            extra["assetTransferMethod"] = "permit2".into();
+        }
         let kind = ("batch-settlement", &*format!("eip155:{CHAIN_ID}"));
-        let offer = PaymentRequirements::new(kind, Usdc(PRICE), (chain.usdc, TREASURY), 300, extra);
+        let offer = PaymentRequirements::new(kind, Usdc(PRICE), (agent.token, agent.treasury), 300, extra);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let app = Router::new().fallback(answer).with_state(Arc::new(Self { chain: chain.clone(), offer }));
@@ -56,10 +80,14 @@ impl Shop {
     }
 }
 
-async fn answer(State(shop): State<Arc<Shop>>, headers: HeaderMap) -> Response {
+async fn answer(State(shop): State<Arc<Shop>>, uri: Uri, headers: HeaderMap) -> Response {
+    if uri.path() == "/v1/models" {
+        return axum::Json(json!({ "data": [{ "id": "m" }] })).into_response();
+    }
     let Some(payment) = headers.get(PAYMENT_SIGNATURE) else {
         let resource = Resource { url: "/".into(), description: "an answer".into(), mime_type: "text/plain".into() };
-        let asks = PaymentRequired::new("Payment required", &resource, vec![shop.offer.clone()]);
+        let mut asks = PaymentRequired::new("Payment required", &resource, vec![shop.offer.clone()]);
+        asks.extensions = Some(json!({ "eip2612GasSponsoring": { "info": { "version": "1" } } }));
         return (StatusCode::PAYMENT_REQUIRED, [(PAYMENT_REQUIRED, asks.to_header())]).into_response();
     };
     let payment = PaymentPayload::from_header(payment.to_str().unwrap()).unwrap();
@@ -85,12 +113,13 @@ async fn answer(State(shop): State<Arc<Shop>>, headers: HeaderMap) -> Response {
 }
 
 /// Pays two calls of the shop from a channel, by the record that `vivarium proxy` keeps; then the shop is gone.
-async fn buys_and_is_left(chain: &Arc<Chain>, dir: &Path) -> Usdc {
-    let (url, shop) = Shop::open(chain).await;
+async fn buys_and_is_left(chain: &Arc<Chain>, agent: Agent, dir: &Path) -> Usdc {
+    chain.mint(agent.token, customer().address(), MINTED).await;
+    let (url, shop) = Shop::open(chain, agent).await;
     let policy = BuyerPolicy {
         network: format!("eip155:{CHAIN_ID}"),
-        asset: chain.usdc,
-        pay_to: TREASURY,
+        asset: agent.token,
+        pay_to: agent.treasury,
         max_per_call: Usdc(10 * PRICE),
         max_total: Usdc(MINTED),
     };
@@ -119,12 +148,12 @@ async fn buys_and_is_left(chain: &Arc<Chain>, dir: &Path) -> Usdc {
 }
 
 /// The files of a world whose agent is gone: nothing answers where it was.
-fn world(chain: &Chain, dir: &Path) {
+fn world(chain: &Chain, agent: Agent, dir: &Path) {
     let key_file = dir.join("customer.key");
     std::fs::write(&key_file, format!("# a development key\n{}\n", customer().to_bytes())).unwrap();
     let nobody = Address::repeat_byte(1);
     let world = json!({
-        "version": 1, "rpc_url": chain.url, "chain_id": CHAIN_ID, "usdc": chain.usdc, "treasury": TREASURY,
+        "version": 1, "rpc_url": chain.url, "chain_id": CHAIN_ID, "usdc": agent.token, "treasury": agent.treasury,
         "lease_market": nobody, "channel": BATCH_SETTLEMENT,
         "agent": { "url": null, "operator": null, "epoch": 1, "pid": null },
         "providers": [], "stewards": [],
@@ -151,9 +180,9 @@ async fn told(dir: &Path) -> Vec<Value> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_customer_takes_its_money_out_when_the_agent_is_gone() {
     let (chain, dir) = (Arc::new(Chain::start().await), tempfile::tempdir().unwrap());
-    chain.mint(chain.usdc, customer().address(), MINTED).await;
-    let locked = buys_and_is_left(&chain, dir.path()).await;
-    world(&chain, dir.path());
+    let gone = Agent::nobody(&chain);
+    let locked = buys_and_is_left(&chain, gone, dir.path()).await;
+    world(&chain, gone, dir.path());
     let has = async || chain.balance(chain.usdc, customer().address()).await;
     assert_eq!(has().await.saturating_add(locked), Usdc(MINTED));
 
@@ -190,57 +219,165 @@ async fn a_customer_takes_its_money_out_when_the_agent_is_gone() {
     assert!(String::from_utf8_lossy(&out.stdout).contains("nothing lies in the channels of"));
 }
 
-/// A STAND-IN for a treasury that ends: what it says, and what a refund does.
-async fn ends(chain: &Chain, (wind_down_at, window): (u64, u32), refunds_open: bool, refund: Does) {
-    let state = OnChain { stage: 3, windDownAt: wind_down_at, ..OnChain::default() };
-    let standing = Standing { refundsOpen: refunds_open, ..Standing::default() };
-    let mut birth = Birth::default();
-    birth.timers.refundWindow = window;
-    let treasury = code(&[
-        (Treasury::stateCall::SELECTOR, Does::Returns(Treasury::stateCall::abi_encode_returns(&state))),
-        (Treasury::standingCall::SELECTOR, Does::Returns(Treasury::standingCall::abi_encode_returns(&standing))),
-        (Treasury::birthOfCall::SELECTOR, Does::Returns(Treasury::birthOfCall::abi_encode_returns(&birth))),
-        (Treasury::refundChannelCall::SELECTOR, refund),
-    ]);
-    chain.rpc("anvil_setCode", json!([TREASURY, treasury])).await;
+/// A receiver that says it refunds, takes the call and gives nothing: the contract's own way is begun in the same run.
+/// So it is where one says that it refunds and does not take the call.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_looks_like_a_refund_is_not_believed() {
+    for (refund, stage) in [(Some(Vec::new()), 3), (None, 3), (Some(Vec::new()), 1)] {
+        let (chain, dir) = (Arc::new(Chain::start().await), tempfile::tempdir().unwrap());
+        let gone = Agent::nobody(&chain);
+        let locked = buys_and_is_left(&chain, gone, dir.path()).await;
+        world(&chain, gone, dir.path());
+        chain.rpc("anvil_setBalance", json!([customer().address(), "0xde0b6b3a7640000"])).await;
+        ends(&chain, stage, refund).await;
+        let now = now(&chain).await;
+        let begun = told(dir.path()).await;
+        let amount = json!(locked.micro().to_string());
+        assert_eq!(
+            (begun.len(), &begun[0]["step"], &begun[0]["amount_uusdc"]),
+            (1, &json!("begun"), &amount),
+            "{begun:?}"
+        );
+        assert!(begun[0]["ready_at"].as_u64().unwrap() >= now + DELAY_SECS, "{begun:?}");
+        assert!(begun[0]["refunds_at"].is_null(), "{begun:?}");
+    }
 }
 
-/// The refund phase is quicker than the contract's delay, and is taken while it is open; what only looks like one is not
-/// believed.
+async fn now(chain: &Chain) -> u64 {
+    let block = chain.rpc("eth_getBlockByNumber", json!(["latest", false])).await;
+    u64::from_str_radix(block["timestamp"].as_str().unwrap().trim_start_matches("0x"), 16).unwrap()
+}
+
+/// A STAND-IN for a treasury whose stewards opened refunds: what it says of itself, and what a refund does; `None`: it
+/// reverts.
+async fn ends(chain: &Chain, stage: u8, refund: Option<Vec<u8>>) {
+    let state = OnChain { stage, ..OnChain::default() };
+    let standing = Standing { refundsOpen: true, ..Standing::default() };
+    let birth = Birth::default();
+    let mut says = vec![
+        (Treasury::stateCall::SELECTOR, Treasury::stateCall::abi_encode_returns(&state)),
+        (Treasury::standingCall::SELECTOR, Treasury::standingCall::abi_encode_returns(&standing)),
+        (Treasury::birthOfCall::SELECTOR, Treasury::birthOfCall::abi_encode_returns(&birth)),
+    ];
+    says.extend(refund.map(|refund| (Treasury::refundChannelCall::SELECTOR, refund)));
+    chain.rpc("anvil_setCode", json!([TREASURY, code(&says)])).await;
+}
+
+/// The contracts themselves: the mandate is over and anybody winds the treasury down. Its first third is for claims,
+/// and then the customer's money comes at once, sooner than by the channel contract's delay.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_customer_is_refunded_by_a_treasury_that_ends() {
     let (chain, dir) = (Arc::new(Chain::start().await), tempfile::tempdir().unwrap());
-    chain.mint(chain.usdc, customer().address(), MINTED).await;
-    let locked = buys_and_is_left(&chain, dir.path()).await;
-    world(&chain, dir.path());
+    let agent = lives(&chain).await;
+    let locked = buys_and_is_left(&chain, agent, dir.path()).await;
+    world(&chain, agent, dir.path());
     chain.rpc("anvil_setBalance", json!([customer().address(), "0xde0b6b3a7640000"])).await;
-    let block = chain.rpc("eth_getBlockByNumber", json!(["latest", false])).await;
-    let now = u64::from_str_radix(block["timestamp"].as_str().unwrap().trim_start_matches("0x"), 16).unwrap();
     let amount = json!(locked.micro().to_string());
 
-    // It takes the call and gives nothing: the contract's own way is begun in the same run.
-    ends(&chain, (now, 900), true, Does::Returns(Vec::new())).await;
+    // It lives, and says so: the contract's own way is begun.
     let begun = told(dir.path()).await;
-    assert_eq!((begun.len(), &begun[0]["step"], &begun[0]["amount_uusdc"]), (1, &json!("begun"), &amount), "{begun:?}");
-    assert!(
-        begun[0]["ready_at"].as_u64().unwrap() >= now + DELAY_SECS && begun[0]["refunds_at"].is_null(),
-        "{begun:?}"
-    );
+    assert_eq!((&begun[0]["step"], &begun[0]["amount_uusdc"]), (&json!("begun"), &amount), "{begun:?}");
+    assert!(begun[0]["refunds_at"].is_null(), "{begun:?}");
 
-    // Its time for claims is not over: it is told when that will be, and nothing is sent.
-    let refund = || Does::Calls(BATCH_SETTLEMENT, BatchSettlement::refundCall::SELECTOR);
-    ends(&chain, (now, 900), false, refund()).await;
+    // It ends. Its time for claims is not over: it is told when that will be, and nothing is sent.
+    passes(&chain, MANDATE_SECS + 1).await;
+    assert!(chain.send(RELAY, agent.treasury, &treasury::calls::wind_down()).await.1, "anybody may end it");
+    let ended_at = now(&chain).await;
+    let refunds_at = ended_at + u64::from(REFUND_WINDOW_SECS) / 3;
     let waits = told(dir.path()).await;
-    assert_eq!((&waits[0]["step"], &waits[0]["refunds_at"]), (&json!("waits"), &json!(now + 300)), "{waits:?}");
+    assert_eq!((&waits[0]["step"], &waits[0]["refunds_at"]), (&json!("waits"), &json!(refunds_at)), "{waits:?}");
     let out = withdraw(dir.path(), &[]).await;
     let said = String::from_utf8_lossy(&out.stdout).into_owned();
-    assert!(said.contains(&format!("from chain time {} on, `vivarium proxy --withdraw`", now + 300)), "{said}");
+    assert!(said.contains(&format!("from chain time {refunds_at} on, `vivarium proxy --withdraw`")), "{said}");
+    assert_eq!(chain.balance(agent.token, customer().address()).await.saturating_add(locked), Usdc(MINTED));
 
-    chain.rpc("evm_increaseTime", json!([300])).await;
-    chain.rpc("evm_mine", json!([])).await;
+    passes(&chain, refunds_at - now(&chain).await).await;
     let refunded = told(dir.path()).await;
     assert_eq!((&refunded[0]["step"], &refunded[0]["amount_uusdc"]), (&json!("refunded"), &amount), "{refunded:?}");
     assert!(refunded[0]["transaction"].is_string() && refunded[0]["ready_at"].is_null(), "{refunded:?}");
-    assert_eq!(chain.balance(chain.usdc, customer().address()).await, Usdc(MINTED), "all of it is back");
+    assert_eq!(chain.balance(agent.token, customer().address()).await, Usdc(MINTED), "all of it is back");
     assert_eq!(told(dir.path()).await, Vec::<Value>::new(), "nothing is left");
+}
+
+async fn passes(chain: &Chain, secs: u64) {
+    chain.rpc("evm_increaseTime", json!([secs])).await;
+    chain.rpc("evm_mine", json!([])).await;
+}
+
+/// An agent of the real contracts on its first host, without a process. Its mandate ends before a channel's delay
+/// would.
+async fn lives(chain: &Chain) -> Agent {
+    let on = ::chain::Chain::connect(&chain.url, CHAIN_ID).unwrap();
+    let [creator, provider, node] =
+        ["a creator", "a provider", "a node"].map(|name| PrivateKeySigner::from_bytes(&keccak256(name)).unwrap());
+    for account in [&creator, &provider, &node] {
+        chain.rpc("anvil_setBalance", json!([account.address(), "0x8ac7230489e80000"])).await;
+    }
+    let (creator, provider, node) = (creator, provider.address(), node.address());
+    let terms = MarketParams { stake_min: MINTED, ready_within: 45, grace: 34, drop_after: 40_000 };
+    let Addresses { usdc, market: at, factory } = deploy(&on, &creator, terms).await.unwrap();
+    let send = async |from: Address, to: Address, data: alloy::primitives::Bytes| {
+        assert!(chain.send(from, to, &data).await.1, "{from} to {to}: {}", hex::encode(&data[..4]));
+    };
+    let offer = Offer {
+        provider: Address::ZERO,
+        priceE6: 3_000_000_000,
+        capacity: 1,
+        used: 0,
+        minTerm: 30,
+        maxTerm: 900,
+        memoryMiB: 512,
+        milliCpu: 1_000,
+        usePolicy: B256::ZERO,
+        endpoint: "http://127.0.0.1:1".into(),
+        abuseContact: "abuse@example.org".into(),
+    };
+    chain.mint(usdc, provider, MINTED).await;
+    send(provider, usdc, usdc::calls::approve(at, MINTED)).await;
+    send(provider, at, market::calls::register(MINTED)).await;
+    send(provider, at, market::calls::post_offer(&offer)).await;
+
+    let mut birth = Birth {
+        creator: creator.address(),
+        token: usdc,
+        market: at,
+        beneficiary: creator.address(),
+        stewards: vec![Address::repeat_byte(0x51), Address::repeat_byte(0x52)],
+        threshold: 2,
+        codeHash: B256::repeat_byte(0xc0),
+        manifest: B256::repeat_byte(0x3a),
+        mandateUntil: now(chain).await + MANDATE_SECS,
+        policy: Policy {
+            dayLimit: 50_000_000,
+            priceE6Max: 5_000_000_000,
+            termMax: 600,
+            prepayMax: 40,
+            gasDayMax: 1,
+            gasTarget: 1,
+            starveFloor: 1_000,
+        },
+        timers: Timers {
+            day: 20,
+            heartbeatEvery: 3,
+            fence: 8,
+            answerTime: 12,
+            handoverNotice: 3,
+            restoreTimeout: 20,
+            silence: 26,
+            starveTimeout: 15,
+            activateWithin: 90,
+            refundWindow: REFUND_WINDOW_SECS,
+        },
+        ..Birth::default()
+    };
+    birth.options.channels = BATCH_SETTLEMENT;
+    birth.options.withdrawDelay = u32::try_from(DELAY_SECS).unwrap();
+    let addresses = Addresses { usdc, market: at, factory };
+    let treasury = treasury::predict(&on, &addresses, &birth).await.unwrap();
+    send(creator.address(), factory, treasury::calls::create(&birth)).await;
+    chain.mint(usdc, treasury, 20_000_000).await;
+    send(creator.address(), treasury, treasury::calls::birth_rent(1, 600, 100_000)).await;
+    send(provider, at, market::calls::ready(1, node, "http://127.0.0.1:2", B256::ZERO)).await;
+    send(creator.address(), treasury, treasury::calls::activate(1)).await;
+    Agent { treasury, token: usdc }
 }

@@ -2,6 +2,7 @@
 
 mod bench;
 mod crashes;
+mod deposits;
 mod disturbed;
 mod drain;
 mod facilitator;

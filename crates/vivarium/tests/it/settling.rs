@@ -30,6 +30,8 @@ const KEPT: &str = "Say it once.";
 const SECOND_SEED: u32 = 100_000_000;
 /// What a million stored bytes cost at the second agent's.
 const STORAGE: u64 = 100_000_000;
+/// The longest answer that the Python client asks for.
+const PYTHON_TOKENS: u32 = 16;
 /// Above this a payment to the second agent must be under so many blocks: a stored answer costs more, another less.
 const FINAL_ABOVE_UUSDC: u32 = 5_000;
 const FINAL_BLOCKS: u32 = 4;
@@ -62,6 +64,8 @@ fn payments_are_settled_after_they_were_served_and_by_anothers_facilitator() {
     one_proxy_a_key(&world);
     ts_rs_rs_batch_settlement_streamed(&world, &town, &mut sales);
     py_rs_rs_exact(&mut world, &town, &mut sales);
+    py_rs_rs_upto_streamed(&mut world, &town, &mut sales);
+    upto_by_ask_and_proxy(&world, &town, &customer, &mut sales);
     balanced(&mut world, agent["url"].as_str().expect("a URL"), sales.sum);
     hung_up(&mut world, &town);
     anothers_facilitator(&mut world, &town, &customer);
@@ -239,23 +243,81 @@ fn ts_rs_rs_batch_settlement_streamed(world: &World, town: &Town, sales: &mut Sa
 
 /// Plain and streamed; from the second call on settled after it was served.
 fn py_rs_rs_exact(world: &mut World, town: &Town, sales: &mut Sales) {
-    let python = project().join(".vivarium/python/bin/python");
-    assert!(python.is_file(), ".vivarium/python is missing: `cargo xtask setup` makes it");
     let payer = town.stranger("writes Python");
-    let rpc = world.world()["rpc_url"].as_str().expect("a URL").to_owned();
     for mode in ["plain", "stream"] {
-        let out = Command::new(&python)
-            .args(["schemes.py", &url_of(world), &payer.to_bytes().to_string(), "2", mode, "exact", &rpc])
-            .current_dir(project().join("tests/clients"))
-            .output()
-            .expect("python starts");
-        let text = String::from_utf8_lossy(&out.stdout);
-        assert!(out.status.success(), "{text} {}", String::from_utf8_lossy(&out.stderr));
-        assert_eq!(text.lines().count(), 2, "{text}");
+        python(world, &payer, mode, "exact");
     }
     // Known payers are settled after they were served.
     let paid = world.until("Python's payments", |_| Some(town.of_payer(&payer)).filter(|paid| paid.len() == 4));
     sales.sum += paid.iter().map(|paid| paid.amount).sum::<u128>();
+}
+
+/// Streams, each settled before its last byte; a token without EIP-2612, so Permit2 is allowed once.
+fn py_rs_rs_upto_streamed(world: &mut World, town: &Town, sales: &mut Sales) {
+    let payer = town.stranger("streams by upto");
+    town.lets_permit2_spend(&payer);
+    let ceiling = town.ceiling(&url_of(world), "question 0", PYTHON_TOKENS);
+    let mut charged = Vec::new();
+    for line in python(world, &payer, "stream", "upto") {
+        charged.push(line["charged"].as_str().and_then(|n| n.parse::<u128>().ok()).unwrap_or_else(|| panic!("{line}")));
+    }
+    let paid: Vec<u128> = town.of_payer(&payer).iter().map(|paid| paid.amount).collect();
+    assert_eq!(paid, charged, "the ends of the streams and the chain");
+    assert!(paid.iter().all(|amount| *amount <= ceiling), "{paid:?} of {ceiling} each");
+    sales.sum += paid.iter().sum::<u128>();
+}
+
+/// The official Python client, two calls; the lines it printed.
+fn python(world: &World, payer: &PrivateKeySigner, mode: &str, scheme: &str) -> Vec<Value> {
+    let python = project().join(".vivarium/python/bin/python");
+    assert!(python.is_file(), ".vivarium/python is missing: `cargo xtask setup` makes it");
+    let rpc = world.world()["rpc_url"].as_str().expect("a URL").to_owned();
+    let out = Command::new(&python)
+        .args(["schemes.py", &url_of(world), &payer.to_bytes().to_string(), "2", mode, scheme, &rpc])
+        .current_dir(project().join("tests/clients"))
+        .output()
+        .expect("python starts");
+    let text = String::from_utf8_lossy(&out.stdout);
+    assert!(out.status.success(), "{text} {}", String::from_utf8_lossy(&out.stderr));
+    assert_eq!(text.lines().count(), 2, "{text}");
+    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e} in {line}"))).collect()
+}
+
+/// `vivarium ask` and `vivarium proxy` by `upto` and nothing else: what they say, the receipt and the chain are one sum,
+/// below what was permitted.
+fn upto_by_ask_and_proxy(world: &World, town: &Town, customer: &PrivateKeySigner, sales: &mut Sales) {
+    town.lets_permit2_spend(customer);
+    let url = url_of(world);
+    // So many that the longest answer costs several times the least price of a call.
+    let price = &get_json(&format!("{url}/status")).expect("a status")["price"];
+    let of = |name: &str| price[name].as_str().and_then(|n| n.parse::<u64>().ok()).expect("a number");
+    let tokens = (4_000_000 * of("call_uusdc")).div_ceil(of("mtok_completion_uusdc"));
+    let tokens = u32::try_from(tokens).expect("a number of tokens");
+    let mut moved = |said: u128, request: &Value, question: &str| {
+        let receipt = format!("{url}/receipts/{}", request.as_str().expect("a request"));
+        let receipt = get_json(&receipt).unwrap_or_else(|| panic!("no {receipt}"));
+        let transaction: B256 = receipt["transaction"].as_str().and_then(|tx| tx.parse().ok()).expect("a settlement");
+        let paid = town.of_payer(customer);
+        let on_chain = paid.iter().find(|paid| paid.tx == transaction).expect("a transfer to the treasury").amount;
+        assert_eq!((said, &receipt["amount_uusdc"]), (on_chain, &json!(on_chain.to_string())), "{receipt}");
+        let ceiling = town.ceiling(&url, question, tokens);
+        assert!(on_chain < ceiling, "{on_chain} of {ceiling}: {receipt}");
+        sales.sum += on_chain;
+    };
+    let question = "Say hello.";
+    let told = world.ask(&["--scheme", "upto", "--max-tokens", &tokens.to_string(), question]).expect("an answer");
+    assert_eq!(told["scheme"], "upto", "{told}");
+    let spent = told["spent_uusdc"].as_str().and_then(|n| n.parse().ok()).expect("a number");
+    moved(spent, &told["request_id"], question);
+
+    let (mut proxy, base_url) = world::proxy(&world.data_dir(), &["--budget", "1/day", "--scheme", "upto"]);
+    let question = "Hello.";
+    let said = town.asks_free(base_url.strip_suffix("/v1").expect("its form"), question, tokens);
+    assert_eq!((said.status, &said.body["payment"]["success"]), (200, &json!(true)), "{}", said.body);
+    let spent = said.body["payment"]["amount"].as_str().and_then(|n| n.parse().ok()).expect("a number");
+    moved(spent, &said.body["x402"]["request"], question);
+    signal(proxy.id(), "TERM");
+    proxy.wait().expect("it ends");
 }
 
 /// Whoever is gone before its answer has its money back, without asking.

@@ -2,22 +2,26 @@
 //!
 //! What a header may hold, a flood of one request, and a relay without gas, without a world of processes.
 
+mod another;
+
 use super::served;
 use crate::answers::Answers;
 use crate::api::router;
+use crate::authorization::{AuthorizationUsed, Transfer};
 use crate::context::{self, Context};
 use crate::fence::boottime_ms;
 use crate::live::Live;
 use crate::main_loop::{Event, Node};
 use crate::memory::KeyRing;
 use crate::permit2::Support;
+use crate::settle::Settlement;
 use crate::shared::{Engine, Role, Shared};
 use crate::watch::News;
-use ::chain::bindings::TestUSDC;
+use ::chain::bindings::{TestUSDC, Treasury};
 use alloy::primitives::{Address, B256, Bytes, U256, keccak256};
 use alloy::rpc::types::{Block, Transaction};
 use alloy::signers::local::PrivateKeySigner;
-use alloy::sol_types::SolCall;
+use alloy::sol_types::{SolCall, SolEvent};
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::{Json, Router, routing::post};
@@ -25,6 +29,7 @@ use economy::Price;
 use futures::future::join_all;
 use infer::wire::{self, FromEngine, Hello, ToEngine};
 use infer::{ChatTemplate, EngineClient, EngineConfig, Finish};
+use pay::book::UnpaidWhy;
 use pay::facilitator::remote::Remote;
 use pay::receipt::{PaidBy, SignedReceipt};
 use pay::scheme::channel::facilitator::state_calls;
@@ -38,9 +43,9 @@ use pay::wire::{
     PAYMENT_REQUIRED, PAYMENT_RESPONSE, PAYMENT_SIGNATURE, PaymentPayload, PaymentRequired, PaymentRequirements,
     decode_header, encode_header,
 };
-use pay::{Reason, TransferMethod, Usdc};
+use pay::{Reason, RequestId, TransferMethod, Usdc};
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -116,6 +121,7 @@ impl Shop {
                     Event::Ask(ask) => node.on_ask(*ask).unwrap(),
                     Event::Durable(durable) => node.on_durable(durable.unwrap()).unwrap(),
                     Event::ChannelRead(read) => node.on_channel_read(*read).unwrap(),
+                    Event::Settled { request, settlement } => node.on_settled(request, settlement).unwrap(),
                     Event::Stop => return,
                     _ => {}
                 }
@@ -223,11 +229,25 @@ struct Land {
     contracts: Mutex<BTreeSet<Address>>,
     /// What is simulated reverts.
     refuses: AtomicBool,
+    /// All nonces of Permit2 are, and paid nothing here.
+    spent: AtomicBool,
     /// Transactions that somebody was about to send: refused, since what they would do is just being done by others.
     /// Nothing is empty any more then.
     about_to_be_sent: AtomicU32,
     /// Of a channel's deposit that was mined.
     deposited: Mutex<Option<(B256, ChannelId)>>,
+    /// EIP-3009 authorisations that the token took, by their nonce, and one that it takes once the relay is about to send.
+    taken: Mutex<BTreeMap<B256, Taken>>,
+    taken_meanwhile: Mutex<Option<(B256, Taken)>>,
+}
+
+/// What an authorisation moved to the treasury.
+#[derive(Clone, Copy, Debug)]
+struct Taken {
+    tx: B256,
+    payer: Address,
+    token: Address,
+    amount: Usdc,
 }
 
 impl Land {
@@ -248,8 +268,10 @@ impl Land {
             Some("eth_estimateGas") => {
                 self.about_to_be_sent.fetch_add(1, Ordering::SeqCst);
                 self.empty.lock().unwrap().clear();
+                self.taken.lock().unwrap().extend(self.taken_meanwhile.lock().unwrap().take());
                 return reverted(asked);
             }
+            Some("eth_getLogs") => self.logs(&asked["params"][0]["topics"]),
             Some("eth_getTransactionReceipt") => self.receipt(&asked["params"][0]),
             Some("eth_getCode") => {
                 let at: Address = asked["params"][0].as_str().unwrap().parse().unwrap();
@@ -269,17 +291,32 @@ impl Land {
 
     fn receipt(&self, tx: &Value) -> Value {
         let deposited = self.deposited.lock().unwrap();
-        let Some((_, id)) = deposited.as_ref().filter(|(mined, _)| json!(mined) == *tx) else { return Value::Null };
+        let taken = self.taken.lock().unwrap();
+        let log = if let Some((_, id)) = deposited.as_ref().filter(|(mined, _)| json!(mined) == *tx) {
+            log_of(tx, BATCH_SETTLEMENT, &[B256::ZERO, B256::from(id.0)], "0x".to_owned())
+        } else if let Some(taken) = taken.values().find(|taken| json!(taken.tx) == *tx) {
+            let topics = [Transfer::SIGNATURE_HASH, taken.payer.into_word(), context::TREASURY_OF_TESTS.into_word()];
+            log_of(tx, taken.token, &topics, B256::from(U256::from(taken.amount.micro())).to_string())
+        } else {
+            return Value::Null;
+        };
         let (zero, number) = (B256::ZERO, "0x1");
-        let log = json!({
-            "address": BATCH_SETTLEMENT, "topics": [zero, B256::from(id.0)], "data": "0x", "blockHash": zero,
-            "blockNumber": number, "transactionHash": tx, "transactionIndex": "0x0", "logIndex": "0x0", "removed": false,
-        });
         json!({
             "type": "0x2", "status": "0x1", "cumulativeGasUsed": "0x1", "gasUsed": "0x1", "effectiveGasPrice": "0x1",
             "logs": [log], "logsBloom": alloy::primitives::Bloom::ZERO, "transactionHash": tx, "blockHash": zero,
             "transactionIndex": "0x0", "blockNumber": number, "from": Address::ZERO, "to": BATCH_SETTLEMENT,
         })
+    }
+
+    /// The tokens' word that an authorisation was used.
+    fn logs(&self, topics: &Value) -> Value {
+        let is_it = |nonce: &B256| topics[0] == json!(AuthorizationUsed::SIGNATURE_HASH) && topics[2] == json!(nonce);
+        let taken = self.taken.lock().unwrap();
+        let logs = taken.iter().filter(|(nonce, _)| is_it(nonce)).map(|(nonce, taken)| {
+            let topics = [AuthorizationUsed::SIGNATURE_HASH, taken.payer.into_word(), *nonce];
+            log_of(&json!(taken.tx), taken.token, &topics, "0x".to_owned())
+        });
+        logs.collect()
     }
 
     /// `None`: it reverts.
@@ -295,12 +332,28 @@ impl Land {
         if is(&pending) {
             return Some(vec![0, 0]);
         }
+        if is(&TestUSDC::authorizationStateCall::SELECTOR) {
+            return Some(vec![self.taken.lock().unwrap().contains_key(&B256::from_slice(&data[36..68])).into()]);
+        }
+        if is(&Treasury::recordedCall::SELECTOR) {
+            return Some(vec![0, 0]);
+        }
         if is(&TestUSDC::balanceOfCall::SELECTOR) || is(&TestUSDC::allowanceCall::SELECTOR) {
             return Some(vec![BALANCE]);
+        }
+        if is(&NONCE_BITMAP) && self.spent.load(Ordering::SeqCst) {
+            return Some(vec![u128::MAX]);
         }
         let is_read = is(&nonce) || is(&NONCE_BITMAP);
         (is_read || !self.refuses.load(Ordering::SeqCst)).then(|| vec![0])
     }
+}
+
+fn log_of(tx: &Value, at: Address, topics: &[B256], data: String) -> Value {
+    json!({
+        "address": at, "topics": topics, "data": data, "blockHash": B256::ZERO, "blockNumber": "0x1",
+        "transactionHash": tx, "transactionIndex": "0x0", "logIndex": "0x0", "removed": false,
+    })
 }
 
 fn reverted(asked: &Value) -> Value {
@@ -695,6 +748,87 @@ async fn what_is_wrong_with_a_payment_by_permit2_is_said_by_name() {
         is_refused("a contract's", &shop.pays(TEXT, &by_contract).await, Reason::Permit2Simulation);
         shop.land.refuses.store(false, Ordering::SeqCst);
         assert_eq!(shop.in_the_book().await, (0, 0));
+        shop.close().await;
+    }
+}
+
+/// A permission pays for one question: whatever else comes with its nonce is refused by name, while its answer is on its
+/// way, once it is settled, once it can pay nothing, and by the node that is started after that. It is made once.
+#[tokio::test]
+async fn a_nonce_of_permit2_pays_for_no_other_question() {
+    const TEXT: &str = "What is a nonce?";
+    const OTHER: &str = "Another question?";
+    for (scheme, others_scheme) in [(UPTO, EXACT), (EXACT, UPTO)] {
+        let dir = tempfile::tempdir().unwrap();
+        let shop = Arc::new(Shop::open(dir.path(), u64::MAX).await);
+        let payer = customer("signs once");
+        let (offer, other_offer) = (
+            shop.offer(TEXT, scheme, TransferMethod::Permit2).await,
+            shop.offer(OTHER, others_scheme, TransferMethod::Permit2).await,
+        );
+        let sign = |offer: &PaymentRequirements, now: u64, nonce: u8| {
+            json_of(&permit2_client::sign(&payer, offer, now, [nonce; 32]).unwrap())
+        };
+        let request = |nonce: u8| RequestId::of_payment(TransferMethod::Permit2, &payer.address().0.0, &[nonce; 32]);
+        let settled = async |nonce: u8, settlement: Settlement| {
+            shop.cx.tell(Event::Settled { request: request(nonce), settlement }).await;
+        };
+        let others = async |shop: &Shop, nonce: u8, reason: Reason| {
+            let made = shop.shared.generations();
+            for (what, payment) in [
+                ("the same", sign(&offer, NOW, nonce)),
+                ("signed anew", sign(&offer, NOW + 7, nonce)),
+                ("by the other scheme", sign(&other_offer, NOW, nonce)),
+            ] {
+                is_refused(what, &shop.pays(OTHER, &payment).await, reason);
+            }
+            assert_eq!(shop.shared.generations(), made, "nothing is made for it");
+        };
+        let buys = |nonce: u8| {
+            let (shop, payment) = (shop.clone(), sign(&offer, NOW, nonce));
+            tokio::spawn(async move { shop.pays(TEXT, &payment).await })
+        };
+        let is_out = async |entries: usize| {
+            while shop.in_the_book().await.0 < entries {
+                tokio::task::yield_now().await;
+            }
+        };
+
+        // The chain has not said what became of it.
+        let first = buys(1);
+        is_out(1).await;
+        others(&shop, 1, Reason::PaymentConflict).await;
+        let amount = offer.amount().micro();
+        let paid = Settlement::Paid { amount, tx: B256::repeat_byte(9), block: 1, recorded: false };
+        settled(1, paid).await;
+        let first = first.await.unwrap();
+        assert_eq!(first.status, 200, "{scheme}: {}", first.body);
+        others(&shop, 1, Reason::PaymentConflict).await;
+        // Its own question again is the same request.
+        let again = shop.pays(TEXT, &sign(&offer, NOW, 1)).await;
+        assert_eq!((again.status, &again.body), (first.status, &first.body));
+
+        // Another one, whose payer spends the nonce elsewhere meanwhile.
+        let second = buys(2);
+        is_out(2).await;
+        settled(2, Settlement::Unpaid(UnpaidWhy::UsedElsewhere)).await;
+        let second = second.await.unwrap();
+        assert!(second.status.is_client_error(), "{}: {}", second.status, second.body);
+        others(&shop, 2, Reason::PaymentConflict).await;
+        is_refused("it can pay nothing", &shop.pays(TEXT, &sign(&offer, NOW, 2)).await, Reason::Permit2Nonce);
+        // And one that was spent before it came.
+        shop.land.refuses.store(true, Ordering::SeqCst);
+        shop.land.spent.store(true, Ordering::SeqCst);
+        is_refused("spent before", &shop.pays(TEXT, &sign(&offer, NOW, 3)).await, Reason::Permit2Nonce);
+        assert_eq!((shop.in_the_book().await, shop.shared.generations()), ((2, 0), 2), "made once each");
+
+        Arc::into_inner(shop).expect("nobody else asks").close().await;
+        let shop = Shop::open(dir.path(), u64::MAX).await;
+        for nonce in [1, 2] {
+            others(&shop, nonce, Reason::PaymentConflict).await;
+        }
+        let again = shop.pays(TEXT, &sign(&offer, NOW, 1)).await;
+        assert_eq!((again.status, &again.body, shop.shared.generations()), (first.status, &first.body, 0));
         shop.close().await;
     }
 }

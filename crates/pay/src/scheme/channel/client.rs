@@ -10,14 +10,20 @@ use alloy::signers::SignerSync;
 use alloy::signers::local::PrivateKeySigner;
 use serde_json::{Value, json};
 
-/// Money to put in with a voucher, by EIP-3009.
+/// Money to put in with a voucher, by EIP-3009, or by Permit2 where the offer asks for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TopUp {
     pub amount: Usdc,
-    /// Chain seconds.
+    /// Chain seconds; by Permit2 inclusive.
     pub valid_before: u64,
-    /// The caller's chance: 32 random bytes, never used before on this channel.
+    /// The caller's chance: 32 random bytes, never used before by this payer. Permit2's nonce, or what the
+    /// authorisation's is made of.
     pub salt: Hash,
+}
+
+/// Whether this offer takes deposits by Permit2, and by nothing else.
+pub fn deposits_by_permit2(offer: &PaymentRequirements) -> bool {
+    offer.scheme() == CHANNEL && offer.extra_text("assetTransferMethod") == Some("permit2")
 }
 
 /// The channel that this customer has with the seller of an offer. `salt` tells several channels apart; zero is what
@@ -73,30 +79,40 @@ pub fn pay(
 ) -> Result<PaymentPayload, Refusal> {
     let channel = domain.channel_id(config);
     let voucher = sign_voucher(signer, domain, &channel, max)?;
-    let mut payload = json!({
+    if let Some(top_up) = top_up {
+        let deposit = sign_deposit(signer, domain, (config, &channel), offer, top_up)?;
+        return Ok(deposit_of(config, &channel, &deposit, &voucher, offer));
+    }
+    let payload = json!({
         "type": "voucher",
         "channelConfig": config_json(config),
         "voucher": voucher_json(&channel, &voucher),
     });
-    if let Some(top_up) = top_up {
-        let token = Domain::of(offer)?;
-        let window = (0, top_up.valid_before);
-        let digest = domain.deposit_digest(&token, &channel, config.payer, top_up.amount, window, &top_up.salt);
-        payload["type"] = "deposit".into();
-        payload["deposit"] = json!({
-            "amount": top_up.amount.micro().to_string(),
-            "authorization": { "erc3009Authorization": {
-                "validAfter": "0",
-                "validBefore": top_up.valid_before.to_string(),
-                "salt": hex_text(&top_up.salt),
-                "signature": hex_text(&sign(signer, digest)?),
-            } },
-        });
-    }
     Ok(PaymentPayload { payload, resource: None, accepted: offer.json().clone(), extensions: None })
 }
 
-/// A deposit that a customer signed, with the voucher that came along: to be handed on to another facilitator.
+fn sign_deposit(
+    signer: &PrivateKeySigner,
+    domain: &ChannelDomain,
+    (config, channel): (&ChannelConfig, &ChannelId),
+    offer: &PaymentRequirements,
+    &TopUp { amount, valid_before, salt }: &TopUp,
+) -> Result<Deposit, Refusal> {
+    let method = if deposits_by_permit2(offer) {
+        let digest = domain.permit2_deposit_digest(channel, config.token, amount, &salt, valid_before);
+        let signature = sign(signer, digest)?.to_vec();
+        DepositMethod::Permit2 { nonce: salt, deadline: valid_before, signature, permit: None }
+    } else {
+        let token = Domain::of(offer)?;
+        let digest = domain.deposit_digest(&token, channel, config.payer, amount, (0, valid_before), &salt);
+        let signature = sign(signer, digest)?.to_vec();
+        DepositMethod::Eip3009 { valid_after: 0, valid_before, salt, signature }
+    };
+    Ok(Deposit { amount, method, is_signed_by_key: true })
+}
+
+/// A deposit that a customer signed, with the voucher that came along. A permission (EIP-2612) beside it is an
+/// extension of the envelope's, not of this.
 pub fn deposit_of(
     config: &ChannelConfig,
     channel: &ChannelId,

@@ -19,7 +19,7 @@ use pay::scheme::exact::server::verify;
 use pay::scheme::exact::{Domain, EXACT};
 use pay::scheme::permit2::PERMIT2;
 use pay::scheme::signature::Counterfactual;
-use pay::scheme::upto::{Permit2Domain, Permit2Payment, Proxy};
+use pay::scheme::upto::{Permit2Domain, Permit2Payment, Proxy, UPTO};
 use pay::seller::identifier::IDEMPOTENCY_KEY;
 use pay::wire::{PAYMENT_REQUIRED, PAYMENT_RESPONSE, PAYMENT_SIGNATURE, decode_header};
 use pay::wire::{PaymentPayload, PaymentRequired, PaymentRequirements};
@@ -197,6 +197,29 @@ impl Town {
             Outcome::Done { tx_hash, .. } => Some(tx_hash),
             _ => None,
         }
+    }
+
+    /// As a customer with gas does it, once. The payer needs none before.
+    pub fn lets_permit2_spend(&self, payer: &PrivateKeySigner) {
+        let allowed = self.chain(async |chain| {
+            fund_eth(&chain, payer.address(), ETHER).await.expect("a development chain");
+            let approve = Tx::call(self.token, usdc::calls::approve(PERMIT2, u128::MAX), "approve");
+            Sender::spawn(chain, payer.clone(), 1).submit(approve).await
+        });
+        assert!(matches!(allowed, Outcome::Done { .. }), "{allowed:?}");
+    }
+
+    /// What a question costs at most by `upto`.
+    pub fn ceiling(&self, url: &str, text: &str, max_tokens: u32) -> u128 {
+        let required = self.required(&format!("{url}/v1/chat/completions"), &self.question_of(text, max_tokens));
+        let upto = required.accepts.iter().find(|offer| offer.scheme() == UPTO).expect("an offer");
+        upto.amount().micro()
+    }
+
+    /// Asks at a place that pays by itself.
+    pub fn asks_free(&self, url: &str, text: &str, max_tokens: u32) -> Said {
+        let url = format!("{url}/v1/chat/completions");
+        self.runtime.block_on(self.posts(&url, &self.question_of(text, max_tokens), &[]))
     }
 
     /// What the token's issuer can do.
