@@ -88,6 +88,69 @@ pub async fn paid_since(
     Ok(sum)
 }
 
+/// What one transaction had a treasury pay an address for storage.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoragePaid {
+    pub block: u64,
+    /// Chain seconds.
+    pub timestamp: u64,
+    /// (place among the transaction's own logs, micro-USDC), ascending. The place stays when a reorganisation moves the
+    /// transaction into another block.
+    pub payments: Vec<(u64, u128)>,
+}
+
+/// What `transaction` had `treasury` pay `payee` for storage in `token`: only what both contracts say, the treasury by
+/// `Spent` and the token by a `Transfer` of the same amount after it. Anybody can write a contract that emits the first.
+///
+/// `None`: the endpoint knows no such transaction in a block.
+///
+/// # Errors
+/// `Rpc`.
+pub async fn storage_paid(
+    chain: &Chain,
+    token: Address,
+    (treasury, payee): (Address, Address),
+    transaction: B256,
+) -> Result<Option<StoragePaid>, Error> {
+    let Some(receipt) = chain.receipt(transaction).await? else { return Ok(None) };
+    let (Some(block), Some(hash)) = (receipt.block_number, receipt.block_hash) else { return Ok(None) };
+    let Some(head) = chain.block(hash).await? else { return Ok(None) };
+    let logs = receipt.logs();
+    let (mut payments, mut used) = (Vec::new(), Vec::new());
+    for (place, log) in logs.iter().enumerate().filter(|(_, log)| log.address() == treasury && receipt.status()) {
+        let Ok(spent) = Treasury::Spent::decode_log(&log.inner) else { continue };
+        if spent.kind != crate::treasury::KIND_STORAGE || spent.payee != payee {
+            continue;
+        }
+        let moved = logs.iter().enumerate().skip(place + 1).find(|(at, log)| {
+            let transfer = TestUSDC::Transfer::decode_log(&log.inner).ok().filter(|_| log.address() == token);
+            !used.contains(at)
+                && transfer.is_some_and(|t| {
+                    (t.from, t.to) == (treasury, payee) && t.value == alloy::primitives::U256::from(spent.amount)
+                })
+        });
+        if let Some((at, _)) = moved {
+            used.push(at);
+            payments.push((place as u64, spent.amount));
+        }
+    }
+    Ok(Some(StoragePaid { block, timestamp: head.timestamp, payments }))
+}
+
+/// The transaction in which the treasury's event at this block and log index was emitted; `None` if there is none.
+///
+/// # Errors
+/// `Rpc`.
+pub async fn transaction_at(
+    chain: &Chain,
+    treasury: Address,
+    (block, index): (u64, u32),
+) -> Result<Option<B256>, Error> {
+    let logs = read(chain, Filter::new().address(treasury).from_block(block).to_block(block)).await?;
+    let found = logs.iter().find(|log| log.log_index == Some(index.into()));
+    Ok(found.and_then(|log| log.transaction_hash))
+}
+
 async fn read(chain: &Chain, filter: Filter) -> Result<Vec<Log>, Error> {
     chain.request("eth_getLogs", (filter,)).await
 }

@@ -195,6 +195,8 @@ pub const REFUEL_GAS: u64 = 400_000;
 
 /// What `spend` and `Spent` call the purse, in the contract's order of kinds.
 pub const KIND_PURSE: u8 = 2;
+/// The payees that take money for keeping data.
+pub const KIND_STORAGE: u8 = 0;
 
 /// Calldata for every entry of the treasury and for `TreasuryFactory.create`.
 pub mod calls {

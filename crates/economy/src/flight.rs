@@ -135,6 +135,7 @@ impl Flights {
             ChainEventKind::LeaseClosed { lease, .. } => Task::Release { lease },
             ChainEventKind::PurseFilled { .. } => Task::FillPurse,
             ChainEventKind::GasBought { .. } => Task::BuyGas,
+            ChainEventKind::StoragePaid { .. } => Task::PayArchivist,
             ChainEventKind::ExactRefunded { payer, nonce, .. } => Task::Refund { payer, nonce },
             _ => return,
         };
@@ -144,7 +145,8 @@ impl Flights {
 
     /// A view ends what landed at or before it, and what is unknown and shows; what is unknown for too long and does
     /// not show counts as failed: the contract lets none of these happen twice (one standby, escrow, purse, gas and
-    /// refunds capped, sequence numbers), so asking again is safe.
+    /// refunds capped, sequence numbers), so asking again is safe. The archivist could be paid twice: until then every
+    /// event of every block was heard, and the outbox calls unknown only what a later transaction has overtaken.
     pub fn view(&mut self, view: &View, now: u64, patience: Patience, notes: &mut Vec<Note>) {
         let mut lost = Vec::new();
         self.flights.retain(|_, flight| match flight.state {

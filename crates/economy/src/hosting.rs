@@ -375,6 +375,13 @@ impl Agent {
         (day.saturating_sub(reserve), money.saturating_sub(reserve))
     }
 
+    /// Of the balance, what the active host's day and the beginning of another lease leave.
+    pub(crate) fn beside_hosts(&self, view: &View) -> Usdc {
+        let Some(active) = &view.active else { return self.room(view).1 };
+        let (_, money) = self.room_beside_active(view, active, view.timestamp);
+        money.saturating_sub(self.new_lease_least(view, active))
+    }
+
     fn can_rent(&self, view: &View, active: &LeaseView, spend: bool) -> bool {
         let (day, money) = self.room_beside_active(view, active, view.timestamp);
         spend && day.min(money) >= self.new_lease_least(view, active)

@@ -27,6 +27,25 @@ pub enum Input {
     Throughput { milli_tokens_per_sec: u64 },
     /// Another build goes on from here.
     CodeChanged { digest: [u8; 32] },
+    /// What the archivist asks for a copy.
+    ArchivePriced(ArchiveQuote),
+    /// The archivist took the checkpoint `root`, as this Arweave transaction.
+    Archived { seq: u64, root: [u8; 32], transaction: [u8; 32] },
+}
+
+/// A price for one checkpoint's copy. The archivist's word: held against the ceiling before anything is paid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct ArchiveQuote {
+    pub seq: u64,
+    /// The checkpoint's digest on chain.
+    pub root: [u8; 32],
+    /// Most bytes that the copy has.
+    pub bytes: u64,
+    pub price: Usdc,
+    /// Chain seconds by which the payment must be mined.
+    pub valid_until: u64,
+    /// By which the archivist knows its word again.
+    pub mac: [u8; 32],
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
@@ -176,4 +195,6 @@ pub enum ChainEventKind {
     PurseReturned { amount: Usdc },
     /// Treasury `GasBought`: this left for ETH.
     GasBought { amount: Usdc },
+    /// Treasury `Spent` on storage: the archivist was paid.
+    StoragePaid { amount: Usdc },
 }

@@ -37,6 +37,8 @@ pub enum Account {
     Purchases,
     /// Paid for ETH. Expense.
     Gas,
+    /// Paid to the archivist. Expense.
+    Storage,
 }
 
 /// What is known of one open lease.
@@ -171,6 +173,11 @@ impl Ledger {
         self.debit(Account::Gas)
     }
 
+    /// Paid to the archivist so far.
+    pub fn storage(&self) -> Usdc {
+        self.debit(Account::Storage)
+    }
+
     /// Paid to suppliers so far, from the purse.
     pub fn purchases(&self) -> Usdc {
         self.debit(Account::Purchases)
@@ -259,7 +266,7 @@ impl Ledger {
     }
 
     fn book(&mut self, kind: &ChainEventKind, back: bool) -> Option<Note> {
-        use Account::{AtMarket, Customers, Duties, Escrow, Gas, Gifts, Purse, Seed, Treasury, Withdrawn};
+        use Account::{AtMarket, Customers, Duties, Escrow, Gas, Gifts, Purse, Seed, Storage, Treasury, Withdrawn};
         match *kind {
             ChainEventKind::Activated { .. } => self.activated = !back,
             ChainEventKind::ExactSettled { amount, .. } => self.post_or_reverse(back, Treasury, Customers, amount),
@@ -315,6 +322,10 @@ impl Ledger {
             ChainEventKind::GasBought { amount } => {
                 self.post_or_reverse(back, Gas, Treasury, amount);
                 return Some(Note::GasBought { amount });
+            }
+            ChainEventKind::StoragePaid { amount } => {
+                self.post_or_reverse(back, Storage, Treasury, amount);
+                return Some(Note::StoragePaid { amount });
             }
             // Unwrapped by the caller; a reversal of a reversal does not exist.
             ChainEventKind::Reverted(_) => {}

@@ -5,7 +5,7 @@
 //! the difference, and remembers what it asked for until the chain shows it. So a lost answer, a crash or a reorg
 //! needs no case of its own.
 //!
-//! Read in this order: `input`, `output`, this file, `life`, `hosting`, `purse`, `gas`, `ledger`, `price`, `runway`, `flight`;
+//! Read in this order: `input`, `output`, this file, `life`, `hosting`, `purse`, `gas`, `archive`, `ledger`, `price`, `runway`, `flight`;
 //! [`rules`] is what the contracts allow, as a model to be held against them.
 
 #![deny(clippy::float_arithmetic)]
@@ -17,6 +17,7 @@ mod life;
 
 mod hosting;
 
+mod archive;
 mod gas;
 mod purse;
 
@@ -31,7 +32,8 @@ mod policy;
 pub mod rules;
 mod timers;
 
-pub use input::{ChainEvent, ChainEventKind, Input, LeaseView, OfferView, Outcome, Owed, Stage, View};
+pub use archive::{Archive, Archived};
+pub use input::{ArchiveQuote, ChainEvent, ChainEventKind, Input, LeaseView, OfferView, Outcome, Owed, Stage, View};
 pub use ledger::{Account, Imbalance, Ledger};
 pub use money::{Address, AmountError, USDC, Usdc, mul_div_down, mul_div_up};
 pub use note::{Level, MoveWaits, NoHost, Note, Side, StandbyGone};
@@ -42,6 +44,7 @@ pub use purse::Purse;
 pub use runway::{BreakEven, Foretold};
 pub use timers::{DAY_SECS, MOVE_ATTEMPTS, MOVE_BLOCKS, RENEW_PCT, Raised, TimerError, Timers};
 
+use archive::Archiving;
 use borsh::{BorshDeserialize, BorshSerialize};
 use flight::{Flights, Patience};
 use hosting::Hosting;
@@ -84,6 +87,7 @@ pub struct Agent {
     /// How long it waited after the last refuel; 0: gas is not low.
     refuel_pause: u64,
     buy_gas_from: u64,
+    archiving: Archiving,
     wake_at: u64,
 }
 
@@ -135,6 +139,7 @@ impl Agent {
             refuel_from: 0,
             refuel_pause: 0,
             buy_gas_from: 0,
+            archiving: Archiving::default(),
             wake_at: 0,
         }
     }
@@ -245,10 +250,18 @@ impl Agent {
                 let mut notes = Vec::new();
                 let failed = self.flights.done(id, outcome, now, self.patience(), &mut notes);
                 turn.notes(notes);
-                if let Some(Output::Rent { offer, .. }) = failed
-                    && let Some(provider) = self.provider_of(offer)
-                {
-                    self.penalise(provider, now);
+                match failed {
+                    Some(Output::Rent { offer, .. }) => {
+                        if let Some(provider) = self.provider_of(offer) {
+                            self.penalise(provider, now);
+                        }
+                    }
+                    Some(output) => {
+                        if let Some(step @ (Task::AskArchivist | Task::PayArchivist | Task::Archive)) = output.task() {
+                            self.not_archived(step, now);
+                        }
+                    }
+                    None => {}
                 }
             }
             Input::StandbyAnswered { lease, ready } => self.hosting.answered(lease, ready, now),
@@ -259,6 +272,8 @@ impl Agent {
                 }
             }
             Input::CodeChanged { digest } => turn.note(Note::CodeChanged { digest }),
+            Input::ArchivePriced(quote) => self.archiving.hear_quote(quote),
+            Input::Archived { seq, root, transaction } => self.archiving.hear_stored(seq, root, transaction, now),
         }
     }
 
@@ -313,6 +328,7 @@ impl Agent {
     }
 
     fn chain_event(&mut self, event: &ChainEvent, turn: &mut Turn) {
+        let position = self.ledger.position();
         if let Some(note) = self.ledger.event(event) {
             turn.note(note);
         }
@@ -322,6 +338,12 @@ impl Agent {
         };
         if let ChainEventKind::ExactRefunded { payer, nonce, amount } = *kind {
             self.life.refunded((payer, nonce), amount, event.block, back);
+        }
+        // Fed twice, it counts once: as in the ledger.
+        if let ChainEventKind::StoragePaid { amount } = *kind
+            && self.ledger.position() != position
+        {
+            self.archiving.hear_paid((event.block, event.index), amount, back, turn.now);
         }
         if !back {
             self.flights.event(kind);
@@ -364,6 +386,7 @@ impl Agent {
             self.host(view, spend, turn);
             self.fill_purse(view, spend, turn);
             self.buy_gas(view, spend, turn);
+            self.archive(view, spend, turn);
         }
         self.commit(view, turn);
         if !view.restoring {
@@ -502,7 +525,7 @@ impl Agent {
         at.extend(self.flights.wake_at(now, self.patience()));
         at.push(view.last_heartbeat + u64::from(self.genesis.timers.heartbeat_every));
         at.push(self.checkpoint.at + u64::from(self.genesis.policy.checkpoint_every));
-        at.extend([self.refuel_from, self.buy_gas_from]);
+        at.extend([self.refuel_from, self.buy_gas_from, self.archive_from()]);
         at.retain(|t| *t > now);
         // Escrow runs down and demand is reviewed without an event: look again within a heartbeat's time.
         at.push(now + u64::from(self.genesis.timers.heartbeat_every));

@@ -150,6 +150,14 @@ pub enum Note {
     CodeChanged {
         digest: [u8; 32],
     },
+    StoragePaid {
+        amount: Usdc,
+    },
+    /// The archivist asks for more than a day may take: nothing is paid.
+    ArchiveTooDear {
+        price: Usdc,
+        most: Usdc,
+    },
 }
 
 impl Note {
@@ -172,7 +180,10 @@ impl Note {
             Self::TaskFailed { .. } | Self::TaskUnknown { .. } | Self::TaskLost { .. } | Self::GaveUp { .. } => {
                 "trouble"
             }
-            Self::EscrowShort { .. } | Self::GasLow { .. } | Self::BuysGas { .. } => "limit",
+            Self::EscrowShort { .. } | Self::GasLow { .. } | Self::BuysGas { .. } | Self::ArchiveTooDear { .. } => {
+                "limit"
+            }
+            Self::StoragePaid { .. } => "archive",
             Self::GasBought { .. } => "gas",
             Self::PurseFilled { .. } | Self::PurseReturned { .. } => "purse",
             Self::Ending { .. } | Self::EndingCalledOff { .. } | Self::WindingDown { .. } | Self::Closed { .. } => {
@@ -423,6 +434,10 @@ impl fmt::Display for Note {
             Self::LimitsChanged { before, after } => {
                 f.write_str("the stewards changed its limits:")?;
                 limits_changed(before, after, f)
+            }
+            Self::StoragePaid { amount } => write!(f, "paid {amount} to the archivist for a copy of its memory"),
+            Self::ArchiveTooDear { price, most } => {
+                write!(f, "the archivist asks {price} for a copy of its memory, a day may take {most}: nothing is paid")
             }
             Self::PurseFilled { amount } => write!(f, "puts {amount} into the purse, to buy with"),
             Self::PurseReturned { amount } => write!(f, "{amount} came back from the purse"),

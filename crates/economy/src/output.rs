@@ -1,5 +1,6 @@
 //! All that the agent ever asks for. The closed list is the fence: text cannot add to it.
 
+use crate::input::ArchiveQuote;
 use crate::money::{Address, Usdc};
 use crate::note::Note;
 use crate::price::Price;
@@ -21,7 +22,7 @@ impl fmt::Display for OutputId {
 
 /// Nothing of this leaves the process before the causing record is durable.
 ///
-/// The first thirteen carry an id, stay *unfinished* until `Input::Done` names it, and are issued again after a replay;
+/// The first sixteen carry an id, stay *unfinished* until `Input::Done` names it, and are issued again after a replay;
 /// the node must therefore do each at most once per id.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub enum Output {
@@ -69,6 +70,18 @@ pub enum Output {
     },
     WindDown,
     Close,
+    /// Ask what a copy of the last acknowledged checkpoint costs.
+    AskArchivist,
+    /// Out of the treasury, to birth's payee for storage.
+    PayArchivist {
+        payee: Address,
+        amount: Usdc,
+    },
+    /// Hand over what the price was named for, with the payment of this (block, log index).
+    Archive {
+        quote: ArchiveQuote,
+        payment: (u64, u32),
+    },
     /// Sell at this price from now on.
     Serve {
         price: Price,
@@ -128,6 +141,9 @@ pub enum Task {
     Refund { payer: Address, nonce: [u8; 32] },
     WindDown,
     Close,
+    AskArchivist,
+    PayArchivist,
+    Archive,
 }
 
 impl Output {
@@ -147,6 +163,9 @@ impl Output {
             Self::Refund { payer, nonce, .. } => Task::Refund { payer, nonce },
             Self::WindDown => Task::WindDown,
             Self::Close => Task::Close,
+            Self::AskArchivist => Task::AskArchivist,
+            Self::PayArchivist { .. } => Task::PayArchivist,
+            Self::Archive { .. } => Task::Archive,
             Self::Serve { .. } | Self::StopServing { .. } | Self::Note(_) | Self::WakeAt(_) => return None,
         })
     }
@@ -156,7 +175,10 @@ impl Output {
         match *self {
             Self::Rent { prepay, .. } => prepay,
             Self::BuyGas { max } => max,
-            Self::TopUp { amount, .. } | Self::FillPurse { amount, .. } | Self::Refund { amount, .. } => amount,
+            Self::TopUp { amount, .. }
+            | Self::FillPurse { amount, .. }
+            | Self::Refund { amount, .. }
+            | Self::PayArchivist { amount, .. } => amount,
             _ => Usdc::ZERO,
         }
     }
@@ -178,6 +200,9 @@ impl fmt::Display for Task {
             Self::Refund { .. } => f.write_str("refund"),
             Self::WindDown => f.write_str("wind-down"),
             Self::Close => f.write_str("close"),
+            Self::AskArchivist => f.write_str("question for the archivist's price"),
+            Self::PayArchivist => f.write_str("payment for storage"),
+            Self::Archive => f.write_str("copy for the archivist"),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What the agent may do and how it chooses: the treasury's limits, the manifest's wishes and a few constants of temper.
 
+use crate::archive::Archive;
 use crate::money::{Address, Usdc};
 use crate::purse::Purse;
 use crate::timers::{DAY_SECS, Timers};
@@ -88,6 +89,7 @@ pub struct Policy {
     pub purse: Purse,
     /// Birth named a market where the treasury may buy gas.
     pub buys_gas: bool,
+    pub archive: Archive,
 }
 
 impl Policy {
@@ -130,6 +132,7 @@ impl Policy {
             final_secs: real_hours(6).max(2 * timers.answer_time),
             purse: Purse::default(),
             buys_gas: false,
+            archive: Archive::default(),
         }
     }
 

@@ -3,6 +3,7 @@
 //! The list is closed, and nothing here reads a request, a prompt or an answer.
 //! Every call is guarded by what the contract allows once, so a repetition after a crash changes nothing.
 
+use crate::archive;
 use crate::checkpoint::{self, Place};
 use crate::context::Context;
 use crate::main_loop::{Event, Node};
@@ -80,6 +81,12 @@ pub fn perform(node: &mut Node, id: OutputId, output: Output) {
             send(&node.cx, id, "wind-down", calls::wind_down(), || crash_point!("winddown.sent"));
         }
         Output::Close => send(&node.cx, id, "close", calls::close(), || crash_point!("close.sent")),
+        Output::AskArchivist => archive::ask_price(node, id),
+        Output::PayArchivist { payee, amount } => {
+            let call = calls::spend(chain::treasury::KIND_STORAGE, Address::from(payee), amount.0);
+            send(&node.cx, id, "payment for storage", call, || ());
+        }
+        Output::Archive { quote, payment } => archive::hand_over(node, id, quote, payment),
         Output::Serve { price } => node.shared.sell_at(price),
         Output::StopServing { why } => {
             tracing::info!(%why, "not selling");

@@ -3,7 +3,7 @@
 
 use crate::context::Context;
 use crate::state::State;
-use economy::{Agent, Genesis, Policy, Purse, Timers, Usdc, Wishes};
+use economy::{Agent, Archive, Genesis, Policy, Purse, Timers, Usdc, Wishes};
 use pay::book::ChannelBook;
 
 /// Block time assumed when timers are judged, seconds. Public roll-ups are faster or equal (Base: 2 s).
@@ -18,9 +18,26 @@ pub fn fresh(cx: &Context) -> State {
         chain_id: cx.config.chain_id,
         treasury: cx.config.treasury.into_array(),
         timers,
-        policy: Policy { purse, buys_gas: !cx.birth.options.gas.router.is_zero(), ..Policy::new(wishes, &timers) },
+        policy: Policy {
+            purse,
+            buys_gas: !cx.birth.options.gas.router.is_zero(),
+            archive: archive(cx),
+            ..Policy::new(wishes, &timers)
+        },
     };
     State::new(Agent::new(genesis), ChannelBook::new(pay::book::Limits::default()))
+}
+
+/// The manifest's archivist, if birth named it too: the contract pays nobody else.
+fn archive(cx: &Context) -> Archive {
+    let Some(payee) = cx.manifest.archive.payee else { return Archive::default() };
+    let payees = cx.birth.options.payees.iter();
+    let born = payees.filter(|known| known.kind == chain::treasury::KIND_STORAGE).find(|known| known.payee == payee);
+    born.map_or_else(Archive::default, |born| Archive {
+        payee: payee.into_array(),
+        day_max: Usdc(born.dayMax.min(cx.manifest.archive.uusdc_per_day_max)),
+        every: cx.manifest.archive.every_days.saturating_mul(cx.birth.timers.day),
+    })
 }
 
 fn timers(cx: &Context) -> Timers {

@@ -7,6 +7,7 @@
 mod act;
 mod answers;
 mod api;
+pub mod archive;
 mod ask;
 mod authorization;
 pub mod batches;

@@ -68,6 +68,11 @@ pub enum Event {
         id: OutputId,
         outcome: economy::Outcome,
     },
+    /// What the archivist said to an output: a price, or that it has the copy.
+    Archivist {
+        id: OutputId,
+        said: Box<Input>,
+    },
     /// A checkpoint stands on chain.
     Committed {
         id: OutputId,
@@ -125,6 +130,7 @@ impl Event {
             Self::Ask(_) => "ask",
             Self::Peer(_) => "peer",
             Self::Acted { .. } => "acted",
+            Self::Archivist { .. } => "archivist",
             Self::Committed { .. } => "committed",
             Self::Settled { .. } => "settled",
             Self::ChannelRead(_) => "channel_read",
@@ -352,6 +358,7 @@ impl Node {
             Event::Ask(ask) => self.on_ask(*ask)?,
             Event::Peer(ask) => self.on_peer(ask)?,
             Event::Acted { id, outcome } => self.life(Input::Done { id, outcome })?,
+            Event::Archivist { id, said } => self.on_archivist(id, *said)?,
             Event::Committed { id, block, checkpoint, pages } => self.on_committed(id, block, checkpoint, pages)?,
             Event::Settled { request, settlement } => self.on_settled(request, settlement)?,
             Event::ChannelRead(read) => self.on_channel_read(*read)?,

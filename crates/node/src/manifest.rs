@@ -193,14 +193,59 @@ impl GasMarket {
 /// As the contract checks it at birth.
 const SLIPPAGE_BPS_MAX: u16 = 1_000;
 
-/// What lies on Arweave as well: asked when no store brings it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// What lies on Arweave as well, asked when no store brings it; and who is paid to put the agent's memory there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct Archive {
     /// Nodes or gateways, in order of preference; none of them is believed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub gateways: Vec<String>,
+    /// The archivist's address (`vivarium store arweave sell`), which birth makes a payee for storage. None: nobody is
+    /// paid, and the memory lies in the stores alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub payee: Option<Address>,
+    /// Where the archivist serves.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// Most that it is paid in any day, micro-USDC: fixed on chain at birth. It counts in the day limit. A price above it
+    /// is not paid.
+    #[serde(with = "decimal", skip_serializing_if = "is_archive_day_default")]
+    pub uusdc_per_day_max: u128,
+    /// Days between two copies.
+    #[serde(skip_serializing_if = "is_archive_days_default")]
+    pub every_days: u32,
     /// Root CID → the transaction whose data is the CAR file of what lies below it.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub transactions: BTreeMap<String, String>,
+}
+
+/// Half a dollar: some tens of megabytes at what a gigabyte cost in 2025. A guess; archivists and prices differ.
+const ARCHIVE_UUSDC_PER_DAY: u128 = 500_000;
+/// A lease of the longest term. A copy is for the day when all stores are gone, not for a move.
+const ARCHIVE_EVERY_DAYS: u32 = 30;
+const ARCHIVE_URL_BYTES_MAX: usize = 256;
+/// A year.
+const ARCHIVE_EVERY_DAYS_MAX: u32 = 366;
+
+fn is_archive_day_default(amount: &u128) -> bool {
+    *amount == ARCHIVE_UUSDC_PER_DAY
+}
+
+fn is_archive_days_default(days: &u32) -> bool {
+    *days == ARCHIVE_EVERY_DAYS
+}
+
+impl Default for Archive {
+    fn default() -> Self {
+        Self {
+            gateways: Vec::new(),
+            payee: None,
+            url: None,
+            uusdc_per_day_max: ARCHIVE_UUSDC_PER_DAY,
+            every_days: ARCHIVE_EVERY_DAYS,
+            transactions: BTreeMap::new(),
+        }
+    }
 }
 
 impl Archive {
@@ -215,7 +260,8 @@ impl Archive {
         Some((Arweave::new(http.clone(), self.gateways.clone()), id))
     }
 
-    fn check(&self) -> std::result::Result<(), String> {
+    fn check(&self, day_limit_uusdc: u128) -> std::result::Result<(), String> {
+        self.check_archivist(day_limit_uusdc)?;
         for (cid, id) in &self.transactions {
             store::cid::parse(cid).map_err(|e| format!("`archive.transactions`: {e}"))?;
             TxId::parse(id).map_err(|e| format!("`archive.transactions`, {cid}: {e}"))?;
@@ -223,6 +269,40 @@ impl Archive {
         match self.gateways.is_empty() && !self.transactions.is_empty() {
             true => Err("`archive.gateways` needs one that has the transactions".to_owned()),
             false => Ok(()),
+        }
+    }
+
+    fn check_archivist(&self, day_limit_uusdc: u128) -> std::result::Result<(), String> {
+        let (day, days) = (self.uusdc_per_day_max, self.every_days);
+        let Some(payee) = self.payee else {
+            let is_meant = self.url.is_some() || !is_archive_day_default(&day) || !is_archive_days_default(&days);
+            return match is_meant {
+                true => {
+                    Err("`archive.url`, `archive.uusdc_per_day_max` and `archive.every_days` are for an archivist: \
+                             `archive.payee` names none, and nobody would be paid"
+                        .to_owned())
+                }
+                false => Ok(()),
+            };
+        };
+        if payee.is_zero() {
+            return Err("`archive.payee` is nobody".to_owned());
+        }
+        let Some(url) = &self.url else {
+            return Err(format!("`archive.url` is missing: nobody could ask the archivist {payee} for a price"));
+        };
+        if !url.starts_with("http://") || url.len() > ARCHIVE_URL_BYTES_MAX {
+            return Err(format!("`archive.url` = `{url}`; it begins with http:// and has at most 256 bytes"));
+        }
+        if day == 0 || day > day_limit_uusdc {
+            return Err(format!(
+                "`archive.uusdc_per_day_max` = {day}; it must be above 0 and not above `day_limit_uusdc` = \
+                 {day_limit_uusdc}"
+            ));
+        }
+        match (1..=ARCHIVE_EVERY_DAYS_MAX).contains(&days) {
+            true => Ok(()),
+            false => Err(format!("`archive.every_days` = {days}; it must lie between 1 and {ARCHIVE_EVERY_DAYS_MAX}")),
         }
     }
 }
@@ -486,7 +566,7 @@ impl Manifest {
                 self.payments.final_blocks
             ));
         }
-        if let Err(why) = self.archive.check() {
+        if let Err(why) = self.archive.check(self.day_limit_uusdc) {
             return refuse(why);
         }
         self.check_suppliers().or_else(refuse)

@@ -166,6 +166,9 @@ fn treasury_event(event: &TreasuryEvent, leases: &mut BTreeSet<u64>) -> Option<C
         TreasuryEvent::Spent(e) if e.kind == chain::treasury::KIND_PURSE => {
             ChainEventKind::PurseFilled { amount: Usdc(e.amount) }
         }
+        TreasuryEvent::Spent(e) if e.kind == chain::treasury::KIND_STORAGE => {
+            ChainEventKind::StoragePaid { amount: Usdc(e.amount) }
+        }
         TreasuryEvent::GasBought(e) => ChainEventKind::GasBought { amount: Usdc(e.paid.saturating_to()) },
         TreasuryEvent::Withdrawn(e) => ChainEventKind::Withdrawn { amount: Usdc(e.amount.saturating_to()) },
         _ => return None,

@@ -41,6 +41,8 @@ pub struct Status {
     pub purchases_uusdc: String,
     /// Paid for ETH.
     pub gas_uusdc: String,
+    /// Paid to the archivist for copies of the memory.
+    pub storage_uusdc: String,
     /// ETH that the treasury has left for its operator and relay, wei.
     pub treasury_gas_wei: String,
     /// Gross commitments of any day: the limit right now, and what is used of it.
@@ -57,6 +59,8 @@ pub struct Status {
     pub standby: Option<LeaseStatus>,
     pub next_move_at: Option<u64>,
     pub checkpoint: CheckpointStatus,
+    /// The last copies of checkpoints on Arweave, newest last.
+    pub archived: Vec<ArchivedStatus>,
     pub exposure_uusdc: String,
     pub exposure_max_uusdc: String,
     pub day_secs: u32,
@@ -150,6 +154,18 @@ pub struct StewardStatus {
     pub independence: &'static str,
 }
 
+/// A checkpoint's copy, by the archivist's word: whoever reads it from there proves it.
+#[derive(Clone, Debug, Serialize)]
+pub struct ArchivedStatus {
+    pub seq: u64,
+    /// CID of the checkpoint object, the root of the CAR file.
+    pub cid: String,
+    /// The Arweave transaction whose data that file is.
+    pub transaction: String,
+    /// Chain seconds.
+    pub at: u64,
+}
+
 impl Node {
     /// Tells readers how things stand. Nothing before the first block.
     pub(crate) fn publish(&self) {
@@ -217,6 +233,7 @@ impl Node {
             purse_uusdc: view.purse.0.to_string(),
             purchases_uusdc: money(ledger.map(|l| l.purchases())),
             gas_uusdc: money(ledger.map(|l| l.gas())),
+            storage_uusdc: money(ledger.map(|l| l.storage())),
             treasury_gas_wei: view.treasury_gas_wei.to_string(),
             day_limit_uusdc: view.limits.day_limit.0.to_string(),
             spent_in_day_uusdc: view.spent_in_day.0.to_string(),
@@ -250,6 +267,16 @@ impl Node {
                 cid: checkpointed.then(|| store::cid::raw(state.checkpointDigest.0).to_string()),
                 digest: state.checkpointDigest.to_string(),
             },
+            archived: live.map_or_else(Vec::new, |l| {
+                let told = l.state.agent.archived();
+                told.map(|copy| ArchivedStatus {
+                    seq: copy.seq,
+                    cid: store::cid::raw(copy.root).to_string(),
+                    transaction: store::arweave::TxId(copy.transaction).to_string(),
+                    at: copy.at,
+                })
+                .collect()
+            }),
             exposure_uusdc: live.map_or(0, |l| l.exposure()).to_string(),
             exposure_max_uusdc: self.cx.manifest.exposure_uusdc_max.to_string(),
             day_secs: self.cx.birth.timers.day,

@@ -61,11 +61,17 @@ pub fn frame(cid: &Cid, bytes: &[u8]) -> Vec<u8> {
 /// Writes the graph below `root` depth first, each block once. `Missing` if a block is not here: then what was
 /// written so far is a valid CAR of an incomplete graph, and the caller throws it away. Returns (blocks, bytes).
 pub fn export(blocks: &Blocks, root: &Cid, out: &mut impl Write) -> Result<(u64, u64)> {
+    export_with(blocks, root, &[], out)
+}
+
+/// [`export`] with what lies below `others` behind it: graphs that `root` names in its own way, not by links. The file
+/// has the one root.
+pub fn export_with(blocks: &Blocks, root: &Cid, others: &[Cid], out: &mut impl Write) -> Result<(u64, u64)> {
     let failed = |e| Error::disk("cannot write the CAR file", e);
     let head = header(&[*root])?;
     out.write_all(&head).map_err(failed)?;
     let (mut count, mut written) = (0, len64(&head));
-    let mut walk = Walk::from(root);
+    let mut walk = Walk::from_all(&[&[*root], others].concat());
     while let Some((cid, depth)) = walk.next_block() {
         let bytes = blocks.get(&cid)?;
         let head = frame(&cid, &bytes);

@@ -4,6 +4,7 @@
 //! sealed run of the journal after it. A [`ShareRequest`] is how a successor asks stewards and the active node
 //! for key material. All are canonical JSON, and each refusal has a name ([`Mismatch`]).
 
+mod archive;
 pub mod keys;
 pub(crate) mod log;
 mod page;
@@ -11,6 +12,7 @@ mod request;
 mod segment;
 mod segments;
 
+pub use archive::{ArchiveCopy, ArchiveRequest, Quote};
 pub use log::{LifeLog, LogLine};
 pub use page::{ConversationPage, PAGE_BYTES_MAX, PAGE_CONVERSATIONS};
 pub use request::ShareRequest;

@@ -113,6 +113,11 @@ impl Walk {
         Self { stack: vec![(cid::normal(root), 0)], seen: HashSet::new() }
     }
 
+    /// The same from several, the first one first.
+    pub fn from_all(roots: &[Cid]) -> Self {
+        Self { stack: roots.iter().rev().map(|root| (cid::normal(root), 0)).collect(), seen: HashSet::new() }
+    }
+
     /// The next block to visit. Call [`Walk::visited`] with its bytes to go on below it, or not, to skip it.
     pub fn next_block(&mut self) -> Option<(Cid, usize)> {
         while let Some((cid, depth)) = self.stack.pop() {

@@ -3,6 +3,7 @@
 //! A world is a folder, a development chain, a content store, stewards, providers and one agent that was born
 //! there. [`world::World`] starts it, keeps its files current and stops it in order.
 
+pub mod archivist;
 pub mod facilitator;
 pub mod proxy;
 pub mod world;

@@ -7,7 +7,7 @@ use chain::{
         signers::local::PrivateKeySigner,
     },
     anvil::{Anvil, AnvilOptions},
-    bindings::{Birth, Offer, Policy, Timers},
+    bindings::{Birth, Offer, Options, Policy, Timers},
     deploy::{MarketParams, deploy, fund_eth},
     market, treasury, usdc,
 };
@@ -148,8 +148,18 @@ impl World {
 
     /// An agent whose node key is `node`, hosted by `provider`; its treasury and the first lease.
     pub async fn give_birth(&self, provider: &SenderHandle, node: Address) -> (TreasuryClient, u64) {
+        self.give_birth_with(provider, node, Default::default()).await
+    }
+
+    /// The same with these options.
+    pub async fn give_birth_with(
+        &self,
+        provider: &SenderHandle,
+        node: Address,
+        options: Options,
+    ) -> (TreasuryClient, u64) {
         let offer = self.provider(provider).await;
-        let birth = self.birth_terms().await;
+        let birth = Birth { options, ..self.birth_terms().await };
         let address = treasury::predict(&self.chain, &self.addresses, &birth).await.expect("predicts");
         self.mint(address, SEED).await;
         let create = Tx::call(self.addresses.factory, treasury::calls::create(&birth), "create").with_value(ETHER);

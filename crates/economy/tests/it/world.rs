@@ -249,6 +249,8 @@ impl World {
             Output::BuyGas { .. } => Err("Off"),
             // Nobody here has a supplier.
             Output::FillPurse { .. } => Err("NotPayee"),
+            // Nor an archivist.
+            Output::AskArchivist | Output::PayArchivist { .. } | Output::Archive { .. } => Err("NotPayee"),
             Output::Refund { payer, nonce, amount } => self.refund((payer, nonce), amount.0),
             Output::WindDown => self.wind_down(),
             Output::Close => {

@@ -182,6 +182,7 @@ pub async fn metrics(State(api): State<Api>) -> Result<Response, Problem> {
             ("purse_uusdc", &status.purse_uusdc),
             ("purchases_uusdc_total", &status.purchases_uusdc),
             ("gas_uusdc_total", &status.gas_uusdc),
+            ("storage_uusdc_total", &status.storage_uusdc),
             ("treasury_gas_wei", &status.treasury_gas_wei),
             ("day_limit_uusdc", &status.day_limit_uusdc),
             ("spent_in_day_uusdc", &status.spent_in_day_uusdc),

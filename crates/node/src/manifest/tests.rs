@@ -1,4 +1,5 @@
 use super::{Manifest, Supplier};
+use alloy::primitives::Address;
 use pay::Usdc;
 
 #[path = "../../../../tests/fuzz.rs"]
@@ -55,6 +56,10 @@ stale_after_secs = 3600
 
 [archive]
 gateways = ["http://127.0.0.1:1984"]
+payee = "0x7777777777777777777777777777777777777777"
+url = "http://127.0.0.1:7010"
+uusdc_per_day_max = "400000"
+every_days = 7
 
 [archive.transactions]
 {WEIGHTS} = "BNttzDav3jHVnNiV7nYbQv-GY0HQ-4XXsdkE5K9ylHQ"
@@ -117,11 +122,47 @@ fn a_manifest_says_where_its_weights_are_archived() {
         ("gateways = [\"http://127.0.0.1:1984\"]", "gateways = []", "`archive.gateways` needs one"),
         ("[archive]\n", "[archive]\nkey = \"k\"\n", "unknown field"),
     ] {
-        let text = whole();
-        assert!(text.contains(from), "{from}");
-        let refused = Manifest::parse(&text.replace(from, to)).unwrap_err().to_string();
-        assert!(refused.contains(why), "{refused}");
+        refuses(from, to, why);
     }
+}
+
+fn refuses(from: &str, to: &str, why: &str) {
+    let text = whole();
+    assert!(text.contains(from), "{from}");
+    let refused = Manifest::parse(&text.replace(from, to)).unwrap_err().to_string();
+    assert!(refused.contains(why), "{refused}");
+}
+
+#[test]
+fn an_archivist_is_named_whole_or_not_at_all() {
+    let read = Manifest::parse(&whole()).unwrap().archive;
+    assert_eq!(read.payee, Some(Address::repeat_byte(0x77)));
+    assert_eq!(
+        (read.url.as_deref(), read.uusdc_per_day_max, read.every_days),
+        (Some("http://127.0.0.1:7010"), 400_000, 7)
+    );
+    let (payee, url) =
+        ("payee = \"0x7777777777777777777777777777777777777777\"\n", "url = \"http://127.0.0.1:7010\"\n");
+    let (day, days) = ("uusdc_per_day_max = \"400000\"\n", "every_days = 7\n");
+    let plain = whole().replace(day, "").replace(days, "");
+    let read = Manifest::parse(&plain).unwrap().archive;
+    assert_eq!((read.uusdc_per_day_max, read.every_days), (500_000, 30), "what is not said");
+    let without = plain.replace(payee, "").replace(url, "");
+    assert_eq!(Manifest::parse(&without).unwrap().archive.payee, None);
+    for (from, to, why) in [
+        (payee, "", "nobody would be paid"),
+        (payee, "payee = \"0x0000000000000000000000000000000000000000\"\n", "is nobody"),
+        (url, "", "`archive.url` is missing"),
+        (url, "url = \"https://archivist\"\n", "begins with http://"),
+        (day, "uusdc_per_day_max = \"0\"\n", "must be above 0"),
+        (day, "uusdc_per_day_max = \"10000001\"\n", "not above `day_limit_uusdc`"),
+        (days, "every_days = 0\n", "between 1 and 366"),
+        (days, "every_days = 367\n", "between 1 and 366"),
+    ] {
+        refuses(from, to, why);
+    }
+    let only_days = without.replace("[archive]\n", "[archive]\nevery_days = 7\n");
+    assert!(Manifest::parse(&only_days).unwrap_err().to_string().contains("nobody would be paid"));
 }
 
 #[test]

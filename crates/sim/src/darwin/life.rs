@@ -651,6 +651,8 @@ impl Life {
             Output::Refuel | Output::BuyGas { .. } => Ok(()),
             // Nobody here has a supplier.
             Output::FillPurse { .. } => Ok(()),
+            // Nor an archivist.
+            Output::AskArchivist | Output::PayArchivist { .. } | Output::Archive { .. } => Ok(()),
             Output::Serve { .. } | Output::StopServing { .. } | Output::Note(_) | Output::WakeAt(_) => Ok(()),
         }
     }

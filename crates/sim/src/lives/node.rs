@@ -558,6 +558,11 @@ impl Node {
             Output::Refund { payer, nonce, amount } => calls::refund_exact(payer.into(), nonce.into(), amount.0),
             Output::WindDown => calls::wind_down(),
             Output::Close => calls::close(),
+            Output::PayArchivist { payee, amount } => {
+                calls::spend(chain::treasury::KIND_STORAGE, payee.into(), amount.0)
+            }
+            // Births here name no archivist, and what is no call leaves nothing.
+            Output::AskArchivist | Output::Archive { .. } => Bytes::new(),
             Output::Serve { .. } | Output::StopServing { .. } | Output::Note(_) | Output::WakeAt(_) => Bytes::new(),
         }
     }
@@ -707,7 +712,8 @@ fn name(task: Task) -> String {
         Task::Handover => "handover",
         Task::Refuel => "refuel",
         Task::BuyGas => "buyGas",
-        Task::FillPurse => "spend",
+        Task::FillPurse | Task::PayArchivist => "spend",
+        Task::AskArchivist | Task::Archive => "none",
         Task::Refund { .. } => "refundExact",
         Task::WindDown => "windDown",
         Task::Close => "close",

@@ -31,9 +31,21 @@ pub struct Stored {
 /// mined. `OverLimit` if the network asks more than `reward_winston_max`. `Usage` for an agent's keys: what is there can
 /// never be destroyed.
 pub async fn put(dir: &Path, cid: &str, gateways: Vec<String>, key: &Path, reward_winston_max: u128) -> Result<Stored> {
-    let (root, blocks) = (cid::parse(cid)?, Blocks::open(dir)?);
+    put_with(dir, cid::parse(cid)?, Vec::new(), gateways, key, reward_winston_max).await
+}
+
+/// [`put`] with the graphs below `others` in the same CAR file. They must be the same each time.
+pub async fn put_with(
+    dir: &Path,
+    root: Cid,
+    others: Vec<Cid>,
+    gateways: Vec<String>,
+    key: &Path,
+    reward_winston_max: u128,
+) -> Result<Stored> {
+    let blocks = Blocks::open(dir)?;
     let arweave = Arweave::new(net::Client::new(), gateways);
-    let (file, tree) = off_thread(move || car_of(&blocks, &root)).await?;
+    let (file, tree) = off_thread(move || car_of(&blocks, &root, &others)).await?;
     let record = record_path(dir, &root)?;
     let mut upload = match read_record(&record)? {
         Some(upload) if arweave.outcome(&upload.id()?, upload.anchor_height).await != Outcome::Unpaid => upload,
@@ -83,15 +95,17 @@ async fn stored(arweave: &Arweave, root: &Cid, upload: &Upload) -> Result<Stored
 }
 
 /// The same graph gives the same file each time, so it need not be kept between two tries.
-fn car_of(blocks: &Blocks, root: &Cid) -> Result<(TemporaryFile, DataTree)> {
+fn car_of(blocks: &Blocks, root: &Cid, others: &[Cid]) -> Result<(TemporaryFile, DataTree)> {
     let failed = |e| Error::disk("cannot write the CAR file", e);
-    if blocks.get(root).is_ok_and(|block| keys::is_key_object(&block)) {
-        return Err(Error::usage(format!("{root} holds an agent's keys, which must stay destructible")));
+    for root in std::iter::once(root).chain(others) {
+        if blocks.get(root).is_ok_and(|block| keys::is_key_object(&block)) {
+            return Err(Error::usage(format!("{root} holds an agent's keys, which must stay destructible")));
+        }
     }
     let path = blocks.tmp_path();
     let mut out = BufWriter::new(File::create_new(&path).map_err(failed)?);
     let file = TemporaryFile { path };
-    let (_, bytes) = car::export(blocks, root, &mut out)?;
+    let (_, bytes) = car::export_with(blocks, root, others, &mut out)?;
     drop(out);
     let tree = DataTree::build(&mut File::open(&file.path).map_err(failed)?, bytes)?;
     Ok((file, tree))

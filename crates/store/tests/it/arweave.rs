@@ -3,9 +3,8 @@
 
 use crate::support::{noise, refused, spawn, store};
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
-use axum::response::{Html, IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::response::Html;
+use axum::routing::get;
 use axum::{Json, Router};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -13,13 +12,18 @@ use net::Client;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::io::Write;
-use std::sync::{Arc, LazyLock, Mutex};
+use std::sync::LazyLock;
 use store::arweave::{
     ANCHOR_BLOCKS, Arweave, Bundle, CONFIRMATIONS, DataItem, DataTree, Draft, Key, Outcome, Proven, Tag, Transaction,
     TxId, Upload, car_tags, verify_chunk,
 };
 use store::cli::arweave as cli;
-use store::{Error, Fetcher, Kind, car};
+use store::{Fetcher, Kind, car};
+
+#[path = "../../../../tests/weave.rs"]
+mod weave;
+
+use weave::{Refusal, Shared, give_chunk, give_offset, give_transaction, node};
 
 #[derive(Deserialize)]
 struct Reference {
@@ -257,119 +261,6 @@ fn items_signed_here_come_back_from_a_bundle() {
     let many = vec![Tag::new("n", "v"); 129];
     refused(DataItem::sign(&KEY, many, vec![]), Kind::Usage, "more than 128 tags");
     refused(DataItem::sign(&KEY, vec![Tag::new("n", "")], vec![]), Kind::Usage, "without name or value");
-}
-
-/// A node: takes what is signed and proven, gives it out again.
-#[derive(Default)]
-struct Weave {
-    height: u64,
-    transactions: Vec<Stored>,
-    posts: Vec<&'static str>,
-    /// Refuses to take more posts than this.
-    posts_max: Option<usize>,
-}
-
-struct Stored {
-    id: TxId,
-    json: Value,
-    /// Where its data begins.
-    start: u64,
-    bytes: u64,
-    root: String,
-    chunks: Vec<(u64, u64, Value)>,
-    mined_at: Option<u64>,
-}
-
-type Shared = Arc<Mutex<Weave>>;
-/// How the node refuses.
-type Refusal = (StatusCode, String);
-
-fn node(weave: &Shared) -> Router {
-    Router::new()
-        .route(
-            "/info",
-            get(|State(w): State<Shared>| async move { Json(json!({ "height": w.lock().unwrap().height })) }),
-        )
-        .route("/price/{bytes}", get(|Path(bytes): Path<u64>| async move { (bytes * 10).to_string() }))
-        .route("/tx_anchor", get(|| async { URL_SAFE_NO_PAD.encode([3; 48]) }))
-        .route("/wallet/{address}/balance", get(|| async { "5000" }))
-        .route("/tx", post(take_transaction))
-        .route("/chunk", post(take_chunk))
-        .route("/tx/{id}", get(give_transaction))
-        .route("/tx/{id}/offset", get(give_offset))
-        .route("/tx/{id}/status", get(give_status))
-        .route("/chunk/{offset}", get(give_chunk))
-        .with_state(weave.clone())
-}
-
-fn may_post(weave: &mut Weave, what: &'static str) -> Result<(), Refusal> {
-    if weave.posts_max.is_some_and(|max| weave.posts.len() >= max) {
-        return Err((StatusCode::SERVICE_UNAVAILABLE, "busy".into()));
-    }
-    weave.posts.push(what);
-    Ok(())
-}
-
-async fn take_transaction(State(weave): State<Shared>, Json(json): Json<Value>) -> Result<&'static str, Refusal> {
-    let mut weave = weave.lock().unwrap();
-    may_post(&mut weave, "tx")?;
-    let bad = |e: Error| (StatusCode::BAD_REQUEST, e.to_string());
-    let transaction = Transaction::from_json(&json).map_err(bad)?;
-    transaction.verify(&TxId::parse(json["id"].as_str().unwrap()).unwrap()).map_err(bad)?;
-    let start = weave.transactions.iter().map(|t| t.start + t.bytes).max().unwrap_or(1 << 40);
-    let root = json["data_root"].as_str().unwrap().to_owned();
-    let (id, bytes) = (transaction.id(), transaction.draft.data_bytes);
-    weave.transactions.push(Stored { id, json, start, bytes, root, chunks: Vec::new(), mined_at: None });
-    Ok("OK")
-}
-
-async fn take_chunk(State(weave): State<Shared>, Json(json): Json<Value>) -> Result<&'static str, Refusal> {
-    let mut weave = weave.lock().unwrap();
-    may_post(&mut weave, "chunk")?;
-    let bad = |why: &str| (StatusCode::BAD_REQUEST, why.to_owned());
-    let field = |name: &str| URL_SAFE_NO_PAD.decode(json[name].as_str().unwrap()).unwrap();
-    let number = |name: &str| json[name].as_str().unwrap().parse::<u64>().unwrap();
-    let wanted = weave.transactions.iter_mut().find(|t| json["data_root"].as_str() == Some(t.root.as_str()));
-    let stored = wanted.ok_or_else(|| bad("data_root_not_found"))?;
-    let root: [u8; 32] = field("data_root").try_into().unwrap();
-    let proven = verify_chunk(&root, number("data_size"), number("offset"), &field("data_path"), &field("chunk"));
-    let Proven { start, end } = proven.map_err(|e| bad(&e.to_string()))?;
-    stored.chunks.push((start, end, json!({ "chunk": json["chunk"], "data_path": json["data_path"], "tx_path": "" })));
-    Ok("OK")
-}
-
-fn find(weave: &Weave, id: &str) -> Result<usize, Refusal> {
-    let at = weave.transactions.iter().position(|t| t.id.to_string() == id);
-    at.ok_or_else(|| (StatusCode::NOT_FOUND, "Not Found.".into()))
-}
-
-async fn give_transaction(State(weave): State<Shared>, Path(id): Path<String>) -> Result<Json<Value>, Refusal> {
-    let weave = weave.lock().unwrap();
-    Ok(Json(weave.transactions[find(&weave, &id)?].json.clone()))
-}
-
-async fn give_offset(State(weave): State<Shared>, Path(id): Path<String>) -> Result<Json<Value>, Refusal> {
-    let weave = weave.lock().unwrap();
-    let stored = &weave.transactions[find(&weave, &id)?];
-    let last = stored.start + stored.bytes - 1;
-    Ok(Json(json!({ "offset": last.to_string(), "size": stored.bytes.to_string() })))
-}
-
-async fn give_status(State(weave): State<Shared>, Path(id): Path<String>) -> Result<Response, Refusal> {
-    let weave = weave.lock().unwrap();
-    let height = weave.height;
-    Ok(match weave.transactions[find(&weave, &id)?].mined_at {
-        None => (StatusCode::ACCEPTED, "Pending").into_response(),
-        Some(at) => Json(json!({ "block_height": at, "number_of_confirmations": height - at })).into_response(),
-    })
-}
-
-async fn give_chunk(State(weave): State<Shared>, Path(offset): Path<u64>) -> Result<Json<Value>, Refusal> {
-    let weave = weave.lock().unwrap();
-    let chunks =
-        weave.transactions.iter().flat_map(|t| t.chunks.iter().map(|(s, e, json)| (t.start + s, t.start + e, json)));
-    let found = chunks.into_iter().find(|(start, end, _)| (*start..*end).contains(&offset));
-    found.map(|(_, _, json)| Json(json.clone())).ok_or_else(|| (StatusCode::NOT_FOUND, String::new()))
 }
 
 fn client(urls: &[&str]) -> Arweave {

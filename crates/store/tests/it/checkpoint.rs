@@ -2,7 +2,7 @@ use crate::support::refused;
 use alloy::primitives::{Address, B256};
 use alloy::signers::local::PrivateKeySigner;
 use store::Kind;
-use store::checkpoint::{Checkpoint, Mismatch, SegmentHeader, Share, ShareRequest, keys};
+use store::checkpoint::{ArchiveCopy, Checkpoint, Mismatch, SegmentHeader, SegmentList, Share, ShareRequest, keys};
 use store::cid::{self, Cid};
 use store::seal::{Identity, key_hash};
 
@@ -291,4 +291,41 @@ fn a_share_request_is_good_for_one_key_one_epoch_and_one_recipient() {
     // A signature over one kind of object is none over another.
     let header = SegmentHeader { signature: request.signature, ..segment(0, (1, 2), None) };
     assert!(header.verify(node.address(), AGENT, CHAIN).is_err());
+}
+
+#[tokio::test]
+async fn a_copy_for_arweave_is_list_snapshot_and_segments_and_none_where_keys_pass_for_memory() {
+    let here = crate::support::store();
+    let url = crate::support::spawn(store::gateway::router(here.blocks.clone())).await;
+    let client = store::StoreClient::new(net::Client::new(), vec![url]);
+    let list = async |agent: Address, prev: Option<Cid>, segment: &[u8]| {
+        let list = SegmentList { agent, prev, segments: vec![cid::of_raw(segment)] };
+        client.put_bytes(&list.to_bytes()).await.unwrap()
+    };
+    let snapshot = client.put_bytes(b"snapshot").await.unwrap();
+    let first = list(AGENT, None, b"one").await;
+    let second = list(AGENT, Some(first), b"two").await;
+    let checkpoint = resting_on(snapshot, second, vec![cid::of_raw(b"page")]);
+    let copy = ArchiveCopy::of(&client, &checkpoint).await.unwrap();
+    let named = [checkpoint.cid(), snapshot, second, cid::of_raw(b"two"), first, cid::of_raw(b"one")];
+    assert_eq!(copy.roots, named);
+    for (segment, page) in [(&b"keys"[..], &b"page"[..]), (b"page", b"page")] {
+        let segments = list(AGENT, None, segment).await;
+        let bad = resting_on(snapshot, segments, vec![cid::of_raw(page)]);
+        refused(ArchiveCopy::of(&client, &bad).await, Kind::Corrupt, "as keys and as memory");
+    }
+    let foreign = list(Address::repeat_byte(9), None, b"one").await;
+    let bad = resting_on(snapshot, foreign, vec![]);
+    refused(ArchiveCopy::of(&client, &bad).await, Kind::Corrupt, "is no part of the memory");
+
+    // What is not here yet is brought, and no more bytes than were paid for.
+    client.put_block(&checkpoint.cid(), &checkpoint.to_bytes()).await.unwrap();
+    for segment in [b"one", b"two"] {
+        client.put_bytes(segment).await.unwrap();
+    }
+    let there = crate::support::store();
+    let short = copy.gather(&there.blocks, &client, 500).await;
+    refused(short, Kind::OverLimit, "more than the 500 bytes of its price");
+    copy.gather(&there.blocks, &client, copy.bytes_max).await.unwrap();
+    assert_eq!(there.count(), named.len());
 }

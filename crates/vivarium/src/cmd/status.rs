@@ -111,6 +111,11 @@ fn agent_lines(out: &mut String, a: &Value) {
         let left = left.unwrap_or_else(|| "?".to_owned());
         let _ = writeln!(out, "gas         {} USDC paid for it, {left} ETH left", usdc(&a["gas_uusdc"]));
     }
+    if let Some(copy) = a["archived"].as_array().and_then(|copies| copies.last()) {
+        let (cid, transaction) = (copy["cid"].as_str().unwrap_or("?"), copy["transaction"].as_str().unwrap_or("?"));
+        let paid = usdc(&a["storage_uusdc"]);
+        let _ = writeln!(out, "archive     {cid} is on Arweave as {transaction}; {paid} USDC paid for storage");
+    }
     let runway = a["runway_secs"].as_u64().map_or_else(|| "income covers the cost".to_owned(), |s| duration(s, day));
     let off = a["forecast"]["error_permille"].as_i64().map(|permille| {
         let side = if permille < 0 { "below" } else { "above" };

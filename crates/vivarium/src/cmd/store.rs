@@ -3,8 +3,11 @@
 mod bar;
 
 use super::link::{block_on, log_to_stderr, stopped};
-use anyhow::{Context, Result};
+use alloy::primitives::Address;
+use anyhow::{Context, Result, ensure};
 use bar::Bar;
+use chain::Chain;
+use economy::Usdc;
 use serde::Serialize;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -14,6 +17,7 @@ use store::car::Version;
 use store::cli::kubo::Announce;
 use store::unixfs::{Limits, Profile};
 use store::{Kind, StoreClient, cli};
+use vivarium::archivist;
 use vivarium::world::files::chosen_dir;
 
 /// Keeps, fetches and serves content by CID. Every block is checked against its name, wherever it comes from.
@@ -132,6 +136,56 @@ enum ArweaveCommand {
         #[arg(long, value_name = "BYTES", default_value_t = 1 << 40)]
         bytes_max: u64,
     },
+    /// Sells storage there to agents, for USDC that their treasuries pay to --payee, until SIGTERM
+    ///
+    /// An agent whose manifest names the payee and this URL in [archive] asks GET /price?bytes=N, pays from its treasury,
+    /// and names the transaction in POST /items. The checkpoint that it names is fetched from the stores that it names,
+    /// without its keys, and sent as one transaction by your wallet. GET /items/CID says what became of it: paid, unpaid
+    /// or unknown; GET /credit/TREASURY what a treasury has paid and not used. Keep the folder: in it is who has paid for
+    /// what.
+    Sell(Box<Sell>),
+}
+
+#[derive(clap::Args)]
+struct Sell {
+    /// Arweave nodes or gateways; may be repeated
+    #[arg(long, value_name = "URL", required = true)]
+    gateway: Vec<String>,
+    /// The wallet that pays Arweave (a JWK file). Only this program uses it
+    #[arg(long, value_name = "FILE")]
+    key: PathBuf,
+    /// Pay at most this for one copy, in winston (1e-12 AR), whatever a gateway asks
+    #[arg(long, value_name = "WINSTON")]
+    reward_max: u128,
+    /// Price of an AR in USDC. Nobody is asked: keep it current
+    #[arg(long, value_name = "USDC", value_parser = Usdc::parse)]
+    ar: Usdc,
+    /// What is taken above what Arweave asks
+    #[arg(long, value_name = "PERCENT", default_value_t = 30)]
+    margin: u32,
+    /// Whom treasuries pay. Its key is not needed here
+    #[arg(long, value_name = "ADDRESS")]
+    payee: Address,
+    /// The chain's endpoint
+    #[arg(long, value_name = "URL")]
+    rpc: String,
+    #[arg(long, value_name = "ID")]
+    chain_id: u64,
+    /// The only token that is taken
+    #[arg(long, value_name = "ADDRESS")]
+    token: Address,
+    /// Blocks that a payment is under before it counts (1: mined)
+    #[arg(long, value_name = "BLOCKS", default_value_t = 10)]
+    confirmations: u64,
+    /// Chain seconds for which a price holds
+    #[arg(long, value_name = "SECONDS", default_value_t = 3_600)]
+    valid: u64,
+    /// Longest copy that is sold
+    #[arg(long, value_name = "BYTES", default_value_t = 1 << 28)]
+    bytes_max: u64,
+    /// Where to listen; port 0 chooses a free one
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:7010")]
+    listen: SocketAddr,
 }
 
 #[derive(clap::Subcommand)]
@@ -248,11 +302,54 @@ async fn arweave(bar: &Bar, json: bool, dir: &Path, command: ArweaveCommand) -> 
             cli::arweave::put(dir, &cid, gateway, &key, reward_max).await?
         }
         ArweaveCommand::Status { cid, gateway } => cli::arweave::status(dir, &cid, gateway).await?,
+        ArweaveCommand::Sell(sell) => return self::sell(json, dir, *sell).await,
         ArweaveCommand::Get { transaction, gateway, bytes_max } => {
             return moved(bar, json, &cli::arweave::get(dir, &transaction, gateway, bytes_max).await?);
         }
     };
     show(bar, json, &stored, &format!("{}  {}", stored.transaction, stored.outcome))
+}
+
+async fn sell(json: bool, dir: &Path, sell: Sell) -> Result<()> {
+    ensure!(!sell.ar.is_zero(), "--ar 0: then storage would cost nothing");
+    ensure!(!sell.payee.is_zero(), "--payee is nobody");
+    ensure!(sell.confirmations > 0, "--confirmations 0: a payment counts when it is in a block, at the earliest");
+    log_to_stderr("warn,vivarium=info");
+    let until = stopped()?;
+    let chain = Chain::connect(&sell.rpc, sell.chain_id)?;
+    chain.verify_chain().await?;
+    chain.verify_code("the token", sell.token).await?;
+    let wallet = std::fs::read(&sell.key).with_context(|| format!("cannot read {}", sell.key.display()))?;
+    store::arweave::Key::from_jwk(&wallet)?;
+    let listener = tokio::net::TcpListener::bind(sell.listen)
+        .await
+        .with_context(|| format!("cannot listen on {}", sell.listen))?;
+    let url = format!("http://{}", listener.local_addr().context("cannot tell the port")?);
+    if json {
+        println!("{}", serde_json::json!({ "url": url, "payee": sell.payee }));
+    } else {
+        println!(
+            "{url}  sells storage on Arweave for {} on eip155:{}, paid to {}",
+            sell.token, sell.chain_id, sell.payee
+        );
+        println!("agents name both in their manifest's [archive]; Ctrl-C ends");
+    }
+    let config = archivist::Config {
+        chain,
+        chain_id: sell.chain_id,
+        token: sell.token,
+        payee: sell.payee,
+        confirmations: sell.confirmations,
+        gateways: sell.gateway,
+        wallet: sell.key,
+        reward_winston_max: sell.reward_max,
+        ar: sell.ar,
+        margin_pct: sell.margin,
+        valid_secs: sell.valid,
+        bytes_max: sell.bytes_max,
+        dir: dir.to_owned(),
+    };
+    archivist::serve(listener, config, until).await
 }
 
 async fn kubo(bar: &Bar, json: bool, dir: &Path, command: KuboCommand) -> Result<()> {

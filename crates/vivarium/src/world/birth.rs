@@ -10,10 +10,11 @@ use alloy::primitives::{Address, B256, Bytes, U256, aliases::U24, utils::format_
 use anyhow::{Context, Result, bail, ensure};
 use chain::Tx;
 use chain::bindings::{
-    Addresses, Approval, Birth, ChannelConfig, GasMarket, IDENTITY_REGISTRY, LeaseStatus, Options, Policy, Timers,
+    Addresses, Approval, Birth, ChannelConfig, GasMarket, IDENTITY_REGISTRY, LeaseStatus, Options, Payee, Policy,
+    Timers,
 };
 use chain::orders::{self, ORDERS, Order};
-use chain::treasury::{calls, predict};
+use chain::treasury::{KIND_STORAGE, calls, predict};
 use economy::{Timers as Clockwork, Usdc};
 use node::manifest::{self, INDEPENDENCE, Manifest};
 use pay::scheme::channel::{BATCH_SETTLEMENT, WITHDRAW_DELAY_SECS_MIN};
@@ -146,6 +147,9 @@ pub async fn run(plan: &Plan, consent: Consent, progress: Progress) -> Result<Bo
     if !plan.manifest.suppliers.is_empty() {
         progress.line(&suppliers_terms(&plan.manifest));
     }
+    if let Some(payee) = plan.manifest.archive.payee {
+        progress.line(&archive_terms(&plan.manifest, payee));
+    }
     if consent == Consent::Ask {
         ask_for_consent(plan)?;
     }
@@ -190,6 +194,20 @@ async fn preflight(plan: &Plan) -> Result<()> {
     if let Some(market) = &plan.manifest.gas_market {
         let found = chain.verify_gas_market(&gas_market(market)).await;
         found.context("nothing can be bought at the manifest's `gas_market`")?;
+    }
+    if let (Some(payee), Some(url)) = (plan.manifest.archive.payee, &plan.manifest.archive.url) {
+        let terms = node::archive::terms(&net::Client::new(), url).await;
+        let terms = terms.with_context(|| format!("the manifest's `archive.url` {url} is no archivist that serves"))?;
+        ensure!(
+            (terms.payee, terms.chain_id, terms.token) == (payee, chain.chain_id(), plan.addresses.usdc),
+            "the archivist at {url} is paid at {} in the token {} on chain {}; the manifest's `archive.payee` is \
+             {payee}, and the agent has the token {} on chain {}",
+            terms.payee,
+            terms.token,
+            terms.chain_id,
+            plan.addresses.usdc,
+            chain.chain_id()
+        );
     }
     let market = chain.market(plan.addresses.market).terms().await?;
     let takeover = clockwork.answer_time + clockwork.restore_timeout;
@@ -255,6 +273,15 @@ fn suppliers_terms(manifest: &Manifest) -> String {
     lines
 }
 
+/// Who keeps its memory for ever, and what that may take.
+fn archive_terms(manifest: &Manifest, payee: Address) -> String {
+    format!(
+        "    archive       a copy of its memory every {} days by {payee}, paid at most {} a day",
+        manifest.archive.every_days,
+        Usdc(manifest.archive.uusdc_per_day_max)
+    )
+}
+
 fn ask_for_consent(plan: &Plan) -> Result<()> {
     ensure!(std::io::stdin().is_terminal(), "a birth asks before it spends; say --yes if nobody is there to answer");
     print!("  Pay in {} and give up every right to it? Type yes: ", plan.seed);
@@ -270,7 +297,7 @@ fn ask_for_consent(plan: &Plan) -> Result<()> {
 pub struct MonthSum {
     /// The host that serves and the standby on the next cheapest one.
     pub rent: Usdc,
-    /// The embedded store keeps everything for nothing.
+    /// Most that the archivist may be paid, if the manifest names one; the embedded store keeps everything for nothing.
     pub storage: Usdc,
     /// Wei, at most: the manifest's cap times the days.
     pub gas_wei_max: u128,
@@ -319,11 +346,19 @@ fn sum_of(manifest: &Manifest, prices: &[u64], seed: Usdc) -> MonthSum {
     let (rent, rent_a_day) = (rent_of(MONTH_DAYS * day), rent_of(day));
     MonthSum {
         rent,
-        storage: Usdc::ZERO,
+        storage: archive_month(manifest),
         gas_wei_max: manifest.gas_day_max_wei.saturating_mul(u128::from(MONTH_DAYS)),
         break_even_calls_a_day: rent_a_day.micro().div_ceil(manifest.min_call_uusdc),
         seed_days: seed.micro() / rent_a_day.micro().max(1),
     }
+}
+
+/// A copy takes at most a day's ceiling, and a month has at least one.
+fn archive_month(manifest: &Manifest) -> Usdc {
+    let archive = &manifest.archive;
+    let copies = MONTH_DAYS.div_ceil(u64::from(archive.every_days.max(1)));
+    let month = archive.uusdc_per_day_max.saturating_mul(copies.into());
+    archive.payee.map_or(Usdc::ZERO, |_| Usdc(month))
 }
 
 impl MonthSum {
@@ -547,7 +582,7 @@ pub async fn refusals(creator: &Wallet, treasury: Address) -> Result<Vec<Refusal
     Ok(refused)
 }
 
-/// What this birth adds. Payees: none, until the manifest can ask for them.
+/// What this birth adds. Payees: the manifest's archivist, or none.
 async fn options(plan: &Plan, clockwork: &Clockwork) -> Result<Options> {
     let mut options = Options::default();
     if is_there(plan, BATCH_SETTLEMENT).await? {
@@ -571,6 +606,9 @@ async fn options(plan: &Plan, clockwork: &Clockwork) -> Result<Options> {
     (options.dutyPay, options.dutyDayMax) = (manifest.duty_pay_uusdc, manifest.duty_day_max_uusdc);
     options.relayMax = manifest.relay_max_wei;
     options.purseMax = manifest.purse_uusdc_max;
+    if let Some(payee) = manifest.archive.payee {
+        options.payees.push(Payee { kind: KIND_STORAGE, payee, dayMax: manifest.archive.uusdc_per_day_max });
+    }
     options.gas = manifest.gas_market.as_ref().map(gas_market).unwrap_or_default();
     Ok(options)
 }

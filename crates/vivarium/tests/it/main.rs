@@ -1,5 +1,6 @@
 //! End to end, with real processes: whole worlds as `vivarium up` starts them.
 
+mod archivist;
 mod bench;
 mod crashes;
 mod deposits;

@@ -1,5 +1,7 @@
-//! Two agents in one world, of which one buys from the other what its own customers ask for.
+//! Two agents in one world, of which one buys from the other what its own customers ask for, and copies of its memory of
+//! an archivist.
 
+use crate::archivist::{self, PAYEE};
 use crate::crashes;
 use crate::world::{self, World, get_json, signal};
 use chain::alloy::primitives::{Address, B256, I256, U256};
@@ -13,6 +15,9 @@ use pay::Usdc;
 use pay::buyer::{Buyer, Paid, Quote, Schemes};
 use serde_json::{Value, json};
 use std::sync::Arc;
+use store::Blocks;
+use store::checkpoint::{Checkpoint, SegmentList};
+use tokio::process::Child;
 use vivarium::world::crowd::{channels, policy};
 use vivarium::world::files::read_key;
 
@@ -37,6 +42,9 @@ struct Town {
     /// The agent that sells them on, and its purse.
     treasury: Address,
     purse: Address,
+    /// Sells storage on what stands behind `gateway`.
+    _archivist: Child,
+    gateway: String,
 }
 
 impl Town {
@@ -165,6 +173,20 @@ fn second_agent(world: &World, model: &Value) -> Town {
     let creator = read_key(&world.data_dir().join("keys/creator.development-key")).expect("a key");
     let market = runtime.block_on(async { gas_market(&connect(&file), token, &creator).await });
     manifest.insert("gas_market".into(), market.into());
+    let (archivist, gateway) = runtime.block_on(async {
+        let gateway = archivist::gateway(&archivist::weave::Shared::default()).await;
+        let chain = connect(&file);
+        let (process, url) =
+            archivist::archivist(world.dir.path(), &gateway, (chain.url(), chain.chain_id(), token)).await;
+        let mut archive = toml::toml! {
+            uusdc_per_day_max = "200000"
+            every_days = 300
+        };
+        archive.insert("payee".into(), PAYEE.to_string().into());
+        archive.insert("url".into(), url.into());
+        manifest.insert("archive".into(), archive.into());
+        (process, gateway)
+    });
     let path = world.dir.path().join("buyer.toml");
     std::fs::write(&path, manifest.to_string()).expect("a file");
     runtime.block_on(async {
@@ -172,12 +194,19 @@ fn second_agent(world: &World, model: &Value) -> Town {
         Sender::spawn(connect(&file), creator.clone(), 1).send_and_wait(mint).await.expect("test money");
     });
     let path = path.to_str().expect("UTF-8");
+    // An archivist that is paid elsewhere than the manifest says is noticed before anybody pays anything.
+    let another = world.dir.path().join("misled.toml");
+    let elsewhere = Address::repeat_byte(0xB8).to_string();
+    std::fs::write(&another, manifest.to_string().replace(&PAYEE.to_string(), &elsewhere)).expect("a file");
+    let another = another.to_str().expect("UTF-8");
+    let (born, said) = world.run(&["birth", another, "--seed-usdc", "60", "--yes", "--json"]);
+    assert!(!born && said.contains("is paid at") && said.contains(&elsewhere), "{said}");
     let (born, said) = world.run(&["birth", path, "--seed-usdc", "60", "--yes", "--json"]);
     assert!(born, "{said}");
     let said: Value = serde_json::from_str(said.trim()).expect("a JSON line");
     let treasury = Town::address(&said, "treasury");
     let standing = runtime.block_on(async { connect(&file).treasury(treasury).standing().await.expect("it") });
-    Town { runtime, file, seller, treasury, purse: standing.purse }
+    Town { runtime, file, seller, treasury, purse: standing.purse, _archivist: archivist, gateway }
 }
 
 #[test]
@@ -202,6 +231,7 @@ fn an_agent_buys_from_another_what_it_sells_on() {
     text_is_not_authority(&town);
     let spent = bought_and_sold_on(&mut world, &town);
     after_a_crash(&mut world, &town, spent);
+    archived(&mut world, &town);
     buys_gas(&mut world, &town);
     tightened(&mut world, &town);
     paused(&mut world, &town);
@@ -291,6 +321,37 @@ fn after_a_crash(world: &mut World, town: &Town, spent: u128) {
     std::fs::copy(purchases.join("0.record"), &copy).expect("a new record");
     let counted = town.buyer(Schemes::Exact).with_record(&copy).expect("a record").signed_today();
     assert_eq!(counted, Usdc(now_spent), "what the purse paid before the record was lost counts today");
+}
+
+/// A copy of its memory was paid for by its treasury, once, and comes back from the gateway: all but its keys.
+fn archived(world: &mut World, town: &Town) {
+    let (copy, paid) = world.until("a copy on Arweave, in balanced books", |_| {
+        let status = town.status().filter(|s| s["ledger_ok"] == true && s["ledger_short_uusdc"] == "0")?;
+        let copy = status["archived"].as_array()?.last().cloned()?;
+        Some((copy, status["storage_uusdc"].as_str()?.parse::<u128>().ok()?))
+    });
+    assert!(paid > 0 && paid == town.holds(PAYEE), "{paid}");
+    let (cid, transaction) = (copy["cid"].as_str().expect("a CID"), copy["transaction"].as_str().expect("an id"));
+    let log = get_json(&format!("{}/log", town.url())).expect("a log").to_string();
+    assert!(log.contains(&format!("({cid}) is on Arweave as {transaction}")), "{log}");
+
+    let there = tempfile::tempdir().expect("a folder");
+    let gateways = vec![town.gateway.clone()];
+    let got = town.runtime.block_on(store::cli::arweave::get(there.path(), transaction, gateways, 1 << 26));
+    assert_eq!(got.expect("it is there").roots, [cid]);
+    let blocks = Blocks::open(there.path()).expect("a store");
+    let root = store::cid::parse(cid).expect("a CID");
+    let checkpoint = Checkpoint::from_bytes(&blocks.get(&root).expect("the checkpoint")).expect("it parses");
+    assert_eq!((checkpoint.agent, checkpoint.seq), (town.treasury, copy["seq"].as_u64().expect("a number")));
+    let is_whole = |cid: &store::cid::Cid| store::unixfs::read_file(&blocks, cid, 1 << 26).is_ok();
+    assert!(is_whole(&checkpoint.snapshot));
+    let mut next = checkpoint.segments;
+    while let Some(list) = next {
+        let list = SegmentList::from_bytes(&blocks.get(&list).expect("a list")).expect("it parses");
+        assert!(list.segments.iter().all(is_whole));
+        next = list.prev;
+    }
+    assert!(!blocks.has(&checkpoint.keys) && checkpoint.conversations.iter().all(|page| !blocks.has(page)));
 }
 
 /// The treasury has hardly any ETH left: it buys some for a tenth of its day limit, and its books know.
