@@ -7,12 +7,13 @@ mod process;
 mod supervise;
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::run::sha256;
 use crate::wire::{FailureKind, Finish, Generate, Grammar, Hello, ToEngine, TokenLogprob};
 use process::Process;
 use supervise::{Command, State};
@@ -113,17 +114,20 @@ pub struct EngineClient {
     commands: mpsc::UnboundedSender<Command>,
     state: watch::Receiver<State>,
     next_id: Arc<AtomicU64>,
+    /// Of the program that was started.
+    program_sha256: Arc<str>,
 }
 
 impl EngineClient {
     /// Starts the engine and waits until it has loaded the model.
     pub async fn spawn(config: EngineConfig) -> Result<(EngineClient, Hello), Error> {
         let process = Process::start(&config).await?;
+        let program_sha256 = program_sha256(&config.program).await?;
         let hello = process.hello.clone();
         let (commands, received) = mpsc::unbounded_channel();
         let (publish, state) = watch::channel(State::ready(&process));
         tokio::spawn(supervise::run(config, process, received, publish));
-        Ok((EngineClient { commands, state, next_id: Arc::default() }, hello))
+        Ok((EngineClient { commands, state, next_id: Arc::default(), program_sha256 }, hello))
     }
 
     /// Starts an answer. Fails at once when there is no engine at this moment.
@@ -169,6 +173,11 @@ impl EngineClient {
         self.commands.send(command(id)).map_err(|_| Error::unavailable())
     }
 
+    /// sha2-256 of the engine's program, hexadecimal: which build answers.
+    pub fn program_sha256(&self) -> &str {
+        &self.program_sha256
+    }
+
     /// Process id of the engine, while there is one that is ready.
     pub fn pid(&self) -> Option<u32> {
         match &*self.state.borrow() {
@@ -195,6 +204,15 @@ impl EngineClient {
             State::Starting => Err(Error::unavailable()),
         }
     }
+}
+
+async fn program_sha256(program: &Path) -> Result<Arc<str>, Error> {
+    let path = program.to_owned();
+    let unread = |error| {
+        Error::with_source(ErrorKind::Config, format!("cannot read the engine {}", program.display()), error)
+    };
+    let hashed = tokio::task::spawn_blocking(move || Ok(sha256(&std::fs::read(path)?).into())).await;
+    hashed.map_err(|error| unread(std::io::Error::other(error)))?.map_err(unread)
 }
 
 /// A running answer. Dropping it cancels it within one step of the engine.

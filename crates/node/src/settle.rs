@@ -24,6 +24,7 @@ use pay::book::channels::{CallService, ChannelInput};
 use pay::book::{BookInput, BookOutput, Payment, RequestId, Service, Timing, UnpaidWhy};
 use pay::receipt::PaidBy;
 use pay::receipt::refund::RefundNote;
+use pay::receipt::run::Run;
 use pay::risk::is_under;
 use pay::scheme::upto::{Permit2Payment, Proxy};
 use pay::{Receipt, Settle, SettleExact, TransferMethod, Usdc};
@@ -288,6 +289,8 @@ impl Node {
             payer: Address::from(entry.reservation.settlement.payer()),
             paid_by: PaidBy::Authorization { nonce: entry.reservation.settlement.nonce(), transaction: *tx },
             model: sold.model,
+            adapter: [0; 32],
+            run: Run::of(&entry.reservation.run),
             prompt: entry.reservation.body_digest,
             output: delivery.output_digest,
             prompt_tokens: sold.prompt_tokens,
@@ -319,6 +322,8 @@ impl Node {
             payer: Address::from(channel.config.payer),
             paid_by: PaidBy::Voucher { channel: call.reservation.channel.0, charged: delivery.cumulative },
             model: sold.model,
+            adapter: [0; 32],
+            run: Run::of(&call.reservation.run),
             prompt: call.reservation.body_digest,
             output: delivery.output_digest,
             prompt_tokens: sold.prompt_tokens,

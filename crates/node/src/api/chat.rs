@@ -3,7 +3,7 @@
 use super::Api;
 use super::openapi::Operation;
 use super::problem::{Posted, Problem, fresh_id};
-use super::sale::{ENGINE_START, Errand, Form, Order, Prompt, Whole};
+use super::sale::{ENGINE_START, Errand, Form, Order, Prompt, Rendered, Whole};
 use crate::answers::Question;
 use crate::suppliers;
 use axum::body::Bytes;
@@ -16,7 +16,7 @@ use infer::api::{
 use infer::{TemplateError, TokenLogprob};
 use serde_json::{Map, Value};
 
-pub const ROUTE: &str = "POST /v1/chat/completions";
+pub use infer::api::chat::ROUTE;
 
 pub(super) fn about() -> Operation {
     Operation::new("A conversation goes on")
@@ -49,8 +49,8 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) ->
         Some(supplier) => (suppliers::ROUTE, Prompt::Bought(supplier.purchase(&request, body).map_err(refuse)?)),
         None => {
             api.serves_model(&request.model).map_err(refuse)?;
-            let tools = request.tools.as_ref().map(|tools| tools.list.as_slice()).unwrap_or_default();
-            let prompt = api.render(&request.messages, tools).await.map_err(IntoResponse::into_response)?;
+            let prompt =
+                api.render(&request.messages, request.offered_tools()).await.map_err(IntoResponse::into_response)?;
             (ROUTE, Prompt::Text(prompt))
         }
     };
@@ -91,13 +91,15 @@ impl Api {
         Err(ApiError::for_not_found("model_not_found", "model", format!("`{model}` is not served here; `{name}` is")))
     }
 
-    pub(super) async fn render(&self, messages: &[Message], tools: &[Tool]) -> Result<String, Problem> {
+    pub(super) async fn render(&self, messages: &[Message], tools: &[Tool]) -> Result<Rendered, Problem> {
         let engine = self.shared.engine_within(ENGINE_START).await;
         let engine = engine.ok_or_else(|| Problem::for_unavail("the engine is still starting", 5))?;
-        engine.template.render_with_tools(messages, tools, self.shared.now()).map_err(|e| match e {
+        let date = self.shared.now();
+        let text = engine.template.render_with_tools(messages, tools, date).map_err(|e| match e {
             TemplateError::Refused(why) => Problem::from(ApiError::for_field("invalid_value", "messages", why)),
             other => Problem::for_internal(other),
-        })
+        })?;
+        Ok(Rendered { text, date })
     }
 }
 

@@ -1,7 +1,7 @@
 //! A sale that is paid by a voucher: put the deposit in if one came along, reserve, serve, charge what was delivered.
 //! Nothing of it waits for the chain but a deposit. Refunds are [`super::refund`]'s.
 
-use super::{Errand, Offers, Order, Paying, Sale, Terms, Wishes, Work, refused, transfer};
+use super::{Errand, Offers, Order, Paying, Sale, Terms, Wishes, Work, refused, run_of, transfer};
 use crate::api::Api;
 use crate::api::problem::Problem;
 use crate::ask::{Ask, Reserved};
@@ -94,7 +94,9 @@ impl Api {
             body_digest: order.question.digest,
             fresh: wishes.fresh,
         };
+        let date = order.prompt.date();
         let work = Work::of(order.prompt, order.settings, terms.max_tokens);
+        let run = run_of(order.route, date, &work, terms.engine.as_ref());
         let (mut seen, mut put_in) = (None, None);
         let mut turns = 0;
         let not_reserved = loop {
@@ -110,9 +112,10 @@ impl Api {
                 identifier: wishes.identifier,
                 prompt_tokens: terms.prompt_tokens,
                 max_tokens: terms.max_tokens,
+                run: run.clone(),
                 seen: seen.take(),
             };
-            let (want, begin) = (Box::new(want), || self.start(terms.engine.as_ref(), work.clone()));
+            let (want, begin) = (Box::new(want), || self.start(terms.client.as_ref(), work.clone()));
             let (begun, answer) = self.reserve(begin, |taken, reply| Ask::ReserveCall { want, taken, reply }).await?;
             match answer {
                 CallAnswer::Yes { request, guard } => {
