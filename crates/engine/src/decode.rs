@@ -5,19 +5,22 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 
 use anyhow::{Context, bail};
-use infer::wire::{FailureKind, Finish, FromEngine, Generate, TokenLogprob};
+use infer::wire::{FailureKind, Finish, FromEngine, Generate, PART_BYTES_MAX, TokenLogprob};
 use llama_cpp_2::context::LlamaContext;
 use llama_cpp_2::context::params::LlamaContextParams;
+use llama_cpp_2::context::session::LlamaStateSeqFlags;
 use llama_cpp_2::llama_batch::LlamaBatch;
 use llama_cpp_2::token::LlamaToken;
+use sha2::{Digest, Sha256};
 
 use crate::args::Args;
 use crate::grammar::Form;
 use crate::lookup::{DRAFT_MAX, Lookup};
 use crate::model::Model;
 use crate::sample::{Sampler, probabilities};
-use crate::schedule::{PREFILL_CHUNK, Piece, Row, Schedule, Sequence};
+use crate::schedule::{BLOCK, PREFILL_CHUNK, Piece, Row, Schedule, Sequence};
 use crate::serve::take_orders;
+use crate::state::{self, Class, State};
 use crate::text::TextStream;
 
 /// Tokens that are tried together and one by one at the start, as many as a row and the longest guess; and so many others
@@ -47,6 +50,17 @@ pub(crate) enum Order {
         out: Sender<FromEngine>,
     },
     Cancel(Key),
+    Save {
+        key: Key,
+        prompt: Vec<LlamaToken>,
+        out: Sender<FromEngine>,
+    },
+    /// As bytes, of which nobody has looked at any.
+    Restore {
+        key: Key,
+        saved: Vec<u8>,
+        out: Sender<FromEngine>,
+    },
     /// The connection with this number is closed: nobody reads what it asked for.
     HangUp(u64),
 }
@@ -83,6 +97,12 @@ pub(crate) struct Decoder<'m> {
     ctx: u32,
     /// Tokens that are decoded together have the same bits as one after the other.
     may_guess: bool,
+    /// Build, instruction sets and threads.
+    says: String,
+    /// Whose saved contexts this engine goes on from.
+    class: Class,
+    /// Longest saved context.
+    state_bytes_max: usize,
 }
 
 impl<'m> Decoder<'m> {
@@ -120,6 +140,9 @@ impl<'m> Decoder<'m> {
             schedule: Schedule::new(slots),
             ctx: args.ctx,
             may_guess: false,
+            says: format!("{}; {}; {} threads", crate::model::BUILD, model.isa(), args.threads),
+            class: Class { fingerprint: [0; 32], n_vocab: model.n_vocab(), ctx: args.ctx },
+            state_bytes_max: 0,
         };
         decoder.batch.add(LlamaToken::new(0), 0, &[0], true).context("an empty batch takes one token")?;
         decoder.context.decode(&mut decoder.batch).context("the model does not decode one token")?;
@@ -144,8 +167,15 @@ impl<'m> Decoder<'m> {
         let token = |at: u32| (at * 7_919 % vocabulary).cast_signed();
         let rows: Vec<(i32, i32)> = (0..).zip((1..).map(token)).take(2 * TRIED_TOKENS).collect();
         let (before, rest) = rows.split_at(TRIED_TOKENS);
-        self.bits_of(before)?;
+        let first = self.bits_of(before)?;
+        let of_half = self.state_of(0).len();
         let together = self.bits_of(rest)?;
+        let of_whole = self.state_of(0).len();
+        // Each token of a context takes the same.
+        let of_token = of_whole.saturating_sub(of_half).div_ceil(rest.len());
+        let tokens = usize::try_from(self.ctx).context("--ctx")?;
+        self.state_bytes_max = state::length(tokens, of_whole + of_token * tokens);
+        self.class.fingerprint = fingerprint(&self.says, first.iter().chain(&together).flatten());
         self.keep(0, before.len());
         let mut is_exact = true;
         for (row, wanted) in rest.iter().zip(together) {
@@ -180,8 +210,68 @@ impl<'m> Decoder<'m> {
                 self.start(key, prompt, form.map(|form| *form), *request, out)
             }
             Order::Cancel(key) => self.end_early(|answer| answer.key == key),
+            Order::Save { key, prompt, out } => {
+                let saved = self.save(key.id, &prompt);
+                say(&out, key, saved);
+            }
+            Order::Restore { key, saved, out } => {
+                let restored = self.restore(&saved).map(|tokens| vec![FromEngine::Restored { id: key.id, tokens }]);
+                say(&out, key, restored);
+            }
             Order::HangUp(connection) => self.end_early(|answer| answer.key.connection == connection),
         }
+    }
+
+    /// Longest saved context, bytes.
+    pub(crate) fn state_bytes_max(&self) -> usize {
+        self.state_bytes_max
+    }
+
+    /// The parts of what a free slot holds of this prompt, or why there is nothing.
+    fn save(&mut self, id: u64, prompt: &[LlamaToken]) -> Result<Vec<FromEngine>, String> {
+        let prompt: Vec<i32> = prompt.iter().map(|token| token.0).collect();
+        let Some((slot, tokens)) = self.schedule.cut_to(&prompt) else {
+            return Err(format!("no free slot holds {BLOCK} tokens of this prompt"));
+        };
+        let tokens = tokens.to_vec();
+        self.keep(slot, tokens.len());
+        let saved = State { tokens, bytes: self.state_of(slot) }.pack(&self.class);
+        let parts = saved.chunks(PART_BYTES_MAX);
+        let last = parts.len() - 1;
+        let part = |(at, part): (usize, &[u8])| FromEngine::Saved { id, part: part.to_vec(), last: at == last };
+        Ok(parts.enumerate().map(part).collect())
+    }
+
+    /// Gives a free slot a saved context: how many tokens that are, or why it is refused.
+    #[expect(unsafe_code, reason = "the safe wrapper takes only what this process has written")]
+    fn restore(&mut self, saved: &[u8]) -> Result<u32, String> {
+        let State { tokens, bytes } = State::unpack(saved, &self.class)?;
+        let slot = self.schedule.oldest_free().ok_or("all slots are taken")?;
+        self.schedule.forget(slot);
+        self.keep(slot, 0);
+        let sequence = i32::try_from(slot).expect("slots are few");
+        // SAFETY: `unpack` takes only what an engine of this class packed, to the bit: what llama.cpp wrote for a context of
+        // this shape.
+        let taken = unsafe { self.context.state_seq_set_data_ext(&bytes, sequence, LlamaStateSeqFlags::empty()) };
+        let held = usize::try_from(self.context.kv_cache_seq_pos_max(sequence) + 1).unwrap_or(0);
+        if !taken || held != tokens.len() {
+            self.keep(slot, 0);
+            return Err(format!("llama.cpp took {held} tokens of {}", tokens.len()));
+        }
+        let count = u32::try_from(tokens.len()).unwrap_or(self.ctx);
+        self.schedule.hold(slot, tokens);
+        Ok(count)
+    }
+
+    /// llama.cpp's bytes of a slot's context.
+    #[expect(unsafe_code, reason = "the safe wrapper keeps the bytes to itself")]
+    fn state_of(&self, slot: usize) -> Vec<u8> {
+        let (sequence, flags) = (i32::try_from(slot).expect("slots are few"), LlamaStateSeqFlags::empty());
+        let mut bytes = vec![0; self.context.state_seq_get_size_ext(sequence, flags)];
+        // SAFETY: it has the length that llama.cpp will write, and nothing is decoded in between.
+        let written = unsafe { self.context.state_seq_get_data_ext(bytes.as_mut_ptr(), sequence, flags) };
+        bytes.truncate(written);
+        bytes
     }
 
     fn start(
@@ -453,6 +543,23 @@ impl<'m> Decoder<'m> {
         self.keep(slot, positions);
         Some(answer)
     }
+}
+
+/// What came of an order that is answered at once. Sending fails when the connection is closed.
+fn say(out: &Sender<FromEngine>, key: Key, made: Result<Vec<FromEngine>, String>) {
+    let failed = |message| vec![FromEngine::Failed { id: key.id, kind: FailureKind::State, message }];
+    for message in made.unwrap_or_else(failed) {
+        let _ = out.send(message);
+    }
+}
+
+/// Of numbers that depend on every weight, and on how this processor and this build round.
+fn fingerprint<'a>(says: &str, bits: impl Iterator<Item = &'a u32>) -> [u8; 32] {
+    let mut hasher = Sha256::new_with_prefix(says);
+    for logit in bits {
+        hasher.update(logit.to_le_bytes());
+    }
+    hasher.finalize().into()
 }
 
 impl Answer {

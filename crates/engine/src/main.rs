@@ -6,8 +6,8 @@
 //!
 //! One thread owns the model's context and does nothing but decode ([`decode`]), or, for a model that turns texts into
 //! vectors, encode ([`embed`]); connections have threads of their own ([`serve`]). What is decided is decided by plain
-//! values: which tokens go into a step ([`schedule`]), which token comes out ([`sample`], [`grammar`]), and which text may
-//! be shown ([`text`]).
+//! values: which tokens go into a step ([`schedule`]), which token comes out ([`sample`], [`grammar`]), which text may be
+//! shown ([`text`]), and which bytes are a saved context ([`state`]).
 
 mod args;
 mod confine;
@@ -19,6 +19,7 @@ mod model;
 mod sample;
 mod schedule;
 mod serve;
+mod state;
 mod text;
 
 use std::io::{Read, Write};
@@ -81,12 +82,17 @@ fn run(args: &Args) -> anyhow::Result<std::convert::Infallible> {
         None => {
             let decoder = decode::Decoder::new(&model, args)?;
             let hello = confined(args, &model, None)?;
+            let state_bytes_max = decoder.state_bytes_max();
             let (orders, received) = mpsc::channel();
             let grammars = Arc::new(grammar::Grammars::new(Arc::clone(&model)));
             open(
                 args,
                 listener,
-                Acceptor { model: Arc::clone(&model), hello, work: Work::Answers { grammars, orders } },
+                Acceptor {
+                    model: Arc::clone(&model),
+                    hello,
+                    work: Work::Answers { grammars, orders, state_bytes_max },
+                },
             )?;
             decoder.run(&received)
         }

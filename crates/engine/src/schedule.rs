@@ -183,6 +183,32 @@ impl<T> Schedule<T> {
         Some((sequence.answer, place.kept.len()))
     }
 
+    /// The free slot that holds the most of this prompt, and how much that is, in whole blocks; what it holds beyond is
+    /// forgotten, and the caller's to clear. `None`: none holds a block of it.
+    pub(crate) fn cut_to(&mut self, prompt: &[i32]) -> Option<(usize, &[i32])> {
+        let shared = |slot: &Slot<T>| {
+            let common = slot.kept.iter().zip(prompt).take_while(|(one, other)| one == other).count();
+            common / BLOCK * BLOCK
+        };
+        let free = self.slots.iter_mut().enumerate().filter(|(_, slot)| slot.taken.is_none());
+        let (at, slot) = free.max_by_key(|(_, slot)| shared(slot)).filter(|(_, slot)| shared(slot) > 0)?;
+        slot.kept.truncate(shared(slot));
+        Some((at, slot.kept.as_slice()))
+    }
+
+    /// The free slot that was used longest ago, for a context from elsewhere. The caller clears it before.
+    pub(crate) fn oldest_free(&self) -> Option<usize> {
+        let free = self.slots.iter().enumerate().filter(|(_, slot)| slot.taken.is_none());
+        free.min_by_key(|(_, slot)| slot.admission).map(|(at, _)| at)
+    }
+
+    /// The context of a free slot holds this beginning of a prompt.
+    pub(crate) fn hold(&mut self, slot: usize, tokens: Vec<i32>) {
+        self.admissions += 1;
+        self.slots[slot].admission = self.admissions;
+        self.slots[slot].kept = tokens;
+    }
+
     /// The context of a free slot holds nothing any more.
     pub(crate) fn forget(&mut self, slot: usize) {
         self.slots[slot].kept.clear();
@@ -339,6 +365,25 @@ mod tests {
         schedule.piece();
         schedule.release(0);
         assert_eq!(schedule.piece(), Some(piece(1, 0..3, true)));
+    }
+
+    #[test]
+    fn a_context_is_saved_of_a_free_slot_and_restored_into_the_oldest() {
+        let mut schedule = Schedule::new(2);
+        schedule.push(prompt_of(100, 1), ());
+        schedule.admit();
+        while schedule.piece().is_some() {}
+        // Answers run on in their slots.
+        assert_eq!(schedule.cut_to(&prompt_of(100, 1)), None);
+        assert_eq!(schedule.oldest_free(), Some(1));
+        schedule.release(0);
+        // Whole blocks of what they share, and nothing of the first prompt's own.
+        assert_eq!(schedule.cut_to(&prompt_of(100, 2)), Some((0, &prompt(96)[..])));
+        assert_eq!(schedule.cut_to(&prompt_of(31, 3)), None);
+        schedule.hold(1, prompt_of(128, 4));
+        assert_eq!(schedule.oldest_free(), Some(0), "the other one was just restored");
+        schedule.push(prompt_of(128, 4), ());
+        assert_eq!(schedule.admit(), Some(Admission { slot: 1, kept: 128 }));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::run::sha256;
-use crate::wire::{FailureKind, Finish, Generate, Grammar, Hello, ToEngine, TokenLogprob};
+use crate::wire::{FailureKind, Finish, Generate, Grammar, Hello, PART_BYTES_MAX, ToEngine, TokenLogprob};
 use process::Process;
 use supervise::{Command, State};
 
@@ -168,6 +168,31 @@ impl EngineClient {
         why.await.map_err(|_| Error::unavailable())
     }
 
+    /// The context of this prompt's beginning as bytes, as far as a free slot holds it: another engine of the same build,
+    /// class, threads and model goes on from it ([`EngineClient::restore`]). `Err` inside: why there is none. The bytes
+    /// show the prompt, and whoever alters them alters answers: keep them as what they are.
+    pub async fn save(&self, prompt: &str, add_bos: bool) -> Result<Result<Vec<u8>, String>, Error> {
+        let (prompt, (answer, saved)) = (prompt.to_owned(), oneshot::channel());
+        self.send(|id| Command::Save { id, prompt, add_bos, answer })?;
+        saved.await.map_err(|_| Error::unavailable())
+    }
+
+    /// Gives a free slot what [`EngineClient::save`] gave, of an engine that may be gone: how many tokens that were. `Err`
+    /// inside: why these bytes are refused; nothing changed then.
+    pub async fn restore(&self, saved: &[u8]) -> Result<Result<u32, String>, Error> {
+        let (answer, restored) = oneshot::channel();
+        let (mut answer, id) = (Some(answer), self.next_id.fetch_add(1, Ordering::Relaxed));
+        // Nothing is a part, too: then the engine says what it thinks of it.
+        let parts = saved.chunks(PART_BYTES_MAX).chain(saved.is_empty().then_some(saved));
+        let count = saved.len().div_ceil(PART_BYTES_MAX).max(1);
+        for (index, part) in parts.enumerate() {
+            let answer = if index + 1 == count { answer.take() } else { None };
+            let command = Command::Restore { id, part: part.to_vec(), answer };
+            self.commands.send(command).map_err(|_| Error::unavailable())?;
+        }
+        restored.await.map_err(|_| Error::unavailable())
+    }
+
     fn send(&self, command: impl FnOnce(u64) -> Command) -> Result<(), Error> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         self.commands.send(command(id)).map_err(|_| Error::unavailable())
@@ -208,9 +233,8 @@ impl EngineClient {
 
 async fn program_sha256(program: &Path) -> Result<Arc<str>, Error> {
     let path = program.to_owned();
-    let unread = |error| {
-        Error::with_source(ErrorKind::Config, format!("cannot read the engine {}", program.display()), error)
-    };
+    let unread =
+        |error| Error::with_source(ErrorKind::Config, format!("cannot read the engine {}", program.display()), error);
     let hashed = tokio::task::spawn_blocking(move || Ok(sha256(&std::fs::read(path)?).into())).await;
     hashed.map_err(|error| unread(std::io::Error::other(error)))?.map_err(unread)
 }

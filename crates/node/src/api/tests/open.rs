@@ -380,7 +380,9 @@ async fn says(mut line: UnixStream) {
                 [vec![FromEngine::Accepted { id, prompt_tokens }], tokens.to_vec(), vec![done]].concat()
             }
             ToEngine::Check { id, .. } => vec![FromEngine::Checked { id, why: None }],
-            ToEngine::Cancel { .. } | ToEngine::Embed { .. } => Vec::new(),
+            ToEngine::Cancel { .. } | ToEngine::Embed { .. } | ToEngine::Save { .. } | ToEngine::Restore { .. } => {
+                Vec::new()
+            }
         };
         for frame in said {
             line.write_all(&wire::encode(&frame).unwrap()).await.unwrap();
