@@ -10,6 +10,7 @@ use llama_cpp_2::context::LlamaContext;
 use llama_cpp_2::context::params::LlamaContextParams;
 use llama_cpp_2::context::session::LlamaStateSeqFlags;
 use llama_cpp_2::llama_batch::LlamaBatch;
+use llama_cpp_2::model::LlamaLoraAdapter;
 use llama_cpp_2::token::LlamaToken;
 use sha2::{Digest, Sha256};
 
@@ -18,7 +19,7 @@ use crate::grammar::Form;
 use crate::lookup::{DRAFT_MAX, Lookup};
 use crate::model::Model;
 use crate::sample::{Sampler, probabilities};
-use crate::schedule::{BLOCK, PREFILL_CHUNK, Piece, Row, Schedule, Sequence};
+use crate::schedule::{BLOCK, PREFILL_CHUNK, Piece, Prompt, Row, Schedule, Sequence};
 use crate::serve::take_orders;
 use crate::state::{self, Class, State};
 use crate::text::TextStream;
@@ -90,13 +91,17 @@ struct Answer {
 pub(crate) struct Decoder<'m> {
     model: &'m Arc<Model>,
     context: LlamaContext<'m>,
+    adapters: Vec<LlamaLoraAdapter>,
+    /// The adapter that the context has on.
+    on: Option<usize>,
     batch: LlamaBatch<'static>,
     /// Tokens that it takes.
     batch_tokens: usize,
     schedule: Schedule<Answer>,
     ctx: u32,
-    /// Tokens that are decoded together have the same bits as one after the other.
-    may_guess: bool,
+    /// Whether tokens that are decoded together have the same bits as one after the other: without an adapter, and with
+    /// each.
+    may_guess: Vec<bool>,
     /// Build, instruction sets and threads.
     says: String,
     /// Whose saved contexts this engine goes on from.
@@ -107,7 +112,11 @@ pub(crate) struct Decoder<'m> {
 
 impl<'m> Decoder<'m> {
     /// Makes the context, with the memory of all slots, and decodes once so that the weights are in memory.
-    pub(crate) fn new(model: &'m Arc<Model>, args: &Args) -> anyhow::Result<Decoder<'m>> {
+    pub(crate) fn new(
+        model: &'m Arc<Model>,
+        adapters: Vec<LlamaLoraAdapter>,
+        args: &Args,
+    ) -> anyhow::Result<Decoder<'m>> {
         let slots = usize::try_from(args.slots).context("--slots")?;
         let Some(cells) = args.ctx.checked_next_multiple_of(256).and_then(|ctx| ctx.checked_mul(args.slots)) else {
             bail!("--ctx {} times --slots {} is too much", args.ctx, args.slots);
@@ -135,11 +144,13 @@ impl<'m> Decoder<'m> {
         let mut decoder = Decoder {
             model,
             context,
+            adapters,
+            on: None,
             batch: LlamaBatch::new(batch_tokens, 1),
             batch_tokens,
             schedule: Schedule::new(slots),
             ctx: args.ctx,
-            may_guess: false,
+            may_guess: Vec::new(),
             says: format!("{}; {}; {} threads", crate::model::BUILD, model.isa(), args.threads),
             class: Class { fingerprint: [0; 32], n_vocab: model.n_vocab(), ctx: args.ctx },
             state_bytes_max: 0,
@@ -147,15 +158,16 @@ impl<'m> Decoder<'m> {
         decoder.batch.add(LlamaToken::new(0), 0, &[0], true).context("an empty batch takes one token")?;
         decoder.context.decode(&mut decoder.batch).context("the model does not decode one token")?;
         decoder.context.clear_kv_cache();
-        decoder.may_guess = decoder.is_exact_together()?;
-        eprintln!(
-            "vivarium-engine: next tokens are {}",
-            if decoder.may_guess {
-                "looked up where that pays"
-            } else {
-                "not looked up: that would change answers here"
-            }
-        );
+        for adapter in (0..decoder.adapters.len()).map(Some).chain([None]) {
+            decoder.put_on(adapter);
+            let is_exact = decoder.is_exact_together()?;
+            decoder.may_guess.push(is_exact);
+            let with = adapter.map_or_else(String::new, |adapter| format!("with adapter {adapter} "));
+            eprintln!(
+                "vivarium-engine: {with}next tokens are {}",
+                if is_exact { "looked up where that pays" } else { "not looked up: that would change answers here" }
+            );
+        }
         Ok(decoder)
     }
 
@@ -183,6 +195,27 @@ impl<'m> Decoder<'m> {
         }
         self.context.clear_kv_cache();
         Ok(is_exact)
+    }
+
+    /// Whether the next tokens may be guessed with this adapter on.
+    fn may_guess(&self, adapter: Option<usize>) -> bool {
+        // What is without comes last.
+        let at = adapter.unwrap_or(self.adapters.len());
+        self.may_guess.get(at).copied().unwrap_or(false)
+    }
+
+    /// Puts an adapter on, or the one that is on off. llama.cpp has one for all that a step decodes.
+    fn put_on(&mut self, adapter: Option<usize>) {
+        if self.on == adapter {
+            return;
+        }
+        let done = match (adapter, self.on) {
+            (Some(at), _) => self.context.lora_adapter_set(&mut self.adapters[at], 1.0).is_ok(),
+            (None, Some(at)) => self.context.lora_adapter_remove(&mut self.adapters[at]).is_ok(),
+            (None, None) => true,
+        };
+        assert!(done, "an adapter that was loaded for this model can be put on and off");
+        self.on = adapter;
     }
 
     /// Decodes these positions and tokens in the first slot.
@@ -229,7 +262,7 @@ impl<'m> Decoder<'m> {
 
     /// The parts of what a free slot holds of this prompt, or why there is nothing.
     fn save(&mut self, id: u64, prompt: &[LlamaToken]) -> Result<Vec<FromEngine>, String> {
-        let prompt: Vec<i32> = prompt.iter().map(|token| token.0).collect();
+        let prompt = Prompt { tokens: prompt.iter().map(|token| token.0).collect(), adapter: None };
         let Some((slot, tokens)) = self.schedule.cut_to(&prompt) else {
             return Err(format!("no free slot holds {BLOCK} tokens of this prompt"));
         };
@@ -259,7 +292,7 @@ impl<'m> Decoder<'m> {
             return Err(format!("llama.cpp took {held} tokens of {}", tokens.len()));
         }
         let count = u32::try_from(tokens.len()).unwrap_or(self.ctx);
-        self.schedule.hold(slot, tokens);
+        self.schedule.hold(slot, Prompt { tokens, adapter: None });
         Ok(count)
     }
 
@@ -288,6 +321,7 @@ impl<'m> Decoder<'m> {
             let _ = out.send(FromEngine::Failed { id: key.id, kind: FailureKind::Busy, message });
             return;
         }
+        let request_adapter = request.adapter;
         let prompt_tokens = u32::try_from(prompt.len()).unwrap_or(self.ctx);
         let _ = out.send(FromEngine::Accepted { id: key.id, prompt_tokens });
         let answer = Answer {
@@ -305,7 +339,9 @@ impl<'m> Decoder<'m> {
             unsent: 0,
             unsent_logprobs: Vec::new(),
         };
-        self.schedule.push(prompt.into_iter().map(|token| token.0).collect(), answer);
+        let adapter = request_adapter.map(|adapter| usize::try_from(adapter).expect("adapters are few"));
+        let tokens = prompt.into_iter().map(|token| token.0).collect();
+        self.schedule.push(Prompt { tokens, adapter }, answer);
         self.admit();
     }
 
@@ -333,10 +369,17 @@ impl<'m> Decoder<'m> {
         self.admit();
     }
 
-    /// One step: a token for every running answer, then a piece of a prompt, each as a batch of its own.
+    /// One step: a token for every running answer, those of one adapter together, then a piece of a prompt, each as a batch
+    /// of its own.
     fn step(&mut self) {
         let rows = self.schedule.rows();
-        if !rows.is_empty() {
+        // What is on goes first, so that two adapters cost one change a step.
+        let mut adapters: Vec<Option<usize>> = rows.iter().map(|row| row.adapter).collect();
+        adapters.sort_by_key(|adapter| (*adapter != self.on, *adapter));
+        adapters.dedup();
+        for adapter in adapters {
+            let rows: Vec<Row> = rows.iter().copied().filter(|row| row.adapter == adapter).collect();
+            self.put_on(adapter);
             self.decode_rows(&rows);
         }
         if let Some(piece) = self.schedule.piece() {
@@ -367,8 +410,9 @@ impl<'m> Decoder<'m> {
     /// What the answer in this slot may go on with, to be decoded beside its next token.
     fn guess(&mut self, slot: usize, running: usize) -> Vec<i32> {
         let room = self.batch_tokens / running.max(1) - 1;
+        let may_guess = self.may_guess(self.on);
         let Some(Sequence { answer, .. }) = self.schedule.sequence(slot) else { return Vec::new() };
-        let Some(lookup) = answer.lookup.as_ref().filter(|_| self.may_guess && running <= GUESSING_MAX) else {
+        let Some(lookup) = answer.lookup.as_ref().filter(|_| may_guess && running <= GUESSING_MAX) else {
             return Vec::new();
         };
         // The last token that an answer may have is chosen without a place in the context.
@@ -411,7 +455,9 @@ impl<'m> Decoder<'m> {
         if piece.begins {
             sequence.answer.cached_tokens = u32::try_from(piece.range.start).unwrap_or(0);
         }
-        let tokens = sequence.prompt[piece.range.clone()].to_vec();
+        let tokens = sequence.prompt.tokens[piece.range.clone()].to_vec();
+        let adapter = sequence.prompt.adapter;
+        self.put_on(adapter);
         self.batch.clear();
         for (offset, (place, token)) in piece.range.clone().zip(&tokens).enumerate() {
             let position = i32::try_from(place).expect("a prompt fits the context, which is counted in i32");

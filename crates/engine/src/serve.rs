@@ -270,6 +270,9 @@ impl Acceptor {
         if request.stop.iter().any(String::is_empty) {
             return invalid("a stop string must not be empty");
         }
+        if request.adapter.is_some_and(|adapter| adapter >= self.hello.adapters) {
+            return invalid("there is no such adapter");
+        }
         let prompt = self.tokenized(&request.prompt, request.add_bos)?;
         let form = request.grammar.as_ref().map(|grammar| grammars.form(grammar)).transpose();
         Ok((prompt, form.map_err(|why| (FailureKind::Grammar, why))?))

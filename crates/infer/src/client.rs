@@ -25,6 +25,8 @@ pub struct EngineConfig {
     pub program: PathBuf,
     /// The model, a GGUF file.
     pub model: PathBuf,
+    /// LoRA adapters of the model, GGUF files, in the order that requests name them by.
+    pub adapters: Vec<PathBuf>,
     /// Where the engine listens; at most 107 bytes long (the kernel's limit). An old socket there is removed.
     pub socket: PathBuf,
     /// Threads of arithmetic; one is the safe choice where other work shares the machine.

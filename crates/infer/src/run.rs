@@ -13,6 +13,9 @@ use crate::wire::{Generate, Hello};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Run {
+    /// sha2-256 digest in the CID of the adapter that the model had on, hexadecimal, where it had one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter_sha256: Option<String>,
     /// The date that the template was told, seconds since 1970; zero where there was no template.
     pub date: u64,
     pub engine: EngineClass,
@@ -56,14 +59,26 @@ pub struct SamplingUsed {
 }
 
 impl Run {
-    pub fn of(route: &str, date: u64, generate: &Generate, engine: EngineClass) -> Run {
+    /// `adapter` is the digest in the CID of the one that `generate` names by its place.
+    pub fn of(route: &str, date: u64, generate: &Generate, adapter: Option<[u8; 32]>, engine: EngineClass) -> Run {
         Run {
+            adapter_sha256: adapter.map(|digest| hexadecimal(&digest)),
             date,
             engine,
             prompt_sha256: sha256(generate.prompt.as_bytes()),
             route: route.to_owned(),
             sampling: SamplingUsed::of(generate),
         }
+    }
+
+    /// The digest in the adapter's CID.
+    pub fn adapter(&self) -> Option<[u8; 32]> {
+        let digits = self.adapter_sha256.as_ref().filter(|digits| digits.len() == 64 && digits.is_ascii())?;
+        let mut digest = [0; 32];
+        for (at, byte) in digest.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(digits.get(2 * at..2 * at + 2)?, 16).ok()?;
+        }
+        Some(digest)
     }
 
     /// The text whose digest is signed.
@@ -146,7 +161,11 @@ impl SamplingUsed {
 }
 
 pub(crate) fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    hexadecimal(&Sha256::digest(bytes))
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]
@@ -172,7 +191,7 @@ mod tests {
     /// Keys in order, no fractions, no number above 2^53: what RFC 8785 would print.
     #[test]
     fn a_run_is_canonical_as_it_prints() {
-        let run = Run::of("POST /v1/x", 1_795_453_200, &generate(), class());
+        let run = Run::of("POST /v1/x", 1_795_453_200, &generate(), None, class());
         let text = run.to_canonical();
         expect![[r#"{"date":1795453200,"engine":{"build":"engine/1 library/2","context":2048,"isa":"avx2,fma","program_sha256":"1310ca2c8932dbd118668bd97442558a3e1f546b5e15c69699dfbd6024f548d8","threads":1},"prompt_sha256":"3639efcd08abb273b1619e82e78c29a7df02c1051b1820e99fc395dcaa3326b8","route":"POST /v1/x","sampling":{"frequency_penalty":"0","max_tokens":16,"min_p":"0","presence_penalty":"0","seed":"18446744073709551615","temperature":"0.2","top_k":0,"top_p":"0.9"}}"#]]
         .assert_eq(&text);
@@ -196,14 +215,17 @@ mod tests {
             |g| g.stop = vec!["x".into()],
             |g| g.grammar = Some(Grammar::JsonSchema(serde_json::json!({}))),
         ];
-        let mut texts = vec![Run::of("r", 1, &generate(), class()).to_canonical()];
+        let mut texts = vec![Run::of("r", 1, &generate(), None, class()).to_canonical()];
         for change in changes {
             let mut changed = generate();
             change(&mut changed);
-            texts.push(Run::of("r", 1, &changed, class()).to_canonical());
+            texts.push(Run::of("r", 1, &changed, None, class()).to_canonical());
         }
-        texts.push(Run::of("q", 1, &generate(), class()).to_canonical());
-        texts.push(Run::of("r", 2, &generate(), class()).to_canonical());
+        let adapted = Run::of("r", 1, &generate(), Some([0xa5; 32]), class());
+        assert_eq!(adapted.adapter(), Some([0xa5; 32]));
+        texts.push(adapted.to_canonical());
+        texts.push(Run::of("q", 1, &generate(), None, class()).to_canonical());
+        texts.push(Run::of("r", 2, &generate(), None, class()).to_canonical());
         let count = texts.len();
         texts.sort();
         texts.dedup();

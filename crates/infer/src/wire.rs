@@ -53,6 +53,8 @@ pub struct Generate {
     pub logprobs: Option<u8>,
     /// What the answer must look like.
     pub grammar: Option<Grammar>,
+    /// The adapter that the model has on: its place among those that the engine was started with. `None`: none.
+    pub adapter: Option<u32>,
     /// Whether the engine may guess the next tokens and have several looked at in one step, where that pays. The answer is
     /// the same.
     pub lookup: bool,
@@ -120,6 +122,8 @@ pub struct Hello {
     pub n_vocab: u32,
     /// Requests that decode side by side.
     pub slots: u32,
+    /// Adapters that a request can choose from.
+    pub adapters: u32,
     /// How many numbers a vector has, of a model that turns texts into vectors and does nothing else. `None`: it answers.
     pub dimensions: Option<u32>,
     /// The model's own Jinja template, if its file has one.
@@ -166,6 +170,7 @@ impl Generate {
             stop: Vec::new(),
             logprobs: None,
             grammar: None,
+            adapter: None,
             lookup: true,
         }
     }

@@ -1,5 +1,6 @@
 //! The engine as the node sees it: a real process with a real model.
 
+mod adapters;
 mod answers;
 mod embed;
 mod forms;
@@ -39,6 +40,7 @@ async fn engine(slots: u32, ctx: u32) -> Engine {
 async fn engine_with(slots: u32, ctx: u32, threads: u32) -> Engine {
     let directory = tempfile::tempdir().unwrap();
     let config = EngineConfig {
+        adapters: Vec::new(),
         program: env!("CARGO_BIN_EXE_vivarium-engine").into(),
         model: model(),
         socket: directory.path().join("engine.sock"),

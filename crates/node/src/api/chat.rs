@@ -45,13 +45,13 @@ pub async fn terms(State(api): State<Api>, headers: HeaderMap) -> Response {
 async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) -> Result<Response, Response> {
     let refuse = |e: ApiError| Problem::from(e).into_response();
     let request = ChatCompletionRequest::parse(body).map_err(refuse)?;
-    let (route, prompt) = match api.cx.suppliers.of(&request.model) {
-        Some(supplier) => (suppliers::ROUTE, Prompt::Bought(supplier.purchase(&request, body).map_err(refuse)?)),
+    let (route, prompt, adapter) = match api.cx.suppliers.of(&request.model) {
+        Some(supplier) => (suppliers::ROUTE, Prompt::Bought(supplier.purchase(&request, body).map_err(refuse)?), None),
         None => {
-            api.serves_model(&request.model).map_err(refuse)?;
+            let adapter = api.serves_model(&request.model).map_err(refuse)?;
             let prompt =
                 api.render(&request.messages, request.offered_tools()).await.map_err(IntoResponse::into_response)?;
-            (ROUTE, Prompt::Text(prompt))
+            (ROUTE, Prompt::Text(prompt), adapter)
         }
     };
     let order = Order {
@@ -62,6 +62,7 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) ->
         prompt,
         prompt_field: "messages",
         settings: request.settings.clone(),
+        adapter,
         stored_bytes: None,
     };
     let sale = api.sell(headers, order).await?;
@@ -83,11 +84,13 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) ->
 }
 
 impl Api {
-    pub(super) fn serves_model(&self, model: &str) -> Result<(), ApiError> {
-        let name = &self.cx.manifest.model.name;
-        if model == name {
-            return Ok(());
+    /// The adapter that answers of this model have on.
+    pub(super) fn serves_model(&self, model: &str) -> Result<Option<usize>, ApiError> {
+        let mut own = self.cx.manifest.own_models();
+        if let Some((_, adapter)) = own.find(|(name, _)| name == model) {
+            return Ok(adapter);
         }
+        let name = &self.cx.manifest.model.name;
         Err(ApiError::for_not_found("model_not_found", "model", format!("`{model}` is not served here; `{name}` is")))
     }
 

@@ -39,7 +39,7 @@ pub async fn terms(State(api): State<Api>, headers: HeaderMap) -> Response {
 async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) -> Result<Response, Response> {
     let refuse = |e: ApiError| Problem::from(e).into_response();
     let request = CompletionRequest::parse(body).map_err(refuse)?;
-    api.serves_model(&request.model).map_err(refuse)?;
+    let adapter = api.serves_model(&request.model).map_err(refuse)?;
     let reply = CompletionReply {
         id: fresh_id("cmpl-"),
         created: api.shared.now(),
@@ -56,6 +56,7 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) ->
         prompt: Prompt::Text(Rendered { text: request.prompt, date: 0 }),
         prompt_field: "prompt",
         settings: request.settings,
+        adapter,
         stored_bytes: None,
     };
     let sale = api.sell(headers, order).await?;

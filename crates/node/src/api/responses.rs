@@ -76,7 +76,7 @@ pub async fn terms(State(api): State<Api>, headers: HeaderMap) -> Response {
 async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) -> Result<Response, Response> {
     let refuse = |e: ApiError| Problem::from(e).into_response();
     let request = ResponsesRequest::parse(body).map_err(refuse)?;
-    api.serves_model(&request.model).map_err(refuse)?;
+    let adapter = api.serves_model(&request.model).map_err(refuse)?;
     api.here("/v1/responses").await?;
     let before = match &request.previous_response_id {
         Some(id) => api.transcript(id).await.map_err(IntoResponse::into_response)?,
@@ -92,6 +92,7 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) ->
         prompt: Prompt::Text(prompt),
         prompt_field: "input",
         settings: request.settings.clone(),
+        adapter,
         stored_bytes: request.store.then(|| bytes_of(&before) + bytes_of(&said(&request))),
     };
     let sale = api.sell(headers, order).await?;

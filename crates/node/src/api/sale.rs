@@ -98,6 +98,8 @@ pub struct Order {
     /// Where the prompt comes from, to be named when it is too long.
     pub prompt_field: &'static str,
     pub settings: Settings,
+    /// Place of the adapter that the model has on, among the manifest's.
+    pub adapter: Option<usize>,
     /// Bytes of text that are stored beside the answer's own; `None`: nothing is stored.
     pub stored_bytes: Option<u64>,
 }
@@ -138,9 +140,13 @@ impl Prompt {
 }
 
 impl Work {
-    fn of(prompt: Prompt, settings: Settings, max_tokens: u32) -> Work {
+    fn of(prompt: Prompt, settings: Settings, adapter: Option<usize>, max_tokens: u32) -> Work {
         match prompt {
-            Prompt::Text(prompt) => Work::Answer(Box::new(settings.generate(prompt.text, max_tokens, rand::random()))),
+            Prompt::Text(prompt) => {
+                let generate = settings.generate(prompt.text, max_tokens, rand::random());
+                let adapter = adapter.and_then(|adapter| u32::try_from(adapter).ok());
+                Work::Answer(Box::new(Generate { adapter, ..generate }))
+            }
             Prompt::Texts { texts, .. } => Work::Vectors(texts),
             Prompt::Bought(purchase) => Work::Bought(purchase),
         }
@@ -245,15 +251,6 @@ impl Tariff {
     }
 }
 
-/// How the model is run for an order, for its receipt. `engine` as in [`Terms`].
-fn run_of(route: &str, date: u64, work: &Work, engine: Option<&Engine>) -> String {
-    match (work, engine) {
-        (Work::Answer(generate), Some(engine)) => Run::of(route, date, generate, engine.class()).to_canonical(),
-        // Vectors agree only to a tolerance, and what is bought was run elsewhere.
-        _ => String::new(),
-    }
-}
-
 /// The price of an order and whether it fits the model, or the refusal.
 struct Terms {
     /// Of what is answered here; what makes vectors is in `client` alone.
@@ -336,8 +333,8 @@ impl Api {
         let (payer, amount, signature) =
             (Address::from(settlement.payer()), settlement.value(), settlement.signature().to_vec());
         let date = order.prompt.date();
-        let work = Work::of(order.prompt, order.settings, terms.max_tokens);
-        let run = run_of(order.route, date, &work, terms.engine.as_ref());
+        let work = Work::of(order.prompt, order.settings, order.adapter, terms.max_tokens);
+        let run = self.run_of(order.route, date, &work, terms.engine.as_ref());
         let Terms { prompt_tokens, max_tokens, .. } = terms;
         let want = Box::new(Want { settlement, ask, prompt_tokens, max_tokens, run });
         let begin = || self.start(terms.client.as_ref(), work);
@@ -410,6 +407,21 @@ impl Api {
             transfer: transfer(&self.cx),
             takes_permits: self.cx.token.has_permit,
         })
+    }
+
+    /// How the model is run for an order, for its receipt. `engine` as in [`Terms`].
+    fn run_of(&self, route: &str, date: u64, work: &Work, engine: Option<&Engine>) -> String {
+        match (work, engine) {
+            (Work::Answer(generate), Some(engine)) => {
+                let at = generate.adapter.and_then(|adapter| usize::try_from(adapter).ok());
+                let adapter = at.and_then(|at| self.cx.manifest.adapters.get(at));
+                let digest = adapter.and_then(|adapter| store::cid::parse(&adapter.cid).ok());
+                let digest = digest.map(|cid| store::cid::digest(&cid));
+                Run::of(route, date, generate, digest, engine.class()).to_canonical()
+            }
+            // Vectors agree only to a tolerance, and what is bought was run elsewhere.
+            _ => String::new(),
+        }
     }
 
     fn tariff(&self, price: Price, gas: Usdc) -> Tariff {

@@ -4,7 +4,7 @@ use super::link::{Place, block_on};
 use alloy::primitives::Address;
 use anyhow::{Context, Result, bail, ensure};
 use infer::rerun::{self, Asked, NotAsked};
-use infer::{ChatTemplate, EngineClass, EngineClient, EngineConfig, EngineEvent, Hello, Run};
+use infer::{ChatTemplate, EngineClass, EngineClient, EngineConfig, EngineEvent, Generate, Hello, Run};
 use pay::receipt::{Receipt, SignedReceipt};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -42,9 +42,12 @@ pub struct Flags {
     #[arg(long, value_name = "FILE")]
     answer: PathBuf,
     /// The model's file
-    #[arg(long, value_name = "FILE", conflicts_with = "from")]
+    #[arg(long, value_name = "FILE")]
     model: Option<PathBuf>,
-    /// A store or trustless gateway to fetch the model from; may be repeated [default: the world's]
+    /// The file of the adapter that the receipt names
+    #[arg(long, value_name = "FILE")]
+    adapter: Option<PathBuf>,
+    /// A store or trustless gateway to fetch from what is not given as a file; may be repeated [default: the world's]
     #[arg(long, value_name = "URL")]
     from: Vec<String>,
     /// Who must have signed the receipt
@@ -126,13 +129,13 @@ impl<'a> Question<'a> {
         if receipt.output == [0; 32] {
             return unknown("the receipt names no output: the host crashed while it answered");
         }
-        if receipt.adapter != [0; 32] {
-            return unknown("the model had an adapter on, and this program runs none");
-        }
         let run = match Run::from_canonical(run) {
             Ok(run) => run,
             Err(e) => return unknown(&format!("the receipt's run is of another version of this program: {e}")),
         };
+        if run.adapter().unwrap_or_default() != receipt.adapter {
+            return unknown("the receipt names one adapter, and its run another");
+        }
         let asked = match Asked::read(&run.route, request) {
             Ok(asked) => asked,
             Err(NotAsked::Unknown(why)) => return unknown(&why),
@@ -149,11 +152,17 @@ impl<'a> Question<'a> {
 
     async fn answered_again(self, flags: &Flags) -> Result<Verdict> {
         let scratch = Scratch::new()?;
-        let model = self.model(flags, &scratch.0).await?;
+        let model = weights("model", self.receipt.model, flags.model.as_deref(), flags, &scratch.0).await?;
+        let mut adapters = Vec::new();
+        if self.receipt.adapter != [0; 32] {
+            let adapter = flags.adapter.as_deref();
+            adapters.push(weights("adapter", self.receipt.adapter, adapter, flags, &scratch.0).await?);
+        }
         let own = std::env::current_exe().context("cannot find this program's own file")?;
         let config = EngineConfig {
             program: own.with_file_name("vivarium-engine"),
             model,
+            adapters,
             socket: scratch.0.join("engine.sock"),
             threads: flags.threads.unwrap_or(self.run.engine.threads),
             ctx: self.run.engine.context,
@@ -170,29 +179,6 @@ impl<'a> Question<'a> {
         }
     }
 
-    /// The model's file, of which every byte is the receipt's.
-    async fn model(&self, flags: &Flags, scratch: &Path) -> Result<PathBuf> {
-        let digest = self.receipt.model;
-        if let Some(model) = &flags.model {
-            for profile in [Profile::V1_2025, Profile::V0_2015] {
-                let mut file = File::open(model).with_context(|| format!("cannot read {}", model.display()))?;
-                if store::cid::digest(&import_reader(&mut file, profile, &mut |_, _| Ok(()))?.cid) == digest {
-                    return Ok(model.clone());
-                }
-            }
-            bail!("{} is not the model that the receipt names ({})", model.display(), store::cid::dag_pb(digest));
-        }
-        let from = if flags.from.is_empty() { flags.place.stores() } else { flags.from.clone() };
-        ensure!(!from.is_empty(), "name the model's file by --model, or a store that has it by --from");
-        let blocks = Blocks::open(scratch.join("blocks"))?;
-        let file = scratch.join("model.gguf");
-        let fetcher = Fetcher::new(net::Client::new(), from);
-        let cid = store::cid::dag_pb(digest);
-        let fetched = fetcher.fetch_file(&blocks, &cid, &file, Limits::default(), |_| ()).await;
-        fetched.with_context(|| format!("the model {cid} cannot be fetched"))?;
-        Ok(file)
-    }
-
     /// The text that the engine makes of the request, if that is what the receipt says was run.
     async fn generate(&self, engine: &EngineClient, hello: &Hello) -> Result<Result<String, Verdict>> {
         let template = ChatTemplate::new(hello.chat_template.as_deref(), &hello.bos, &hello.eos)?;
@@ -201,8 +187,9 @@ impl<'a> Question<'a> {
         let seed = self.run.sampling.seed.parse().context("the receipt's seed is not a number")?;
         let settings = self.asked.settings.clone();
         let max_tokens = settings.max_tokens_within(hello.n_ctx.saturating_sub(tokens));
-        let generate = settings.generate(prompt, max_tokens, seed);
-        let ours = Run::of(&self.run.route, self.run.date, &generate, self.run.engine.clone());
+        let adapter = (hello.adapters > 0).then_some(0);
+        let generate = Generate { adapter, ..settings.generate(prompt, max_tokens, seed) };
+        let ours = Run::of(&self.run.route, self.run.date, &generate, self.run.adapter(), self.run.engine.clone());
         let mut differ = self.run.sampling.differences(&ours.sampling);
         if ours.prompt_sha256 != self.run.prompt_sha256 {
             differ.push("this program makes another prompt of the request than the receipt names".to_owned());
@@ -235,6 +222,37 @@ impl<'a> Question<'a> {
         }
         if why.is_empty() && place.is_none() { Verdict::Same } else { Verdict::Different { why, place } }
     }
+}
+
+/// The file of the model or adapter that the receipt names by this digest: `given`, or fetched; every byte is checked.
+async fn weights(what: &str, digest: [u8; 32], given: Option<&Path>, flags: &Flags, scratch: &Path) -> Result<PathBuf> {
+    if let Some(path) = given {
+        for profile in [Profile::V1_2025, Profile::V0_2015] {
+            let mut file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+            if store::cid::digest(&import_reader(&mut file, profile, &mut |_, _| Ok(()))?.cid) == digest {
+                return Ok(path.to_owned());
+            }
+        }
+        bail!(
+            "{} is not the {what} that the receipt names (sha2-256 {} in its CID)",
+            path.display(),
+            hex::encode(digest)
+        );
+    }
+    let from = if flags.from.is_empty() { flags.place.stores() } else { flags.from.clone() };
+    ensure!(!from.is_empty(), "name the {what}'s file by --{what}, or a store that has it by --from");
+    let blocks = Blocks::open(scratch.join(format!("{what}.blocks")))?;
+    let file = scratch.join(format!("{what}.gguf"));
+    let fetcher = Fetcher::new(net::Client::new(), from);
+    // A receipt has the digest alone; a file of one block is that block itself.
+    let tree = store::cid::dag_pb(digest);
+    if fetcher.fetch_file(&blocks, &tree, &file, Limits::default(), |_| ()).await.is_ok() {
+        return Ok(file);
+    }
+    let block = store::cid::raw(digest);
+    let fetched = fetcher.fetch_file(&blocks, &block, &file, Limits::default(), |_| ()).await;
+    fetched.with_context(|| format!("the {what} {tree} (or {block}) cannot be fetched"))?;
+    Ok(file)
 }
 
 fn report(verdict: &Verdict, receipt: &Receipt, signer: Address, json: bool) -> ExitCode {

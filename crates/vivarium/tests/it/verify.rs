@@ -40,6 +40,7 @@ impl Paid {
     async fn for_request(request: &Value) -> Paid {
         let dir = tempfile::tempdir().expect("a folder");
         let config = EngineConfig {
+            adapters: Vec::new(),
             program: Path::new(super::world::program()).with_file_name("vivarium-engine"),
             model: model(),
             socket: dir.path().join("engine.sock"),
@@ -55,7 +56,7 @@ impl Paid {
         let tokens = engine.count_tokens(&prompt, false).await.expect("a count");
         let max_tokens = asked.settings.max_tokens_within(hello.n_ctx - tokens);
         let generate = asked.settings.clone().generate(prompt, max_tokens, 7);
-        let run = Run::of(ROUTE, DATE, &generate, EngineClass::of(&hello, engine.program_sha256()));
+        let run = Run::of(ROUTE, DATE, &generate, None, EngineClass::of(&hello, engine.program_sha256()));
         let mut generation = engine.generate(generate).expect("it begins");
         let mut text = String::new();
         let (finish, usage) = loop {

@@ -1,7 +1,7 @@
 //! A sale that is paid by a voucher: put the deposit in if one came along, reserve, serve, charge what was delivered.
 //! Nothing of it waits for the chain but a deposit. Refunds are [`super::refund`]'s.
 
-use super::{Errand, Offers, Order, Paying, Sale, Terms, Wishes, Work, refused, run_of, transfer};
+use super::{Errand, Offers, Order, Paying, Sale, Terms, Wishes, Work, refused, transfer};
 use crate::api::Api;
 use crate::api::problem::Problem;
 use crate::ask::{Ask, Reserved};
@@ -95,8 +95,8 @@ impl Api {
             fresh: wishes.fresh,
         };
         let date = order.prompt.date();
-        let work = Work::of(order.prompt, order.settings, terms.max_tokens);
-        let run = run_of(order.route, date, &work, terms.engine.as_ref());
+        let work = Work::of(order.prompt, order.settings, order.adapter, terms.max_tokens);
+        let run = self.run_of(order.route, date, &work, terms.engine.as_ref());
         let (mut seen, mut put_in) = (None, None);
         let mut turns = 0;
         let not_reserved = loop {
