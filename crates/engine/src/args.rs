@@ -1,4 +1,4 @@
-//! The command line. By hand: five flags are not worth a dependency in this process.
+//! The command line. By hand: six flags are not worth a dependency in this process.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -10,6 +10,7 @@ usage: vivarium-engine --model FILE --socket PATH [options]
 
   --model FILE       the model, a GGUF file; one that pools makes vectors, another answers
   --socket PATH      where to listen; frames as in crates/infer/src/wire.rs
+  --adapter FILE     a LoRA adapter of the model, a GGUF file; may be repeated, and requests choose one by its place
   --threads N        threads of arithmetic (default 1: more only pay on idle cores)
   --ctx N            tokens of context for each request (default 2048)
   --slots N          requests that decode, or texts that become vectors, side by side (default 8)
@@ -32,6 +33,7 @@ pub(crate) enum Command {
 pub(crate) struct Args {
     pub(crate) model: PathBuf,
     pub(crate) socket: PathBuf,
+    pub(crate) adapters: Vec<PathBuf>,
     pub(crate) threads: u32,
     /// Tokens of context of each request.
     pub(crate) ctx: u32,
@@ -41,7 +43,7 @@ pub(crate) struct Args {
 
 pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, String> {
     let mut args = args.into_iter();
-    let (mut model, mut socket) = (None, None);
+    let (mut model, mut socket, mut adapters) = (None, None, Vec::new());
     let (mut threads, mut ctx, mut slots) = (1, 2_048, 8);
     let mut exit_with_stdin = false;
     while let Some(flag) = args.next() {
@@ -53,6 +55,7 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command,
             "--help" | "-h" => return Ok(Command::Help),
             "--model" => model = Some(PathBuf::from(value()?)),
             "--socket" => socket = Some(PathBuf::from(value()?)),
+            "--adapter" => adapters.push(PathBuf::from(value()?)),
             "--threads" => threads = number(&flag, &value()?, THREADS_MAX)?,
             "--ctx" => ctx = number(&flag, &value()?, CTX_MAX)?,
             "--slots" => slots = number(&flag, &value()?, SLOTS_MAX)?,
@@ -63,6 +66,7 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command,
     Ok(Command::Run(Args {
         model: model.ok_or("--model is missing")?,
         socket: socket.ok_or("--socket is missing")?,
+        adapters,
         threads,
         ctx,
         slots,
@@ -93,6 +97,13 @@ mod tests {
         assert_eq!(refused("--model m --socket s --threads 0"), "--threads takes a number from 1 to 512, not 0");
         assert_eq!(refused("--model m --socket s --ctx 1k"), "--ctx takes a number from 1 to 1048576, not 1k");
         assert_eq!(refused("--model m --socket s --speed 9"), "unknown argument --speed");
+    }
+
+    #[test]
+    fn adapters_keep_their_order() {
+        let line = "--model m --adapter b --socket s --adapter a";
+        let Ok(Command::Run(args)) = parse(line.split_whitespace().map(OsString::from)) else { panic!("{line}") };
+        assert_eq!(args.adapters, ["b", "a"].map(PathBuf::from));
     }
 
     #[test]

@@ -5,19 +5,23 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 
 use anyhow::{Context, bail};
-use infer::wire::{FailureKind, Finish, FromEngine, Generate, TokenLogprob};
+use infer::wire::{FailureKind, Finish, FromEngine, Generate, PART_BYTES_MAX, TokenLogprob};
 use llama_cpp_2::context::LlamaContext;
 use llama_cpp_2::context::params::LlamaContextParams;
+use llama_cpp_2::context::session::LlamaStateSeqFlags;
 use llama_cpp_2::llama_batch::LlamaBatch;
+use llama_cpp_2::model::LlamaLoraAdapter;
 use llama_cpp_2::token::LlamaToken;
+use sha2::{Digest, Sha256};
 
 use crate::args::Args;
 use crate::grammar::Form;
 use crate::lookup::{DRAFT_MAX, Lookup};
 use crate::model::Model;
 use crate::sample::{Sampler, probabilities};
-use crate::schedule::{PREFILL_CHUNK, Piece, Row, Schedule, Sequence};
+use crate::schedule::{BLOCK, PREFILL_CHUNK, Piece, Prompt, Row, Schedule, Sequence};
 use crate::serve::take_orders;
+use crate::state::{self, Class, State};
 use crate::text::TextStream;
 
 /// Tokens that are tried together and one by one at the start, as many as a row and the longest guess; and so many others
@@ -47,6 +51,17 @@ pub(crate) enum Order {
         out: Sender<FromEngine>,
     },
     Cancel(Key),
+    Save {
+        key: Key,
+        prompt: Vec<LlamaToken>,
+        out: Sender<FromEngine>,
+    },
+    /// As bytes, of which nobody has looked at any.
+    Restore {
+        key: Key,
+        saved: Vec<u8>,
+        out: Sender<FromEngine>,
+    },
     /// The connection with this number is closed: nobody reads what it asked for.
     HangUp(u64),
 }
@@ -76,18 +91,32 @@ struct Answer {
 pub(crate) struct Decoder<'m> {
     model: &'m Arc<Model>,
     context: LlamaContext<'m>,
+    adapters: Vec<LlamaLoraAdapter>,
+    /// The adapter that the context has on.
+    on: Option<usize>,
     batch: LlamaBatch<'static>,
     /// Tokens that it takes.
     batch_tokens: usize,
     schedule: Schedule<Answer>,
     ctx: u32,
-    /// Tokens that are decoded together have the same bits as one after the other.
-    may_guess: bool,
+    /// Whether tokens that are decoded together have the same bits as one after the other: without an adapter, and with
+    /// each.
+    may_guess: Vec<bool>,
+    /// Build, instruction sets and threads.
+    says: String,
+    /// Whose saved contexts this engine goes on from.
+    class: Class,
+    /// Longest saved context.
+    state_bytes_max: usize,
 }
 
 impl<'m> Decoder<'m> {
     /// Makes the context, with the memory of all slots, and decodes once so that the weights are in memory.
-    pub(crate) fn new(model: &'m Arc<Model>, args: &Args) -> anyhow::Result<Decoder<'m>> {
+    pub(crate) fn new(
+        model: &'m Arc<Model>,
+        adapters: Vec<LlamaLoraAdapter>,
+        args: &Args,
+    ) -> anyhow::Result<Decoder<'m>> {
         let slots = usize::try_from(args.slots).context("--slots")?;
         let Some(cells) = args.ctx.checked_next_multiple_of(256).and_then(|ctx| ctx.checked_mul(args.slots)) else {
             bail!("--ctx {} times --slots {} is too much", args.ctx, args.slots);
@@ -115,24 +144,30 @@ impl<'m> Decoder<'m> {
         let mut decoder = Decoder {
             model,
             context,
+            adapters,
+            on: None,
             batch: LlamaBatch::new(batch_tokens, 1),
             batch_tokens,
             schedule: Schedule::new(slots),
             ctx: args.ctx,
-            may_guess: false,
+            may_guess: Vec::new(),
+            says: format!("{}; {}; {} threads", crate::model::BUILD, model.isa(), args.threads),
+            class: Class { fingerprint: [0; 32], n_vocab: model.n_vocab(), ctx: args.ctx },
+            state_bytes_max: 0,
         };
         decoder.batch.add(LlamaToken::new(0), 0, &[0], true).context("an empty batch takes one token")?;
         decoder.context.decode(&mut decoder.batch).context("the model does not decode one token")?;
         decoder.context.clear_kv_cache();
-        decoder.may_guess = decoder.is_exact_together()?;
-        eprintln!(
-            "vivarium-engine: next tokens are {}",
-            if decoder.may_guess {
-                "looked up where that pays"
-            } else {
-                "not looked up: that would change answers here"
-            }
-        );
+        for adapter in (0..decoder.adapters.len()).map(Some).chain([None]) {
+            decoder.put_on(adapter);
+            let is_exact = decoder.is_exact_together()?;
+            decoder.may_guess.push(is_exact);
+            let with = adapter.map_or_else(String::new, |adapter| format!("with adapter {adapter} "));
+            eprintln!(
+                "vivarium-engine: {with}next tokens are {}",
+                if is_exact { "looked up where that pays" } else { "not looked up: that would change answers here" }
+            );
+        }
         Ok(decoder)
     }
 
@@ -144,8 +179,15 @@ impl<'m> Decoder<'m> {
         let token = |at: u32| (at * 7_919 % vocabulary).cast_signed();
         let rows: Vec<(i32, i32)> = (0..).zip((1..).map(token)).take(2 * TRIED_TOKENS).collect();
         let (before, rest) = rows.split_at(TRIED_TOKENS);
-        self.bits_of(before)?;
+        let first = self.bits_of(before)?;
+        let of_half = self.state_of(0).len();
         let together = self.bits_of(rest)?;
+        let of_whole = self.state_of(0).len();
+        // Each token of a context takes the same.
+        let of_token = of_whole.saturating_sub(of_half).div_ceil(rest.len());
+        let tokens = usize::try_from(self.ctx).context("--ctx")?;
+        self.state_bytes_max = state::length(tokens, of_whole + of_token * tokens);
+        self.class.fingerprint = fingerprint(&self.says, first.iter().chain(&together).flatten());
         self.keep(0, before.len());
         let mut is_exact = true;
         for (row, wanted) in rest.iter().zip(together) {
@@ -153,6 +195,27 @@ impl<'m> Decoder<'m> {
         }
         self.context.clear_kv_cache();
         Ok(is_exact)
+    }
+
+    /// Whether the next tokens may be guessed with this adapter on.
+    fn may_guess(&self, adapter: Option<usize>) -> bool {
+        // What is without comes last.
+        let at = adapter.unwrap_or(self.adapters.len());
+        self.may_guess.get(at).copied().unwrap_or(false)
+    }
+
+    /// Puts an adapter on, or the one that is on off. llama.cpp has one for all that a step decodes.
+    fn put_on(&mut self, adapter: Option<usize>) {
+        if self.on == adapter {
+            return;
+        }
+        let done = match (adapter, self.on) {
+            (Some(at), _) => self.context.lora_adapter_set(&mut self.adapters[at], 1.0).is_ok(),
+            (None, Some(at)) => self.context.lora_adapter_remove(&mut self.adapters[at]).is_ok(),
+            (None, None) => true,
+        };
+        assert!(done, "an adapter that was loaded for this model can be put on and off");
+        self.on = adapter;
     }
 
     /// Decodes these positions and tokens in the first slot.
@@ -180,8 +243,68 @@ impl<'m> Decoder<'m> {
                 self.start(key, prompt, form.map(|form| *form), *request, out)
             }
             Order::Cancel(key) => self.end_early(|answer| answer.key == key),
+            Order::Save { key, prompt, out } => {
+                let saved = self.save(key.id, &prompt);
+                say(&out, key, saved);
+            }
+            Order::Restore { key, saved, out } => {
+                let restored = self.restore(&saved).map(|tokens| vec![FromEngine::Restored { id: key.id, tokens }]);
+                say(&out, key, restored);
+            }
             Order::HangUp(connection) => self.end_early(|answer| answer.key.connection == connection),
         }
+    }
+
+    /// Longest saved context, bytes.
+    pub(crate) fn state_bytes_max(&self) -> usize {
+        self.state_bytes_max
+    }
+
+    /// The parts of what a free slot holds of this prompt, or why there is nothing.
+    fn save(&mut self, id: u64, prompt: &[LlamaToken]) -> Result<Vec<FromEngine>, String> {
+        let prompt = Prompt { tokens: prompt.iter().map(|token| token.0).collect(), adapter: None };
+        let Some((slot, tokens)) = self.schedule.cut_to(&prompt) else {
+            return Err(format!("no free slot holds {BLOCK} tokens of this prompt"));
+        };
+        let tokens = tokens.to_vec();
+        self.keep(slot, tokens.len());
+        let saved = State { tokens, bytes: self.state_of(slot) }.pack(&self.class);
+        let parts = saved.chunks(PART_BYTES_MAX);
+        let last = parts.len() - 1;
+        let part = |(at, part): (usize, &[u8])| FromEngine::Saved { id, part: part.to_vec(), last: at == last };
+        Ok(parts.enumerate().map(part).collect())
+    }
+
+    /// Gives a free slot a saved context: how many tokens that are, or why it is refused.
+    #[expect(unsafe_code, reason = "the safe wrapper takes only what this process has written")]
+    fn restore(&mut self, saved: &[u8]) -> Result<u32, String> {
+        let State { tokens, bytes } = State::unpack(saved, &self.class)?;
+        let slot = self.schedule.oldest_free().ok_or("all slots are taken")?;
+        self.schedule.forget(slot);
+        self.keep(slot, 0);
+        let sequence = i32::try_from(slot).expect("slots are few");
+        // SAFETY: `unpack` takes only what an engine of this class packed, to the bit: what llama.cpp wrote for a context of
+        // this shape.
+        let taken = unsafe { self.context.state_seq_set_data_ext(&bytes, sequence, LlamaStateSeqFlags::empty()) };
+        let held = usize::try_from(self.context.kv_cache_seq_pos_max(sequence) + 1).unwrap_or(0);
+        if !taken || held != tokens.len() {
+            self.keep(slot, 0);
+            return Err(format!("llama.cpp took {held} tokens of {}", tokens.len()));
+        }
+        let count = u32::try_from(tokens.len()).unwrap_or(self.ctx);
+        self.schedule.hold(slot, Prompt { tokens, adapter: None });
+        Ok(count)
+    }
+
+    /// llama.cpp's bytes of a slot's context.
+    #[expect(unsafe_code, reason = "the safe wrapper keeps the bytes to itself")]
+    fn state_of(&self, slot: usize) -> Vec<u8> {
+        let (sequence, flags) = (i32::try_from(slot).expect("slots are few"), LlamaStateSeqFlags::empty());
+        let mut bytes = vec![0; self.context.state_seq_get_size_ext(sequence, flags)];
+        // SAFETY: it has the length that llama.cpp will write, and nothing is decoded in between.
+        let written = unsafe { self.context.state_seq_get_data_ext(bytes.as_mut_ptr(), sequence, flags) };
+        bytes.truncate(written);
+        bytes
     }
 
     fn start(
@@ -198,6 +321,7 @@ impl<'m> Decoder<'m> {
             let _ = out.send(FromEngine::Failed { id: key.id, kind: FailureKind::Busy, message });
             return;
         }
+        let request_adapter = request.adapter;
         let prompt_tokens = u32::try_from(prompt.len()).unwrap_or(self.ctx);
         let _ = out.send(FromEngine::Accepted { id: key.id, prompt_tokens });
         let answer = Answer {
@@ -215,7 +339,9 @@ impl<'m> Decoder<'m> {
             unsent: 0,
             unsent_logprobs: Vec::new(),
         };
-        self.schedule.push(prompt.into_iter().map(|token| token.0).collect(), answer);
+        let adapter = request_adapter.map(|adapter| usize::try_from(adapter).expect("adapters are few"));
+        let tokens = prompt.into_iter().map(|token| token.0).collect();
+        self.schedule.push(Prompt { tokens, adapter }, answer);
         self.admit();
     }
 
@@ -243,10 +369,17 @@ impl<'m> Decoder<'m> {
         self.admit();
     }
 
-    /// One step: a token for every running answer, then a piece of a prompt, each as a batch of its own.
+    /// One step: a token for every running answer, those of one adapter together, then a piece of a prompt, each as a batch
+    /// of its own.
     fn step(&mut self) {
         let rows = self.schedule.rows();
-        if !rows.is_empty() {
+        // What is on goes first, so that two adapters cost one change a step.
+        let mut adapters: Vec<Option<usize>> = rows.iter().map(|row| row.adapter).collect();
+        adapters.sort_by_key(|adapter| (*adapter != self.on, *adapter));
+        adapters.dedup();
+        for adapter in adapters {
+            let rows: Vec<Row> = rows.iter().copied().filter(|row| row.adapter == adapter).collect();
+            self.put_on(adapter);
             self.decode_rows(&rows);
         }
         if let Some(piece) = self.schedule.piece() {
@@ -277,8 +410,9 @@ impl<'m> Decoder<'m> {
     /// What the answer in this slot may go on with, to be decoded beside its next token.
     fn guess(&mut self, slot: usize, running: usize) -> Vec<i32> {
         let room = self.batch_tokens / running.max(1) - 1;
+        let may_guess = self.may_guess(self.on);
         let Some(Sequence { answer, .. }) = self.schedule.sequence(slot) else { return Vec::new() };
-        let Some(lookup) = answer.lookup.as_ref().filter(|_| self.may_guess && running <= GUESSING_MAX) else {
+        let Some(lookup) = answer.lookup.as_ref().filter(|_| may_guess && running <= GUESSING_MAX) else {
             return Vec::new();
         };
         // The last token that an answer may have is chosen without a place in the context.
@@ -321,7 +455,9 @@ impl<'m> Decoder<'m> {
         if piece.begins {
             sequence.answer.cached_tokens = u32::try_from(piece.range.start).unwrap_or(0);
         }
-        let tokens = sequence.prompt[piece.range.clone()].to_vec();
+        let tokens = sequence.prompt.tokens[piece.range.clone()].to_vec();
+        let adapter = sequence.prompt.adapter;
+        self.put_on(adapter);
         self.batch.clear();
         for (offset, (place, token)) in piece.range.clone().zip(&tokens).enumerate() {
             let position = i32::try_from(place).expect("a prompt fits the context, which is counted in i32");
@@ -453,6 +589,23 @@ impl<'m> Decoder<'m> {
         self.keep(slot, positions);
         Some(answer)
     }
+}
+
+/// What came of an order that is answered at once. Sending fails when the connection is closed.
+fn say(out: &Sender<FromEngine>, key: Key, made: Result<Vec<FromEngine>, String>) {
+    let failed = |message| vec![FromEngine::Failed { id: key.id, kind: FailureKind::State, message }];
+    for message in made.unwrap_or_else(failed) {
+        let _ = out.send(message);
+    }
+}
+
+/// Of numbers that depend on every weight, and on how this processor and this build round.
+fn fingerprint<'a>(says: &str, bits: impl Iterator<Item = &'a u32>) -> [u8; 32] {
+    let mut hasher = Sha256::new_with_prefix(says);
+    for logit in bits {
+        hasher.update(logit.to_le_bytes());
+    }
+    hasher.finalize().into()
 }
 
 impl Answer {

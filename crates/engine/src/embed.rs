@@ -217,7 +217,15 @@ mod tests {
         let usual = concat!(env!("CARGO_MANIFEST_DIR"), "/../../.vivarium/models/all-MiniLM-L6-v2.Q8_0.gguf");
         let model = PathBuf::from(usual);
         assert!(model.is_file(), "NO MODEL at {}: `cargo xtask setup` makes it", model.display());
-        Args { model, socket: PathBuf::new(), threads: 1, ctx: 256, slots: 2, exit_with_stdin: false }
+        Args {
+            model,
+            socket: PathBuf::new(),
+            adapters: Vec::new(),
+            threads: 1,
+            ctx: 256,
+            slots: 2,
+            exit_with_stdin: false,
+        }
     }
 
     /// Numbers of tokens are the model file's alone: they hold for every build.

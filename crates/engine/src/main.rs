@@ -6,8 +6,8 @@
 //!
 //! One thread owns the model's context and does nothing but decode ([`decode`]), or, for a model that turns texts into
 //! vectors, encode ([`embed`]); connections have threads of their own ([`serve`]). What is decided is decided by plain
-//! values: which tokens go into a step ([`schedule`]), which token comes out ([`sample`], [`grammar`]), and which text may
-//! be shown ([`text`]).
+//! values: which tokens go into a step ([`schedule`]), which token comes out ([`sample`], [`grammar`]), which text may be
+//! shown ([`text`]), and which bytes are a saved context ([`state`]).
 
 mod args;
 mod confine;
@@ -19,6 +19,7 @@ mod model;
 mod sample;
 mod schedule;
 mod serve;
+mod state;
 mod text;
 
 use std::io::{Read, Write};
@@ -66,7 +67,9 @@ fn end_the_process_on_panic() {
 }
 
 fn run(args: &Args) -> anyhow::Result<std::convert::Infallible> {
-    let model = Arc::new(Model::load(&args.model)?);
+    let mut model = Model::load(&args.model)?;
+    let adapters = model.load_adapters(&args.adapters)?;
+    let model = Arc::new(model);
     if args.ctx > model.n_ctx_train() {
         bail!(
             "--ctx {} is more than the {} tokens this model was trained with; use a smaller one",
@@ -79,17 +82,23 @@ fn run(args: &Args) -> anyhow::Result<std::convert::Infallible> {
     // and inherit them.
     match model.dimensions()? {
         None => {
-            let decoder = decode::Decoder::new(&model, args)?;
+            let decoder = decode::Decoder::new(&model, adapters, args)?;
             let hello = confined(args, &model, None)?;
+            let state_bytes_max = decoder.state_bytes_max();
             let (orders, received) = mpsc::channel();
             let grammars = Arc::new(grammar::Grammars::new(Arc::clone(&model)));
             open(
                 args,
                 listener,
-                Acceptor { model: Arc::clone(&model), hello, work: Work::Answers { grammars, orders } },
+                Acceptor {
+                    model: Arc::clone(&model),
+                    hello,
+                    work: Work::Answers { grammars, orders, state_bytes_max },
+                },
             )?;
             decoder.run(&received)
         }
+        Some(_) if !adapters.is_empty() => bail!("adapters are for models that answer, and this one makes vectors"),
         Some(dimensions) => {
             let embedder = embed::Embedder::new(&model, args)?;
             let hello = confined(args, &model, Some(dimensions))?;
@@ -110,6 +119,7 @@ fn confined(args: &Args, model: &Model, dimensions: Option<u32>) -> anyhow::Resu
         n_ctx_train: model.n_ctx_train(),
         n_vocab: model.n_vocab(),
         slots: args.slots,
+        adapters: u32::try_from(args.adapters.len()).unwrap_or(u32::MAX),
         dimensions,
         chat_template: model.chat_template(),
         bos: model.bos(),

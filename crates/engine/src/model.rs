@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use llama_cpp_2::llama_backend::LlamaBackend;
-use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::model::params::LlamaModelParams;
+use llama_cpp_2::model::{LlamaLoraAdapter, LlamaModel};
 use llama_cpp_2::token::LlamaToken;
 
 /// What computes: our version and the library's. Compiler and instruction set are the build's own matter,
@@ -43,6 +43,22 @@ impl Model {
         })?;
         let longest = model.vocab().tokens().map(|token| model.vocab().token_to_piece(token, true, None).len()).max();
         Ok(Model { model, backend, path: path.to_owned(), token_bytes_max: longest.unwrap_or(1).max(1) })
+    }
+
+    /// Loads adapters of this model. They live as long as the model does.
+    pub(crate) fn load_adapters(&mut self, paths: &[PathBuf]) -> anyhow::Result<Vec<LlamaLoraAdapter>> {
+        let mut adapters = Vec::with_capacity(paths.len());
+        for path in paths {
+            check(path)?;
+            adapters.push(self.model.lora_adapter_init(path).map_err(|_| {
+                anyhow::anyhow!(
+                    "llama.cpp refuses the adapter {}: it is cut off, damaged, no LoRA, or of another model than {}",
+                    path.display(),
+                    self.path.display()
+                )
+            })?);
+        }
+        Ok(adapters)
     }
 
     /// The tokens of a text; control tokens spelled in it become tokens. Slow for long texts: not for the decoding thread.

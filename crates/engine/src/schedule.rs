@@ -26,9 +26,17 @@ pub(crate) const BLOCK: usize = 32;
 /// Copying another slot's context moves the memory of all of it, so it must save at least so many tokens. A guess.
 const COPY_MIN: usize = 2 * BLOCK;
 
+/// A prompt, or what a context holds of one. Computed with another adapter it is another context.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Prompt {
+    pub(crate) tokens: Vec<i32>,
+    /// Place of the adapter that is on while it is computed.
+    pub(crate) adapter: Option<usize>,
+}
+
 /// One request on its way; `T` is whatever belongs to its answer.
 pub(crate) struct Sequence<T> {
-    pub(crate) prompt: Vec<i32>,
+    pub(crate) prompt: Prompt,
     /// Tokens of the prompt that are in the context.
     prefilled: usize,
     /// Its first piece was given out.
@@ -41,7 +49,7 @@ pub(crate) struct Sequence<T> {
 }
 
 pub(crate) struct Schedule<T> {
-    waiting: VecDeque<(Vec<i32>, T)>,
+    waiting: VecDeque<(Prompt, T)>,
     slots: Vec<Slot<T>>,
     /// Slots whose prompt is not finished, the first admitted first.
     prefilling: VecDeque<usize>,
@@ -52,17 +60,27 @@ pub(crate) struct Schedule<T> {
 struct Slot<T> {
     taken: Option<Sequence<T>>,
     /// What the context holds of the last request's prompt, when nobody has the slot.
-    kept: Vec<i32>,
+    kept: Prompt,
     admission: u64,
 }
 
 impl<T> Slot<T> {
-    /// Tokens of a prompt that are in the context from its beginning on.
-    fn held(&self) -> &[i32] {
-        match &self.taken {
-            Some(sequence) => &sequence.prompt[..sequence.prefilled],
-            None => &self.kept,
+    /// How much of what is in the context can begin this prompt: whole blocks, and one is left to compute.
+    fn reusable(&self, prompt: &Prompt) -> usize {
+        let common = self.common(prompt);
+        common.min(prompt.tokens.len().saturating_sub(BLOCK)) / BLOCK * BLOCK
+    }
+
+    /// Tokens of this prompt that are in the context from its beginning on.
+    fn common(&self, prompt: &Prompt) -> usize {
+        let (held, adapter) = match &self.taken {
+            Some(sequence) => (&sequence.prompt.tokens[..sequence.prefilled], sequence.prompt.adapter),
+            None => (&self.kept.tokens[..], self.kept.adapter),
+        };
+        if adapter != prompt.adapter {
+            return 0;
         }
+        held.iter().zip(&prompt.tokens).take_while(|(one, other)| one == other).count()
     }
 }
 
@@ -79,6 +97,8 @@ pub(crate) struct Row {
     pub(crate) slot: usize,
     pub(crate) token: i32,
     pub(crate) position: i32,
+    /// Rows of one adapter can be decoded together.
+    pub(crate) adapter: Option<usize>,
 }
 
 /// A piece of a prompt to decode.
@@ -97,7 +117,7 @@ pub(crate) struct Piece {
 
 impl<T> Schedule<T> {
     pub(crate) fn new(slots: usize) -> Schedule<T> {
-        let slots = (0..slots).map(|_| Slot { taken: None, kept: Vec::new(), admission: 0 }).collect();
+        let slots = (0..slots).map(|_| Slot { taken: None, kept: Prompt::default(), admission: 0 }).collect();
         Schedule { waiting: VecDeque::new(), slots, prefilling: VecDeque::new(), admissions: 0 }
     }
 
@@ -112,7 +132,7 @@ impl<T> Schedule<T> {
     }
 
     /// Queues a request; [`Schedule::admit`] lets it in. The prompt must not be empty.
-    pub(crate) fn push(&mut self, prompt: Vec<i32>, answer: T) {
+    pub(crate) fn push(&mut self, prompt: Prompt, answer: T) {
         self.waiting.push_back((prompt, answer));
     }
 
@@ -122,7 +142,7 @@ impl<T> Schedule<T> {
         for (slot, place) in self.slots.iter_mut().enumerate() {
             let Some(sequence) = &mut place.taken else { continue };
             let Some(token) = sequence.next.take() else { continue };
-            rows.push(Row { slot, token, position: sequence.position });
+            rows.push(Row { slot, token, position: sequence.position, adapter: sequence.prompt.adapter });
             sequence.position += 1;
         }
         rows
@@ -136,10 +156,10 @@ impl<T> Schedule<T> {
         let sequence = self.slots[slot].taken.as_mut().expect("a slot that prefills is taken until it is released");
         let begins = !std::mem::replace(&mut sequence.begun, true);
         let from = copy_of.map_or(sequence.prefilled, |(_, shared)| shared);
-        let to = sequence.prompt.len().min(from + PREFILL_CHUNK);
+        let to = sequence.prompt.tokens.len().min(from + PREFILL_CHUNK);
         sequence.prefilled = to;
         sequence.position = i32::try_from(to).expect("a prompt fits the context, which is counted in i32");
-        let last = to == sequence.prompt.len();
+        let last = to == sequence.prompt.tokens.len();
         if last {
             self.prefilling.pop_front();
         }
@@ -150,7 +170,7 @@ impl<T> Schedule<T> {
     fn worth_copying(&self, slot: usize) -> Option<(usize, usize)> {
         let sequence = self.slots[slot].taken.as_ref().filter(|sequence| !sequence.begun)?;
         let others = self.slots.iter().enumerate().filter(|(other, _)| *other != slot);
-        let held = others.map(|(other, place)| (other, reusable(place.held(), &sequence.prompt)));
+        let held = others.map(|(other, place)| (other, place.reusable(&sequence.prompt)));
         held.max_by_key(|(_, shared)| *shared).filter(|(_, shared)| *shared >= sequence.prefilled + COPY_MIN)
     }
 
@@ -177,21 +197,44 @@ impl<T> Schedule<T> {
     pub(crate) fn release(&mut self, slot: usize) -> Option<(T, usize)> {
         let place = self.slots.get_mut(slot)?;
         let mut sequence = place.taken.take()?;
-        sequence.prompt.truncate(sequence.prefilled);
+        sequence.prompt.tokens.truncate(sequence.prefilled);
         place.kept = sequence.prompt;
         self.prefilling.retain(|other| *other != slot);
-        Some((sequence.answer, place.kept.len()))
+        Some((sequence.answer, place.kept.tokens.len()))
+    }
+
+    /// The free slot that holds the most of this prompt, and how much that is, in whole blocks; what it holds beyond is
+    /// forgotten, and the caller's to clear. `None`: none holds a block of it.
+    pub(crate) fn cut_to(&mut self, prompt: &Prompt) -> Option<(usize, &[i32])> {
+        let shared = |slot: &Slot<T>| slot.common(prompt) / BLOCK * BLOCK;
+        let free = self.slots.iter_mut().enumerate().filter(|(_, slot)| slot.taken.is_none());
+        let (at, slot) = free.max_by_key(|(_, slot)| shared(slot)).filter(|(_, slot)| shared(slot) > 0)?;
+        slot.kept.tokens.truncate(shared(slot));
+        Some((at, slot.kept.tokens.as_slice()))
+    }
+
+    /// The free slot that was used longest ago, for a context from elsewhere. The caller clears it before.
+    pub(crate) fn oldest_free(&self) -> Option<usize> {
+        let free = self.slots.iter().enumerate().filter(|(_, slot)| slot.taken.is_none());
+        free.min_by_key(|(_, slot)| slot.admission).map(|(at, _)| at)
+    }
+
+    /// The context of a free slot holds this beginning of a prompt.
+    pub(crate) fn hold(&mut self, slot: usize, prompt: Prompt) {
+        self.admissions += 1;
+        self.slots[slot].admission = self.admissions;
+        self.slots[slot].kept = prompt;
     }
 
     /// The context of a free slot holds nothing any more.
     pub(crate) fn forget(&mut self, slot: usize) {
-        self.slots[slot].kept.clear();
+        self.slots[slot].kept.tokens.clear();
     }
 
     /// Lets whoever waits longest in. To be called until there is nobody, or no slot, when slots were freed and cleared.
     pub(crate) fn admit(&mut self) -> Option<Admission> {
         let (prompt, _) = self.waiting.front()?;
-        let shared = |slot: &Slot<T>| reusable(slot.held(), prompt);
+        let shared = |slot: &Slot<T>| slot.reusable(prompt);
         let free = self.slots.iter().enumerate().rev().filter(|(_, slot)| slot.taken.is_none());
         // The one that holds the most of it; of equals, the one that was used longest ago, and the first (`max` is the last).
         let (slot, place) = free.max_by_key(|(_, slot)| (shared(slot), u64::MAX - slot.admission))?;
@@ -199,7 +242,7 @@ impl<T> Schedule<T> {
         let (prompt, answer) = self.waiting.pop_front()?;
         self.admissions += 1;
         let place = &mut self.slots[slot];
-        place.kept.clear();
+        place.kept.tokens.clear();
         place.admission = self.admissions;
         place.taken = Some(Sequence { prompt, prefilled: kept, begun: false, position: 0, next: None, answer });
         self.prefilling.push_back(slot);
@@ -220,18 +263,12 @@ impl<T> Schedule<T> {
     }
 }
 
-/// How much of what is held can begin this prompt: whole blocks, and one is left to compute.
-fn reusable(held: &[i32], prompt: &[i32]) -> usize {
-    let common = held.iter().zip(prompt).take_while(|(one, other)| one == other).count();
-    common.min(prompt.len().saturating_sub(BLOCK)) / BLOCK * BLOCK
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn prompt(length: usize) -> Vec<i32> {
-        (0..i32::try_from(length).unwrap()).collect()
+    fn prompt(length: usize) -> Prompt {
+        Prompt { tokens: (0..i32::try_from(length).unwrap()).collect(), adapter: None }
     }
 
     fn piece(slot: usize, range: Range<usize>, last: bool) -> Piece {
@@ -243,14 +280,20 @@ mod tests {
     }
 
     /// A prompt of `shared` tokens that all of them have, and `own` that only this one has.
-    fn prompt_of(shared: usize, own: i32) -> Vec<i32> {
-        prompt(shared).into_iter().chain((0..40).map(|at| 1_000 * own + at)).collect()
+    fn prompt_of(shared: usize, own: i32) -> Prompt {
+        let Prompt { mut tokens, adapter } = prompt(shared);
+        tokens.extend((0..40).map(|at| 1_000 * own + at));
+        Prompt { tokens, adapter }
+    }
+
+    fn with_adapter(prompt: Prompt, adapter: usize) -> Prompt {
+        Prompt { adapter: Some(adapter), ..prompt }
     }
 
     #[test]
     fn a_shared_beginning_is_not_computed_twice() {
         let mut schedule = Schedule::new(3);
-        let admitted = |schedule: &mut Schedule<i32>, prompt: Vec<i32>, name| {
+        let admitted = |schedule: &mut Schedule<i32>, prompt: Prompt, name| {
             schedule.push(prompt, name);
             schedule.admit().unwrap();
             let first = schedule.piece().unwrap();
@@ -301,16 +344,16 @@ mod tests {
         assert!(schedule.rows().is_empty());
         assert_eq!(schedule.piece(), Some(piece(0, 0..2, true)));
         schedule.go_on(0, 77);
-        assert_eq!(schedule.rows(), [Row { slot: 0, token: 77, position: 2 }]);
+        assert_eq!(schedule.rows(), [Row { slot: 0, token: 77, position: 2, adapter: None }]);
         assert_eq!(schedule.piece(), Some(piece(1, 0..256, false)));
         schedule.go_on(0, 78);
-        assert_eq!(schedule.rows(), [Row { slot: 0, token: 78, position: 3 }]);
+        assert_eq!(schedule.rows(), [Row { slot: 0, token: 78, position: 3, adapter: None }]);
         assert_eq!(schedule.piece(), Some(piece(1, 256..512, false)));
         assert_eq!(schedule.piece(), Some(piece(1, 512..600, true)));
         assert_eq!(schedule.piece(), None);
         schedule.go_on(1, 5);
         // Slot 0 chose nothing since, so only slot 1 has something to decode.
-        assert_eq!(schedule.rows(), [Row { slot: 1, token: 5, position: 600 }]);
+        assert_eq!(schedule.rows(), [Row { slot: 1, token: 5, position: 600, adapter: None }]);
     }
 
     #[test]
@@ -339,6 +382,47 @@ mod tests {
         schedule.piece();
         schedule.release(0);
         assert_eq!(schedule.piece(), Some(piece(1, 0..3, true)));
+    }
+
+    #[test]
+    fn a_context_is_saved_of_a_free_slot_and_restored_into_the_oldest() {
+        let mut schedule = Schedule::new(2);
+        schedule.push(prompt_of(100, 1), ());
+        schedule.admit();
+        while schedule.piece().is_some() {}
+        // Answers run on in their slots.
+        assert_eq!(schedule.cut_to(&prompt_of(100, 1)), None);
+        assert_eq!(schedule.oldest_free(), Some(1));
+        schedule.release(0);
+        // Whole blocks of what they share, and nothing of the first prompt's own.
+        assert_eq!(schedule.cut_to(&prompt_of(100, 2)), Some((0, &prompt(96).tokens[..])));
+        assert_eq!(schedule.cut_to(&prompt_of(31, 3)), None);
+        schedule.hold(1, prompt_of(128, 4));
+        assert_eq!(schedule.oldest_free(), Some(0), "the other one was just restored");
+        schedule.push(prompt_of(128, 4), ());
+        assert_eq!(schedule.admit(), Some(Admission { slot: 1, kept: 128 }));
+    }
+
+    #[test]
+    fn contexts_are_shared_within_one_adapter() {
+        let mut schedule = Schedule::new(2);
+        schedule.push(prompt(100), "plain");
+        assert_eq!(schedule.admit(), Some(Admission { slot: 0, kept: 0 }));
+        while schedule.piece().is_some() {}
+        schedule.release(0);
+        // The same text with an adapter on is computed from its beginning, also beside the slot that holds it without.
+        schedule.push(with_adapter(prompt(100), 1), "adapted");
+        assert_eq!(schedule.admit(), Some(Admission { slot: 1, kept: 0 }));
+        assert_eq!(schedule.piece().map(|piece| (piece.copy_of, piece.range.start)), Some((None, 0)));
+        schedule.release(1);
+        for (prompt, slot) in [(prompt(100), 0), (with_adapter(prompt(100), 1), 1), (with_adapter(prompt(100), 0), 0)] {
+            let kept = if prompt.adapter == Some(0) { 0 } else { 64 };
+            schedule.push(prompt, "again");
+            assert_eq!(schedule.admit(), Some(Admission { slot, kept }));
+            while schedule.piece().is_some() {}
+            schedule.release(slot);
+        }
+        assert_eq!(schedule.cut_to(&prompt(100)), None, "saved without an adapter, and none is left");
     }
 
     #[test]

@@ -32,8 +32,15 @@ pub(crate) struct Acceptor {
 /// What the model does, and who takes orders for it.
 #[derive(Clone)]
 pub(crate) enum Work {
-    Answers { grammars: Arc<Grammars>, orders: Sender<decode::Order> },
-    Vectors { orders: Sender<embed::Order> },
+    Answers {
+        grammars: Arc<Grammars>,
+        orders: Sender<decode::Order>,
+        /// Longest saved context.
+        state_bytes_max: usize,
+    },
+    Vectors {
+        orders: Sender<embed::Order>,
+    },
 }
 
 /// Gives `obey` every order that connections have left by now; waits for one where there is nothing else to do.
@@ -106,9 +113,24 @@ impl Acceptor {
 
     fn read_all(&self, connection: u64, socket: &UnixStream, out: &Sender<FromEngine>) -> std::io::Result<()> {
         let mut from = BufReader::new(socket);
+        let mut parts = Parts::default();
         while let Some(message) = wire::read::<ToEngine>(&mut from)? {
             match &self.work {
-                Work::Answers { grammars, orders } => self.answer(connection, message, grammars, orders, out),
+                Work::Answers { orders, state_bytes_max, .. } if matches!(message, ToEngine::Restore { .. }) => {
+                    if let Some((id, whole)) = parts.take(message, *state_bytes_max) {
+                        // Fails like all sending here.
+                        let _ = match whole {
+                            Ok(saved) => {
+                                let (key, out) = (Key { connection, id }, out.clone());
+                                orders.send(decode::Order::Restore { key, saved, out }).is_ok()
+                            }
+                            Err(message) => {
+                                out.send(FromEngine::Failed { id, kind: FailureKind::State, message }).is_ok()
+                            }
+                        };
+                    }
+                }
+                Work::Answers { grammars, orders, .. } => self.answer(connection, message, grammars, orders, out),
                 Work::Vectors { orders } => self.embed(connection, message, orders, out),
             }
         }
@@ -147,6 +169,17 @@ impl Acceptor {
                 let why = grammars.form(&grammar).err();
                 let _ = out.send(FromEngine::Checked { id, why });
             }
+            ToEngine::Save { id, prompt, add_bos } => {
+                let _ = match self.tokenized(&prompt, add_bos) {
+                    Ok(prompt) => {
+                        let (key, out) = (Key { connection, id }, out.clone());
+                        orders.send(decode::Order::Save { key, prompt, out }).is_ok()
+                    }
+                    Err((kind, message)) => out.send(FromEngine::Failed { id, kind, message }).is_ok(),
+                };
+            }
+            // Taken apart from the others: see `read_all`.
+            ToEngine::Restore { .. } => {}
             ToEngine::Embed { id, .. } => {
                 let message = "this model answers and makes no vectors".to_owned();
                 let _ = out.send(FromEngine::Failed { id, kind: FailureKind::Invalid, message });
@@ -188,6 +221,11 @@ impl Acceptor {
                 let _ =
                     out.send(FromEngine::Checked { id, why: Some("this model makes vectors and no text".to_owned()) });
             }
+            ToEngine::Save { id, .. } | ToEngine::Restore { id, last: true, .. } => {
+                let message = "this model makes vectors and keeps no context".to_owned();
+                let _ = out.send(FromEngine::Failed { id, kind: FailureKind::State, message });
+            }
+            ToEngine::Restore { .. } => {}
             ToEngine::Generate { id, .. } => {
                 let message = "this model makes vectors and does not answer".to_owned();
                 let _ = out.send(FromEngine::Failed { id, kind: FailureKind::Invalid, message });
@@ -232,24 +270,64 @@ impl Acceptor {
         if request.stop.iter().any(String::is_empty) {
             return invalid("a stop string must not be empty");
         }
+        if request.adapter.is_some_and(|adapter| adapter >= self.hello.adapters) {
+            return invalid("there is no such adapter");
+        }
+        let prompt = self.tokenized(&request.prompt, request.add_bos)?;
+        let form = request.grammar.as_ref().map(|grammar| grammars.form(grammar)).transpose();
+        Ok((prompt, form.map_err(|why| (FailureKind::Grammar, why))?))
+    }
+
+    /// A prompt that is not empty and leaves room for a token.
+    fn tokenized(&self, prompt: &str, add_bos: bool) -> Result<Vec<LlamaToken>, (FailureKind, String)> {
         let n_ctx = self.n_ctx();
         let too_long = |size: String| {
             let message = format!("the prompt has {size} tokens; this model takes {n_ctx} with the answer's");
             Err((FailureKind::TooLong, message))
         };
-        let at_least = self.tokens_min(&request.prompt);
+        let at_least = self.tokens_min(prompt);
         if at_least >= n_ctx {
             return too_long(format!("more than {at_least}"));
         }
-        let prompt = self.model.tokenize(&request.prompt, request.add_bos);
+        let prompt = self.model.tokenize(prompt, add_bos);
         if prompt.is_empty() {
-            return invalid("the prompt is empty");
+            return Err((FailureKind::Invalid, "the prompt is empty".to_owned()));
         }
         if prompt.len() >= n_ctx {
             return too_long(prompt.len().to_string());
         }
-        let form = request.grammar.as_ref().map(|grammar| grammars.form(grammar)).transpose();
-        Ok((prompt, form.map_err(|why| (FailureKind::Grammar, why))?))
+        Ok(prompt)
+    }
+}
+
+/// A saved context that arrives in parts, one at a time on a connection.
+#[derive(Default)]
+struct Parts {
+    id: u64,
+    bytes: Vec<u8>,
+    /// More came than any context has: the rest is thrown away.
+    is_too_long: bool,
+}
+
+impl Parts {
+    /// The whole of it, or why it is refused, when the last part has come.
+    fn take(&mut self, message: ToEngine, bytes_max: usize) -> Option<(u64, Result<Vec<u8>, String>)> {
+        let ToEngine::Restore { id, part, last } = message else { return None };
+        if id != self.id {
+            // Of another, which its sender has given up.
+            *self = Parts { id, ..Parts::default() };
+        }
+        self.is_too_long |= self.bytes.len() + part.len() > bytes_max;
+        if !self.is_too_long {
+            self.bytes.extend(part);
+        }
+        if !last {
+            return None;
+        }
+        let Parts { bytes, is_too_long, .. } = std::mem::take(self);
+        let too_long =
+            || format!("not taken as a saved context: it is longer than the {bytes_max} bytes of a full one");
+        Some((id, if is_too_long { Err(too_long()) } else { Ok(bytes) }))
     }
 }
 

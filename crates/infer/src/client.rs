@@ -7,13 +7,14 @@ mod process;
 mod supervise;
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::wire::{FailureKind, Finish, Generate, Grammar, Hello, ToEngine, TokenLogprob};
+use crate::run::sha256;
+use crate::wire::{FailureKind, Finish, Generate, Grammar, Hello, PART_BYTES_MAX, ToEngine, TokenLogprob};
 use process::Process;
 use supervise::{Command, State};
 
@@ -24,6 +25,8 @@ pub struct EngineConfig {
     pub program: PathBuf,
     /// The model, a GGUF file.
     pub model: PathBuf,
+    /// LoRA adapters of the model, GGUF files, in the order that requests name them by.
+    pub adapters: Vec<PathBuf>,
     /// Where the engine listens; at most 107 bytes long (the kernel's limit). An old socket there is removed.
     pub socket: PathBuf,
     /// Threads of arithmetic; one is the safe choice where other work shares the machine.
@@ -113,17 +116,20 @@ pub struct EngineClient {
     commands: mpsc::UnboundedSender<Command>,
     state: watch::Receiver<State>,
     next_id: Arc<AtomicU64>,
+    /// Of the program that was started.
+    program_sha256: Arc<str>,
 }
 
 impl EngineClient {
     /// Starts the engine and waits until it has loaded the model.
     pub async fn spawn(config: EngineConfig) -> Result<(EngineClient, Hello), Error> {
         let process = Process::start(&config).await?;
+        let program_sha256 = program_sha256(&config.program).await?;
         let hello = process.hello.clone();
         let (commands, received) = mpsc::unbounded_channel();
         let (publish, state) = watch::channel(State::ready(&process));
         tokio::spawn(supervise::run(config, process, received, publish));
-        Ok((EngineClient { commands, state, next_id: Arc::default() }, hello))
+        Ok((EngineClient { commands, state, next_id: Arc::default(), program_sha256 }, hello))
     }
 
     /// Starts an answer. Fails at once when there is no engine at this moment.
@@ -164,9 +170,39 @@ impl EngineClient {
         why.await.map_err(|_| Error::unavailable())
     }
 
+    /// The context of this prompt's beginning as bytes, as far as a free slot holds it: another engine of the same build,
+    /// class, threads and model goes on from it ([`EngineClient::restore`]). `Err` inside: why there is none. The bytes
+    /// show the prompt, and whoever alters them alters answers: keep them as what they are.
+    pub async fn save(&self, prompt: &str, add_bos: bool) -> Result<Result<Vec<u8>, String>, Error> {
+        let (prompt, (answer, saved)) = (prompt.to_owned(), oneshot::channel());
+        self.send(|id| Command::Save { id, prompt, add_bos, answer })?;
+        saved.await.map_err(|_| Error::unavailable())
+    }
+
+    /// Gives a free slot what [`EngineClient::save`] gave, of an engine that may be gone: how many tokens that were. `Err`
+    /// inside: why these bytes are refused; nothing changed then.
+    pub async fn restore(&self, saved: &[u8]) -> Result<Result<u32, String>, Error> {
+        let (answer, restored) = oneshot::channel();
+        let (mut answer, id) = (Some(answer), self.next_id.fetch_add(1, Ordering::Relaxed));
+        // Nothing is a part, too: then the engine says what it thinks of it.
+        let parts = saved.chunks(PART_BYTES_MAX).chain(saved.is_empty().then_some(saved));
+        let count = saved.len().div_ceil(PART_BYTES_MAX).max(1);
+        for (index, part) in parts.enumerate() {
+            let answer = if index + 1 == count { answer.take() } else { None };
+            let command = Command::Restore { id, part: part.to_vec(), answer };
+            self.commands.send(command).map_err(|_| Error::unavailable())?;
+        }
+        restored.await.map_err(|_| Error::unavailable())
+    }
+
     fn send(&self, command: impl FnOnce(u64) -> Command) -> Result<(), Error> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         self.commands.send(command(id)).map_err(|_| Error::unavailable())
+    }
+
+    /// sha2-256 of the engine's program, hexadecimal: which build answers.
+    pub fn program_sha256(&self) -> &str {
+        &self.program_sha256
     }
 
     /// Process id of the engine, while there is one that is ready.
@@ -195,6 +231,14 @@ impl EngineClient {
             State::Starting => Err(Error::unavailable()),
         }
     }
+}
+
+async fn program_sha256(program: &Path) -> Result<Arc<str>, Error> {
+    let path = program.to_owned();
+    let unread =
+        |error| Error::with_source(ErrorKind::Config, format!("cannot read the engine {}", program.display()), error);
+    let hashed = tokio::task::spawn_blocking(move || Ok(sha256(&std::fs::read(path)?).into())).await;
+    hashed.map_err(|error| unread(std::io::Error::other(error)))?.map_err(unread)
 }
 
 /// A running answer. Dropping it cancels it within one step of the engine.

@@ -11,10 +11,16 @@ pub mod api;
 #[cfg(feature = "client")]
 mod client;
 #[cfg(feature = "client")]
+pub mod rerun;
+#[cfg(feature = "client")]
+mod run;
+#[cfg(feature = "client")]
 pub mod template;
 
 #[cfg(feature = "client")]
 pub use client::{EngineClient, EngineConfig, EngineEvent, Error, ErrorKind, Generation};
+#[cfg(feature = "client")]
+pub use run::{EngineClass, Run, SamplingUsed};
 #[cfg(feature = "client")]
 pub use template::{ChatTemplate, TemplateError};
 pub use wire::{FailureKind, Finish, Generate, Grammar, Hello, TokenLogprob};

@@ -15,6 +15,9 @@ use serde::{Deserialize, Serialize};
 /// control characters in JSON (`\u0000`) makes it at most six times longer.
 pub const FRAME_BYTES_MAX: usize = 8 << 20;
 
+/// Longest part of a saved context in one frame, bytes; two characters stand for each.
+pub const PART_BYTES_MAX: usize = 2 << 20;
+
 /// Bytes of the length that precedes each frame.
 pub const HEADER_BYTES: usize = 4;
 
@@ -50,6 +53,8 @@ pub struct Generate {
     pub logprobs: Option<u8>,
     /// What the answer must look like.
     pub grammar: Option<Grammar>,
+    /// The adapter that the model has on: its place among those that the engine was started with. `None`: none.
+    pub adapter: Option<u32>,
     /// Whether the engine may guess the next tokens and have several looked at in one step, where that pays. The answer is
     /// the same.
     pub lookup: bool,
@@ -92,6 +97,15 @@ pub enum ToEngine {
     Check { id: u64, grammar: Grammar },
     /// A vector for each of these texts. At least one, and none empty. Only of a model with `dimensions`.
     Embed { id: u64, texts: Vec<String> },
+    /// The context of this prompt's beginning, as far as a free slot holds it; what that slot holds beyond is dropped.
+    Save { id: u64, prompt: String, add_bos: bool },
+    /// A part of what was saved, in order; at the `last` one a free slot gets it. One at a time on a connection.
+    Restore {
+        id: u64,
+        #[serde(with = "hexadecimal")]
+        part: Vec<u8>,
+        last: bool,
+    },
 }
 
 /// What the engine says of itself, first on every connection.
@@ -108,6 +122,8 @@ pub struct Hello {
     pub n_vocab: u32,
     /// Requests that decode side by side.
     pub slots: u32,
+    /// Adapters that a request can choose from.
+    pub adapters: u32,
     /// How many numbers a vector has, of a model that turns texts into vectors and does nothing else. `None`: it answers.
     pub dimensions: Option<u32>,
     /// The model's own Jinja template, if its file has one.
@@ -154,6 +170,7 @@ impl Generate {
             stop: Vec::new(),
             logprobs: None,
             grammar: None,
+            adapter: None,
             lookup: true,
         }
     }
@@ -186,6 +203,8 @@ pub enum FailureKind {
     Invalid,
     /// The model could not be run: file a bug (500).
     Internal,
+    /// There is no such context to save, or these bytes are none that this engine goes on from: compute the prompt.
+    State,
 }
 
 impl FailureKind {
@@ -203,6 +222,7 @@ impl FailureKind {
             FailureKind::Grammar => "grammar",
             FailureKind::Invalid => "invalid",
             FailureKind::Internal => "internal",
+            FailureKind::State => "state",
         }
     }
 }
@@ -257,6 +277,41 @@ pub enum FromEngine {
         id: u64,
         why: Option<String>,
     },
+    /// A part of a saved context, at most [`PART_BYTES_MAX`], in order.
+    Saved {
+        id: u64,
+        #[serde(with = "hexadecimal")]
+        part: Vec<u8>,
+        last: bool,
+    },
+    /// A slot holds so many tokens that it did not compute.
+    Restored {
+        id: u64,
+        tokens: u32,
+    },
+}
+
+/// Bytes as a text: an array of numbers would take four characters each.
+mod hexadecimal {
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
+        let digit = |value: u8| char::from(DIGITS[usize::from(value)]);
+        let text: String = bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect();
+        to.serialize_str(&text)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+        let text = String::deserialize(from)?;
+        let (pairs, rest) = text.as_bytes().as_chunks();
+        let value = |digit: u8| DIGITS.iter().zip(0_u8..).find_map(|(known, value)| (*known == digit).then_some(value));
+        let byte = |pair: &[u8; 2]| Some(value(pair[0])? << 4 | value(pair[1])?);
+        let bytes = pairs.iter().map(byte).collect::<Option<Vec<u8>>>().filter(|_| rest.is_empty());
+        bytes.ok_or_else(|| D::Error::custom("not pairs of hexadecimal digits"))
+    }
 }
 
 /// A frame's bytes, header included. Fails if the message is longer than [`FRAME_BYTES_MAX`].
@@ -349,6 +404,18 @@ mod tests {
     }
 
     #[test]
+    fn the_longest_part_of_a_context_fits_a_frame() {
+        let part: Vec<u8> = (0..PART_BYTES_MAX).map(|at| u8::try_from(at % 256).unwrap()).collect();
+        let sent = ToEngine::Restore { id: u64::MAX, part, last: true };
+        let frame = encode(&sent).unwrap();
+        assert_eq!(decode::<ToEngine>(&frame[HEADER_BYTES..]).unwrap(), sent);
+        for bad in ["0", "0g", "é"] {
+            let frame = format!(r#"{{"restore":{{"id":1,"part":"{bad}","last":true}}}}"#);
+            assert!(decode::<ToEngine>(frame.as_bytes()).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn what_is_not_a_frame_is_refused() {
         let refused = |bytes: &[u8]| read::<ToEngine>(&mut &bytes[..]).unwrap_err().to_string();
         let framed = |body: &str| {
@@ -362,7 +429,7 @@ mod tests {
             failed to fill whole buffer
             frame of 2 bytes does not parse: expected value at line 1 column 2
             frame of 28 bytes does not parse: unknown field `why`, expected `id` at line 1 column 23
-            frame of 17 bytes does not parse: unknown variant `sing`, expected one of `generate`, `cancel`, `tokenize`, `check`, `embed` at line 1 column 7
+            frame of 17 bytes does not parse: unknown variant `sing`, expected one of `generate`, `cancel`, `tokenize`, `check`, `embed`, `save`, `restore` at line 1 column 7
         "#]]
         .assert_eq(
             &[

@@ -70,6 +70,8 @@ pub struct Want {
     pub ask: book::Ask,
     pub prompt_tokens: u32,
     pub max_tokens: u32,
+    /// How the model is run for it, in the receipt's form.
+    pub run: String,
 }
 
 /// What became of a request whose answer is asked for again.
@@ -287,6 +289,7 @@ impl Node {
             identifier: want.ask.identifier,
             prompt_tokens: want.prompt_tokens,
             max_tokens: want.max_tokens,
+            run: want.run,
             at: now,
         };
         let lsn = live.record(now, &Recorded::Book(BookInput::Reserved(reservation)))?;

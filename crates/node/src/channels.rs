@@ -56,6 +56,8 @@ pub struct CallWant {
     pub identifier: Option<[u8; 32]>,
     pub prompt_tokens: u32,
     pub max_tokens: u32,
+    /// How the model is run for it, in the receipt's form.
+    pub run: String,
     /// What the chain says of the channel, after [`CallAnswer::Look`].
     pub seen: Option<ChannelState>,
 }
@@ -206,6 +208,7 @@ impl Node {
             identifier: want.identifier,
             prompt_tokens: want.prompt_tokens,
             max_tokens: want.max_tokens,
+            run: want.run,
             at: now,
         };
         let lsn = live.record(now, &Recorded::Book(BookInput::Channel(ChannelInput::Reserved(reservation))))?;

@@ -356,6 +356,7 @@ async fn prepare_embedder(cx: Arc<Context>, shared: Arc<Shared>) {
 
 async fn start_embedder(cx: &Context, model: &manifest::Model) -> Result<Embedder> {
     let config = EngineConfig {
+        adapters: Vec::new(),
         program: cx.config.code_dir.join("vivarium-engine"),
         model: weights::ready(cx, model).await?,
         socket: cx.config.data_dir.join("embed.sock"),
@@ -374,9 +375,14 @@ async fn start_embedder(cx: &Context, model: &manifest::Model) -> Result<Embedde
 
 async fn start_engine(cx: &Context) -> Result<Engine> {
     let model = weights::ready(cx, &cx.manifest.model).await?;
+    let mut adapters = Vec::new();
+    for adapter in &cx.manifest.adapters {
+        adapters.push(weights::ready(cx, adapter).await?);
+    }
     let config = EngineConfig {
         program: cx.config.code_dir.join("vivarium-engine"),
         model,
+        adapters,
         socket: cx.config.data_dir.join("engine.sock"),
         threads: cx.config.threads,
         ctx: cx.manifest.model.context,

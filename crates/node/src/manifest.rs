@@ -90,6 +90,9 @@ pub struct Manifest {
     #[serde(default, skip_serializing_if = "Payments::is_default")]
     pub payments: Payments,
     pub model: Model,
+    /// Adapters of `model`: a request for `MODEL:ADAPTER` is answered with one on. Empty: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub adapters: Vec<Adapter>,
     /// Turns texts into vectors. None: the agent does not sell them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub embedding: Option<Model>,
@@ -399,6 +402,18 @@ pub struct Model {
     pub context: u32,
 }
 
+/// A LoRA adapter of the model, a GGUF file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Adapter {
+    /// What customers write behind the model's name and a colon.
+    pub name: String,
+    pub cid: String,
+    pub file: String,
+    pub sha256: String,
+    pub bytes: u64,
+}
+
 /// Another agent, whose answers are bought one by one as customers ask for them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -418,6 +433,8 @@ pub struct Supplier {
     pub max_uusdc_per_day: u128,
 }
 
+/// Each is tried at the engine's start and takes memory beside the model. A guess.
+const ADAPTERS_MAX: usize = 16;
 /// Far more names than anybody reads; each has a record of what was signed.
 const SUPPLIERS_MAX: usize = 16;
 
@@ -540,6 +557,9 @@ impl Manifest {
         if self.embedding.as_ref().is_some_and(|e| e.name == self.model.name || e.file == self.model.file) {
             return refuse("`embedding` must have another name and another file than `model`".into());
         }
+        if let Err(why) = self.check_adapters() {
+            return refuse(why);
+        }
         if self.duty_pay_uusdc > self.duty_day_max_uusdc || self.duty_day_max_uusdc > self.day_limit_uusdc {
             return refuse(
                 "`duty_pay_uusdc` must not be above `duty_day_max_uusdc`, nor that above `day_limit_uusdc`: nobody \
@@ -577,12 +597,50 @@ impl Manifest {
         self.suppliers.iter().map(|supplier| supplier.max_uusdc_per_call).max().unwrap_or(0)
     }
 
+    /// The names that requests for this agent's own answers may have, and the adapter that each has on.
+    pub fn own_models(&self) -> impl Iterator<Item = (String, Option<usize>)> {
+        let adapted = self.adapters.iter().enumerate();
+        let adapted = adapted.map(|(at, adapter)| (format!("{}:{}", self.model.name, adapter.name), Some(at)));
+        std::iter::once((self.model.name.clone(), None)).chain(adapted)
+    }
+
+    fn check_adapters(&self) -> std::result::Result<(), String> {
+        if self.adapters.len() > ADAPTERS_MAX {
+            return Err(format!("`adapters` has {} entries; the limit is {ADAPTERS_MAX}", self.adapters.len()));
+        }
+        let (mut names, mut files) = (BTreeSet::new(), BTreeSet::from([self.model.file.as_str()]));
+        files.extend(self.embedding.as_ref().map(|embedding| embedding.file.as_str()));
+        for (index, adapter) in self.adapters.iter().enumerate() {
+            let field = |name: &str| format!("`adapters[{index}].{name}`");
+            let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+            if adapter.name.is_empty() || adapter.name.len() > 64 || !adapter.name.bytes().all(is_plain) {
+                return Err(format!(
+                    "{} must have 1 to 64 letters, digits, dots, dashes or underscores",
+                    field("name")
+                ));
+            }
+            if !names.insert(adapter.name.as_str()) || !files.insert(adapter.file.as_str()) {
+                return Err(format!("{} and {} must be no other's", field("name"), field("file")));
+            }
+            if adapter.sha256.len() != 64 || !adapter.sha256.bytes().all(|b| b.is_ascii_hexdigit()) {
+                return Err(format!("{} must have 64 hex digits", field("sha256")));
+            }
+            // Receipts name it by this.
+            store::cid::parse(&adapter.cid).map_err(|e| format!("{}: {e}", field("cid")))?;
+        }
+        Ok(())
+    }
+
     fn check_suppliers(&self) -> std::result::Result<(), String> {
         if self.suppliers.len() > SUPPLIERS_MAX {
             return Err(format!("`suppliers` has {} entries; the limit is {SUPPLIERS_MAX}", self.suppliers.len()));
         }
-        let mut names: BTreeSet<&str> =
-            std::iter::once(&self.model).chain(&self.embedding).map(|model| model.name.as_str()).collect();
+        let mut names: BTreeSet<String> = self.own_models().map(|(name, _)| name).collect();
+        if let Some(embedding) = &self.embedding
+            && !names.insert(embedding.name.clone())
+        {
+            return Err(format!("`embedding.name` = `{}` is sold here already", embedding.name));
+        }
         for (index, supplier) in self.suppliers.iter().enumerate() {
             let field = |name: &str| format!("`suppliers[{index}].{name}`");
             let (call, day) = (supplier.max_uusdc_per_call, supplier.max_uusdc_per_day);
@@ -592,7 +650,7 @@ impl Manifest {
                     return Err(format!("{} must have 1 to 128 bytes", field(name)));
                 }
             }
-            if !names.insert(&supplier.model) {
+            if !names.insert(supplier.model.clone()) {
                 return Err(format!(
                     "{} = `{}` is sold here already; give it another name",
                     field("model"),

@@ -24,6 +24,7 @@ use pay::book::channels::{CallService, ChannelInput};
 use pay::book::{BookInput, BookOutput, Payment, RequestId, Service, Timing, UnpaidWhy};
 use pay::receipt::PaidBy;
 use pay::receipt::refund::RefundNote;
+use pay::receipt::run::Run;
 use pay::risk::is_under;
 use pay::scheme::upto::{Permit2Payment, Proxy};
 use pay::{Receipt, Settle, SettleExact, TransferMethod, Usdc};
@@ -288,6 +289,8 @@ impl Node {
             payer: Address::from(entry.reservation.settlement.payer()),
             paid_by: PaidBy::Authorization { nonce: entry.reservation.settlement.nonce(), transaction: *tx },
             model: sold.model,
+            adapter: adapter_of(&entry.reservation.run),
+            run: Run::of(&entry.reservation.run),
             prompt: entry.reservation.body_digest,
             output: delivery.output_digest,
             prompt_tokens: sold.prompt_tokens,
@@ -319,6 +322,8 @@ impl Node {
             payer: Address::from(channel.config.payer),
             paid_by: PaidBy::Voucher { channel: call.reservation.channel.0, charged: delivery.cumulative },
             model: sold.model,
+            adapter: adapter_of(&call.reservation.run),
+            run: Run::of(&call.reservation.run),
             prompt: call.reservation.body_digest,
             output: delivery.output_digest,
             prompt_tokens: sold.prompt_tokens,
@@ -656,6 +661,11 @@ async fn look(cx: &Context, terms: &SettleExact) -> std::result::Result<Settleme
         return Ok(Settlement::Unpaid(UnpaidWhy::Expired));
     }
     Ok(Settlement::Unknown)
+}
+
+/// The adapter that a run names, for the receipt's own field. A run that does not read is an earlier build's, without one.
+fn adapter_of(run: &str) -> [u8; 32] {
+    infer::Run::from_canonical(run).ok().and_then(|run| run.adapter()).unwrap_or_default()
 }
 
 /// Which model a receipt names, and the class of what it was given: the route that was reserved says both, on every host

@@ -3,7 +3,7 @@
 use crate::history::LogLine;
 use crate::status::Status;
 use economy::Price;
-use infer::{ChatTemplate, EngineClient, Hello};
+use infer::{ChatTemplate, EngineClass, EngineClient, Hello};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -46,6 +46,13 @@ pub struct Engine {
     pub client: EngineClient,
     pub hello: Arc<Hello>,
     pub template: Arc<ChatTemplate>,
+}
+
+impl Engine {
+    /// What its answers depend on beside the request.
+    pub fn class(&self) -> EngineClass {
+        EngineClass::of(&self.hello, self.client.program_sha256())
+    }
 }
 
 /// The embedding model's engine once it runs.

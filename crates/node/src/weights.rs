@@ -2,7 +2,7 @@
 
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::manifest::Model;
+use crate::manifest::{Adapter, Model};
 use sha2::{Digest, Sha256};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -11,15 +11,36 @@ use store::Blocks;
 use store::fetch::Fetcher;
 use store::unixfs::Limits;
 
-/// A model's file, fetched if it is not here yet. Every block is verified on arrival, and the whole file
+/// A file that the manifest names.
+pub struct Weights<'a> {
+    cid: &'a str,
+    file: &'a str,
+    sha256: &'a str,
+    bytes: u64,
+}
+
+impl<'a> From<&'a Model> for Weights<'a> {
+    fn from(model: &'a Model) -> Self {
+        Self { cid: &model.cid, file: &model.file, sha256: &model.sha256, bytes: model.bytes }
+    }
+}
+
+impl<'a> From<&'a Adapter> for Weights<'a> {
+    fn from(adapter: &'a Adapter) -> Self {
+        Self { cid: &adapter.cid, file: &adapter.file, sha256: &adapter.sha256, bytes: adapter.bytes }
+    }
+}
+
+/// A model's or adapter's file, fetched if it is not here yet. Every block is verified on arrival, and the whole file
 /// against the manifest's sha2-256 once more before the engine maps it.
-pub async fn ready(cx: &Context, model: &Model) -> Result<PathBuf> {
+pub async fn ready<'a>(cx: &Context, weights: impl Into<Weights<'a>>) -> Result<PathBuf> {
+    let model = weights.into();
     let dir = cx.config.data_dir.join("model");
-    let path = dir.join(safe_name(&model.file)?);
-    if matches(&path, model.bytes, &model.sha256).await? {
+    let path = dir.join(safe_name(model.file)?);
+    if matches(&path, model.bytes, model.sha256).await? {
         return Ok(path);
     }
-    let cid = store::cid::parse(&model.cid).map_err(|e| Error::usage("the manifest's model CID").caused_by(e))?;
+    let cid = store::cid::parse(model.cid).map_err(|e| Error::usage("the manifest's model CID").caused_by(e))?;
     // Of its own: another model may be on its way at the same time.
     let gathered = dir.join(format!("blocks-{cid}"));
     let blocks = Blocks::open(&gathered).map_err(|e| Error::retry("no place for the weights").caused_by(e))?;
@@ -39,7 +60,7 @@ pub async fn ready(cx: &Context, model: &Model) -> Result<PathBuf> {
         .fetch_file(&blocks, &cid, &path, Limits::default(), progress)
         .await
         .map_err(|e| Error::retry(format!("the weights {cid} cannot be fetched")).caused_by(e))?;
-    if !matches(&path, model.bytes, &model.sha256).await? {
+    if !matches(&path, model.bytes, model.sha256).await? {
         return Err(Error::usage(format!(
             "the weights {cid} are not the file the manifest names: expected {} bytes, sha2-256 {}",
             model.bytes, model.sha256

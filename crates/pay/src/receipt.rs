@@ -2,11 +2,12 @@
 //!
 //! EIP-712, so that a wallet can show and a contract can check it. The domain names the agent (its treasury) and the
 //! chain; `epoch` says whose key signed: look the operator of that epoch up on chain, or trust the one you know.
-//! [`cose`] is the same document for readers of CBOR; [`tree`] puts receipts under the roots that heartbeats carry;
-//! [`refund`] says what goes back, and why.
+//! [`run`] says how the answer was made, so that it can be made again; [`cose`] is the same document for readers of
+//! CBOR; [`tree`] puts receipts under the roots that heartbeats carry; [`refund`] says what goes back, and why.
 
 pub mod cose;
 pub mod refund;
+pub mod run;
 pub mod tree;
 
 use crate::scheme::exact::Hash;
@@ -15,6 +16,7 @@ use alloy::consensus::crypto::secp256k1::recover_signer;
 use alloy::primitives::{Address, B256, FixedBytes, Signature};
 use alloy::signers::{SignerSync, local::PrivateKeySigner};
 use alloy::sol_types::{Eip712Domain, SolStruct, eip712_domain};
+use run::Run;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -28,6 +30,8 @@ mod signed {
             address payer;
             bytes32 nonce;
             bytes32 model;
+            bytes32 adapter;
+            bytes32 run;
             bytes32 prompt;
             bytes32 output;
             uint32 promptTokens;
@@ -44,7 +48,7 @@ mod signed {
 }
 
 /// Of all forms of a receipt; no other is read.
-const VERSION: u32 = 4;
+const VERSION: u32 = 5;
 
 /// One answered and paid request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +62,10 @@ pub struct Receipt {
     pub paid_by: PaidBy,
     /// sha2-256 digest in the model's CID.
     pub model: Hash,
+    /// The same of the adapter that the model had on; zero: none.
+    pub adapter: Hash,
+    /// How the model was run. Only its digest is signed.
+    pub run: Run,
     /// sha2-256 of the request's body.
     pub prompt: Hash,
     /// sha2-256 of the output; zero when a crash lost it.
@@ -110,6 +118,8 @@ impl Receipt {
             payer: self.payer,
             nonce: B256::from(nonce),
             model: B256::from(self.model),
+            adapter: B256::from(self.adapter),
+            run: B256::from(self.run.digest()),
             prompt: B256::from(self.prompt),
             output: B256::from(self.output),
             promptTokens: self.prompt_tokens,
@@ -199,6 +209,9 @@ impl SignedReceipt {
             payer: receipt.payer.to_string(),
             nonce: alone.map(|(nonce, _)| hex32(nonce)),
             model_sha256: hex32(&receipt.model),
+            adapter_sha256: hex32(&receipt.adapter),
+            run_sha256: hex32(&receipt.run.digest()),
+            run: receipt.run.to_json(),
             prompt_sha256: hex32(&receipt.prompt),
             output_sha256: hex32(&receipt.output),
             prompt_tokens: receipt.prompt_tokens,
@@ -241,6 +254,8 @@ impl SignedReceipt {
             payer: address(&json.payer)?,
             paid_by,
             model: bytes("model_sha256", &json.model_sha256)?,
+            adapter: bytes("adapter_sha256", &json.adapter_sha256)?,
+            run: Run::read(bytes("run_sha256", &json.run_sha256)?, json.run)?,
             prompt: bytes("prompt_sha256", &json.prompt_sha256)?,
             output: bytes("output_sha256", &json.output_sha256)?,
             prompt_tokens: json.prompt_tokens,
@@ -299,6 +314,10 @@ struct Json {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     nonce: Option<String>,
     model_sha256: String,
+    adapter_sha256: String,
+    run_sha256: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    run: Option<serde_json::Value>,
     prompt_sha256: String,
     output_sha256: String,
     prompt_tokens: u32,
@@ -337,6 +356,8 @@ mod tests {
             payer: Address::repeat_byte(0xbb),
             paid_by: PaidBy::Authorization { nonce: [1; 32], transaction: [5; 32] },
             model: [2; 32],
+            adapter: [9; 32],
+            run: Run::of(r#"{"a":1}"#),
             prompt: [3; 32],
             output: [4; 32],
             prompt_tokens: 12,
@@ -394,8 +415,8 @@ mod tests {
         assert_eq!(
             digests,
             [
-                "db0580cc716551fef7ce678e19575355baf55fe35aca52693edc3e20a7cd6914",
-                "53d2fe35c67c7e11db750f2d7ae38d29b86064b009798deb0d98717a51b9178c",
+                "e94ee9995a218a759a527a96592e28b2a5ea0b397cb990f54943e05541f171ef",
+                "6f7f4ce31612f5f56f18051f18495bb57e8fe3662cac9d156d7085be737d9081",
             ]
         );
     }
@@ -419,13 +440,15 @@ mod tests {
     fn every_field_is_signed() {
         let mut digests = vec![receipt().digest(), on_channel().digest()];
         let voucher = |channel, charged| PaidBy::Voucher { channel: [channel; 32], charged: Usdc(charged) };
-        let changes: [fn(&mut Receipt); 14] = [
+        let changes: [fn(&mut Receipt); 16] = [
             |r| r.agent = Address::ZERO,
             |r| r.chain_id += 1,
             |r| r.epoch += 1,
             |r| r.request.0[0] += 1,
             |r| r.payer = Address::ZERO,
             |r| r.model[0] += 1,
+            |r| r.adapter[0] += 1,
+            |r| r.run = Run::of(r#"{"a":2}"#),
             |r| r.prompt[0] += 1,
             |r| r.output[0] += 1,
             |r| r.prompt_tokens += 1,
@@ -454,7 +477,7 @@ mod tests {
     fn unknown_fields_and_versions_are_refused() {
         let operator = PrivateKeySigner::from_bytes(&keccak256(b"operator")).unwrap();
         let json = receipt().sign(&operator).unwrap().to_json();
-        for (from, to) in [("{", "{\"tip\":1,"), ("\"version\":4", "\"version\":3"), ("\"1234\"", "\"01234\"")] {
+        for (from, to) in [("{", "{\"tip\":1,"), ("\"version\":5", "\"version\":4"), ("\"1234\"", "\"01234\"")] {
             assert!(SignedReceipt::from_json(&json.replacen(from, to, 1)).is_err(), "{to}");
         }
     }

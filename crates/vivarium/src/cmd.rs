@@ -20,4 +20,5 @@ pub mod status;
 pub mod steward;
 pub mod store;
 pub mod up;
+pub mod verify;
 pub mod watch;

@@ -318,6 +318,7 @@ impl World {
         let goods = birth::Goods {
             model: model.path.clone(),
             embedding: Some(embedding.path.clone()),
+            adapters: Vec::new(),
             vivarium: self.options.programs.vivarium.clone(),
             engine: self.options.programs.engine.clone(),
         };

@@ -11,7 +11,7 @@ fn args() -> Args {
     let models = concat!(env!("CARGO_MANIFEST_DIR"), "/../../.vivarium/models/");
     let model = PathBuf::from(format!("{models}{CHAT_MODEL}"));
     assert!(model.is_file(), "NO MODEL at {}: `cargo xtask setup` makes it", model.display());
-    Args { model, socket: PathBuf::new(), threads: 1, ctx: 512, slots: 4, exit_with_stdin: false }
+    Args { model, socket: PathBuf::new(), adapters: Vec::new(), threads: 1, ctx: 512, slots: 4, exit_with_stdin: false }
 }
 
 /// A question in the chat model's own form.
@@ -98,7 +98,7 @@ fn answers_are_the_tokens_that_they_always_were() {
     let args = args();
     let model = Arc::new(Model::load(&args.model).unwrap());
     let class = format!("{}; {}; {} thread", crate::model::BUILD, model.isa(), args.threads);
-    let mut decoder = Decoder::new(&model, &args).unwrap();
+    let mut decoder = Decoder::new(&model, Vec::new(), &args).unwrap();
     let plain = |question: &str| Generate { lookup: false, ..Generate::greedy(asked(question), 33) };
     let greedy = plain("What is the capital of France? Tell me about it.");
     let seeded = Generate { temperature: 0.8, top_p: 0.95, seed: 7, ..plain("Tell me a story about a fox.") };
@@ -129,7 +129,7 @@ fn guesses_change_nothing_but_the_steps() {
     let _turn = crate::model::turn();
     let args = args();
     let model = Arc::new(Model::load(&args.model).unwrap());
-    let mut decoder = Decoder::new(&model, &args).unwrap();
+    let mut decoder = Decoder::new(&model, Vec::new(), &args).unwrap();
     let request = |prompt: &str, temperature: f32, lookup: bool| Generate {
         temperature,
         seed: 7,
@@ -157,5 +157,5 @@ fn guesses_change_nothing_but_the_steps() {
         }
     }
     // Where rows round otherwise in company there are no guesses, and the above says nothing.
-    assert_eq!(fewer, decoder.may_guess, "guesses were right often enough to save a tenth of the steps");
+    assert_eq!(fewer, decoder.may_guess(None), "guesses were right often enough to save a tenth of the steps");
 }

@@ -27,6 +27,7 @@ fn model() -> PathBuf {
 async fn embedder() -> Engine {
     let directory = tempfile::tempdir().unwrap();
     let config = EngineConfig {
+        adapters: Vec::new(),
         program: env!("CARGO_BIN_EXE_vivarium-engine").into(),
         model: model(),
         socket: directory.path().join("embed.sock"),

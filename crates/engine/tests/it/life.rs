@@ -107,6 +107,7 @@ fn a_wrong_model_is_one_line_of_what_and_what_to_do() {
 async fn a_client_says_why_there_is_no_engine() {
     let directory = tempfile::tempdir().unwrap();
     let config = |model: &Path| EngineConfig {
+        adapters: Vec::new(),
         program: env!("CARGO_BIN_EXE_vivarium-engine").into(),
         model: model.into(),
         socket: directory.path().join("engine.sock"),

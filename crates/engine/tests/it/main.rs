@@ -1,10 +1,12 @@
 //! The engine as the node sees it: a real process with a real model.
 
+mod adapters;
 mod answers;
 mod embed;
 mod forms;
 mod life;
 mod prefix;
+mod state;
 
 use std::path::PathBuf;
 
@@ -32,12 +34,17 @@ struct Engine {
 
 /// `ctx` in tokens for each request.
 async fn engine(slots: u32, ctx: u32) -> Engine {
+    engine_with(slots, ctx, 1).await
+}
+
+async fn engine_with(slots: u32, ctx: u32, threads: u32) -> Engine {
     let directory = tempfile::tempdir().unwrap();
     let config = EngineConfig {
+        adapters: Vec::new(),
         program: env!("CARGO_BIN_EXE_vivarium-engine").into(),
         model: model(),
         socket: directory.path().join("engine.sock"),
-        threads: 1,
+        threads,
         ctx,
         slots,
     };

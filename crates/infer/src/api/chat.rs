@@ -6,11 +6,13 @@ use super::settings::{model_name, response_format, stop, stream_options};
 use super::strict::{Fields, out_of_range, wrong_type};
 use super::tools::{Taken, Taker, calls_of_message};
 use super::{
-    Answered, ApiError, MESSAGES_MAX, Message, NAME_BYTES_MAX, Role, Sampling, Settings, StreamEvent, ToolCall, Tools,
-    with_extra,
+    Answered, ApiError, MESSAGES_MAX, Message, NAME_BYTES_MAX, Role, Sampling, Settings, StreamEvent, Tool, ToolCall,
+    Tools, with_extra,
 };
 use crate::wire::{Finish, TokenLogprob};
 
+/// As a receipt's run names it.
+pub const ROUTE: &str = "POST /v1/chat/completions";
 /// Most alternatives told of a token (OpenAI's own bound).
 pub(super) const TOP_LOGPROBS_MAX: u8 = 20;
 
@@ -84,6 +86,13 @@ impl ChatCompletionRequest {
         let form = format.or_else(|| tools.as_ref().map(Tools::form));
         let settings = Settings { max_tokens, stop, sampling, logprobs, form, add_bos: false };
         Ok(ChatCompletionRequest { model, messages, tools, settings, stream, include_usage, user })
+    }
+}
+
+impl ChatCompletionRequest {
+    /// What the model may call.
+    pub fn offered_tools(&self) -> &[Tool] {
+        self.tools.as_ref().map(|tools| tools.list.as_slice()).unwrap_or_default()
     }
 }
 

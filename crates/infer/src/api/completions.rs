@@ -7,6 +7,8 @@ use super::strict::{Fields, out_of_range, wrong_type};
 use super::{Answered, ApiError, NAME_BYTES_MAX, Sampling, Settings, StreamEvent, Usage, with_extra};
 use crate::wire::{Finish, TokenLogprob};
 
+/// As a receipt's run names it.
+pub const ROUTE: &str = "POST /v1/completions";
 /// Tokens of an answer that names no bound (OpenAI's own default).
 const MAX_TOKENS_DEFAULT: u32 = 16;
 /// Most alternatives told of a token (OpenAI's own bound).

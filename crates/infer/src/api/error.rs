@@ -62,7 +62,7 @@ impl ApiError {
                 "invalid_schema",
                 format!("the answer cannot be held to the schema that was asked for: {message}"),
             ),
-            FailureKind::Invalid | FailureKind::Internal => ApiError::for_internal(),
+            FailureKind::Invalid | FailureKind::Internal | FailureKind::State => ApiError::for_internal(),
         }
     }
 

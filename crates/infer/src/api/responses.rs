@@ -10,6 +10,8 @@ use super::{
 };
 use crate::wire::{Finish, Grammar};
 
+/// As a receipt's run names it.
+pub const ROUTE: &str = "POST /v1/responses";
 /// Longest text the caller of `instructions` may send, in bytes; the body's own limit is the same.
 pub(super) const INSTRUCTIONS_BYTES_MAX: usize = 1 << 20;
 /// OpenAI's own bounds of `metadata`.
@@ -98,6 +100,19 @@ impl ResponsesRequest {
             metadata,
             user,
         })
+    }
+}
+
+impl ResponsesRequest {
+    /// The whole conversation as the model sees it: instructions of this answer, what was said before, the new input.
+    pub fn conversation(&self, before: Vec<Message>) -> Result<Vec<Message>, ApiError> {
+        let instructions = self.instructions.iter().map(|text| Message::new(Role::System, text.clone()));
+        let messages: Vec<Message> = instructions.chain(before).chain(self.input.iter().cloned()).collect();
+        if messages.len() > MESSAGES_MAX {
+            let message = format!("the conversation has more than {MESSAGES_MAX} messages; begin a new one");
+            return Err(ApiError::for_field("invalid_value", "previous_response_id", message));
+        }
+        Ok(messages)
     }
 }
 

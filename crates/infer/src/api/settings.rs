@@ -98,7 +98,15 @@ pub struct Settings {
     pub add_bos: bool,
 }
 
+/// Tokens of an answer that names no bound.
+const MAX_TOKENS_DEFAULT: u32 = 256;
+
 impl Settings {
+    /// Most tokens of the answer where the context has room for so many.
+    pub fn max_tokens_within(&self, room: u32) -> u32 {
+        self.max_tokens.unwrap_or(MAX_TOKENS_DEFAULT).min(room)
+    }
+
     /// The engine's request for this prompt. `seed` as in [`Sampling::generate`].
     pub fn generate(self, prompt: String, max_tokens: u32, seed: u64) -> Generate {
         Generate {

@@ -1,5 +1,6 @@
 //! One life of the engine's process: started, greeted, talked to by two tasks.
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::process::Stdio;
@@ -46,6 +47,7 @@ impl Process {
             .args(["--threads", &config.threads.to_string()])
             .args(["--ctx", &config.ctx.to_string()])
             .args(["--slots", &config.slots.to_string()])
+            .args(config.adapters.iter().flat_map(|adapter| [OsStr::new("--adapter"), adapter.as_os_str()]))
             .arg("--exit-with-stdin")
             // It needs nothing from our environment, and ours may hold what is not its business.
             .env_clear()
@@ -84,7 +86,7 @@ impl Process {
 }
 
 fn check(config: &EngineConfig) -> Result<(), Error> {
-    for path in [&config.program, &config.model] {
+    for path in [&config.program, &config.model].into_iter().chain(&config.adapters) {
         if !path.is_file() {
             return Err(Error::new(ErrorKind::Config, format!("there is no file {}", path.display())));
         }

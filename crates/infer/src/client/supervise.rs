@@ -59,12 +59,27 @@ pub(super) enum Command {
         grammar: Grammar,
         answer: oneshot::Sender<Option<String>>,
     },
+    Save {
+        id: u64,
+        prompt: String,
+        add_bos: bool,
+        answer: oneshot::Sender<Result<Vec<u8>, String>>,
+    },
+    /// A part; the last one has an answer.
+    Restore {
+        id: u64,
+        part: Vec<u8>,
+        answer: Option<oneshot::Sender<Result<u32, String>>>,
+    },
 }
 
 enum Pending {
     Answer(mpsc::UnboundedSender<EngineEvent>),
     Count(oneshot::Sender<u32>),
     Check(oneshot::Sender<Option<String>>),
+    /// With the parts that came.
+    Save(Vec<u8>, oneshot::Sender<Result<Vec<u8>, String>>),
+    Restore(oneshot::Sender<Result<u32, String>>),
 }
 
 pub(super) fn engine_died() -> EngineEvent {
@@ -122,7 +137,12 @@ async fn refuse_during<T>(work: impl Future<Output = T>, commands: &mut mpsc::Un
                     let _ = events.send(engine_died());
                 }
                 // The dropped answer says it.
-                Command::Count { .. } | Command::Check { .. } | Command::Cancel { .. } | Command::Forget { .. } => {}
+                Command::Count { .. }
+                | Command::Check { .. }
+                | Command::Save { .. }
+                | Command::Restore { .. }
+                | Command::Cancel { .. }
+                | Command::Forget { .. } => {}
             },
         }
     }
@@ -174,6 +194,17 @@ fn obey(command: Command, pending: &mut BTreeMap<u64, Pending>) -> Option<ToEngi
             pending.insert(id, Pending::Check(answer));
             Some(ToEngine::Check { id, grammar })
         }
+        Command::Save { id, prompt, add_bos, answer } => {
+            pending.insert(id, Pending::Save(Vec::new(), answer));
+            Some(ToEngine::Save { id, prompt, add_bos })
+        }
+        Command::Restore { id, part, answer } => {
+            let last = answer.is_some();
+            if let Some(answer) = answer {
+                pending.insert(id, Pending::Restore(answer));
+            }
+            Some(ToEngine::Restore { id, part, last })
+        }
     }
 }
 
@@ -188,7 +219,36 @@ fn dispatch(frame: FromEngine, pending: &mut BTreeMap<u64, Pending>) {
             (id, EngineEvent::Done { finish, prompt_tokens, cached_tokens, completion_tokens })
         }
         FromEngine::Embedded { id, vectors, prompt_tokens } => (id, EngineEvent::Embedded { vectors, prompt_tokens }),
-        FromEngine::Failed { id, kind, message } => (id, EngineEvent::Failed { kind, message }),
+        FromEngine::Failed { id, kind, message } => match pending.remove(&id) {
+            Some(Pending::Answer(events)) => {
+                let _ = events.send(EngineEvent::Failed { kind, message });
+                return;
+            }
+            Some(Pending::Save(_, answer)) => {
+                let _ = answer.send(Err(message));
+                return;
+            }
+            Some(Pending::Restore(answer)) => {
+                let _ = answer.send(Err(message));
+                return;
+            }
+            // A failed count is a dropped answer.
+            Some(Pending::Count(_) | Pending::Check(_)) | None => return,
+        },
+        FromEngine::Saved { id, part, last } => {
+            let Some(Pending::Save(parts, _)) = pending.get_mut(&id) else { return };
+            parts.extend(part);
+            if last && let Some(Pending::Save(parts, answer)) = pending.remove(&id) {
+                let _ = answer.send(Ok(parts));
+            }
+            return;
+        }
+        FromEngine::Restored { id, tokens } => {
+            if let Some(Pending::Restore(answer)) = pending.remove(&id) {
+                let _ = answer.send(Ok(tokens));
+            }
+            return;
+        }
         FromEngine::Tokenized { id, count } => {
             if let Some(Pending::Count(answer)) = pending.remove(&id) {
                 let _ = answer.send(count);
@@ -207,7 +267,6 @@ fn dispatch(frame: FromEngine, pending: &mut BTreeMap<u64, Pending>) {
     if let Some(Pending::Answer(events)) = pending.get(&id) {
         let _ = events.send(event);
     }
-    // A failed count is a dropped answer.
     if last {
         pending.remove(&id);
     }

@@ -3,7 +3,7 @@
 use super::Api;
 use super::openapi::Operation;
 use super::problem::{Posted, Problem, fresh_id};
-use super::sale::{ENGINE_START, Errand, Form, Order, Prompt, Whole};
+use super::sale::{ENGINE_START, Errand, Form, Order, Prompt, Rendered, Whole};
 use crate::answers::Question;
 use crate::suppliers;
 use axum::body::Bytes;
@@ -16,7 +16,7 @@ use infer::api::{
 use infer::{TemplateError, TokenLogprob};
 use serde_json::{Map, Value};
 
-pub const ROUTE: &str = "POST /v1/chat/completions";
+pub use infer::api::chat::ROUTE;
 
 pub(super) fn about() -> Operation {
     Operation::new("A conversation goes on")
@@ -45,13 +45,13 @@ pub async fn terms(State(api): State<Api>, headers: HeaderMap) -> Response {
 async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) -> Result<Response, Response> {
     let refuse = |e: ApiError| Problem::from(e).into_response();
     let request = ChatCompletionRequest::parse(body).map_err(refuse)?;
-    let (route, prompt) = match api.cx.suppliers.of(&request.model) {
-        Some(supplier) => (suppliers::ROUTE, Prompt::Bought(supplier.purchase(&request, body).map_err(refuse)?)),
+    let (route, prompt, adapter) = match api.cx.suppliers.of(&request.model) {
+        Some(supplier) => (suppliers::ROUTE, Prompt::Bought(supplier.purchase(&request, body).map_err(refuse)?), None),
         None => {
-            api.serves_model(&request.model).map_err(refuse)?;
-            let tools = request.tools.as_ref().map(|tools| tools.list.as_slice()).unwrap_or_default();
-            let prompt = api.render(&request.messages, tools).await.map_err(IntoResponse::into_response)?;
-            (ROUTE, Prompt::Text(prompt))
+            let adapter = api.serves_model(&request.model).map_err(refuse)?;
+            let prompt =
+                api.render(&request.messages, request.offered_tools()).await.map_err(IntoResponse::into_response)?;
+            (ROUTE, Prompt::Text(prompt), adapter)
         }
     };
     let order = Order {
@@ -62,6 +62,7 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) ->
         prompt,
         prompt_field: "messages",
         settings: request.settings.clone(),
+        adapter,
         stored_bytes: None,
     };
     let sale = api.sell(headers, order).await?;
@@ -83,21 +84,25 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) ->
 }
 
 impl Api {
-    pub(super) fn serves_model(&self, model: &str) -> Result<(), ApiError> {
-        let name = &self.cx.manifest.model.name;
-        if model == name {
-            return Ok(());
+    /// The adapter that answers of this model have on.
+    pub(super) fn serves_model(&self, model: &str) -> Result<Option<usize>, ApiError> {
+        let mut own = self.cx.manifest.own_models();
+        if let Some((_, adapter)) = own.find(|(name, _)| name == model) {
+            return Ok(adapter);
         }
+        let name = &self.cx.manifest.model.name;
         Err(ApiError::for_not_found("model_not_found", "model", format!("`{model}` is not served here; `{name}` is")))
     }
 
-    pub(super) async fn render(&self, messages: &[Message], tools: &[Tool]) -> Result<String, Problem> {
+    pub(super) async fn render(&self, messages: &[Message], tools: &[Tool]) -> Result<Rendered, Problem> {
         let engine = self.shared.engine_within(ENGINE_START).await;
         let engine = engine.ok_or_else(|| Problem::for_unavail("the engine is still starting", 5))?;
-        engine.template.render_with_tools(messages, tools, self.shared.now()).map_err(|e| match e {
+        let date = self.shared.now();
+        let text = engine.template.render_with_tools(messages, tools, date).map_err(|e| match e {
             TemplateError::Refused(why) => Problem::from(ApiError::for_field("invalid_value", "messages", why)),
             other => Problem::for_internal(other),
-        })
+        })?;
+        Ok(Rendered { text, date })
     }
 }
 

@@ -3,7 +3,7 @@
 use super::Api;
 use super::openapi::Operation;
 use super::problem::{Posted, Problem, fresh_id};
-use super::sale::{Errand, Form, Order, Prompt, Whole};
+use super::sale::{Errand, Form, Order, Prompt, Rendered, Whole};
 use crate::answers::Question;
 use axum::body::Bytes;
 use axum::extract::State;
@@ -13,7 +13,7 @@ use infer::TokenLogprob;
 use infer::api::{Answered, ApiError, CompletionReply, CompletionRequest, SSE_DONE, StreamEvent};
 use serde_json::{Map, Value, json};
 
-pub const ROUTE: &str = "POST /v1/completions";
+pub use infer::api::completions::ROUTE;
 
 pub(super) fn about() -> Operation {
     Operation::new("A text goes on, without a template")
@@ -39,7 +39,7 @@ pub async fn terms(State(api): State<Api>, headers: HeaderMap) -> Response {
 async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) -> Result<Response, Response> {
     let refuse = |e: ApiError| Problem::from(e).into_response();
     let request = CompletionRequest::parse(body).map_err(refuse)?;
-    api.serves_model(&request.model).map_err(refuse)?;
+    let adapter = api.serves_model(&request.model).map_err(refuse)?;
     let reply = CompletionReply {
         id: fresh_id("cmpl-"),
         created: api.shared.now(),
@@ -53,9 +53,10 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) ->
         route: ROUTE,
         description: "one completion",
         question: Question::of(body),
-        prompt: Prompt::Text(request.prompt),
+        prompt: Prompt::Text(Rendered { text: request.prompt, date: 0 }),
         prompt_field: "prompt",
         settings: request.settings,
+        adapter,
         stored_bytes: None,
     };
     let sale = api.sell(headers, order).await?;

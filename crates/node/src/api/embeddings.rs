@@ -59,6 +59,7 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) ->
         prompt: Prompt::Texts { texts: request.inputs, name_of },
         prompt_field: "input",
         settings: Settings::default(),
+        adapter: None,
         stored_bytes: None,
     };
     Ok(api.sell(headers, order).await?.deliver(form, None).await)

@@ -11,11 +11,12 @@ use serde_json::Value;
 
 const OWNER: &str = "vivarium";
 
-/// What requests may say in `model`: the one that answers, the one that makes vectors if there is one, and other agents'
-/// whose answers are sold here.
-fn names(manifest: &Manifest) -> impl Iterator<Item = &str> {
-    let own = std::iter::once(&manifest.model).chain(&manifest.embedding).map(|model| model.name.as_str());
-    own.chain(manifest.suppliers.iter().map(|supplier| supplier.model.as_str()))
+/// What requests may say in `model`: the one that answers, the same with each adapter, the one that makes vectors if there
+/// is one, and other agents' whose answers are sold here.
+fn names(manifest: &Manifest) -> impl Iterator<Item = String> {
+    let own = manifest.own_models().map(|(name, _)| name);
+    let vectors = manifest.embedding.iter().map(|model| model.name.clone());
+    own.chain(vectors).chain(manifest.suppliers.iter().map(|supplier| supplier.model.clone()))
 }
 
 /// Whose it is: `vivarium`, or the other agent.
@@ -34,7 +35,7 @@ pub(super) fn about_one() -> Operation {
 
 pub async fn list(State(api): State<Api>) -> Json<Value> {
     let manifest = &api.cx.manifest;
-    Json(models_list(names(manifest).map(|id| object(manifest, id, api.cx.born_at))))
+    Json(models_list(names(manifest).map(|id| object(manifest, &id, api.cx.born_at))))
 }
 
 pub async fn one(State(api): State<Api>, Path(id): Path<String>) -> Result<Json<Value>, Problem> {

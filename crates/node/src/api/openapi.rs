@@ -218,16 +218,19 @@ fn of_payments() -> Map<String, Value> {
         fields
     };
     let receipt = signed(&[
-        ("version", json!({ "const": 4 })),
+        ("version", json!({ "const": 5 })),
         ("model_sha256", hex(32)),
+        ("adapter_sha256", hex(32)),
+        ("run_sha256", hex(32)),
         ("prompt_sha256", hex(32)),
         ("output_sha256", hex(32)),
         ("prompt_tokens", whole(0)),
         ("cached_tokens", whole(0)),
         ("completion_tokens", whole(0)),
+        ("embedding_tokens", whole(0)),
     ]);
     let paid_by = [
-        ("embedding_tokens", whole(1)),
+        ("run", json!({ "type": "object" })),
         ("nonce", hex(32)),
         ("transaction", hex(32)),
         ("channel", hex(32)),

@@ -61,6 +61,7 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) ->
         prompt: Prompt::Texts { texts, name_of: RerankRequest::name_of },
         prompt_field: "documents",
         settings: Settings::default(),
+        adapter: None,
         stored_bytes: None,
     };
     Ok(api.sell(headers, order).await?.deliver(form, None).await)

@@ -24,7 +24,7 @@ use serde_json::{Map, Value, json};
 use std::convert::Infallible;
 use tokio::sync::oneshot;
 
-pub const ROUTE: &str = "POST /v1/responses";
+pub use infer::api::responses::ROUTE;
 /// In the head of every answer that is kept: what deleting it can and cannot prove.
 const STORED: &str = "sealed under a key of its own; DELETE /v1/responses/{id} destroys that key here, and from the \
     agent's next checkpoint on no successor gets it; nobody can prove that a host, or a quorum of stewards, kept no copy \
@@ -76,13 +76,13 @@ pub async fn terms(State(api): State<Api>, headers: HeaderMap) -> Response {
 async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) -> Result<Response, Response> {
     let refuse = |e: ApiError| Problem::from(e).into_response();
     let request = ResponsesRequest::parse(body).map_err(refuse)?;
-    api.serves_model(&request.model).map_err(refuse)?;
+    let adapter = api.serves_model(&request.model).map_err(refuse)?;
     api.here("/v1/responses").await?;
     let before = match &request.previous_response_id {
         Some(id) => api.transcript(id).await.map_err(IntoResponse::into_response)?,
         None => Vec::new(),
     };
-    let messages = conversation(&request, &before).map_err(refuse)?;
+    let messages = messages_of(&before).and_then(|before| request.conversation(before)).map_err(refuse)?;
     let prompt = api.render(&messages, &[]).await.map_err(IntoResponse::into_response)?;
     let order = Order {
         errand,
@@ -92,6 +92,7 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) ->
         prompt: Prompt::Text(prompt),
         prompt_field: "input",
         settings: request.settings.clone(),
+        adapter,
         stored_bytes: request.store.then(|| bytes_of(&before) + bytes_of(&said(&request))),
     };
     let sale = api.sell(headers, order).await?;
@@ -118,22 +119,13 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) ->
     Ok(answered)
 }
 
-/// The whole conversation as the model sees it: instructions of this answer, what was said before, the new input.
-fn conversation(request: &ResponsesRequest, before: &[Turn]) -> Result<Vec<Message>, ApiError> {
-    let mut messages = Vec::new();
-    if let Some(instructions) = &request.instructions {
-        messages.push(Message::new(Role::System, instructions.clone()));
-    }
-    for turn in before {
+/// What was said before, as the model sees it.
+fn messages_of(turns: &[Turn]) -> Result<Vec<Message>, ApiError> {
+    let message = |turn: &Turn| {
         let role = Role::parse(&turn.role).ok_or_else(ApiError::for_internal)?;
-        messages.push(Message::new(role, turn.content.clone()));
-    }
-    messages.extend(request.input.iter().cloned());
-    if messages.len() > infer::api::MESSAGES_MAX {
-        let message = format!("the conversation has more than {} messages; begin a new one", infer::api::MESSAGES_MAX);
-        return Err(ApiError::for_field("invalid_value", "previous_response_id", message));
-    }
-    Ok(messages)
+        Ok(Message::new(role, turn.content.clone()))
+    };
+    turns.iter().map(message).collect()
 }
 
 /// What the customer says in this request.

@@ -32,7 +32,7 @@ use futures::TryFutureExt;
 use futures::future::try_join_all;
 use infer::api::embeddings::tokens_of;
 use infer::api::{ApiError, Settings, Usage};
-use infer::{EngineClient, EngineEvent, Generate, Generation};
+use infer::{EngineClient, EngineEvent, Generate, Generation, Run};
 use net::chain_of;
 use pay::book::RequestId;
 use pay::risk::{Hold, When};
@@ -46,8 +46,6 @@ use sha2::{Digest, Sha256};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
-/// Completion tokens when the customer names no bound.
-pub const MAX_TOKENS_DEFAULT: u32 = 256;
 /// Bytes of text that a generated token may be, for the price of storing it. They have 4 on average; an answer of longer
 /// ones costs no more to store. A guess.
 const TOKEN_BYTES_MAX: u64 = 16;
@@ -100,6 +98,8 @@ pub struct Order {
     /// Where the prompt comes from, to be named when it is too long.
     pub prompt_field: &'static str,
     pub settings: Settings,
+    /// Place of the adapter that the model has on, among the manifest's.
+    pub adapter: Option<usize>,
     /// Bytes of text that are stored beside the answer's own; `None`: nothing is stored.
     pub stored_bytes: Option<u64>,
 }
@@ -107,11 +107,18 @@ pub struct Order {
 /// What the model gets.
 pub enum Prompt {
     /// It goes on with it.
-    Text(String),
+    Text(Rendered),
     /// It makes a vector of each. `name_of` a text, for errors.
     Texts { texts: Vec<String>, name_of: fn(usize) -> String },
     /// No model here gets anything: another agent's makes the answer.
     Bought(Purchase),
+}
+
+/// A prompt as the model gets it.
+pub struct Rendered {
+    pub text: String,
+    /// The date that a template was told, chain seconds; zero where there was none.
+    pub date: u64,
 }
 
 /// What is done for an order: the engine is asked for it, or another agent.
@@ -122,10 +129,24 @@ enum Work {
     Bought(Purchase),
 }
 
+impl Prompt {
+    /// Of [`Rendered`].
+    fn date(&self) -> u64 {
+        match self {
+            Self::Text(prompt) => prompt.date,
+            Self::Texts { .. } | Self::Bought(_) => 0,
+        }
+    }
+}
+
 impl Work {
-    fn of(prompt: Prompt, settings: Settings, max_tokens: u32) -> Work {
+    fn of(prompt: Prompt, settings: Settings, adapter: Option<usize>, max_tokens: u32) -> Work {
         match prompt {
-            Prompt::Text(text) => Work::Answer(Box::new(settings.generate(text, max_tokens, rand::random()))),
+            Prompt::Text(prompt) => {
+                let generate = settings.generate(prompt.text, max_tokens, rand::random());
+                let adapter = adapter.and_then(|adapter| u32::try_from(adapter).ok());
+                Work::Answer(Box::new(Generate { adapter, ..generate }))
+            }
             Prompt::Texts { texts, .. } => Work::Vectors(texts),
             Prompt::Bought(purchase) => Work::Bought(purchase),
         }
@@ -232,8 +253,10 @@ impl Tariff {
 
 /// The price of an order and whether it fits the model, or the refusal.
 struct Terms {
+    /// Of what is answered here; what makes vectors is in `client` alone.
+    engine: Option<Engine>,
     /// `None`: it is bought.
-    engine: Option<EngineClient>,
+    client: Option<EngineClient>,
     prompt_tokens: u32,
     max_tokens: u32,
     /// The most that this order costs on a channel.
@@ -309,10 +332,12 @@ impl Api {
         };
         let (payer, amount, signature) =
             (Address::from(settlement.payer()), settlement.value(), settlement.signature().to_vec());
-        let work = Work::of(order.prompt, order.settings, terms.max_tokens);
-        let want = Want { settlement, ask, prompt_tokens: terms.prompt_tokens, max_tokens: terms.max_tokens };
-        let want = Box::new(want);
-        let begin = || self.start(terms.engine.as_ref(), work);
+        let date = order.prompt.date();
+        let work = Work::of(order.prompt, order.settings, order.adapter, terms.max_tokens);
+        let run = self.run_of(order.route, date, &work, terms.engine.as_ref());
+        let Terms { prompt_tokens, max_tokens, .. } = terms;
+        let want = Box::new(Want { settlement, ask, prompt_tokens, max_tokens, run });
+        let begin = || self.start(terms.client.as_ref(), work);
         let (begun, reserved) = self.reserve(begin, |taken, reply| Ask::Reserve { want, taken, reply }).await?;
         match reserved {
             Reserved::Yes { request, guard, when } => Ok(Sale {
@@ -363,7 +388,7 @@ impl Api {
 
     /// Settled when all is made, it may fail when a supplier has been paid.
     fn takes_permit2(&self, terms: &Terms) -> bool {
-        terms.engine.is_some() && self.cx.permit2.proxies
+        terms.client.is_some() && self.cx.permit2.proxies
     }
 
     fn with_ways<T>(&self, terms: &Terms, by_permit2: bool, then: impl FnOnce(&Offers<'_>) -> T) -> T {
@@ -384,6 +409,21 @@ impl Api {
         })
     }
 
+    /// How the model is run for an order, for its receipt. `engine` as in [`Terms`].
+    fn run_of(&self, route: &str, date: u64, work: &Work, engine: Option<&Engine>) -> String {
+        match (work, engine) {
+            (Work::Answer(generate), Some(engine)) => {
+                let at = generate.adapter.and_then(|adapter| usize::try_from(adapter).ok());
+                let adapter = at.and_then(|at| self.cx.manifest.adapters.get(at));
+                let digest = adapter.and_then(|adapter| store::cid::parse(&adapter.cid).ok());
+                let digest = digest.map(|cid| store::cid::digest(&cid));
+                Run::of(route, date, generate, digest, engine.class()).to_canonical()
+            }
+            // Vectors agree only to a tolerance, and what is bought was run elsewhere.
+            _ => String::new(),
+        }
+    }
+
     fn tariff(&self, price: Price, gas: Usdc) -> Tariff {
         Tariff { price, stored: Usdc(self.cx.manifest.payments.storage_uusdc_per_mbyte), gas }
     }
@@ -401,24 +441,25 @@ impl Api {
     /// `pays`: a payment came along. Without one nothing is asked of the engine but how long the prompt is.
     async fn terms(&self, order: &Order, pays: bool) -> Result<Terms, Problem> {
         let price = self.first_price().await.map_err(|why| Problem::for_unavail(why, 2))?;
-        let (engine, prompt_tokens, room, price) = match &order.prompt {
-            Prompt::Text(text) => {
-                let (engine, tokens, room) = self.room_after(text, order, pays).await?;
-                (Some(engine), tokens, room, price)
+        let (engine, client, prompt_tokens, room, price) = match &order.prompt {
+            Prompt::Text(prompt) => {
+                let (engine, tokens, room) = self.room_after(&prompt.text, order, pays).await?;
+                let client = engine.client.clone();
+                (Some(engine), Some(client), tokens, room, price)
             }
             Prompt::Texts { texts, name_of } => {
                 let (engine, tokens) = self.texts_fit(texts, *name_of, order.prompt_field).await?;
-                (Some(engine), tokens, 0, price.of_embeddings())
+                (None, Some(engine), tokens, 0, price.of_embeddings())
             }
             // By the call: no token of it is this host's.
             Prompt::Bought(purchase) => {
                 if !pays {
                     self.is_ready(purchase).await?;
                 }
-                (None, 0, 0, purchase.supplier.price())
+                (None, None, 0, 0, purchase.supplier.price())
             }
         };
-        let max_tokens = order.settings.max_tokens.unwrap_or(MAX_TOKENS_DEFAULT).min(room);
+        let max_tokens = order.settings.max_tokens_within(room);
         let quote_key = Sha256::new().chain_update(order.question.digest).chain_update(order.route).finalize().into();
         let path = order.route.split_once(' ').map_or(order.route, |(_, path)| path);
         let (alone, channel) = (self.tariff(price, self.gas()), self.tariff(price, Usdc::ZERO));
@@ -432,6 +473,7 @@ impl Api {
         }
         Ok(Terms {
             engine,
+            client,
             prompt_tokens,
             max_tokens,
             price: channel.meter_up(most, stored_max),
@@ -456,7 +498,7 @@ impl Api {
     }
 
     /// The engine, the prompt's tokens, and the most that an answer to it may have.
-    async fn room_after(&self, prompt: &str, order: &Order, pays: bool) -> Result<(EngineClient, u32, u32), Problem> {
+    async fn room_after(&self, prompt: &str, order: &Order, pays: bool) -> Result<(Engine, u32, u32), Problem> {
         let engine = self
             .shared
             .engine_within(ENGINE_START)
@@ -480,7 +522,7 @@ impl Api {
             )
             .into());
         }
-        Ok((engine.client, prompt_tokens, room))
+        Ok((engine, prompt_tokens, room))
     }
 
     /// The engine that makes vectors, and the tokens of all texts together, if it takes each of them.

@@ -5,6 +5,7 @@ use crate::replicate::{self, PARTS_OF_A_DAY, Waiting};
 use crate::state::{Recorded, State};
 use economy::{Input, Usdc};
 use pay::book::{BookInput, Delivery, Finish, Reservation, Timing};
+use pay::receipt::run::Run;
 use pay::receipt::{PaidBy, Receipt};
 use pay::{RequestId, Settle, SettleExact, TransferMethod};
 use store::Blocks;
@@ -380,6 +381,7 @@ impl Bench {
             identifier: Some(hash(5)),
             prompt_tokens: 100,
             max_tokens: 256,
+            run: String::new(),
             at: self.now,
         };
         let delivery = Delivery {
@@ -399,6 +401,8 @@ impl Bench {
             payer: payer.into(),
             paid_by: PaidBy::Authorization { nonce, transaction: hash(8) },
             model: hash(7),
+            adapter: [0; 32],
+            run: Run::default(),
             prompt: hash(4),
             output: hash(6),
             prompt_tokens: 100,

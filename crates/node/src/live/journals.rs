@@ -118,6 +118,7 @@ fn paid(nonce: u8) -> (RequestId, Recorded) {
         identifier: None,
         prompt_tokens: 11,
         max_tokens: 64,
+        run: String::new(),
         at: BORN + 20,
     };
     (request, Recorded::Book(BookInput::Reserved(reservation)))
@@ -172,6 +173,7 @@ fn called(state: &State) -> (RequestId, Recorded) {
         identifier: Some([3; 32]),
         prompt_tokens: 8,
         max_tokens: 1,
+        run: String::new(),
         at: BORN + 30,
     };
     (request, Recorded::Book(BookInput::Channel(ChannelInput::Reserved(reservation))))

@@ -1,4 +1,4 @@
-use super::{Manifest, Supplier};
+use super::{Adapter, Manifest, Supplier};
 use alloy::primitives::Address;
 use pay::Usdc;
 
@@ -77,6 +77,13 @@ file = "m.gguf"
 sha256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 bytes = 98362432
 context = 8192
+
+[[adapters]]
+name = "poet"
+cid = "{WEIGHTS}"
+file = "poet.gguf"
+sha256 = "0179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+bytes = 1000
 
 [embedding]
 name = "e"
@@ -299,6 +306,33 @@ fn an_embedding_model_is_another_model() {
         let refused = Manifest::parse(&text.replace(from, to)).unwrap_err().to_string();
         assert!(refused.contains(why), "{refused}");
     }
+}
+
+#[test]
+fn adapters_have_names_and_files_of_their_own() {
+    let read = Manifest::parse(&whole()).unwrap();
+    let own: Vec<_> = read.own_models().collect();
+    assert_eq!(own, [("m".to_owned(), None), ("m:poet".to_owned(), Some(0))]);
+    assert_eq!(Manifest::parse(&read.to_toml().unwrap()).unwrap(), read);
+    for (from, to, why) in [
+        ("name = \"poet\"", "name = \"a:b\"", "`adapters[0].name` must have"),
+        ("name = \"poet\"", "name = \"\"", "`adapters[0].name` must have"),
+        ("file = \"poet.gguf\"", "file = \"m.gguf\"", "must be no other's"),
+        ("file = \"poet.gguf\"", "file = \"e.gguf\"", "must be no other's"),
+        ("sha256 = \"0179", "sha256 = \"x179", "`adapters[0].sha256`"),
+        ("name = \"e\"", "name = \"m:poet\"", "`embedding.name` = `m:poet` is sold here already"),
+        ("model = \"theirs\"", "model = \"m:poet\"", "`suppliers[0].model` = `m:poet` is sold here already"),
+    ] {
+        let text = whole();
+        assert!(text.contains(from), "{from}");
+        let refused = Manifest::parse(&text.replace(from, to)).unwrap_err().to_string();
+        assert!(refused.contains(why), "{refused}");
+    }
+    let bad = Manifest { adapters: vec![Adapter { cid: "no".into(), ..read.adapters[0].clone() }], ..read.clone() };
+    assert!(Manifest::parse(&bad.to_toml().unwrap()).unwrap_err().to_string().contains("`adapters[0].cid`"));
+    let many = (0..=16).map(|n| Adapter { name: format!("n{n}"), file: format!("f{n}"), ..read.adapters[0].clone() });
+    let bad = Manifest { adapters: many.collect(), ..read };
+    assert!(Manifest::parse(&bad.to_toml().unwrap()).unwrap_err().to_string().contains("the limit is 16"));
 }
 
 #[test]

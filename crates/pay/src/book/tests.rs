@@ -50,6 +50,7 @@ fn reserved_by(settlement: Settle, body: u8, timing: Timing) -> Reservation {
         identifier: None,
         prompt_tokens: 10,
         max_tokens: 64,
+        run: String::new(),
         at: NOW,
     }
 }

@@ -11,6 +11,7 @@ use http::{HeaderMap, HeaderValue};
 use pay::facilitator::api::{Asked, Desk};
 use pay::receipt::PaidBy;
 use pay::receipt::cose::CoseReceipt;
+use pay::receipt::run::Run;
 use pay::scheme::channel::{COLLECTOR_PERMIT2, ChannelDomain, ChannelId, server as channel};
 use pay::scheme::exact::{Domain, EXACT, client as exact_client, server as exact};
 use pay::scheme::signature::{Counterfactual, NotTaken, first, of_deployed};
@@ -375,6 +376,8 @@ fn strangers_receipts_are_those_that_were_signed() {
         payer: Address::repeat_byte(0xbb),
         paid_by: PaidBy::Authorization { nonce: [1; 32], transaction: [5; 32] },
         model: [2; 32],
+        adapter: [0; 32],
+        run: Run::default(),
         prompt: [3; 32],
         output: [4; 32],
         prompt_tokens: 12,

@@ -442,6 +442,7 @@ impl Inner {
             identifier,
             prompt_tokens: 11,
             max_tokens: 16,
+            run: String::new(),
             at: wall(),
         };
         self.apply(ChannelInput::Reserved(reservation));

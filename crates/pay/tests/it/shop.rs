@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use pay::book::{AbortWhy, Ask, Delivery, Finish, Limits, Reservation, Timing};
 use pay::receipt::PaidBy;
+use pay::receipt::run::Run;
 use pay::seller::{FRESH_ANSWER, Quote};
 use pay::wire::{PAYMENT_SIGNATURE, PaymentPayload, Resource};
 use pay::{
@@ -168,6 +169,8 @@ async fn receipt(State(shop): State<Arc<Inner>>, Path(id): Path<String>) -> Resp
         payer: settlement.payer().into(),
         paid_by: PaidBy::Authorization { nonce: settlement.nonce(), transaction: [0; 32] },
         model: [0; 32],
+        adapter: [0; 32],
+        run: Run::default(),
         prompt: entry.reservation.body_digest,
         output: [0; 32],
         prompt_tokens: 1,
@@ -324,6 +327,7 @@ fn paid(shelf: &mut Shelf, verified: &Verified, ask: &Ask, now: u64, tx: [u8; 32
         identifier: ask.identifier,
         prompt_tokens: 1,
         max_tokens: 16,
+        run: String::new(),
         at: now,
     };
     for input in [

@@ -332,6 +332,7 @@ impl Payer {
                     identifier: None,
                     prompt_tokens: 200,
                     max_tokens: 100,
+                    run: String::new(),
                     at: now,
                 };
                 node.channel(chain, ChannelInput::Reserved(reservation));

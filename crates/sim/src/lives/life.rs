@@ -496,6 +496,7 @@ impl Life {
             identifier: None,
             prompt_tokens: 200,
             max_tokens: 100,
+            run: String::new(),
             at: now,
         };
         let delivered = whole_answer(now);

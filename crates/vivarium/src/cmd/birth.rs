@@ -34,6 +34,9 @@ pub struct Flags {
     /// The weights that the manifest's embedding.cid names, if it names some [default: as for --model]
     #[arg(long, value_name = "FILE")]
     embedding: Option<PathBuf>,
+    /// An adapter that the manifest names, in its order; given for all or none [default: as for --model]
+    #[arg(long, value_name = "FILE")]
+    adapter: Vec<PathBuf>,
     /// Does not ask
     #[arg(long)]
     yes: bool,
@@ -57,7 +60,12 @@ pub fn run(flags: Flags) -> Result<()> {
         let vivarium = std::env::current_exe().context("cannot find this program's own file")?;
         let models = vivarium::world::Programs::project()?.join(".vivarium/models");
         let standard = |model: &node::manifest::Model| models.join(&model.file);
+        let adapters = match flags.adapter.is_empty() {
+            true => manifest.adapters.iter().map(|adapter| models.join(&adapter.file)).collect(),
+            false => flags.adapter,
+        };
         let goods = Goods {
+            adapters,
             model: flags.model.unwrap_or_else(|| standard(&manifest.model)),
             embedding: flags.embedding.or_else(|| manifest.embedding.as_ref().map(standard)),
             engine: vivarium.with_file_name("vivarium-engine"),

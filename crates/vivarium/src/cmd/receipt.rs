@@ -228,7 +228,7 @@ impl Signed {
 
 /// What an operator has signed, and the key that did.
 enum Document {
-    Receipt(Receipt, Address),
+    Receipt(Box<Receipt>, Address),
     Refund(RefundNote, Address),
 }
 
@@ -237,7 +237,7 @@ fn read(file: &Path) -> Result<Document> {
     let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
     if !bytes.trim_ascii_start().starts_with(b"{") {
         let signed = CoseReceipt::from_bytes(&bytes)?;
-        return Ok(Document::Receipt(signed.receipt, signed.operator));
+        return Ok(Document::Receipt(Box::new(signed.receipt), signed.operator));
     }
     let text = std::str::from_utf8(&bytes)?.trim();
     let is_refund = serde_json::from_str::<serde_json::Value>(text).is_ok_and(|json| json["kind"] == "refund");
@@ -248,7 +248,7 @@ fn read(file: &Path) -> Result<Document> {
     }
     let signed = SignedReceipt::from_json(text)?;
     let signer = signed.signer().context("the receipt's signature is not valid")?;
-    Ok(Document::Receipt(signed.receipt, signer))
+    Ok(Document::Receipt(Box::new(signed.receipt), signer))
 }
 
 /// The same receipt as the node gives it to readers of CBOR.

@@ -36,15 +36,18 @@ const GAS_DAYS: u128 = 30;
 pub struct Goods {
     pub model: PathBuf,
     pub embedding: Option<PathBuf>,
+    /// In the order of the manifest's.
+    pub adapters: Vec<PathBuf>,
     pub vivarium: PathBuf,
     pub engine: PathBuf,
 }
 
 /// Where they lie in the store.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Stored {
     pub model: Cid,
     pub embedding: Option<Cid>,
+    pub adapters: Vec<Cid>,
     /// A directory {vivarium, vivarium-engine}.
     pub code: Cid,
 }
@@ -60,6 +63,12 @@ impl Goods {
             }
             None => None,
         };
+        let mut adapters = Vec::new();
+        for path in &self.adapters {
+            let stored = store.put_path(path, Profile::V1_2025).await;
+            let stored = stored.with_context(|| format!("the adapter {} cannot be stored", path.display()))?;
+            adapters.push(stored.cid);
+        }
         let staged = scratch.join("tmp/code");
         let stage = || -> std::io::Result<()> {
             std::fs::create_dir_all(&staged)?;
@@ -74,8 +83,11 @@ impl Goods {
         if let Some(embedding) = &embedding {
             store.pin(embedding, "weights").await.context("no store keeps the embedding model's weights")?;
         }
+        for adapter in &adapters {
+            store.pin(adapter, "weights").await.context("no store keeps an adapter's weights")?;
+        }
         store.pin(&code, "code").await.context("no store keeps the code")?;
-        Ok(Stored { model, embedding, code })
+        Ok(Stored { model, embedding, adapters, code })
     }
 }
 
@@ -113,9 +125,12 @@ impl Plan {
     ) -> Result<Self> {
         let manifest = Manifest::parse(manifest_toml)?;
         let embedding = manifest.embedding.as_ref().map_or("none", |model| &model.cid);
+        let cids = |cids: Vec<String>| if cids.is_empty() { "none".to_owned() } else { cids.join(", ") };
+        let adapters = cids(manifest.adapters.iter().map(|adapter| adapter.cid.clone()).collect());
         for (what, named, is) in [
             ("code_cid", manifest.code_cid.as_str(), stored.code.to_string()),
             ("model.cid", &manifest.model.cid, stored.model.to_string()),
+            ("adapters.cid", &adapters, cids(stored.adapters.iter().map(ToString::to_string).collect())),
             ("embedding.cid", embedding, stored.embedding.map_or_else(|| "none".to_owned(), |cid| cid.to_string())),
         ] {
             ensure!(

@@ -192,6 +192,7 @@ pub fn manifest(choices: &Choices, names: Names) -> Manifest {
             ..node::manifest::Payments::default()
         },
         model: model.named(),
+        adapters: Vec::new(),
         embedding: Some(embedding.named()),
         suppliers: Vec::new(),
         stewards,

@@ -138,7 +138,7 @@ fn vectors_have_their_receipt(world: &mut World, bought: &Value) {
         get_json(&format!("{}/receipts/{request}", w.world()["agent"]["url"].as_str()?))
     });
     let counts = ["version", "prompt_tokens", "completion_tokens"].map(|name| receipt[name].as_u64());
-    assert_eq!(counts, [Some(4), Some(0), Some(0)], "{receipt}");
+    assert_eq!(counts, [Some(5), Some(0), Some(0)], "{receipt}");
     assert!(receipt["embedding_tokens"] == bought["tokens"] && bought["tokens"].as_u64() > Some(4), "{receipt}");
     assert_eq!(receipt["amount_uusdc"], bought["amount"], "{receipt}");
     let manifest = std::fs::read_to_string(world.data_dir().join("manifest.toml")).expect("the manifest");

@@ -19,4 +19,5 @@ mod sim;
 mod store;
 mod stub;
 mod suppliers;
+mod verify;
 mod world;

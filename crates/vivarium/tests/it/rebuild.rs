@@ -162,6 +162,7 @@ fn an_agent_is_rebuilt_on_an_empty_host_from_the_chain_and_from_sources_that_lie
         w.ask(&["--remember", "--max-tokens", "16", "My name is Ada. Say hello."])
     });
     let conversation = begun["id"].as_str().expect("the id of the stored answer").to_owned();
+    super::verify::an_agents_answer_is_made_again(&mut world);
     let secret = world.until("another one", |w| w.ask(&["--remember", "--max-tokens", "4", "My secret is 42."]));
     let secret = secret["id"].as_str().expect("its id").to_owned();
     assert_eq!(stored(&world), [conversation.clone(), secret.clone()]);

@@ -3,6 +3,7 @@
 use alloy::primitives::{Address, keccak256};
 use alloy::signers::local::PrivateKeySigner;
 use pay::receipt::cose::CoseReceipt;
+use pay::receipt::run::Run;
 use pay::receipt::{PaidBy, SignedReceipt};
 use pay::{Receipt, RequestId, Usdc};
 use std::path::Path;
@@ -22,6 +23,8 @@ fn receipt(paid_by: PaidBy) -> Receipt {
         payer: Address::repeat_byte(0xbb),
         paid_by,
         model: [2; 32],
+        adapter: [0; 32],
+        run: Run::default(),
         prompt: [3; 32],
         output: [4; 32],
         prompt_tokens: 12,

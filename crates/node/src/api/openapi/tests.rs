@@ -5,6 +5,7 @@ use alloy::signers::local::PrivateKeySigner;
 use expect_test::expect_file;
 use pay::book::AbortWhy;
 use pay::receipt::refund::RefundNote;
+use pay::receipt::run::Run;
 use pay::receipt::{PaidBy, Receipt};
 use pay::wire::{PaymentRequired, PaymentRequirements, Resource};
 use pay::{RequestId, Usdc};
@@ -62,6 +63,8 @@ fn what_is_signed_and_paid_has_the_fields_that_are_said() {
         request: RequestId([1; 16]),
         payer: Address::ZERO,
         model: [1; 32],
+        adapter: [0; 32],
+        run: Run::of(r#"{"a":1}"#),
         prompt: [1; 32],
         output: [1; 32],
         prompt_tokens: 0,

@@ -94,7 +94,9 @@ impl Api {
             body_digest: order.question.digest,
             fresh: wishes.fresh,
         };
-        let work = Work::of(order.prompt, order.settings, terms.max_tokens);
+        let date = order.prompt.date();
+        let work = Work::of(order.prompt, order.settings, order.adapter, terms.max_tokens);
+        let run = self.run_of(order.route, date, &work, terms.engine.as_ref());
         let (mut seen, mut put_in) = (None, None);
         let mut turns = 0;
         let not_reserved = loop {
@@ -110,9 +112,10 @@ impl Api {
                 identifier: wishes.identifier,
                 prompt_tokens: terms.prompt_tokens,
                 max_tokens: terms.max_tokens,
+                run: run.clone(),
                 seen: seen.take(),
             };
-            let (want, begin) = (Box::new(want), || self.start(terms.engine.as_ref(), work.clone()));
+            let (want, begin) = (Box::new(want), || self.start(terms.client.as_ref(), work.clone()));
             let (begun, answer) = self.reserve(begin, |taken, reply| Ask::ReserveCall { want, taken, reply }).await?;
             match answer {
                 CallAnswer::Yes { request, guard } => {

@@ -49,6 +49,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
@@ -63,6 +64,8 @@ const ANSWER: [&str; 3] = ["A lease", " is a", " promise."];
 
 /// `nonceBitmap(address,uint256)` of Permit2: which nonces are spent.
 const NONCE_BITMAP: [u8; 4] = [0x4f, 0xe0, 0x2b, 0x44];
+
+const ADAPTED: [&str; 3] = ["Roses ", "are ", "leased."];
 
 /// A node that sells, until [`Shop::close`].
 struct Shop {
@@ -159,12 +162,16 @@ impl Shop {
     }
 
     async fn asks(&self, text: &str, headers: &[(HeaderName, String)]) -> Said {
+        self.posts(&self.question(text), headers).await
+    }
+
+    async fn posts(&self, question: &Value, headers: &[(HeaderName, String)]) -> Said {
         let mut sent = HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
         for (name, value) in headers {
             sent.append(name, HeaderValue::from_str(value).unwrap());
         }
         let url = format!("{}/v1/completions", self.url);
-        let body = self.question(text).to_string().into();
+        let body = question.to_string().into();
         let answer = net::Client::new().send(Method::POST, &url, sent, body).await.unwrap();
         let status = answer.status;
         let header = |name: &HeaderName| answer.header(name).map(str::to_owned);
@@ -178,6 +185,25 @@ impl Shop {
             later,
             body: String::from_utf8(bytes).unwrap(),
         }
+    }
+
+    async fn get(&self, path: &str) -> String {
+        let url = format!("{}{path}", self.url);
+        let answer = net::Client::new().send(Method::GET, &url, HeaderMap::new(), Default::default()).await.unwrap();
+        String::from_utf8(answer.bytes(1 << 16).await.unwrap().to_vec()).unwrap()
+    }
+
+    /// The receipt that an answer names. It is signed when the charge is on the disk, which the answer does not wait for.
+    async fn receipt(&self, said: &Said) -> SignedReceipt {
+        let path = format!("/receipts/{}", said.json()["x402"]["request"].as_str().unwrap());
+        let signed = async {
+            loop {
+                if let Ok(signed) = SignedReceipt::from_json(&self.get(&path).await) {
+                    return signed;
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), signed).await.expect("a receipt")
     }
 
     async fn pays(&self, text: &str, payment: &Value) -> Said {
@@ -361,7 +387,7 @@ fn reverted(asked: &Value) -> Value {
     json!({ "jsonrpc": "2.0", "id": asked["id"], "error": error })
 }
 
-/// A STAND-IN for an engine, which says [`ANSWER`] to everything.
+/// A STAND-IN for an engine, which says [`ANSWER`] to everything, and [`ADAPTED`] where an adapter is on.
 async fn engine(dir: &Path) -> Engine {
     let socket = dir.join("engine");
     let _ = std::fs::remove_file(&socket);
@@ -372,7 +398,15 @@ async fn engine(dir: &Path) -> Engine {
         }
     });
     let program = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/src/api/tests/engine.sh"));
-    let config = EngineConfig { model: program.clone(), program, socket, threads: 1, ctx: 2_048, slots: 8 };
+    let config = EngineConfig {
+        model: program.clone(),
+        program,
+        adapters: Vec::new(),
+        socket,
+        threads: 1,
+        ctx: 2_048,
+        slots: 8,
+    };
     let (client, hello) = EngineClient::spawn(config).await.unwrap();
     let template = ChatTemplate::new(None, "", "").unwrap();
     Engine { client, hello: Arc::new(hello), template: Arc::new(template) }
@@ -385,6 +419,7 @@ async fn says(mut line: UnixStream) {
         n_ctx_train: 2_048,
         n_vocab: 49_152,
         slots: 8,
+        adapters: 1,
         dimensions: None,
         chat_template: None,
         bos: String::new(),
@@ -405,7 +440,8 @@ async fn says(mut line: UnixStream) {
             }
             ToEngine::Generate { id, request } => {
                 let prompt_tokens = u32::try_from(request.prompt.len()).unwrap();
-                let tokens = ANSWER.map(|text| {
+                let tokens = if request.adapter == Some(0) { ADAPTED } else { ANSWER };
+                let tokens = tokens.map(|text| {
                     let text = text.to_owned();
                     FromEngine::Tokens { id, text, count: 1, cached_tokens: 0, logprobs: Vec::new() }
                 });
@@ -419,7 +455,9 @@ async fn says(mut line: UnixStream) {
                 [vec![FromEngine::Accepted { id, prompt_tokens }], tokens.to_vec(), vec![done]].concat()
             }
             ToEngine::Check { id, .. } => vec![FromEngine::Checked { id, why: None }],
-            ToEngine::Cancel { .. } | ToEngine::Embed { .. } => Vec::new(),
+            ToEngine::Cancel { .. } | ToEngine::Embed { .. } | ToEngine::Save { .. } | ToEngine::Restore { .. } => {
+                Vec::new()
+            }
         };
         for frame in said {
             line.write_all(&wire::encode(&frame).unwrap()).await.unwrap();
@@ -873,10 +911,7 @@ async fn a_named_request_on_a_channel_is_made_and_charged_once_however_often_it_
         shop.cx.tell(Event::Look(Box::new(look))).await;
         assert_eq!(found.await.unwrap(), (charged, Usdc::ZERO, 1), "charged once");
         // And its receipt says so.
-        let url = format!("{}/receipts/{}", shop.url, x402["request"].as_str().unwrap());
-        let receipt = net::Client::new().send(Method::GET, &url, HeaderMap::new(), Default::default()).await.unwrap();
-        let receipt = receipt.bytes(1 << 16).await.unwrap().to_vec();
-        let signed = SignedReceipt::from_json(&String::from_utf8(receipt).unwrap()).unwrap();
+        let signed = shop.receipt(first).await;
         assert_eq!(signed.signer().unwrap(), shop.cx.me());
         assert_eq!(
             (signed.receipt.amount, signed.receipt.paid_by),
@@ -885,6 +920,44 @@ async fn a_named_request_on_a_channel_is_made_and_charged_once_however_often_it_
         shop.close().await;
         shop = Shop::open(dir.path(), u64::MAX).await;
     }
+    shop.close().await;
+}
+
+/// What stands behind the model's name reaches the engine as a place, and the receipt as a CID; nothing else is served.
+#[tokio::test]
+async fn an_adapter_is_chosen_by_the_models_name_and_the_receipt_names_it() {
+    const TEXT: &str = "What is a lease?";
+    let dir = tempfile::tempdir().unwrap();
+    let shop = Shop::open(dir.path(), u64::MAX).await;
+    let payer = customer("likes poems");
+    let (config, offer) = own_channel(&shop, &payer, TEXT).await;
+    let domain = ChannelDomain::new(shop.cx.config.chain_id);
+    let cid = store::cid::parse(&shop.cx.manifest.adapters[0].cid).unwrap();
+    let mut spent = Usdc::ZERO;
+    for (model, text, adapter) in
+        [("m", ANSWER.concat(), [0; 32]), ("m:poet", ADAPTED.concat(), store::cid::digest(&cid))]
+    {
+        let most = spent.saturating_add(offer.amount());
+        let voucher = channel::pay(&payer, &domain, &config, &offer, most, None).unwrap();
+        let question = json!({ "model": model, "prompt": TEXT, "max_tokens": 8, "seed": 5 });
+        let said = shop.posts(&question, &[(PAYMENT_SIGNATURE, encode_header(&json_of(&voucher)))]).await;
+        assert_eq!((said.status.as_u16(), said.json()["choices"][0]["text"].as_str()), (200, Some(&text[..])));
+        let charged: Usdc = Usdc(said.json()["x402"]["charged"].as_str().unwrap().parse().unwrap());
+        spent = spent.saturating_add(charged);
+        let receipt = shop.receipt(&said).await.receipt;
+        assert_eq!(receipt.adapter, adapter, "{model}");
+        let run = infer::Run::from_canonical(receipt.run.text().unwrap()).unwrap();
+        assert_eq!(run.adapter().unwrap_or_default(), adapter, "{model}");
+        assert_eq!((run.route.as_str(), run.sampling.seed.as_str()), ("POST /v1/completions", "5"));
+    }
+    for model in ["m:nobody", "m:", "poet", "m:poet:poet"] {
+        let said = shop.posts(&json!({ "model": model, "prompt": TEXT }), &[]).await;
+        let code = said.json()["error"]["code"].clone();
+        assert_eq!((said.status.as_u16(), code), (404, json!("model_not_found")), "{model}");
+    }
+    let models: Value = serde_json::from_str(&shop.get("/v1/models").await).unwrap();
+    let ids: Vec<_> = models["data"].as_array().unwrap().iter().map(|model| model["id"].as_str().unwrap()).collect();
+    assert_eq!(ids, ["m", "m:poet", "e", "theirs"]);
     shop.close().await;
 }
 

@@ -80,6 +80,9 @@ pub struct CallReservation {
     pub prompt_tokens: u32,
     /// Completion tokens that the ceiling covers.
     pub max_tokens: u32,
+    /// How the model is run for it: the canonical object whose digest its receipt signs ([`crate::receipt::run`]), and
+    /// which the journal therefore has before anything is made. Empty where nothing can be run again.
+    pub run: String,
     /// Chain seconds.
     pub at: u64,
 }

@@ -54,6 +54,7 @@ fn reserve(channels: &Channels, ask: &ChannelAsk) -> CallReservation {
         identifier: None,
         prompt_tokens: 1,
         max_tokens: 64,
+        run: String::new(),
         at: NOW,
     }
 }

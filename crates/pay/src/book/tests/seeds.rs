@@ -894,6 +894,7 @@ impl World {
                     identifier: None,
                     prompt_tokens: 1,
                     max_tokens: 64,
+                    run: String::new(),
                     at: self.chain.time,
                 });
                 if self.record_or_lose(BookInput::Channel(reserved)) {

@@ -55,6 +55,7 @@ pub async fn run(flags: Flags) -> Result<()> {
     let model = model::Model::standard(&project);
     let socket = std::env::temp_dir().join(format!("vivarium-bench-infer-{}.sock", std::process::id()));
     let config = EngineConfig {
+        adapters: Vec::new(),
         program: program.clone(),
         model: model.path.clone(),
         socket: socket.clone(),
@@ -161,6 +162,7 @@ async fn vectors(program: &Path, project: &Path, flags: &Flags, reading: f64, re
     let model = model::Model::embedding(project);
     let socket = std::env::temp_dir().join(format!("vivarium-bench-embed-{}.sock", std::process::id()));
     let config = EngineConfig {
+        adapters: Vec::new(),
         program: program.to_owned(),
         model: model.path,
         socket: socket.clone(),

@@ -193,6 +193,7 @@ struct Bare {
 impl Bare {
     async fn start(program: &Path, model: &model::Model, socket: &Path) -> Result<Self> {
         let config = EngineConfig {
+            adapters: Vec::new(),
             program: program.to_owned(),
             model: model.path.clone(),
             socket: socket.to_owned(),

@@ -58,6 +58,7 @@ fn manifest() -> Manifest {
             bytes: 1,
             context: 1,
         },
+        adapters: Vec::new(),
         embedding: None,
         suppliers: Vec::new(),
         stewards: Vec::new(),

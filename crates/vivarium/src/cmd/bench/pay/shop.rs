@@ -379,6 +379,7 @@ impl Inner {
                 identifier: None,
                 prompt_tokens: 1,
                 max_tokens: 1,
+                run: String::new(),
                 at: now(),
             }))
         };
@@ -484,6 +485,7 @@ fn reservation(request: RequestId, paid: &VerifiedVoucher, ask: &ChannelAsk) -> 
         identifier: None,
         prompt_tokens: 1,
         max_tokens: 1,
+        run: String::new(),
         at: now(),
     }
 }

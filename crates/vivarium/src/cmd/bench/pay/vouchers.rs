@@ -219,6 +219,7 @@ fn reserve(book: &ChannelBook, channel: ChannelId, voucher: HeldVoucher) -> Call
         identifier: None,
         prompt_tokens: 100,
         max_tokens: 256,
+        run: String::new(),
         at: NOW,
     }
 }
