@@ -1,5 +1,7 @@
 //! Finished answers, kept a day for the same request asked again: on this host's disk, outside journal and checkpoints.
 //!
+//! The answer of a stored response goes with it when that is deleted: its file is called after both.
+//!
 //! Each lies under a key of its own, made of the payment's signature and of the question. The journal and the chain
 //! have the signature, nobody but the customer keeps the question: whoever takes the disk reads nothing. A file is
 //! renamed into its place when it is whole, so `kill -9` leaves an answer or none. Nothing is synced: what a power cut
@@ -26,6 +28,8 @@ const ANSWERS_MAX: usize = 20_000;
 const ALL_BYTES_MAX: u64 = 256 << 20;
 /// A longer answer is not kept.
 const ANSWER_BYTES_MAX: usize = 8 << 20;
+/// Between the names of a request and of its stored response.
+const STORED_AS: char = '-';
 /// In front of the sealed bytes: when it was made (chain seconds, little-endian) and the cipher's nonce.
 const AT_BYTES: usize = 8;
 const NONCE_BYTES: usize = 24;
@@ -79,6 +83,8 @@ pub struct Answers {
 #[derive(Default)]
 struct Index {
     by_request: BTreeMap<RequestId, Kept>,
+    /// Those of stored responses.
+    by_response: BTreeMap<ResponseTag, RequestId>,
     by_age: BTreeSet<(u64, RequestId)>,
     bytes: u64,
 }
@@ -87,6 +93,27 @@ struct Index {
 struct Kept {
     at: u64,
     bytes: u64,
+    /// Set where the answer is also a stored response.
+    stored_as: Option<ResponseTag>,
+}
+
+/// A digest of a response's id: the id itself would let whoever reads the folder's listing read the conversation.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct ResponseTag([u8; 16]);
+
+impl ResponseTag {
+    fn of(response: &str) -> Self {
+        let digest: [u8; 32] =
+            Sha256::new().chain_update(b"vivarium stored as").chain_update(response).finalize().into();
+        Self(*digest.first_chunk().expect("32 bytes begin with 16"))
+    }
+}
+
+fn file_name(request: &RequestId, stored_as: Option<ResponseTag>) -> String {
+    match stored_as {
+        Some(tag) => format!("{request}{STORED_AS}{}", hex::encode(tag.0)),
+        None => request.to_string(),
+    }
 }
 
 impl Answers {
@@ -110,16 +137,27 @@ impl Answers {
 
     fn look(path: &Path) -> Option<(RequestId, Kept)> {
         use std::io::Read;
-        let request = path.file_name()?.to_str()?.parse().ok()?;
+        let name = path.file_name()?.to_str()?;
+        let (request, stored_as) = match name.split_once(STORED_AS) {
+            Some((request, tag)) => (request, Some(ResponseTag(hex::decode(tag).ok()?.try_into().ok()?))),
+            None => (name, None),
+        };
+        let request = request.parse().ok()?;
         let mut file = std::fs::File::open(path).ok()?;
         let mut at = [0; AT_BYTES];
         file.read_exact(&mut at).ok()?;
-        Some((request, Kept { at: u64::from_le_bytes(at), bytes: file.metadata().ok()?.len() }))
+        Some((request, Kept { at: u64::from_le_bytes(at), bytes: file.metadata().ok()?.len(), stored_as }))
     }
 
-    /// Keeps the answer of `request`, which was paid with this signature. An answer that cannot be kept is only told
-    /// to the log: nobody has paid for its repetition.
-    pub async fn keep(&self, (request, question, signature): (RequestId, Question, &[u8]), answer: &Answer, now: u64) {
+    /// Keeps the answer of `request`, which was paid with this signature; `response` is its id if it is stored too. An
+    /// answer that cannot be kept is only told to the log: nobody has paid for its repetition.
+    pub async fn keep(
+        &self,
+        (request, question, signature): (RequestId, Question, &[u8]),
+        answer: &Answer,
+        response: Option<&str>,
+        now: u64,
+    ) {
         if answer.body.len() > ANSWER_BYTES_MAX {
             return;
         }
@@ -128,7 +166,8 @@ impl Answers {
             content_type: answer.content_type.clone(),
             payment_response: answer.payment_response.clone(),
         };
-        let (path, key) = (self.dir.join(request.to_string()), question.key(&request, signature));
+        let stored_as = response.map(ResponseTag::of);
+        let (path, key) = (self.dir.join(file_name(&request, stored_as)), question.key(&request, signature));
         let written = tokio::task::spawn_blocking(move || {
             let plain = borsh::to_vec(&plain)?;
             let nonce: [u8; NONCE_BYTES] = rand::random();
@@ -143,7 +182,7 @@ impl Answers {
             Ok::<_, std::io::Error>(u64::try_from(bytes.len()).unwrap_or(u64::MAX))
         });
         match written.await {
-            Ok(Ok(bytes)) => self.kept(request, Kept { at: now, bytes }),
+            Ok(Ok(bytes)) => self.kept(request, Kept { at: now, bytes, stored_as }),
             Ok(Err(e)) => tracing::warn!(error = %e, %request, "an answer cannot be kept"),
             Err(e) => tracing::error!(error = %e, %request, "keeping an answer ended badly"),
         }
@@ -152,13 +191,35 @@ impl Answers {
     fn kept(&self, request: RequestId, kept: Kept) {
         let gone = {
             let mut index = self.index();
+            let before = index.by_request.get(&request).map(|before| file_name(&request, before.stored_as));
             index.add(request, kept);
-            index.make_room(kept.at)
+            let mut gone = index.make_room(kept.at);
+            gone.extend(before.filter(|name| *name != file_name(&request, kept.stored_as)));
+            gone
         };
-        for request in gone {
-            let _ = std::fs::remove_file(self.dir.join(request.to_string()));
+        for name in gone {
+            let _ = std::fs::remove_file(self.dir.join(name));
         }
         self.changed.send_modify(|n| *n = n.wrapping_add(1));
+    }
+
+    /// Removes the answer that is stored as `response`, if it is here.
+    ///
+    /// # Errors
+    /// `Retry` when the disk refuses: the answer is still there then.
+    pub fn forget_stored(&self, response: &str) -> Result<()> {
+        let mut index = self.index();
+        let Some(request) = index.by_response.get(&ResponseTag::of(response)).copied() else { return Ok(()) };
+        let Some(kept) = index.by_request.get(&request) else { return Ok(()) };
+        match std::fs::remove_file(self.dir.join(file_name(&request, kept.stored_as))) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::retry("the kept answer of a deleted response cannot be removed").caused_by(e))
+            }
+            _ => {
+                index.forget(&request);
+                Ok(())
+            }
+        }
     }
 
     /// Whether `request` has an answer here.
@@ -182,7 +243,7 @@ impl Answers {
             }
         };
         tokio::time::timeout(patience, arrives).await.ok()?;
-        let path = self.dir.join(request.to_string());
+        let path = self.dir.join(file_name(&request, self.index().by_request.get(&request)?.stored_as));
         let bytes = tokio::task::spawn_blocking(move || std::fs::read(path)).await.ok()?.ok()?;
         let (at, rest) = bytes.split_at_checked(AT_BYTES)?;
         let (nonce, sealed) = rest.split_at_checked(NONCE_BYTES)?;
@@ -205,6 +266,7 @@ impl Index {
     fn add(&mut self, request: RequestId, kept: Kept) {
         self.forget(&request);
         self.by_request.insert(request, kept);
+        self.by_response.extend(kept.stored_as.map(|tag| (tag, request)));
         self.by_age.insert((kept.at, request));
         self.bytes += kept.bytes;
     }
@@ -212,20 +274,23 @@ impl Index {
     fn forget(&mut self, request: &RequestId) {
         if let Some(gone) = self.by_request.remove(request) {
             self.by_age.remove(&(gone.at, *request));
+            if let Some(tag) = gone.stored_as {
+                self.by_response.remove(&tag);
+            }
             self.bytes -= gone.bytes;
         }
     }
 
-    /// Forgets what is too old or too much, oldest first.
-    fn make_room(&mut self, now: u64) -> Vec<RequestId> {
+    /// Forgets what is too old or too much, oldest first. Returns the names of its files.
+    fn make_room(&mut self, now: u64) -> Vec<String> {
         let mut gone = Vec::new();
         while let Some((at, request)) = self.by_age.first().copied() {
             let is_old = at.saturating_add(KEPT_SECS) < now;
             if !is_old && self.by_request.len() <= ANSWERS_MAX && self.bytes <= ALL_BYTES_MAX {
                 break;
             }
+            gone.push(file_name(&request, self.by_request.get(&request).and_then(|kept| kept.stored_as)));
             self.forget(&request);
-            gone.push(request);
         }
         gone
     }
@@ -258,7 +323,7 @@ mod tests {
     async fn an_answer_is_there_after_a_crash_for_whoever_paid_and_asks_the_same() {
         let dir = tempfile::tempdir().unwrap();
         let answers = Answers::open(dir.path()).unwrap();
-        answers.keep((request(1), question(), SIGNATURE), &answer("forty-two"), 1_000).await;
+        answers.keep((request(1), question(), SIGNATURE), &answer("forty-two"), None, 1_000).await;
         // Killed while another one was written.
         std::fs::write(dir.path().join(format!("{}.part", request(2))), b"half").unwrap();
         drop(answers);
@@ -275,10 +340,34 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_answer_of_a_stored_response_goes_with_it_also_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let answers = Answers::open(dir.path()).unwrap();
+        for (n, response) in [(1, "resp_a"), (2, "resp_b"), (3, "resp_c")] {
+            answers.keep((request(n), question(), SIGNATURE), &answer(response), Some(response), 1_000).await;
+        }
+        answers.keep((request(4), question(), SIGNATURE), &answer("x"), None, 1_000).await;
+        answers.forget_stored("resp_a").unwrap();
+        answers.forget_stored("resp_a").unwrap();
+        drop(answers);
+        let names: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(names.len(), 3, "{names:?}");
+        assert!(!names.iter().any(|name| name.to_str().unwrap().contains("resp_")), "{names:?}");
+        let answers = Answers::open(dir.path()).unwrap();
+        assert_eq!(read(&answers, 1).await, None);
+        assert_eq!(read(&answers, 2).await, Some(answer("resp_b")));
+        answers.forget_stored("resp_b").unwrap();
+        answers.forget_stored("resp_x").unwrap();
+        assert_eq!((read(&answers, 2).await, read(&answers, 3).await), (None, Some(answer("resp_c"))));
+        assert_eq!(read(&answers, 4).await, Some(answer("x")));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+
+    #[tokio::test]
     async fn an_answer_that_was_tampered_with_is_none() {
         let dir = tempfile::tempdir().unwrap();
         let answers = Answers::open(dir.path()).unwrap();
-        answers.keep((request(1), question(), SIGNATURE), &answer("forty-two"), 1_000).await;
+        answers.keep((request(1), question(), SIGNATURE), &answer("forty-two"), None, 1_000).await;
         let path = dir.path().join(request(1).to_string());
         let mut bytes = std::fs::read(&path).unwrap();
         for at in [0, AT_BYTES, AT_BYTES + NONCE_BYTES] {
@@ -297,20 +386,20 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let answers = Answers::open(dir.path()).unwrap();
         for (n, at) in [(1, 1_000), (2, 2_000), (3, 1_001 + KEPT_SECS)] {
-            answers.keep((request(n), question(), SIGNATURE), &answer("x"), at).await;
+            answers.keep((request(n), question(), SIGNATURE), &answer("x"), None, at).await;
         }
         assert_eq!((read(&answers, 1).await, read(&answers, 2).await), (None, Some(answer("x"))));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
         let mut index = Index::default();
         for n in 0..4 {
-            index.add(request(n), Kept { at: u64::from(n), bytes: ALL_BYTES_MAX / 3 });
+            index.add(request(n), Kept { at: u64::from(n), bytes: ALL_BYTES_MAX / 3, stored_as: None });
         }
-        assert_eq!((index.make_room(4), index.by_request.len()), (vec![request(0)], 3));
+        assert_eq!((index.make_room(4), index.by_request.len()), (vec![request(0).to_string()], 3));
         // Served again, it counts once.
-        index.add(request(1), Kept { at: 9, bytes: 1 });
+        index.add(request(1), Kept { at: 9, bytes: 1, stored_as: None });
         assert_eq!((index.by_request.len(), index.bytes), (3, ALL_BYTES_MAX / 3 * 2 + 1));
         let long = Answer { body: vec![0; ANSWER_BYTES_MAX + 1].into(), ..answer("") };
-        answers.keep((request(9), question(), SIGNATURE), &long, 5).await;
+        answers.keep((request(9), question(), SIGNATURE), &long, None, 5).await;
         assert!(!answers.has(&request(9)));
     }
 
@@ -320,7 +409,7 @@ mod tests {
         let answers = Answers::open(dir.path()).unwrap();
         let patience = Duration::from_secs(60);
         let (heard, ()) = tokio::join!(answers.read((request(1), question(), SIGNATURE), patience), async {
-            answers.keep((request(1), question(), SIGNATURE), &answer("late"), 1).await;
+            answers.keep((request(1), question(), SIGNATURE), &answer("late"), None, 1).await;
         });
         assert_eq!(heard, Some(answer("late")));
     }

@@ -337,13 +337,14 @@ impl Node {
         Ok(())
     }
 
-    /// The key goes from memory and disk at once, and from the key object with the next checkpoint.
+    /// The key, and that of its page, go from memory and disk at once; what the last checkpoint's memory key opens goes
+    /// with that, when the next checkpoint stands.
     fn forget(&mut self, response: String, reply: oneshot::Sender<()>) -> Result<()> {
         let now = self.now();
         // Moved: without an answer the customer is told to ask again, and asks the successor.
         let Some(live) = self.live.as_mut().filter(|live| !live.sealed) else { return Ok(()) };
         if let Some(stored) = live.state.conversations.get(&response) {
-            live.ring.conversations.remove(&stored.cid);
+            live.ring.forget(&stored.cid);
         }
         self.cx.ring_file.save(&live.ring)?;
         let lsn = live.record(now, &Recorded::Conversation(ConversationInput::Delete { response }))?;

@@ -124,6 +124,18 @@ impl KeyRing {
             self.chapters.retain(|secret| needed(secret, &before) || needed(secret, &self.chapter));
         }
         self.pages = pages;
+        // What was forgotten while this checkpoint was made is on one of these.
+        let held = &self.conversations;
+        self.pages.retain(|_, page| page.conversations.iter().all(|cid| held.contains_key(cid)));
+    }
+
+    /// Destroys the key of the conversation `cid`, and the key of the page that it is on: the page lies in the store and
+    /// would give the other one back. What else is on that page is written to a new one for the next checkpoint.
+    ///
+    /// Until that stands, the memory key of the last one still opens the page, or the record that brought the key.
+    pub fn forget(&mut self, cid: &str) {
+        self.conversations.remove(cid);
+        self.pages.retain(|_, page| !page.conversations.iter().any(|on_it| on_it == cid));
     }
 
     /// The chain names checkpoint `seq`: the memory keys of older ones are destroyed, also when nobody was here to hear

@@ -4,6 +4,7 @@
 //! signed.json              epoch → seq → digest, written before a signature leaves
 //! segments.jsonl           headers since the last acknowledged checkpoint, a line each
 //! checkpoints/<digest>     objects acknowledged, with this steward's sealed share inside
+//! released.jsonl           every share that left, a line each, written before it leaves
 //! ```
 //! A checkpoint older than the chain's is removed when the chain has a newer one: then its share, too, is gone
 //! from here. (The sealed share is also in the content store; what ends it for good is a new share key.)
@@ -13,9 +14,9 @@ use crate::refusal::Refusal;
 use crate::segments::{Change, Kept, SegmentBook};
 use alloy::primitives::{Address, B256};
 use chain::bindings::{Birth, State};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use store::checkpoint::Checkpoint;
@@ -41,6 +42,22 @@ impl Seat {
             Self::Key { place } | Self::OwnerOf { place, .. } | Self::Rescuer { place } => *place,
         }
     }
+}
+
+/// A share that was given away: for people, who compare it with what they know of hosts. Nothing here reads it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Released {
+    /// Chain seconds of the last block seen.
+    pub at: u64,
+    pub epoch: u64,
+    pub lease: u64,
+    pub operator: Address,
+    /// Age recipient that it was sealed to.
+    pub recipient: String,
+    /// The acknowledged checkpoint whose share it is.
+    pub seq: u64,
+    pub digest: B256,
 }
 
 /// One agent's memory. Every method that changes it has written the disk before it returns.
@@ -119,6 +136,11 @@ impl Agent {
         Ok(())
     }
 
+    /// Notes a share that is about to leave; on the disk before this returns.
+    pub fn note_release(&self, released: &Released) -> Result<(), Refusal> {
+        append_line(&self.dir.join("released.jsonl"), released)
+    }
+
     /// Whether the chain's checkpoint is one whose object was not looked at yet.
     pub fn wants_object(&self) -> Option<B256> {
         let digest = self.state.as_ref()?.checkpointDigest;
@@ -179,23 +201,37 @@ fn read_lines(path: &Path) -> Result<Vec<Kept>, Refusal> {
     Ok(kept)
 }
 
-fn line_of(segment: &Kept) -> Result<Vec<u8>, Refusal> {
-    let mut line = serde_json::to_vec(segment).map_err(|e| Refusal::Disk { why: e.to_string() })?;
+fn line_of(entry: &impl Serialize) -> Result<Vec<u8>, Refusal> {
+    let mut line = serde_json::to_vec(entry).map_err(|e| Refusal::Disk { why: e.to_string() })?;
     line.push(b'\n');
     Ok(line)
 }
 
-fn append_line(path: &Path, segment: &Kept) -> Result<(), Refusal> {
-    let line = line_of(segment)?;
-    let write = || {
-        let mut file = OpenOptions::new().create(true).append(true).open(path)?;
+fn append_line(path: &Path, entry: &impl Serialize) -> Result<(), Refusal> {
+    let mut line = line_of(entry)?;
+    let mut write = || {
+        let mut file = OpenOptions::new().create(true).read(true).append(true).open(path)?;
         let before = file.metadata()?.len();
+        if before == 0 {
+            // The file may be new: its name is to survive a power cut, too.
+            File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()?;
+        } else if !ends_with_a_line(&mut file)? {
+            // A power cut tore the last one: what comes now stands by itself.
+            line.insert(0, b'\n');
+        }
         file.write_all(&line).and_then(|()| file.sync_data()).inspect_err(|_| {
             // Half a line in the middle would be corruption; at the end it is only a torn tail.
             let _ = file.set_len(before);
         })
     };
     write().map_err(|e| disk(path, e))
+}
+
+fn ends_with_a_line(file: &mut File) -> std::io::Result<bool> {
+    let mut last = [0];
+    file.seek(SeekFrom::End(-1))?;
+    file.read_exact(&mut last)?;
+    Ok(last == *b"\n")
 }
 
 fn write_lines(path: &Path, segments: &[Kept]) -> Result<(), Refusal> {

@@ -1,12 +1,13 @@
 //! The steward's HTTP routes. All errors are `{"error":{"code","message","request_id"}}`.
 
 use crate::desk::{AckRequest, AlarmRequest, Desk, OrderRequest, ShareAnswer, SignatureAnswer};
+use crate::limits::Route;
 use crate::orders::{OrderFile, handed_out};
 use crate::refusal::Refusal;
 use crate::watch::BlockView;
 use alloy::primitives::Address;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
-use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::extract::{ConnectInfo, DefaultBodyLimit, Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -14,6 +15,7 @@ use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use store::checkpoint::{SegmentHeader, ShareRequest};
@@ -148,13 +150,22 @@ impl IntoResponse for No {
 
 async fn ack(
     State(api): State<Api>,
+    ConnectInfo(from): ConnectInfo<SocketAddr>,
     body: Result<Json<AckRequest>, JsonRejection>,
 ) -> Result<Json<SignatureAnswer>, No> {
-    Ok(Json(api.desk.ack(body?.0).await?))
+    let request = body?.0;
+    api.desk.admit(from.ip(), request.treasury, Route::Ack)?;
+    Ok(Json(api.desk.ack(request).await?))
 }
 
-async fn segment(State(api): State<Api>, body: Result<Json<SegmentHeader>, JsonRejection>) -> Result<Json<Value>, No> {
-    api.desk.segment(body?.0).await?;
+async fn segment(
+    State(api): State<Api>,
+    ConnectInfo(from): ConnectInfo<SocketAddr>,
+    body: Result<Json<SegmentHeader>, JsonRejection>,
+) -> Result<Json<Value>, No> {
+    let header = body?.0;
+    api.desk.admit(from.ip(), header.agent, Route::Segments)?;
+    api.desk.segment(header).await?;
     Ok(Json(json!({})))
 }
 
@@ -189,9 +200,12 @@ async fn share(
 
 async fn sign_order(
     State(api): State<Api>,
+    ConnectInfo(from): ConnectInfo<SocketAddr>,
     body: Result<Json<OrderRequest>, JsonRejection>,
 ) -> Result<Json<SignatureAnswer>, No> {
-    Ok(Json(api.desk.sign_order(body?.0).await?))
+    let request = body?.0;
+    api.desk.admit(from.ip(), request.treasury, Route::SignOrder)?;
+    Ok(Json(api.desk.sign_order(request).await?))
 }
 
 /// A peer is worried: said in the log and in `/status`, and nothing is decided by it. What this steward does it does on

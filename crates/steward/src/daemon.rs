@@ -17,6 +17,7 @@ use chain::treasury::calls;
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::{Future, IntoFuture};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,9 +59,8 @@ pub async fn run(config: StewardConfig, shutdown: impl Future<Output = ()>) -> R
     let desk = Desk::new(config, eyes, order_key, share_key).with_context(|| format!("cannot write {data_dir}"))?;
     let desk = Arc::new(desk);
     let notes = Notes::default();
-    let served = tokio::spawn(
-        axum::serve(listener.tap_io(net::send_at_once), api::router(desk.clone(), notes.clone())).into_future(),
-    );
+    let router = api::router(desk.clone(), notes.clone()).into_make_service_with_connect_info::<SocketAddr>();
+    let served = tokio::spawn(axum::serve(listener.tap_io(net::send_at_once), router).into_future());
     let sender = Sender::spawn(desk.eyes.first().clone(), desk.order_key.clone(), CONFIRMATIONS);
     tracing::info!(steward = %desk.address(), %listen, "steward daemon runs");
     let (events, news) = unbounded_channel();
@@ -175,7 +175,7 @@ impl Watcher {
             if known.contains_key(&treasury) || self.strangers.contains(&treasury) {
                 continue;
             }
-            match self.desk.adopt(treasury).await {
+            match self.desk.look_for(treasury).await {
                 Ok(true) => {}
                 Ok(false) => {
                     self.strangers.insert(treasury);

@@ -1,10 +1,11 @@
 //! The answers: one function a route, each from request to signature with every check on the way.
 
 use crate::ack::{self, OnChain};
-use crate::agent::{Agent, Seat};
+use crate::agent::{Agent, Released, Seat};
 use crate::api::CLEAR;
 use crate::config::StewardConfig;
 use crate::eyes::Eyes;
+use crate::limits::{Asker, Limits, Route};
 use crate::refusal::Refusal;
 use crate::segments::{Kept, Place};
 use crate::watch::{self, BlockView};
@@ -19,8 +20,10 @@ use chain::orders::{Ack, Alarm, Order, digest, domain, recover, rescue_argument,
 use chain::safe;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 use store::StoreClient;
 use store::checkpoint::{Checkpoint, ConversationPage, SegmentHeader, SegmentList, ShareRequest};
 use store::cid;
@@ -33,6 +36,12 @@ const SNAPSHOT_BYTES_MAX: usize = 256 << 20;
 const SHARE_BYTES_MAX: usize = 4096;
 /// Seconds ahead of chain time that a rescue's deadline may lie.
 const DEADLINE_AHEAD_MAX: u64 = 2 * crate::watch::ORDER_SECS;
+/// So long a treasury that is not this steward's is not asked about again for whoever names it. Short, since one that is
+/// just being born, or whose quorum just named this steward, asks again.
+const UNKNOWN_FOR: Duration = Duration::from_secs(5);
+/// Such treasuries remembered at once; beyond that the chain is asked.
+const UNKNOWN_MAX: usize = 1_024;
+
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AckRequest {
@@ -96,6 +105,10 @@ pub struct Desk {
     /// The newest block that the watch looked at.
     block: Mutex<BlockView>,
     http: net::Client,
+    started: Instant,
+    limits: Mutex<Limits>,
+    /// Treasuries that turned out not to be this steward's, and when.
+    unknown: Mutex<BTreeMap<Address, Instant>>,
 }
 
 impl Desk {
@@ -119,7 +132,34 @@ impl Desk {
             agents: Mutex::default(),
             block: Mutex::default(),
             http,
+            started: Instant::now(),
+            limits: Mutex::default(),
+            unknown: Mutex::default(),
         })
+    }
+
+    /// `TooOften` for who asks `route` about `treasury` more than it may.
+    pub fn admit(&self, from: IpAddr, treasury: Address, route: Route) -> Result<(), Refusal> {
+        let known = Some(treasury).filter(|treasury| self.agents().contains_key(treasury));
+        let now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        match limits.take(Asker::new(from, known, route), now_ms) {
+            true => Ok(()),
+            false => Err(Refusal::TooOften),
+        }
+    }
+
+    fn is_unknown(&self, treasury: Address) -> bool {
+        let mut unknown = self.unknown.lock().unwrap_or_else(PoisonError::into_inner);
+        unknown.retain(|_, since| since.elapsed() < UNKNOWN_FOR);
+        unknown.contains_key(&treasury)
+    }
+
+    fn note_unknown(&self, treasury: Address) {
+        let mut unknown = self.unknown.lock().unwrap_or_else(PoisonError::into_inner);
+        if unknown.len() < UNKNOWN_MAX {
+            unknown.insert(treasury, Instant::now());
+        }
     }
 
     pub fn address(&self) -> Address {
@@ -135,13 +175,28 @@ impl Desk {
     }
 
     /// Begins to watch `treasury` if this steward is one of its own, owns a Safe that is, or may rescue it. False if it
-    /// is none of that.
+    /// is none of that; the chain is not asked again then for a few seconds.
     pub async fn adopt(&self, treasury: Address) -> Result<bool, Refusal> {
         if self.agents().contains_key(&treasury) {
             return Ok(true);
         }
-        let birth = self.eyes.birth(treasury).await?;
-        let Some(seat) = self.eyes.seat(&birth, self.address()).await? else { return Ok(false) };
+        if self.is_unknown(treasury) {
+            return Ok(false);
+        }
+        self.look_for(treasury).await
+    }
+
+    /// [`Desk::adopt`] for one that is not watched, whatever callers named before. `NotWatched` if there is no treasury
+    /// (yet).
+    pub async fn look_for(&self, treasury: Address) -> Result<bool, Refusal> {
+        let Some(birth) = self.eyes.birth(treasury).await? else {
+            self.note_unknown(treasury);
+            return Err(Refusal::NotWatched);
+        };
+        let Some(seat) = self.eyes.seat(&birth, self.address()).await? else {
+            self.note_unknown(treasury);
+            return Ok(false);
+        };
         let agent = Agent::open(&self.agents_dir, treasury, birth, seat)?;
         self.agents().entry(treasury).or_insert(agent);
         tracing::info!(%treasury, "watching an agent");
@@ -152,9 +207,9 @@ impl Desk {
     /// longer, one that does now is watched from here on. False if it is none of its agents.
     pub async fn renew(&self, treasury: Address) -> Result<bool, Refusal> {
         if !self.agents().contains_key(&treasury) {
-            return self.adopt(treasury).await;
+            return self.look_for(treasury).await;
         }
-        let birth = self.eyes.birth(treasury).await?;
+        let birth = self.eyes.birth(treasury).await?.ok_or(Refusal::NotWatched)?;
         let seat = self.eyes.seat(&birth, self.address()).await?;
         let is_ours = seat.is_some();
         let mut agents = self.agents();
@@ -349,6 +404,16 @@ impl Desk {
         let share = self.open_share(&object)?;
         let sealed = seal::seal(share.as_bytes(), &[recipient])
             .map_err(|e| Refusal::BadRequest { why: format!("nothing can be sealed to the recipient: {e}") })?;
+        let released = Released {
+            at: self.block().timestamp,
+            epoch: chain.epoch,
+            lease: request.lease,
+            operator: chain.operator,
+            recipient: request.recipient,
+            seq: object.seq,
+            digest: chain.checkpoint_digest,
+        };
+        self.with(treasury, |agent| agent.note_release(&released))?;
         tracing::warn!(
             %treasury, seq = object.seq, epoch = chain.epoch, lease = request.lease, to = %chain.operator,
             "share of the memory key released to a restoring operator"
@@ -477,3 +542,6 @@ impl Desk {
         false
     }
 }
+
+#[cfg(test)]
+mod tests;

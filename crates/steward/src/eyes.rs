@@ -72,9 +72,15 @@ impl Eyes {
         self.agreed("the treasury", |c| async move { c.treasury(treasury).state_at(at).await }).await
     }
 
-    /// What was fixed at birth, with what a quorum has changed of it since.
-    pub async fn birth(&self, treasury: Address) -> Result<Birth, Refusal> {
-        self.agreed("the treasury's birth", |c| async move { c.treasury(treasury).birth().await }).await
+    /// What was fixed at birth, with what a quorum has changed of it since; `None` if there is no treasury.
+    pub async fn birth(&self, treasury: Address) -> Result<Option<Birth>, Refusal> {
+        let read = |c: Chain| async move {
+            match c.treasury(treasury).birth().await {
+                Err(e) if matches!(e.kind, chain::Kind::Missing | chain::Kind::Reverted(_)) => Ok(None),
+                found => found.map(Some),
+            }
+        };
+        self.agreed("the treasury's birth", read).await
     }
 
     /// As whom `me` counts for an agent; `None`: not at all. A steward that is a contract and no Safe has owners that

@@ -17,7 +17,7 @@ mod gc;
 mod pins;
 
 pub(crate) use ahead::{check_each, store_ahead};
-pub use gc::Collected;
+pub use gc::{Collected, Unreadable};
 pub use pins::Pin;
 
 use crate::cid::{self, Cid};

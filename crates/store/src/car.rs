@@ -1,6 +1,6 @@
 //! CAR files: a header with roots, then blocks one after another. Versions 1 and 2, in and out.
 //!
-//! Both ways hold one block at a time. A reader allocates no more than a block's limit, whatever a length says.
+//! Both ways hold one block at a time; a writer also remembers each block's digest, so that none comes twice. A reader allocates no more than a block's limit, whatever a length says.
 //! Version 2 is version 1 inside a frame; its index is optional, skipped when read and not written.
 
 use crate::blocks::Blocks;
@@ -61,12 +61,18 @@ pub fn frame(cid: &Cid, bytes: &[u8]) -> Vec<u8> {
 /// Writes the graph below `root` depth first, each block once. `Missing` if a block is not here: then what was
 /// written so far is a valid CAR of an incomplete graph, and the caller throws it away. Returns (blocks, bytes).
 pub fn export(blocks: &Blocks, root: &Cid, out: &mut impl Write) -> Result<(u64, u64)> {
-    export_with(blocks, root, &[], out)
+    export_each(blocks, root, &[], out, |_, _| Ok(()))
 }
 
 /// [`export`] with what lies below `others` behind it: graphs that `root` names in its own way, not by links. The file
-/// has the one root.
-pub fn export_with(blocks: &Blocks, root: &Cid, others: &[Cid], out: &mut impl Write) -> Result<(u64, u64)> {
+/// has the one root. `each` hears of every block before it is written, and ends the export by failing.
+pub fn export_each(
+    blocks: &Blocks,
+    root: &Cid,
+    others: &[Cid],
+    out: &mut impl Write,
+    mut each: impl FnMut(&Cid, &[u8]) -> Result<()>,
+) -> Result<(u64, u64)> {
     let failed = |e| Error::disk("cannot write the CAR file", e);
     let head = header(&[*root])?;
     out.write_all(&head).map_err(failed)?;
@@ -74,6 +80,7 @@ pub fn export_with(blocks: &Blocks, root: &Cid, others: &[Cid], out: &mut impl W
     let mut walk = Walk::from_all(&[&[*root], others].concat());
     while let Some((cid, depth)) = walk.next_block() {
         let bytes = blocks.get(&cid)?;
+        each(&cid, &bytes)?;
         let head = frame(&cid, &bytes);
         out.write_all(&head).and_then(|()| out.write_all(&bytes)).map_err(failed)?;
         count += 1;
@@ -87,9 +94,19 @@ pub fn export_with(blocks: &Blocks, root: &Cid, others: &[Cid], out: &mut impl W
 /// [`export`] as version 2, without an index. The number of bytes before the blocks is written last: a file whose
 /// writer died reads as an empty one.
 pub fn export_v2(blocks: &Blocks, root: &Cid, out: &mut (impl Write + Seek)) -> Result<(u64, u64)> {
+    export_v2_each(blocks, root, out, |_, _| Ok(()))
+}
+
+/// [`export_each`] as version 2.
+pub fn export_v2_each(
+    blocks: &Blocks,
+    root: &Cid,
+    out: &mut (impl Write + Seek),
+    each: impl FnMut(&Cid, &[u8]) -> Result<()>,
+) -> Result<(u64, u64)> {
     let failed = |e| Error::disk("cannot write the CAR file", e);
     out.write_all(&frame_v2(0)).map_err(failed)?;
-    let (count, inner_bytes) = export(blocks, root, out)?;
+    let (count, inner_bytes) = export_each(blocks, root, out, each)?;
     let rewritten = out.seek(SeekFrom::Start(0)).and_then(|_| out.write_all(&frame_v2(inner_bytes)));
     rewritten.and_then(|()| out.seek(SeekFrom::End(0))).and_then(|_| out.flush()).map_err(failed)?;
     Ok((count, FRAME_V2_BYTES + inner_bytes))
@@ -102,12 +119,18 @@ fn frame_v2(inner_bytes: u64) -> Vec<u8> {
 
 /// Stores every block of a CAR file, each verified. Blocks before a fault stay: they are good by themselves.
 pub fn import(blocks: &Blocks, input: impl Read) -> Result<Imported> {
+    import_each(blocks, input, |_| {})
+}
+
+/// [`import`]; `each` hears the bytes of blocks stored so far.
+pub fn import_each(blocks: &Blocks, input: impl Read, mut each: impl FnMut(u64)) -> Result<Imported> {
     let mut reader = Reader::new(input)?;
     let mut done = Imported { roots: reader.roots().to_vec(), blocks: 0, bytes: 0 };
     while let Some((cid, bytes)) = reader.next_block()? {
         blocks.put_later(&cid, &bytes)?;
         done.blocks += 1;
         done.bytes += len64(&bytes);
+        each(done.bytes);
     }
     blocks.sync()?;
     Ok(done)

@@ -136,11 +136,12 @@ pub struct Pinned {
     pub reasons: Vec<String>,
 }
 
-/// Keeps a graph, which must be here whole: pinning what cannot be kept would be a promise nobody holds.
-pub fn pin(dir: &Path, cid: &str, reason: &str) -> Result<Pinned> {
+/// Keeps a graph, which must be here whole: pinning what cannot be kept would be a promise nobody holds. `progress` hears
+/// the blocks looked for so far.
+pub fn pin(dir: &Path, cid: &str, reason: &str, progress: impl FnMut(u64)) -> Result<Pinned> {
     let (root, blocks) = (cid::parse(cid)?, Blocks::open(dir)?);
     let _writing = blocks.writing()?;
-    blocks.check_whole(&root)?;
+    blocks.check_whole(&[root], progress)?;
     blocks.pin(&root, reason)?;
     pinned(&blocks, &root)
 }
@@ -168,17 +169,32 @@ pub struct Collected {
     pub removed_bytes: u64,
     pub kept_blocks: u64,
     pub missing_blocks: u64,
+    /// Pins that cannot be followed to their end.
+    pub unreadable: Vec<Unreadable>,
 }
 
-/// Removes what no pin reaches and what is older than `age_min`.
-pub fn gc(dir: &Path, age_min: Duration) -> Result<Collected> {
-    let done = Blocks::open(dir)?.gc(age_min)?;
-    let crate::blocks::Collected { removed_blocks, removed_bytes, kept_blocks, missing_blocks } = done;
-    Ok(Collected { removed_blocks, removed_bytes, kept_blocks, missing_blocks })
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Unreadable {
+    pub pin: String,
+    pub why: String,
 }
+
+/// Removes what no pin reaches and what is older than `age_min`. `progress` hears the blocks looked at so far: those that
+/// pins reach, then all.
+pub fn gc(dir: &Path, age_min: Duration, progress: impl FnMut(u64)) -> Result<Collected> {
+    let done = Blocks::open(dir)?.gc_each(age_min, progress)?;
+    let crate::blocks::Collected { removed_blocks, removed_bytes, kept_blocks, missing_blocks, unreadable } = done;
+    let named = |u: crate::blocks::Unreadable| Unreadable { pin: u.pin.to_string(), why: u.why };
+    let unreadable = unreadable.into_iter().map(named).collect();
+    Ok(Collected { removed_blocks, removed_bytes, kept_blocks, missing_blocks, unreadable })
+}
+
+/// Names that `verify` gathers of each kind; about 100 bytes each.
+const NAMED_MAX: usize = 100_000;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Verified {
+    /// Blocks read; a leaf for each node that links to it.
     pub blocks: u64,
     pub bytes: u64,
     /// Blocks that did not match their name and were removed: fetch their roots again.
@@ -187,7 +203,8 @@ pub struct Verified {
     pub missing: Vec<String>,
 }
 
-/// Reads every block of a graph, or of the whole store, and checks it against its name, several at once.
+/// Reads every block of a graph, or of the whole store, and checks it against its name, several at once. `Missing` as
+/// soon as over 100,000 are damaged or missing.
 pub fn verify(dir: &Path, cid: Option<&str>, mut progress: impl FnMut(u64)) -> Result<Verified> {
     let blocks = Blocks::open(dir)?;
     let (read_bytes, found) = (AtomicU64::new(0), Mutex::new(Verified::default()));
@@ -205,6 +222,10 @@ pub fn verify(dir: &Path, cid: Option<&str>, mut progress: impl FnMut(u64)) -> R
             }
             Err(e) if e.kind == Kind::Missing => {
                 let list = if here { &mut found.damaged } else { &mut found.missing };
+                if list.len() >= NAMED_MAX {
+                    let list = if here { "damaged" } else { "missing" };
+                    return Err(Error::missing(format!("over {NAMED_MAX} blocks are {list}, {cid} among them")));
+                }
                 list.push(cid.to_string());
                 Ok(None)
             }
@@ -221,7 +242,7 @@ pub fn verify(dir: &Path, cid: Option<&str>, mut progress: impl FnMut(u64)) -> R
             let Some(root) = cid else {
                 return blocks.iter().try_for_each(|listed| hand_out(listed?.0));
             };
-            let mut walk = Walk::from(&cid::parse(root)?);
+            let mut walk = Walk::repeating_leaves(&[cid::parse(root)?]);
             while let Some((cid, depth)) = walk.next_block() {
                 if cid.codec() == cid::RAW {
                     hand_out(cid)?;
@@ -235,8 +256,10 @@ pub fn verify(dir: &Path, cid: Option<&str>, mut progress: impl FnMut(u64)) -> R
         |cid| check(&cid).map(drop),
     )?;
     let mut found = found.into_inner().map_err(|_| Error::bug("a checking thread panicked"))?;
-    found.damaged.sort_unstable();
-    found.missing.sort_unstable();
+    for list in [&mut found.damaged, &mut found.missing] {
+        list.sort_unstable();
+        list.dedup();
+    }
     progress(found.bytes);
     Ok(found)
 }
@@ -254,17 +277,29 @@ pub struct Moved {
     pub bytes: u64,
 }
 
-/// Writes a graph as a CAR file, which must not exist.
-pub fn export(dir: &Path, cid: &str, dest: &Path, version: car::Version) -> Result<Moved> {
+/// Writes a graph as a CAR file, which must not exist. `progress` hears the bytes of blocks written so far.
+pub fn export(
+    dir: &Path,
+    cid: &str,
+    dest: &Path,
+    version: car::Version,
+    mut progress: impl FnMut(u64),
+) -> Result<Moved> {
     let (root, blocks) = (cid::parse(cid)?, Blocks::open(dir)?);
     let file = File::create_new(dest).map_err(|e| match e.kind() {
         std::io::ErrorKind::AlreadyExists => Error::usage(format!("{} is there already", dest.display())),
         _ => Error::disk(format!("cannot make {}", dest.display()), e),
     })?;
     let mut out = BufWriter::new(&file);
+    let mut exported = 0;
+    let each = |_: &Cid, block: &[u8]| {
+        exported += crate::protobuf::len64(block);
+        progress(exported);
+        Ok(())
+    };
     let written = match version {
-        car::Version::V1 => car::export(&blocks, &root, &mut out),
-        car::Version::V2 => car::export_v2(&blocks, &root, &mut out),
+        car::Version::V1 => car::export_each(&blocks, &root, &mut out, each),
+        car::Version::V2 => car::export_v2_each(&blocks, &root, &mut out, each),
     };
     let written = written.and_then(|done| {
         file.sync_all().map_err(|e| Error::disk("cannot write the CAR file", e))?;
@@ -278,12 +313,23 @@ pub fn export(dir: &Path, cid: &str, dest: &Path, version: car::Version) -> Resu
     Ok(Moved { roots: vec![cid.to_owned()], blocks: count, bytes })
 }
 
-/// Stores all blocks of a CAR file and pins its roots.
-pub fn import(dir: &Path, source: &Path) -> Result<Moved> {
+/// Stores all blocks of a CAR file and pins its roots; `Missing`, `Corrupt` or `OverLimit` if one of these cannot be
+/// kept whole. `progress` hears the bytes of blocks stored so far.
+pub fn import(dir: &Path, source: &Path, progress: impl FnMut(u64)) -> Result<Moved> {
     let blocks = Blocks::open(dir)?;
     let _writing = blocks.writing()?;
     let failed = |e: std::io::Error| Error::usage(format!("cannot open {}", source.display())).caused_by(e);
-    let done = car::import(&blocks, BufReader::new(File::open(source).map_err(failed)?))?;
+    let done = car::import_each(&blocks, BufReader::new(File::open(source).map_err(failed)?), progress)?;
+    pin_roots(&blocks, &done)
+}
+
+/// Pins the roots of a CAR file, all or none: whoever made it chose them. The blocks stay either way, until they are
+/// collected.
+fn pin_roots(blocks: &Blocks, done: &car::Imported) -> Result<Moved> {
+    blocks.check_whole(&done.roots, |_| {}).map_err(|e| {
+        let stored = done.blocks;
+        Error::new(e.kind, format!("{stored} blocks are stored, but no root is pinned: {e}")).caused_by(e)
+    })?;
     for root in &done.roots {
         blocks.pin(root, ADDED)?;
     }

@@ -56,6 +56,11 @@ impl StoreClient {
 
     /// Stores a file or directory, holding a few blocks at a time.
     pub async fn put_path(&self, path: &Path, profile: Profile) -> Result<Imported> {
+        self.put_path_each(path, profile, |_| {}).await
+    }
+
+    /// [`StoreClient::put_path`]; `each` hears the encoded bytes stored so far.
+    pub async fn put_path_each(&self, path: &Path, profile: Profile, each: impl Fn(u64)) -> Result<Imported> {
         let (sender, receiver) = tokio::sync::mpsc::channel(AT_ONCE);
         let path = path.to_owned();
         let import = off_thread(move || {
@@ -65,7 +70,14 @@ impl StoreClient {
             })
         });
         let blocks = tokio_stream::wrappers::ReceiverStream::new(receiver);
-        let puts = blocks.map(|(cid, block)| self.put(cid, block)).buffer_unordered(AT_ONCE).try_collect::<()>();
+        let put = |(cid, block): (Cid, Bytes)| async move {
+            let length = crate::protobuf::len64(&block);
+            self.put(cid, block).await.map(|()| length)
+        };
+        let puts = blocks.map(put).buffer_unordered(AT_ONCE).try_fold(0, |stored, length| {
+            each(stored + length);
+            std::future::ready(Ok(stored + length))
+        });
         // A failed put drops the receiver, so the import stops too; the put's error is the one to tell.
         let (imported, put) = futures::join!(import, puts);
         put?;
@@ -100,6 +112,9 @@ impl StoreClient {
             let answer = answer.map_err(|e| away(url, e))?;
             if answer.status == StatusCode::NOT_FOUND {
                 return Err(Error::missing(format!("{url} has not all of {root}")));
+            }
+            if answer.status == StatusCode::INSUFFICIENT_STORAGE {
+                return Err(full(url));
             }
             answer.success_or_read().await.map_err(|e| away(url, e))?;
             Ok(())
@@ -191,11 +206,15 @@ impl StoreClient {
     async fn put_at(&self, url: &str, cid: &Cid, block: Bytes) -> Result<()> {
         let answer = self.http.put(&format!("{url}/blocks/{cid}"), block).await.map_err(|e| away(url, e))?;
         if answer.status == StatusCode::INSUFFICIENT_STORAGE {
-            return Err(Error::new(Kind::DiskFull, format!("the disk of {url} is full")));
+            return Err(full(url));
         }
         answer.success_or_read().await.map_err(|e| away(url, e))?;
         Ok(())
     }
+}
+
+fn full(url: &str) -> Error {
+    Error::new(Kind::DiskFull, format!("the disk of {url} is full"))
 }
 
 fn away(url: &str, cause: net::Error) -> Error {

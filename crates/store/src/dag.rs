@@ -9,6 +9,10 @@ use std::collections::HashSet;
 pub const BLOCK_BYTES_MAX: usize = 2 << 20;
 /// Deeper graphs than this are refused. The deepest file of the profile is 4 levels at 1 TiB; directories come on top.
 pub const DEPTH_MAX: usize = 64;
+/// Links that a walk has read and not followed yet. A block of 2 MiB holds up to 55,000, so that a stranger's graph of
+/// few wide nodes, each below the other, would fill the memory (3.5 million at 64 levels). A file of the profile waits
+/// for at most 4,096; 25 full directories without shards, each inside the other, come to this. About 100 bytes each.
+pub const LINKS_WAITING_MAX: usize = 1 << 17;
 
 /// One link of a node: `tsize` is the encoded size of all that lies below, as its author claims.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,24 +51,36 @@ impl Node {
     }
 
     fn read(bytes: &[u8]) -> std::result::Result<Self, String> {
-        let mut node = Self::default();
-        let mut reader = Reader::new(bytes);
-        let mut data_seen = false;
-        while let Some(field) = reader.field()? {
-            match field {
-                (1, Value::Bytes(data)) if !data_seen => {
-                    data_seen = true;
-                    node.data = data.to_vec();
-                }
-                (2, Value::Bytes(link)) => node.links.push(read_link(link)?),
-                (number, _) => return Err(format!("field {number} is unknown or there twice")),
-            }
-        }
-        Ok(node)
+        let mut links = Vec::new();
+        let data = read_fields(bytes, |link| {
+            links.push(Link { cid: link.cid, name: link.name.to_owned(), tsize: link.tsize });
+        })?;
+        Ok(Self { links, data: data.to_vec() })
     }
 }
 
-fn read_link(bytes: &[u8]) -> std::result::Result<Link, String> {
+/// A link as it lies in its block: a walk copies no names.
+struct BorrowedLink<'a> {
+    cid: Cid,
+    name: &'a str,
+    tsize: u64,
+}
+
+/// Hands the links of a node to `each`, in order, and returns the node's data.
+fn read_fields<'a>(bytes: &'a [u8], mut each: impl FnMut(BorrowedLink<'a>)) -> std::result::Result<&'a [u8], String> {
+    let mut reader = Reader::new(bytes);
+    let mut data = None;
+    while let Some(field) = reader.field()? {
+        match field {
+            (1, Value::Bytes(bytes)) if data.is_none() => data = Some(bytes),
+            (2, Value::Bytes(link)) => each(read_link(link)?),
+            (number, _) => return Err(format!("field {number} is unknown or there twice")),
+        }
+    }
+    Ok(data.unwrap_or_default())
+}
+
+fn read_link(bytes: &[u8]) -> std::result::Result<BorrowedLink<'_>, String> {
     let (mut hash, mut name, mut tsize) = (None, None, None);
     let mut reader = Reader::new(bytes);
     while let Some(field) = reader.field()? {
@@ -79,15 +95,45 @@ fn read_link(bytes: &[u8]) -> std::result::Result<Link, String> {
     let cid = Cid::try_from(hash).map_err(|e| format!("a link's CID does not parse: {e}"))?;
     cid::check(&cid)?;
     let name = std::str::from_utf8(name.unwrap_or_default()).map_err(|_| "a link's name is not UTF-8")?;
-    Ok(Link { cid, name: name.to_owned(), tsize: tsize.unwrap_or(0) })
+    Ok(BorrowedLink { cid, name, tsize: tsize.unwrap_or(0) })
+}
+
+/// Hands each CID that a block points to to `each`, in order; none for raw blocks. `Corrupt` as for [`Node::decode`];
+/// what was heard before counts for nothing then.
+fn each_link(cid: &Cid, bytes: &[u8], mut each: impl FnMut(Cid)) -> Result<()> {
+    if cid.codec() == cid::RAW {
+        return Ok(());
+    }
+    read_fields(bytes, |link| each(link.cid))
+        .map(drop)
+        .map_err(|why| Error::corrupt(format!("{cid} is not a dag-pb node: {why}")))
 }
 
 /// The CIDs that a block points to, in order; none for raw blocks.
 pub fn links(cid: &Cid, bytes: &[u8]) -> Result<Vec<Cid>> {
-    if cid.codec() == cid::RAW {
-        return Ok(Vec::new());
+    let mut links = Vec::new();
+    each_link(cid, bytes, |link| links.push(link))?;
+    Ok(links)
+}
+
+/// Everything in `bytes` that might be a link, whether or not they are a node: each sha2-256 multihash in them, under
+/// both codecs. For who must not miss one in a block that does not parse.
+pub(crate) fn possible_links(bytes: &[u8]) -> impl Iterator<Item = Cid> {
+    let hashes = bytes.windows(34).filter(|window| window.starts_with(&[0x12, 0x20]));
+    hashes.flat_map(|window| {
+        let digest: [u8; 32] = window[2..].try_into().expect("34 bytes less two");
+        [cid::raw(digest), cid::dag_pb(digest)]
+    })
+}
+
+/// `OverLimit` if more links wait below `cid` than a walk may hold.
+pub(crate) fn check_waiting(cid: &Cid, waiting: usize) -> Result<()> {
+    match waiting > LINKS_WAITING_MAX {
+        false => Ok(()),
+        true => Err(Error::over_limit(format!(
+            "the graph is too wide: at {cid} over {LINKS_WAITING_MAX} links wait to be followed"
+        ))),
     }
-    Ok(Node::decode(cid, bytes)?.links.into_iter().map(|l| l.cid).collect())
 }
 
 /// Encoded bytes of a whole graph by its root node's own claim; an upper bound for planning, never trusted.
@@ -96,46 +142,87 @@ pub fn claimed_bytes(cid: &Cid, bytes: &[u8]) -> Result<u64> {
     if cid.codec() == cid::RAW {
         return Ok(own);
     }
-    Ok(Node::decode(cid, bytes)?.links.iter().fold(own, |sum, l| sum.saturating_add(l.tsize)))
+    let mut sum = own;
+    read_fields(bytes, |link| sum = sum.saturating_add(link.tsize))
+        .map_err(|why| Error::corrupt(format!("{cid} is not a dag-pb node: {why}")))?;
+    Ok(sum)
 }
 
-/// Walks a graph depth first, parents before children, each block once.
+/// Walks a graph depth first, parents before children.
 ///
-/// Hashes make cycles impossible, but not graphs of few blocks with exponentially many paths: a block is
-/// therefore visited once, and depth is bounded by [`DEPTH_MAX`].
+/// Hashes make cycles impossible, but not graphs of few blocks with exponentially many paths: a node is visited once,
+/// depth is bounded by [`DEPTH_MAX`] and what waits by [`LINKS_WAITING_MAX`].
 pub struct Walk {
     stack: Vec<(Cid, usize)>,
-    seen: HashSet<[u8; 32]>,
+    /// Digests of the nodes that were visited. Never looked into for a leaf: the same bytes may be linked as both, and
+    /// only the node leads on.
+    nodes: HashSet<[u8; 32]>,
+    /// Digests of the leaves that were visited, if each comes once.
+    leaves: Option<HashSet<[u8; 32]>>,
 }
 
 impl Walk {
+    /// Visits each block once; remembers them all, at 40 to 110 bytes each.
     pub fn from(root: &Cid) -> Self {
-        Self { stack: vec![(cid::normal(root), 0)], seen: HashSet::new() }
+        Self::from_all(std::slice::from_ref(root))
     }
 
     /// The same from several, the first one first.
     pub fn from_all(roots: &[Cid]) -> Self {
-        Self { stack: roots.iter().rev().map(|root| (cid::normal(root), 0)).collect(), seen: HashSet::new() }
+        Self { leaves: Some(HashSet::new()), ..Self::repeating_leaves(roots) }
+    }
+
+    /// Visits each node once, and a leaf once for each node that links to it: remembers nodes only, so that memory
+    /// hardly grows with a file (a thousandth of its blocks are nodes). For who can meet a leaf twice.
+    pub fn repeating_leaves(roots: &[Cid]) -> Self {
+        let stack = roots.iter().rev().map(|root| (cid::normal(root), 0)).collect();
+        Self { stack, nodes: HashSet::new(), leaves: None }
     }
 
     /// The next block to visit. Call [`Walk::visited`] with its bytes to go on below it, or not, to skip it.
     pub fn next_block(&mut self) -> Option<(Cid, usize)> {
         while let Some((cid, depth)) = self.stack.pop() {
-            if self.seen.insert(cid::digest(&cid)) {
+            let digest = cid::digest(&cid);
+            let is_new = match cid.codec() == cid::RAW {
+                true => self.leaves.as_mut().is_none_or(|leaves| leaves.insert(digest)),
+                false => self.nodes.insert(digest),
+            };
+            if is_new {
                 return Some((cid, depth));
             }
         }
         None
     }
 
+    /// Whether nothing is left to visit.
+    pub fn is_done(&self) -> bool {
+        self.stack.is_empty()
+    }
+
     /// Adds the children of `cid`, found at `depth`.
+    ///
+    /// `Corrupt` if it is no node, `OverLimit` if it lies too deep or too much waits: then the walk is over.
     pub fn visited(&mut self, cid: &Cid, depth: usize, bytes: &[u8]) -> Result<()> {
-        let children = links(cid, bytes)?;
-        if !children.is_empty() && depth >= DEPTH_MAX {
+        let Self { stack, nodes, leaves } = self;
+        let before = stack.len();
+        let (mut waiting, mut here) = (before, HashSet::new());
+        each_link(cid, bytes, |child| {
+            let digest = cid::digest(&child);
+            let is_fresh = match (child.codec() == cid::RAW, &*leaves) {
+                (true, Some(leaves)) => !leaves.contains(&digest),
+                (true, None) => here.insert(digest),
+                (false, _) => !nodes.contains(&digest),
+            };
+            waiting += usize::from(is_fresh);
+            if is_fresh && waiting <= LINKS_WAITING_MAX {
+                stack.push((cid::normal(&child), depth + 1));
+            }
+        })?;
+        check_waiting(cid, waiting)?;
+        if waiting > before && depth >= DEPTH_MAX {
             return Err(Error::over_limit(format!("{cid} lies {depth} levels deep; the limit is {DEPTH_MAX}")));
         }
-        let fresh = children.iter().rev().map(cid::normal).filter(|c| !self.seen.contains(&cid::digest(c)));
-        self.stack.extend(fresh.map(|c| (c, depth + 1)));
+        stack[before..].reverse();
         Ok(())
     }
 }

@@ -9,11 +9,11 @@ mod schedule;
 use crate::arweave::{Arweave, TxId};
 use crate::blocks::Blocks;
 use crate::cid::{self, Cid};
-use crate::dag::{self, BLOCK_BYTES_MAX, DEPTH_MAX};
+use crate::dag::{self, BLOCK_BYTES_MAX, Walk};
 use crate::error::{Error, Kind, Result, off_thread};
 use crate::protobuf::len64;
 use crate::unixfs::{self, Limits};
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use futures::stream::{AbortHandle, Abortable, FuturesUnordered};
 use futures::{FutureExt, StreamExt};
 use net::Client;
@@ -33,10 +33,16 @@ const TICK: Duration = Duration::from_millis(100);
 /// Encoded bytes of one graph: 1 TiB unless the caller says less.
 const BYTES_MAX: u64 = 1 << 40;
 
+/// Blocks that are looked for at a time, and how few are left when the next ones are: so that what is asked of the
+/// sources grows with neither a file nor a stranger's graph. Many times what a few sources work on at once.
+const WANTED_MAX: usize = 512;
+const WANTED_MIN: usize = 256;
+
 /// How far a fetch is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// Blocks and bytes of the graph that are here now, those that were here before among them.
+    /// Blocks and bytes of the graph that are here now, those that were here before among them. A leaf counts for each
+    /// node that links to it.
     pub blocks_done: u64,
     pub bytes_done: u64,
     /// By the root's own claim, as soon as it is here; a hint for a progress bar.
@@ -103,8 +109,8 @@ impl Fetcher {
 
     async fn fetch_from_sources(&self, blocks: &Blocks, root: &Cid, progress: &impl Fn(&Progress)) -> Result<Progress> {
         cid::check(root).map_err(Error::usage)?;
-        let mut run = Run::new(self, blocks.clone());
-        run.explore(vec![(cid::normal(root), 0)], Some(*root)).await?;
+        let mut run = Run::new(self, blocks.clone(), cid::normal(root));
+        run.explore(None).await?;
         progress(&run.progress);
         let mut ticks = tokio::time::interval(TICK);
         while !run.schedule.is_done() {
@@ -157,7 +163,8 @@ enum Answer {
 
 struct Stored {
     bytes: u64,
-    children: Vec<Cid>,
+    /// The block itself, if it is a node.
+    node: Option<Bytes>,
 }
 
 type Ended = (Asked, std::result::Result<Answer, futures::future::Aborted>);
@@ -170,14 +177,16 @@ struct Run<'a> {
     schedule: Schedule,
     asking: FuturesUnordered<futures::future::BoxFuture<'a, Ended>>,
     handles: HashMap<Asked, AbortHandle>,
-    seen: HashSet<[u8; 32]>,
-    depths: HashMap<Cid, usize>,
-    root: Option<Cid>,
+    /// What is known of the graph and was not looked for yet.
+    walk: Walk,
+    /// Blocks that the schedule was told to get, with their depth.
+    wanted: HashMap<Cid, usize>,
+    root: Cid,
     progress: Progress,
 }
 
 impl<'a> Run<'a> {
-    fn new(fetcher: &'a Fetcher, blocks: Blocks) -> Self {
+    fn new(fetcher: &'a Fetcher, blocks: Blocks, root: Cid) -> Self {
         let report = |url: &String| SourceReport { url: url.clone(), ..SourceReport::default() };
         let sources = fetcher.urls.iter().map(report).collect();
         Self {
@@ -187,38 +196,35 @@ impl<'a> Run<'a> {
             schedule: Schedule::new(fetcher.urls.len()),
             asking: FuturesUnordered::new(),
             handles: HashMap::new(),
-            seen: HashSet::new(),
-            depths: HashMap::new(),
-            root: None,
+            walk: Walk::repeating_leaves(&[root]),
+            wanted: HashMap::new(),
+            root,
             progress: Progress { blocks_done: 0, bytes_done: 0, bytes_total: None, sources },
         }
     }
 
-    /// Follows what is here already below `cids`, and wants the rest.
-    async fn explore(&mut self, cids: Vec<(Cid, usize)>, root: Option<Cid>) -> Result<()> {
-        self.root = root.or(self.root);
-        if cids.is_empty() && self.progress.bytes_total.is_some() {
-            // A leaf: nothing lies below it, and no thread is woken to find that out.
-            return Ok(());
-        }
-        let fresh: Vec<_> = cids.into_iter().filter(|(cid, _)| self.seen.insert(cid::digest(cid))).collect();
-        let (blocks, mut seen) = (self.blocks.clone(), std::mem::take(&mut self.seen));
-        let (found, seen) = off_thread(move || {
-            let found = explore_local(&blocks, fresh, &mut seen)?;
-            Ok((found, seen))
+    /// Goes on with the walk, below `node` first: follows what is here already, and wants what is not.
+    async fn explore(&mut self, node: Option<(Cid, usize, Bytes)>) -> Result<()> {
+        let (blocks, root, room) = (self.blocks.clone(), self.root, WANTED_MAX.saturating_sub(self.wanted.len()));
+        let wanted: HashSet<Cid> = self.wanted.keys().copied().collect();
+        let mut walk = std::mem::replace(&mut self.walk, Walk::repeating_leaves(&[]));
+        let is_claim_wanted = self.progress.bytes_total.is_none();
+        let (found, claimed, walk) = off_thread(move || {
+            if let Some((cid, depth, bytes)) = node {
+                walk.visited(&cid, depth, &bytes)?;
+            }
+            let found = explore_local(&blocks, &mut walk, wanted, room)?;
+            let claimed = match is_claim_wanted && blocks.has(&root) {
+                true => Some(dag::claimed_bytes(&root, &blocks.get(&root)?)?),
+                false => None,
+            };
+            Ok((found, claimed, walk))
         })
         .await?;
-        self.seen = seen;
+        self.walk = walk;
+        self.progress.bytes_total = self.progress.bytes_total.or(claimed);
         self.arrived(found.blocks, found.bytes)?;
-        if let (Some(root), None) = (self.root, self.progress.bytes_total) {
-            let blocks = self.blocks.clone();
-            let claimed = off_thread(move || match blocks.has(&root) {
-                true => blocks.get(&root).and_then(|bytes| dag::claimed_bytes(&root, &bytes)).map(Some),
-                false => Ok(None),
-            });
-            self.progress.bytes_total = claimed.await?;
-        }
-        self.depths.extend(found.missing.iter().copied());
+        self.wanted.extend(found.missing.iter().copied());
         self.tell(Input::Want(found.missing.into_iter().map(|(cid, _)| cid).collect()))
     }
 
@@ -231,21 +237,27 @@ impl<'a> Run<'a> {
             Answer::Failed(why) => self.tell(Input::Failed { source, cid, why }),
             Answer::Here(Err(e)) => Err(e),
             Answer::Here(Ok(stored)) => {
-                let Some(depth) = self.depths.remove(&cid) else {
+                let Some(depth) = self.wanted.remove(&cid) else {
                     // Two racers arrived at once; the other one counted.
                     return Ok(());
                 };
                 let report = &mut self.progress.sources[source];
                 (report.blocks, report.bytes) = (report.blocks + 1, report.bytes + stored.bytes);
-                if !stored.children.is_empty() && depth >= DEPTH_MAX {
-                    return Err(Error::over_limit(format!("{cid} lies {depth} levels deep; the limit is {DEPTH_MAX}")));
-                }
                 self.arrived(1, stored.bytes)?;
                 self.tell(Input::Arrived { source, cid })?;
-                let children = stored.children.iter().map(|c| (cid::normal(c), depth + 1)).collect();
-                self.explore(children, None).await
+                match stored.node {
+                    Some(bytes) => self.explore(Some((cid, depth, bytes))).await,
+                    // Nothing lies below a leaf, and no thread is woken for each.
+                    None if self.progress.bytes_total.is_some() && !self.is_short_of_work() => Ok(()),
+                    None => self.explore(None).await,
+                }
             }
         }
+    }
+
+    /// Whether the schedule has little left, and there is more to look for.
+    fn is_short_of_work(&self) -> bool {
+        self.wanted.len() <= WANTED_MIN && !self.walk.is_done()
     }
 
     fn arrived(&mut self, blocks: u64, bytes: u64) -> Result<()> {
@@ -339,7 +351,10 @@ impl Fetcher {
             // Only bytes that are not the block are the source's fault.
             Err(e) if e.kind == Kind::Corrupt => Ok(None),
             Err(e) => Err(e),
-            Ok(()) => Ok(Some(Stored { bytes: len64(&bytes), children: dag::links(&cid, &bytes)? })),
+            Ok(()) => {
+                let length = len64(&bytes);
+                Ok(Some(Stored { bytes: length, node: (cid.codec() != cid::RAW).then(|| bytes.freeze()) }))
+            }
         });
         match stored.await.transpose() {
             Some(stored) => Answer::Here(stored),
@@ -354,29 +369,28 @@ struct Found {
     missing: Vec<(Cid, usize)>,
 }
 
-/// Walks what is here; raw blocks are only looked for, since they point nowhere.
-fn explore_local(blocks: &Blocks, fresh: Vec<(Cid, usize)>, seen: &mut HashSet<[u8; 32]>) -> Result<Found> {
+/// Walks what is here until `room` blocks are found that are not; raw blocks are only looked for, since they point
+/// nowhere. What is `wanted` already is passed over.
+fn explore_local(blocks: &Blocks, walk: &mut Walk, mut wanted: HashSet<Cid>, room: usize) -> Result<Found> {
     let mut found = Found { blocks: 0, bytes: 0, missing: Vec::new() };
-    let mut stack: Vec<_> = fresh.into_iter().rev().collect();
-    while let Some((cid, depth)) = stack.pop() {
+    while found.missing.len() < room {
+        let Some((cid, depth)) = walk.next_block() else { break };
         let here = match cid.codec() == cid::RAW {
-            true => blocks.len(&cid).map(|length| (length, Vec::new())),
+            true => blocks.len(&cid),
             false => match blocks.get(&cid) {
-                Ok(bytes) => Some((len64(&bytes), dag::links(&cid, &bytes)?)),
+                Ok(bytes) => {
+                    walk.visited(&cid, depth, &bytes)?;
+                    Some(len64(&bytes))
+                }
                 Err(e) if e.kind == Kind::Missing => None,
                 Err(e) => return Err(e),
             },
         };
-        let Some((length, children)) = here else {
-            found.missing.push((cid, depth));
-            continue;
-        };
-        (found.blocks, found.bytes) = (found.blocks + 1, found.bytes + length);
-        if !children.is_empty() && depth >= DEPTH_MAX {
-            return Err(Error::over_limit(format!("{cid} lies {depth} levels deep; the limit is {DEPTH_MAX}")));
+        match here {
+            Some(length) => (found.blocks, found.bytes) = (found.blocks + 1, found.bytes + length),
+            None if wanted.insert(cid) => found.missing.push((cid, depth)),
+            None => {}
         }
-        let children = children.iter().rev().map(cid::normal).filter(|c| seen.insert(cid::digest(c)));
-        stack.extend(children.map(|c| (c, depth + 1)));
     }
     Ok(found)
 }

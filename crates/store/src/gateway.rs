@@ -266,7 +266,13 @@ async fn write(
         _ => Problem::bad("the body broke off"),
     })?;
     let length = bytes.len();
-    off_thread(move || blocks.put(&cid, &bytes)).await.map_err(|e| match e.kind {
+    let stored = off_thread(move || {
+        // A block that is here already is only made young again: a collection that has looked at its age must not take
+        // it after this was answered. While one runs, this waits.
+        let _writing = blocks.writing()?;
+        blocks.put(&cid, &bytes)
+    });
+    stored.await.map_err(|e| match e.kind {
         // Here the sender is the one who lied, so it is the request that is wrong.
         Kind::Corrupt => Problem::new(StatusCode::BAD_REQUEST, "wrong_bytes", e.to_string()),
         _ => Problem::from(e),
@@ -290,7 +296,7 @@ async fn pin(
     let cid = cid::parse(&text)?;
     off_thread(move || {
         let _writing = blocks.writing()?;
-        blocks.check_whole(&cid)?;
+        blocks.check_whole(&[cid], |_| {})?;
         blocks.pin(&cid, &reason)
     })
     .await?;

@@ -52,8 +52,8 @@ impl Kubo {
     }
 
     /// Puts the graph below `root`, which must be here whole, into the node, as CAR files of at most 16 MiB, and pins
-    /// it when all have arrived. Returns how many blocks went.
-    pub async fn add(&self, blocks: &Blocks, root: &Cid) -> Result<u64> {
+    /// it when all have arrived. Returns how many blocks went, and says so to `each` on the way.
+    pub async fn add(&self, blocks: &Blocks, root: &Cid, each: impl Fn(u64)) -> Result<u64> {
         let mut walk = Walk::from(root);
         let mut count = 0;
         loop {
@@ -63,6 +63,7 @@ impl Kubo {
             let Some((car, in_batch)) = batch else { break };
             self.import(car).await?;
             count += in_batch;
+            each(count);
         }
         self.pin(root).await?;
         Ok(count)
@@ -101,10 +102,10 @@ impl Kubo {
     }
 
     /// Brings the graph below `root` here, block by block, each verified; what is here is not asked again.
-    /// Returns how many blocks came.
-    pub async fn fetch(&self, blocks: &Blocks, root: &Cid) -> Result<u64> {
+    /// Returns how many blocks came, and says so to `each` on the way.
+    pub async fn fetch(&self, blocks: &Blocks, root: &Cid, each: impl Fn(u64)) -> Result<u64> {
         let _writing = blocks.writing()?;
-        let mut walk = Walk::from(root);
+        let mut walk = Walk::repeating_leaves(std::slice::from_ref(root));
         let mut count = 0;
         while let Some((cid, depth)) = walk.next_block() {
             let here = blocks.clone();
@@ -119,6 +120,7 @@ impl Kubo {
                     let (here, bytes) = (blocks.clone(), block.clone());
                     off_thread(move || here.put_later(&cid, &bytes)).await?;
                     count += 1;
+                    each(count);
                     block
                 }
             };

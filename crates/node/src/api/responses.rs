@@ -95,7 +95,7 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) ->
         adapter,
         stored_bytes: request.store.then(|| bytes_of(&before) + bytes_of(&said(&request))),
     };
-    let sale = api.sell(headers, order).await?;
+    let mut sale = api.sell(headers, order).await?;
     let reply = ResponseReply {
         id: fresh_id("resp_"),
         message_id: fresh_id("msg_"),
@@ -104,6 +104,7 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) ->
         request: request.clone(),
     };
     let payer = sale.payer.into_array();
+    sale.stored_as = request.store.then(|| reply.id.clone());
     let store: Option<BeforeEnd> =
         request.store.then(|| keep(api.clone(), (reply.id.clone(), payer), before, request.clone()));
     let mut answered = if request.stream {
@@ -169,6 +170,16 @@ impl Api {
             .map_err(|e| Problem::for_unavail(format!("the content store does not answer: {e}"), 2))?;
         let kept = Box::new(Kept { response: transcript.response, payer, cid: cid.to_string() });
         self.recorded(|reply| Ask::Keep { kept, key, reply }).await
+    }
+
+    /// A response may be deleted between its being stored and its answer's being kept for a repetition.
+    pub(super) async fn forget_answer_unless_stored(&self, response: &str) {
+        let wanted = response.to_owned();
+        if !self.look(move |node| node.conversation(&wanted).is_some()).await.is_ok_and(|is_stored| is_stored)
+            && let Err(e) = self.answers.forget_stored(response)
+        {
+            tracing::error!(error = %net::chain_of(&e), "a kept answer outlives its response");
+        }
     }
 
     async fn recorded(&self, ask: impl FnOnce(oneshot::Sender<()>) -> Ask) -> Result<(), Problem> {
@@ -259,13 +270,18 @@ pub async fn delete(State(api): State<Api>, Path(id): Path<String>) -> Result<Js
     if !known {
         return Err(Problem::for_not_found(format!("there is no stored response `{id}`")).into_response());
     }
+    // The copy for a repetition goes first: if this is cut off between the two, the response is there to be deleted
+    // again. And after, for one that was kept meanwhile.
+    let forget = || api.answers.forget_stored(&id).map_err(Problem::for_internal);
+    forget().map_err(IntoResponse::into_response)?;
     let response = id.clone();
     api.recorded(|reply| Ask::Forget { response, reply }).await.map_err(IntoResponse::into_response)?;
+    forget().map_err(IntoResponse::into_response)?;
     Ok(Json(json!({
         "id": id,
         "object": "response",
         "deleted": true,
-        "note": "The key of this conversation is destroyed on this host, and the agent's next checkpoint has it no more. A host, or a quorum of stewards, that kept a copy of the key or of an earlier checkpoint could still read the sealed object.",
+        "note": "The key of this conversation is destroyed on this host, with the copy of the answer that was kept for a day, and the agent's next checkpoint has it no more. Until that stands the host holds the last checkpoint's memory key, which opens what that checkpoint, or a record since, says of it. A host, or a quorum of stewards, that kept a copy of the key or of an earlier checkpoint could still read the sealed object.",
     })))
 }
 

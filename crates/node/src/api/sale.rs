@@ -207,6 +207,8 @@ pub struct Sale {
     tariff: Tariff,
     /// Text that was stored for it. Zero until it is.
     stored_bytes: u64,
+    /// The response's id, if the answer is to be stored.
+    pub stored_as: Option<String>,
     question: Question,
     /// Of the payment: the other half of the key that the answer is kept under.
     signature: Vec<u8>,
@@ -353,6 +355,7 @@ impl Api {
                 },
                 tariff,
                 stored_bytes: 0,
+                stored_as: None,
                 question: order.question,
                 signature,
                 guard,

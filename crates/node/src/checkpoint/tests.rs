@@ -84,7 +84,7 @@ impl Bench {
 
     fn delete(&mut self, response: &str) {
         let cid = self.live.state.conversations.get(response).unwrap().cid.clone();
-        self.live.ring.conversations.remove(&cid);
+        self.live.ring.forget(&cid);
         self.record(&Recorded::Conversation(ConversationInput::Delete { response: response.into() }));
     }
 
@@ -189,6 +189,50 @@ async fn the_memory_of_another_agent_or_chain_is_refused_by_name() {
             "{said}"
         );
     }
+}
+
+/// Whether anything in the ring opens the conversation, or a page in the store that has its key. Memory keys aside.
+async fn ring_opens(here: &Bench, checkpoints: &[&Checkpoint], cid: &str) -> bool {
+    let mut ring = KeyRing { memory: Vec::new(), chapters: Vec::new(), ..here.live.ring.clone() };
+    for page in checkpoints.iter().flat_map(|made| &made.conversations) {
+        let bytes = here.store.get_bytes(page, PAGE_BYTES_MAX).await.unwrap();
+        for number in ring.pages.keys().copied().collect::<Vec<_>>() {
+            // Each key is tried on each page, whatever it was made for.
+            let _ = ring.read_page(number, &bytes);
+        }
+    }
+    here.opens(cid, &ring).await.is_some()
+}
+
+#[tokio::test]
+async fn a_host_that_forgets_keeps_neither_key_nor_page_also_while_a_checkpoint_is_made() {
+    let mut here = Bench::new().await;
+    let first = here.checkpoint(None).await;
+    let (one, two) = (here.store("resp_1", 1, "secret").await, here.store("resp_2", 1, "other").await);
+    here.ship().await;
+    let second = here.checkpoint(Some(&first)).await;
+    assert!(ring_opens(&here, &[&second], &one).await);
+    here.delete("resp_1");
+    assert!(!ring_opens(&here, &[&second], &one).await, "the key of its page is still here");
+    assert!(ring_opens(&here, &[&second], &two).await);
+
+    // Forgotten between the drawing up of a checkpoint and its standing.
+    let three = here.store("resp_3", 1, "late").await;
+    here.ship().await;
+    let draft = here.begin(Some(&second));
+    let third = here.write(&draft).await;
+    here.delete("resp_3");
+    here.live.committed(Box::new(third.clone()), draft.pages);
+    assert!(!ring_opens(&here, &[&second, &third], &three).await, "the checkpoint brought the page's key back");
+    here.ship().await;
+    let fourth = here.checkpoint(Some(&third)).await;
+    let live = here.restored(&fourth).await;
+    assert_eq!(
+        here.opens(&two, &live.ring).await.as_deref(),
+        Some("other"),
+        "what else was on the page is on a new one"
+    );
+    assert_eq!(here.opens(&three, &live.ring).await, None);
 }
 
 #[tokio::test]

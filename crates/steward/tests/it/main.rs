@@ -195,7 +195,16 @@ async fn rescue(world: &World, treasury: Address, digest: B256, secret: &[u8]) {
         assert_eq!(answer["seq"], 2);
         shares.push(world::open_share(&answer, &exchange));
         world.refused(steward, "share", &request, "too_often").await;
+        let released = world.released(steward, treasury);
+        assert_eq!(released.len(), 1, "one that left, and none that was refused: {released:?}");
+        assert_eq!(
+            (&released[0]["seq"], &released[0]["epoch"], &released[0]["lease"]),
+            (&json!(2), &json!(2), &json!(rescued))
+        );
+        assert_eq!(released[0]["recipient"], json!(exchange.recipient().to_string()));
+        assert_eq!((&released[0]["operator"], &released[0]["digest"]), (&json!(key(NEXT).address()), &json!(digest)));
     }
+    assert_eq!(world.released(1, treasury), [json!(null); 0], "nobody asked it");
     assert_eq!(seal::combine(&shares).unwrap().as_slice(), secret);
 
     // The old operator's segments end here; the new one's begin where it restored to.

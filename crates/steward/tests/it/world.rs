@@ -207,6 +207,13 @@ impl World {
         all
     }
 
+    /// The shares that a steward gave away, by its own record.
+    pub fn released(&self, steward: usize, treasury: Address) -> Vec<Value> {
+        let agents = self.daemons[steward].config.data_dir.join("agents");
+        let text = std::fs::read_to_string(agents.join(treasury.to_string()).join("released.jsonl"));
+        text.unwrap_or_default().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
     pub async fn put(&self, bytes: &[u8]) -> Cid {
         self.store.put_bytes(bytes).await.unwrap()
     }

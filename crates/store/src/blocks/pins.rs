@@ -40,10 +40,16 @@ impl Blocks {
         })
     }
 
-    /// `Missing`, with the name of a block, unless all that `root` links to is here. Leaves are looked for, not read.
-    pub(crate) fn check_whole(&self, root: &Cid) -> Result<()> {
-        let mut walk = Walk::from(root);
+    /// Whether the graphs below `roots` can be kept. Leaves are looked for, not read.
+    ///
+    /// `Missing`, with the name of a block, unless all of them is here; `Corrupt` or `OverLimit` for a graph that no
+    /// walk gets to the end of. `each` hears how many blocks were looked for.
+    pub(crate) fn check_whole(&self, roots: &[Cid], mut each: impl FnMut(u64)) -> Result<()> {
+        let mut walk = Walk::repeating_leaves(roots);
+        let mut count = 0;
         while let Some((cid, depth)) = walk.next_block() {
+            count += 1;
+            each(count);
             if cid.codec() == cid::RAW && self.has(&cid) {
                 continue;
             }
@@ -96,9 +102,14 @@ impl Blocks {
         } else {
             let tmp = self.tmp_path();
             let text: String = reasons.iter().map(|r| format!("{r}\n")).collect();
-            let mut file = File::create(&tmp).map_err(failed)?;
-            file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
-            fs::rename(&tmp, &path).map_err(failed)?;
+            let written = File::create(&tmp)
+                .and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()))
+                .and_then(|()| fs::rename(&tmp, &path));
+            if written.is_err() {
+                // Give the space back; the first error is the one to report.
+                let _ = fs::remove_file(&tmp);
+            }
+            written.map_err(failed)?;
         }
         File::open(self.dir().join("pins")).and_then(|d| d.sync_all()).map_err(failed)?;
         Ok(true)

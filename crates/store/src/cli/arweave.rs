@@ -3,7 +3,7 @@ use crate::blocks::Blocks;
 use crate::car;
 use crate::checkpoint::keys;
 use crate::cid::{self, Cid};
-use crate::cli::{ADDED, Moved};
+use crate::cli::{Moved, pin_roots};
 use crate::error::{Error, Kind, Result, off_thread};
 use serde::Serialize;
 use std::fs::{self, File};
@@ -72,10 +72,7 @@ pub async fn get(dir: &Path, transaction: &str, gateways: Vec<String>, bytes_max
     let (id, blocks) = (TxId::parse(transaction)?, Blocks::open(dir)?);
     let _writing = blocks.writing()?;
     let done = Arweave::new(net::Client::new(), gateways).import(&blocks, &id, bytes_max).await?;
-    for root in &done.roots {
-        blocks.pin(root, ADDED)?;
-    }
-    Ok(Moved { roots: done.roots.iter().map(Cid::to_string).collect(), blocks: done.blocks, bytes: done.bytes })
+    pin_roots(&blocks, &done)
 }
 
 async fn stored(arweave: &Arweave, root: &Cid, upload: &Upload) -> Result<Stored> {
@@ -97,15 +94,16 @@ async fn stored(arweave: &Arweave, root: &Cid, upload: &Upload) -> Result<Stored
 /// The same graph gives the same file each time, so it need not be kept between two tries.
 fn car_of(blocks: &Blocks, root: &Cid, others: &[Cid]) -> Result<(TemporaryFile, DataTree)> {
     let failed = |e| Error::disk("cannot write the CAR file", e);
-    for root in std::iter::once(root).chain(others) {
-        if blocks.get(root).is_ok_and(|block| keys::is_key_object(&block)) {
-            return Err(Error::usage(format!("{root} holds an agent's keys, which must stay destructible")));
-        }
-    }
     let path = blocks.tmp_path();
     let mut out = BufWriter::new(File::create_new(&path).map_err(failed)?);
     let file = TemporaryFile { path };
-    let (_, bytes) = car::export_with(blocks, root, others, &mut out)?;
+    // Each block: the keys may lie in a directory, or below a root of links.
+    let (_, bytes) = car::export_each(blocks, root, others, &mut out, |cid, block| {
+        match keys::is_key_object(cid, block) {
+            true => Err(Error::usage(format!("{cid} holds an agent's keys, which must stay destructible"))),
+            false => Ok(()),
+        }
+    })?;
     drop(out);
     let tree = DataTree::build(&mut File::open(&file.path).map_err(failed)?, bytes)?;
     Ok((file, tree))

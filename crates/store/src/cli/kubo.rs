@@ -13,11 +13,12 @@ pub struct Shared {
     pub blocks: u64,
 }
 
-/// Puts a graph, which must be here whole, into a Kubo node, pins it there and announces it if told to.
-pub async fn add(dir: &Path, cid: &str, api: String, announces: Announce) -> Result<Shared> {
+/// Puts a graph, which must be here whole, into a Kubo node, pins it there and announces it if told to. `progress` hears
+/// the blocks sent so far.
+pub async fn add(dir: &Path, cid: &str, api: String, announces: Announce, progress: impl Fn(u64)) -> Result<Shared> {
     let (root, blocks) = (cid::parse(cid)?, Blocks::open(dir)?);
     let kubo = Kubo::new(net::Client::new(), api);
-    let count = kubo.add(&blocks, &root).await?;
+    let count = kubo.add(&blocks, &root, progress).await?;
     if announces == Announce::Yes {
         kubo.provide(&root).await?;
     }
@@ -31,11 +32,11 @@ pub enum Announce {
     No,
 }
 
-/// Brings a graph here out of a Kubo node, block by block, and pins it.
-pub async fn get(dir: &Path, cid: &str, api: String) -> Result<Shared> {
+/// Brings a graph here out of a Kubo node, block by block, and pins it. `progress` hears the blocks that came so far.
+pub async fn get(dir: &Path, cid: &str, api: String, progress: impl Fn(u64)) -> Result<Shared> {
     let (root, blocks) = (cid::parse(cid)?, Blocks::open(dir)?);
     let _writing = blocks.writing()?;
-    let count = Kubo::new(net::Client::new(), api).fetch(&blocks, &root).await?;
+    let count = Kubo::new(net::Client::new(), api).fetch(&blocks, &root, progress).await?;
     blocks.pin(&root, ADDED)?;
     Ok(Shared { cid: cid.to_owned(), blocks: count })
 }

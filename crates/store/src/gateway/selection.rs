@@ -3,7 +3,7 @@
 //! Pure: it says which block it wants to see and is given that block's bytes.
 
 use crate::cid::{self, Cid};
-use crate::dag::{DEPTH_MAX, links};
+use crate::dag::{DEPTH_MAX, check_waiting, links};
 use crate::error::{Error, Kind, Result};
 use crate::unixfs::{self, Object, Slot};
 use std::collections::HashSet;
@@ -72,6 +72,7 @@ pub(super) struct Step {
 
 pub(super) struct Selection {
     stack: Vec<Step>,
+    /// Digests of the blocks that went: the answer says that none comes twice (`dups=n`), so it must know them all.
     sent: HashSet<[u8; 32]>,
     /// Blocks below which everything was wanted once: twice is for nothing. Without this few blocks could make
     /// exponentially much work.
@@ -147,6 +148,7 @@ impl Selection {
         if !below.is_empty() && depth >= DEPTH_MAX {
             return Err(Error::over_limit(format!("{cid} lies {depth} levels deep; the limit is {DEPTH_MAX}")));
         }
+        check_waiting(&cid, self.stack.len() + below.len())?;
         let steps = below.into_iter().rev();
         self.stack.extend(steps.map(|(cid, want)| Step {
             cid: cid::normal(&cid),

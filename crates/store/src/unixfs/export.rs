@@ -1,7 +1,7 @@
 use super::{Listing, Object, read};
 use crate::blocks::Blocks;
 use crate::cid::Cid;
-use crate::dag::DEPTH_MAX;
+use crate::dag::{DEPTH_MAX, check_waiting};
 use crate::error::{Error, Result};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -39,7 +39,7 @@ pub fn export(blocks: &Blocks, root: &Cid, dest: &Path, limits: Limits) -> Resul
         return Err(Error::usage(format!("{} is there already", dest.display())));
     }
     let partial = partial_beside(dest)?;
-    let mut writer = Writer { blocks, limits, bytes: 0, entries: 0 };
+    let mut writer = Writer { blocks, limits, bytes: 0, entries: 0, waiting: 0 };
     let done = writer.object(root, &partial, 0).and_then(|()| writer.sync(&partial)).and_then(|()| {
         fs::rename(&partial, dest).map_err(|e| Error::disk(format!("cannot name {}", dest.display()), e))
     });
@@ -66,6 +66,8 @@ struct Writer<'a> {
     limits: Limits,
     bytes: u64,
     entries: u64,
+    /// Entries of the directories that this one lies in, whether written already or not.
+    waiting: usize,
 }
 
 impl Writer<'_> {
@@ -81,11 +83,16 @@ impl Writer<'_> {
         match read(cid, &self.blocks.get(cid)?)? {
             directory @ (Object::Directory { .. } | Object::Shard(_)) => {
                 fs::create_dir(path).map_err(failed)?;
+                // Of a directory in shards one block a level is held, which is little.
+                let listed = if let Object::Directory { entries } = &directory { entries.len() } else { 0 };
+                self.waiting += listed;
+                check_waiting(cid, self.waiting)?;
                 for entry in Listing::of_object(self.blocks, cid, directory)? {
                     let entry = entry?;
                     // `read` refused every name that would leave this directory.
                     self.object(&entry.cid, &path.join(&entry.name), depth + 1)?;
                 }
+                self.waiting -= listed;
                 if self.syncs_each() { File::open(path).and_then(|d| d.sync_all()).map_err(failed) } else { Ok(()) }
             }
             Object::File { .. } => {
@@ -128,6 +135,7 @@ fn copy_file(blocks: &Blocks, root: &Cid, bytes_max: u64, sink: &mut impl FnMut(
             return Err(Error::over_limit(format!("{root} is {bytes} bytes long; {bytes_max} are allowed here")));
         }
         sink(&inline)?;
+        check_waiting(&cid, stack.len() + parts.len())?;
         stack.extend(parts.into_iter().rev().map(|(part, bytes)| (part, Some(bytes), depth + 1)));
     }
     Ok(total.unwrap_or(0))

@@ -1,10 +1,13 @@
 use crate::support::refused;
 use alloy::primitives::{Address, B256};
 use alloy::signers::local::PrivateKeySigner;
+use std::path::Path;
 use store::Kind;
 use store::checkpoint::{ArchiveCopy, Checkpoint, Mismatch, SegmentHeader, SegmentList, Share, ShareRequest, keys};
 use store::cid::{self, Cid};
+use store::cli::arweave;
 use store::seal::{Identity, key_hash};
+use store::unixfs::{Profile, import_bytes, import_path};
 
 const AGENT: Address = Address::repeat_byte(0xa1);
 const CHAIN: u64 = 31337;
@@ -223,11 +226,38 @@ fn a_key_object_opens_under_its_memory_key_and_says_what_it_is() {
     let (memory, other) = (Identity::generate(), Identity::generate());
     let sealed = keys::seal(b"the keys", &memory.recipient()).unwrap();
     assert_eq!(keys::open(&sealed, &memory).unwrap(), b"the keys");
-    assert!(keys::is_key_object(&sealed));
+    assert!(keys::is_key_object(&cid::of_raw(&sealed), &sealed));
     refused(keys::open(&sealed, &other), Kind::Key, "not sealed to");
     let plain = store::seal::seal(b"the keys", &[memory.recipient()]).unwrap();
-    assert!(!keys::is_key_object(&plain));
+    assert!(!keys::is_key_object(&cid::of_raw(&plain), &plain));
     refused(keys::open(&plain, &memory), Kind::Corrupt, "not a key object");
+}
+
+#[tokio::test]
+async fn no_key_object_goes_to_arweave_whatever_it_lies_in() {
+    let here = crate::support::store();
+    let sealed = |bytes: usize| keys::seal(&vec![7; bytes], &Identity::generate().recipient()).unwrap();
+    let file = |bytes: &[u8], profile| {
+        import_bytes(bytes, profile, &mut |cid, block| here.blocks.put_later(&cid, &block)).unwrap().cid
+    };
+    let small = here.put_raw(&sealed(100));
+    let large = file(&sealed(3 << 20), Profile::V1_2025);
+    assert_eq!(large.codec(), cid::DAG_PB);
+    let old = file(&sealed(100), Profile::V0_2015);
+    let folder = here.dir.path().join("folder");
+    std::fs::create_dir_all(folder.join("below")).unwrap();
+    std::fs::write(folder.join("a"), b"harmless").unwrap();
+    std::fs::write(folder.join("below/keys"), sealed(100)).unwrap();
+    let folder = import_path(&folder, Profile::V1_2025, &mut |cid, block| here.blocks.put_later(&cid, &block)).unwrap();
+    for root in [small, large, old, folder.cid] {
+        // Neither a gateway nor a wallet is asked for: nothing comes so far.
+        let put = arweave::put(here.dir.path(), &root.to_string(), Vec::new(), Path::new("/no/wallet"), 0).await;
+        refused(put, Kind::Usage, "must stay destructible");
+    }
+    assert_eq!(std::fs::read_dir(here.dir.path().join("tmp")).unwrap().count(), 0, "nothing of it stays in a file");
+    let harmless = here.put_raw(b"harmless");
+    let put = arweave::put(here.dir.path(), &harmless.to_string(), Vec::new(), Path::new("/no/wallet"), 0).await;
+    refused(put, Kind::Key, "/no/wallet");
 }
 
 fn segment(index: u64, lsns: (u64, u64), prev: Option<Cid>) -> SegmentHeader {

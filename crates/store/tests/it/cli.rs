@@ -27,25 +27,25 @@ async fn a_newcomer_adds_lists_moves_verifies_and_collects() {
     assert_eq!(names, ["README", "model.gguf"]);
 
     let car = home.path().join("weights.car");
-    let exported = cli::export(&one, &added.cid, &car, Version::V1).unwrap();
+    let exported = cli::export(&one, &added.cid, &car, Version::V1, |_| {}).unwrap();
     assert_eq!((exported.blocks, exported.bytes), (6, fs::metadata(&car).unwrap().len()));
-    refused(cli::export(&one, &added.cid, &car, Version::V1), Kind::Usage, "is there already");
+    refused(cli::export(&one, &added.cid, &car, Version::V1, |_| {}), Kind::Usage, "is there already");
     let second = home.path().join("weights.v2.car");
-    let exported = cli::export(&one, &added.cid, &second, Version::V2).unwrap();
+    let exported = cli::export(&one, &added.cid, &second, Version::V2, |_| {}).unwrap();
     assert_eq!((exported.blocks, exported.bytes), (6, fs::metadata(&second).unwrap().len()));
-    assert_eq!(cli::import(&home.path().join("three"), &second).unwrap().blocks, 6);
-    assert_eq!(cli::import(&two, &car).unwrap().roots, std::slice::from_ref(&added.cid));
+    assert_eq!(cli::import(&home.path().join("three"), &second, |_| {}).unwrap().blocks, 6);
+    assert_eq!(cli::import(&two, &car, |_| {}).unwrap().roots, std::slice::from_ref(&added.cid));
 
     let checked = cli::verify(&two, Some(&added.cid), |_| {}).unwrap();
     assert_eq!((checked.blocks, checked.damaged.len(), checked.missing.len()), (6, 0, 0));
 
-    cli::pin(&two, &added.cid, "weights").unwrap();
+    cli::pin(&two, &added.cid, "weights", |_| {}).unwrap();
     assert_eq!(cli::unpin(&two, &added.cid, Some(cli::ADDED)).unwrap().reasons, ["weights"]);
     refused(cli::unpin(&two, &added.cid, Some(cli::ADDED)), Kind::Missing, "is not pinned as added");
-    assert_eq!(cli::gc(&two, Duration::ZERO).unwrap().removed_blocks, 0);
+    assert_eq!(cli::gc(&two, Duration::ZERO, |_| {}).unwrap().removed_blocks, 0);
     cli::unpin(&two, &added.cid, None).unwrap();
-    assert_eq!(cli::gc(&two, Duration::ZERO).unwrap().removed_blocks, 6);
-    refused(cli::pin(&two, &added.cid, "weights"), Kind::Missing, "is not in");
+    assert_eq!(cli::gc(&two, Duration::ZERO, |_| {}).unwrap().removed_blocks, 6);
+    refused(cli::pin(&two, &added.cid, "weights", |_| {}), Kind::Missing, "is not in");
 
     let url = spawn(gateway::router(Blocks::open(&one).unwrap())).await;
     let dest = home.path().join("out");
@@ -77,6 +77,10 @@ fn half_a_car_file_does_not_stay() {
     let victim = here.blocks.iter().map(Result::unwrap).map(|(c, _)| c).find(|c| *c != root).unwrap();
     here.blocks.delete(&victim).unwrap();
     let car = here.dir.path().join("out.car");
-    refused(cli::export(here.dir.path(), &root.to_string(), &car, Version::V2), Kind::Missing, &victim.to_string());
+    refused(
+        cli::export(here.dir.path(), &root.to_string(), &car, Version::V2, |_| {}),
+        Kind::Missing,
+        &victim.to_string(),
+    );
     assert!(!car.exists());
 }

@@ -70,6 +70,21 @@ async fn a_graph_arrives_whole_from_our_own_gateways() {
 }
 
 #[tokio::test]
+async fn a_file_of_one_block_and_one_of_one_leaf_many_times_arrive() {
+    let (origin, here) = (store(), store());
+    let one = origin.put_raw(b"one block");
+    let url = spawn(gateway::router(origin.blocks.clone())).await;
+    let done = fetcher(&[&url]).fetch_dag(&here.blocks, &one, |_| {}).await.unwrap();
+    assert_eq!((done.blocks_done, done.bytes_done, done.bytes_total), (1, 9, Some(9)));
+    // 1,000 leaves that are all the same one, below more nodes than are looked for at a time.
+    let same = origin.add(&vec![7; 1_024_000]);
+    let done = fetcher(&[&url, &url]).fetch_dag(&here.blocks, &same, |_| {}).await.unwrap();
+    assert_eq!(read_file(&here.blocks, &same, 1_024_000).unwrap(), vec![7; 1_024_000]);
+    let fetched: u64 = done.sources.iter().map(|source| source.blocks).sum();
+    assert_eq!(fetched, u64::try_from(origin.count() - 1).unwrap(), "each once");
+}
+
+#[tokio::test]
 async fn a_lying_source_is_dropped_by_name_and_none_of_its_bytes_are_kept() {
     let (origin, root) = origin();
     let (liar, _) = gateway_that(&origin.blocks, |block, before| {

@@ -85,6 +85,24 @@ async fn what_cannot_be_answered_is_refused_with_the_reason() {
 }
 
 #[tokio::test]
+async fn a_block_that_is_put_while_a_collection_runs_is_here_when_the_answer_is() {
+    let here = store();
+    let cid = here.put_raw(b"abc");
+    let url = format!("{}/blocks/{cid}", spawn(gateway::router(here.blocks.clone())).await);
+    // Another process collects: it has found this block old enough, and has not removed it yet.
+    let collecting = std::fs::File::create(here.dir.path().join("lock")).unwrap();
+    collecting.lock().unwrap();
+    let put = tokio::spawn(async move { Client::new().put(&url, Bytes::from_static(b"abc")).await.unwrap().status });
+    tokio::pin!(put);
+    let answered = tokio::time::timeout(std::time::Duration::from_millis(300), &mut put).await;
+    assert!(answered.is_err(), "it was answered though the block is about to go: {answered:?}");
+    here.blocks.delete(&cid).unwrap();
+    collecting.unlock().unwrap();
+    assert_eq!(put.await.unwrap(), StatusCode::CREATED);
+    assert!(here.blocks.has(&cid));
+}
+
+#[tokio::test]
 async fn a_part_of_a_block_is_served_and_the_probe_is_answered() {
     let here = store();
     let cid = here.put_raw(b"abcdef");

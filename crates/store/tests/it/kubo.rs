@@ -106,22 +106,22 @@ async fn a_graph_goes_to_a_node_is_pinned_announced_and_fetched_by_somebody_else
     let content = noise(34 << 20);
     let put = &mut |cid, bytes: Vec<u8>| here.blocks.put_later(&cid, &bytes);
     let root = unixfs::import_bytes(&content, unixfs::Profile::V1_2025, put).unwrap().cid;
-    assert_eq!(kubo.add(&here.blocks, &root).await.unwrap(), 35);
+    assert_eq!(kubo.add(&here.blocks, &root, |_| {}).await.unwrap(), 35);
     assert!(*node.imports.lock().unwrap() > 2);
     assert!(node.pins.lock().unwrap().contains(&root.to_string()));
     kubo.provide(&root).await.unwrap();
     assert_eq!(*node.provided.lock().unwrap(), [root.to_string()]);
 
-    assert_eq!(kubo.fetch(&third.blocks, &root).await.unwrap(), 35);
+    assert_eq!(kubo.fetch(&third.blocks, &root, |_| {}).await.unwrap(), 35);
     assert!(unixfs::read_file(&third.blocks, &root, content.len()).unwrap() == content);
-    assert_eq!(kubo.fetch(&third.blocks, &root).await.unwrap(), 0, "what is here is not asked again");
+    assert_eq!(kubo.fetch(&third.blocks, &root, |_| {}).await.unwrap(), 0, "what is here is not asked again");
 
     assert!(kubo.unpin(&root).await.unwrap());
     assert!(!kubo.unpin(&root).await.unwrap());
     let absent = cid::of_raw(b"absent");
     refused(kubo.block(&absent).await, Kind::Missing, "has no block");
     refused(kubo.pin(&absent).await, Kind::Usage, "could not find node");
-    refused(kubo.add(&here.blocks, &absent).await, Kind::Missing, "is not in");
+    refused(kubo.add(&here.blocks, &absent, |_| {}).await, Kind::Missing, "is not in");
 }
 
 #[tokio::test]
@@ -134,7 +134,7 @@ async fn a_node_that_lies_or_is_none_is_told_apart() {
     let liar = client(&spawn(liar).await);
     let here = store();
     refused(liar.block(&root).await, Kind::Corrupt, "sent other bytes");
-    refused(liar.fetch(&here.blocks, &root).await, Kind::Corrupt, "sent other bytes");
+    refused(liar.fetch(&here.blocks, &root, |_| {}).await, Kind::Corrupt, "sent other bytes");
     assert_eq!(here.count(), 0);
     refused(liar.pin(&root).await, Kind::Corrupt, "as no Kubo node does");
     let html = Router::new().fallback(|| async { Html("<html>Welcome to the captive portal</html>") });

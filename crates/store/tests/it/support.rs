@@ -49,6 +49,14 @@ impl Store {
     }
 }
 
+/// This program again, to run one ignored test of it where no file may grow beyond so many units of 512 or 1024 bytes.
+pub fn on_a_full_disk(units: u32, test: &str) -> std::process::Command {
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", &format!("trap '' XFSZ; ulimit -f {units}; exec \"$@\""), "sh"]);
+    command.arg(std::env::current_exe().unwrap()).args([test, "--exact", "--ignored", "--nocapture"]);
+    command
+}
+
 pub const SMALL: Profile = Profile { chunk_bytes: 1024, width: 4, raw_leaves: true, cid_v0: false };
 
 /// The bytes that tests/reference/cids.mjs makes: xorshift32 from 1, low byte of each step.

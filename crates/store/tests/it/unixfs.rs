@@ -6,7 +6,7 @@ use std::fs;
 use std::io::Read;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use store::cid::{self, Cid};
-use store::dag::{Link, Node};
+use store::dag::{self, Link, Node};
 use store::unixfs::{
     Limits, Listing, Object, Profile, Slot, export, find, import_bytes, import_path, import_reader, read, read_file,
 };
@@ -48,7 +48,7 @@ fn profile(name: &str) -> Profile {
 #[test]
 fn files_get_the_cids_that_the_javascript_importer_gives_them() {
     let files = reference().files;
-    assert_eq!(files.len(), 30);
+    assert_eq!(files.len(), 31);
     for file in files {
         let content: Box<dyn Read> = match file.content.as_str() {
             "zeros" => Box::new(std::io::repeat(0)),
@@ -58,6 +58,87 @@ fn files_get_the_cids_that_the_javascript_importer_gives_them() {
             import_reader(&mut content.take(file.bytes), profile(&file.profile), &mut |_, _| Ok(())).unwrap();
         assert_eq!(imported.cid.to_string(), file.cid, "{} {} {}", file.profile, file.content, file.bytes);
         assert_eq!(imported.bytes, file.bytes);
+    }
+}
+
+/// The content of Kubo's vectors: the key stream of ChaCha20 (RFC 8439) under the sha2-256 of a seed, from block 0, with a
+/// nonce of zeros.
+struct KeyStream {
+    state: [u32; 16],
+    left: Vec<u8>,
+}
+
+impl KeyStream {
+    fn new(seed: &str) -> Self {
+        let key: [u8; 32] = cid::digest(&cid::of_raw(seed.as_bytes()));
+        let mut state = [0; 16];
+        state[..4].copy_from_slice(&[0x6170_7865, 0x3320_646e, 0x7962_2d32, 0x6b20_6574]);
+        for (word, bytes) in state[4..12].iter_mut().zip(key.as_chunks::<4>().0) {
+            *word = u32::from_le_bytes(*bytes);
+        }
+        Self { state, left: Vec::new() }
+    }
+
+    fn block(&mut self) -> [u8; 64] {
+        let mut x = self.state;
+        let mut quarter = |a: usize, b: usize, c: usize, d: usize| {
+            for (by, mix, to, turn) in [(a, b, d, 16), (c, d, b, 12), (a, b, d, 8), (c, d, b, 7)] {
+                x[by] = x[by].wrapping_add(x[mix]);
+                x[to] = (x[to] ^ x[by]).rotate_left(turn);
+            }
+        };
+        for _ in 0..10 {
+            (0..4).for_each(|n| quarter(n, n + 4, n + 8, n + 12));
+            (0..4).for_each(|n| quarter(n, 4 + (n + 1) % 4, 8 + (n + 2) % 4, 12 + (n + 3) % 4));
+        }
+        let mut out = [0; 64];
+        for (bytes, (word, before)) in out.as_chunks_mut::<4>().0.iter_mut().zip(x.iter().zip(self.state)) {
+            *bytes = word.wrapping_add(before).to_le_bytes();
+        }
+        self.state[12] += 1;
+        out
+    }
+}
+
+impl Read for KeyStream {
+    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+        if self.left.is_empty() {
+            for _ in 0..1024 {
+                let block = self.block();
+                self.left.extend_from_slice(&block);
+            }
+        }
+        let length = out.len().min(self.left.len());
+        let rest = self.left.split_off(length);
+        out[..length].copy_from_slice(&self.left);
+        self.left = rest;
+        Ok(length)
+    }
+}
+
+/// Kubo's own vectors: `test/cli/cid_profiles_test.go` of ipfs/kubo, with the content of its
+/// `testutils/random_deterministic.go`. A file of as many chunks as a node may have links, and one more.
+#[test]
+fn files_get_the_cids_that_kubo_publishes() {
+    let hello = |profile| import_bytes(b"hello world", profile, &mut |_, _| Ok(())).unwrap().cid.to_string();
+    assert_eq!(hello(Profile::V0_2015), "Qmf412jQZiuVUtdgnB36FXFX7xg5V6KEbSJ4dpQuhkLyfD");
+    assert_eq!(hello(Profile::V1_2025), "bafkreifzjut3te2nhyekklss27nh3k72ysco7y32koao5eei66wof36n5e");
+    for (profile, seed, chunks, links, wanted) in [
+        (Profile::V0_2015, "v0-seed", 174, 174, "QmUbBALi174SnogsUzLpYbD4xPiBSFANF4iztWCsHbMKh2"),
+        (Profile::V0_2015, "v0-seed", 175, 2, "QmepeWtdmS1hHXx1oZXsPUv6bMrfRRKfZcoPPU4eEfjnbf"),
+        (Profile::V1_2025, "v1-2025-seed", 1024, 1024, "bafybeihmf37wcuvtx4hpu7he5zl5qaf2ineo2lqlfrapokkm5zzw7zyhvm"),
+        (Profile::V1_2025, "v1-2025-seed", 1025, 2, "bafybeihmzokxxjqwxjcryerhp5ezpcog2wcawfryb2xm64xiakgm4a5jue"),
+    ] {
+        let bytes = chunks * u64::try_from(profile.chunk_bytes).unwrap();
+        let mut last = Vec::new();
+        let content = &mut KeyStream::new(seed).take(bytes);
+        let imported = import_reader(content, profile, &mut |_, block| {
+            last = block;
+            Ok(())
+        });
+        let imported = imported.unwrap();
+        assert_eq!(imported.cid.to_string(), wanted, "{chunks} chunks");
+        assert_eq!(dag::links(&cid::normal(&imported.cid), &last).unwrap().len(), links, "the root comes last");
     }
 }
 

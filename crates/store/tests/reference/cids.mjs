@@ -47,6 +47,8 @@ for (const profile of ['unixfs-v1-2025', 'unixfs-v0-2015']) {
   for (const bytes of [0, 1, chunk - 1, chunk, chunk + 1, 2 * chunk]) await file(profile, { profile }, 'noise', bytes)
   for (const bytes of [full - 1, full, full + 1]) await file(profile, { profile }, 'zeros', bytes)
 }
+// As long with small chunks: 4,096 leaves on three levels.
+await file('unixfs-v0-2015', { profile: 'unixfs-v0-2015' }, 'zeros', 1024 * MIB)
 // Raw leaves in the old sizes, as many tools write today.
 const raw174 = { cidVersion: 1, rawLeaves: true, ...small(256 * KIB, 174) }
 for (const bytes of [256 * KIB + 1, 5 * MIB]) await file('raw-256k-174', raw174, 'noise', bytes)

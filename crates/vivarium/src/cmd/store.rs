@@ -29,7 +29,7 @@ pub struct Flags {
     /// The folder of blocks [default: store/ in the world's folder]
     #[arg(long, value_name = "DIR", global = true)]
     data_dir: Option<PathBuf>,
-    /// One JSON object instead of a line for people
+    /// One JSON object instead of a line for people; of a command that fails, {"error", "status"}
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
@@ -208,15 +208,20 @@ enum KuboCommand {
 }
 
 pub fn run(flags: Flags) -> ExitCode {
+    let json = flags.json;
     carry_out(flags).unwrap_or_else(|error| {
-        crate::say(&error);
-        error.downcast_ref::<store::Error>().map_or(ExitCode::FAILURE, |e| status(e.kind))
+        let status = error.downcast_ref::<store::Error>().map_or(1, |e| status(e.kind));
+        match json {
+            true => println!("{}", serde_json::json!({ "error": format!("{error:#}"), "status": status })),
+            false => crate::say(&error),
+        }
+        ExitCode::from(status)
     })
 }
 
 /// What a script sees of an error; in the help of `vivarium store`.
-fn status(kind: Kind) -> ExitCode {
-    ExitCode::from(match kind {
+fn status(kind: Kind) -> u8 {
+    match kind {
         Kind::Usage => 2,
         Kind::Missing => 3,
         Kind::Corrupt => 4,
@@ -225,7 +230,7 @@ fn status(kind: Kind) -> ExitCode {
         Kind::Unreachable => 7,
         Kind::Key => 8,
         Kind::Disk | Kind::Bug => 1,
-    })
+    }
 }
 
 fn carry_out(flags: Flags) -> Result<ExitCode> {
@@ -247,13 +252,21 @@ fn carry_out(flags: Flags) -> Result<ExitCode> {
             show(&bar, json, &added, &added.cid)
         }
         Command::Add { path, store, profile } => block_on(async {
-            let imported = StoreClient::new(net::Client::new(), store).put_path(&path, profile).await?;
+            let client = StoreClient::new(net::Client::new(), store);
+            let imported = client.put_path_each(&path, profile, |bytes| bar.bytes(bytes)).await?;
             let cid = imported.cid.to_string();
             show(&bar, json, &serde_json::json!({ "cid": cid, "bytes": imported.bytes }), &cid)
         }),
         Command::Get { cid, out, from } => block_on(async {
             let got = cli::get(&dir, &cid, &out, from, Limits::default(), |progress| bar.fetch(progress)).await?;
-            show(&bar, json, &got, &format!("{} bytes in {}", got.bytes, got.path.display()))
+            show(&bar, json, &got, &format!("{} bytes in {}", got.bytes, got.path.display()))?;
+            if !json {
+                // It is here all the same; whoever named that source wants to know.
+                for source in &got.sources {
+                    source.dropped.iter().for_each(|why| eprintln!("{} was dropped: {why}", source.url));
+                }
+            }
+            Ok(())
         }),
         Command::Ls { cid } => {
             let listed = cli::ls(&dir, cid.as_deref())?;
@@ -263,15 +276,24 @@ fn carry_out(flags: Flags) -> Result<ExitCode> {
             };
             show(&bar, json, &listed, &listed.iter().map(line).collect::<Vec<_>>().join("\n"))
         }
-        Command::Pin { cid, reason } => pinned(&bar, json, &cli::pin(&dir, &cid, &reason)?),
+        Command::Pin { cid, reason } => {
+            pinned(&bar, json, &cli::pin(&dir, &cid, &reason, |blocks| bar.blocks(blocks))?)
+        }
         Command::Unpin { cid, reason } => pinned(&bar, json, &cli::unpin(&dir, &cid, reason.as_deref())?),
         Command::Gc { hours } => {
-            let gone = cli::gc(&dir, Duration::from_secs(hours.saturating_mul(3_600)))?;
+            let age_min = Duration::from_secs(hours.saturating_mul(3_600));
+            let gone = cli::gc(&dir, age_min, |blocks| bar.blocks(blocks))?;
             let line = format!(
                 "removed {} blocks ({} bytes), kept {}; {} are pinned but not here",
                 gone.removed_blocks, gone.removed_bytes, gone.kept_blocks, gone.missing_blocks
             );
-            show(&bar, json, &gone, &line)
+            show(&bar, json, &gone, &line)?;
+            if !json {
+                for cli::Unreadable { pin, why } in &gone.unreadable {
+                    eprintln!("the pin {pin} cannot be followed ({why}); all that it might reach is kept: unpin it");
+                }
+            }
+            Ok(())
         }
         Command::Verify { cid } => {
             let seen = cli::verify(&dir, cid.as_deref(), |bytes| bar.bytes(bytes))?;
@@ -281,15 +303,15 @@ fn carry_out(flags: Flags) -> Result<ExitCode> {
             show(&bar, json, &seen, &line)?;
             return Ok(match (damaged, missing) {
                 (0, 0) => ExitCode::SUCCESS,
-                (0, _) => status(Kind::Missing),
-                _ => status(Kind::Corrupt),
+                (0, _) => ExitCode::from(status(Kind::Missing)),
+                _ => ExitCode::from(status(Kind::Corrupt)),
             });
         }
         Command::Export { cid, car, car_version } => {
             let version = if car_version == 2 { Version::V2 } else { Version::V1 };
-            moved(&bar, json, &cli::export(&dir, &cid, &car, version)?)
+            moved(&bar, json, &cli::export(&dir, &cid, &car, version, |bytes| bar.bytes(bytes))?)
         }
-        Command::Import { car } => moved(&bar, json, &cli::import(&dir, &car)?),
+        Command::Import { car } => moved(&bar, json, &cli::import(&dir, &car, |bytes| bar.bytes(bytes))?),
         Command::Arweave(command) => block_on(arweave(&bar, json, &dir, command)),
         Command::Kubo(command) => block_on(kubo(&bar, json, &dir, command)),
     }?;
@@ -355,9 +377,10 @@ async fn sell(json: bool, dir: &Path, sell: Sell) -> Result<()> {
 async fn kubo(bar: &Bar, json: bool, dir: &Path, command: KuboCommand) -> Result<()> {
     let shared = match command {
         KuboCommand::Add { cid, api, announce } => {
-            cli::kubo::add(dir, &cid, api, if announce { Announce::Yes } else { Announce::No }).await?
+            let announces = if announce { Announce::Yes } else { Announce::No };
+            cli::kubo::add(dir, &cid, api, announces, |blocks| bar.blocks(blocks)).await?
         }
-        KuboCommand::Get { cid, api } => cli::kubo::get(dir, &cid, api).await?,
+        KuboCommand::Get { cid, api } => cli::kubo::get(dir, &cid, api, |blocks| bar.blocks(blocks)).await?,
     };
     show(bar, json, &shared, &format!("{} blocks of {}", shared.blocks, shared.cid))
 }

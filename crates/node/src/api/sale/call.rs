@@ -128,6 +128,7 @@ impl Api {
                         making,
                         tariff: self.tariff(terms.tariff, Usdc::ZERO),
                         stored_bytes: 0,
+                        stored_as: None,
                         question: order.question,
                         signature: paid.voucher.signature.to_vec(),
                         paying: Paying::Voucher(Box::new(Call { paid, put_in })),

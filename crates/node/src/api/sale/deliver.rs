@@ -285,7 +285,11 @@ impl Sale {
 
     async fn keep(&self, answer: &Answer) {
         let under = (self.request, self.question, self.signature.as_slice());
-        self.api.answers.keep(under, answer, self.api.shared.now()).await;
+        let response = self.stored_as.as_deref();
+        self.api.answers.keep(under, answer, response, self.api.shared.now()).await;
+        if let Some(response) = response {
+            self.api.forget_answer_unless_stored(response).await;
+        }
         crash_point!("pay.kept");
     }
 

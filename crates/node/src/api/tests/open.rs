@@ -116,7 +116,11 @@ impl Shop {
             (crate::genesis::for_tests(), opened.unwrap().journal)
         });
         let last = journal.next_lsn() - 1;
-        node.live = Some(Live::new(state, journal, last, KeyRing::default(), u128::MAX));
+        let mut live = Live::new(state, journal, last, KeyRing::default(), u128::MAX);
+        // A checkpoint stands: conversations can be stored.
+        live.ring.begin(1);
+        live.sealing_for = Some([1; 32]);
+        node.live = Some(live);
         let node = tokio::spawn(async move {
             while let Some(event) = heard.recv().await {
                 match event {
@@ -463,6 +467,112 @@ async fn says(mut line: UnixStream) {
             line.write_all(&wire::encode(&frame).unwrap()).await.unwrap();
         }
     }
+}
+
+/// One request to the shop, with the header that tells of what is stored.
+async fn asked(
+    shop: &Shop,
+    method: Method,
+    path: &str,
+    body: &Value,
+    paid: Option<&str>,
+) -> (u16, Option<String>, Value) {
+    let mut headers = HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
+    if let Some(paid) = paid {
+        headers.insert(PAYMENT_SIGNATURE, HeaderValue::from_str(paid).unwrap());
+        // Else the same voucher, which is above what was charged so far, pays for another answer.
+        let name = format!("store-{}", body["store"]);
+        headers.insert(IDEMPOTENCY_KEY, HeaderValue::from_str(&name).unwrap());
+    }
+    let url = format!("{}{path}", shop.url);
+    let body = if *body == Value::Null { String::new() } else { body.to_string() };
+    let answer = net::Client::new().send(method, &url, headers, body.into()).await.unwrap();
+    let status = answer.status.as_u16();
+    let stored = answer.header(&HeaderName::from_static("vivarium-stored")).map(str::to_owned);
+    (status, stored, answer.json().await.unwrap())
+}
+
+/// A voucher of a new customer for this response, as its header.
+async fn voucher_for(shop: &Shop, body: &Value, payer: &str) -> String {
+    let sent = HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
+    let url = format!("{}/v1/responses", shop.url);
+    let said = net::Client::new().send(Method::POST, &url, sent, body.to_string().into()).await.unwrap();
+    let offers = PaymentRequired::from_header(said.header(&PAYMENT_REQUIRED).expect("what it costs")).unwrap();
+    let offer = offers.accepts.into_iter().find(|offer| offer.scheme() == CHANNEL).expect("an offer by channel");
+    let (payer, domain) = (customer(payer), ChannelDomain::new(shop.cx.config.chain_id));
+    let config = channel::config(payer.address(), &offer, [0; 32]).unwrap();
+    channel::pay(&payer, &domain, &config, &offer, offer.amount(), None).unwrap().to_header()
+}
+
+/// Stored conversations by the journal's fold and by the ring, in memory and on the disk.
+async fn conversations(shop: &Shop) -> (usize, usize, usize) {
+    let (reply, counts) = tokio::sync::oneshot::channel();
+    let look = move |node: &Node| {
+        let live = node.live.as_ref().unwrap();
+        reply.send((live.state.conversations.iter().count(), live.ring.conversations.len())).unwrap();
+    };
+    shop.cx.tell(Event::Look(Box::new(look))).await;
+    let (stored, held) = counts.await.unwrap();
+    (stored, held, shop.cx.ring_file.load().unwrap().conversations.len())
+}
+
+/// What is not asked to be stored is nowhere but in the copy of a day, and what is deleted is not even there.
+#[tokio::test]
+async fn nothing_is_stored_unasked_and_a_deletion_takes_the_copy_of_the_day_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let blocks = store::Blocks::open(dir.path().join("blocks")).unwrap();
+    let store_url = served(store::gateway::router(blocks.clone())).await;
+    let shop = Shop::open_with(dir.path(), u64::MAX, |cx| {
+        cx.store = store::StoreClient::new(net::Client::new(), vec![store_url]);
+    })
+    .await;
+    let kept = || -> Vec<String> {
+        let files = std::fs::read_dir(dir.path().join("answers")).unwrap();
+        files.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    };
+    let question = |store: bool| {
+        let model = &shop.cx.manifest.model.name;
+        json!({ "model": model, "input": "What is a lease?", "max_output_tokens": 16, "store": store })
+    };
+
+    let voucher = voucher_for(&shop, &question(false), "keeps nothing").await;
+    let (status, header, said) = asked(&shop, Method::POST, "/v1/responses", &question(false), Some(&voucher)).await;
+    assert_eq!((status, header), (200, None), "{said}");
+    let id = said["id"].as_str().unwrap();
+    let path = format!("/v1/responses/{id}");
+    for method in [Method::GET, Method::DELETE] {
+        assert_eq!(asked(&shop, method, &path, &Value::Null, None).await.0, 404);
+    }
+    assert_eq!(conversations(&shop).await, (0, 0, 0));
+    assert_eq!(blocks.iter().count(), 0, "nothing is in the store");
+    assert_eq!(kept().len(), 1, "but its copy for a repetition is kept");
+    let again = asked(&shop, Method::POST, "/v1/responses", &question(false), Some(&voucher)).await;
+    assert_eq!((again.0, &again.2), (200, &said));
+
+    let voucher = voucher_for(&shop, &question(true), "keeps it").await;
+    let (status, header, said) = asked(&shop, Method::POST, "/v1/responses", &question(true), Some(&voucher)).await;
+    assert_eq!(status, 200, "{said}");
+    let disclosure = header.expect("the head tells what deleting proves");
+    assert!(disclosure.contains("nobody can prove that a host, or a quorum of stewards, kept no copy"), "{disclosure}");
+    let path = format!("/v1/responses/{}", said["id"].as_str().unwrap());
+    assert_eq!(asked(&shop, Method::GET, &path, &Value::Null, None).await.0, 200);
+    assert_eq!((conversations(&shop).await.0, blocks.iter().count(), kept().len()), (1, 1, 2));
+    let again = asked(&shop, Method::POST, "/v1/responses", &question(true), Some(&voucher)).await;
+    assert_eq!((again.0, &again.2), (200, &said));
+
+    let (status, _, deleted) = asked(&shop, Method::DELETE, &path, &Value::Null, None).await;
+    assert_eq!((status, &deleted["deleted"]), (200, &json!(true)), "{deleted}");
+    let note = deleted["note"].as_str().unwrap();
+    for told in ["the copy of the answer", "next checkpoint", "Until that stands", "kept a copy of the key"] {
+        assert!(note.contains(told), "{told}: {note}");
+    }
+    assert_eq!(asked(&shop, Method::GET, &path, &Value::Null, None).await.0, 404);
+    assert_eq!(conversations(&shop).await, (0, 0, 0));
+    assert_eq!(kept().len(), 1, "{:?}", kept());
+    let (status, _, again) = asked(&shop, Method::POST, "/v1/responses", &question(true), Some(&voucher)).await;
+    assert_eq!(status, 409, "{again}");
+    assert!(!again.to_string().contains("promise"), "{again}");
+    shop.close().await;
 }
 
 fn customer(name: &str) -> PrivateKeySigner {

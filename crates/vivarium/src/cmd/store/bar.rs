@@ -23,6 +23,11 @@ impl Bar {
         self.draw(|rate| format!("{}, {}/s", megabytes(done), megabytes(rate(done))));
     }
 
+    /// Blocks done, of a number that nobody knows yet.
+    pub fn blocks(&self, done: u64) {
+        self.draw(|rate| format!("{done} blocks, {}/s", rate(done)));
+    }
+
     pub fn fetch(&self, progress: &Progress) {
         self.draw(|rate| {
             let total = progress.bytes_total.map(|total| format!(" of {}", megabytes(total))).unwrap_or_default();
