@@ -106,7 +106,7 @@ pub fn export_v2_each(
 ) -> Result<(u64, u64)> {
     let failed = |e| Error::disk("cannot write the CAR file", e);
     out.write_all(&frame_v2(0)).map_err(failed)?;
-    let (count, inner_bytes) = export_each(blocks, root, out, each)?;
+    let (count, inner_bytes) = export_each(blocks, root, &[], out, each)?;
     let rewritten = out.seek(SeekFrom::Start(0)).and_then(|_| out.write_all(&frame_v2(inner_bytes)));
     rewritten.and_then(|()| out.seek(SeekFrom::End(0))).and_then(|_| out.flush()).map_err(failed)?;
     Ok((count, FRAME_V2_BYTES + inner_bytes))

@@ -298,7 +298,7 @@ pub fn export(
         Ok(())
     };
     let written = match version {
-        car::Version::V1 => car::export_each(&blocks, &root, &mut out, each),
+        car::Version::V1 => car::export_each(&blocks, &root, &[], &mut out, each),
         car::Version::V2 => car::export_v2_each(&blocks, &root, &mut out, each),
     };
     let written = written.and_then(|done| {
