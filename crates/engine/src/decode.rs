@@ -283,8 +283,8 @@ impl<'m> Decoder<'m> {
         self.schedule.forget(slot);
         self.keep(slot, 0);
         let sequence = i32::try_from(slot).expect("slots are few");
-        // SAFETY: `unpack` takes only what an engine of this class packed, to the bit: what llama.cpp wrote for a context of
-        // this shape.
+        // SAFETY: `unpack` takes only what an engine of this class packed, to the bit: what llama.cpp wrote for a
+        // context of this shape.
         let taken = unsafe { self.context.state_seq_set_data_ext(&bytes, sequence, LlamaStateSeqFlags::empty()) };
         let held = usize::try_from(self.context.kv_cache_seq_pos_max(sequence) + 1).unwrap_or(0);
         if !taken || held != tokens.len() {
@@ -369,8 +369,8 @@ impl<'m> Decoder<'m> {
         self.admit();
     }
 
-    /// One step: a token for every running answer, those of one adapter together, then a piece of a prompt, each as a batch
-    /// of its own.
+    /// One step: a token for every running answer, those of one adapter together, then a piece of a prompt, each as a
+    /// batch of its own.
     fn step(&mut self) {
         let rows = self.schedule.rows();
         // What is on goes first, so that two adapters cost one change a step.
