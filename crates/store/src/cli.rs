@@ -328,7 +328,7 @@ pub fn import(dir: &Path, source: &Path, progress: impl FnMut(u64)) -> Result<Mo
 fn pin_roots(blocks: &Blocks, done: &car::Imported) -> Result<Moved> {
     blocks.check_whole(&done.roots, |_| {}).map_err(|e| {
         let stored = done.blocks;
-        Error::new(e.kind, format!("{stored} blocks are stored, but no root is pinned: {e}")).caused_by(e)
+        Error::new(e.kind, format!("{stored} blocks are stored, but no root is pinned: {e}"))
     })?;
     for root in &done.roots {
         blocks.pin(root, ADDED)?;

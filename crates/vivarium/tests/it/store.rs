@@ -4,6 +4,11 @@ use crate::world::program;
 use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
+use store::Blocks;
+use store::dag::{Link, Node};
+
+/// Nobody listens there.
+const GONE: &str = "http://127.0.0.1:1";
 
 /// Exit status, standard output and standard error.
 fn store(dir: &Path, arguments: &[&str]) -> (i32, String, String) {
@@ -44,6 +49,15 @@ fn every_command_speaks_json_and_its_exit_status_says_what_went_wrong() {
     assert_eq!(json(dir, &["get", cid, out])["bytes"], 300_000);
     assert_eq!(json(dir, &["gc"])["removed_blocks"], 0);
 
+    let blocks = Blocks::open(dir).unwrap();
+    let mut below = store::cid::of_raw(b"leaf");
+    for _ in 0..70 {
+        let node = Node { links: vec![Link { cid: below, name: String::new(), tsize: 0 }], data: vec![] }.encode();
+        below = store::cid::of_dag_pb(&node);
+        blocks.put_later(&below, &node).unwrap();
+    }
+    let deep = below.to_string();
+    let deep = deep.as_str();
     let absent = "bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku";
     for (arguments, expected, words) in [
         (&["ls", "hello"][..], 2, "is not a CID"),
@@ -55,10 +69,20 @@ fn every_command_speaks_json_and_its_exit_status_says_what_went_wrong() {
         (&["import", file], 4, "CAR"),
         (&["arweave", "status", cid, "--gateway", "http://127.0.0.1:1"], 3, "was not sent"),
         (&["kubo", "add", cid, "--api", "http://127.0.0.1:1"], 7, "did not serve"),
+        (&["verify", deep], 5, "levels deep"),
+        (&["arweave", "put", cid, "--gateway", GONE, "--key", "/nowhere", "--reward-max", "1"], 8, "/nowhere"),
     ] {
         let (status, out, err) = store(dir, arguments);
         assert_eq!((status, out.as_str()), (expected, ""), "{arguments:?}: {err}");
         assert!(err.contains(words) && err.trim_end().lines().count() == 1, "{arguments:?}: {err}");
+        if words == "is no profile" {
+            // Words that are no command are told before any command begins.
+            continue;
+        }
+        let (status, out, err) = store(dir, &[arguments, &["--json"]].concat());
+        let said: Value = serde_json::from_str(&out).unwrap_or_else(|e| panic!("{arguments:?}: {e} in {out}"));
+        assert_eq!((status, err.as_str(), &said["status"]), (expected, "", &expected.into()), "{arguments:?}");
+        assert!(said["error"].as_str().unwrap().contains(words), "{arguments:?}: {said}");
     }
     // A damaged block is found, told and removed; after that it is missing.
     let shard =
@@ -67,6 +91,66 @@ fn every_command_speaks_json_and_its_exit_status_says_what_went_wrong() {
     let (status, out, _) = store(dir, &["verify", cid, "--json"]);
     assert_eq!((status, serde_json::from_str::<Value>(&out).unwrap()["damaged"][0].as_str()), (4, Some(cid)));
     assert_eq!(store(dir, &["verify", cid]).0, 3);
+}
+
+#[test]
+fn a_disk_that_is_full_or_none_has_a_status_of_its_own() {
+    let home = tempfile::tempdir().unwrap();
+    let file = home.path().join("file");
+    std::fs::write(&file, vec![7; 300_000]).unwrap();
+    let (path, dir) = (file.to_str().unwrap(), home.path().join("store"));
+    // No file may grow beyond 100 blocks of 512 or 1024 bytes.
+    let full = |arguments: &[&str]| {
+        let out = Command::new("sh")
+            .args(["-c", "trap '' XFSZ; ulimit -f 100; exec \"$@\"", "sh"])
+            .arg(program())
+            .arg("store")
+            .args(arguments)
+            .arg("--data-dir")
+            .arg(&dir)
+            .output()
+            .unwrap();
+        (out.status.code().unwrap(), String::from_utf8(out.stderr).unwrap())
+    };
+    let (status, err) = full(&["add", path]);
+    assert_eq!(status, 6, "{err}");
+    assert!(err.contains("the disk is full; free space and try again"), "{err}");
+    let (status, _, err) = store(&file.join("below a file"), &["ls"]);
+    assert_eq!(status, 1, "{err}");
+    assert!(err.contains("cannot make"), "{err}");
+}
+
+#[test]
+fn a_source_that_is_dropped_is_named_to_people() {
+    let home = tempfile::tempdir().unwrap();
+    let (there, here) = (home.path().join("there"), home.path().join("here"));
+    let file = home.path().join("file");
+    std::fs::write(&file, vec![7; 300_000]).unwrap();
+    let cid = json(&there, &["add", file.to_str().unwrap()])["cid"].as_str().unwrap().to_owned();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let served = |router: axum::Router| {
+        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        runtime.spawn(async move { axum::serve(listener, router).await.unwrap() });
+        url
+    };
+    let good = served(store::gateway::router(Blocks::open(&there).unwrap()));
+    let liar = served(axum::Router::new().fallback(|| async { "other bytes" }));
+    // Alone the liar is named in the error; beside an honest one it may not even be asked for the only block.
+    let mut dropped = 0;
+    for (number, first) in [&liar, &good].into_iter().enumerate() {
+        let second = if first == &liar { &good } else { &liar };
+        let out = home.path().join(format!("out{number}"));
+        let dir = here.join(number.to_string());
+        let (status, said, err) = store(&dir, &["get", &cid, out.to_str().unwrap(), "--from", first, "--from", second]);
+        assert_eq!(status, 0, "{err}");
+        assert!(said.contains("300000 bytes in"), "{said}");
+        if !err.is_empty() {
+            dropped += 1;
+            assert!(err.contains(&format!("{liar} was dropped: sent 11 bytes that are not block")), "{err}");
+        }
+    }
+    assert!(dropped > 0, "the first source that is named is asked first");
 }
 
 #[test]
