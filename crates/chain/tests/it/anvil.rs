@@ -74,7 +74,7 @@ async fn wrong_chains_and_addresses_are_refused_with_the_reason() {
     let error = world.chain.treasury(usdc).verify().await.expect_err("a token is no treasury");
     assert_eq!(error.kind, Kind::Missing, "{error}");
 
-    assert_eq!(Chain::connect("https://example.org", 1).expect_err("plain HTTP only").kind, Kind::Usage);
+    assert_eq!(Chain::connect("wss://example.org", 1).expect_err("HTTP only").kind, Kind::Usage);
     let silent = Chain::connect("http://127.0.0.1:1", 1).expect("a URL");
     assert!(silent.verify_chain().await.expect_err("nobody listens").is_transient());
 }

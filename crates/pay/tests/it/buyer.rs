@@ -215,7 +215,7 @@ async fn what_is_no_seller_is_said() {
     let buyer = buyer();
     let closed = buyer.post_json("http://127.0.0.1:1/", &question("a")).await.unwrap_err();
     assert_eq!(closed.kind, Kind::Unreachable);
-    for url in ["ftp://x/", "x", "https://127.0.0.1/"] {
+    for url in ["ftp://x/", "x", "https://"] {
         assert_eq!(buyer.post_json(url, &question("a")).await.unwrap_err().kind, Kind::Usage, "{url}");
     }
 }

@@ -98,12 +98,11 @@ fn car_of(blocks: &Blocks, root: &Cid, others: &[Cid]) -> Result<(TemporaryFile,
     let mut out = BufWriter::new(File::create_new(&path).map_err(failed)?);
     let file = TemporaryFile { path };
     // Each block: the keys may lie in a directory, or below a root of links.
-    let (_, bytes) = car::export_each(blocks, root, others, &mut out, |cid, block| {
-        match keys::is_key_object(cid, block) {
+    let (_, bytes) =
+        car::export_each(blocks, root, others, &mut out, |cid, block| match keys::is_key_object(cid, block) {
             true => Err(Error::usage(format!("{cid} holds an agent's keys, which must stay destructible"))),
             false => Ok(()),
-        }
-    })?;
+        })?;
     drop(out);
     let tree = DataTree::build(&mut File::open(&file.path).map_err(failed)?, bytes)?;
     Ok((file, tree))
