@@ -26,6 +26,9 @@ const CEILING: u128 = 30;
 /// Chain seconds from step to step; a node looks at its channels as often.
 const STEP_SECS: u64 = 60;
 const WITHDRAW_DELAY_SECS: u64 = 900;
+/// No block this old is taken back: the deepest that Base ever took back was younger (docs/reference/payments.md). A claim
+/// that is taken back minutes before its payer's delay is over can be outrun by it, if the node dies in that minute, too.
+const REORG_SECS: u64 = 120;
 
 fn seeds() -> u64 {
     if std::env::var_os("VIVARIUM_DEEP").is_some() { 1_000_000 } else { 10_000 }
@@ -140,6 +143,8 @@ struct Chain {
     channels: BTreeMap<u8, ChannelState>,
     /// The newest deposit of a channel, as long as a reorganisation may take it back.
     deposits: BTreeMap<u8, Usdc>,
+    /// When each channel was claimed from last.
+    claimed_at: BTreeMap<u8, u64>,
 }
 
 impl Chain {
@@ -722,7 +727,8 @@ impl World {
                 // A claim is taken back by a reorganisation: it is due again.
                 let has_refund = self.book.channels().channel(&Self::id(payer)).is_none_or(|c| c.refund.is_some());
                 let Some(state) = self.chain.channels.get_mut(&payer).filter(|_| !has_refund) else { return };
-                if !state.claimed.is_zero() {
+                let since = self.chain.claimed_at.get(&payer).copied().unwrap_or(0);
+                if !state.claimed.is_zero() && self.chain.time <= since + REORG_SECS {
                     state.claimed = Usdc::ZERO;
                     self.pass("reorg after a claim");
                     self.see(payer);
@@ -780,6 +786,7 @@ impl World {
         if self.chance.one_in(2) {
             let state = self.chain.channels.get_mut(&payer).unwrap();
             state.claimed = claim.map_or(state.claimed, |row| row.total.max(state.claimed));
+            self.chain.claimed_at.insert(payer, self.chain.time);
             // The contract's own bound.
             state.balance = state.balance.saturating_sub(amount.min(state.balance.saturating_sub(state.claimed)));
             state.refund_nonce += 1;
@@ -927,6 +934,7 @@ impl World {
                 if fate > 1 {
                     self.chain.deposits.remove(&payer);
                     state.claimed = *total;
+                    self.chain.claimed_at.insert(payer, self.chain.time);
                 }
                 assert!(total.micro() <= self.signed[&payer], "payer {payer}: {total} claimed, more than it signed");
                 assert!(total.micro() <= self.delivered(payer), "payer {payer}: {total} claimed, more than it got");
