@@ -4,6 +4,7 @@
 //! there. [`world::World`] starts it, keeps its files current and stops it in order.
 
 pub mod archivist;
+mod books;
 pub mod facilitator;
 pub mod proxy;
 pub mod world;

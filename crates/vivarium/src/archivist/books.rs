@@ -1,15 +1,13 @@
 //! The archivist's journal: what treasuries paid, and what was taken for it. On disk before anything is sent.
 
+use crate::books::Fold;
 use alloy::primitives::{Address, B256};
-use anyhow::{Context, Result};
 use borsh::{BorshDeserialize, BorshSerialize};
 use economy::Usdc;
-use journal::{Journal, Options};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
-use std::sync::{Arc, Mutex};
 
-const KIND: u8 = 1;
+/// Written before anything is sent for it.
+pub type Books = crate::books::Books<Accounts>;
 
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub enum Record {
@@ -63,77 +61,29 @@ impl Accounts {
         let may = !self.items.contains_key(&root.0) && self.credit(treasury) >= price;
         may.then(|| Record::Taken { treasury: treasury.into_array(), root: root.0, roots, price })
     }
+}
 
-    fn apply(&mut self, record: Record) {
+impl Fold for Accounts {
+    type Record = Record;
+    const WHOSE: &str = "an archivist's";
+
+    fn apply(&mut self, record: &Record) {
         match record {
             Record::Paid { treasury, transaction, payments } => {
                 for (place, amount) in payments {
-                    if self.counted.insert((transaction, place)) {
-                        let credit = self.credits.entry(treasury).or_default();
-                        *credit = credit.saturating_add(amount);
+                    if self.counted.insert((*transaction, *place)) {
+                        let credit = self.credits.entry(*treasury).or_default();
+                        *credit = credit.saturating_add(*amount);
                     }
                 }
             }
             Record::Taken { treasury, root, roots, price } => {
-                let credit = self.credits.entry(treasury).or_default();
-                *credit = credit.saturating_sub(price);
-                self.items.insert(root, Item { treasury: treasury.into(), price, roots });
+                let credit = self.credits.entry(*treasury).or_default();
+                *credit = credit.saturating_sub(*price);
+                let item = Item { treasury: (*treasury).into(), price: *price, roots: roots.clone() };
+                self.items.insert(*root, item);
             }
         }
-    }
-}
-
-/// Shared by all requests; written through one lock, so that credit is looked at and taken in one step.
-#[derive(Clone)]
-pub struct Books(Arc<Mutex<Inner>>);
-
-struct Inner {
-    accounts: Accounts,
-    journal: Journal,
-}
-
-impl Books {
-    /// Opens the journal in `dir`, or begins one.
-    ///
-    /// # Errors
-    /// It does not open, or holds records that are not an archivist's.
-    pub fn open(dir: &Path) -> Result<Self> {
-        std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        let opened = Journal::open(dir, Options::default(), Box::new(|_| {}))
-            .with_context(|| format!("the journal in {} does not open", dir.display()))?;
-        let mut accounts = Accounts::default();
-        for record in &opened.records {
-            let record = borsh::from_slice(&record.payload)
-                .with_context(|| format!("record {} of {} is not an archivist's", record.lsn, dir.display()))?;
-            accounts.apply(record);
-        }
-        Ok(Self(Arc::new(Mutex::new(Inner { accounts, journal: opened.journal }))))
-    }
-
-    pub fn read<T>(&self, read: impl FnOnce(&Accounts) -> T) -> T {
-        read(&self.0.lock().expect("no holder panics").accounts)
-    }
-
-    /// Writes what `decide` says of the accounts as they stand, and returns once it is on disk. `None`: nothing.
-    ///
-    /// # Errors
-    /// The disk. Nothing may be sent for this record then.
-    pub async fn write(&self, decide: impl FnOnce(&Accounts) -> Option<Record> + Send + 'static) -> Result<bool> {
-        let books = self.0.clone();
-        // The disk takes milliseconds: not on a thread that serves others.
-        let written = tokio::task::spawn_blocking(move || {
-            let (durable, lsn) = {
-                let mut inner = books.lock().expect("no holder panics");
-                let Some(record) = decide(&inner.accounts) else { return Ok(false) };
-                let bytes = borsh::to_vec(&record).expect("encoding into memory does not fail");
-                let lsn = inner.journal.append(KIND, 0, [0; 32], &bytes)?;
-                inner.accounts.apply(record);
-                (inner.journal.durable(), lsn)
-            };
-            durable.wait(lsn)?;
-            Ok::<_, journal::Error>(true)
-        });
-        written.await.context("the journal's thread ended")?.context("the journal does not take records")
     }
 }
 
