@@ -189,7 +189,7 @@ impl LogCore {
 
     /// Takes the logs of the next block, which must hang on the newest one.
     pub fn extend(&mut self, block: &Head, logs: Vec<ChainLog>, out: &mut Vec<LogItem>) {
-        debug_assert_eq!(block.number, self.next, "blocks come in order");
+        assert_eq!(block.number, self.next, "blocks come in order");
         out.extend(logs.iter().cloned().map(LogItem::Emitted));
         self.window.push_back(Seen { number: block.number, hash: block.hash, logs });
         self.next = block.number + 1;

@@ -209,7 +209,7 @@ impl Ledger {
         let amount = i128::try_from(amount.0).expect("USDC's whole supply fits 64 bits");
         *self.balances.entry(debit).or_default() += amount;
         *self.balances.entry(credit).or_default() -= amount;
-        debug_assert_eq!(self.sum(), 0, "double entry");
+        assert_eq!(self.sum(), 0, "double entry");
     }
 
     /// `back` takes the same posting back.

@@ -7,6 +7,7 @@
 //! [`Evm::gas_price`] says so; no transaction signature is checked, for a sender is whoever the caller says it is.
 
 mod deploy;
+mod machine;
 mod signatures;
 mod store;
 
@@ -14,17 +15,10 @@ use alloy::primitives::{Address, Bytes, Log, U256};
 use alloy::sol_types::SolCall;
 use chain::{Revert, anvil::DEV_CHAIN_ID};
 use revm::context::result::{EVMError, ExecutionResult, ResultAndState};
-use revm::context::{BlockEnv, CfgEnv, Context, Evm as Machine, FrameStack, TxEnv};
-use revm::database_interface::WrapDatabaseRef;
-use revm::handler::instructions::EthInstructions;
-use revm::handler::{EthFrame, EthPrecompiles};
+use revm::context::{BlockEnv, TxEnv};
 use revm::primitives::TxKind;
-use revm::primitives::hardfork::SpecId;
 use revm::state::{AccountInfo, Bytecode};
-use revm::{ExecuteEvm, MainContext};
-use signatures::Precompiles;
 pub use signatures::stand_in;
-use std::cell::Cell;
 use std::convert::Infallible;
 use store::Store;
 
@@ -33,11 +27,6 @@ pub const BLOCK_SECS: u64 = 2;
 
 /// Gas that a transaction may use: below the 2^24 that Ethereum allows since Osaka, far above what any entry needs.
 const GAS_LIMIT: u64 = 16_000_000;
-
-thread_local! {
-    /// The machine's stacks, a quarter of a megabyte: made once a thread and not once a call.
-    static FRAMES: Cell<FrameStack<EthFrame>> = Cell::new(FrameStack::new_prealloc(8));
-}
 
 /// A transaction that was carried out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,8 +106,25 @@ impl Evm {
     /// # Panics
     /// The answer is not of this type: another contract lies at `to`.
     pub fn ask<C: SolCall>(&self, to: Address, call: &C) -> Result<C::Return, Revert> {
-        let output = self.what_if(Address::ZERO, to, call.abi_encode())?.output;
+        let output = self.view(to, call.abi_encode())?;
         Ok(C::abi_decode_returns(&output).unwrap_or_else(|e| panic!("{} at {to}: {e}", C::SIGNATURE)))
+    }
+
+    /// The same, in bytes. Most questions are asked again and again before anything changes what they read: such an answer
+    /// is given again.
+    pub fn view(&self, to: Address, data: Vec<u8>) -> Result<Bytes, Revert> {
+        if let Some(known) = machine::recall(to, &data, &self.store) {
+            return Ok(known);
+        }
+        let from = Address::ZERO;
+        machine::watch_time();
+        let mut touched = None;
+        let ran = self.run(from, TxKind::Call(to), Bytes::copy_from_slice(&data), 0);
+        let output = outcome(ran.map(|ran| (touched = Some(ran.state), ran.result).1))?.output;
+        if let Some(touched) = touched.filter(|_| !machine::was_told_the_time()) {
+            machine::remember((to, data), from, touched, output.clone());
+        }
+        Ok(output)
     }
 
     /// What would become of a transaction. Nothing changes.
@@ -193,15 +199,7 @@ impl Evm {
         data: Bytes,
         value: u128,
     ) -> Result<ResultAndState, EVMError<Infallible>> {
-        let tx = self.tx(from, kind, data, value);
-        let ctx = Context::mainnet().with_db(WrapDatabaseRef(&self.store)).with_block(self.block()).with_cfg(cfg());
-        let (spec, takes_stand_ins) = (SpecId::default(), self.takes_stand_ins);
-        let precompiles = Precompiles { published: EthPrecompiles::new(spec), takes_stand_ins };
-        let instruction = EthInstructions::new_mainnet_with_spec(spec);
-        let mut machine = Machine { ctx, inspector: (), instruction, precompiles, frame_stack: FRAMES.take() };
-        let ran = machine.transact(tx);
-        FRAMES.set(machine.frame_stack);
-        ran
+        machine::run(&self.store, self.block(), self.tx(from, kind, data, value), self.takes_stand_ins)
     }
 
     fn tx(&self, caller: Address, kind: TxKind, data: Bytes, value: u128) -> TxEnv {
@@ -220,12 +218,6 @@ impl Evm {
     fn block(&self) -> BlockEnv {
         BlockEnv { number: U256::from(self.number), timestamp: U256::from(self.timestamp), ..BlockEnv::default() }
     }
-}
-
-fn cfg() -> CfgEnv {
-    let mut cfg = CfgEnv::new().with_chain_id(DEV_CHAIN_ID);
-    cfg.disable_nonce_check = true;
-    cfg
 }
 
 fn outcome<E: std::fmt::Display>(result: Result<ExecutionResult, E>) -> Outcome {

@@ -10,6 +10,7 @@ pub mod bindings;
 pub mod chance;
 pub mod darwin;
 pub mod evm;
+mod glance;
 pub mod lives;
 pub mod world;
 

@@ -47,10 +47,14 @@ pub enum Fault {
     Unserved,
     /// The token freezes the treasury for some hours.
     Frozen,
+    /// Gas costs a thousand times as much for some hours, or more than anybody here pays.
+    FeeSpike,
+    /// For half a day one steward too few acknowledges checkpoints, and nobody is rescued.
+    StewardsSilent,
 }
 
 impl Fault {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::RpcDrop,
         Self::RpcLag,
         Self::RpcLie,
@@ -65,6 +69,8 @@ impl Fault {
         Self::Pause,
         Self::Unserved,
         Self::Frozen,
+        Self::FeeSpike,
+        Self::StewardsSilent,
     ];
 
     /// A crash in each life, and every other fault in about a third of them: what very many lives are lived with.
@@ -90,6 +96,8 @@ impl Fault {
             Self::Pause => "pause",
             Self::Unserved => "unserved",
             Self::Frozen => "frozen",
+            Self::FeeSpike => "fee-spike",
+            Self::StewardsSilent => "stewards-silent",
         }
     }
 
@@ -105,7 +113,14 @@ impl Fault {
             Self::Reorg => 30,
             Self::Crash | Self::OldKey => 20,
             Self::NeverReady => 200,
-            Self::RpcDown | Self::HostGone | Self::StandbyGone | Self::PriceRaise | Self::Pause | Self::Frozen => 4,
+            Self::RpcDown
+            | Self::HostGone
+            | Self::StandbyGone
+            | Self::PriceRaise
+            | Self::Pause
+            | Self::Frozen
+            | Self::FeeSpike
+            | Self::StewardsSilent => 4,
         }
     }
 }

@@ -4,6 +4,7 @@
 //! the protocol says; whoever is not is written where it is tried.
 
 use crate::evm::{Evm, Outcome, stand_in};
+use crate::glance;
 use alloy::primitives::{Address, B256, Bytes, U256, keccak256};
 use alloy::signers::{SignerSync, local::PrivateKeySigner};
 use alloy::sol_types::SolCall;
@@ -286,15 +287,15 @@ impl World {
 
     /// An order signed by these keys, whoever they are and however many.
     pub fn order(&self, action: &str, argument: U256, signers: &[PrivateKeySigner]) -> Approval {
-        let order = Order::new(action, argument, self.state().orderNonce, self.evm.now() + VALID_SECS);
+        let order = Order::new(action, argument, glance::order_nonce(self), self.evm.now() + VALID_SECS);
         Approval { deadline: order.deadline, signatures: self.signatures(&order, signers) }
     }
 
     /// The next checkpoint, acknowledged by these keys.
     pub fn commit(&self, digest: B256, signers: &[PrivateKeySigner]) -> Bytes {
-        let state = self.state();
-        let (seq, prev) = (state.checkpointSeq + 1, state.checkpointDigest);
-        let ack = Ack { epoch: state.epoch, seq, digest, prev };
+        let (epoch, seq, prev) = glance::last_checkpoint(self);
+        let seq = seq + 1;
+        let ack = Ack { epoch, seq, digest, prev };
         calls::commit(seq, digest, prev, self.signatures(&ack, signers))
     }
 
@@ -357,15 +358,15 @@ impl World {
 
     /// What the chain shows a node of somebody else: no gas, no offers, and not its operator.
     pub fn view(&self, state: &State) -> View {
-        self.view_of(state, |id| self.lease(id))
+        self.view_of(state, |id, lease| lease.escrow - self.accrued(id))
     }
 
-    /// The same, by whoever knows the leases already.
-    pub fn view_of(&self, state: &State, lease_of: impl Fn(u64) -> Lease) -> View {
+    /// The same, by whoever knows what is left of an open lease's escrow, micro-USDC.
+    pub fn view_of(&self, state: &State, escrow_left: impl Fn(u64, &Lease) -> u128) -> View {
         let lease = |id: U256| {
             let id = id.to::<u64>();
             (id != 0).then(|| {
-                let l = lease_of(id);
+                let l = self.lease(id);
                 LeaseView {
                     id,
                     offer: l.offer.to(),
@@ -376,7 +377,7 @@ impl World {
                     ready_by: l.readyBy,
                     ready: l.status() == LeaseStatus::Ready,
                     escrow_left: match l.status() {
-                        LeaseStatus::Requested | LeaseStatus::Ready => Usdc(l.escrow - self.accrued(id)),
+                        LeaseStatus::Requested | LeaseStatus::Ready => Usdc(escrow_left(id, &l)),
                         LeaseStatus::None | LeaseStatus::Closed => Usdc::ZERO,
                     },
                 }

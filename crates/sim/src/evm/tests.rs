@@ -74,3 +74,27 @@ fn gas_is_paid_for_when_it_has_a_price() {
     let used = evm.call(WHO, at.usdc, usdc::calls::mint(WHO, 1), 0).expect("can pay").gas_used;
     assert_eq!(evm.wei(WHO), 1_000_000_000 - u128::from(used) * 10);
 }
+
+/// Answers are kept while nothing that they read has changed; not at all, if they hang on the time.
+#[test]
+fn an_answer_is_as_old_as_what_it_read() {
+    let (mut evm, at) = chain();
+    evm.call(WHO, at.usdc, usdc::calls::mint(WHO, 5), 0).expect("anybody mints");
+    let before = evm.clone();
+    assert_eq!((balance(&evm, &at, WHO), balance(&evm, &at, WHO)), (5, 5));
+    evm.call(WHO, at.usdc, usdc::calls::transfer(OTHER, 2), 0).expect("has five");
+    assert_eq!((balance(&evm, &at, WHO), balance(&before, &at, WHO)), (3, 5));
+    // Another contract at the same place.
+    let code = evm.code(at.market);
+    evm.set_code(at.usdc, code);
+    assert!(evm.ask(at.usdc, &TestUSDC::balanceOfCall { account: WHO }).is_err());
+
+    // `TIMESTAMP PUSH0 MSTORE PUSH1 32 PUSH0 RETURN`, and the same with `NUMBER`.
+    for (asks, place) in [(0x42, OTHER), (0x43, WHO)] {
+        evm.set_code(place, vec![asks, 0x5f, 0x52, 0x60, 0x20, 0x5f, 0xf3].into());
+        let first = evm.view(place, Vec::new()).expect("an answer");
+        assert_eq!(evm.view(place, Vec::new()), Ok(first.clone()));
+        evm.warp(2);
+        assert_ne!(evm.view(place, Vec::new()), Ok(first));
+    }
+}

@@ -1,18 +1,24 @@
 //! Blocks with hashes, a pool, and branches: what an endpoint shows of [`World`].
 
 use crate::audit::{Audit, Call};
+use crate::glance;
 use crate::world::World;
 use alloy::primitives::{Address, B256, Bytes, Log, U256, keccak256};
 use alloy::rpc::types::Log as RpcLog;
+use alloy::signers::local::PrivateKeySigner;
 use alloy::sol_types::{SolEvent, SolValue};
 use chain::Head;
 use chain::bindings::{Lease, LeaseMarket, State, Treasury::TreasuryCalls};
 use economy::OfferView;
-use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 
 /// Branches reach so far back at most.
 pub const DEPTH: usize = 3;
+
+/// Wei a gas, when nothing is wrong.
+pub const BASE_FEE: u128 = 1;
+/// In one of so many blocks the treasury is asked what it shows, beside being read.
+const COMPARED: usize = 16;
 
 /// A signed transaction.
 #[derive(Clone, Debug)]
@@ -74,14 +80,12 @@ pub struct Chain {
     pub world: World,
     pub audit: Audit,
     /// What the treasury showed after its last transaction: what grows with time may have grown since ([`Chain::state_now`]).
-    /// Asking costs more than all else here, so what was asked is kept until something changes it.
     pub state: State,
-    /// The block in which it was asked.
-    state_of: u64,
+    /// The block in which it was looked at.
+    seen_in: u64,
     offers: Vec<OfferView>,
     /// Something in the present block changed them: they are asked once, at its end.
     offers_changed: bool,
-    leases: RefCell<BTreeMap<u64, Lease>>,
     /// What the market owes the treasury since a frozen token refused it, micro-USDC.
     pub owed: u128,
     /// Where the token keeps balances.
@@ -96,6 +100,10 @@ pub struct Chain {
     pool: BTreeMap<(Address, u64), Tx>,
     people: Vec<Tx>,
     branch: u64,
+    /// Wei that a unit of gas costs from the next block on; what offers less waits.
+    pub base_fee: u128,
+    /// Fewer stewards than a quorum acknowledge anything.
+    pub stewards_are_silent: bool,
     pub done: u64,
     pub refused: u64,
     /// For the story: what the last block did.
@@ -110,16 +118,15 @@ impl Chain {
             hash: B256::repeat_byte(1),
             parent: B256::ZERO,
             timestamp: world.evm.now(),
-            base_fee: 1,
+            base_fee: BASE_FEE,
         };
         let logs = world.evm.take_logs().into_iter().map(|(_, log)| (B256::repeat_byte(2), log)).collect();
         let birth = Block { head, logs, receipts: BTreeMap::new(), txs: Vec::new() };
         Self {
             state: world.state(),
-            state_of: head.number,
+            seen_in: head.number,
             offers: offers(&world),
             offers_changed: false,
-            leases: RefCell::default(),
             owed: 0,
             balances: balances_of(&world),
             moved_money: true,
@@ -131,6 +138,8 @@ impl Chain {
             pool: BTreeMap::new(),
             people: Vec::new(),
             branch: 0,
+            base_fee: BASE_FEE,
+            stewards_are_silent: false,
             done: 0,
             refused: 0,
             told: Vec::new(),
@@ -147,14 +156,23 @@ impl Chain {
 
     /// The treasury's state in the present block.
     pub fn state_now(&mut self) -> &State {
-        if self.state_of != self.head().number {
-            (self.state, self.state_of) = (self.world.state(), self.head().number);
+        if self.seen_in != self.head().number {
+            self.look();
         }
         &self.state
     }
 
+    /// What a treasury shows there, for little.
+    pub fn state_of(&self, world: &World) -> State {
+        glance::state(world, balance(world, self.balances, world.treasury))
+    }
+
+    fn look(&mut self) {
+        (self.state, self.seen_in) = (self.state_of(&self.world), self.head().number);
+    }
+
     pub fn lease(&self, id: u64) -> Lease {
-        self.leases.borrow_mut().entry(id).or_insert_with(|| self.world.lease(id)).clone()
+        self.world.lease(id)
     }
 
     /// Micro-USDC of an account, as the token's storage has it.
@@ -209,6 +227,15 @@ impl Chain {
         }
     }
 
+    /// Who acknowledges a checkpoint: as many as it takes, or one less.
+    pub fn acknowledging(&self) -> Vec<PrivateKeySigner> {
+        let mut quorum = self.world.quorum();
+        if self.stewards_are_silent {
+            quorum.pop();
+        }
+        quorum
+    }
+
     /// Whether the account's transaction with this data waits for the next block.
     pub fn waits(&self, from: Address, data: &Bytes) -> bool {
         self.pool.values().any(|tx| tx.from == from && tx.data == *data)
@@ -244,7 +271,7 @@ impl Chain {
             hash: keccak256(self.branch.to_be_bytes()),
             parent: parent.hash,
             timestamp: self.world.evm.now(),
-            base_fee: 1,
+            base_fee: self.base_fee,
         };
         self.blocks.push(Block { head, logs: Vec::new(), receipts: BTreeMap::new(), txs: Vec::new() });
         self.moved_money = false;
@@ -253,9 +280,15 @@ impl Chain {
         }
         let accounts: Vec<Address> = self.pool.keys().map(|(account, _)| *account).collect();
         for account in accounts {
-            while let Some(tx) = self.pool.remove(&(account, self.world.evm.nonce(account))) {
+            let next = |chain: &Self| (account, chain.world.evm.nonce(account));
+            while self.pool.get(&next(self)).is_some_and(|tx| tx.max_fee >= self.base_fee)
+                && let Some(tx) = self.pool.remove(&next(self))
+            {
                 self.execute(tx)?;
             }
+        }
+        if self.blocks.len().is_multiple_of(COMPARED) {
+            assert_eq!(self.state_of(&self.world), self.world.state(), "the treasury's words are read wrongly");
         }
         if std::mem::take(&mut self.offers_changed) {
             self.offers = offers(&self.world);
@@ -286,12 +319,14 @@ impl Chain {
                 let tells = |topic: B256| done.logs.iter().any(move |log| log.topics().first() == Some(&topic));
                 self.moved_money |= emits(at.usdc);
                 if emits(self.world.treasury) {
-                    (self.state, self.state_of) = (self.world.state(), block.head.number);
+                    (self.state, self.seen_in) = (
+                        glance::state(&self.world, balance(&self.world, self.balances, self.world.treasury)),
+                        block.head.number,
+                    );
                 } else if emits(at.usdc) {
                     self.state.balance = U256::from(balance(&self.world, self.balances, self.world.treasury));
                 }
                 if emits(at.market) {
-                    self.leases.borrow_mut().clear();
                     let steady = [LeaseMarket::RentPaid::SIGNATURE_HASH, LeaseMarket::LeaseVouched::SIGNATURE_HASH];
                     let mut of_market = done.logs.iter().filter(|log| log.address == at.market);
                     if !of_market.all(|log| log.topics().first().is_some_and(|topic| steady.contains(topic))) {
@@ -323,9 +358,8 @@ impl Chain {
 
     /// After something that no transaction of ours did.
     pub fn look_again(&mut self) {
-        (self.state, self.state_of) = (self.world.state(), self.head().number);
+        self.look();
         (self.offers, self.owed, self.moved_money) = (offers(&self.world), owed(&self.world), true);
-        self.leases.borrow_mut().clear();
     }
 
     /// Whether these blocks can be taken back without undoing a succession.

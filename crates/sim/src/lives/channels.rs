@@ -41,10 +41,7 @@ pub enum Errand {
 /// What the chain, so many blocks ago, says of a channel.
 pub fn read(chain: &Chain, id: &ChannelId, lag: usize) -> ChannelState {
     let sight = chain.seen(lag);
-    let ask = |data: Vec<u8>| {
-        let answer = sight.world.evm.what_if(Address::ZERO, BATCH_SETTLEMENT, data);
-        answer.expect("a channel contract").output.to_vec()
-    };
+    let ask = |data: Vec<u8>| sight.world.evm.view(BATCH_SETTLEMENT, data).expect("a channel contract").to_vec();
     facilitator::read_state(&facilitator::state_calls(id).map(ask), sight.head.number).expect("its words")
 }
 

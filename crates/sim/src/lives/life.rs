@@ -1,6 +1,6 @@
 //! A life from birth to close, and what the auditor asks of it as a whole.
 
-use super::chain::{Chain, DEPTH, Tx};
+use super::chain::{BASE_FEE, Chain, DEPTH, Tx};
 use super::channels::{Payer, read};
 use super::node::{Endpoint, Node, Seen};
 use super::{Broken, Bug, Fault, Lived, Pace, Setting};
@@ -26,6 +26,8 @@ const BLOCK_SECS: u64 = 300;
 const QUIET_SECS: u64 = 7_200;
 /// The same, while everybody waits for a silence or an answer to run out.
 const WAIT_SECS: u64 = 1_800;
+/// Stewards who asked for a rescue in vain ask again after so long.
+const RESCUE_AGAIN_SECS: u64 = 7_200;
 /// After so many days without any host to be had stewards give a life up, and anybody winds it down.
 const GIVE_UP_DAYS: u64 = 3;
 /// Of a thousand blocks: a payer takes its money out by itself, or asks the agent for the rest.
@@ -41,6 +43,10 @@ const CUSTOMERS_HAVE: u128 = 1_000_000_000;
 const DOWN_SECS: u64 = 4 * 3_600;
 const FROZEN_SECS: u64 = 6 * 3_600;
 const PAUSE_SECS: u64 = 12 * 3_600;
+const SPIKE_SECS: u64 = 4 * 3_600;
+const SILENT_SECS: u64 = 12 * 3_600;
+/// Wei a gas in a spike: what an outbox pays after it has looked again, and what none does.
+const SPIKES: [u128; 2] = [1_000_000_000, 1_000_000_000_000];
 /// Faults come so much more often in a short life, but in no more than so many of a thousand blocks, and are over so much
 /// sooner.
 const SHORT_FACTOR: u64 = 8;
@@ -80,12 +86,15 @@ pub struct Life {
     dead_since: Option<u64>,
     /// The process dies in the next look.
     crash_comes: bool,
+    rescue_again_at: u64,
     gone: BTreeSet<Address>,
     /// Leases that will not be made ready.
     lazy: BTreeSet<u64>,
     down_until: u64,
     paused_until: u64,
     frozen_until: u64,
+    spike_until: u64,
+    silent_until: u64,
     owes_secs: u64,
     happened: BTreeMap<Fault, u64>,
     crashes: BTreeMap<String, u64>,
@@ -144,11 +153,14 @@ impl Life {
             genesis,
             dead_since: None,
             crash_comes: false,
+            rescue_again_at: 0,
             gone: BTreeSet::new(),
             lazy: BTreeSet::new(),
             down_until: 0,
             paused_until: 0,
             frozen_until: 0,
+            spike_until: 0,
+            silent_until: 0,
             owes_secs: 0,
             happened: BTreeMap::new(),
             crashes: BTreeMap::new(),
@@ -403,7 +415,11 @@ impl Life {
                     self.send(node, treasury, calls::takeover());
                 }
             }
-            None if now > state.lastHeartbeat + t(timers.silence) && !state.paused => self.rescue(steward),
+            None if now < self.silent_until => {}
+            None if now > state.lastHeartbeat + t(timers.silence) && !state.paused && now >= self.rescue_again_at => {
+                self.rescue_again_at = now + RESCUE_AGAIN_SECS;
+                self.rescue(steward);
+            }
             None => {}
         }
     }
@@ -591,6 +607,10 @@ impl Life {
             self.freeze(false);
             self.frozen_until = 0;
         }
+        if now >= self.spike_until {
+            self.chain.base_fee = BASE_FEE;
+        }
+        self.chain.stewards_are_silent = now < self.silent_until;
         let depth = 1 + usize::try_from(self.chance.below(3)).expect("small");
         if depth <= DEPTH && self.chain.can_branch(depth) && self.comes(Fault::Reorg) {
             self.tell(format!("the last {depth} blocks never happened"));
@@ -613,6 +633,15 @@ impl Life {
             self.tell("the token freezes the treasury for hours");
             self.freeze(true);
             self.frozen_until = now + self.lasts(FROZEN_SECS);
+        }
+        if now >= self.spike_until && self.comes(Fault::FeeSpike) {
+            self.chain.base_fee = self.chance.pick(&SPIKES);
+            self.tell(format!("gas costs {} wei for hours", self.chain.base_fee));
+            self.spike_until = now + self.lasts(SPIKE_SECS);
+        }
+        if now >= self.silent_until && self.comes(Fault::StewardsSilent) {
+            self.tell("stewards fall silent for half a day");
+            self.silent_until = now + self.lasts(SILENT_SECS);
         }
         if self.comes(Fault::PriceRaise) {
             let offer = 1 + self.chance.below(PROVIDERS);

@@ -5,9 +5,9 @@
 
 use super::chain::{Chain, Sight, Tx, entry};
 use super::channels::Errand;
-use crate::Chance;
+use crate::{Chance, glance};
 use alloy::primitives::{Address, B256, Bytes, keccak256};
-use chain::bindings::{Lease, MarketEvent, State, TreasuryEvent};
+use chain::bindings::{MarketEvent, State, TreasuryEvent};
 use chain::logs::{ChainLog, Event, LogCore, LogItem, Sources, Step};
 use chain::outbox::{self, Outbox, SendError};
 use chain::treasury::calls;
@@ -300,8 +300,8 @@ impl Node {
         let sight = chain.seen(endpoint.lag);
         let head = sight.head;
         let view = match endpoint.lag {
-            0 => self.view(&sight, &chain.state, |id| chain.lease(id)),
-            _ => self.view(&sight, &sight.world.state(), |id| sight.world.lease(id)),
+            0 => self.view(&sight, &chain.state),
+            _ => self.view(&sight, &chain.state_of(sight.world)),
         };
         let seen = Seen { balance: view.balance, escrow: view.escrow, owed: sight.owed };
         let mut tasks = Vec::new();
@@ -333,7 +333,7 @@ impl Node {
             }
             self.submit(id, &task, chain);
         }
-        let head = outbox::Input::Head { number: head.number, hash: head.hash, base_fee: 1 };
+        let head = outbox::Input::Head { number: head.number, hash: head.hash, base_fee: head.base_fee };
         self.sends(head, chain, endpoint, chance)
     }
 
@@ -544,7 +544,7 @@ impl Node {
                 let memory = Memory { records: self.journal.len(), logs: self.logs.to_bytes() };
                 self.memories.insert(seq, memory);
                 self.memories.retain(|kept, _| kept + 4 > seq);
-                chain.world.commit(keccak256(seq.to_be_bytes()), &chain.world.quorum())
+                chain.world.commit(keccak256(seq.to_be_bytes()), &chain.acknowledging())
             }
             Output::Announce { lease } => calls::announce(lease),
             Output::Handover { lease, valid_until } => {
@@ -687,7 +687,7 @@ impl Node {
         self.outbox.is_busy()
     }
 
-    fn view(&self, sight: &Sight<'_>, state: &State, lease: impl Fn(u64) -> Lease) -> View {
+    fn view(&self, sight: &Sight<'_>, state: &State) -> View {
         View {
             number: sight.head.number,
             operator_is_me: state.operator == self.key,
@@ -695,7 +695,7 @@ impl Node {
             relay_gas_wei: u128::MAX,
             treasury_gas_wei: u128::MAX,
             offers: sight.offers.to_vec(),
-            ..sight.world.view_of(state, lease)
+            ..sight.world.view_of(state, |_, lease| glance::escrow_left(sight.world, lease))
         }
     }
 }

@@ -127,20 +127,19 @@ fn whole_lives_with_all_faults_break_nothing() {
 /// auditor once looked before a node behind a bad endpoint could know.
 #[test]
 fn what_a_frozen_token_left_at_the_market_is_in_the_books_all_along() {
-    let lived = live_all(&[8, 23].map(|seed| whole(seed, &Fault::ALL)));
+    let lived = live_all(&[3, 8].map(|seed| whole(seed, &Fault::ALL)));
     assert!(lived.iter().all(|lived| lived.owed_blocks > 0), "other seeds, please: {lived:?}");
 }
 
 /// One shard of very many short lives, for `cargo xtask test --deep`: `VIVARIUM_LIVES=FROM..TO`. Says how many they were
-/// and in how many each fault met each moment of a crash.
+/// and in how many each fault met each moment of a crash, as `xtask` adds it up.
 #[test]
 fn very_many_short_lives_break_nothing() {
     let Some(range) = std::env::var_os("VIVARIUM_LIVES") else { return };
     let range = range.to_str().and_then(|range| range.split_once(".."));
     let (from, to) = range.and_then(|(from, to)| Some((from.parse().ok()?, to.parse().ok()?))).expect("FROM..TO");
-    let started = cpu_ms();
     let (mut lives, mut blocks, mut moves, mut takeovers) = (0u64, 0, 0, 0);
-    let mut met: BTreeMap<(Fault, String), u64> = BTreeMap::new();
+    let mut met: BTreeMap<&str, BTreeMap<String, u64>> = BTreeMap::new();
     // In batches, so that a shard of any size needs the memory of one.
     let seeds: Vec<u64> = (from..to).collect();
     for batch in seeds.chunks(1_000) {
@@ -149,24 +148,21 @@ fn very_many_short_lives_break_nothing() {
             (blocks, moves, takeovers) = (blocks + lived.blocks, moves + lived.moves, takeovers + lived.takeovers);
             for (moment, _) in &lived.crashes {
                 for (fault, _) in &lived.faults {
-                    *met.entry((*fault, moment.clone())).or_default() += 1;
+                    *met.entry(fault.name()).or_default().entry(moment.clone()).or_default() += 1;
                 }
             }
         }
     }
-    let moments: std::collections::BTreeSet<&String> = met.keys().map(|(_, moment)| moment).collect();
-    for fault in Fault::ALL {
-        let of: Vec<u64> = moments.iter().map(|m| met.get(&(fault, (*m).clone())).copied().unwrap_or(0)).collect();
-        println!("  {}: {of:?}", fault.name());
-    }
-    println!("  moments: {moments:?}");
-    let pairs = u64::try_from(Fault::ALL.len() * moments.len()).unwrap();
-    println!(
-        "lives: {lives} from seed {from}, none broke anything; {blocks} blocks, {moves} moves, {takeovers} takeovers; \
-         {} of {pairs} pairs of fault and crash moment; {} ms of CPU each",
-        met.len(),
-        (cpu_ms() - started) / lives.max(1)
-    );
+    let cpu_ms = cpu_ms();
+    let said = serde_json::json!({
+        "lives": lives,
+        "blocks": blocks,
+        "moves": moves,
+        "takeovers": takeovers,
+        "cpu_ms": cpu_ms,
+        "met": met,
+    });
+    println!("lives: {said}");
 }
 
 /// Of this process so far. Only said, never compared.
