@@ -1,7 +1,7 @@
 //! `cargo xtask test --deep`: the counts that take hours. Every step that has passed is on record under the target
 //! directory, so that a run which is broken off goes on where it was; what was measured goes into docs/benchmarks.md.
 
-use crate::{contracts, mutants, setup, shell};
+use crate::{contracts, lives, mutants, setup, shell};
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,9 +12,6 @@ use std::time::Instant;
 
 /// Long walks over the contracts, each of 1,024,000 calls from a seed of its own.
 const WALKS: u32 = 10;
-/// Short lives of the simulator, and in how many steps: each takes some minutes, and what passed is not lived again.
-const LIVES: u64 = 200_000;
-const LIVES_SHARDS: u64 = 50;
 /// What the long walks walk over, and what walks: other contract tests have no say in it.
 const WALKED: &[&str] = &[
     "contracts/src",
@@ -125,14 +122,8 @@ fn steps() -> Result<Vec<Step>> {
         command.args(["test", "--workspace", "--no-fail-fast", "--"]).args(filters).env("VIVARIUM_DEEP", "1");
         Step { name: name.to_owned(), about: vec![about.to_owned()], work: Work::Run(command) }
     };
-    let lives = |shard: u64| {
-        let per = LIVES / LIVES_SHARDS;
-        let mut command = shell::cargo();
-        command.args(["test", "--workspace", "--no-fail-fast", "--", "--nocapture", "very_many_short_lives"]);
-        command.env("VIVARIUM_LIVES", format!("{}..{}", shard * per, (shard + 1) * per));
-        let name = format!("lives {:02}/{LIVES_SHARDS}", shard + 1);
-        Step { name, about: vec!["crates".to_owned()], work: Work::Run(command) }
-    };
+    let short_lives =
+        |shard| Step { name: lives::name(shard), about: owned(lives::ABOUT), work: Work::Run(lives::command(shard)) };
     let mut steps: Vec<Step> = (1..=WALKS).map(walk).collect();
     steps.extend(contract_tests()?.iter().map(|file| fuzz(file)));
     steps.push(Step { name: "mutants".to_owned(), about: vec!["contracts".to_owned()], work: Work::Mutants });
@@ -149,7 +140,7 @@ fn steps() -> Result<Vec<Step>> {
         rust("drain: 1,000 prompts", "crates", &["no_text_moves_money"]),
         rust("whole lives: 300", "crates", &["whole_lives_with_all_faults"]),
     ]);
-    steps.extend((0..LIVES_SHARDS).map(lives));
+    steps.extend((0..lives::SHARDS).map(short_lives));
     Ok(steps)
 }
 
@@ -269,17 +260,34 @@ fn report(record: &BTreeMap<String, Passed>) -> Result<()> {
         bail!("{PAGE} has no place for the deep tests' report ({BEGIN} … {END})");
     };
     let (before, after) = (&page[..begin + BEGIN.len()], &page[end..]);
-    fs::write(&path, format!("{before}\n{}{after}", table(record)))?;
+    let lived = lived(record)?;
+    fs::write(&path, format!("{before}\n{}{after}", table(record, lived.as_ref())))?;
+    if let Some((tree, lived)) = lived {
+        fs::write(shell::root().join(lives::PAGE), lived.page(tree)).with_context(|| lives::PAGE.to_owned())?;
+    }
     std::io::stdout().flush().context("standard output is closed")
 }
 
-fn table(record: &BTreeMap<String, Passed>) -> String {
+/// The lives on the sources that were lived last, added up.
+fn lived(record: &BTreeMap<String, Passed>) -> Result<Option<(&str, lives::Lived)>> {
+    let shards = || record.iter().filter(|(name, _)| name.starts_with(lives::PREFIX)).map(|(_, passed)| passed);
+    let Some(tree) = shards().max_by(|a, b| a.date.cmp(&b.date)).map(|passed| passed.tree.as_str()) else {
+        return Ok(None);
+    };
+    let mut lived = lives::Lived::default();
+    for Passed { date, seconds, said, .. } in shards().filter(|passed| passed.tree == tree) {
+        lived.add(said, date, *seconds)?;
+    }
+    Ok(Some((tree, lived)))
+}
+
+fn table(record: &BTreeMap<String, Passed>, lived: Option<&(&str, lives::Lived)>) -> String {
     let mut text =
         "| step | date | sources | s | the runner's closing lines |\n| --- | --- | --- | --- | --- |\n".to_owned();
-    for (name, Passed { tree, date, seconds, said }) in record {
+    for (name, Passed { tree, date, seconds, said }) in record.iter().filter(|(n, _)| !n.starts_with(lives::PREFIX)) {
         text += &format!("| {name} | {date} | `{tree}` | {seconds} | {} |\n", said.replace('|', "/"));
     }
-    text
+    text + &lived.map_or_else(String::new, |(tree, lived)| lived.row(tree))
 }
 
 #[cfg(test)]
@@ -293,7 +301,7 @@ mod tests {
             "test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 12 filtered out; finished in 4.00s",
             "Ran 2 test suites in 71.60s (140.11s CPU time): 3 tests passed, 0 failed, 0 skipped (3 total tests)",
             "[PASS] invariant_whatever_happens() (runs: 2000, calls: 512000, reverts: 0)",
-            "lives: 20000 from seed 0, none broke anything; 900000 blocks",
+            "lives: {\"lives\":5000}",
         ] {
             assert!(is_closing(line), "{line}");
         }

@@ -7,6 +7,7 @@ mod bench;
 mod contracts;
 mod deep;
 mod gguf;
+mod lives;
 mod mutants;
 mod numbers;
 mod setup;
