@@ -23,6 +23,20 @@ fn lives_are_told_as_json_and_a_fault_that_nobody_knows_is_refused() {
 }
 
 #[test]
+fn a_life_that_breaks_something_fails_and_is_told() {
+    let output =
+        sim(&["--from", "3", "--seeds", "1", "--days", "3", "--faults", "unserved", "--plant", "I2", "--json"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let [broken, sum] = &lines[..] else { panic!("{text}") };
+    assert!(broken["broken"].as_str().is_some_and(|what| what.starts_with("I2:")), "{broken}");
+    assert!(broken["story"].as_array().is_some_and(|story| story.len() > 5), "{broken}");
+    assert_eq!(broken["repeat"], "vivarium sim --from 3 --seeds 1 --faults unserved --days 3 --plant I2");
+    assert_eq!(sum["broken"], 1);
+}
+
+#[test]
 fn a_year_writes_a_page_and_a_table() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("report");

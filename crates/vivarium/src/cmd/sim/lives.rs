@@ -1,8 +1,8 @@
 //! `vivarium sim`: lives from seeds, while faults rain.
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
-use sim::lives::{Broken, DAYS, Fault, Lived, Pace, Setting, live};
+use sim::lives::{Broken, Bug, DAYS, Fault, Lived, Pace, Setting, live};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -16,7 +16,7 @@ pub struct Flags {
     #[arg(long, default_value_t = 10)]
     seeds: u64,
     /// What goes wrong, by name and comma: `all`, `none`, or some of rpc-drop, rpc-lag, rpc-lie, rpc-down, reorg, crash,
-    /// host-gone, old-key, standby-gone, never-ready, price-raise, pause, unserved, frozen.
+    /// host-gone, old-key, standby-gone, never-ready, price-raise, pause, unserved, frozen, fee-spike, stewards-silent.
     #[arg(long, value_name = "LIST", default_value = "all")]
     faults: String,
     /// Simulated days until stewards stop it and it closes its affairs.
@@ -25,6 +25,9 @@ pub struct Flags {
     /// Lives of eleven hours, in which faults come eight times as often, in the place of whole ones.
     #[arg(long, conflicts_with = "days")]
     short: bool,
+    /// A wrong world, to see that it is found out: on the third day something breaks this invariant, I1 to I7.
+    #[arg(long, value_name = "INVARIANT", conflicts_with = "short")]
+    plant: Option<String>,
     /// One object a life, and a sum, as JSON lines.
     #[arg(long)]
     json: bool,
@@ -32,8 +35,10 @@ pub struct Flags {
 
 pub fn run(flags: &Flags) -> Result<ExitCode> {
     let faults = parse(&flags.faults)?;
+    let bug = flags.plant.as_deref().map(planted).transpose()?;
     let pace = if flags.short { Pace::Short } else { Pace::Whole };
-    let setting = |seed| Setting { seed, faults: faults.clone(), days: flags.days, pace, bug: None };
+    let setting = |seed| Setting { seed, faults: faults.clone(), days: flags.days, pace, bug };
+    let plant = flags.plant.as_ref().map_or_else(String::new, |invariant| format!(" --plant {invariant}"));
     let (mut broken, mut blocks, mut calls) = (0u64, 0, 0);
     for seed in flags.from..flags.from.saturating_add(flags.seeds) {
         let setting = setting(seed);
@@ -46,8 +51,9 @@ pub fn run(flags: &Flags) -> Result<ExitCode> {
             Err(what) => {
                 broken += 1;
                 match flags.json {
-                    true => println!("{}", broken_json(&what)),
-                    false => println!("{what}"),
+                    true => println!("{}", broken_json(&what, &plant)),
+                    // What repeats it comes last.
+                    false => println!("{what}{plant}"),
                 }
             }
         }
@@ -76,6 +82,11 @@ fn parse(list: &str) -> Result<Vec<Fault>> {
     faults.sort_unstable();
     faults.dedup();
     Ok(faults)
+}
+
+fn planted(invariant: &str) -> Result<Bug> {
+    let found = Bug::ALL.iter().find(|(_, breaks)| *breaks == invariant);
+    found.map(|(bug, _)| *bug).with_context(|| format!("nothing breaks {invariant:?} here: say I1 to I7"))
 }
 
 /// A machine's own assertion ends the process: say first which life it was.
@@ -128,11 +139,11 @@ fn tell(as_json: bool, seed: u64, lived: &Lived) {
     );
 }
 
-fn broken_json(broken: &Broken) -> Value {
+fn broken_json(broken: &Broken, plant: &str) -> Value {
     json!({
         "seed": broken.setting.seed,
         "broken": broken.what,
         "story": broken.story,
-        "repeat": broken.command(),
+        "repeat": broken.command() + plant,
     })
 }
