@@ -6,11 +6,14 @@
 use crate::archive;
 use crate::checkpoint::{self, Place};
 use crate::context::Context;
+use crate::error::Result;
+use crate::live::Live;
 use crate::main_loop::{Event, Node};
 use crate::memory::Pages;
 use crate::outboxes;
 use crate::replicate::{self, SEGMENT_RECORDS_MAX, Segment, Sent as Left, Waiting};
-use crate::shared::Bulletin;
+use crate::shared::{Bulletin, Shared};
+use crate::state::Recorded;
 use crate::suppliers;
 use alloy::primitives::{Address, B256, Bytes};
 use chain::Outcome as Sent;
@@ -22,6 +25,16 @@ use net::chain_of;
 use std::sync::Arc;
 use store::checkpoint::Checkpoint;
 use store::seal::Recipient;
+
+/// Writes a line into the log that no output of a machine is, and tells readers of `/events` once it is on the disk.
+pub fn write_line(live: &mut Live, shared: &Arc<Shared>, now: u64, kind: &str, text: String) -> Result<()> {
+    let lsn = live.record(now, &Recorded::Line { kind: kind.to_owned(), text })?;
+    if let Some(line) = live.state.log.of_record(lsn, 0).cloned() {
+        let shared = shared.clone();
+        live.when_durable(lsn, move || shared.tell(Bulletin::Line(line)));
+    }
+    Ok(())
+}
 
 /// Starts `output`. Its end comes back as `Event::Acted` under the same id.
 pub fn perform(node: &mut Node, id: OutputId, output: Output) {

@@ -7,7 +7,6 @@ use crate::checkpoint;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::main_loop::{Event, Node};
-use crate::state::Recorded;
 use alloy::primitives::B256;
 use bytes::Bytes;
 use economy::{ArchiveQuote, Input, Outcome, OutputId, Usdc};
@@ -160,7 +159,7 @@ impl Node {
         {
             let (cid, transaction) = (store::cid::raw(*root), TxId(*transaction));
             let text = format!("checkpoint {seq} ({cid}) is on Arweave as {transaction}");
-            live.record(now, &Recorded::Line { kind: "archive".into(), text })?;
+            crate::act::write_line(live, &self.shared, now, "archive", text)?;
         }
         self.life(said)?;
         self.life(Input::Done { id, outcome: Outcome::Done { block } })

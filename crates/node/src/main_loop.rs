@@ -728,7 +728,7 @@ impl Node {
         self.cx.ring_file.save(&live.ring)?;
         live.record(now, &Recorded::Life(Input::Booted { epoch, lease, restored }))?;
         let text = format!("epoch {epoch} begins on lease {lease} at {}", self.cx.config.public_url);
-        live.record(now, &Recorded::Line { kind: "epoch".into(), text: text.clone() })?;
+        crate::act::write_line(live, &self.shared, now, "epoch", text.clone())?;
         tracing::info!("{text}");
         // Outputs whose end no record tells: done again, each guarded by what the contract allows once.
         if let Some(price) = live.state.agent.serving() {
@@ -1015,6 +1015,8 @@ impl Node {
         if self.role == Role::Active && !self.fence.holds(boottime_ms()) {
             tracing::warn!("no fresh block names this node: fenced until one does");
             self.set_role(Role::Fenced);
+            // No block comes that would tell it.
+            self.publish();
         }
         if self.role == Role::Standby && self.news.as_ref().is_some_and(|n| n.state.operator == self.cx.me()) {
             self.try_become_active()?;

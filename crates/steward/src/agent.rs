@@ -5,6 +5,7 @@
 //! segments.jsonl           headers since the last acknowledged checkpoint, a line each
 //! checkpoints/<digest>     objects acknowledged, with this steward's sealed share inside
 //! released.jsonl           every share that left, a line each, written before it leaves
+//! proposals.jsonl          every eviction that was proposed and what was found, a line each, for people
 //! ```
 //! A checkpoint older than the chain's is removed when the chain has a newer one: then its share, too, is gone
 //! from here. (The sealed share is also in the content store; what ends it for good is a new share key.)
@@ -58,6 +59,26 @@ pub struct Released {
     /// The acknowledged checkpoint whose share it is.
     pub seq: u64,
     pub digest: B256,
+}
+
+/// An eviction that this daemon proposed. Nothing here reads it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Proposed {
+    /// Chain seconds.
+    pub at: u64,
+    pub epoch: u64,
+    pub lease: u64,
+    pub provider: Address,
+    /// By its name in [`crate::suspicion::Fault`].
+    pub fault: String,
+    pub times: u32,
+    /// Chain seconds.
+    pub since: u64,
+    /// The last look's words.
+    pub found: Option<String>,
+    /// What `evict` would keep; 0: nobody.
+    pub keep: u64,
 }
 
 /// One agent's memory. Every method that changes it has written the disk before it returns.
@@ -139,6 +160,11 @@ impl Agent {
     /// Notes a share that is about to leave; on the disk before this returns.
     pub fn note_release(&self, released: &Released) -> Result<(), Refusal> {
         append_line(&self.dir.join("released.jsonl"), released)
+    }
+
+    /// Notes what is proposed to the quorum, for whoever asks later why.
+    pub fn note_proposal(&self, proposed: &Proposed) -> Result<(), Refusal> {
+        append_line(&self.dir.join("proposals.jsonl"), proposed)
     }
 
     /// Whether the chain's checkpoint is one whose object was not looked at yet.

@@ -4,6 +4,7 @@ use crate::desk::{AckRequest, AlarmRequest, Desk, OrderRequest, ShareAnswer, Sig
 use crate::limits::Route;
 use crate::orders::{OrderFile, handed_out};
 use crate::refusal::Refusal;
+use crate::suspicion::Proposal;
 use crate::watch::BlockView;
 use alloy::primitives::Address;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
@@ -30,6 +31,7 @@ pub struct Notes(Arc<Mutex<NotesInside>>);
 #[derive(Clone, Debug, Default)]
 struct NotesInside {
     alarms: BTreeMap<Address, &'static str>,
+    proposals: BTreeMap<Address, Proposal>,
     probes: BTreeMap<Address, String>,
     /// What peers said last, by agent and peer.
     heard: BTreeMap<(Address, Address), Heard>,
@@ -52,6 +54,15 @@ impl Notes {
             }
         });
         news
+    }
+
+    pub fn set_proposals(&self, proposals: BTreeMap<Address, Proposal>) {
+        self.inside(|n| n.proposals = proposals);
+    }
+
+    /// What the last look at this agent's host found, in words.
+    pub fn probe(&self, treasury: Address) -> Option<String> {
+        self.copy().probes.get(&treasury).cloned()
     }
 
     pub fn set_probe(&self, treasury: Address, found: String) {
@@ -263,6 +274,9 @@ struct AgentStatus {
     /// What peers are worried about: [{"steward", "alarm", "at"}].
     peer_alarms: Vec<Value>,
     probe: Option<String>,
+    /// An eviction that this daemon would have the quorum order: {"evict", "keep", "provider", "epoch", "why", "times",
+    /// "since"}.
+    proposal: Option<Value>,
 }
 
 async fn status(State(api): State<Api>) -> Json<StatusBody> {
@@ -290,6 +304,12 @@ async fn status(State(api): State<Api>) -> Json<StatusBody> {
                 .map(|((_, peer), Heard { alarm, at })| json!({ "steward": peer, "alarm": alarm, "at": at }))
                 .collect(),
             probe: notes.probes.get(&t.treasury).cloned(),
+            proposal: notes.proposals.get(&t.treasury).map(|p| {
+                json!({
+                    "evict": p.lease, "keep": p.keep, "provider": p.provider, "epoch": p.epoch,
+                    "why": p.fault.as_str(), "times": p.times, "since": p.since,
+                })
+            }),
         }
     });
     Json(StatusBody {

@@ -32,7 +32,7 @@ pub struct StewardConfig {
     pub peers: Vec<Peer>,
     /// Content stores from which checkpoints are fetched; at least one.
     pub store_urls: Vec<String>,
-    /// Compare what agents say of themselves with the chain, every few blocks.
+    /// Compare what agents say of themselves and what they offer with the chain, every few blocks.
     #[serde(default)]
     pub probe: bool,
 }

@@ -1,17 +1,21 @@
 //! The loop: look at each block, let the machine decide, do what it says. Requests are answered beside it.
 
-use crate::agent::Seat;
+use crate::agent::{Proposed, Seat};
 use crate::api::{self, Notes};
 use crate::config::StewardConfig;
 use crate::desk::Desk;
 use crate::eyes::Eyes;
 use crate::refusal::Refusal;
 use crate::rescue::{PEER_DEADLINE, rescue};
+use crate::suspicion::{Fault, Finding, Proposal};
 use crate::watch::{BlockView, Input, NoHost, Output, Rescue, Watch};
 use alloy::primitives::{Address, B256, Bytes};
 use alloy::signers::local::PrivateKeySigner;
 use anyhow::{Context, Result, anyhow};
+use axum::http;
 use axum::serve::ListenerExt;
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use chain::sender::{Sender, SenderHandle, Tx};
 use chain::treasury::calls;
 use serde::Deserialize;
@@ -35,6 +39,8 @@ enum Event {
     Look,
     /// A challenge or a rescue did not go through.
     Failed(Address),
+    /// What a look at an agent's host found: epoch and lease that it looked at.
+    Probed(Address, (u64, u64), Finding),
     Shutdown,
 }
 
@@ -131,6 +137,7 @@ impl Watcher {
                     }
                 }
                 Event::Failed(treasury) => self.handle(Input::Failed { treasury }),
+                Event::Probed(treasury, office, finding) => self.handle(Input::Found { treasury, office, finding }),
                 Event::Shutdown => return,
             }
         }
@@ -153,6 +160,9 @@ impl Watcher {
             if let Err(e) = self.desk.prune(*treasury).await {
                 tracing::debug!(%treasury, "cannot tidy up yet: {e}");
             }
+        }
+        for (treasury, office) in self.desk.bad_checkpoints() {
+            self.handle(Input::Found { treasury, office, finding: Finding::Bad(Fault::BadCheckpoint) });
         }
         self.probe(&block);
         Ok(())
@@ -218,6 +228,7 @@ impl Watcher {
         let alarms = self.watch.alarms().map(|(treasury, alarm)| (treasury, alarm.as_str()));
         let without_hosts = self.watch.without_hosts().map(|(treasury, why)| (treasury, why.as_str()));
         self.notes.set_alarms(alarms.chain(without_hosts).collect());
+        self.notes.set_proposals(self.watch.proposals().collect());
     }
 
     fn perform(&self, output: Output) {
@@ -235,6 +246,25 @@ impl Watcher {
             }
             Output::AllClear { treasury } => {
                 tracing::info!(%treasury, "all clear");
+                self.tell_peers(treasury, api::CLEAR);
+            }
+            Output::Propose { treasury, proposal } => {
+                let Proposal { epoch, lease, provider, fault, times, since, keep } = proposal;
+                let (found, at) = (self.notes.probe(treasury), self.desk.block().timestamp);
+                tracing::warn!(
+                    %treasury, lease, %provider, why = fault.as_str(), times, since, found,
+                    "its host is paid and does not do what for; if the other stewards find the same, people evict it: \
+                     vivarium steward evict --keep {keep}"
+                );
+                let fault = fault.as_str().to_owned();
+                let proposed = Proposed { at, epoch, lease, provider, fault, times, since, found, keep };
+                if let Err(e) = self.desk.note_proposal(treasury, &proposed) {
+                    tracing::error!(%treasury, "{e}");
+                }
+                self.tell_peers(treasury, proposal.fault.as_str());
+            }
+            Output::Withdraw { treasury } => {
+                tracing::info!(%treasury, "nothing is held against its host any more");
                 self.tell_peers(treasury, api::CLEAR);
             }
             Output::Challenge { treasury } => match self.desk.watched().get(&treasury) {
@@ -306,8 +336,8 @@ impl Watcher {
         });
     }
 
-    /// Compares what agents say of themselves with the chain, and notes it for people. Nothing is decided by it:
-    /// whoever can lie to a probe must not be able to move a quorum.
+    /// Compares what agents say of themselves, and what they offer, with the chain. Nothing is done on it: whoever can lie
+    /// to a probe must not be able to move a quorum. What it finds often enough becomes a proposal to people.
     fn probe(&mut self, block: &BlockView) {
         if !self.desk.config.probe {
             return;
@@ -320,22 +350,29 @@ impl Watcher {
                 continue;
             }
             self.probed_at.insert(view.treasury, block.number);
-            let (desk, notes) = (self.desk.clone(), self.notes.clone());
-            let (treasury, market, lease) = (view.treasury, birth.market, active.id);
-            let (operator, epoch) = (view.operator, view.epoch);
+            let (desk, notes, events) = (self.desk.clone(), self.notes.clone(), self.events.clone());
+            let (treasury, market, office) = (view.treasury, birth.market, (view.epoch, active.id));
+            let named = Named { treasury, operator: view.operator, epoch: view.epoch };
             tokio::spawn(async move {
-                let found = match probe(&desk, market, lease).await {
-                    Err(e) => format!("unreachable: {e:#}"),
-                    Ok(said) if said.agent != treasury => format!("says it is agent {}", said.agent),
-                    Ok(said) if Some(said.operator) != operator || said.epoch != epoch => {
-                        format!("says epoch {} of operator {}", said.epoch, said.operator)
-                    }
-                    Ok(_) => "as on chain".to_owned(),
+                let url = match desk.eyes.endpoint(market, office.1).await {
+                    Ok(url) => url,
+                    // The chain's fault and not the host's.
+                    Err(e) => return notes.set_probe(treasury, format!("not looked at: {e}")),
                 };
-                notes.set_probe(treasury, found);
+                let (finding, words) = probe(&desk.http(), url.trim_end_matches('/'), &named).await;
+                notes.set_probe(treasury, words);
+                // A receiver that is gone means that the loop ends, too.
+                let _ = events.send(Event::Probed(treasury, office, finding));
             });
         }
     }
+}
+
+/// Whom the chain names.
+struct Named {
+    treasury: Address,
+    operator: Option<Address>,
+    epoch: u64,
 }
 
 /// The part of an agent's `/status` that the chain can confirm.
@@ -346,8 +383,58 @@ struct Said {
     epoch: u64,
 }
 
-async fn probe(desk: &Desk, market: Address, lease: u64) -> Result<Said> {
-    let url = desk.eyes.endpoint(market, lease).await?;
-    let http = desk.http().with_deadline(PROBE_DEADLINE);
-    Ok(http.get_json(&format!("{}/status", url.trim_end_matches('/'))).await?)
+/// The part of a 402's offers that says who gets the money.
+#[derive(Deserialize)]
+struct Offers {
+    accepts: Vec<OfferOf>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct OfferOf {
+    pay_to: Address,
+    #[serde(default)]
+    extra: Extra,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Extra {
+    receiver_authorizer: Option<Address>,
+}
+
+/// A route that every agent sells on; asked without a payment it says its terms, for which the engine counts tokens.
+const TERMS: &str = "/v1/chat/completions";
+const PAYMENT_REQUIRED: http::HeaderName = http::HeaderName::from_static("payment-required");
+
+/// One look at a host, and what it found in words of our own: a host's text is for nobody to act on.
+async fn probe(http: &net::Client, url: &str, named: &Named) -> (Finding, String) {
+    let bad = |fault, words: String| (Finding::Bad(fault), words);
+    let http = http.clone().with_deadline(PROBE_DEADLINE);
+    let said: Said = match http.get_json(&format!("{url}/status")).await {
+        Ok(said) => said,
+        Err(e) => return bad(Fault::Unserved, format!("unreachable: {e:#}")),
+    };
+    if said.agent != named.treasury {
+        return bad(Fault::WrongRecord, format!("says it is agent {}", said.agent));
+    }
+    if Some(said.operator) != named.operator || said.epoch != named.epoch {
+        return bad(Fault::WrongRecord, format!("says epoch {} of operator {}", said.epoch, said.operator));
+    }
+    let answer = match http.get(&format!("{url}{TERMS}")).await {
+        Ok(answer) => answer,
+        Err(e) => return bad(Fault::Unserved, format!("offers nothing: {e:#}")),
+    };
+    let offers = answer.header(&PAYMENT_REQUIRED).and_then(|header| {
+        let json = BASE64_STANDARD.decode(header).ok()?;
+        serde_json::from_slice::<Offers>(&json).ok().filter(|offers| !offers.accepts.is_empty())
+    });
+    let Some(offers) = offers else {
+        return bad(Fault::Unserved, format!("offers nothing: status {}", answer.status.as_u16()));
+    };
+    let mut payees = offers.accepts.iter().flat_map(|o| [Some(o.pay_to), o.extra.receiver_authorizer]).flatten();
+    match payees.find(|payee| *payee != named.treasury) {
+        Some(payee) => bad(Fault::WrongPayee, format!("has customers pay {payee}")),
+        None => (Finding::Good, "as on chain".to_owned()),
+    }
 }

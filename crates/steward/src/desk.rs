@@ -1,13 +1,14 @@
 //! The answers: one function a route, each from request to signature with every check on the way.
 
 use crate::ack::{self, OnChain};
-use crate::agent::{Agent, Released, Seat};
+use crate::agent::{Agent, Proposed, Released, Seat};
 use crate::api::CLEAR;
 use crate::config::StewardConfig;
 use crate::eyes::Eyes;
 use crate::limits::{Asker, Limits, Route};
 use crate::refusal::Refusal;
 use crate::segments::{Kept, Place};
+use crate::suspicion::Fault;
 use crate::watch::{self, BlockView};
 use alloy::primitives::{Address, B256, Bytes, U256};
 use alloy::signers::local::PrivateKeySigner;
@@ -19,7 +20,7 @@ use chain::bindings::{Birth, State};
 use chain::orders::{Ack, Alarm, Order, digest, domain, recover, rescue_argument, sign};
 use chain::safe;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -109,6 +110,10 @@ pub struct Desk {
     limits: Mutex<Limits>,
     /// Treasuries that turned out not to be this steward's, and when.
     unknown: Mutex<BTreeMap<Address, Instant>>,
+    /// Bad checkpoints that an operator signed, not told to the watch yet: treasury, epoch and lease, and which.
+    bad: Mutex<BTreeMap<(Address, B256), (u64, u64)>>,
+    /// Those that were told: each counts once.
+    told: Mutex<BTreeSet<(Address, B256)>>,
 }
 
 impl Desk {
@@ -135,6 +140,8 @@ impl Desk {
             started: Instant::now(),
             limits: Mutex::default(),
             unknown: Mutex::default(),
+            bad: Mutex::default(),
+            told: Mutex::default(),
         })
     }
 
@@ -260,6 +267,11 @@ impl Desk {
         self.agents.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Keeps a proposal to the quorum on the disk.
+    pub fn note_proposal(&self, treasury: Address, proposed: &Proposed) -> Result<(), Refusal> {
+        self.with(treasury, |agent| agent.note_proposal(proposed))
+    }
+
     fn with<T>(&self, treasury: Address, act: impl FnOnce(&mut Agent) -> Result<T, Refusal>) -> Result<T, Refusal> {
         act(self.agents().get_mut(&treasury).ok_or(Refusal::NotWatched)?)
     }
@@ -276,13 +288,23 @@ impl Desk {
     /// `POST /ack`.
     pub async fn ack(&self, request: AckRequest) -> Result<SignatureAnswer, Refusal> {
         let AckRequest { treasury, seq, digest } = request;
-        let chain = self.on_chain(treasury, &self.state(treasury).await?);
+        let state = self.state(treasury).await?;
+        let chain = self.on_chain(treasury, &state);
         self.with(treasury, |agent| ack::check_request(&chain, seq, digest, agent.signed()))?;
         let (bytes, object) = self.fetch_object(digest).await?;
         ack::check_object(&chain, seq, &object)?;
-        self.open_share(&object)?;
         let before = self.with(treasury, |agent| Ok(agent.acknowledged(chain.checkpoint_digest)))?;
-        self.fetch_named(&object, before.as_ref()).await?;
+        let named = match self.open_share(&object) {
+            Ok(_) => self.fetch_named(&object, before.as_ref()).await,
+            Err(refusal) => Err(refusal),
+        };
+        if let Err(refusal) = named {
+            // Its operator signed it as it is. What the store does not have is nobody's lie.
+            if matches!(refusal, Refusal::NoShare { .. } | Refusal::BadObject { .. }) {
+                self.hold_against(treasury, digest, (chain.epoch, state.activeLease.saturating_to()));
+            }
+            return Err(refusal);
+        }
         // Fetching took a while: what is signed must be true now.
         let now = self.on_chain(treasury, &self.state(treasury).await?);
         if now != chain {
@@ -293,6 +315,18 @@ impl Desk {
         let ack = Ack { epoch: now.epoch, seq, digest, prev: now.checkpoint_digest };
         tracing::info!(%treasury, seq, %digest, "checkpoint acknowledged");
         self.answer(treasury, &ack)
+    }
+
+    fn hold_against(&self, treasury: Address, digest: B256, office: (u64, u64)) {
+        if self.told.lock().unwrap_or_else(PoisonError::into_inner).insert((treasury, digest)) {
+            self.bad.lock().unwrap_or_else(PoisonError::into_inner).insert((treasury, digest), office);
+        }
+    }
+
+    /// Bad checkpoints since the last time: of whom, and in which epoch and lease.
+    pub fn bad_checkpoints(&self) -> Vec<(Address, (u64, u64))> {
+        let bad = std::mem::take(&mut *self.bad.lock().unwrap_or_else(PoisonError::into_inner));
+        bad.into_iter().map(|((treasury, _), office)| (treasury, office)).collect()
     }
 
     /// Fetches and verifies all that `object` names, but for what `before`, which this steward acknowledged, named too:
@@ -435,7 +469,8 @@ impl Desk {
         if !self.agents().contains_key(treasury) {
             return Err(Refusal::NotWatched);
         }
-        if alarm != CLEAR && !watch::Alarm::ALL.iter().any(|known| known.as_str() == alarm) {
+        let mut known = watch::Alarm::ALL.iter().map(|a| a.as_str()).chain(Fault::ALL.iter().map(|f| f.as_str()));
+        if alarm != CLEAR && !known.any(|known| known == alarm) {
             return Err(Refusal::BadRequest { why: "no alarm of that name".into() });
         }
         let message = Alarm { alarm: alarm.clone(), at: *at };

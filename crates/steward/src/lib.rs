@@ -1,7 +1,8 @@
 //! The steward daemon: one of k of n that watch over an agent. It acknowledges checkpoints, keeps the headers of
 //! sealed segments, holds a share of the memory key, challenges a silent operator and prepares a rescue.
 //!
-//! Read in this order: [`config`], [`watch`] (when it acts by itself, pure), [`ack`] (when it acknowledges, pure),
+//! Read in this order: [`config`], [`watch`] (when it acts by itself, pure), [`suspicion`]
+//! (when it proposes that a host be evicted, pure), [`ack`] (when it acknowledges, pure),
 //! [`segments`] (which headers it keeps, pure), [`refusal`] (every no has a name), [`eyes`] (the chain, through one
 //! or two endpoints that must agree), [`agent`] (what it remembers, on disk), [`desk`] (the answers, route by
 //! route), [`limits`] (how often each may be asked for, pure), [`api`], [`rescue`], [`daemon`]; and [`orders`], which people use.
@@ -23,6 +24,7 @@ pub mod orders;
 pub mod refusal;
 pub mod rescue;
 pub mod segments;
+pub mod suspicion;
 pub mod watch;
 
 pub use config::StewardConfig;

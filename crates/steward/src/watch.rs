@@ -4,6 +4,7 @@
 //! Several stewards watch the same agent. Each waits longer than the one before it ([`STEP_SECS`] per place), so
 //! that as a rule one of them acts and the others see that it has. All times are chain seconds.
 
+use crate::suspicion::{Change, Finding, Proposal, Suspicion};
 use alloy::primitives::Address;
 use std::collections::BTreeMap;
 
@@ -120,6 +121,13 @@ pub enum Input {
     Failed {
         treasury: Address,
     },
+    /// What a look at the host of an epoch's lease found, or a checkpoint that its operator signed.
+    Found {
+        treasury: Address,
+        /// Epoch and lease.
+        office: (u64, u64),
+        finding: Finding,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -156,6 +164,15 @@ pub enum Output {
         alarm: Alarm,
     },
     AllClear {
+        treasury: Address,
+    },
+    /// People are to read what was found of a host and evict it, or not.
+    Propose {
+        treasury: Address,
+        proposal: Proposal,
+    },
+    /// What was proposed is past: another host, another epoch, or it does again what it is paid for.
+    Withdraw {
         treasury: Address,
     },
 }
@@ -329,6 +346,8 @@ impl TreasuryView {
 #[derive(Clone, Debug, Default)]
 pub struct Watch {
     watched: BTreeMap<Address, Watched>,
+    /// What is held against the hosts, with the last view of each agent.
+    suspicions: BTreeMap<Address, (TreasuryView, Suspicion)>,
     /// Chain seconds of the last block.
     now: u64,
 }
@@ -363,7 +382,12 @@ impl Watch {
                 }
                 self.now = block.timestamp;
                 self.watched.retain(|treasury, _| block.treasuries.iter().any(|t| t.treasury == *treasury));
+                self.suspicions.retain(|treasury, _| block.treasuries.iter().any(|t| t.treasury == *treasury));
                 for view in &block.treasuries {
+                    let (seen, suspicion) =
+                        self.suspicions.entry(view.treasury).or_insert_with(|| (view.clone(), Suspicion::default()));
+                    seen.clone_from(view);
+                    out.extend(suspicion.see(view).map(|change| output_of(view.treasury, change)));
                     let watched = self.watched.entry(view.treasury).or_default();
                     watched.see(view, &block.offers, block.timestamp, out);
                 }
@@ -375,7 +399,18 @@ impl Watch {
                     watched.challenge_again_at = watched.challenge_again_at.min(again);
                 }
             }
+            Input::Found { treasury, office, finding } => {
+                if let Some((view, suspicion)) = self.suspicions.get_mut(&treasury) {
+                    let change = suspicion.hear(view, self.now, office, finding);
+                    out.extend(change.map(|change| output_of(treasury, change)));
+                }
+            }
         }
+    }
+
+    /// What is proposed to the quorum now, by treasury.
+    pub fn proposals(&self) -> impl Iterator<Item = (Address, Proposal)> + '_ {
+        self.suspicions.iter().filter_map(|(treasury, (_, s))| Some((*treasury, *s.proposed()?)))
     }
 
     /// What is wrong now, by treasury.
@@ -386,6 +421,13 @@ impl Watch {
     /// Agents that a rescue is due for and nobody can be rented.
     pub fn without_hosts(&self) -> impl Iterator<Item = (Address, NoHost)> + '_ {
         self.watched.iter().filter_map(|(treasury, watched)| Some((*treasury, watched.no_host?)))
+    }
+}
+
+fn output_of(treasury: Address, change: Change) -> Output {
+    match change {
+        Change::Propose(proposal) => Output::Propose { treasury, proposal },
+        Change::Withdraw => Output::Withdraw { treasury },
     }
 }
 

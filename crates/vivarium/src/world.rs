@@ -32,6 +32,7 @@ use processes::{Launcher, Report, Service};
 use progress::Progress;
 use record::Record;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -57,6 +58,9 @@ pub struct Options {
     pub port: Option<u16>,
     /// Of a new world: its chain's clock is so far ahead of this machine's.
     pub chain_ahead_secs: i64,
+    /// Daemons by name (`provider-1`), with the port on loopback through which each reaches the chain instead of asking it
+    /// directly: whoever listens there can cut them off. Tests do.
+    pub chain_doors: BTreeMap<String, u16>,
     /// Daemons that die are started again.
     pub restart: bool,
     /// `None`: the standard one.
@@ -368,6 +372,7 @@ impl World {
             folder: &self.folder,
             ports: &self.internal.ports,
             choices: &self.internal.choices,
+            doors: &self.options.chain_doors,
         }
     }
 

@@ -1,6 +1,6 @@
 //! Worlds of real processes, started as a library: start, break, stop, go on. Needs what `cargo xtask test` built.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -25,6 +25,7 @@ fn options(dir: &Path) -> Options {
         settle_after: None,
         port: None,
         chain_ahead_secs: 0,
+        chain_doors: BTreeMap::new(),
         restart: true,
         model: None,
         programs: Programs::of(&project, &vivarium).unwrap(),
@@ -137,6 +138,7 @@ fn options_without_programs(dir: &Path) -> Options {
         settle_after: None,
         port: None,
         chain_ahead_secs: 0,
+        chain_doors: BTreeMap::new(),
         restart: false,
         model: None,
         programs: Programs {

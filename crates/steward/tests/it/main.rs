@@ -1,6 +1,7 @@
 //! Three steward daemons around one real treasury: every refusal by name, then a death and a rescue.
 
 mod frozen;
+mod host;
 mod quorum;
 mod safe;
 mod world;

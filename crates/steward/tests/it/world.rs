@@ -112,10 +112,19 @@ pub struct World {
 impl World {
     /// Transactions are mined at once; chain time moves when the test says so.
     pub async fn start() -> Self {
+        Self::start_with(false).await
+    }
+
+    /// The same with daemons that look at the agent's host.
+    pub async fn start_probing() -> Self {
+        Self::start_with(true).await
+    }
+
+    async fn start_with(probe: bool) -> Self {
         let options = AnvilOptions { block_time: None, ..AnvilOptions::new(anvil_bin()) };
         let anvil = Anvil::spawn(&options).await.unwrap();
         let chain = anvil.chain();
-        for n in [1, 2, 3, 7, 8, 11, 12, 13] {
+        for n in [1, 2, 3, 7, 8, 9, 11, 12, 13] {
             fund_eth(&chain, key(n).address(), 10 * ETHER).await.unwrap();
         }
         let terms = MarketParams { stake_min: STAKE, ready_within: 45, grace: 34, drop_after: 4000 };
@@ -150,12 +159,12 @@ impl World {
         let by_name = honest.replace("127.0.0.1", "localhost");
         let liar = liar(honest.clone(), world.lies.clone()).await;
         for (place, second) in [by_name.clone(), by_name, liar].into_iter().enumerate() {
-            world.start_daemon(place, &urls, &store_url, vec![honest.clone(), second]);
+            world.start_daemon(place, &urls, &store_url, vec![honest.clone(), second], probe);
         }
         world
     }
 
-    fn start_daemon(&mut self, place: usize, urls: &[String; 3], store_url: &str, rpc_urls: Vec<String>) {
+    fn start_daemon(&mut self, place: usize, urls: &[String; 3], store_url: &str, rpc_urls: Vec<String>, probe: bool) {
         let dir = self._dir.path().join(format!("steward{place}"));
         std::fs::create_dir(&dir).unwrap();
         let keys = sorted_stewards();
@@ -174,7 +183,7 @@ impl World {
             share_key_file,
             peers: others.map(|o| Peer { address: keys[o].address(), url: urls[o].clone() }).collect(),
             store_urls: vec![store_url.to_owned()],
-            probe: false,
+            probe,
         };
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(steward::run(config.clone(), async move { stopped.await.unwrap_or(()) }));
@@ -212,6 +221,17 @@ impl World {
         let agents = self.daemons[steward].config.data_dir.join("agents");
         let text = std::fs::read_to_string(agents.join(treasury.to_string()).join("released.jsonl"));
         text.unwrap_or_default().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// The evictions that a steward proposed, by its own record.
+    pub fn proposed(&self, steward: usize, treasury: Address) -> Vec<Value> {
+        let agents = self.daemons[steward].config.data_dir.join("agents");
+        let text = std::fs::read_to_string(agents.join(treasury.to_string()).join("proposals.jsonl"));
+        text.unwrap_or_default().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    pub fn first_provider(&self) -> Address {
+        self.first_provider.address()
     }
 
     pub async fn put(&self, bytes: &[u8]) -> Cid {
@@ -291,6 +311,11 @@ impl World {
 
     /// An agent on the first (cheaper) provider, operated by `node`; its treasury and lease.
     pub async fn give_birth(&self, node: Address) -> (Address, u64) {
+        self.give_birth_at(node, "http://127.0.0.1:2").await
+    }
+
+    /// The same where its node serves at `endpoint`.
+    pub async fn give_birth_at(&self, node: Address, endpoint: &str) -> (Address, u64) {
         self.offer(&self.first_provider, 3_000_000_000).await;
         self.offer(&self.second_provider, 4_000_000_000).await;
         let birth = self.birth().await;
@@ -299,7 +324,7 @@ impl World {
         let create = Tx::call(self.addresses.factory, calls::create(&birth), "create").with_value(ETHER);
         self.creator.send_and_wait(create).await.unwrap();
         self.send(&self.creator, address, calls::birth_rent(1, 600, 100_000)).await;
-        let ready = market::calls::ready(1, node, "http://127.0.0.1:2", B256::ZERO);
+        let ready = market::calls::ready(1, node, endpoint, B256::ZERO);
         self.send(&self.first_provider, self.addresses.market, ready).await;
         self.send(&self.creator, address, calls::activate(1)).await;
         (address, 1)

@@ -51,6 +51,9 @@ pub struct Flags {
     /// Seconds by which a new world's chain is ahead of this machine's clock: for tests, which set all clocks wrong so
     #[arg(long, value_name = "SECS", default_value_t = 0, hide = true, allow_hyphen_values = true)]
     chain_ahead: i64,
+    /// A daemon, like provider-1, and a port on loopback through which it reaches the chain: for tests, which cut it off there
+    #[arg(long, value_name = "DAEMON=PORT", value_parser = parse_door, hide = true)]
+    chain_door: Vec<(String, u16)>,
     /// Daemons that die stay dead, instead of being started again
     #[arg(long)]
     no_restart: bool,
@@ -67,6 +70,12 @@ fn parse_secs(text: &str) -> Result<u32, String> {
         _ => return Err(wrong()),
     };
     digits.parse::<u32>().ok().and_then(|n| n.checked_mul(unit)).ok_or_else(wrong)
+}
+
+/// `provider-1=20000`.
+fn parse_door(text: &str) -> Result<(String, u16), String> {
+    let parts = text.split_once('=').and_then(|(daemon, port)| Some((daemon.to_owned(), port.parse().ok()?)));
+    parts.ok_or_else(|| format!("{text:?} is not a daemon and a port like provider-1=20000"))
 }
 
 /// `3d` in days; strict.
@@ -89,6 +98,7 @@ pub fn run(flags: Flags) -> Result<()> {
             settle_after: flags.settle_after,
             port: flags.port,
             chain_ahead_secs: flags.chain_ahead,
+            chain_doors: flags.chain_door.into_iter().collect(),
             restart: !flags.no_restart,
             model: flags.model,
             programs: Programs::of(&project, &vivarium)?,

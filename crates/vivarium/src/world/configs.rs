@@ -27,6 +27,7 @@ pub struct Site<'a> {
     pub folder: &'a Folder,
     pub ports: &'a Ports,
     pub choices: &'a Choices,
+    pub doors: &'a BTreeMap<String, u16>,
 }
 
 impl Site<'_> {
@@ -44,7 +45,7 @@ impl Site<'_> {
         let config = StewardConfig {
             data_dir: dir.join("data"),
             listen: listen(self.ports.stewards[index]),
-            rpc_urls: vec![local_url(self.ports.chain)],
+            rpc_urls: vec![self.rpc_url(&name)],
             chain_id: anvil::CHAIN_ID,
             treasuries: Vec::new(),
             factory: Some(contracts.factory),
@@ -66,7 +67,7 @@ impl Site<'_> {
             data_dir: dir.join("data"),
             listen: listen(port),
             public_url: local_url(port),
-            rpc_urls: vec![local_url(self.ports.chain)],
+            rpc_urls: vec![self.rpc_url(&name)],
             chain_id: anvil::CHAIN_ID,
             market: contracts.lease_market,
             usdc: contracts.usdc,
@@ -86,6 +87,11 @@ impl Site<'_> {
         };
         let file = write_toml(&dir.join("config.toml"), &config)?;
         Ok(self.daemon(&name, run_with("provider", &file), PROVIDER_STOPS_WITHIN))
+    }
+
+    /// Where a daemon, and whoever lives on it, asks about the chain.
+    fn rpc_url(&self, daemon: &str) -> String {
+        local_url(self.doors.get(daemon).copied().unwrap_or(self.ports.chain))
     }
 
     fn daemon(&self, name: &str, arguments: Vec<String>, stop_within: Duration) -> Program {

@@ -23,7 +23,7 @@ impl Drop for Process {
     }
 }
 
-fn rpc(world: &World, method: &str, params: &Value) -> Option<Value> {
+pub fn rpc(world: &World, method: &str, params: &Value) -> Option<Value> {
     let ask = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params }).to_string();
     let url = world.world()["rpc_url"].as_str()?.to_owned();
     let out = Command::new("curl")
@@ -39,19 +39,19 @@ fn number(value: &Value) -> u64 {
     u64::from_str_radix(digits, 16).expect("a quantity")
 }
 
-fn height(world: &World) -> u64 {
+pub fn height(world: &World) -> u64 {
     number(&rpc(world, "eth_blockNumber", &json!([])).expect("the chain answers"))
 }
 
 /// Until so many more blocks are there.
-fn blocks_pass(world: &mut World, count: u64) {
+pub fn blocks_pass(world: &mut World, count: u64) {
     let until = height(world) + count;
     world.until("some blocks", |w| (height(w) >= until).then_some(()));
 }
 
 /// What `from` asked of contracts in blocks after `height`: first bytes of each call. Gas that a former operator's key
 /// gives back to the treasury asks nothing.
-fn calls_of(world: &World, from: &str, after: u64) -> Vec<String> {
+pub fn calls_of(world: &World, from: &str, after: u64) -> Vec<String> {
     let mut calls = Vec::new();
     for at in after + 1..=height(world) {
         let block = rpc(world, "eth_getBlockByNumber", &json!([format!("{at:#x}"), true])).expect("the chain answers");
@@ -71,7 +71,7 @@ fn lease_of(agent: &Value, slot: &str) -> Option<u64> {
 }
 
 /// What a provider keeps of a lease.
-fn folder(world: &World, lease: u64) -> Option<PathBuf> {
+pub fn folder(world: &World, lease: u64) -> Option<PathBuf> {
     let folders = (1..=2).map(|i| world.data_dir().join(format!("provider-{i}/data/leases/{lease}")));
     folders.into_iter().find(|folder| folder.is_dir())
 }
@@ -82,11 +82,11 @@ fn copy(from: &Path, to: &Path) {
     Command::new("cp").arg("-a").args([from, to]).status().expect("cp runs");
 }
 
-fn log(folder: &Path) -> String {
+pub fn log(folder: &Path) -> String {
     fs::read_to_string(folder.join("log")).unwrap_or_default()
 }
 
-fn operator(world: &World) -> Option<String> {
+pub fn operator(world: &World) -> Option<String> {
     world.status()?["record"]["operator"].as_str().map(str::to_owned)
 }
 
@@ -95,7 +95,7 @@ fn checkpoint(world: &World) -> Option<u64> {
 }
 
 /// Selling, with books that balance; its lease.
-fn well(world: &mut World, what: &str) -> u64 {
+pub fn well(world: &mut World, what: &str) -> u64 {
     world.until(what, |w| {
         let agent = w.agent()?;
         (agent["selling"] == true && agent["ledger_ok"] == true).then(|| lease_of(&agent, "lease")).flatten()

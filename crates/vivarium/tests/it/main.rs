@@ -7,6 +7,7 @@ mod deposits;
 mod disturbed;
 mod drain;
 mod facilitator;
+mod faults;
 mod identity;
 mod leaving;
 mod life;

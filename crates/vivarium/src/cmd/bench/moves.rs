@@ -9,6 +9,7 @@ use crate::cmd::link::stopped;
 use anyhow::{Context, Result, ensure};
 use economy::Usdc;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -61,6 +62,7 @@ pub async fn run(flags: Flags) -> Result<()> {
         settle_after: None,
         port: None,
         chain_ahead_secs: 0,
+        chain_doors: BTreeMap::new(),
         // A host that is killed stays dead: that is what a takeover is for.
         restart: false,
         model: None,

@@ -14,6 +14,7 @@ use pay::buyer::{Buyer, ChannelPolicy};
 use pay::seller::FRESH_ANSWER;
 use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
@@ -63,6 +64,7 @@ pub async fn run(flags: Flags) -> Result<()> {
         settle_after: None,
         port: None,
         chain_ahead_secs: 0,
+        chain_doors: BTreeMap::new(),
         // A host that is killed stays dead: that is what a takeover is for.
         restart: false,
         model: None,

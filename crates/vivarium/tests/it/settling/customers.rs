@@ -46,7 +46,7 @@ pub struct Town {
     /// Of the world's first agent.
     pub treasury: Address,
     token: Address,
-    model: String,
+    pub model: String,
 }
 
 /// One payment as the token tells it.
