@@ -1,5 +1,5 @@
 //! `cargo xtask bench`: the figures of docs/benchmarks.md, measured on worlds of real processes, as by `bench move`; `bench pay`,
-//! `bench infer`, `bench store`, `bench journal` and `bench sim` without any. All are part of the program itself, so that what `up` has built is not
+//! `bench infer`, `bench journal` and `bench sim` without any, `bench store` with one for its last row. All are part of the program itself, so that what `up` has built is not
 //! built again with other features.
 
 use crate::{setup, shell};

@@ -1,7 +1,7 @@
 //! `cargo xtask test --deep`: the counts that take hours. Every step that has passed is on record under the target
 //! directory, so that a run which is broken off goes on where it was; what was measured goes into docs/benchmarks.md.
 
-use crate::{contracts, lives, mutants, setup, shell};
+use crate::{contracts, fuzz, lives, mutants, setup, shell};
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeMap;
 use std::fs;
@@ -29,6 +29,8 @@ const FUZZED: &[&str] = &[
     "contracts/test/Doubles.sol",
     "contracts/test/World.sol",
 ];
+/// Programs, corpora and locked versions of the fuzzers.
+const FUZZERS: &str = "fuzz";
 const PAGE: &str = "docs/benchmarks.md";
 const BEGIN: &str = "<!-- deep: begin -->";
 const END: &str = "<!-- deep: end -->";
@@ -44,8 +46,12 @@ struct Step {
 enum Work {
     /// A runner, which says in closing lines what it has run.
     Run(Command),
+    /// The same after what it needs was installed, which nothing else does.
+    RunWith(fn() -> Result<()>, Command),
     /// Has a record of its own, a line for each mutant.
     Mutants,
+    /// Ten million inputs for one parser.
+    Fuzz(&'static fuzz::Target),
 }
 
 /// What is on record of a step that has passed.
@@ -69,7 +75,8 @@ pub fn run(names: &[String]) -> Result<()> {
     for name in names {
         ensure!(
             steps.iter().any(|step| step.name.starts_with(name.as_str())),
-            "no deep step begins with {name:?}: invariants, fuzz, mutants, parsers, payments, drain, differential, lives"
+            "no deep step begins with {name:?}: invariants, fuzz, mutants, fuzzers, parsers, arweave, payments, drain, \
+             differential, lives"
         );
     }
     steps.retain(|step| names.is_empty() || names.iter().any(|name| step.name.starts_with(name.as_str())));
@@ -85,7 +92,9 @@ pub fn run(names: &[String]) -> Result<()> {
         let started = Instant::now();
         let done = match work {
             Work::Run(mut command) => run_step(&mut command),
+            Work::RunWith(install, mut command) => install().and_then(|()| run_step(&mut command)),
             Work::Mutants => mutants::run(),
+            Work::Fuzz(target) => fuzz::deeply(target),
         };
         match done {
             Ok(said) => {
@@ -124,11 +133,24 @@ fn steps() -> Result<Vec<Step>> {
     };
     let short_lives =
         |shard| Step { name: lives::name(shard), about: owned(lives::ABOUT), work: Work::Run(lives::command(shard)) };
+    let mut arweave = shell::cargo();
+    arweave.args(["test", "--package", "store", "--test", "it", "--", "arlocal_takes_what_is_signed_here"]);
+    arweave.env("VIVARIUM_DEEP", "1");
     let mut steps: Vec<Step> = (1..=WALKS).map(walk).collect();
     steps.extend(contract_tests()?.iter().map(|file| fuzz(file)));
     steps.push(Step { name: "mutants".to_owned(), about: vec!["contracts".to_owned()], work: Work::Mutants });
+    steps.extend(fuzz::TARGETS.iter().map(|target| Step {
+        name: format!("fuzzers: {}, ten million inputs", target.name),
+        about: [owned(target.about), vec![FUZZERS.to_owned()]].concat(),
+        work: Work::Fuzz(target),
+    }));
     steps.extend([
         rust("parsers: millions of inputs each", "crates", &["strangers_"]),
+        Step {
+            name: "arweave: a real gateway, arlocal".to_owned(),
+            about: owned(&["crates/store", "tests/arlocal"]),
+            work: Work::RunWith(setup::arlocal, arweave),
+        },
         rust("payments: crash points in 1,000,000 seeded worlds", "crates/pay", &["book::tests::seeds"]),
         rust("payments: 10,000 streamed calls on one channel", "crates/pay", &["ts_rs_rs_batch_settlement_streamed"]),
         rust(
@@ -324,12 +346,16 @@ mod tests {
         let filters: BTreeSet<String> = steps
             .iter()
             .filter_map(|step| match &step.work {
-                Work::Run(command) if command.get_program() == shell::cargo().get_program() => Some(command),
+                Work::Run(command) | Work::RunWith(_, command)
+                    if command.get_program() == shell::cargo().get_program() =>
+                {
+                    Some(command)
+                }
                 _ => None,
             })
             .filter_map(|command| command.get_args().last()?.to_str().map(str::to_owned))
             .collect();
-        assert_eq!(filters.len(), 8);
+        assert_eq!(filters.len(), 9);
         let sources = Command::new("grep")
             .args(["-rhoE", "(async )?fn [a-z0-9_]+\\(", "--include=*.rs", "crates"])
             .current_dir(shell::root())

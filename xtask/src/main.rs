@@ -6,6 +6,7 @@
 mod bench;
 mod contracts;
 mod deep;
+mod fuzz;
 mod gguf;
 mod lives;
 mod mutants;
@@ -23,8 +24,10 @@ cargo xtask <command>
   up [flags]      install what is missing, build, and start a world: `vivarium up [flags]`
                   (cargo xtask up --help lists the flags)
   test            everything: formatting, clippy, licences, contracts, all tests, one whole life with real processes
-  test --deep [STEP…]   the counts that take hours (invariants, fuzz, mutants, parsers, payments, …): goes on
+  test --deep [STEP…]   the counts that take hours (invariants, fuzz, mutants, fuzzers, payments, …): goes on
                   where it was broken off, and writes its report into docs/benchmarks.md. Commit first
+  fuzz [TARGET…] [--seconds N | --runs N]   libFuzzer on the parsers of what strangers send, 20 s each unless told
+                  otherwise (fuzz/README.md)
   bench           start worlds and print the figures of docs/benchmarks.md
   bench pay       what a payment costs, without worlds, beside the official Express server (--write: into the docs;
                   `target/debug/vivarium bench pay --help` names the counts)
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
     let outcome = match command {
         "up" => up::run(rest),
         "test" => test::run(rest),
+        "fuzz" => fuzz::run(rest),
         "bench" => bench::run(rest),
         "contracts" => no_arguments(command, rest).and_then(|()| build_contracts()),
         "setup" => no_arguments(command, rest).and_then(|()| setup::everything()),

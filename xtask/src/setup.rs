@@ -92,9 +92,9 @@ pub fn for_bench_infer() -> Result<()> {
     python_of("tests/peers/requirements.txt", ".vivarium/peers", "llama.cpp's own server")
 }
 
-/// What `bench store` needs: the peer.
+/// What `bench store` needs: a world, of which it starts one cold, and the peer.
 pub fn for_bench_store() -> Result<()> {
-    packages()?;
+    for_up()?;
     npm("tests/helia")
 }
 
@@ -193,6 +193,26 @@ pub fn npm(project: &str) -> Result<()> {
     quietly(&format!("npm ci in {project}"), &mut ci)?;
     fs::create_dir_all(dir.join("node_modules"))?;
     fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))
+}
+
+/// `arlocal`, a gateway of Arweave for one machine. Its database is compiled against the headers of the node that is here:
+/// what npm would download instead comes from none of the four registries.
+pub fn arlocal() -> Result<()> {
+    let dir = root().join("tests/arlocal");
+    let sqlite = dir.join("node_modules/sqlite3");
+    if sqlite.join("build/Release/node_sqlite3.node").is_file() {
+        return Ok(());
+    }
+    let mut ci = shell::program("npm");
+    ci.current_dir(&dir).args(["ci", "--no-audit", "--no-fund", "--ignore-scripts"]);
+    quietly("npm ci in tests/arlocal", &mut ci)?;
+    let node = on_path("node").context("node is not on the PATH; install Node.js (18 or newer) with npm")?;
+    let node = fs::canonicalize(&node).with_context(|| format!("cannot find {}", node.display()))?;
+    let headers = node.ancestors().nth(2).context("node lies in a folder of programs")?;
+    let mut compile = shell::program("node");
+    compile.current_dir(&sqlite).arg(dir.join("node_modules/node-gyp/bin/node-gyp.js")).arg("rebuild");
+    compile.arg(format!("--nodedir={}", headers.display()));
+    quietly("arlocal: compiling its database", &mut compile)
 }
 
 /// The official Python clients of the tests (x402 and OpenAI), in an environment of their own: `tests/clients/requirements.txt` names

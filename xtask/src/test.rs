@@ -1,6 +1,6 @@
 //! `cargo xtask test`: everything that must hold before a change is done, cheapest first.
 
-use crate::{contracts, deep, numbers, setup, shell};
+use crate::{contracts, deep, fuzz, numbers, setup, shell};
 use anyhow::{Result, bail};
 use std::time::Instant;
 
@@ -18,6 +18,8 @@ pub fn run(flags: &[String]) -> Result<()> {
 
     step("formatting");
     shell::loudly("formatting", shell::cargo().args(["fmt", "--all", "--check"]))?;
+    let fuzzed = ["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"];
+    shell::loudly("formatting", shell::cargo().args(fuzzed))?;
     step("licences and bans");
     licences()?;
     step("contracts");
@@ -33,6 +35,8 @@ pub fn run(flags: &[String]) -> Result<()> {
     let mut tests = shell::cargo();
     tests.args(["test", "--workspace", "--no-fail-fast"]);
     shell::loudly("tests", &mut tests)?;
+    step("fuzzing, 20 s a parser");
+    fuzz::briefly()?;
     step("what that was, in numbers");
     println!("{}", numbers::of_a_run(shell::root(), PROFILE)?);
     println!("\nall green in {:.0} s", started.elapsed().as_secs_f32());

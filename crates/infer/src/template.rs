@@ -30,6 +30,11 @@ const CHATML: &str = "\
 
 const NAME: &str = "chat_template";
 
+/// What one prompt may cost: an instruction of the template is one, 64 bytes that it makes are another. A template is a
+/// program, and ten lines of it can fill any memory or run for ever. Published ones take less than 200 a message
+/// (a guess from their texts, unmeasured); this is twenty thousand messages, and at most 256 MiB.
+const FUEL: u64 = 4_000_000;
+
 /// A template that was found to be well formed.
 #[derive(Clone, Debug)]
 pub struct ChatTemplate {
@@ -44,7 +49,8 @@ pub struct ChatTemplate {
 pub enum TemplateError {
     /// The template itself does not parse: the model cannot be served with it.
     Malformed(minijinja::Error),
-    /// The template says that it does not take this conversation (400, in the template's words).
+    /// The template says that it does not take this conversation (400, in the template's words), or has more work with
+    /// it than one prompt may cost.
     Refused(String),
     /// The template failed on this conversation: the model cannot serve it (500).
     Failed(minijinja::Error),
@@ -76,6 +82,7 @@ impl ChatTemplate {
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(TemplateError::Malformed)?);
         environment.set_undefined_behavior(UndefinedBehavior::Lenient);
+        environment.set_fuel(Some(FUEL));
         environment.set_unknown_method_callback(method_of_python);
         environment.add_test("iterable", is_iterable);
         environment.add_function("raise_exception", raise_exception);
@@ -126,6 +133,9 @@ impl ChatTemplate {
             })
             .map_err(|error| match raised(&error) {
                 Some(why) => TemplateError::Refused(why),
+                None if error.kind() == ErrorKind::OutOfFuel => {
+                    TemplateError::Refused("it is too long for the model's chat template".into())
+                }
                 None => TemplateError::Failed(error),
             })
     }

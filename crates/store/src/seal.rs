@@ -17,6 +17,14 @@ use std::fmt;
 use std::io::{Read, Write};
 use zeroize::Zeroizing;
 
+/// More people than this share nothing.
+const RECIPIENTS_MAX: usize = 100;
+/// Room for their lines, about 120 bytes each. The reader behind this begins anew with each line of a header, so that a
+/// mebibyte of short ones, from a steward or a host, would keep it busy for hours.
+const HEADER_BYTES_MAX: usize = 16 << 10;
+/// How the last line of a header begins.
+const HEADER_END: &[u8] = b"\n--- ";
+
 /// A secret key. Wiped from memory when dropped; printing it needs [`Identity::to_secret_string`].
 #[derive(Clone)]
 pub struct Identity(age::x25519::Identity);
@@ -72,8 +80,11 @@ impl fmt::Debug for Recipient {
 }
 
 /// Seals `plain` so that each of `recipients` can open it alone. About 200 bytes longer than `plain`, each
-/// time other bytes (and another CID). `Usage` without recipients.
+/// time other bytes (and another CID). `Usage` without recipients, or with over 100.
 pub fn seal(plain: &[u8], recipients: &[Recipient]) -> Result<Vec<u8>> {
+    if recipients.len() > RECIPIENTS_MAX {
+        return Err(Error::usage(format!("{} recipients; an object has at most {RECIPIENTS_MAX}", recipients.len())));
+    }
     let keys = recipients.iter().map(|r| &r.0 as &dyn age::Recipient);
     let encryptor = age::Encryptor::with_recipients(keys)
         .map_err(|e| Error::usage("nothing can be sealed to these recipients").caused_by(e))?;
@@ -89,6 +100,12 @@ pub fn seal(plain: &[u8], recipients: &[Recipient]) -> Result<Vec<u8>> {
 ///
 /// `Key` if it is sealed to others, `Corrupt` if a byte of it was changed or it was cut, `OverLimit` if longer.
 pub fn open(sealed: &[u8], identity: &Identity, bytes_max: usize) -> Result<Vec<u8>> {
+    let start = &sealed[..sealed.len().min(HEADER_BYTES_MAX)];
+    if !start.windows(HEADER_END.len()).any(|bytes| bytes == HEADER_END) {
+        return Err(Error::corrupt(format!(
+            "not a sealed object (age format): no end of its header in the first {HEADER_BYTES_MAX} bytes"
+        )));
+    }
     let decryptor = age::Decryptor::new_buffered(sealed)
         .map_err(|e| Error::corrupt("not a sealed object (age format)").caused_by(e))?;
     let key: &dyn age::Identity = &identity.0;

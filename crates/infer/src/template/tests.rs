@@ -112,6 +112,23 @@ fn a_template_can_refuse() {
     check(Some(template), &talk()[1..], expect!["x"]);
 }
 
+/// A template is a program: neither a loop in a loop nor a text that doubles takes more than its share, and a conversation
+/// that is within the bounds of a body is not made into hours of work.
+#[test]
+fn a_prompt_costs_a_bounded_work() {
+    let many = vec![message(Role::User, ""); 30_000];
+    let quadratic = "{% for a in messages %}{% for b in messages %}{{ b.content }}{% endfor %}{% endfor %}";
+    let doubling = "{% set ns = namespace(t='a') %}{% for i in range(60) %}{% set ns.t = ns.t ~ ns.t %}{% endfor %}";
+    let endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
+    for template in [quadratic, doubling, endless] {
+        let template = ChatTemplate::new(Some(template), "<s>", "</s>").unwrap();
+        let refused = template.render(&many, TODAY_SECS).unwrap_err();
+        assert!(matches!(&refused, TemplateError::Refused(why) if why.contains("too long")), "{refused:?}");
+    }
+    let chatml = ChatTemplate::new(None, "<s>", "</s>").unwrap();
+    assert!(chatml.render(&many, TODAY_SECS).unwrap().len() > 30_000 * 25);
+}
+
 #[test]
 fn what_is_broken_says_so() {
     check(Some("{% for %}"), &[], expect!["ERROR the model's chat template is malformed"]);

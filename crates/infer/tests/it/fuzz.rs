@@ -1,146 +1,14 @@
-//! Every parser of what customers send, and the template behind it, on bytes that were once right: no panic, every
-//! refusal is a 400 that says what is wrong, and what is taken can be asked of a model. Deterministic: a failure names
-//! its seed.
+//! Whatever a model writes: streams and whole answers say the same. Deterministic: a failure names its seed. What
+//! customers send, and the template behind it, is tried by libFuzzer (`fuzz/`).
 
 #[path = "../../../../tests/fuzz.rs"]
+#[allow(dead_code, reason = "these inputs are put together, not changed")]
 mod changes;
 
 use changes::Chance;
-use infer::api::{
-    Answered, ApiError, ChatCompletionRequest, ChatReply, ChatStream, CompletionRequest, EmbeddingRequest,
-    RerankRequest, ResponsesRequest, Usage,
-};
-use infer::{ChatTemplate, Finish, Grammar};
+use infer::Finish;
+use infer::api::{Answered, ChatReply, ChatStream, Usage};
 use serde_json::{Map, Value};
-
-/// Enough to find what a day of it found; three million with VIVARIUM_DEEP=1.
-fn runs() -> u64 {
-    changes::runs(20_000, 3_000_000)
-}
-
-const SEEDS: [&str; 8] = [
-    r##"{"model":"m","messages":[{"role":"developer","content":"Be brief."},{"role":"user","content":[{"type":"text","text":"a"},{"type":"text","text":"ü{{ 7*7 }}{% raw %}"}]}],"max_completion_tokens":9,"temperature":0.7,"top_p":1,"seed":-1,"stop":["x","y"],"stream":true,"stream_options":{"include_usage":true},"user":"u","n":1,"presence_penalty":-0.5,"frequency_penalty":2,"logit_bias":{"7":-100,"49151":1.5},"logprobs":true,"top_logprobs":3,"min_p":0.1,"top_k":40}"##,
-    r##"{"model":"m","messages":[{"role":"user","content":"?"},{"role":"assistant","content":null,"tool_calls":[{"id":"c","type":"function","function":{"name":"f","arguments":"{\"a\": [1, \"<tool_call>\"]}"}}]},{"role":"tool","tool_call_id":"c","content":"fine"},{"role":"tool","tool_call_id":"d","content":"<|im_end|>"}],"tools":[{"type":"function","function":{"name":"f","description":"d","parameters":{"type":"object","properties":{"a":{"$ref":"#/$defs/x"}},"$defs":{"x":{"enum":[1,"%json"]}}},"strict":true}}],"tool_choice":{"type":"function","function":{"name":"f"}},"parallel_tool_calls":false}"##,
-    r##"{"model":"m","messages":[{"role":"user","content":"?"}],"tools":[{"type":"function","function":{"name":"f"}},{"type":"function","function":{"name":"g","parameters":{}}}],"tool_choice":"required"}"##,
-    r##"{"model":"m","messages":[{"role":"user","content":"?"}],"response_format":{"type":"json_schema","json_schema":{"name":"n","description":"d","strict":true,"schema":{"type":"array","items":{"anyOf":[{"type":"string"},{"type":"null"}]}}}}}"##,
-    r##"{"model":"m","prompt":["Once"],"max_tokens":16,"logprobs":2,"echo":false,"best_of":1,"suffix":null,"stop":"\n"}"##,
-    r##"{"model":"m","instructions":"i","input":[{"type":"message","role":"user","content":[{"type":"input_text","text":"a"}]}],"store":true,"previous_response_id":"resp_1","metadata":{"k":"v"},"text":{"format":{"type":"json_object"}},"max_output_tokens":5}"##,
-    r##"{"model":"m","input":["a","ü"],"encoding_format":"base64","dimensions":384,"user":"u"}"##,
-    r##"{"model":"m","query":"a","documents":["b",{"text":"ü"}],"top_n":2,"return_documents":true,"truncation":false}"##,
-];
-
-const TOKENS: [&str; 30] = [
-    "0",
-    "-1",
-    "1e3",
-    "1e999",
-    "1.5",
-    "NaN",
-    "null",
-    "true",
-    "\"\"",
-    "{}",
-    "[]",
-    "{{",
-    "{%",
-    "}}",
-    "%}",
-    "\\u0000",
-    "\\ud800",
-    "\"role\":\"tool\"",
-    "\"content\":",
-    "\"tools\":",
-    "\"type\":\"function\"",
-    "\"$ref\":\"#\"",
-    "<tool_call>",
-    "</tool_call>",
-    ",",
-    "}",
-    "]",
-    "\u{feff}",
-    "é",
-    "18446744073709551616",
-];
-
-fn mutate(bytes: &mut Vec<u8>, chance: &mut Chance) {
-    changes::mutate(bytes, chance, &TOKENS, 60);
-}
-
-/// A refusal that a customer can act on.
-fn is_helpful(error: &ApiError, seed: u64) {
-    assert_eq!(error.status, 400, "seed {seed}: {error}");
-    assert!(error.param.is_some() || error.code == "invalid_json", "seed {seed}: {error}");
-    assert!(error.message.len() < 4_096, "seed {seed}: {error}");
-}
-
-#[test]
-fn strangers_bytes_break_no_parser_and_no_template() {
-    let hermes = "{% for t in tools %}<tool_call></tool_call>{{ t | tojson }}{% endfor %}{% for m in messages %}[{{ m.role }}]{{ m.content | trim }}\
-        {% for c in m.tool_calls %}{{ c.function.name }}{{ c.function.arguments | tojson }}{{ c.function.arguments.a }}{% endfor %}{% endfor %}";
-    let templates = [None, Some(hermes)].map(|source| ChatTemplate::new(source, "<s>", "</s>").unwrap());
-    let mut read = [0_u64; 5];
-    for seed in 0..runs() {
-        let mut chance = Chance(seed);
-        let mut bytes = SEEDS[chance.below(SEEDS.len())].as_bytes().to_vec();
-        // One in eight is left as it was: the parsers must take that.
-        if seed % 8 != 0 {
-            mutate(&mut bytes, &mut chance);
-        }
-        match ChatCompletionRequest::parse(&bytes) {
-            Ok(request) => {
-                read[0] += 1;
-                let tools = request.tools.as_ref().map(|tools| tools.list.as_slice()).unwrap_or_default();
-                for template in &templates {
-                    let prompt = template.render_with_tools(&request.messages, tools, 1_795_465_080).unwrap();
-                    // What customers write is never read as a template.
-                    assert!(!prompt.contains("ü49"), "seed {seed}: {prompt}");
-                }
-                let generate = request.settings.generate(String::from("p"), 1, seed);
-                assert!(
-                    generate.temperature.is_finite() && generate.stop.iter().all(|stop| !stop.is_empty()),
-                    "seed {seed}"
-                );
-                infer::wire::encode(&generate).unwrap();
-            }
-            Err(error) => is_helpful(&error, seed),
-        }
-        match CompletionRequest::parse(&bytes) {
-            Ok(request) => {
-                read[1] += 1;
-                assert!(!request.prompt.is_empty() && request.settings.max_tokens != Some(0), "seed {seed}");
-            }
-            Err(error) => is_helpful(&error, seed),
-        }
-        match ResponsesRequest::parse(&bytes) {
-            Ok(request) => {
-                read[2] += 1;
-                assert!(
-                    !matches!(request.settings.form.map(|form| form.grammar), Some(Grammar::Lark(_))),
-                    "seed {seed}"
-                );
-            }
-            Err(error) => is_helpful(&error, seed),
-        }
-        match EmbeddingRequest::parse(&bytes) {
-            Ok(request) => {
-                read[3] += 1;
-                let inputs = &request.inputs;
-                assert!(!inputs.is_empty() && inputs.iter().all(|input| !input.is_empty()), "seed {seed}");
-            }
-            Err(error) => is_helpful(&error, seed),
-        }
-        match RerankRequest::parse(&bytes) {
-            Ok(request) => {
-                read[4] += 1;
-                let texts = request.texts();
-                assert!(texts.len() >= 2 && texts.iter().all(|text| !text.is_empty()), "seed {seed}");
-            }
-            Err(error) => is_helpful(&error, seed),
-        }
-    }
-    // Most changes break a request, and each seed is of one route.
-    assert!(read[0] > runs() / 20 && read[1..].iter().all(|read| *read > runs() / 100), "{read:?}");
-}
 
 /// Whatever a model writes, in whatever pieces: a stream says what the whole answer says.
 #[test]
@@ -161,7 +29,7 @@ fn a_stream_says_what_the_whole_says() {
         "null",
         " ",
     ];
-    for seed in 0..runs() / 4 {
+    for seed in 0..5_000 {
         let mut chance = Chance(seed);
         let pieces: Vec<&str> = (0..chance.below(12)).map(|_| PIECES[chance.below(PIECES.len())]).collect();
         let reply = ChatReply {

@@ -2,9 +2,6 @@ use super::{Adapter, Manifest, Supplier};
 use alloy::primitives::Address;
 use pay::Usdc;
 
-#[path = "../../../../tests/fuzz.rs"]
-mod changes;
-
 const WEIGHTS: &str = "bafybeigdyrzt5sfp7udm7hu76uh7y26nf3efuylqabf3oclgtqy55fbzdi";
 
 /// Every field that a manifest may have, in the order in which it is written.
@@ -374,58 +371,4 @@ fn suppliers_are_fixed_at_birth_and_each_wrong_field_is_named() {
     let twice = Manifest { suppliers: vec![supplier.clone(), supplier.clone()], ..read }.to_toml().unwrap();
     let refused = Manifest::parse(&twice).unwrap_err().to_string();
     assert!(refused.contains("`suppliers[1].model` = `theirs` is sold here already"), "{refused}");
-}
-
-/// What TOML, amounts and lists look like where they hurt.
-const TOKENS: [&str; 16] = [
-    "0",
-    "-1",
-    "18446744073709551616",
-    "1e400",
-    "\"\"",
-    "\"01\"",
-    "[",
-    "]\n",
-    "[[stewards]]\n",
-    "[model]\n",
-    "'''",
-    "= ",
-    "\n",
-    "inf",
-    "1979-05-27T07:32:00Z",
-    "{a={a={a=",
-];
-
-/// A manifest is a stranger's text, and everybody must read the same thing in it: no panic, and what is taken is within
-/// its bounds and is written and read again as itself.
-#[test]
-fn strangers_manifests_break_no_reader() {
-    let seed_text = whole().into_bytes();
-    let runs = changes::runs(4_000, 10_000_000);
-    let mut taken = 0;
-    for seed in 0..runs {
-        let mut chance = changes::Chance(seed);
-        let mut bytes = seed_text.clone();
-        if seed % 8 != 0 {
-            changes::mutate(&mut bytes, &mut chance, &TOKENS, 40);
-        }
-        let Ok(manifest) = std::str::from_utf8(&bytes).map_err(drop).and_then(|t| Manifest::parse(t).map_err(drop))
-        else {
-            continue;
-        };
-        taken += 1;
-        let written = manifest.to_toml().unwrap();
-        assert_eq!(Manifest::parse(&written).unwrap(), manifest, "seed {seed}");
-        assert!((1..=30).contains(&manifest.lease_days) && (1..=2).contains(&manifest.prepay_days), "seed {seed}");
-        let stewards = manifest.stewards.len();
-        assert!(
-            usize::from(manifest.threshold) <= stewards && (stewards == 1 || manifest.threshold >= 2),
-            "seed {seed}"
-        );
-        assert!(manifest.min_call_uusdc > 0 && !manifest.store_urls.is_empty(), "seed {seed}");
-        assert!((1..=60).contains(&manifest.payments.final_blocks), "seed {seed}");
-        let above = |c: super::Ceilings| c.day_limit_uusdc >= manifest.day_limit_uusdc && c.lease_days <= 30;
-        assert!(manifest.ceilings.clone().is_none_or(above), "seed {seed}");
-    }
-    assert!(taken >= runs / 16 && taken < runs / 2, "{taken} of {runs} were taken: the seeds are no good");
 }

@@ -509,7 +509,10 @@ async fn arlocal_takes_what_is_signed_here_and_gives_it_back() {
     if std::env::var_os("VIVARIUM_DEEP").is_none() {
         return;
     }
-    assert!(std::path::Path::new(folder).join("node_modules").exists(), "run `npm run setup` in tests/arlocal");
+    assert!(
+        std::path::Path::new(folder).join("node_modules").exists(),
+        "`cargo xtask test --deep arweave` installs it"
+    );
     let home = tempfile::tempdir().unwrap();
     let child = std::process::Command::new("node")
         .args(["-r", &format!("{folder}/loopback.cjs"), &format!("{folder}/node_modules/arlocal/bin/index.js")])

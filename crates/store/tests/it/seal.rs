@@ -29,6 +29,17 @@ fn every_changed_or_missing_byte_is_noticed() {
     refused(open(b"<html>", &one, 100), Kind::Corrupt, "age format");
 }
 
+/// Each of the shortest lines that there are would have the reader begin anew.
+#[test]
+fn a_header_without_an_end_is_not_read() {
+    let one = Identity::generate();
+    let endless = [&b"age-encryption.org/v1\n"[..], &b"-> a\n\n".repeat(5_000)].concat();
+    refused(open(&endless, &one, 100), Kind::Corrupt, "no end of its header");
+    let many = vec![one.recipient(); 100];
+    assert_eq!(open(&seal(b"m", &many).unwrap(), &one, 1).unwrap(), b"m");
+    refused(seal(b"m", &vec![one.recipient(); 101]), Kind::Usage, "at most 100");
+}
+
 #[test]
 fn keys_survive_their_text() {
     let one = Identity::generate();

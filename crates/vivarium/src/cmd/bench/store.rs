@@ -3,6 +3,7 @@
 //! The file is made of random bytes; disk cache and load are as they are, so each figure stands beside a plain read
 //! with SHA-256 of the same file in the same run.
 
+use super::cold;
 use super::report::{Report, memory_kib};
 use anyhow::{Context, Result, ensure};
 use axum::Router;
@@ -12,10 +13,11 @@ use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use axum::routing::get;
 use sha2::{Digest, Sha256};
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -77,17 +79,67 @@ pub async fn run(flags: Flags) -> Result<()> {
         format!("the good one alone: {}; ratio {:.2}; {dropped} dropped", rate(bytes, alone), ratio(alone, took));
     report.row(what, rate(bytes, took), against);
 
-    let peak = peak_kib(&["store", "add"], &[&file], &dir.join("peak"))?;
-    report.row(
-        "peak memory of `vivarium store add`",
-        format!("{} MiB", peak >> 10),
-        "VmHWM of the process, polled; goal 64 MiB",
-    );
-    let peak = peak_kib(&["store", "get", "--from", &good, &added.cid], &[&dir.join("out")], &dir.join("peak-get"))?;
-    report.row("peak memory of `vivarium store get`", format!("{} MiB", peak >> 10), "the same");
+    peaks(&mut report, dir, &file, &added.cid, &good).await?;
+    cold::measure(&mut report).await?;
     if flags.write {
         report.write(&Programs::project()?.join("docs/benchmarks.md"))?;
     }
+    Ok(())
+}
+
+/// The most that each command holds of a file of this size.
+async fn peaks(report: &mut Report, dir: &Path, file: &Path, root: &str, gateway: &str) -> Result<()> {
+    let (store, car) = (dir.join("peak"), dir.join("peak.car"));
+    let mut row = |what: &str, kib: u64, beside: &str| {
+        report.row(&format!("peak memory of `vivarium store {what}`"), format!("{} MiB", kib >> 10), beside);
+    };
+    let with = |mut all: Vec<OsString>, path: &Path| {
+        all.push(path.into());
+        all
+    };
+    let beside = "VmHWM of the process, polled; goal 64 MiB";
+    row("add", peak_kib(&with(words_of(&["add"]), file), &store)?, beside);
+    row("verify", peak_kib(&words_of(&["verify", root]), &store)?, "the same");
+    row("export", peak_kib(&with(words_of(&["export", root]), &car), &store)?, "the same; a CAR of version 1");
+    row("import", peak_kib(&with(words_of(&["import"]), &car), &dir.join("peak-import"))?, "the same, of that file");
+    std::fs::remove_file(&car).context("cannot remove the CAR file")?;
+    let got = with(words_of(&["get", "--from", gateway, root]), &dir.join("out"));
+    row("get", peak_kib(&got, &dir.join("peak-get"))?, "the same, from a gateway on loopback");
+    row("serve", serving_kib(root, &store).await?, "the same; the file is asked for four times at once, as CAR files");
+    Ok(())
+}
+
+fn words_of(words: &[&str]) -> Vec<OsString> {
+    words.iter().map(OsString::from).collect()
+}
+
+/// The most that a gateway holds while four customers fetch `root` from it.
+async fn serving_kib(root: &str, data_dir: &Path) -> Result<u64> {
+    let place = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    let mut server = store_command(&words_of(&["serve", "--listen", &place.to_string()]), data_dir)?;
+    let url = format!("http://{place}/ipfs/{root}?format=car");
+    let fetched = async {
+        let http = net::Client::new();
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while http.get(&format!("http://{place}/health")).await.is_err() {
+            ensure!(Instant::now() < deadline, "`vivarium store serve` does not answer");
+            tokio::time::sleep(PEAK_POLL).await;
+        }
+        futures::future::try_join_all((0..4).map(|_| drained(&http, &url))).await
+    };
+    let fetched = fetched.await;
+    // Of the whole life until now: the high-water mark does not fall.
+    let peak = memory_kib(server.id(), "VmHWM:");
+    server.kill().context("cannot end the gateway")?;
+    server.wait().context("the gateway's end")?;
+    fetched?;
+    peak.context("the gateway ended by itself")
+}
+
+/// Reads an answer to its end and keeps nothing of it.
+async fn drained(http: &net::Client, url: &str) -> Result<()> {
+    let mut answer = http.get(url).await?;
+    while answer.body.chunk(url).await?.is_some() {}
     Ok(())
 }
 
@@ -142,7 +194,7 @@ fn scratch_folder() -> Result<Scratch> {
     Ok(Scratch(dir))
 }
 
-fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<(Duration, T)> {
+pub fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<(Duration, T)> {
     let started = Instant::now();
     let done = work()?;
     Ok((started.elapsed(), done))
@@ -165,7 +217,7 @@ fn write_noise(path: &Path, mebibytes: u64) -> Result<()> {
     file.sync_all().context("cannot write the file")
 }
 
-fn read_and_hash(path: &Path) -> Result<()> {
+pub fn read_and_hash(path: &Path) -> Result<()> {
     let (mut file, mut hash, mut piece) = (File::open(path)?, Sha256::new(), vec![0; 1 << 20]);
     loop {
         match file.read(&mut piece)? {
@@ -225,11 +277,16 @@ async fn serve(router: Router) -> Result<String> {
     Ok(url)
 }
 
-/// Largest resident set of this program with these arguments, in KiB.
-fn peak_kib(arguments: &[&str], paths: &[&Path], data_dir: &Path) -> Result<u64> {
+/// This program's `store` with these arguments, on its way.
+fn store_command(arguments: &[OsString], data_dir: &Path) -> Result<Child> {
     let mut command = Command::new(std::env::current_exe()?);
-    let mut child =
-        command.args(arguments).args(paths).arg("--data-dir").arg(data_dir).stdout(Stdio::null()).spawn()?;
+    command.arg("store").args(arguments).arg("--data-dir").arg(data_dir).stdout(Stdio::null());
+    command.spawn().context("cannot start `vivarium store`")
+}
+
+/// Largest resident set of this program with these arguments, in KiB.
+fn peak_kib(arguments: &[OsString], data_dir: &Path) -> Result<u64> {
+    let mut child = store_command(arguments, data_dir)?;
     let mut peak = 0;
     let ended = loop {
         peak = peak.max(memory_kib(child.id(), "VmHWM:").unwrap_or(0));
@@ -238,7 +295,7 @@ fn peak_kib(arguments: &[&str], paths: &[&Path], data_dir: &Path) -> Result<u64>
         }
         std::thread::sleep(PEAK_POLL);
     };
-    ensure!(ended.success(), "`vivarium {}` failed", arguments.join(" "));
+    ensure!(ended.success(), "`vivarium store {arguments:?}` failed");
     Ok(peak)
 }
 
@@ -246,6 +303,6 @@ fn rate(bytes: u64, took: Duration) -> String {
     format!("{:.0} MB/s", bytes as f64 / 1e6 / took.as_secs_f64())
 }
 
-fn ratio(one: Duration, other: Duration) -> f64 {
+pub fn ratio(one: Duration, other: Duration) -> f64 {
     one.as_secs_f64() / other.as_secs_f64()
 }

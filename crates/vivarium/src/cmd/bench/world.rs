@@ -119,8 +119,8 @@ async fn measure(world: &mut World, programs: &Programs, started: Instant, flags
 // ---- a paid stream against the bare engine ----
 
 /// One answer, measured from the moment it was asked for.
-struct Timed {
-    first: Duration,
+pub struct Timed {
+    pub first: Duration,
     /// From the first token to the last.
     rest: Duration,
     tokens: u32,
@@ -226,7 +226,7 @@ impl Bare {
     }
 }
 
-async fn ask_paid(buyer: &Buyer, url: &str, model: &str, prompt: &str) -> Result<Timed> {
+pub async fn ask_paid(buyer: &Buyer, url: &str, model: &str, prompt: &str) -> Result<Timed> {
     let body = json!({
         "model": model, "max_tokens": ANSWER_TOKENS, "seed": 7, "stream": true,
         "messages": [{ "role": "user", "content": prompt }],
