@@ -7,8 +7,8 @@ mod changes;
 
 use changes::Chance;
 use infer::api::{
-    Answered, ApiError, ChatCompletionRequest, ChatReply, ChatStream, CompletionRequest, EmbeddingRequest,
-    RerankRequest, ResponsesRequest, Usage,
+    Answered, ApiError, ChatCompletionRequest, ChatReply, ChatStream, ClassifyRequest, CompletionRequest,
+    EmbeddingRequest, ExtractRequest, RerankRequest, ResponsesRequest, Usage,
 };
 use infer::{ChatTemplate, Finish, Grammar};
 use serde_json::{Map, Value};
@@ -18,7 +18,7 @@ fn runs() -> u64 {
     changes::runs(20_000, 3_000_000)
 }
 
-const SEEDS: [&str; 8] = [
+const SEEDS: [&str; 10] = [
     r##"{"model":"m","messages":[{"role":"developer","content":"Be brief."},{"role":"user","content":[{"type":"text","text":"a"},{"type":"text","text":"ü{{ 7*7 }}{% raw %}"}]}],"max_completion_tokens":9,"temperature":0.7,"top_p":1,"seed":-1,"stop":["x","y"],"stream":true,"stream_options":{"include_usage":true},"user":"u","n":1,"presence_penalty":-0.5,"frequency_penalty":2,"logit_bias":{"7":-100,"49151":1.5},"logprobs":true,"top_logprobs":3,"min_p":0.1,"top_k":40}"##,
     r##"{"model":"m","messages":[{"role":"user","content":"?"},{"role":"assistant","content":null,"tool_calls":[{"id":"c","type":"function","function":{"name":"f","arguments":"{\"a\": [1, \"<tool_call>\"]}"}}]},{"role":"tool","tool_call_id":"c","content":"fine"},{"role":"tool","tool_call_id":"d","content":"<|im_end|>"}],"tools":[{"type":"function","function":{"name":"f","description":"d","parameters":{"type":"object","properties":{"a":{"$ref":"#/$defs/x"}},"$defs":{"x":{"enum":[1,"%json"]}}},"strict":true}}],"tool_choice":{"type":"function","function":{"name":"f"}},"parallel_tool_calls":false}"##,
     r##"{"model":"m","messages":[{"role":"user","content":"?"}],"tools":[{"type":"function","function":{"name":"f"}},{"type":"function","function":{"name":"g","parameters":{}}}],"tool_choice":"required"}"##,
@@ -27,6 +27,8 @@ const SEEDS: [&str; 8] = [
     r##"{"model":"m","instructions":"i","input":[{"type":"message","role":"user","content":[{"type":"input_text","text":"a"}]}],"store":true,"previous_response_id":"resp_1","metadata":{"k":"v"},"text":{"format":{"type":"json_object"}},"max_output_tokens":5}"##,
     r##"{"model":"m","input":["a","ü"],"encoding_format":"base64","dimensions":384,"user":"u"}"##,
     r##"{"model":"m","query":"a","documents":["b",{"text":"ü"}],"top_n":2,"return_documents":true,"truncation":false}"##,
+    r##"{"model":"m","inputs":["a","ü"],"labels":["x",{"name":"y","description":"d"}],"examples":[{"text":"b","label":"y"}]}"##,
+    r##"{"model":"m","input":"ü{{ 7*7 }}","schema":{"type":"object","properties":{"a":{"type":"string"}}},"max_output_tokens":9}"##,
 ];
 
 const TOKENS: [&str; 30] = [
@@ -78,7 +80,7 @@ fn strangers_bytes_break_no_parser_and_no_template() {
     let hermes = "{% for t in tools %}<tool_call></tool_call>{{ t | tojson }}{% endfor %}{% for m in messages %}[{{ m.role }}]{{ m.content | trim }}\
         {% for c in m.tool_calls %}{{ c.function.name }}{{ c.function.arguments | tojson }}{{ c.function.arguments.a }}{% endfor %}{% endfor %}";
     let templates = [None, Some(hermes)].map(|source| ChatTemplate::new(source, "<s>", "</s>").unwrap());
-    let mut read = [0_u64; 5];
+    let mut read = [0_u64; 7];
     for seed in 0..runs() {
         let mut chance = Chance(seed);
         let mut bytes = SEEDS[chance.below(SEEDS.len())].as_bytes().to_vec();
@@ -134,6 +136,26 @@ fn strangers_bytes_break_no_parser_and_no_template() {
                 read[4] += 1;
                 let texts = request.texts();
                 assert!(texts.len() >= 2 && texts.iter().all(|text| !text.is_empty()), "seed {seed}");
+            }
+            Err(error) => is_helpful(&error, seed),
+        }
+        match ClassifyRequest::parse(&bytes) {
+            Ok(request) => {
+                read[5] += 1;
+                let (texts, classes) = (request.texts(), request.question());
+                assert!(texts.len() >= 2 && texts.iter().all(|text| !text.is_empty()), "seed {seed}");
+                assert!(classes.examples.iter().all(|label| *label < classes.labels.len()), "seed {seed}");
+            }
+            Err(error) => is_helpful(&error, seed),
+        }
+        match ExtractRequest::parse(&bytes) {
+            Ok(request) => {
+                read[6] += 1;
+                for template in &templates {
+                    let prompt = template.render(&request.messages(), 1_795_465_080).unwrap();
+                    assert!(!prompt.contains("ü49"), "seed {seed}: {prompt}");
+                }
+                assert!(request.settings().max_tokens.is_some_and(|most| (1..=256).contains(&most)), "seed {seed}");
             }
             Err(error) => is_helpful(&error, seed),
         }
