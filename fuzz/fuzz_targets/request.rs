@@ -1,11 +1,12 @@
-//! Bodies of customers' requests, at each of the five parsers. What must hold: every refusal is a 400 that names a field
+//! Bodies of customers' requests, at each of the seven parsers. What must hold: every refusal is a 400 that names a field
 //! and is short; what is taken can be asked of a model and be sent to the engine; memory is a multiple of
 //! the body.
 #![no_main]
 
 use infer::Grammar;
 use infer::api::{
-    ApiError, ChatCompletionRequest, CompletionRequest, EmbeddingRequest, RerankRequest, ResponsesRequest,
+    ApiError, ChatCompletionRequest, ClassifyRequest, CompletionRequest, EmbeddingRequest, ExtractRequest, RerankRequest,
+    ResponsesRequest,
 };
 use infer::wire;
 use libfuzzer_sys::fuzz_target;
@@ -32,6 +33,15 @@ fuzz_target!(|body: &[u8]| {
     if let Some(request) = parsed(body, RerankRequest::parse) {
         let texts = request.texts();
         assert!(texts.len() >= 2 && texts.iter().all(|text| !text.is_empty()), "an empty text");
+    }
+    if let Some(request) = parsed(body, ClassifyRequest::parse) {
+        let (texts, classes) = (request.texts(), request.question());
+        assert!(texts.len() >= 2 && texts.iter().all(|text| !text.is_empty()), "an empty text");
+        assert!(classes.examples.iter().all(|label| *label < classes.labels.len()), "an example of no label");
+    }
+    if let Some(request) = parsed(body, ExtractRequest::parse) {
+        assert!(!request.messages().is_empty(), "a conversation of nobody");
+        assert!(request.settings().max_tokens.is_some_and(|most| (1..=256).contains(&most)), "no bound");
     }
 });
 

@@ -75,6 +75,25 @@ ranked = openai.post("/rerank", body=ranking, cast_to=object)
 say(ranked=ranked["results"])
 good &= [(r["index"], r["document"]["text"]) for r in ranked["results"]] == [(1, texts[1])]
 good &= abs(ranked["results"][0]["relevance_score"] - cosine(question, near)) < 1e-3
+# Nor these, each at one price a text.
+sorting = {"model": models[1], "inputs": ["The goalkeeper saved two penalties.", "Fry the onions in butter."],
+           "labels": ["sport", {"name": "food", "description": "cooking and recipes"}]}
+sorted_ = openai.post("/classify", body=sorting, cast_to=object)
+say(classified=[(c["prediction"], c["labels"]) for c in sorted_["classifications"]], paid=sorted_["x402"]["amount"])
+good &= [c["prediction"] for c in sorted_["classifications"]] == ["sport", "food"]
+schema = {"type": "object", "properties": {"name": {"type": "string"}, "order": {"type": "integer"}},
+          "required": ["name", "order"], "additionalProperties": False}
+taking = {"model": models[0], "input": "Ines Okoro asks where order 4471 is.", "schema": schema}
+taken = openai.post("/extract", body=taking, cast_to=object)
+say(extracted=taken["data"], paid=taken["x402"]["amount"])
+good &= taken["data"]["order"] == 4471 and set(taken["data"]) == {"name", "order"}
+for path, body, field in [("/classify", {**sorting, "labels": []}, "labels"), ("/extract", {**taking, "schema": 7}, "schema")]:
+    try:
+        openai.post(path, body=body, cast_to=object)
+        good = False
+    except APIStatusError as error:
+        say(refused=error.message, status=error.status_code, code=error.code, param=error.param)
+        good &= error.param == field and error.status_code == 400
 broken = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "thing"}}}
 for wrong in [{"model": "no-such-model"}, {"response_format": broken}]:
     try:

@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: the figures of docs/benchmarks.md, measured on worlds of real processes, as by `bench move`; `bench pay`,
-//! `bench infer`, `bench journal` and `bench sim` without any, `bench store` with one for its last row. All are part of the program itself, so that what `up` has built is not
+//! `bench infer`, `bench quality`, `bench journal` and `bench sim` without any, `bench store` with one for its last row. All
+//! are part of the program itself, so that what `up` has built is not
 //! built again with other features.
 
 use crate::{setup, shell};
@@ -15,6 +16,7 @@ pub fn run(flags: &[String]) -> Result<()> {
             }
         }
         Some("store") => setup::for_bench_store()?,
+        Some("quality") => setup::for_bench_quality()?,
         Some("journal" | "sim") => setup::for_bench_alone()?,
         _ => setup::for_up()?,
     }

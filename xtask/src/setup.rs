@@ -92,6 +92,12 @@ pub fn for_bench_infer() -> Result<()> {
     python_of("tests/peers/requirements.txt", ".vivarium/peers", "llama.cpp's own server")
 }
 
+/// What `bench quality` needs: the models.
+pub fn for_bench_quality() -> Result<()> {
+    packages()?;
+    models()
+}
+
 /// What `bench store` needs: a world, of which it starts one cold, and the peer.
 pub fn for_bench_store() -> Result<()> {
     for_up()?;

@@ -1,4 +1,5 @@
-//! The API that is sold: OpenAI's, as its documentation describes it, strictly; and `rerank`, which OpenAI lacks.
+//! The API that is sold: OpenAI's, as its documentation describes it, strictly; and `rerank`, `classify`, `extract`
+//! and `verify`, which OpenAI lacks.
 //!
 //! Every documented field is either done or refused with a 400 that names it, and so is every
 //! unknown one: nothing is silently ignored. A refused field whose value asks for nothing
@@ -7,9 +8,11 @@
 //! Requests become plain values; answers are built as JSON from plain values. HTTP is the caller's.
 
 pub mod chat;
+pub mod classify;
 pub mod completions;
 pub mod embeddings;
 mod error;
+pub mod extract;
 pub mod models;
 pub mod rerank;
 pub mod responses;
@@ -17,17 +20,21 @@ pub mod schema;
 mod settings;
 mod strict;
 mod tools;
+pub mod verify;
 
 pub use chat::{ChatCompletionRequest, ChatReply, ChatStream};
+pub use classify::{ClassifyReply, ClassifyRequest};
 pub use completions::{CompletionReply, CompletionRequest};
 pub use embeddings::{EmbeddingReply, EmbeddingRequest};
 pub use error::ApiError;
+pub use extract::{ExtractReply, ExtractRequest};
 pub use models::models_list;
 pub use rerank::{RerankReply, RerankRequest};
 pub use responses::{ResponseReply, ResponseStream, ResponsesRequest};
 pub use settings::{Form, Sampling, Settings, TEMPERATURE_DEFAULT, TOP_P_DEFAULT};
 pub(crate) use tools::{CLOSE as TOOL_CALL_CLOSE, OPEN as TOOL_CALL_OPEN};
 pub use tools::{Tool, ToolCall, ToolChoice, Tools};
+pub use verify::{VerifyReply, VerifyRequest};
 
 use serde_json::{Map, Value, json};
 

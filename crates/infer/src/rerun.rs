@@ -5,7 +5,7 @@
 use serde_json::Value;
 
 use crate::api::{ApiError, ChatCompletionRequest, CompletionRequest, Message, ResponsesRequest, Settings, Tool};
-use crate::api::{chat, completions, responses};
+use crate::api::{ExtractRequest, chat, completions, extract, responses};
 use crate::template::{ChatTemplate, TemplateError};
 
 /// A request that is answered with text.
@@ -56,6 +56,11 @@ impl Asked {
                 let prompt = Prompt::Conversation { messages, tools: Vec::new() };
                 Ok(Asked { settings: request.settings, prompt, with_tools: false })
             }
+            extract::ROUTE => {
+                let request = ExtractRequest::parse(body).map_err(NotAsked::Invalid)?;
+                let prompt = Prompt::Conversation { messages: request.messages(), tools: Vec::new() };
+                Ok(Asked { settings: request.settings(), prompt, with_tools: false })
+            }
             other => Err(NotAsked::Unknown(format!("answers of `{other}` are not made by a model here"))),
         }
     }
@@ -98,7 +103,8 @@ pub fn text_of_answer(body: &str) -> Option<String> {
 fn text_of_whole(answer: &Value) -> Option<String> {
     let choice = &answer["choices"][0];
     let of_response = &answer["output"][0]["content"][0]["text"];
-    [&choice["message"]["content"], &choice["text"], of_response].into_iter().find_map(Value::as_str).map(str::to_owned)
+    let texts = [&choice["message"]["content"], &choice["text"], of_response, &answer["output_text"]];
+    texts.into_iter().find_map(Value::as_str).map(str::to_owned)
 }
 
 /// Where two texts part.
@@ -170,6 +176,12 @@ mod tests {
         assert_eq!(plain.prompt(&template, 7).unwrap(), "Hi");
         assert!(plain.settings.add_bos);
 
+        let extract = json!({"model": "m", "input": "I am Ada.", "schema": {"properties": {"name": {}}}});
+        let request = ExtractRequest::parse(extract.to_string().as_bytes()).unwrap();
+        let asked_again = asked(extract::ROUTE, extract).unwrap();
+        assert_eq!(asked_again.prompt(&template, 7).unwrap(), template.render(&request.messages(), 7).unwrap());
+        assert_eq!(asked_again.settings, request.settings());
+
         let goes_on = json!({"model": "m", "input": "Hi", "previous_response_id": "resp_1"});
         assert!(matches!(asked(responses::ROUTE, goes_on), Err(NotAsked::Unknown(_))));
         assert!(matches!(asked("POST /v1/embeddings", json!({})), Err(NotAsked::Unknown(_))));
@@ -229,6 +241,9 @@ mod tests {
         events.push(stream.delta("\"you\""));
         events.extend(stream.close(Finish::Stop, usage, Map::new()));
         assert_eq!(text_of_answer(&sse(events)).as_deref(), Some(text));
+
+        let reply = crate::api::ExtractReply { id: "extr-1".into(), created: 1, model: "m".into() };
+        assert_eq!(text_of_answer(&reply.whole(answered(), Map::new()).to_string()).as_deref(), Some(text));
 
         assert_eq!(text_of_answer("{\"error\":{}}"), None);
         assert_eq!(text_of_answer("not an answer"), None);

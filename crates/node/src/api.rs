@@ -1,11 +1,13 @@
 //! The agent's HTTP surface. One file a route; paid routes go through [`sale`].
 
 mod chat;
+pub(crate) mod classify;
 mod completions;
 mod dashboard;
 mod discover;
-pub(crate) mod embeddings;
+mod embeddings;
 mod events;
+pub(crate) mod extract;
 mod forward;
 mod gate;
 mod models;
@@ -13,9 +15,10 @@ mod openapi;
 mod peer;
 mod problem;
 mod read;
-pub(crate) mod rerank;
+mod rerank;
 mod responses;
 pub(crate) mod sale;
+pub(crate) mod verify;
 
 use crate::answers::Answers;
 use crate::context::Context;
@@ -90,9 +93,19 @@ fn sold() -> Routes {
         .get("/v1/embeddings", openapi::terms(), embeddings::terms)
         .post("/v1/rerank", rerank::about(), rerank::rerank)
         .get("/v1/rerank", openapi::terms(), rerank::terms)
+        .post("/v1/classify", classify::about(), classify::classify)
+        .get("/v1/classify", openapi::terms(), classify::terms)
+        .post("/v1/extract", extract::about(), extract::extract)
+        .get("/v1/extract", openapi::terms(), extract::terms)
+        .post("/v1/verify", verify::about(), verify::verify)
         .post("/v1/responses", responses::about(), responses::respond)
         .get("/v1/responses", openapi::terms(), responses::terms)
         .post("/v1/responses/export", responses::about_export(), responses::export)
+}
+
+/// Whether what is sold at this route is made by the model for vectors.
+pub(crate) fn makes_vectors(route: &str) -> bool {
+    discover::PAID_VECTORS.contains(&route)
 }
 
 fn free() -> Routes {

@@ -35,6 +35,7 @@ mod outboxes;
 mod payer_gas;
 pub mod permit2;
 mod replicate;
+pub mod rerun;
 mod restore;
 mod settle;
 mod shared;

@@ -89,6 +89,8 @@ pub struct Manifest {
     pub archive: Archive,
     #[serde(default, skip_serializing_if = "Payments::is_default")]
     pub payments: Payments,
+    #[serde(default, skip_serializing_if = "PerCall::is_default")]
+    pub per_call: PerCall,
     pub model: Model,
     /// Adapters of `model`: a request for `MODEL:ADAPTER` is answered with one on. Empty: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -389,6 +391,28 @@ impl Payments {
     }
 }
 
+/// Prices of what is sold by the call and not by the token, micro-USDC. Zero, where the manifest is silent: what the
+/// longest usual call costs by the meter of the day (`api::sale::Flat`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PerCall {
+    /// A text that is classified.
+    #[serde(with = "decimal", skip_serializing_if = "is_zero")]
+    pub classify_uusdc: u128,
+    /// A text that JSON is taken out of.
+    #[serde(with = "decimal", skip_serializing_if = "is_zero")]
+    pub extract_uusdc: u128,
+    /// An answer that is made again.
+    #[serde(with = "decimal", skip_serializing_if = "is_zero")]
+    pub verify_uusdc: u128,
+}
+
+impl PerCall {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Model {
@@ -547,6 +571,20 @@ impl Manifest {
         }
         if self.min_call_uusdc == 0 || self.min_call_uusdc > self.max_call_uusdc {
             return refuse("`min_call_uusdc` must be above 0 and not above `max_call_uusdc`".into());
+        }
+        let per_call = &self.per_call;
+        for (name, price) in [
+            ("classify_uusdc", per_call.classify_uusdc),
+            ("extract_uusdc", per_call.extract_uusdc),
+            ("verify_uusdc", per_call.verify_uusdc),
+        ] {
+            if price != 0 && !(self.min_call_uusdc..=self.max_call_uusdc).contains(&price) {
+                return refuse(format!(
+                    "`per_call.{name}` = {price}; like every call it costs `min_call_uusdc` = {} to \
+                     `max_call_uusdc` = {}",
+                    self.min_call_uusdc, self.max_call_uusdc
+                ));
+            }
         }
         for (what, model) in [("model", Some(&self.model)), ("embedding", self.embedding.as_ref())] {
             let Some(model) = model else { continue };

@@ -4,7 +4,7 @@
 //! proxies, which anyone or the named facilitator may call; it has no role. The operator key stands in for it at the
 //! treasury, never at a proxy. "Reverted" and "timed out" are questions for the chain, not answers.
 
-use crate::api::{embeddings, rerank};
+use crate::api::makes_vectors;
 use crate::authorization::{self, Fate};
 use crate::context::Context;
 use crate::contract_payers::{self, NotMade};
@@ -681,7 +681,7 @@ impl Sold {
     fn by(cx: &Context, route: &str, tokens: u32) -> Sold {
         let digest = |cid: &str| store::cid::parse(cid).map_or([0; 32], |cid| store::cid::digest(&cid));
         match &cx.manifest.embedding {
-            Some(embedding) if route == embeddings::ROUTE || route == rerank::ROUTE => {
+            Some(embedding) if makes_vectors(route) => {
                 Sold { model: digest(&embedding.cid), prompt_tokens: 0, embedding_tokens: tokens }
             }
             // None of this agent's made it.

@@ -1,5 +1,6 @@
 //! `GET /status`: the wire form of what the main loop knows. All money is a decimal string of micro-USDC.
 
+use crate::api::{classify, extract, verify};
 use crate::fence::boottime_ms;
 use crate::main_loop::Node;
 use crate::manifest::INDEPENDENCE;
@@ -96,6 +97,11 @@ pub struct PriceStatus {
     pub mtok_completion_uusdc: String,
     /// A million bytes of stored conversation, once.
     pub mbyte_stored_uusdc: String,
+    /// A text that is classified, and one that JSON is taken out of.
+    pub classify_uusdc: String,
+    pub extract_uusdc: String,
+    /// An answer that is made again.
+    pub verify_uusdc: String,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -219,6 +225,9 @@ impl Node {
                 mtok_embedding_uusdc: money(price.map(|p| p.mtok_embedding_uusdc)),
                 mtok_completion_uusdc: money(price.map(|p| p.mtok_completion_uusdc)),
                 mbyte_stored_uusdc: self.cx.manifest.payments.storage_uusdc_per_mbyte.to_string(),
+                classify_uusdc: money(price.map(|p| classify::flat(&self.cx.manifest, 1).today(p.of_embeddings()))),
+                extract_uusdc: money(price.map(|p| extract::flat(&self.cx.manifest).today(p))),
+                verify_uusdc: money(price.map(|p| verify::flat(&self.cx.manifest).today(p))),
             },
             selling: price.is_some() && self.acts() && self.shared.engine().is_some(),
             closed_because: self.shared.closed_because(),

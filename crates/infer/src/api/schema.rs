@@ -11,7 +11,7 @@ use super::settings::SENTENCE_BYTES_MAX;
 use super::strict::LOGIT_BIAS_MAX;
 use super::tools::{TOOL_NAME_BYTES_MAX, TOOLS_MAX};
 use super::{MESSAGES_MAX, NAME_BYTES_MAX, STOP_BYTES_MAX, STOP_MAX};
-use super::{chat, completions, rerank, responses};
+use super::{chat, classify, completions, extract, rerank, responses};
 
 /// Every schema that another one, or an operation, names by `#/components/schemas/…`.
 pub fn schemas() -> Map<String, Value> {
@@ -33,6 +33,14 @@ pub fn schemas() -> Map<String, Value> {
         ("Embeddings", embeddings()),
         ("RerankRequest", rerank_request()),
         ("Ranking", ranking()),
+        ("ClassifyRequest", classify_request()),
+        ("ClassifyLabel", classify_label()),
+        ("ClassifyExample", classify_example()),
+        ("Classifications", classifications()),
+        ("ExtractRequest", extract_request()),
+        ("Extraction", extraction()),
+        ("VerifyRequest", verify_request()),
+        ("Verification", verification()),
         ("Model", model()),
         ("ModelList", object(&[("object", word("list")), ("data", list(reference("Model")))], &[])),
         ("Usage", usage()),
@@ -556,6 +564,90 @@ fn ranking() -> Value {
         ("model", text()),
         ("results", list(result)),
         ("usage", usage_of_vectors()),
+    ];
+    object(&fields, &[paid()])
+}
+
+fn classify_request() -> Value {
+    let inputs = bounded(json!({"type": "string", "minLength": 1}), 1, classify::INPUTS_MAX);
+    let labels = bounded(reference("ClassifyLabel"), 1, classify::LABELS_MAX);
+    let examples = bounded(reference("ClassifyExample"), 0, classify::EXAMPLES_MAX);
+    let required = [("model", some_text(NAME_BYTES_MAX)), ("inputs", inputs), ("labels", labels)];
+    request(&required, &[("examples", examples), ("user", name())], &[])
+}
+
+/// Each name once.
+fn classify_label() -> Value {
+    let described = request(&[("name", some_text(NAME_BYTES_MAX))], &[("description", name())], &[]);
+    any_of([some_text(NAME_BYTES_MAX), described])
+}
+
+/// `label` is one of the request's.
+fn classify_example() -> Value {
+    let text = json!({"type": "string", "minLength": 1});
+    request(&[("text", text), ("label", some_text(NAME_BYTES_MAX))], &[], &[])
+}
+
+fn classifications() -> Value {
+    let scores = json!({"type": "object", "additionalProperties": object(&[("score", number(-1, 1))], &[])});
+    let one = object(&[("index", whole(0)), ("input", text()), ("prediction", text()), ("labels", scores)], &[]);
+    let fields = [
+        ("id", text()),
+        ("object", word("list")),
+        ("model", text()),
+        ("classifications", list(one)),
+        ("usage", usage_of_vectors()),
+    ];
+    object(&fields, &[paid()])
+}
+
+fn extract_request() -> Value {
+    let most = json!({"type": "integer", "minimum": 1, "maximum": extract::OUTPUT_TOKENS_MAX});
+    let optional = [
+        ("instructions", json!({"type": "string", "maxLength": extract::INSTRUCTIONS_BYTES_MAX})),
+        ("max_output_tokens", most),
+        ("user", name()),
+    ];
+    let input = some_text(extract::INPUT_BYTES_MAX);
+    request(&[("model", some_text(NAME_BYTES_MAX)), ("input", input), ("schema", free())], &optional, &[])
+}
+
+/// `data` is JSON by the request's schema, or null where the answer was cut.
+fn extraction() -> Value {
+    let kinds = ["object", "array", "string", "number", "boolean", "null"];
+    let any = any_of(kinds.map(|kind| json!({"type": kind})));
+    let fields = [
+        ("id", text()),
+        ("object", word("extraction")),
+        ("created", whole(0)),
+        ("model", text()),
+        ("data", any),
+        ("output_text", text()),
+        ("finish_reason", words(["stop", "length", "cancelled"])),
+        ("usage", reference("Usage")),
+    ];
+    object(&fields, &[paid()])
+}
+
+/// `receipt` as `GET /receipts/{id}` gives it.
+fn verify_request() -> Value {
+    request(&[("receipt", free()), ("request", text())], &[("answer", text()), ("user", name())], &[])
+}
+
+fn verification() -> Value {
+    let place = object(
+        &[("bytes", whole(0)), ("line", whole(1)), ("column", whole(1)), ("answered", text()), ("made", text())],
+        &[],
+    );
+    let fields = [
+        ("id", text()),
+        ("object", word("verification")),
+        ("created", whole(0)),
+        ("verdict", words(["same", "different"])),
+        ("why", list(text())),
+        ("place", or_null(place)),
+        ("signer", text()),
+        ("usage", reference("Usage")),
     ];
     object(&fields, &[paid()])
 }

@@ -64,6 +64,7 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) ->
         settings: request.settings.clone(),
         adapter,
         stored_bytes: None,
+        flat: None,
     };
     let sale = api.sell(headers, order).await?;
     let reply = ChatReply {

@@ -58,6 +58,7 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) ->
         settings: request.settings,
         adapter,
         stored_bytes: None,
+        flat: None,
     };
     let sale = api.sell(headers, order).await?;
     Ok(if request.stream {

@@ -6,7 +6,7 @@
 
 use super::openapi::PATH as OPENAPI;
 use super::problem::Problem;
-use super::{Api, chat, completions, embeddings, rerank, responses};
+use super::{Api, chat, classify, completions, embeddings, extract, rerank, responses, verify};
 use crate::context::Context;
 use alloy::primitives::U256;
 use axum::Json;
@@ -22,8 +22,10 @@ pub const LLMS: &str = "/llms.txt";
 
 /// What every agent sells, each by POST.
 const PAID: [&str; 3] = [chat::ROUTE, completions::ROUTE, responses::ROUTE];
+/// And whole alone.
+const PAID_WHOLE: [&str; 2] = [extract::ROUTE, verify::ROUTE];
 /// And those with a model for vectors.
-const PAID_VECTORS: [&str; 2] = [embeddings::ROUTE, rerank::ROUTE];
+pub(super) const PAID_VECTORS: [&str; 3] = [embeddings::ROUTE, rerank::ROUTE, classify::ROUTE];
 /// A leaf; registries show a picture beside the name.
 const IMAGE: &str = "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E%3Cpath \
                      d='M2 14C2 6 7 2 14 2c0 8-4 12-12 12z' fill='%232a7'/%3E%3C/svg%3E";
@@ -81,7 +83,7 @@ fn urls(cx: &Context) -> Vec<String> {
 
 /// What this agent sells.
 fn paid(cx: &Context) -> impl Iterator<Item = &'static str> {
-    PAID.into_iter().chain(cx.manifest.embedding.iter().flat_map(|_| PAID_VECTORS))
+    PAID.into_iter().chain(PAID_WHOLE).chain(cx.manifest.embedding.iter().flat_map(|_| PAID_VECTORS))
 }
 
 fn path(route: &str) -> &str {
@@ -165,6 +167,7 @@ fn words(cx: &Context) -> String {
     };
     let sold: String =
         PAID.iter().map(|route| format!("- [{route}]({url}{}): paid; `stream` too\n", path(route))).collect();
+    let whole: String = PAID_WHOLE.iter().map(|route| format!("- [{route}]({url}{}): paid\n", path(route))).collect();
     let vectors = cx.manifest.embedding.as_ref().map_or_else(String::new, |model| {
         let line = |route| format!("- [{route}]({url}{}): paid; by the vectors of {}\n", path(route), model.name);
         PAID_VECTORS.into_iter().map(line).collect()
@@ -177,7 +180,7 @@ fn words(cx: &Context) -> String {
          eip155:{chain_id}). Send it again with `PAYMENT-SIGNATURE`. Every `payTo` must be {treasury}.\n\
          {identity}\n\
          ## Sold\n\n\
-         {sold}{vectors}\n\
+         {sold}{whole}{vectors}\n\
          ## Free\n\n\
          - [Models]({url}/v1/models)\n\
          - [OpenAPI document]({url}{OPENAPI})\n\

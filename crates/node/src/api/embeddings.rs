@@ -56,11 +56,12 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) ->
         route: ROUTE,
         description: "vectors of texts",
         question: Question::of(body),
-        prompt: Prompt::Texts { texts: request.inputs, name_of },
+        prompt: Prompt::Texts { texts: request.inputs, name_of: Box::new(name_of) },
         prompt_field: "input",
         settings: Settings::default(),
         adapter: None,
         stored_bytes: None,
+        flat: None,
     };
     Ok(api.sell(headers, order).await?.deliver(form, None).await)
 }

@@ -58,11 +58,12 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) ->
         route: ROUTE,
         description: "documents by their nearness to a question",
         question: Question::of(body),
-        prompt: Prompt::Texts { texts, name_of: RerankRequest::name_of },
+        prompt: Prompt::Texts { texts, name_of: Box::new(RerankRequest::name_of) },
         prompt_field: "documents",
         settings: Settings::default(),
         adapter: None,
         stored_bytes: None,
+        flat: None,
     };
     Ok(api.sell(headers, order).await?.deliver(form, None).await)
 }

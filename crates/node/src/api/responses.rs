@@ -94,6 +94,7 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) ->
         settings: request.settings.clone(),
         adapter,
         stored_bytes: request.store.then(|| bytes_of(&before) + bytes_of(&said(&request))),
+        flat: None,
     };
     let mut sale = api.sell(headers, order).await?;
     let reply = ResponseReply {

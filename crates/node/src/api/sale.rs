@@ -102,6 +102,48 @@ pub struct Order {
     pub adapter: Option<usize>,
     /// Bytes of text that are stored beside the answer's own; `None`: nothing is stored.
     pub stored_bytes: Option<u64>,
+    /// What the call costs; `None`: it is metered.
+    pub flat: Option<Flat>,
+}
+
+/// A price of a whole call, whatever is in it.
+#[derive(Clone, Copy, Debug)]
+pub struct Flat {
+    /// The manifest's. Zero: what the tokens below cost by today's meter.
+    pub uusdc: Usdc,
+    pub prompt_tokens: u32,
+    pub completion_tokens: u32,
+}
+
+impl Flat {
+    /// At least what the least call costs today, and at most what any may. `metered`: of the class of its tokens.
+    pub fn today(&self, metered: Price) -> Usdc {
+        let of_tokens = || metered.quote_up(self.prompt_tokens.into(), self.completion_tokens.into());
+        let call = if self.uusdc.is_zero() { of_tokens() } else { self.uusdc };
+        call.max(metered.call_uusdc).min(metered.call_uusdc_max)
+    }
+
+    /// The same in the form that everything sold has, for a call of at most so many tokens of prompt and answer. One
+    /// that would cost more by the meter is refused: nothing is sold below it.
+    fn price(&self, metered: Price, tokens: (u32, u32), field: &str) -> Result<Price, ApiError> {
+        let call = self.today(metered);
+        let meant = metered.quote_up(tokens.0.into(), tokens.1.into());
+        if meant > call {
+            let message = format!(
+                "`{field}`: by its tokens this would cost {meant} micro-USDC today, and a call costs {call}: shorten \
+                 it, or ask for fewer tokens"
+            );
+            return Err(ApiError::for_field("over_fixed_price", field, message));
+        }
+        Ok(Price {
+            call_uusdc: call,
+            call_uusdc_max: Usdc::MAX,
+            mtok_prompt_uusdc: Usdc::ZERO,
+            mtok_cached_uusdc: Usdc::ZERO,
+            mtok_embedding_uusdc: Usdc::ZERO,
+            mtok_completion_uusdc: Usdc::ZERO,
+        })
+    }
 }
 
 /// What the model gets.
@@ -109,10 +151,13 @@ pub enum Prompt {
     /// It goes on with it.
     Text(Rendered),
     /// It makes a vector of each. `name_of` a text, for errors.
-    Texts { texts: Vec<String>, name_of: fn(usize) -> String },
+    Texts { texts: Vec<String>, name_of: NameOf },
     /// No model here gets anything: another agent's makes the answer.
     Bought(Purchase),
 }
+
+/// What an error calls the text with a number.
+pub type NameOf = Box<dyn Fn(usize) -> String + Send + Sync>;
 
 /// A prompt as the model gets it.
 pub struct Rendered {
@@ -451,7 +496,7 @@ impl Api {
                 (Some(engine), Some(client), tokens, room, price)
             }
             Prompt::Texts { texts, name_of } => {
-                let (engine, tokens) = self.texts_fit(texts, *name_of, order.prompt_field).await?;
+                let (engine, tokens) = self.texts_fit(texts, name_of, order.prompt_field).await?;
                 (None, Some(engine), tokens, 0, price.of_embeddings())
             }
             // By the call: no token of it is this host's.
@@ -463,6 +508,10 @@ impl Api {
             }
         };
         let max_tokens = order.settings.max_tokens_within(room);
+        let price = match order.flat {
+            Some(flat) => flat.price(price, (prompt_tokens, max_tokens), order.prompt_field)?,
+            None => price,
+        };
         let quote_key = Sha256::new().chain_update(order.question.digest).chain_update(order.route).finalize().into();
         let path = order.route.split_once(' ').map_or(order.route, |(_, path)| path);
         let (alone, channel) = (self.tariff(price, self.gas()), self.tariff(price, Usdc::ZERO));
@@ -529,12 +578,7 @@ impl Api {
     }
 
     /// The engine that makes vectors, and the tokens of all texts together, if it takes each of them.
-    async fn texts_fit(
-        &self,
-        texts: &[String],
-        name_of: fn(usize) -> String,
-        field: &str,
-    ) -> Result<(EngineClient, u32), Problem> {
+    async fn texts_fit(&self, texts: &[String], name_of: &NameOf, field: &str) -> Result<(EngineClient, u32), Problem> {
         let embedder = self.embedder().await?;
         let counts = try_join_all(texts.iter().map(|text| embedder.client.count_tokens(text, true))).await;
         let counts = counts.map_err(|e| Problem::for_unavail(format!("the engine does not answer: {e}"), 1))?;
@@ -741,6 +785,9 @@ fn described(order: &Order, price: &Price) -> String {
         let (seller, call) = (purchase.supplier.terms.treasury, price.call_uusdc);
         return format!("{what}, bought from the agent {seller}; a call costs {call}");
     }
+    if order.flat.is_some() {
+        return format!("{what}; a call costs {}, whatever is in it", price.call_uusdc);
+    }
     if matches!(order.prompt, Prompt::Texts { .. }) {
         let (embedded, least) = (price.mtok_embedding_uusdc, price.call_uusdc);
         return format!("{what}; a million tokens of the texts cost {embedded}; a call at least {least}");
@@ -810,18 +857,40 @@ mod tests {
         assert_eq!(prices(None, None, true, true), Prices::default());
     }
 
-    #[test]
-    fn stored_bytes_are_a_class_like_the_others() {
-        let price = Price {
+    fn price() -> Price {
+        Price {
             call_uusdc: Usdc(10),
             call_uusdc_max: Usdc(1_000),
             mtok_prompt_uusdc: Usdc(500_000),
             mtok_cached_uusdc: Usdc(250_000),
             mtok_embedding_uusdc: Usdc(35_000),
             mtok_completion_uusdc: Usdc(1_000_000),
+        }
+    }
+
+    #[test]
+    fn a_call_of_a_fixed_price_costs_that_and_is_never_sold_below_the_meter() {
+        let flat = |uusdc| Flat { uusdc: Usdc(uusdc), prompt_tokens: 400, completion_tokens: 100 };
+        let fixed = |uusdc, tokens| flat(uusdc).price(price(), tokens, "input");
+        let cost = |price: Price, tokens: u32| {
+            let used = Usage { prompt_tokens: 1, cached_tokens: 0, completion_tokens: tokens };
+            Tariff { price, stored: Usdc(1_000), gas: Usdc(7) }.meter_up(used, 0)
         };
+        let of = fixed(300, (200, 200)).unwrap();
+        assert_eq!((cost(of, 1), cost(of, 200)), (Usdc(307), Usdc(307)), "and the gas");
+        assert_eq!(cost(fixed(300, (100, 250)).unwrap(), 250), Usdc(307), "300 by the meter");
+        let refused = fixed(300, (102, 250)).unwrap_err();
+        assert_eq!((refused.status, refused.code, refused.param.as_deref()), (400, "over_fixed_price", Some("input")));
+        assert_eq!(fixed(3, (1, 1)).unwrap().call_uusdc, Usdc(10), "at least the least call");
+        assert_eq!(fixed(5_000, (1, 1)).unwrap().call_uusdc, Usdc(1_000), "at most what any may cost");
+        assert_eq!(fixed(0, (1, 1)).unwrap().call_uusdc, Usdc(300), "400 and 100 tokens of today, unless it is said");
+    }
+
+    #[test]
+    fn stored_bytes_are_a_class_like_the_others() {
         let tokens = Usage { prompt_tokens: 21, cached_tokens: 0, completion_tokens: 30 };
-        let cost = |stored, bytes| Tariff { price, stored: Usdc(stored), gas: Usdc(7) }.meter_up(tokens, bytes);
+        let cost =
+            |stored, bytes| Tariff { price: price(), stored: Usdc(stored), gas: Usdc(7) }.meter_up(tokens, bytes);
         assert_eq!(cost(1_000, 0), Usdc(48), "40.5 and the gas");
         // 40.5 and 0.5, rounded up once.
         assert_eq!((cost(1_000, 500), cost(1_000, 501)), (Usdc(48), Usdc(49)));

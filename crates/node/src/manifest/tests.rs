@@ -67,6 +67,11 @@ facilitator_url = "http://127.0.0.1:9"
 final_above_uusdc = "20000"
 final_blocks = 30
 
+[per_call]
+classify_uusdc = "1200"
+extract_uusdc = "2500"
+verify_uusdc = "3000"
+
 [model]
 name = "m"
 cid = "{WEIGHTS}"
@@ -285,6 +290,20 @@ fn gas_is_bought_where_the_manifest_says_and_each_wrong_field_is_named() {
         assert!(text.contains(from), "{from}");
         let refused = Manifest::parse(&text.replace(from, to)).unwrap_err().to_string();
         assert!(refused.contains(why), "{refused}");
+    }
+}
+
+#[test]
+fn what_is_sold_by_the_call_costs_what_a_call_may_cost() {
+    let per_call = Manifest::parse(&whole()).unwrap().per_call;
+    assert_eq!((per_call.classify_uusdc, per_call.extract_uusdc), (1_200, 2_500));
+    for (from, to, why) in [
+        ("\"1200\"", "\"999\"", "`per_call.classify_uusdc` = 999; like every call it costs `min_call_uusdc` = 1000"),
+        ("\"2500\"", "\"50001\"", "`per_call.extract_uusdc` = 50001"),
+        ("\"2500\"", "2500", "invalid type"),
+    ] {
+        let error = Manifest::parse(&whole().replacen(from, to, 1)).unwrap_err().to_string();
+        assert!(error.contains(why), "{error}");
     }
 }
 

@@ -5,6 +5,7 @@ mod infer;
 mod journal;
 mod moves;
 mod pay;
+mod quality;
 mod report;
 mod sim;
 mod store;
@@ -13,7 +14,7 @@ mod world;
 use super::link::{block_on, log_to_stderr};
 use anyhow::Result;
 
-/// Prints how long things take: whole worlds, what customers feel of moves (`bench move`), or one part alone: payments (`bench pay`), the engine (`bench infer`), the content store (`bench store`), the journal (`bench journal`), the simulators (`bench sim`).
+/// Prints how long things take: whole worlds, what customers feel of moves (`bench move`), or one part alone: payments (`bench pay`), the engine (`bench infer`), what its models are good for (`bench quality`), the content store (`bench store`), the journal (`bench journal`), the simulators (`bench sim`).
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Flags {
@@ -29,6 +30,7 @@ enum What {
     Journal(journal::Flags),
     Move(moves::Flags),
     Pay(pay::Flags),
+    Quality(quality::Flags),
     Sim(sim::Flags),
     Store(store::Flags),
 }
@@ -40,6 +42,7 @@ pub fn run(flags: Flags) -> Result<()> {
         Some(What::Journal(flags)) => journal::run(&flags),
         Some(What::Move(flags)) => block_on(moves::run(flags)),
         Some(What::Pay(flags)) => block_on(pay::run(flags)),
+        Some(What::Quality(flags)) => block_on(quality::run(flags)),
         Some(What::Sim(flags)) => sim::run(&flags),
         Some(What::Store(flags)) => block_on(store::run(flags)),
         None => block_on(world::run(flags.world)),

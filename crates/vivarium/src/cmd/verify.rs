@@ -3,11 +3,11 @@
 use super::link::{Place, block_on};
 use alloy::primitives::Address;
 use anyhow::{Context, Result, bail, ensure};
-use infer::rerun::{self, Asked, NotAsked};
-use infer::{ChatTemplate, EngineClass, EngineClient, EngineConfig, EngineEvent, Generate, Hello, Run};
+use infer::rerun;
+use infer::{ChatTemplate, EngineClass, EngineClient, EngineConfig, EngineEvent, Hello};
+use node::rerun::{Judged, NotTried, Question};
 use pay::receipt::{Receipt, SignedReceipt};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -70,12 +70,6 @@ enum Verdict {
     Unknown(Vec<String>),
 }
 
-impl Verdict {
-    fn unknown(why: impl Into<String>) -> Verdict {
-        Verdict::Unknown(vec![why.into()])
-    }
-}
-
 pub fn run(flags: Flags) -> Result<ExitCode> {
     block_on(async {
         let read = |path: &Path| std::fs::read(path).with_context(|| format!("cannot read {}", path.display()));
@@ -86,141 +80,71 @@ pub fn run(flags: Flags) -> Result<ExitCode> {
             signed.verify(operator)?;
         }
         let (request, answer) = (read(&flags.request)?, read(&flags.answer)?);
-        let digest: [u8; 32] = Sha256::digest(&request).into();
-        ensure!(
-            digest == signed.receipt.prompt,
-            "the receipt is of another request: {} has sha2-256 {}, the receipt names {}",
-            flags.request.display(),
-            hex::encode(digest),
-            hex::encode(signed.receipt.prompt)
-        );
-        let verdict = match Question::of(&signed.receipt, &request, &answer)? {
-            Ok(question) => question.answered_again(&flags).await?,
-            Err(unknown) => unknown,
+        let verdict = match Question::of(&signed.receipt, &request, Some(&answer)) {
+            Ok(question) => answered_again(&question, &flags).await?,
+            Err(e) => not_tried(e)?,
         };
         Ok(report(&verdict, &signed.receipt, signer, flags.json))
     })
 }
 
-/// What is to be made again.
-struct Question<'a> {
-    receipt: &'a Receipt,
-    run: Run,
-    asked: Asked,
-    /// The answer's text, where its body has all of it.
-    text: Option<String>,
+fn not_tried(why: NotTried) -> Result<Verdict> {
+    match why {
+        NotTried::Unknown(why) => Ok(Verdict::Unknown(why)),
+        NotTried::Invalid(why) => bail!(why),
+    }
 }
 
-impl<'a> Question<'a> {
-    /// All that can be told without the engine. The inner error: that nothing can be said.
-    fn of(receipt: &'a Receipt, request: &[u8], answer: &[u8]) -> Result<Result<Self, Verdict>> {
-        let unknown = |why: &str| Ok(Err(Verdict::unknown(why)));
-        if receipt.embedding_tokens > 0 {
-            return unknown("vectors agree to a tolerance and not to the bit");
-        }
-        if receipt.run.digest() == [0; 32] {
-            return unknown("the receipt names no run: another agent made this answer");
-        }
-        let Some(run) = receipt.run.text() else {
-            return unknown(
-                "the receipt has only its run's digest: take the one that GET /receipts/{id} gives as JSON",
-            );
-        };
-        if receipt.output == [0; 32] {
-            return unknown("the receipt names no output: the host crashed while it answered");
-        }
-        let run = match Run::from_canonical(run) {
-            Ok(run) => run,
-            Err(e) => return unknown(&format!("the receipt's run is of another version of this program: {e}")),
-        };
-        if run.adapter().unwrap_or_default() != receipt.adapter {
-            return unknown("the receipt names one adapter, and its run another");
-        }
-        let asked = match Asked::read(&run.route, request) {
-            Ok(asked) => asked,
-            Err(NotAsked::Unknown(why)) => return unknown(&why),
-            Err(NotAsked::Invalid(e)) => bail!("the request is none that this program answers: {}", e.message),
-        };
-        let text = match std::str::from_utf8(answer).ok().and_then(rerun::text_of_answer) {
-            // Calls of tools were taken out of it.
-            _ if asked.with_tools => None,
-            None => bail!("the answer is neither a body nor a stream of one of the routes that answer with text"),
-            text => text,
-        };
-        Ok(Ok(Self { receipt, run, asked, text }))
+async fn answered_again(question: &Question, flags: &Flags) -> Result<Verdict> {
+    let scratch = Scratch::new()?;
+    let model = weights("model", question.receipt.model, flags.model.as_deref(), flags, &scratch.0).await?;
+    let mut adapters = Vec::new();
+    if question.receipt.adapter != [0; 32] {
+        let adapter = flags.adapter.as_deref();
+        adapters.push(weights("adapter", question.receipt.adapter, adapter, flags, &scratch.0).await?);
     }
-
-    async fn answered_again(self, flags: &Flags) -> Result<Verdict> {
-        let scratch = Scratch::new()?;
-        let model = weights("model", self.receipt.model, flags.model.as_deref(), flags, &scratch.0).await?;
-        let mut adapters = Vec::new();
-        if self.receipt.adapter != [0; 32] {
-            let adapter = flags.adapter.as_deref();
-            adapters.push(weights("adapter", self.receipt.adapter, adapter, flags, &scratch.0).await?);
-        }
-        let own = std::env::current_exe().context("cannot find this program's own file")?;
-        let config = EngineConfig {
-            program: own.with_file_name("vivarium-engine"),
-            model,
-            adapters,
-            socket: scratch.0.join("engine.sock"),
-            threads: flags.threads.unwrap_or(self.run.engine.threads),
-            ctx: self.run.engine.context,
-            slots: 1,
-        };
-        let (engine, hello) = EngineClient::spawn(config).await?;
-        let differ = self.run.engine.differences(&EngineClass::of(&hello, engine.program_sha256()));
-        if !differ.is_empty() {
-            return Ok(Verdict::Unknown(differ));
-        }
-        match self.generate(&engine, &hello).await? {
-            Ok(made) => Ok(self.judged(&made)),
-            Err(unknown) => Ok(unknown),
-        }
+    let own = std::env::current_exe().context("cannot find this program's own file")?;
+    let config = EngineConfig {
+        program: own.with_file_name("vivarium-engine"),
+        model,
+        adapters,
+        socket: scratch.0.join("engine.sock"),
+        threads: flags.threads.unwrap_or(question.run.engine.threads),
+        ctx: question.run.engine.context,
+        slots: 1,
+    };
+    let (engine, hello) = EngineClient::spawn(config).await?;
+    if let Err(e) = question.fits(&EngineClass::of(&hello, engine.program_sha256())) {
+        return not_tried(e);
     }
-
-    /// The text that the engine makes of the request, if that is what the receipt says was run.
-    async fn generate(&self, engine: &EngineClient, hello: &Hello) -> Result<Result<String, Verdict>> {
-        let template = ChatTemplate::new(hello.chat_template.as_deref(), &hello.bos, &hello.eos)?;
-        let prompt = self.asked.prompt(&template, self.run.date)?;
-        let tokens = engine.count_tokens(&prompt, self.asked.settings.add_bos).await?;
-        let seed = self.run.sampling.seed.parse().context("the receipt's seed is not a number")?;
-        let settings = self.asked.settings.clone();
-        let max_tokens = settings.max_tokens_within(hello.n_ctx.saturating_sub(tokens));
-        let adapter = (hello.adapters > 0).then_some(0);
-        let generate = Generate { adapter, ..settings.generate(prompt, max_tokens, seed) };
-        let ours = Run::of(&self.run.route, self.run.date, &generate, self.run.adapter(), self.run.engine.clone());
-        let mut differ = self.run.sampling.differences(&ours.sampling);
-        if ours.prompt_sha256 != self.run.prompt_sha256 {
-            differ.push("this program makes another prompt of the request than the receipt names".to_owned());
-        }
-        if !differ.is_empty() {
-            return Ok(Err(Verdict::Unknown(differ)));
-        }
-        let mut generation = engine.generate(generate)?;
-        let mut text = String::new();
-        loop {
-            match generation.recv().await.context("the engine ended without an answer")? {
-                EngineEvent::Accepted { .. } => {}
-                EngineEvent::Tokens { text: more, .. } => text.push_str(&more),
-                EngineEvent::Done { .. } => return Ok(Ok(text)),
-                EngineEvent::Embedded { .. } => bail!("the model makes vectors and no text"),
-                EngineEvent::Failed { message, .. } => bail!("the engine does not answer: {message}"),
-            }
-        }
+    match made(question, &engine, &hello).await? {
+        Ok(made) => Ok(match question.judged(&made) {
+            Judged::Same => Verdict::Same,
+            Judged::Different { why, place } => Verdict::Different { why, place },
+        }),
+        Err(e) => not_tried(e),
     }
+}
 
-    fn judged(&self, made: &str) -> Verdict {
-        let digest = |text: &str| <[u8; 32]>::from(Sha256::digest(text));
-        let place = self.text.as_deref().and_then(|text| rerun::first_difference(text, made));
-        let mut why = Vec::new();
-        if self.text.as_deref().is_some_and(|text| digest(text) != self.receipt.output) {
-            why.push("the receipt is not of the text in this answer".to_owned());
+/// The text that the engine makes of the request, if that is what the receipt says was run.
+async fn made(question: &Question, engine: &EngineClient, hello: &Hello) -> Result<Result<String, NotTried>> {
+    let template = ChatTemplate::new(hello.chat_template.as_deref(), &hello.bos, &hello.eos)?;
+    let prompt = question.prompt(&template)?;
+    let tokens = engine.count_tokens(&prompt, question.add_bos()).await?;
+    let generate = match question.generate(prompt, tokens, hello, (hello.adapters > 0).then_some(0)) {
+        Ok(generate) => generate,
+        Err(e) => return Ok(Err(e)),
+    };
+    let mut generation = engine.generate(generate)?;
+    let mut text = String::new();
+    loop {
+        match generation.recv().await.context("the engine ended without an answer")? {
+            EngineEvent::Accepted { .. } => {}
+            EngineEvent::Tokens { text: more, .. } => text.push_str(&more),
+            EngineEvent::Done { .. } => return Ok(Ok(text)),
+            EngineEvent::Embedded { .. } => bail!("the model makes vectors and no text"),
+            EngineEvent::Failed { message, .. } => bail!("the engine does not answer: {message}"),
         }
-        if digest(made) != self.receipt.output {
-            why.push("what the engine makes is not the output that the receipt names".to_owned());
-        }
-        if why.is_empty() && place.is_none() { Verdict::Same } else { Verdict::Different { why, place } }
     }
 }
 

@@ -191,6 +191,7 @@ pub fn manifest(choices: &Choices, names: Names) -> Manifest {
             settle_after_uusdc: choices.settle_after_uusdc,
             ..node::manifest::Payments::default()
         },
+        per_call: node::manifest::PerCall::default(),
         model: model.named(),
         adapters: Vec::new(),
         embedding: Some(embedding.named()),

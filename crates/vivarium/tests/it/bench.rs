@@ -50,3 +50,29 @@ fn the_bench_of_simulated_lives_runs() {
     assert!(rows[..3].iter().all(|row| row.contains(" ms of CPU each")), "{rows:?}");
     assert!(rows[6].contains("darwin, 110 agent(s), 5 days") && rows[6].contains("110 alive"), "{rows:?}");
 }
+
+/// The parts in a hundred that a row tells behind these words.
+fn percent(row: &str, words: &str) -> u32 {
+    let (_, after) = row.split_once(words).unwrap_or_else(|| panic!("{words} in {row}"));
+    let digits: String = after.trim_start().chars().take_while(char::is_ascii_digit).collect();
+    digits.parse().unwrap_or_else(|e| panic!("{e}: {words} in {row}"))
+}
+
+/// The vectors' part of what `bench quality` measures, and floors well under it (docs/benchmarks.md): a model, a prompt
+/// or arithmetic that is broken falls below them.
+#[test]
+fn vectors_are_as_good_as_they_are_said_to_be() {
+    let rows = rows_of(&["quality", "--vectors", "--each", "1"]);
+    assert_eq!(rows.len(), 4, "{rows:?}");
+    for (row, name, floors) in [
+        (&rows[0], "| sentiment: ", [40, 30, 30]),
+        (&rows[1], "| topic: ", [80, 80, 55]),
+        (&rows[2], "| intent: ", [55, 55, 50]),
+    ] {
+        assert!(row.starts_with(name), "{row}");
+        for (words, floor) in ["| by names ", ", described ", " examples each "].into_iter().zip(floors) {
+            assert!(percent(row, words) >= floor, "{words}{floor}: {row}");
+        }
+    }
+    assert!(percent(&rows[3], "| first ") >= 75 && percent(&rows[3], "first three ") >= 85, "{}", rows[3]);
+}

@@ -3,7 +3,7 @@
 use super::world::{World, proxy};
 use alloy::primitives::{Address, keccak256};
 use alloy::signers::local::PrivateKeySigner;
-use infer::api::{Answered, ChatReply};
+use infer::api::{Answered, ChatReply, ExtractReply, extract};
 use infer::rerun::Asked;
 use infer::{ChatTemplate, EngineClass, EngineClient, EngineConfig, EngineEvent, Run};
 use pay::receipt::PaidBy;
@@ -38,6 +38,19 @@ struct Paid {
 impl Paid {
     /// `request` answered by an engine as a node runs it, in company of nobody.
     async fn for_request(request: &Value) -> Paid {
+        let reply = ChatReply {
+            id: "chatcmpl-1".into(),
+            created: DATE,
+            model: "m".into(),
+            include_usage: false,
+            logprobs: false,
+            tools: false,
+        };
+        Paid::at(ROUTE, request, |answered| reply.whole(answered, Map::new())).await
+    }
+
+    /// The same at another route, which replies in another form.
+    async fn at(route: &str, request: &Value, reply: impl FnOnce(Answered<'_>) -> Value) -> Paid {
         let dir = tempfile::tempdir().expect("a folder");
         let config = EngineConfig {
             adapters: Vec::new(),
@@ -51,12 +64,12 @@ impl Paid {
         let (engine, hello) = EngineClient::spawn(config).await.expect("an engine");
         let template = ChatTemplate::new(hello.chat_template.as_deref(), &hello.bos, &hello.eos).expect("a template");
         let body = request.to_string();
-        let asked = Asked::read(ROUTE, body.as_bytes()).expect("a request");
+        let asked = Asked::read(route, body.as_bytes()).expect("a request");
         let prompt = asked.prompt(&template, DATE).expect("a prompt");
         let tokens = engine.count_tokens(&prompt, false).await.expect("a count");
         let max_tokens = asked.settings.max_tokens_within(hello.n_ctx - tokens);
         let generate = asked.settings.clone().generate(prompt, max_tokens, 7);
-        let run = Run::of(ROUTE, DATE, &generate, None, EngineClass::of(&hello, engine.program_sha256()));
+        let run = Run::of(route, DATE, &generate, None, EngineClass::of(&hello, engine.program_sha256()));
         let mut generation = engine.generate(generate).expect("it begins");
         let mut text = String::new();
         let (finish, usage) = loop {
@@ -69,15 +82,7 @@ impl Paid {
                 other => panic!("{other:?}"),
             }
         };
-        let reply = ChatReply {
-            id: "chatcmpl-1".into(),
-            created: DATE,
-            model: "m".into(),
-            include_usage: false,
-            logprobs: false,
-            tools: false,
-        };
-        let answer = reply.whole(Answered { text: &text, logprobs: &[], finish, usage }, Map::new());
+        let answer = reply(Answered { text: &text, logprobs: &[], finish, usage });
         let cid = import_path(&model(), Profile::V1_2025, &mut |_, _| Ok(())).expect("a CID").cid;
         let receipt = Receipt {
             agent: Address::repeat_byte(0xaa),
@@ -218,6 +223,29 @@ async fn drawn_answers_are_made_again_by_their_seed() {
     let seeded = Paid::for_request(&question(json!({ "temperature": 0.9, "seed": 11 }))).await;
     let (status, said) = seeded.verify(&[]);
     assert_eq!((status, &said["verdict"]), (Some(0), &json!("same")), "{said}");
+}
+
+/// JSON that was taken out of a text is greedy, and made again.
+#[tokio::test]
+async fn what_was_extracted_is_made_again() {
+    let schema = json!({
+        "type": "object",
+        "properties": {"name": {"type": "string"}, "order": {"type": "integer"}},
+        "required": ["name", "order"],
+        "additionalProperties": false,
+    });
+    let request = json!({"model": "m", "input": "Ines Okoro asks where order 4471 is.", "schema": schema});
+    let reply = ExtractReply { id: "extr-1".into(), created: DATE, model: "m".into() };
+    let paid = Paid::at(extract::ROUTE, &request, |answered| reply.whole(answered, Map::new())).await;
+    let answer: Value = serde_json::from_str(&paid.read("answer.json")).expect("JSON");
+    assert_eq!(answer["data"]["order"], 4471, "{answer}");
+    let (status, said) = paid.verify(&[]);
+    assert_eq!((status, &said["verdict"]), (Some(0), &json!("same")), "{said}");
+    let mut forged = answer;
+    forged["output_text"] = forged["output_text"].as_str().expect("a text").replace("4471", "4472").into();
+    paid.write("answer.json", &forged.to_string());
+    let (status, said) = paid.verify(&[]);
+    assert_eq!((status, &said["verdict"]), (Some(3), &json!("different")), "{said}");
 }
 
 /// An agent's own answer, bought through the proxy: its receipt, the world's store and the engine are enough.

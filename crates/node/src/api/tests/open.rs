@@ -3,6 +3,7 @@
 //! What a header may hold, a flood of one request, and a relay without gas, without a world of processes.
 
 mod another;
+mod flat;
 
 use super::served;
 use crate::answers::Answers;
@@ -459,9 +460,14 @@ async fn says(mut line: UnixStream) {
                 [vec![FromEngine::Accepted { id, prompt_tokens }], tokens.to_vec(), vec![done]].concat()
             }
             ToEngine::Check { id, .. } => vec![FromEngine::Checked { id, why: None }],
-            ToEngine::Cancel { .. } | ToEngine::Embed { .. } | ToEngine::Save { .. } | ToEngine::Restore { .. } => {
-                Vec::new()
+            ToEngine::Embed { id, texts } => {
+                // Two directions: what speaks of leases, and what does not.
+                let vector = |text: &String| if text.contains("lease") { vec![1.0, 0.0] } else { vec![0.0, 1.0] };
+                let prompt_tokens = u32::try_from(texts.iter().map(String::len).sum::<usize>()).unwrap();
+                let vectors = texts.iter().map(vector).collect();
+                vec![FromEngine::Accepted { id, prompt_tokens }, FromEngine::Embedded { id, vectors, prompt_tokens }]
             }
+            ToEngine::Cancel { .. } | ToEngine::Save { .. } | ToEngine::Restore { .. } => Vec::new(),
         };
         for frame in said {
             line.write_all(&wire::encode(&frame).unwrap()).await.unwrap();

@@ -50,6 +50,7 @@ fn manifest() -> Manifest {
         gas_market: None,
         archive: node::manifest::Archive::default(),
         payments: node::manifest::Payments::default(),
+        per_call: node::manifest::PerCall::default(),
         model: Model {
             name: "m".into(),
             cid: String::new(),
