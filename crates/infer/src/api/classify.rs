@@ -3,7 +3,7 @@
 //!
 //! By vectors and not by the chat model: where there are six labels, 135 million parameters choose hardly better than
 //! chance, whether by an answer held to the labels or by each label's probability, and take far longer
-//! (docs/decisions/0039).
+//! (docs/decisions/0040).
 
 use serde_json::{Map, Value, json};
 

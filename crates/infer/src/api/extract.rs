@@ -19,7 +19,7 @@ pub const OUTPUT_TOKENS_MAX: u32 = 256;
 pub const INSTRUCTIONS_BYTES_MAX: usize = 1_024;
 
 /// A text, and what it says of customer, town and item. Of five beginnings that were tried the best one; its own words
-/// turn up in answers that the model does not find (docs/decisions/0039).
+/// turn up in answers that the model does not find (docs/decisions/0040).
 const EXAMPLE: (&str, &str) = (
     "The red kettle was returned by Bob Miller of Springfield.",
     r#"{"customer": "Bob Miller", "town": "Springfield", "item": "red kettle"}"#,
@@ -60,7 +60,7 @@ impl ExtractRequest {
     }
 
     /// What the model is told: an example of another text, then this one. Of the schema it is told the names of the
-    /// outermost fields alone: where it was told their descriptions, it answered with those (docs/decisions/0039).
+    /// outermost fields alone: where it was told their descriptions, it answered with those (docs/decisions/0040).
     pub fn messages(&self) -> Vec<Message> {
         let instructions = self.instructions.as_deref().unwrap_or("You copy fields from texts into JSON.");
         vec![
