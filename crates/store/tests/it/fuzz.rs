@@ -144,9 +144,9 @@ fn strangers_car_files_break_no_reader() {
         let mut one = Vec::new();
         car::export(&here.blocks, &root, &mut one).unwrap();
         one.truncate(8_000);
-        let mut two = std::io::Cursor::new(Vec::new());
+        let mut two = Vec::new();
         car::export_v2(&here.blocks, &small, &mut two).unwrap();
-        seeds.extend([one, two.into_inner()]);
+        seeds.extend([one, two]);
     }
     let mut blocks = 0;
     let runs = changes::runs(5_000, DEEP);
