@@ -34,6 +34,7 @@ mod moving;
 mod outboxes;
 mod payer_gas;
 pub mod permit2;
+mod replay;
 mod replicate;
 mod restore;
 mod settle;
