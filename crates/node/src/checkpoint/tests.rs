@@ -11,6 +11,7 @@ use pay::{RequestId, Settle, SettleExact, TransferMethod};
 use store::Blocks;
 use tempfile::TempDir;
 
+mod collected;
 mod folded;
 
 const AGENT: Address = Address::repeat_byte(0xa1);
