@@ -135,7 +135,7 @@ impl Fetcher {
         progress: &impl Fn(&Progress),
     ) -> Result<Progress> {
         cid::check(root).map_err(Error::usage)?;
-        Run::new(self, blocks.clone(), cid::normal(root), wanted).to_the_end(progress).await
+        Run::new(self, blocks.clone(), cid::normal(root), wanted).finish(progress).await
     }
 
     /// Fills the file behind `root` at `dest`, its final place, in order as far as the sources let it, each block
@@ -174,7 +174,7 @@ impl Fetcher {
         let mut run = Run::new(self, nodes.clone(), root, leaves);
         (run.progress.blocks_done, run.progress.bytes_done) = here;
         run.progress.bytes_total = Some(place.bytes());
-        match run.to_the_end(&progress).await {
+        match run.finish(&progress).await {
             Err(e) if self.has_archive_for(&e) => {
                 self.unarchive(nodes, e).await?;
                 self.fill(nodes, place, progress).await
@@ -307,7 +307,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    async fn to_the_end(mut self, progress: &impl Fn(&Progress)) -> Result<Progress> {
+    async fn finish(mut self, progress: &impl Fn(&Progress)) -> Result<Progress> {
         self.explore(None).await?;
         progress(&self.progress);
         let mut ticks = tokio::time::interval(TICK);
