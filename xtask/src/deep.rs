@@ -76,7 +76,7 @@ pub fn run(names: &[String]) -> Result<()> {
         ensure!(
             steps.iter().any(|step| step.name.starts_with(name.as_str())),
             "no deep step begins with {name:?}: invariants, fuzz, mutants, fuzzers, parsers, arweave, payments, drain, \
-             differential, lives"
+             differential, memory, lives"
         );
     }
     steps.retain(|step| names.is_empty() || names.iter().any(|name| step.name.starts_with(name.as_str())));
@@ -160,6 +160,11 @@ fn steps() -> Result<Vec<Step>> {
         ),
         rust("differential of contracts and model", "crates", &["contracts_and_model_agree"]),
         rust("drain: 1,000 prompts", "crates", &["no_text_moves_money"]),
+        rust(
+            "memory: a day of 10,000 requests with 1 GiB of conversations",
+            "crates",
+            &["a_day_of_ten_thousand_calls_writes_little_more_than_it_changed"],
+        ),
         rust("whole lives: 300", "crates", &["whole_lives_with_all_faults"]),
     ]);
     steps.extend((0..lives::SHARDS).map(short_lives));

@@ -1,4 +1,4 @@
-//! The command line. By hand: six flags are not worth a dependency in this process.
+//! The command line. By hand: a few flags are not worth a dependency in this process.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -15,6 +15,8 @@ usage: vivarium-engine --model FILE --socket PATH [options]
   --ctx N            tokens of context for each request (default 2048)
   --slots N          requests that decode, or texts that become vectors, side by side (default 8)
   --exit-with-stdin  end when standard input closes
+  --arriving         the model's file is still arriving: standard input says, in numbers of 8 bytes (little-endian), how
+                     many of its bytes may be read, from the start; the last number is its length
   --help             this text";
 
 /// Upper bounds against mistyped numbers; what really fits is a matter of memory.
@@ -39,13 +41,14 @@ pub(crate) struct Args {
     pub(crate) ctx: u32,
     pub(crate) slots: u32,
     pub(crate) exit_with_stdin: bool,
+    pub(crate) arriving: bool,
 }
 
 pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, String> {
     let mut args = args.into_iter();
     let (mut model, mut socket, mut adapters) = (None, None, Vec::new());
     let (mut threads, mut ctx, mut slots) = (1, 2_048, 8);
-    let mut exit_with_stdin = false;
+    let (mut exit_with_stdin, mut arriving) = (false, false);
     while let Some(flag) = args.next() {
         let Some(flag) = flag.to_str().map(str::to_owned) else {
             return Err(format!("unknown argument {}", flag.display()));
@@ -60,6 +63,7 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command,
             "--ctx" => ctx = number(&flag, &value()?, CTX_MAX)?,
             "--slots" => slots = number(&flag, &value()?, SLOTS_MAX)?,
             "--exit-with-stdin" => exit_with_stdin = true,
+            "--arriving" => arriving = true,
             _ => return Err(format!("unknown argument {flag}")),
         }
     }
@@ -71,6 +75,7 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command,
         ctx,
         slots,
         exit_with_stdin,
+        arriving,
     }))
 }
 

@@ -225,6 +225,7 @@ mod tests {
             ctx: 256,
             slots: 2,
             exit_with_stdin: false,
+            arriving: false,
         }
     }
 

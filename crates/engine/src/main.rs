@@ -10,9 +10,11 @@
 //! shown ([`text`]), and which bytes are a saved context ([`state`]).
 
 mod args;
+mod arriving;
 mod confine;
 mod decode;
 mod embed;
+mod gguf;
 mod grammar;
 mod lookup;
 mod model;
@@ -33,6 +35,7 @@ use anyhow::{Context, bail};
 use infer::wire::Hello;
 
 use args::{Args, Command};
+use arriving::Arriving;
 use model::Model;
 use serve::{Acceptor, Work};
 
@@ -67,7 +70,10 @@ fn end_the_process_on_panic() {
 }
 
 fn run(args: &Args) -> anyhow::Result<std::convert::Infallible> {
-    let mut model = Model::load(&args.model)?;
+    let mut model = match args.arriving {
+        false => Model::load(&args.model)?,
+        true => Model::load_arriving(&args.model, Arriving::new(&args.model, arriving::standard_input()?)?)?,
+    };
     let adapters = model.load_adapters(&args.adapters)?;
     let model = Arc::new(model);
     if args.ctx > model.n_ctx_train() {

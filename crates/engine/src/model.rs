@@ -1,15 +1,19 @@
 //! The model file: checked, loaded, and asked about its words.
 
+use std::cell::RefCell;
 use std::ffi::CStr;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use anyhow::{Context, bail};
 use llama_cpp_2::llama_backend::LlamaBackend;
 use llama_cpp_2::model::params::LlamaModelParams;
 use llama_cpp_2::model::{LlamaLoraAdapter, LlamaModel};
 use llama_cpp_2::token::LlamaToken;
+
+use crate::arriving::Arriving;
 
 /// What computes: our version and the library's. Compiler and instruction set are the build's own matter,
 /// which a lease names by its code's CID.
@@ -29,11 +33,36 @@ pub(crate) struct Model {
 
 impl Model {
     pub(crate) fn load(path: &Path) -> anyhow::Result<Model> {
+        Model::load_with(path, &LlamaModelParams::default())
+    }
+
+    /// The same of a file that is still arriving: words and shapes are read while it does, and no number before it is
+    /// whole (llama.cpp takes tensors in an order that is not the file's).
+    pub(crate) fn load_arriving<R: Read + 'static>(path: &Path, mut arriving: Arriving<R>) -> anyhow::Result<Model> {
+        arriving.wait_for_header(path)?;
+        let failed = Rc::new(RefCell::new(None));
+        let failure = Rc::clone(&failed);
+        // Asked before each tensor.
+        let params = LlamaModelParams::default().with_progress_callback(move |_| match arriving.wait_for_all() {
+            Ok(()) => true,
+            Err(error) => {
+                *failure.borrow_mut() = Some(error);
+                false
+            }
+        });
+        let loaded = Model::load_with(path, &params);
+        match failed.borrow_mut().take() {
+            Some(error) => Err(error),
+            None => loaded,
+        }
+    }
+
+    fn load_with(path: &Path, params: &LlamaModelParams) -> anyhow::Result<Model> {
         check(path)?;
         let mut backend = LlamaBackend::init().context("cannot initialise llama.cpp")?;
         // Two hundred lines a start. What matters of them is in our own messages.
         backend.void_logs();
-        let model = LlamaModel::load_from_file(&backend, path, &LlamaModelParams::default()).map_err(|_| {
+        let model = LlamaModel::load_from_file(&backend, path, params).map_err(|_| {
             let bytes = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
             anyhow::anyhow!(
                 "llama.cpp refuses the model {} ({bytes} bytes): it is cut off, damaged or of an unknown kind; \

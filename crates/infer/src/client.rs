@@ -124,6 +124,22 @@ impl EngineClient {
     /// Starts the engine and waits until it has loaded the model.
     pub async fn spawn(config: EngineConfig) -> Result<(EngineClient, Hello), Error> {
         let process = Process::start(&config).await?;
+        EngineClient::of(config, process).await
+    }
+
+    /// The same with a model whose file is still arriving: it is as long as it will be when `verified` is first above
+    /// zero, and `verified` says how many of its bytes are right, from the start. The engine reads no others.
+    ///
+    /// Fails with `Start` if `verified` closes before the file is whole; whoever writes the file knows why.
+    pub async fn spawn_arriving(
+        config: EngineConfig,
+        verified: watch::Receiver<u64>,
+    ) -> Result<(EngineClient, Hello), Error> {
+        let process = Process::start_arriving(&config, verified).await?;
+        EngineClient::of(config, process).await
+    }
+
+    async fn of(config: EngineConfig, process: Process) -> Result<(EngineClient, Hello), Error> {
         let program_sha256 = program_sha256(&config.program).await?;
         let hello = process.hello.clone();
         let (commands, received) = mpsc::unbounded_channel();

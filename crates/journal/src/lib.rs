@@ -9,12 +9,14 @@
 
 pub mod crash;
 mod error;
+mod reader;
 mod record;
 mod segment;
 mod snapshot;
 mod writer;
 
 pub use error::{Error, Kind, Result};
+pub use reader::Reader;
 pub use record::{Lsn, PAYLOAD_BYTES_MAX, Record};
 pub use segment::TornTail;
 pub use snapshot::Snapshot;
@@ -203,28 +205,18 @@ impl Journal {
 
     /// The oldest record still here.
     pub fn first_lsn(&self) -> Lsn {
-        self.writer.segments().first().map_or(self.next_lsn, |s| s.first_lsn)
+        self.writer.durable().segments().first().map_or(self.next_lsn, |s| s.first_lsn)
+    }
+
+    /// For another thread: what is on the disk, while records go on being appended here.
+    pub fn reader(&self) -> Reader {
+        Reader { dir: self.dir.clone(), durable: self.durable() }
     }
 
     /// Durable records `first..=last` as bytes for [`Journal::import`] elsewhere. Fails with `Gap` when some of them
     /// were removed or are not durable yet.
     pub fn export(&self, first: Lsn, last: Lsn) -> Result<Vec<u8>> {
-        let segments = self.writer.segments();
-        let (here, durable) = (self.first_lsn(), self.durable().lsn());
-        if first < here || last > durable || first > last {
-            return Err(Error::new(
-                Kind::Gap,
-                format!("LSN {first} to {last} were asked for; {here} to {durable} are here and durable"),
-            ));
-        }
-        let mut out = segment::header(first).to_vec();
-        for (i, s) in segments.iter().enumerate() {
-            let ends_before = segments.get(i + 1).is_some_and(|next| next.first_lsn <= first);
-            if !ends_before && s.first_lsn <= last {
-                segment::read_range(s, first, last, &mut out)?;
-            }
-        }
-        Ok(out)
+        self.reader().export(first, last)
     }
 
     /// Appends what another journal exported, and returns what was new. Checks every byte before it appends any.
@@ -249,8 +241,7 @@ impl Journal {
 
     /// Keeps `bytes` as the state at `lsn`, atomically. That record must be durable.
     pub fn write_snapshot(&self, lsn: Lsn, bytes: &[u8]) -> Result<()> {
-        self.writer.durable().wait(lsn)?;
-        snapshot::write(&self.dir, lsn, bytes)
+        self.reader().write_snapshot(lsn, bytes)
     }
 
     /// The newest whole snapshot.
@@ -261,11 +252,7 @@ impl Journal {
     /// Removes segments that hold only records before `lsn`. Never what a replay from the older of the kept snapshots
     /// needs: it must still be possible when the newer one is damaged.
     pub fn truncate_before(&self, lsn: Lsn) -> Result<()> {
-        let reached = snapshot::oldest_lsn(&self.dir)?;
-        for gone in self.writer.forget_before(lsn.min(reached + 1)) {
-            fs::remove_file(&gone.path).map_err(|e| Error::io("removing", &gone.path, &e))?;
-        }
-        Ok(())
+        self.reader().truncate_before(lsn)
     }
 }
 

@@ -57,7 +57,12 @@ pub(crate) fn write(dir: &Path, lsn: Lsn, bytes: &[u8]) -> Result<()> {
 
 /// The newest whole snapshot; damaged ones are passed over.
 pub(crate) fn latest(dir: &Path) -> Result<Option<Snapshot>> {
-    for lsn in list(dir)?.into_iter().rev() {
+    latest_to(dir, Lsn::MAX)
+}
+
+/// The same of those that hold nothing after `last`.
+pub(crate) fn latest_to(dir: &Path, last: Lsn) -> Result<Option<Snapshot>> {
+    for lsn in list(dir)?.into_iter().rev().filter(|lsn| *lsn <= last) {
         let path = path_of(dir, lsn);
         let bytes = fs::read(&path).map_err(|e| Error::io("reading the snapshot", &path, &e))?;
         if let Some(snapshot) = parse(&bytes)

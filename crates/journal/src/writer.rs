@@ -36,6 +36,10 @@ struct Shared {
     state: Mutex<State>,
     work: Condvar,
     progress: Condvar,
+    /// Held while old segments are read or removed, which may be asked for on several threads.
+    old: Mutex<()>,
+    /// The same of snapshots; they take longer, and who writes a journal on waits for none.
+    snapshots: Mutex<()>,
 }
 
 impl Shared {
@@ -68,6 +72,27 @@ impl Durable {
             state = self.0.progress.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         Ok(())
+    }
+
+    pub(crate) fn segments(&self) -> Vec<Segment> {
+        self.0.lock().segments.clone()
+    }
+
+    /// Takes segments off the list that lie wholly before `lsn`, never the one being written.
+    pub(crate) fn forget_before(&self, lsn: Lsn) -> Vec<Segment> {
+        let mut state = self.0.lock();
+        let gone = state.segments.windows(2).take_while(|pair| pair[1].first_lsn <= lsn).count();
+        state.segments.drain(..gone).collect()
+    }
+
+    /// While it is held, no segment goes.
+    pub(crate) fn old_segments(&self) -> MutexGuard<'_, ()> {
+        self.0.old.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// While it is held, no snapshot comes or goes.
+    pub(crate) fn snapshots(&self) -> MutexGuard<'_, ()> {
+        self.0.snapshots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The failure after which nothing becomes durable any more.
@@ -144,17 +169,6 @@ impl Writer {
 
     pub fn durable(&self) -> Durable {
         Durable(Arc::clone(&self.shared))
-    }
-
-    pub fn segments(&self) -> Vec<Segment> {
-        self.shared.lock().segments.clone()
-    }
-
-    /// Takes segments off the list that lie wholly before `lsn`, never the one being written.
-    pub fn forget_before(&self, lsn: Lsn) -> Vec<Segment> {
-        let mut state = self.shared.lock();
-        let gone = state.segments.windows(2).take_while(|pair| pair[1].first_lsn <= lsn).count();
-        state.segments.drain(..gone).collect()
     }
 }
 

@@ -6,7 +6,7 @@
 use crate::archive;
 use crate::checkpoint::{self, Place};
 use crate::context::Context;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::live::Live;
 use crate::main_loop::{Event, Node};
 use crate::memory::Pages;
@@ -188,6 +188,9 @@ fn start_checkpoint(node: &mut Node, id: OutputId) {
                 let reason = chain_of(&e);
                 tracing::warn!(reason, "no checkpoint");
                 cx.tell(Event::Acted { id, outcome: Outcome::Failed { reason } }).await;
+                if e.kind == Kind::Corrupt {
+                    cx.tell(Event::NotFoldedAnew(e)).await;
+                }
                 return;
             }
         };
@@ -415,7 +418,15 @@ impl Node {
         tracing::info!(seq = made.seq, lsn = made.lsn, "checkpoint acknowledged and on chain");
         live.committed(made, pages);
         self.cx.ring_file.save(&live.ring)?;
-        live.snapshot()
+        if let Some(due) = live.snapshot() {
+            let cx = self.cx.clone();
+            tokio::spawn(async move {
+                let made = tokio::task::spawn_blocking(move || due.run()).await;
+                let broken_off = |e| Err(Error::bug("making a snapshot was broken off").caused_by(e));
+                cx.tell(Event::Snapshotted(made.unwrap_or_else(broken_off))).await;
+            });
+        }
+        Ok(())
     }
 
     pub(crate) fn on_shipped(&mut self, shipped: crate::error::Result<replicate::Shipped>) {

@@ -9,6 +9,7 @@ use crate::history::LogLine;
 use crate::live::Live;
 use crate::manifest::Steward;
 use crate::memory::{KeyRing, Pages};
+use crate::replay::Folded;
 use crate::replicate::Sent;
 use alloy::primitives::{Address, B256, Bytes};
 use alloy::signers::local::PrivateKeySigner;
@@ -69,7 +70,7 @@ pub struct Draft {
 /// How the state comes into a checkpoint.
 pub enum Body {
     /// By a snapshot made now, which begins a chapter.
-    Snapshot { state: Vec<u8>, chapter: Identity },
+    Snapshot { state: Folded, chapter: Identity },
     /// By the snapshot of the checkpoint before, and segments that are in the store already.
     Segments { before: Box<Checkpoint>, segments: Vec<Cid>, bytes: u64 },
 }
@@ -117,7 +118,7 @@ pub fn draw_up(live: &mut Live, place: &Place) -> Result<Draft> {
     let memory = live.ring.begin(place.seq);
     let (body, lsn) = grown.unwrap_or_else(|| {
         let chapter = live.ring.begin_chapter();
-        (Body::Snapshot { state: live.state.encode(), chapter }, live.journal.next_lsn() - 1)
+        (Body::Snapshot { state: live.folded(), chapter }, live.journal.last_lsn())
     });
     let (pages, written) = live.ring.turn_pages(&live.state.conversations)?;
     Ok(Draft {
@@ -181,9 +182,9 @@ pub struct Prepared {
     pub acks: Vec<Bytes>,
 }
 
-pub async fn prepare(cx: Arc<Context>, draft: Draft) -> Result<Prepared> {
+pub async fn prepare(cx: Arc<Context>, mut draft: Draft) -> Result<Prepared> {
     let log = archive_log(&cx, draft.prev, draft.lsn, &draft.log).await?;
-    let checkpoint = write(&cx.store, &Home::of(&cx), &draft, log).await?;
+    let checkpoint = write(&cx.store, &Home::of(&cx), &mut draft, log).await?;
     let digest = B256::from(checkpoint.digest());
     let ack = Ack { epoch: draft.epoch, seq: draft.seq, digest, prev: draft.prev };
     let acks = acknowledge(&cx, &ack).await?;
@@ -193,15 +194,13 @@ pub async fn prepare(cx: Arc<Context>, draft: Draft) -> Result<Prepared> {
 
 /// Seals and stores everything that the checkpoint names and that is not stored, and the checkpoint. `log`: the newest
 /// stretch, and the last line in it.
-pub async fn write(store: &StoreClient, home: &Home<'_>, draft: &Draft, log: (Cid, u64)) -> Result<Checkpoint> {
+pub async fn write(store: &StoreClient, home: &Home<'_>, draft: &mut Draft, log: (Cid, u64)) -> Result<Checkpoint> {
     let stored = |e| Error::retry("the store did not take the checkpoint").caused_by(e);
-    let memory = match &draft.body {
+    let memory = match &mut draft.body {
         Body::Snapshot { state, chapter } => {
-            let snapshot = Snapshot { lsn: draft.lsn, state: state.clone() };
-            let plain =
-                borsh::to_vec(&snapshot).map_err(|e| Error::bug("a snapshot cannot be encoded").caused_by(e))?;
-            let sealed = seal::seal(&plain, &[chapter.recipient()])
-                .map_err(|e| Error::bug("a snapshot cannot be sealed").caused_by(e))?;
+            let (state, to, lsn) = (std::mem::replace(state, Folded::Here(Vec::new())), chapter.recipient(), draft.lsn);
+            let sealed = tokio::task::spawn_blocking(move || sealed_snapshot(lsn, state, &to));
+            let sealed = sealed.await.map_err(|e| Error::bug("a snapshot was broken off").caused_by(e))??;
             crash_point!("checkpoint.sealed");
             Memory {
                 snapshot: store.put_bytes(&sealed).await.map_err(stored)?,
@@ -272,6 +271,13 @@ pub async fn write(store: &StoreClient, home: &Home<'_>, draft: &Draft, log: (Ci
     store.put_block(&checkpoint.cid(), &checkpoint.to_bytes()).await.map_err(stored)?;
     crash_point!("checkpoint.stored");
     Ok(checkpoint)
+}
+
+/// It may block, for as long as folding and sealing take.
+fn sealed_snapshot(lsn: u64, state: Folded, to: &Recipient) -> Result<Vec<u8>> {
+    let snapshot = Snapshot { lsn, state: state.encoded()? };
+    let plain = borsh::to_vec(&snapshot).map_err(|e| Error::bug("a snapshot cannot be encoded").caused_by(e))?;
+    seal::seal(&plain, std::slice::from_ref(to)).map_err(|e| Error::bug("a snapshot cannot be sealed").caused_by(e))
 }
 
 /// Has the stores keep a committed checkpoint and the log that ends with it, and let go of what came before the one

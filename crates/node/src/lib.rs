@@ -34,6 +34,7 @@ mod moving;
 mod outboxes;
 mod payer_gas;
 pub mod permit2;
+mod replay;
 mod replicate;
 pub mod rerun;
 mod restore;
@@ -359,38 +360,50 @@ async fn start_embedder(cx: &Context, model: &manifest::Model) -> Result<Embedde
     let config = EngineConfig {
         adapters: Vec::new(),
         program: cx.config.code_dir.join("vivarium-engine"),
-        model: weights::ready(cx, model).await?,
+        model: weights::path(cx, model)?,
         socket: cx.config.data_dir.join("embed.sock"),
         // A text is short work, and one thread never waits for another that other work keeps from its core.
         threads: 1,
         ctx: model.context,
         slots: EngineConfig::TEXTS_DEFAULT,
     };
-    let (client, hello) = EngineClient::spawn(config)
-        .await
-        .map_err(|e| Error::retry("the embedding engine does not start").caused_by(e))?;
+    let (client, hello) = spawn_on_arrival(cx, model, config, "the embedding engine does not start").await?;
     let dimensions =
         hello.dimensions.ok_or_else(|| Error::usage("the manifest's `embedding` is no embedding model"))?;
     Ok(Embedder { client, hello: Arc::new(hello), dimensions })
 }
 
+/// The engine starts when its model's file begins to arrive, and has read the header when the tail is here. It ends with
+/// the fetch, if that fails.
+async fn spawn_on_arrival(
+    cx: &Context,
+    model: &manifest::Model,
+    config: EngineConfig,
+    what: &str,
+) -> Result<(EngineClient, infer::wire::Hello)> {
+    let (verified, arriving) = channel::channel(0);
+    let started =
+        async { EngineClient::spawn_arriving(config, arriving).await.map_err(|e| Error::retry(what).caused_by(e)) };
+    // The fetch is asked first: when both fail, its reason is the reason.
+    let (_, started) = tokio::try_join!(biased; weights::arrive(cx, model, verified), started)?;
+    Ok(started)
+}
+
 async fn start_engine(cx: &Context) -> Result<Engine> {
-    let model = weights::ready(cx, &cx.manifest.model).await?;
     let mut adapters = Vec::new();
     for adapter in &cx.manifest.adapters {
         adapters.push(weights::ready(cx, adapter).await?);
     }
     let config = EngineConfig {
         program: cx.config.code_dir.join("vivarium-engine"),
-        model,
+        model: weights::path(cx, &cx.manifest.model)?,
         adapters,
         socket: cx.config.data_dir.join("engine.sock"),
         threads: cx.config.threads,
         ctx: cx.manifest.model.context,
         slots: EngineConfig::SLOTS_DEFAULT,
     };
-    let (client, hello) =
-        EngineClient::spawn(config).await.map_err(|e| Error::retry("the engine does not start").caused_by(e))?;
+    let (client, hello) = spawn_on_arrival(cx, &cx.manifest.model, config, "the engine does not start").await?;
     if hello.dimensions.is_some() {
         return Err(Error::usage("the manifest's `model` is an embedding model, and answers nothing"));
     }

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::memory::{KeyRing, Pages};
+use crate::replay::{Folded, Replay, Snapshotting};
 use crate::replicate::Shipping;
 use crate::state::{Recorded, Said, State};
 use economy::{Output, OutputId};
@@ -52,6 +53,10 @@ pub struct Live {
     waiting: Vec<(Lsn, Reply)>,
     /// Nothing is appended any more: the journal is being handed over, or the disk failed.
     pub sealed: bool,
+    /// A local snapshot is being made.
+    snapshotting: bool,
+    /// States are encoded on this thread: folding one anew failed.
+    encodes_here: bool,
 }
 
 impl Live {
@@ -74,6 +79,8 @@ impl Live {
             unreplicated: VecDeque::new(),
             waiting: Vec::new(),
             sealed: false,
+            snapshotting: false,
+            encodes_here: false,
         }
     }
 
@@ -240,19 +247,33 @@ impl Live {
         self.stands = Some(made);
     }
 
-    /// Takes a snapshot of now, and lets old records go: a start reads what came after, not the whole life again.
-    ///
-    /// # Errors
-    /// The snapshot cannot be written. Records that cannot be removed just stay.
-    pub fn snapshot(&self) -> Result<()> {
-        // Of now, not of a checkpoint: it only has to be consistent with its own number.
-        self.journal
-            .write_snapshot(self.journal.last_lsn(), &self.state.encode())
-            .map_err(|e| Error::retry("the local snapshot cannot be written").caused_by(e))?;
-        if let Err(e) = self.journal.truncate_before(self.needed.min(self.shipping.replicated_lsn + 1)) {
-            tracing::warn!(error = %net::chain_of(&e), "old records stay on the disk");
+    /// The state as of now, which a thread beside this one encodes.
+    pub fn folded(&self) -> Folded {
+        let replay = (!self.encodes_here).then(|| Replay::to(self.journal.reader(), self.journal.last_lsn())).flatten();
+        replay.map_or_else(|| Folded::Here(self.state.encode()), Folded::Anew)
+    }
+
+    /// A snapshot of now, to be made beside this thread; `None` while one is being made. Tell [`Live::snapshot_made`].
+    pub fn snapshot(&mut self) -> Option<Snapshotting> {
+        if std::mem::replace(&mut self.snapshotting, true) {
+            return None;
         }
-        Ok(())
+        // Of now, not of a checkpoint: it only has to be consistent with its own number.
+        let (lsn, needed) = (self.journal.last_lsn(), self.needed.min(self.shipping.replicated_lsn + 1));
+        Some(Snapshotting { reader: self.journal.reader(), lsn, state: self.folded(), needed })
+    }
+
+    pub fn snapshot_made(&mut self, made: &Result<()>) {
+        self.snapshotting = false;
+        if let Err(e) = made {
+            tracing::warn!(error = %net::chain_of(e), "no snapshot: a start reads more of the journal");
+            self.cannot_fold_anew(e);
+        }
+    }
+
+    /// What the disk holds does not lead to this state: from now on it is encoded on the thread that has it.
+    pub fn cannot_fold_anew(&mut self, why: &Error) {
+        self.encodes_here |= why.kind == crate::error::Kind::Corrupt;
     }
 
     /// Records up to `lsn` are in the store or on the standby.

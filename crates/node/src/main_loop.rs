@@ -87,6 +87,10 @@ pub enum Event {
     },
     /// What the chain says of channels after a deposit, a claim or a refund, and how that ended.
     ChannelRead(Box<ReadBack>),
+    /// A local snapshot was made beside the loop, or not.
+    Snapshotted(Result<()>),
+    /// The state of a checkpoint could not be folded from what the disk holds.
+    NotFoldedAnew(Error),
     /// A journal segment left, or did not.
     Shipped(Result<Shipped>),
     /// Where the shipping of this epoch stood before a restart, what left since the last checkpoint, and that.
@@ -134,6 +138,8 @@ impl Event {
             Self::Committed { .. } => "committed",
             Self::Settled { .. } => "settled",
             Self::ChannelRead(_) => "channel_read",
+            Self::Snapshotted(_) => "snapshotted",
+            Self::NotFoldedAnew(_) => "not_folded_anew",
             Self::Shipped(_) => "shipped",
             Self::ShippingKnown { .. } => "shipping_known",
             Self::Standby { .. } => "standby",
@@ -362,6 +368,8 @@ impl Node {
             Event::Committed { id, block, checkpoint, pages } => self.on_committed(id, block, checkpoint, pages)?,
             Event::Settled { request, settlement } => self.on_settled(request, settlement)?,
             Event::ChannelRead(read) => self.on_channel_read(*read)?,
+            Event::Snapshotted(made) => self.live.iter_mut().for_each(|live| live.snapshot_made(&made)),
+            Event::NotFoldedAnew(why) => self.live.iter_mut().for_each(|live| live.cannot_fold_anew(&why)),
             Event::Shipped(shipped) => self.on_shipped(shipped),
             Event::ShippingKnown { next_index, prev, replicated_lsn, sent, stands } => {
                 self.on_shipping_known((next_index, prev), replicated_lsn, sent, stands);

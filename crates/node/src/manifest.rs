@@ -420,6 +420,8 @@ pub struct Model {
     pub name: String,
     pub cid: String,
     pub file: String,
+    /// Of the whole file, for people who compare it with what its publisher says; birth takes it and the CID of the same
+    /// bytes. Hosts check by the CID (docs/decisions/0038).
     pub sha256: String,
     pub bytes: u64,
     /// Context length in tokens; of an embedding model the longest text.

@@ -71,8 +71,8 @@ impl Blocks {
         self.write(cid, bytes, false)
     }
 
-    /// [`Blocks::put_later`] for bytes whose name this program has just made of them, so that they are hashed once.
-    fn put_named(&self, cid: &Cid, bytes: &[u8]) -> Result<()> {
+    /// [`Blocks::put_later`] for bytes whose name was just made of them or found to be theirs, so that they are hashed once.
+    pub(crate) fn put_named(&self, cid: &Cid, bytes: &[u8]) -> Result<()> {
         self.write(cid, bytes, false)
     }
 

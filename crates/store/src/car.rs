@@ -10,7 +10,7 @@ use crate::error::{Error, Kind, Result};
 use crate::protobuf::{len64, put_varint};
 use bytes::Bytes;
 use iroh_car::CarHeader;
-use std::io::{BufReader, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::io::{BufReader, ErrorKind, Read, Write};
 
 /// A header holds a few roots; a longer one is not read.
 const HEADER_BYTES_MAX: u64 = 64 << 10;
@@ -51,9 +51,13 @@ pub fn header(roots: &[Cid]) -> Result<Vec<u8>> {
 
 /// What stands before a block's bytes: their length with the CID's, and the CID.
 pub fn frame(cid: &Cid, bytes: &[u8]) -> Vec<u8> {
+    frame_of(cid, len64(bytes))
+}
+
+fn frame_of(cid: &Cid, bytes: u64) -> Vec<u8> {
     let name = cid.to_bytes();
     let mut out = Vec::with_capacity(name.len() + 4);
-    put_varint(len64(&name) + len64(bytes), &mut out);
+    put_varint(len64(&name) + bytes, &mut out);
     out.extend_from_slice(&name);
     out
 }
@@ -91,9 +95,9 @@ pub fn export_each(
     Ok((count, written))
 }
 
-/// [`export`] as version 2, without an index. The number of bytes before the blocks is written last: a file whose
-/// writer died reads as an empty one.
-pub fn export_v2(blocks: &Blocks, root: &Cid, out: &mut (impl Write + Seek)) -> Result<(u64, u64)> {
+/// [`export`] as version 2, without an index. Its frame says how long it is before the first block, so the graph is walked
+/// twice: first its nodes alone, with the lengths of its leaves. A file whose writer died is cut short, and says so.
+pub fn export_v2(blocks: &Blocks, root: &Cid, out: &mut impl Write) -> Result<(u64, u64)> {
     export_v2_each(blocks, root, out, |_, _| Ok(()))
 }
 
@@ -101,15 +105,35 @@ pub fn export_v2(blocks: &Blocks, root: &Cid, out: &mut (impl Write + Seek)) -> 
 pub fn export_v2_each(
     blocks: &Blocks,
     root: &Cid,
-    out: &mut (impl Write + Seek),
+    out: &mut impl Write,
     each: impl FnMut(&Cid, &[u8]) -> Result<()>,
 ) -> Result<(u64, u64)> {
-    let failed = |e| Error::disk("cannot write the CAR file", e);
-    out.write_all(&frame_v2(0)).map_err(failed)?;
-    let (count, inner_bytes) = export_each(blocks, root, &[], out, each)?;
-    let rewritten = out.seek(SeekFrom::Start(0)).and_then(|_| out.write_all(&frame_v2(inner_bytes)));
-    rewritten.and_then(|()| out.seek(SeekFrom::End(0))).and_then(|_| out.flush()).map_err(failed)?;
-    Ok((count, FRAME_V2_BYTES + inner_bytes))
+    let announced = inner_bytes(blocks, root)?;
+    out.write_all(&frame_v2(announced)).map_err(|e| Error::disk("cannot write the CAR file", e))?;
+    let (count, written) = export_each(blocks, root, &[], out, each)?;
+    if written != announced {
+        let why = format!("the graph below {root} changed while it was written: {written} bytes, not {announced}");
+        return Err(Error::corrupt(why));
+    }
+    Ok((count, FRAME_V2_BYTES + written))
+}
+
+/// How long the graph below `root` is as version 1, leaves unread.
+fn inner_bytes(blocks: &Blocks, root: &Cid) -> Result<u64> {
+    let mut bytes = len64(&header(&[*root])?);
+    let mut walk = Walk::from(root);
+    while let Some((cid, depth)) = walk.next_block() {
+        let length = match cid.codec() == cid::RAW {
+            true => blocks.len(&cid).ok_or_else(|| Error::missing(format!("block {cid} is not here")))?,
+            false => {
+                let node = blocks.get(&cid)?;
+                walk.visited(&cid, depth, &node)?;
+                len64(&node)
+            }
+        };
+        bytes += len64(&frame_of(&cid, length)) + length;
+    }
+    Ok(bytes)
 }
 
 fn frame_v2(inner_bytes: u64) -> Vec<u8> {

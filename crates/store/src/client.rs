@@ -1,7 +1,7 @@
 //! The small end of the store's protocol: put some bytes, get some bytes, over HTTP and with failover.
 
 use crate::cid::{self, Cid};
-use crate::dag::{BLOCK_BYTES_MAX, DEPTH_MAX};
+use crate::dag::{BLOCK_BYTES_MAX, DEPTH_MAX, check_waiting};
 use crate::error::{Error, Kind, Result, off_thread};
 use crate::unixfs::{self, FileNode, Imported, Profile};
 use bytes::Bytes;
@@ -124,12 +124,13 @@ impl StoreClient {
 
     /// The bytes behind a raw block or UnixFS file, verified, at most `bytes_max` of them.
     ///
-    /// `Missing` if every store says so, `Unreachable` if one could not be asked, `OverLimit` if the object is longer.
+    /// `Missing` if every store says so, `Unreachable` if one could not be asked, `OverLimit` if the object is longer,
+    /// or more links wait to be followed than a walk may hold.
     pub async fn get_bytes(&self, cid: &Cid, bytes_max: usize) -> Result<Vec<u8>> {
         let limit = u64::try_from(bytes_max).unwrap_or(u64::MAX);
         let mut whole = Vec::new();
         let root = self.get_block(cid).await?;
-        self.gather(*cid, root, None, limit, 0, &mut whole).await?;
+        self.gather(*cid, root, None, limit, (0, 0), &mut whole).await?;
         Ok(whole)
     }
 
@@ -145,14 +146,15 @@ impl StoreClient {
         Err(worst(failures, format!("block {cid} cannot be had")))
     }
 
-    /// Appends the content below `cid`, whose block is `block`, in order, a few blocks ahead.
+    /// Appends the content below `cid`, whose block is `block`, in order, a few blocks ahead. Above it lie `depth` nodes
+    /// with so many links together.
     async fn gather(
         &self,
         cid: Cid,
         block: Bytes,
         claimed: Option<u64>,
         bytes_max: u64,
-        depth: usize,
+        (depth, links): (usize, usize),
         whole: &mut Vec<u8>,
     ) -> Result<()> {
         if depth > DEPTH_MAX {
@@ -162,13 +164,15 @@ impl StoreClient {
         if bytes > bytes_max {
             return Err(Error::over_limit(format!("{cid} is {bytes} bytes long; {bytes_max} are allowed here")));
         }
+        let links = links + parts.len();
+        check_waiting(&cid, links)?;
         whole.extend_from_slice(&inline);
         let fetches = parts
             .into_iter()
             .map(|(part, bytes)| async move { Ok::<_, Error>((part, bytes, self.get_block(&part).await?)) });
         let mut blocks = futures::stream::iter(fetches).buffered(AT_ONCE);
         while let Some((part, bytes, block)) = blocks.try_next().await? {
-            Box::pin(self.gather(part, block, Some(bytes), bytes_max, depth + 1, whole)).await?;
+            Box::pin(self.gather(part, block, Some(bytes), bytes_max, (depth + 1, links), whole)).await?;
         }
         Ok(())
     }

@@ -11,6 +11,7 @@ use crate::blocks::Blocks;
 use crate::cid::{self, Cid};
 use crate::dag::{self, BLOCK_BYTES_MAX, Walk};
 use crate::error::{Error, Kind, Result, off_thread};
+use crate::place::Place;
 use crate::protobuf::len64;
 use crate::unixfs::{self, Limits};
 use bytes::{Bytes, BytesMut};
@@ -20,7 +21,9 @@ use net::Client;
 use schedule::{Input, Output, Schedule};
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 /// Time to an answer's head. Other sources overtake long before; this is for the last one left.
@@ -94,41 +97,108 @@ impl Fetcher {
     /// be used; the message names the sources and why. Blocks that arrived stay.
     pub async fn fetch_dag(&self, blocks: &Blocks, root: &Cid, progress: impl Fn(&Progress)) -> Result<Progress> {
         let _writing = blocks.writing()?;
-        let failed = match (self.fetch_from_sources(blocks, root, &progress).await, &self.archive) {
-            (Err(e), Some(archive)) if matches!(e.kind, Kind::Missing | Kind::Unreachable) => (e, archive),
-            (fetched, _) => return fetched,
-        };
-        let (first, (arweave, transaction)) = failed;
+        let done = self.fetch_graph(blocks, root, &progress).await?;
+        let blocks = blocks.clone();
+        off_thread(move || blocks.sync()).await?;
+        Ok(done)
+    }
+
+    async fn fetch_graph(&self, blocks: &Blocks, root: &Cid, progress: &impl Fn(&Progress)) -> Result<Progress> {
+        let graph = || Wanted::Graph { walk: Walk::repeating_leaves(&[cid::normal(root)]), leaves: true };
+        match self.fetch_from_sources(blocks, root, graph(), progress).await {
+            Err(e) if self.has_archive_for(&e) => self.unarchive(blocks, e).await?,
+            fetched => return fetched,
+        }
+        // What was archived under that name may be another graph, or less of it: then this says what is missing.
+        let local = Self { urls: Vec::new(), archive: None, ..self.clone() };
+        local.fetch_from_sources(blocks, root, graph(), progress).await
+    }
+
+    fn has_archive_for(&self, failure: &Error) -> bool {
+        self.archive.is_some() && matches!(failure.kind, Kind::Missing | Kind::Unreachable)
+    }
+
+    /// Brings all that is archived into `blocks`, where the sources failed in this way.
+    async fn unarchive(&self, blocks: &Blocks, first: Error) -> Result<()> {
+        let Some((arweave, transaction)) = &self.archive else { return Err(first) };
         tracing::warn!(error = %first, %transaction, "no source brings it; the archive is asked");
         let archived = arweave.import(blocks, transaction, self.bytes_max).await;
         archived.map_err(|e| Error::new(e.kind, format!("{first}; nor can its archive {transaction} be read: {e}")))?;
-        // What was archived under that name may be another graph, or less of it: then this says what is missing.
-        let local = Self { urls: Vec::new(), archive: None, ..self.clone() };
-        local.fetch_from_sources(blocks, root, &progress).await
+        Ok(())
     }
 
-    async fn fetch_from_sources(&self, blocks: &Blocks, root: &Cid, progress: &impl Fn(&Progress)) -> Result<Progress> {
+    async fn fetch_from_sources(
+        &self,
+        blocks: &Blocks,
+        root: &Cid,
+        wanted: Wanted,
+        progress: &impl Fn(&Progress),
+    ) -> Result<Progress> {
         cid::check(root).map_err(Error::usage)?;
-        let mut run = Run::new(self, blocks.clone(), cid::normal(root));
-        run.explore(None).await?;
-        progress(&run.progress);
-        let mut ticks = tokio::time::interval(TICK);
-        while !run.schedule.is_done() {
-            let ended = tokio::select! {
-                ended = run.asking.next(), if !run.asking.is_empty() => ended,
-                _ = ticks.tick() => None,
-            };
-            match ended {
-                Some((asked, Ok(answer))) => run.answered(asked, answer).await?,
-                // Cancelled: the schedule knows.
-                Some((_, Err(_))) => continue,
-                None => run.tell(Input::Tick)?,
-            }
-            progress(&run.progress);
+        Run::new(self, blocks.clone(), cid::normal(root), wanted).finish(progress).await
+    }
+
+    /// Fills the file behind `root` at `dest`, its final place, in order as far as the sources let it, each block
+    /// verified before it is written. `verified` says of how many bytes from the start each is there; it closes when
+    /// this ends, and is then as long as the file or stands where the file is broken off. Its first value above 0 comes
+    /// when the file is as long as it will be. What is missing is a hole.
+    ///
+    /// A start after a kill, or anew, reads and hashes what is there, once, and asks for what is missing or wrong.
+    /// `nodes` keeps the graph's inner nodes, a thousandth of it. Nothing is synced: each start checks it all.
+    ///
+    /// Fails as [`Fetcher::fetch_dag`]; `OverLimit` if the file is longer than `bytes_max`. What arrived stays.
+    pub async fn fetch_in_place(
+        &self,
+        nodes: &Blocks,
+        root: &Cid,
+        (dest, bytes_max): (&Path, u64),
+        verified: watch::Sender<u64>,
+        progress: impl Fn(&Progress),
+    ) -> Result<Progress> {
+        cid::check(root).map_err(Error::usage)?;
+        let _writing = nodes.writing()?;
+        let root = cid::normal(root);
+        let inner = Wanted::Graph { walk: Walk::repeating_leaves(&[root]), leaves: root.codec() == cid::RAW };
+        match self.fetch_from_sources(nodes, &root, inner, &progress).await {
+            Err(e) if self.has_archive_for(&e) => self.unarchive(nodes, e).await?,
+            fetched => drop(fetched?),
         }
-        let blocks = blocks.clone();
-        off_thread(move || blocks.sync()).await?;
-        Ok(run.progress)
+        let (blocks, dest) = (nodes.clone(), dest.to_owned());
+        let (place, here) = off_thread(move || {
+            let place = Place::open(&dest, &blocks, &root, bytes_max, verified)?;
+            let here = place.scan()?;
+            Ok((Arc::new(place), here))
+        })
+        .await?;
+        let leaves = Wanted::Leaves { place: place.clone(), next: 0 };
+        let mut run = Run::new(self, nodes.clone(), root, leaves);
+        (run.progress.blocks_done, run.progress.bytes_done) = here;
+        run.progress.bytes_total = Some(place.bytes());
+        match run.finish(&progress).await {
+            Err(e) if self.has_archive_for(&e) => {
+                self.unarchive(nodes, e).await?;
+                self.fill(nodes, place, progress).await
+            }
+            done => done,
+        }
+    }
+
+    /// Moves the leaves that are missing from `blocks` to their place.
+    async fn fill(&self, blocks: &Blocks, place: Arc<Place>, progress: impl Fn(&Progress)) -> Result<Progress> {
+        let (blocks, filled) = (blocks.clone(), place.clone());
+        off_thread(move || {
+            let mut next = 0;
+            while let [leaf] = filled.missing(&mut next, 1)[..] {
+                filled.put(&leaf, &blocks.get(&leaf)?)?;
+                blocks.delete(&leaf)?;
+            }
+            Ok(())
+        })
+        .await?;
+        let bytes = place.bytes();
+        let done = Progress { blocks_done: 0, bytes_done: bytes, bytes_total: Some(bytes), sources: Vec::new() };
+        progress(&done);
+        Ok(done)
     }
 
     /// [`Fetcher::fetch_dag`], then the file or directory written to `dest` (see [`unixfs::export`]).
@@ -169,6 +239,40 @@ struct Stored {
 
 type Ended = (Asked, std::result::Result<Answer, futures::future::Aborted>);
 
+/// What a fetch is after, and how far it has looked.
+enum Wanted {
+    /// What is known of a graph; `leaves` are wanted too, or only what leads to them.
+    Graph { walk: Walk, leaves: bool },
+    /// The leaves of a file, which are written where they belong.
+    Leaves { place: Arc<Place>, next: usize },
+}
+
+impl Wanted {
+    fn is_done(&self) -> bool {
+        match self {
+            Self::Graph { walk, .. } => walk.is_done(),
+            // Looked through to its end: then nothing moves it on, and whatever is still missing is asked for.
+            Self::Leaves { place, next } => place.is_whole() || place.missing(&mut next.clone(), 1).is_empty(),
+        }
+    }
+}
+
+/// Where a verified block goes.
+#[derive(Clone)]
+enum Keep {
+    Blocks(Blocks),
+    Place(Arc<Place>),
+}
+
+impl Keep {
+    fn put(&self, cid: &Cid, bytes: &[u8]) -> Result<()> {
+        match self {
+            Self::Blocks(blocks) => blocks.put_named(cid, bytes),
+            Self::Place(place) => place.put(cid, bytes),
+        }
+    }
+}
+
 /// One fetch under way: the schedule and what carries out its orders.
 struct Run<'a> {
     fetcher: &'a Fetcher,
@@ -177,8 +281,8 @@ struct Run<'a> {
     schedule: Schedule,
     asking: FuturesUnordered<futures::future::BoxFuture<'a, Ended>>,
     handles: HashMap<Asked, AbortHandle>,
-    /// What is known of the graph and was not looked for yet.
-    walk: Walk,
+    /// What was not looked for yet.
+    ahead: Wanted,
     /// Blocks that the schedule was told to get, with their depth.
     wanted: HashMap<Cid, usize>,
     root: Cid,
@@ -186,7 +290,7 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn new(fetcher: &'a Fetcher, blocks: Blocks, root: Cid) -> Self {
+    fn new(fetcher: &'a Fetcher, blocks: Blocks, root: Cid, ahead: Wanted) -> Self {
         let report = |url: &String| SourceReport { url: url.clone(), ..SourceReport::default() };
         let sources = fetcher.urls.iter().map(report).collect();
         Self {
@@ -196,24 +300,52 @@ impl<'a> Run<'a> {
             schedule: Schedule::new(fetcher.urls.len()),
             asking: FuturesUnordered::new(),
             handles: HashMap::new(),
-            walk: Walk::repeating_leaves(&[root]),
+            ahead,
             wanted: HashMap::new(),
             root,
             progress: Progress { blocks_done: 0, bytes_done: 0, bytes_total: None, sources },
         }
     }
 
-    /// Goes on with the walk, below `node` first: follows what is here already, and wants what is not.
+    async fn finish(mut self, progress: &impl Fn(&Progress)) -> Result<Progress> {
+        self.explore(None).await?;
+        progress(&self.progress);
+        let mut ticks = tokio::time::interval(TICK);
+        while !self.schedule.is_done() {
+            let ended = tokio::select! {
+                ended = self.asking.next(), if !self.asking.is_empty() => ended,
+                _ = ticks.tick() => None,
+            };
+            match ended {
+                Some((asked, Ok(answer))) => self.answered(asked, answer).await?,
+                // Cancelled: the schedule knows.
+                Some((_, Err(_))) => continue,
+                None => self.tell(Input::Tick)?,
+            }
+            progress(&self.progress);
+        }
+        Ok(self.progress)
+    }
+
+    /// Goes on looking, below `node` first: follows what is here already, and wants what is not.
     async fn explore(&mut self, node: Option<(Cid, usize, Bytes)>) -> Result<()> {
         let (blocks, root, room) = (self.blocks.clone(), self.root, WANTED_MAX.saturating_sub(self.wanted.len()));
+        let (mut walk, leaves) = match &mut self.ahead {
+            Wanted::Graph { walk, leaves } => (std::mem::replace(walk, Walk::repeating_leaves(&[])), *leaves),
+            Wanted::Leaves { place, next } => {
+                let mut missing = place.missing(next, room);
+                // The same bytes further on come with the first.
+                missing.retain(|leaf| self.wanted.insert(*leaf, 0).is_none());
+                return self.tell(Input::WantLast(missing));
+            }
+        };
         let wanted: HashSet<Cid> = self.wanted.keys().copied().collect();
-        let mut walk = std::mem::replace(&mut self.walk, Walk::repeating_leaves(&[]));
         let is_claim_wanted = self.progress.bytes_total.is_none();
         let (found, claimed, walk) = off_thread(move || {
             if let Some((cid, depth, bytes)) = node {
                 walk.visited(&cid, depth, &bytes)?;
             }
-            let found = explore_local(&blocks, &mut walk, wanted, room)?;
+            let found = explore_local(&blocks, &mut walk, leaves, wanted, room)?;
             let claimed = match is_claim_wanted && blocks.has(&root) {
                 true => Some(dag::claimed_bytes(&root, &blocks.get(&root)?)?),
                 false => None,
@@ -221,7 +353,7 @@ impl<'a> Run<'a> {
             Ok((found, claimed, walk))
         })
         .await?;
-        self.walk = walk;
+        self.ahead = Wanted::Graph { walk, leaves };
         self.progress.bytes_total = self.progress.bytes_total.or(claimed);
         self.arrived(found.blocks, found.bytes)?;
         self.wanted.extend(found.missing.iter().copied());
@@ -257,7 +389,7 @@ impl<'a> Run<'a> {
 
     /// Whether the schedule has little left, and there is more to look for.
     fn is_short_of_work(&self) -> bool {
-        self.wanted.len() <= WANTED_MIN && !self.walk.is_done()
+        self.wanted.len() <= WANTED_MIN && !self.ahead.is_done()
     }
 
     fn arrived(&mut self, blocks: u64, bytes: u64) -> Result<()> {
@@ -298,8 +430,15 @@ impl<'a> Run<'a> {
         let (handle, registration) = AbortHandle::new_pair();
         self.handles.insert(asked, handle);
         let fetcher = self.fetcher;
-        let request = Abortable::new(fetcher.ask(asked, self.blocks.clone()), registration);
+        let request = Abortable::new(fetcher.ask(asked, self.keep()), registration);
         self.asking.push(request.map(move |answer| (asked, answer)).boxed());
+    }
+
+    fn keep(&self) -> Keep {
+        match &self.ahead {
+            Wanted::Graph { .. } => Keep::Blocks(self.blocks.clone()),
+            Wanted::Leaves { place, .. } => Keep::Place(place.clone()),
+        }
     }
 
     fn stuck(&self, cid: &Cid, missing: bool) -> Error {
@@ -314,14 +453,14 @@ impl<'a> Run<'a> {
 }
 
 impl Fetcher {
-    async fn ask(&self, asked: Asked, blocks: Blocks) -> Answer {
-        match tokio::time::timeout(BLOCK_DEADLINE, self.ask_patiently(asked, &blocks)).await {
+    async fn ask(&self, asked: Asked, keep: Keep) -> Answer {
+        match tokio::time::timeout(BLOCK_DEADLINE, self.ask_patiently(asked, keep)).await {
             Ok(answer) => answer,
             Err(_) => Answer::Failed(format!("sent no whole block within {} s", BLOCK_DEADLINE.as_secs())),
         }
     }
 
-    async fn ask_patiently(&self, Asked { source, cid }: Asked, blocks: &Blocks) -> Answer {
+    async fn ask_patiently(&self, Asked { source, cid }: Asked, keep: Keep) -> Answer {
         let url = &self.urls[source];
         let mut answer = match self.http.get(&format!("{url}/ipfs/{cid}?format=raw")).await {
             Ok(answer) => answer,
@@ -346,15 +485,15 @@ impl Fetcher {
                 Ok(Ok(Some(chunk))) => bytes.extend_from_slice(&chunk),
             }
         }
-        let (blocks, length) = (blocks.clone(), bytes.len());
-        let stored = off_thread(move || match blocks.put_later(&cid, &bytes) {
+        let length = bytes.len();
+        let stored = off_thread(move || {
             // Only bytes that are not the block are the source's fault.
-            Err(e) if e.kind == Kind::Corrupt => Ok(None),
-            Err(e) => Err(e),
-            Ok(()) => {
-                let length = len64(&bytes);
-                Ok(Some(Stored { bytes: length, node: (cid.codec() != cid::RAW).then(|| bytes.freeze()) }))
+            if cid::verify(&cid, &bytes).is_err() {
+                return Ok(None);
             }
+            keep.put(&cid, &bytes)?;
+            let length = len64(&bytes);
+            Ok(Some(Stored { bytes: length, node: (cid.codec() != cid::RAW).then(|| bytes.freeze()) }))
         });
         match stored.await.transpose() {
             Some(stored) => Answer::Here(stored),
@@ -370,12 +509,19 @@ struct Found {
 }
 
 /// Walks what is here until `room` blocks are found that are not; raw blocks are only looked for, since they point
-/// nowhere. What is `wanted` already is passed over.
-fn explore_local(blocks: &Blocks, walk: &mut Walk, mut wanted: HashSet<Cid>, room: usize) -> Result<Found> {
+/// nowhere, and passed over where `leaves` are not wanted. So is what is `wanted` already.
+fn explore_local(
+    blocks: &Blocks,
+    walk: &mut Walk,
+    leaves: bool,
+    mut wanted: HashSet<Cid>,
+    room: usize,
+) -> Result<Found> {
     let mut found = Found { blocks: 0, bytes: 0, missing: Vec::new() };
     while found.missing.len() < room {
         let Some((cid, depth)) = walk.next_block() else { break };
         let here = match cid.codec() == cid::RAW {
+            true if !leaves => continue,
             true => blocks.len(&cid),
             false => match blocks.get(&cid) {
                 Ok(bytes) => {

@@ -21,6 +21,7 @@ mod error;
 pub mod fetch;
 pub mod gateway;
 pub mod kubo;
+mod place;
 mod protobuf;
 pub mod seal;
 mod serve;

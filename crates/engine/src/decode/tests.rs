@@ -11,7 +11,16 @@ fn args() -> Args {
     let models = concat!(env!("CARGO_MANIFEST_DIR"), "/../../.vivarium/models/");
     let model = PathBuf::from(format!("{models}{CHAT_MODEL}"));
     assert!(model.is_file(), "NO MODEL at {}: `cargo xtask setup` makes it", model.display());
-    Args { model, socket: PathBuf::new(), adapters: Vec::new(), threads: 1, ctx: 512, slots: 4, exit_with_stdin: false }
+    Args {
+        model,
+        socket: PathBuf::new(),
+        adapters: Vec::new(),
+        threads: 1,
+        ctx: 512,
+        slots: 4,
+        exit_with_stdin: false,
+        arriving: false,
+    }
 }
 
 /// A question in the chat model's own form.

@@ -2,6 +2,7 @@
 
 mod adapters;
 mod answers;
+mod arriving;
 mod embed;
 mod forms;
 mod life;

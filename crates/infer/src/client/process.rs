@@ -11,7 +11,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::{Child, ChildStdin, Command};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use super::{EngineConfig, Error, ErrorKind};
@@ -38,6 +38,20 @@ pub(super) struct Process {
 
 impl Process {
     pub(super) async fn start(config: &EngineConfig) -> Result<Process, Error> {
+        Process::start_with(config, None).await
+    }
+
+    pub(super) async fn start_arriving(
+        config: &EngineConfig,
+        mut verified: watch::Receiver<u64>,
+    ) -> Result<Process, Error> {
+        if verified.wait_for(|bytes| *bytes > 0).await.is_err() {
+            return Err(Error::new(ErrorKind::Start, "the model's file did not begin to arrive"));
+        }
+        Process::start_with(config, Some(verified)).await
+    }
+
+    async fn start_with(config: &EngineConfig, verified: Option<watch::Receiver<u64>>) -> Result<Process, Error> {
         check(config)?;
         let mut child = Command::new(&config.program)
             .arg("--model")
@@ -49,6 +63,7 @@ impl Process {
             .args(["--slots", &config.slots.to_string()])
             .args(config.adapters.iter().flat_map(|adapter| [OsStr::new("--adapter"), adapter.as_os_str()]))
             .arg("--exit-with-stdin")
+            .args(verified.is_some().then_some("--arriving"))
             // It needs nothing from our environment, and ours may hold what is not its business.
             .env_clear()
             .stdin(Stdio::piped())
@@ -60,14 +75,14 @@ impl Process {
                 let program = config.program.display();
                 Error::with_source(ErrorKind::Config, format!("cannot start the engine {program}"), error)
             })?;
-        let stdin = child.stdin.take();
+        let mut stdin = child.stdin.take();
         let (complaint, complaints) = pass_on_stderr(&mut child);
-        match tokio::time::timeout(START_TIMEOUT, greet(&mut child, config)).await {
-            Ok(Ok((pid, hello, socket))) => {
+        match greeted(&mut child, config, stdin.as_mut().zip(verified)).await {
+            Ok((pid, hello, socket)) => {
                 let (to_engine, frames) = talk(socket);
                 Ok(Process { hello, pid, child, frames, to_engine, _stdin: stdin })
             }
-            Ok(Err(error)) => {
+            Err(NotGreeted::Ended(error)) => {
                 // Its own words say more than ours; they are complete once it is gone.
                 let _ = child.kill().await;
                 let _ = complaints.await;
@@ -77,10 +92,56 @@ impl Process {
                 }
                 Err(Error::new(ErrorKind::Start, words))
             }
-            Err(_) => Err(Error::new(
+            Err(NotGreeted::Late) => Err(Error::new(
                 ErrorKind::Start,
                 format!("the engine was not ready after {} s", START_TIMEOUT.as_secs()),
             )),
+            Err(NotGreeted::ModelEnds { verified, bytes }) => Err(Error::new(
+                ErrorKind::Start,
+                format!("the model's file stopped arriving at byte {verified} of {bytes}"),
+            )),
+        }
+    }
+}
+
+enum NotGreeted {
+    Ended(io::Error),
+    Late,
+    ModelEnds { verified: u64, bytes: u64 },
+}
+
+/// Tells the engine of its model's file until that is whole, if it is still arriving; then waits for its hello.
+async fn greeted(
+    child: &mut Child,
+    config: &EngineConfig,
+    arriving: Option<(&mut ChildStdin, watch::Receiver<u64>)>,
+) -> Result<(u32, Hello, UnixStream), NotGreeted> {
+    let greeting = greet(child, config);
+    tokio::pin!(greeting);
+    if let Some((stdin, verified)) = arriving {
+        let bytes = std::fs::metadata(&config.model).map_err(NotGreeted::Ended)?.len();
+        tokio::select! {
+            // Before the file is whole it can only end.
+            greeted = &mut greeting => return greeted.map_err(NotGreeted::Ended),
+            told = tell_of(stdin, verified, bytes) => told?,
+        }
+    }
+    match tokio::time::timeout(START_TIMEOUT, greeting).await {
+        Ok(greeted) => greeted.map_err(NotGreeted::Ended),
+        Err(_) => Err(NotGreeted::Late),
+    }
+}
+
+async fn tell_of(stdin: &mut ChildStdin, mut verified: watch::Receiver<u64>, bytes: u64) -> Result<(), NotGreeted> {
+    loop {
+        let here = *verified.borrow_and_update();
+        // An engine that is gone says so by its greeting.
+        let told = stdin.write_all(&here.to_le_bytes()).await;
+        if here >= bytes || told.is_err() {
+            return Ok(());
+        }
+        if verified.changed().await.is_err() {
+            return Err(NotGreeted::ModelEnds { verified: here, bytes });
         }
     }
 }

@@ -278,3 +278,41 @@ fn a_payload_that_is_too_long_is_refused_and_nothing_is_lost() {
     assert_eq!(opened.records.len(), 3);
     assert_eq!(opened.records[1].payload, longest);
 }
+
+#[test]
+fn a_reader_beside_the_writer_sees_every_record_once_while_segments_go() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let mut journal = open(dir.path()).journal;
+    append(&mut journal, 60);
+    journal.write_snapshot(50, b"state at 50").expect("written");
+    let reader = journal.reader();
+    assert!(reader.has_snapshot().expect("listed"));
+    append(&mut journal, 40);
+    let (stop, beside) = (std::sync::atomic::AtomicBool::new(false), reader.clone());
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                beside.truncate_before(51).expect("removed");
+            }
+        });
+        for _ in 0..200 {
+            let last = journal.last_lsn();
+            let from = reader.snapshot_before(last).expect("read").expect("there is one");
+            let mut next = from.lsn + 1;
+            let each = |record: journal::Record| {
+                assert_eq!(record.lsn, next);
+                next += 1;
+                Ok::<_, journal::Error>(())
+            };
+            reader.records(from.lsn + 1, last, each).expect("all are here");
+            assert_eq!(next, last + 1);
+            append(&mut journal, 1);
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    // Not one from after the record that is asked for; nor records that are gone.
+    journal.write_snapshot(200, b"state at 200").expect("written");
+    assert_eq!(reader.snapshot_before(199).expect("read").map(|snapshot| snapshot.lsn), Some(50));
+    let gone = reader.records(1, 60, |_| Ok::<_, journal::Error>(()));
+    assert_eq!(gone.expect_err("they are gone").kind, journal::Kind::Gap);
+}

@@ -11,6 +11,9 @@ use pay::{RequestId, Settle, SettleExact, TransferMethod};
 use store::Blocks;
 use tempfile::TempDir;
 
+mod collected;
+mod folded;
+
 const AGENT: Address = Address::repeat_byte(0xa1);
 const CHAIN: u64 = 31337;
 const EXPOSURE_MAX: u128 = 1_000_000;
@@ -35,7 +38,10 @@ fn folder() -> TempDir {
 
 impl Bench {
     async fn new() -> Self {
-        let dir = folder();
+        Self::at(folder()).await
+    }
+
+    async fn at(dir: TempDir) -> Self {
         let blocks = Blocks::open(dir.path().join("store")).unwrap();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -82,6 +88,12 @@ impl Bench {
         self.record(&Recorded::Conversation(ConversationInput::Store(stored)));
     }
 
+    fn snapshot(&mut self) {
+        let made = self.live.snapshot().expect("none is being made").run();
+        self.live.snapshot_made(&made);
+        made.unwrap();
+    }
+
     fn delete(&mut self, response: &str) {
         let cid = self.live.state.conversations.get(response).unwrap().cid.clone();
         self.live.ring.forget(&cid);
@@ -112,15 +124,15 @@ impl Bench {
         draw_up(&mut self.live, &place).unwrap()
     }
 
-    async fn write(&self, draft: &Draft) -> Checkpoint {
+    async fn write(&self, draft: &mut Draft) -> Checkpoint {
         let home =
             Home { agent: AGENT, chain_id: CHAIN, stewards: &self.stewards, threshold: 2, operator: &self.operator };
         write(&self.store, &home, draft, (store::cid::of_raw(b"log"), 0)).await.unwrap()
     }
 
     async fn checkpoint(&mut self, before: Option<&Checkpoint>) -> Checkpoint {
-        let draft = self.begin(before);
-        let made = self.write(&draft).await;
+        let mut draft = self.begin(before);
+        let made = self.write(&mut draft).await;
         self.live.committed(Box::new(made.clone()), draft.pages);
         made
     }
@@ -219,8 +231,8 @@ async fn a_host_that_forgets_keeps_neither_key_nor_page_also_while_a_checkpoint_
     // Forgotten between the drawing up of a checkpoint and its standing.
     let three = here.store("resp_3", 1, "late").await;
     here.ship().await;
-    let draft = here.begin(Some(&second));
-    let third = here.write(&draft).await;
+    let mut draft = here.begin(Some(&second));
+    let third = here.write(&mut draft).await;
     here.delete("resp_3");
     here.live.committed(Box::new(third.clone()), draft.pages);
     assert!(!ring_opens(&here, &[&second, &third], &three).await, "the checkpoint brought the page's key back");
@@ -248,13 +260,13 @@ async fn a_journal_keeps_what_came_after_the_checkpoint_before() {
     lived(&mut here);
     here.ship().await;
     let first = here.checkpoint(None).await;
-    here.live.snapshot().unwrap();
+    here.snapshot();
     assert_eq!(here.live.journal.first_lsn(), 1, "the first checkpoint may be taken back");
     lived(&mut here);
     here.ship().await;
     let second = here.checkpoint(Some(&first)).await;
     lived(&mut here);
-    here.live.snapshot().unwrap();
+    here.snapshot();
     let kept = here.live.journal.first_lsn();
     assert!(kept > 1 && kept <= first.lsn + 1, "{kept} after checkpoints of {} and {}", first.lsn, second.lsn);
     // Whoever follows from the first goes on, and so does a start here.
@@ -325,10 +337,10 @@ async fn whoever_restores_the_checkpoint_after_a_deletion_cannot_open_the_conver
 async fn what_is_stored_while_a_checkpoint_is_made_opens_whether_it_is_mined_or_not() {
     let mut here = Bench::new().await;
     let first = here.checkpoint(None).await;
-    let draft = here.begin(Some(&first));
+    let mut draft = here.begin(Some(&first));
     let cid = here.store("resp_1", 1, "meanwhile").await;
     here.ship().await;
-    let made = here.write(&draft).await;
+    let made = here.write(&mut draft).await;
     for chosen in [&first, &made] {
         let live = here.restored(chosen).await;
         assert_eq!(here.opens(&cid, &live.ring).await.as_deref(), Some("meanwhile"), "{}", chosen.seq);
@@ -482,21 +494,27 @@ impl Bench {
     }
 }
 
-/// A day of 10,000 calls of an agent that remembers as many conversations as it may, with what they hold (1 GiB at 100
-/// KiB each) already in a store. Every tenth call stores one more. What the day puts into stores is held against what the
-/// day changed: records, and the text of conversations.
+/// A day of 10,000 calls of an agent that remembers as many conversations as it may, sealed and stored: 64 MB of them, and
+/// 1 GiB on a disk in the deep run (`cargo xtask test --deep memory`). Every tenth call stores one more. What the day puts
+/// into stores is held against what the day changed: records, and the text of conversations.
 #[tokio::test]
 async fn a_day_of_ten_thousand_calls_writes_little_more_than_it_changed() {
     const CALLS: u64 = 10_000;
     const DAY: u64 = 86_400;
     const BEFORE: u64 = 2_000;
-    let mut here = Bench::new().await;
+    let is_deep = std::env::var_os("VIVARIUM_DEEP").is_some();
+    let (dir, text_bytes) = if is_deep { (tempfile::tempdir().unwrap(), 107_375) } else { (folder(), 6_500) };
+    let mut here = Bench::at(dir).await;
     let mut stands = here.checkpoint(None).await;
+    let mut texts = Vec::new();
     for number in 0..STORED_MAX {
-        let cid = store::cid::of_raw(&number.to_le_bytes()).to_string();
-        let (response, key) = (format!("resp_{number:024x}"), rand::random());
-        here.stored(&response, 1, &cid, key);
+        let text = text_of(number, text_bytes);
+        let response = format!("resp_{number:024x}");
+        texts.push((here.store(&response, 1, &text).await, number));
     }
+    let memory = here.bytes_in_store();
+    assert!(memory > u64::try_from(STORED_MAX * text_bytes).unwrap(), "{memory} bytes are stored");
+    let disk_before = bytes_to_disk();
     for number in 0..BEFORE {
         here.now += 8;
         here.call(number);
@@ -547,12 +565,14 @@ async fn a_day_of_ten_thousand_calls_writes_little_more_than_it_changed() {
     let of_snapshots = stands.segments_bytes / SEGMENTS_PER_SNAPSHOT;
     let over = |bytes: u64| (bytes * 1_000 / changed).saturating_sub(1_000);
     println!(
-        "changed {changed} bytes, written {written} ({} per mille over), of snapshots {of_snapshots} a day ({} with \
-         them); a snapshot has {}, so one is made in {} days; segments at most {PARTS_OF_A_DAY} a day",
+        "memory of {memory} bytes; changed {changed} bytes, written {written} ({} per mille over), of snapshots {of_snapshots} a day ({} with \
+         them); a snapshot has {}, so one is made in {} days; segments at most {PARTS_OF_A_DAY} a day; this process \
+         sent {} bytes to disks, its local journal, store and temporary files among them",
         over(written),
         over(written + of_snapshots),
         stands.snapshot_bytes,
         stands.snapshot_bytes * SEGMENTS_PER_SNAPSHOT / stands.segments_bytes.max(1),
+        bytes_to_disk().saturating_sub(disk_before),
     );
     assert!(written > changed, "less than changed: something is not stored");
     assert!(over(written + of_snapshots) <= 50, "{} per mille over what changed", over(written + of_snapshots));
@@ -561,4 +581,25 @@ async fn a_day_of_ten_thousand_calls_writes_little_more_than_it_changed() {
     let live = here.restored(&stands).await;
     assert_eq!(live.state.digest(), here.live.state.digest());
     assert_eq!(live.ring.conversations, here.live.ring.conversations);
+    // The oldest made room for the day's. Of the others, every hundredth is read.
+    let left: Vec<_> = texts.iter().filter(|(cid, _)| live.ring.conversations.contains_key(cid)).collect();
+    assert!(left.len() > STORED_MAX / 2, "{} conversations are left", left.len());
+    for (cid, number) in left.iter().step_by(100) {
+        let sealed = here.store.get_bytes(&store::cid::parse(cid).unwrap(), 1 << 20).await.unwrap();
+        let transcript = Transcript::open(&sealed, &live.ring.conversations[cid]).unwrap();
+        assert!(transcript.turns[0].content == text_of(*number, text_bytes), "conversation {number}");
+    }
+}
+
+/// A text of so many bytes, of which no two are alike.
+fn text_of(number: usize, bytes: usize) -> String {
+    let mut text = format!("{number} ").repeat(bytes / 2);
+    text.truncate(bytes);
+    text
+}
+
+/// What the kernel counts for this process, all tests in it together: a figure beside the ones that are counted here.
+fn bytes_to_disk() -> u64 {
+    let io = std::fs::read_to_string("/proc/self/io").unwrap_or_default();
+    io.lines().find_map(|line| line.strip_prefix("write_bytes: ")?.parse().ok()).unwrap_or(0)
 }

@@ -94,8 +94,8 @@ impl Blocks {
         Ok(reach.kept)
     }
 
-    /// What a checkpoint, a page, a list of segments or a stretch of a log names; nothing if it is none of them. Only texts are looked into: one block,
-    /// or a file of few.
+    /// What a checkpoint, a page, a list of segments or a stretch of a log names; nothing if it is none of them. Only texts
+    /// are looked into: one block, or a file of few.
     fn named_in(&self, root: &Cid) -> Result<Vec<Cid>> {
         let bytes = match unixfs::read_file(self, root, log::STRETCH_BYTES_MAX) {
             Ok(bytes) => bytes,

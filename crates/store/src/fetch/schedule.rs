@@ -20,6 +20,8 @@ const OVERTAKE_MS_FIRST: u64 = 1_000;
 pub(super) enum Input {
     /// Blocks to get, in the order of the file. The newest go first: that is depth-first order.
     Want(Vec<Cid>),
+    /// Blocks to get after all that wait, in the order of the file: that is the order of the file.
+    WantLast(Vec<Cid>),
     /// Verified and stored.
     Arrived {
         source: usize,
@@ -110,6 +112,12 @@ impl Schedule {
                         self.waiting.push(cid);
                     }
                 }
+            }
+            Input::WantLast(cids) => {
+                // What waits is taken from its end.
+                let new = cids.into_iter().filter(|cid| self.blocks.insert(*cid, Block::default()).is_none());
+                let new: Vec<Cid> = new.collect();
+                self.waiting.splice(..0, new.into_iter().rev());
             }
             Input::Arrived { source, cid } => self.arrived(now_ms, source, cid, out),
             Input::Lacks { source, cid } => {

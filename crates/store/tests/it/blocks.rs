@@ -415,3 +415,71 @@ fn a_full_disk_is_told_apart_from_a_broken_one() {
     let broken = store::Error::disk("cannot store block", std::io::Error::from_raw_os_error(5));
     assert_eq!(broken.kind, Kind::Disk);
 }
+
+/// The child of the test below: collects, and is killed when it has looked at so many blocks.
+#[test]
+#[ignore = "a process of its own, started by `a_collection_that_was_killed_has_taken_nothing_that_is_pinned`"]
+fn collect_until_killed() {
+    let variable = |name: &str| std::env::var(name).unwrap();
+    let blocks = Blocks::open(variable("STORE_TEST_DIR")).unwrap();
+    let last: u64 = variable("STORE_TEST_LOOKS").parse().unwrap();
+    let kill = |looked_at| {
+        if looked_at == last {
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL).unwrap();
+        }
+    };
+    blocks.gc_each(Duration::ZERO, kill).unwrap();
+}
+
+#[test]
+fn a_collection_that_was_killed_has_taken_nothing_that_is_pinned() {
+    use std::os::unix::process::ExitStatusExt;
+    let here = store();
+    let weights = here.add(&noise(30_000));
+    let snapshot = here.add(&noise(5_000));
+    let talk = here.put_raw(b"sealed conversation");
+    let page = here.put_raw(&ConversationPage { conversations: vec![talk], keys: String::new() }.to_bytes());
+    let run = here.put_raw(b"a run of records");
+    let list = SegmentList { agent: [7; 20].into(), prev: None, segments: vec![run] };
+    let list = here.put_raw(&list.to_bytes());
+    let checkpoint = crate::checkpoint::resting_on(snapshot, list, vec![page]);
+    here.blocks.put(&checkpoint.cid(), &checkpoint.to_bytes()).unwrap();
+    here.blocks.pin(&checkpoint.cid(), "checkpoint").unwrap();
+    here.blocks.pin(&weights, "weights").unwrap();
+    let is_whole = |blocks: &Blocks| {
+        let read = |root, bytes| store::unixfs::read_file(blocks, root, bytes).unwrap();
+        assert!(read(&weights, 30_000) == noise(30_000) && read(&snapshot, 5_000) == noise(5_000));
+        for cid in [checkpoint.cid(), talk, page, run, list] {
+            blocks.get(&cid).unwrap();
+        }
+    };
+    let pinned = here.count();
+    here.add(&noise(100_000)[1..]);
+    let all = here.count();
+    // At the first block, while it follows pins, and while it removes: the first, some in the middle, the last.
+    let mut looks = u64::try_from(all).unwrap();
+    let (mut left, mut kills) = (all, 0);
+    for at in [1, 20, 45, 60, 80, 110, looks] {
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["blocks::collect_until_killed", "--exact", "--ignored"])
+            .env("STORE_TEST_DIR", here.dir.path())
+            .env("STORE_TEST_LOOKS", at.min(looks).to_string())
+            .stdout(std::process::Stdio::null())
+            .status()
+            .unwrap();
+        assert_eq!(child.signal(), Some(9), "{child} at block {at}");
+        // As after a start: a new handle.
+        let blocks = Blocks::open(here.dir.path()).unwrap();
+        is_whole(&blocks);
+        let now = here.count();
+        assert!((pinned..=left).contains(&now), "{now} of {left} blocks");
+        kills += u32::from(now < left);
+        left = now;
+        looks = u64::try_from(now).unwrap();
+    }
+    assert!(kills >= 2 && left > pinned, "killed while it removed {kills} times; {left} blocks are left");
+    // Nobody's lock is left, and what no pin reaches goes now.
+    here.blocks.gc(Duration::ZERO).unwrap();
+    is_whole(&here.blocks);
+    assert_eq!(here.count(), pinned);
+}

@@ -2,6 +2,7 @@ use crate::support::{SMALL, noise, refused, spawn, store};
 use axum::Router;
 use axum::routing::any;
 use net::Client;
+use store::dag::{Link, Node};
 use store::{Kind, StoreClient, cid, gateway, unixfs};
 
 const NOBODY: &str = "http://127.0.0.1:1";
@@ -89,4 +90,32 @@ async fn what_is_pinned_over_http_stays_until_it_is_let_go_of() {
     let status = |answer: net::Response| answer.status.as_u16();
     assert_eq!(status(Client::new().put(&url, Vec::new()).await.unwrap()), 400, "without a reason");
     assert_eq!(status(Client::new().put(&format!("{url}?reason="), Vec::new()).await.unwrap()), 404);
+}
+
+#[tokio::test]
+async fn a_file_of_few_wide_nodes_inside_each_other_ends_early() {
+    let here = store();
+    let url = spawn(gateway::router(here.blocks.clone())).await;
+    // 40,000 links on each of four levels, to the next level and to one leaf of one byte.
+    let leaf = here.put_raw(b"x");
+    let (mut below, mut bytes) = (leaf, 1u64);
+    for _ in 0..4 {
+        let links = (0..40_000).map(|at| if at == 0 { below } else { leaf });
+        let links = links.map(|cid| Link { cid, name: String::new(), tsize: 0 }).collect();
+        let mut data = vec![0x08, 2, 0x20];
+        number(bytes, &mut data);
+        (1..40_000).for_each(|_| data.extend_from_slice(&[0x20, 1]));
+        bytes += 39_999;
+        below = here.put_node(&Node { links, data });
+    }
+    refused(client(&[&url]).get_bytes(&below, 1 << 20).await, Kind::OverLimit, "the graph is too wide");
+}
+
+/// A number of protobuf.
+fn number(mut value: u64, out: &mut Vec<u8>) {
+    while value >= 0x80 {
+        out.push(u8::try_from(value & 0x7f).unwrap() | 0x80);
+        value >>= 7;
+    }
+    out.push(u8::try_from(value).unwrap());
 }

@@ -10,6 +10,7 @@ mod fetch;
 mod fuzz;
 mod gateway;
 mod kubo;
+mod place;
 mod seal;
 mod support;
 mod unixfs;
