@@ -13,6 +13,7 @@ mod args;
 mod confine;
 mod decode;
 mod embed;
+mod gpu;
 mod grammar;
 mod lookup;
 mod model;

@@ -5,6 +5,7 @@ mod answers;
 mod embed;
 mod forms;
 mod life;
+mod pool;
 mod prefix;
 mod state;
 
