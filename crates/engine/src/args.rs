@@ -13,7 +13,7 @@ usage: vivarium-engine --model FILE --socket PATH [options]
   --adapter FILE     a LoRA adapter of the model, a GGUF file; may be repeated, and requests choose one by its place
   --threads N        threads of arithmetic (default 1: more only pay on idle cores)
   --ctx N            tokens of context for each request (default 2048)
-  --slots N          requests that decode, or texts that become vectors, side by side (default 8)
+  --slots N          requests that decode side by side (default 8); texts become vectors one by one
   --exit-with-stdin  end when standard input closes
   --arriving         the model's file is still arriving: standard input says, in numbers of 8 bytes (little-endian), how
                      many of its bytes may be read, from the start; the last number is its length

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::gpu;
 use anyhow::Context;
 use landlock::{ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, RulesetStatus, Scope};
 use rustix::process::{Resource, Rlimit, setrlimit};
@@ -106,7 +107,8 @@ fn restrict_calls() -> anyhow::Result<()> {
         SeccompAction::Allow,
         SeccompAction::Errno(u32::try_from(libc::ENOSYS)?),
     )?;
-    let mut allowed: BTreeMap<i64, Vec<SeccompRule>> = ALLOWED.iter().map(|call| (*call, Vec::new())).collect();
+    let calls = ALLOWED.iter().chain(gpu::CALLS);
+    let mut allowed: BTreeMap<i64, Vec<SeccompRule>> = calls.map(|call| (*call, Vec::new())).collect();
     allowed.insert(libc::SYS_clone, vec![thread_only()?]);
     allowed.insert(libc::SYS_tgkill, vec![ourselves_only()?]);
     allowed.insert(libc::SYS_prctl, vec![thread_name_only()?]);

@@ -1,8 +1,7 @@
 //! The thread that owns an embedding model's context: texts come in as tokens and leave as vectors of length 1.
 //!
-//! Texts of all requests share batches, in turns, so that a long list does not keep a short one waiting. A text sees
-//! only itself, but the sum that makes its vector may be taken in another order beside others: its numbers agree to
-//! about 1e-3 (docs/decisions/0023) and not to the bit.
+//! Requests take turns, a text each, so that a long list does not keep a short one waiting. Each text is computed alone:
+//! so its vector has the same bits whatever is asked for beside it, and costs less (docs/decisions/0023).
 
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
@@ -21,9 +20,6 @@ use crate::decode::Key;
 use crate::model::Model;
 use crate::serve::take_orders;
 
-/// Tokens of a batch, if one text does not need more. Attention is computed over the whole batch, so more of them cost
-/// more than they save. A guess, unmeasured.
-const BATCH_TOKENS: usize = 512;
 /// Requests that wait; more are refused.
 const QUEUE_MAX: usize = 32;
 
@@ -44,52 +40,40 @@ struct Request {
     key: Key,
     out: Sender<FromEngine>,
     texts: Vec<Vec<LlamaToken>>,
-    /// Texts that are in a batch or done.
-    begun: usize,
-    vectors: Vec<Vec<f32>>,
+    /// Of the texts that were computed, in their order; `None` where that failed.
+    vectors: Vec<Option<Vec<f32>>>,
     prompt_tokens: u32,
 }
 
 pub(crate) struct Embedder<'m> {
     context: LlamaContext<'m>,
     batch: LlamaBatch<'static>,
-    batch_tokens: usize,
-    /// Texts of a batch.
-    slots: usize,
     queue: VecDeque<Request>,
 }
 
 impl<'m> Embedder<'m> {
     /// Makes the context and computes one text so that the weights are in memory.
     pub(crate) fn new(model: &'m Arc<Model>, args: &Args) -> anyhow::Result<Embedder<'m>> {
-        let slots = usize::try_from(args.slots).context("--slots")?;
-        let batch_tokens = usize::try_from(args.ctx).context("--ctx")?.max(BATCH_TOKENS);
-        let batch_tokens_c = u32::try_from(batch_tokens).context("--ctx")?;
-        let cells = batch_tokens_c.checked_mul(args.slots).context("--ctx times --slots is too much")?;
+        let text_tokens = usize::try_from(args.ctx).context("--ctx")?;
         let threads = i32::try_from(args.threads).context("--threads")?;
         let params = LlamaContextParams::default()
             .with_embeddings(true)
-            // These two bound a text and not memory: a model of this kind keeps nothing between batches.
-            .with_n_ctx(NonZeroU32::new(cells))
-            .with_n_seq_max(args.slots)
+            // It bounds a text and not memory: a model of this kind keeps nothing between batches.
+            .with_n_ctx(NonZeroU32::new(args.ctx))
+            .with_n_seq_max(1)
             // A text is computed at once: every token sees every other one of it.
-            .with_n_batch(batch_tokens_c)
-            .with_n_ubatch(batch_tokens_c)
+            .with_n_batch(args.ctx)
+            .with_n_ubatch(args.ctx)
             .with_n_threads(threads)
             .with_n_threads_batch(threads)
             .with_kv_unified(false)
             .with_flash_attention_policy(llama_cpp_sys_2::LLAMA_FLASH_ATTN_TYPE_DISABLED);
-        let context = model.model.new_context(&model.backend, params).map_err(|_| {
-            anyhow::anyhow!(
-                "no memory for {} texts of {} tokens each; use smaller --slots or --ctx",
-                args.slots,
-                args.ctx
-            )
-        })?;
-        let mut embedder =
-            Embedder { context, batch: LlamaBatch::new(batch_tokens, 1), batch_tokens, slots, queue: VecDeque::new() };
-        embedder.add(0, &model.tokenize_plain("a"));
-        embedder.context.encode(&mut embedder.batch).context("the model does not encode one text")?;
+        let context = model
+            .model
+            .new_context(&model.backend, params)
+            .map_err(|_| anyhow::anyhow!("no memory for a text of {} tokens; use a smaller --ctx", args.ctx))?;
+        let mut embedder = Embedder { context, batch: LlamaBatch::new(text_tokens, 1), queue: VecDeque::new() };
+        embedder.vector(&model.tokenize_plain("a")).context("the model does not encode one text")?;
         Ok(embedder)
     }
 
@@ -113,89 +97,49 @@ impl<'m> Embedder<'m> {
                 let tokens: usize = texts.iter().map(Vec::len).sum();
                 let prompt_tokens = u32::try_from(tokens).unwrap_or(u32::MAX);
                 let _ = out.send(FromEngine::Accepted { id: key.id, prompt_tokens });
-                self.queue.push_back(Request { key, out, texts, begun: 0, vectors: Vec::new(), prompt_tokens });
+                self.queue.push_back(Request { key, out, texts, vectors: Vec::new(), prompt_tokens });
             }
             Order::Cancel(key) => self.queue.retain(|request| request.key != key),
             Order::HangUp(connection) => self.queue.retain(|request| request.key.connection != connection),
         }
     }
 
-    /// One batch: a text of each request in turn, as long as they fit.
+    /// The next text of the request whose turn it is.
     fn step(&mut self) {
-        let lengths = self.queue.iter().map(|request| request.texts[request.begun..].iter().map(Vec::len).collect());
-        let counts = share(&lengths.collect::<Vec<_>>(), self.slots, self.batch_tokens);
-        self.batch.clear();
-        let texts: Vec<Vec<LlamaToken>> = self
-            .queue
-            .iter()
-            .zip(&counts)
-            .flat_map(|(request, count)| request.texts[request.begun..request.begun + count].to_vec())
-            .collect();
-        for (sequence, text) in (0..).zip(&texts) {
-            self.add(sequence, text);
-        }
-        let encoded = if texts.is_empty() { Ok(()) } else { self.context.encode(&mut self.batch) };
-        let mut sequence = 0;
-        for (request, count) in self.queue.iter_mut().zip(counts) {
-            request.begun += count;
-            for _ in 0..count {
-                let vector = self.context.embeddings_seq_ith(sequence).ok().and_then(unit);
-                sequence += 1;
-                if let (Ok(()), Some(vector)) = (&encoded, vector) {
-                    request.vectors.push(vector);
-                }
-            }
-        }
-        let (done, rest) = std::mem::take(&mut self.queue).into_iter().partition(|r| r.begun == r.texts.len());
-        self.queue = rest;
-        VecDeque::into_iter(done).for_each(Request::done);
-        // Whoever was first is last now, so that nobody's long text waits for ever.
-        if !self.queue.is_empty() {
-            self.queue.rotate_left(1);
+        let Some(mut request) = self.queue.pop_front() else { return };
+        // An order has a text, and leaves the queue with its last one.
+        let text = std::mem::take(&mut request.texts[request.vectors.len()]);
+        request.vectors.push(self.vector(&text));
+        match request.vectors.len() == request.texts.len() {
+            true => request.done(),
+            false => self.queue.push_back(request),
         }
     }
 
-    fn add(&mut self, sequence: i32, text: &[LlamaToken]) {
+    /// Of a text that is computed alone. Beside others attention would run over all of them, and sums that are taken in
+    /// another order could round to other 8-bit numbers on their way through the layers.
+    fn vector(&mut self, text: &[LlamaToken]) -> Option<Vec<f32>> {
+        self.batch.clear();
         for (position, token) in (0..).zip(text) {
-            self.batch.add(*token, position, &[sequence], true).expect("the batch was made for the longest text");
+            self.batch.add(*token, position, &[0], true).expect("the batch was made for the longest text");
         }
+        self.context.encode(&mut self.batch).ok()?;
+        self.context.embeddings_seq_ith(0).ok().and_then(unit)
     }
 }
 
 impl Request {
     /// All texts were computed; a vector is missing where one could not be.
     fn done(self) {
-        let id = self.key.id;
-        let _ = self.out.send(if self.vectors.len() == self.texts.len() {
-            FromEngine::Embedded { id, vectors: self.vectors, prompt_tokens: self.prompt_tokens }
+        let (id, count) = (self.key.id, self.vectors.len());
+        let vectors: Vec<Vec<f32>> = self.vectors.into_iter().flatten().collect();
+        let _ = self.out.send(if vectors.len() == count {
+            FromEngine::Embedded { id, vectors, prompt_tokens: self.prompt_tokens }
         } else {
-            eprintln!(
-                "vivarium-engine: {} of {} texts have no vector",
-                self.texts.len() - self.vectors.len(),
-                self.texts.len()
-            );
+            eprintln!("vivarium-engine: {} of {count} texts have no vector", count - vectors.len());
             let message = "the model could not be run".to_owned();
             FromEngine::Failed { id, kind: FailureKind::Internal, message }
         });
-    }
-}
-
-/// How many of each request's next texts go into a batch, by their lengths: one of each in turn, until one does not fit.
-fn share(lengths: &[Vec<usize>], texts_max: usize, tokens_max: usize) -> Vec<usize> {
-    let mut counts = vec![0; lengths.len()];
-    let (mut texts, mut tokens) = (0, 0);
-    loop {
-        let before = texts;
-        for (count, lengths) in counts.iter_mut().zip(lengths) {
-            let Some(length) = lengths.get(*count) else { continue };
-            if texts == texts_max || tokens + length > tokens_max {
-                return counts;
-            }
-            (*count, texts, tokens) = (*count + 1, texts + 1, tokens + length);
-        }
-        if texts == before {
-            return counts;
-        }
     }
 }
 
@@ -264,12 +208,30 @@ mod tests {
         [0.0416, 0.0620, 0.0478, 0.0774, 0.0269, -0.0405, 0.0003, -0.0621, -0.0008, 0.0226, 0.0475, 0.0565];
 
     #[test]
-    fn a_batch_is_shared_in_turns_and_never_overfull() {
-        assert_eq!(share(&[vec![10; 9], vec![10; 2]], 8, 100), [6, 2]);
-        assert_eq!(share(&[vec![90, 90], vec![10, 10]], 8, 100), [1, 1]);
-        // The first one always fits, so there is always progress.
-        assert_eq!(share(&[vec![100], vec![1]], 8, 100), [1, 0]);
-        assert_eq!(share(&[], 8, 100), [] as [usize; 0]);
+    fn requests_take_turns_and_company_is_not_to_be_seen() {
+        let _turn = crate::model::turn();
+        let args = args();
+        let model = Arc::new(Model::load(&args.model).unwrap());
+        let mut embedder = Embedder::new(&model, &args).unwrap();
+        let tokens = |text: &str| model.tokenize_plain(text);
+        let (out, heard) = mpsc::channel();
+        for (id, texts) in
+            [(0, vec![tokens("a"), tokens("a lease"), tokens("a promise")]), (1, vec![tokens("a lease")])]
+        {
+            embedder.obey(Order::Start { key: Key { connection: 0, id }, texts, out: out.clone() });
+        }
+        let mut ended = Vec::new();
+        for step in 1..=4 {
+            embedder.step();
+            ended.extend(heard.try_iter().filter_map(|message| match message {
+                FromEngine::Embedded { id, vectors, .. } => Some((step, id, vectors)),
+                _ => None,
+            }));
+        }
+        let [(2, 1, short), (4, 0, long)] = &ended[..] else { panic!("{ended:?}") };
+        assert_eq!(long[1], short[0], "to the bit");
+        assert!(embedder.queue.is_empty());
+        embedder.step();
     }
 
     #[test]

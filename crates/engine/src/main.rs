@@ -15,6 +15,7 @@ mod confine;
 mod decode;
 mod embed;
 mod gguf;
+mod gpu;
 mod grammar;
 mod lookup;
 mod model;

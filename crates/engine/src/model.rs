@@ -14,6 +14,7 @@ use llama_cpp_2::model::{LlamaLoraAdapter, LlamaModel};
 use llama_cpp_2::token::LlamaToken;
 
 use crate::arriving::Arriving;
+use crate::gpu;
 
 /// What computes: our version and the library's. Compiler and instruction set are the build's own matter,
 /// which a lease names by its code's CID.
@@ -166,13 +167,15 @@ impl Model {
         String::from_utf8_lossy(&self.spelling(token)).into_owned()
     }
 
-    /// The instruction sets that the arithmetic was compiled for, in lower case, such as `avx,avx2,fma`.
+    /// The instruction sets that the arithmetic was compiled for, in lower case, such as `avx,avx2,fma`; before them the
+    /// devices that compute beside the processor.
     #[expect(unsafe_code, reason = "the safe wrapper does not offer this one call")]
     pub(crate) fn isa(&self) -> String {
         // SAFETY: the returned text is static, ends with a zero, and is only written during this call; it is made once,
         // by the main thread, after the backend was initialised.
         let info = unsafe { CStr::from_ptr(llama_cpp_sys_2::llama_print_system_info()) };
-        isa_of(&info.to_string_lossy())
+        let sets = isa_of(&info.to_string_lossy());
+        gpu::names().into_iter().chain([sets]).collect::<Vec<_>>().join(",")
     }
 }
 

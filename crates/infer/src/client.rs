@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::pool::InUse;
 use crate::run::sha256;
 use crate::wire::{FailureKind, Finish, Generate, Grammar, Hello, PART_BYTES_MAX, ToEngine, TokenLogprob};
 use process::Process;
@@ -42,8 +43,8 @@ impl EngineConfig {
     pub const CTX_DEFAULT: u32 = 2_048;
     /// Requests side by side when nobody asks for more.
     pub const SLOTS_DEFAULT: u32 = 8;
-    /// Texts that become vectors side by side: what fits a batch of 512 tokens, if they are sentences.
-    pub const TEXTS_DEFAULT: u32 = 32;
+    /// Of an embedding model, whose texts are computed one by one.
+    pub const TEXTS_DEFAULT: u32 = 1;
 }
 
 /// What a running request says, in this order: `Accepted`, `Tokens` any number of times, then `Done`; or, where texts
@@ -118,6 +119,8 @@ pub struct EngineClient {
     next_id: Arc<AtomicU64>,
     /// Of the program that was started.
     program_sha256: Arc<str>,
+    /// Of a pool's engine: that this handle, or what was started with it, is there.
+    used: Option<Arc<InUse>>,
 }
 
 impl EngineClient {
@@ -145,7 +148,7 @@ impl EngineClient {
         let (commands, received) = mpsc::unbounded_channel();
         let (publish, state) = watch::channel(State::ready(&process));
         tokio::spawn(supervise::run(config, process, received, publish));
-        Ok((EngineClient { commands, state, next_id: Arc::default(), program_sha256 }, hello))
+        Ok((EngineClient { commands, state, next_id: Arc::default(), program_sha256, used: None }, hello))
     }
 
     /// Starts an answer. Fails at once when there is no engine at this moment.
@@ -167,7 +170,8 @@ impl EngineClient {
         let (events, received) = mpsc::unbounded_channel();
         let request = request(id);
         self.commands.send(Command::Start { id, request, events }).map_err(|_| Error::unavailable())?;
-        Ok(Generation { id, events: received, commands: self.commands.clone(), ended: false })
+        let (commands, used) = (self.commands.clone(), self.used.clone());
+        Ok(Generation { id, events: received, commands, ended: false, _used: used })
     }
 
     /// How many tokens this text is as a prompt. Control tokens that are spelled in it count as one each. A text that
@@ -214,6 +218,19 @@ impl EngineClient {
     fn send(&self, command: impl FnOnce(u64) -> Command) -> Result<(), Error> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         self.commands.send(command(id)).map_err(|_| Error::unavailable())
+    }
+
+    /// The same engine, whose pool hears when this handle and all that was started with it are gone.
+    pub(crate) fn used_by(self, used: Arc<InUse>) -> EngineClient {
+        EngineClient { used: Some(used), ..self }
+    }
+
+    /// Lets go, and waits until the process is gone: it ends when the last handle and the last answer do.
+    pub(crate) async fn ended(self) {
+        let mut state = self.state.clone();
+        drop(self);
+        // The supervisor has the other end, and drops it when the process has ended.
+        while state.changed().await.is_ok() {}
     }
 
     /// sha2-256 of the engine's program, hexadecimal: which build answers.
@@ -264,6 +281,7 @@ pub struct Generation {
     events: mpsc::UnboundedReceiver<EngineEvent>,
     commands: mpsc::UnboundedSender<Command>,
     ended: bool,
+    _used: Option<Arc<InUse>>,
 }
 
 impl Generation {

@@ -11,6 +11,8 @@ pub mod api;
 #[cfg(feature = "client")]
 mod client;
 #[cfg(feature = "client")]
+mod pool;
+#[cfg(feature = "client")]
 pub mod rerun;
 #[cfg(feature = "client")]
 mod run;
@@ -19,6 +21,8 @@ pub mod template;
 
 #[cfg(feature = "client")]
 pub use client::{EngineClient, EngineConfig, EngineEvent, Error, ErrorKind, Generation};
+#[cfg(feature = "client")]
+pub use pool::{EnginePool, Later, Loaded, Policy as PoolPolicy, Prepare, Reading, Why, resident_bytes};
 #[cfg(feature = "client")]
 pub use run::{EngineClass, Run, SamplingUsed};
 #[cfg(feature = "client")]

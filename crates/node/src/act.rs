@@ -277,7 +277,7 @@ pub fn learn_shipping(node: &Node) {
     });
 }
 
-async fn shipping_known(cx: &Context, last_lsn: u64, digest: Option<B256>) -> crate::error::Result<Event> {
+async fn shipping_known(cx: &Context, last_lsn: u64, digest: Option<B256>) -> Result<Event> {
     let headers = replicate::headers(cx, 0).await?;
     // One chain over the whole life: it goes on behind the last header whose records are here.
     let last = headers.iter().filter(|h| h.last_lsn <= last_lsn).max_by_key(|h| (h.last_lsn, h.epoch));
@@ -412,7 +412,7 @@ impl Node {
         block: u64,
         made: Box<Checkpoint>,
         pages: Pages,
-    ) -> crate::error::Result<()> {
+    ) -> Result<()> {
         self.life(economy::Input::Done { id, outcome: Outcome::Done { block } })?;
         let Some(live) = &mut self.live else { return Ok(()) };
         tracing::info!(seq = made.seq, lsn = made.lsn, "checkpoint acknowledged and on chain");
@@ -429,7 +429,7 @@ impl Node {
         Ok(())
     }
 
-    pub(crate) fn on_shipped(&mut self, shipped: crate::error::Result<replicate::Shipped>) {
+    pub(crate) fn on_shipped(&mut self, shipped: Result<replicate::Shipped>) {
         let Some(live) = &mut self.live else { return };
         live.shipping.in_flight = false;
         match shipped {

@@ -6,6 +6,7 @@ mod arriving;
 mod embed;
 mod forms;
 mod life;
+mod pool;
 mod prefix;
 mod state;
 

@@ -101,7 +101,11 @@ pub(super) async fn run(
     let mut restarts = 0;
     loop {
         let started = Instant::now();
-        let Some(why) = serve(&mut process, &mut commands).await else { return };
+        let Some(why) = serve(&mut process, &mut commands).await else {
+            // Its memory is free once it is gone, and whoever waits for that hears it by `publish`.
+            let _ = process.child.kill().await;
+            return;
+        };
         publish.send_replace(State::Starting);
         eprintln!("engine: process {} ended ({why}); starting another", process.pid);
         // The old one must be gone before the next binds its socket; it may only have closed its end.
