@@ -147,7 +147,7 @@ impl Channels {
             return self.decide(ask, now);
         }
         let mut channel = Channel::new(config.clone());
-        channel.see(state.clone());
+        channel.see(state.clone(), now);
         self.decide_on(&channel, ask, now)
     }
 
@@ -353,7 +353,7 @@ impl Channels {
                 if !self.channels.contains_key(&channel) {
                     if !self.is_full() {
                         let mut new = Channel::new(config);
-                        new.see(state);
+                        new.see(state, at);
                         // What was claimed before we met counts for nothing here: it was counted before the channel
                         // was forgotten, or is a gift of a host that lost its records.
                         new.base = new.chain.claimed;
@@ -361,7 +361,7 @@ impl Channels {
                     }
                     return Vec::new();
                 }
-                self.change(channel, |channel| channel.see(state))
+                self.change(channel, |channel| channel.see(state, at))
             }
             ChannelInput::DepositAsked { channel, deposit, at } => {
                 self.clock = self.clock.max(at);

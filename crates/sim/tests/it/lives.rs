@@ -131,6 +131,13 @@ fn what_a_frozen_token_left_at_the_market_is_in_the_books_all_along() {
     assert!(lived.iter().all(|lived| lived.owed_blocks > 0), "other seeds, please: {lived:?}");
 }
 
+/// A refund was taken back with its block while gas rose, so that its transaction waited in the pool; what it takes out
+/// was served meanwhile, and could not be claimed.
+#[test]
+fn what_a_refund_takes_out_is_not_served_while_it_waits_again() {
+    live_all(&[3_237, 9_462, 9_582].map(|seed| short(seed, &Fault::some_of(seed))));
+}
+
 /// One shard of very many short lives, for `cargo xtask test --deep`: `VIVARIUM_LIVES=FROM..TO`. Says how many they were
 /// and in how many each fault met each moment of a crash, as `xtask` adds it up.
 #[test]

@@ -168,9 +168,15 @@ impl Channel {
             && self.chain.claimed == self.chain.balance
     }
 
-    pub(super) fn see(&mut self, state: ChannelState) {
+    pub(super) fn see(&mut self, state: ChannelState, at: u64) {
         if state.block < self.chain.block {
             return;
+        }
+        // A refund was taken back with its block. Its transaction may be mined again at any time, so what it takes out must
+        // not be served meanwhile: it is under way as it was before.
+        let back = state.balance.saturating_sub(self.chain.balance);
+        if state.refund_nonce < self.chain.refund_nonce && self.refund.is_none() && !back.is_zero() {
+            self.refund = Some(OpenRefund { amount: back, at, nonce: state.refund_nonce });
         }
         // Claimed more than we know of: records were lost with a host, the money was not.
         self.charged = self.charged.max(state.claimed);

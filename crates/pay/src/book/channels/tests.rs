@@ -435,6 +435,24 @@ fn at_the_end_one_channel_after_the_other_goes_back_once_all_is_claimed() {
     assert_eq!(due(&channels), None, "nobody knows what is in them now");
 }
 
+/// The transaction of a refund that a reorganisation took back waits among others, and may be mined again when it is cheap
+/// enough: what it takes out is not served meanwhile.
+#[test]
+fn a_refund_that_was_taken_back_is_under_way_again() {
+    let mut channels = open(1_000);
+    let refunded = |block| seen(1, ChannelState { refund_nonce: 1, ..state(400, 0, block) });
+    run(&mut channels, [ChannelInput::RefundAsked { channel: id(1), amount: Usdc(600), at: NOW }]);
+    run(&mut channels, [refunded(3), ChannelInput::RefundEnded { channel: id(1) }]);
+    run(&mut channels, [ChannelInput::TakenBack { from: 3 }]);
+    assert_eq!(run(&mut channels, [seen(1, state(1_000, 0, 3))]), [ChannelOutput::Refund { channel: id(1) }]);
+    let again = channels.channel(&id(1)).unwrap().refund.unwrap();
+    assert_eq!((again.amount, again.nonce), (Usdc(600), 0));
+    assert_eq!(channels.decide(&ask(1, 100, 100, 1), NOW), ChannelDecision::Refused(Reason::ChannelBusy));
+    run(&mut channels, [refunded(4), ChannelInput::RefundEnded { channel: id(1) }]);
+    let channel = channels.channel(&id(1)).unwrap();
+    assert_eq!((channel.refund, channel.available()), (None, Usdc(400)));
+}
+
 #[test]
 fn a_crash_charges_the_last_mark_and_aborts_the_rest() {
     let mut channels = open(1_000);
