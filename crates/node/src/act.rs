@@ -406,13 +406,7 @@ pub fn give_back_gas(node: &Node) {
 }
 
 impl Node {
-    pub(crate) fn on_committed(
-        &mut self,
-        id: OutputId,
-        block: u64,
-        made: Box<Checkpoint>,
-        pages: Pages,
-    ) -> Result<()> {
+    pub(crate) fn on_committed(&mut self, id: OutputId, block: u64, made: Box<Checkpoint>, pages: Pages) -> Result<()> {
         self.life(economy::Input::Done { id, outcome: Outcome::Done { block } })?;
         let Some(live) = &mut self.live else { return Ok(()) };
         tracing::info!(seq = made.seq, lsn = made.lsn, "checkpoint acknowledged and on chain");

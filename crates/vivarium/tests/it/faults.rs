@@ -41,7 +41,7 @@ const JUMP_SECS: u64 = 20;
 fn an_agent_goes_on_through_what_comes_from_outside() {
     let _turn = world::turn();
     let doors = Doors::of(&["provider-1", "provider-2", "steward-1", "steward-2", "steward-3"]);
-    let flags = ["--day", "20s", "--lease", "20d", "--seed-usdc", "60", "--no-restart"].map(str::to_owned);
+    let flags = ["--day", "20s", "--lease", "30d", "--seed-usdc", "60", "--no-restart"].map(str::to_owned);
     let flags: Vec<String> = flags.into_iter().chain(doors.flags()).collect();
     let mut world = World::start(&flags.iter().map(String::as_str).collect::<Vec<_>>());
     doors.lead_to(world.data_dir());

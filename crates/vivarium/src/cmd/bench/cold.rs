@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 use chain::market::MarketClient;
 use economy::Usdc;
 use pay::buyer::Buyer;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use vivarium::world::crowd::{self, ChainClock};
@@ -43,6 +44,7 @@ pub async fn measure(report: &mut Report) -> Result<()> {
         settle_after: None,
         port: None,
         chain_ahead_secs: 0,
+        chain_doors: BTreeMap::new(),
         restart: false,
         model: None,
         programs: Programs::of(&project, &vivarium)?,
