@@ -165,7 +165,7 @@ fn one(target: &Target, until: Until) -> Result<String> {
     let started = Instant::now();
     let status = command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out).status();
     let status = status.with_context(|| format!("{name}: cannot start it"))?;
-    let said = fs::read_to_string(&log).map_or_else(|_| String::new(), |text| text);
+    let said = fs::read_to_string(&log).unwrap_or_default();
     if !status.success() {
         let last: Vec<&str> = said.lines().rev().take(30).collect();
         eprintln!("{}", last.into_iter().rev().collect::<Vec<_>>().join("\n"));

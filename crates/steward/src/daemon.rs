@@ -359,7 +359,7 @@ impl Watcher {
                     // The chain's fault and not the host's.
                     Err(e) => return notes.set_probe(treasury, format!("not looked at: {e}")),
                 };
-                let (finding, words) = probe(&desk.http(), url.trim_end_matches('/'), &named).await;
+                let (finding, words) = probe(desk.http(), url.trim_end_matches('/'), &named).await;
                 notes.set_probe(treasury, words);
                 // A receiver that is gone means that the loop ends, too.
                 let _ = events.send(Event::Probed(treasury, office, finding));

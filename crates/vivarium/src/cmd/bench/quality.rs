@@ -187,21 +187,21 @@ async fn extraction(chat: &Chat<'_>, snippets: &[Snippet], report: &mut Report) 
     let asked = snippets.iter().map(|snippet| extracted(chat, snippet));
     let said: Vec<Option<Value>> = stream::iter(asked).buffered(AT_ONCE).try_collect().await?;
     let whole = said.iter().filter(|data| data.is_some()).count();
-    let mut fields: BTreeMap<&str, (usize, usize, BTreeMap<String, usize>)> = BTreeMap::new();
+    let mut fields: BTreeMap<&str, Found> = BTreeMap::new();
     let mut all_right = 0;
     for (snippet, data) in snippets.iter().zip(&said) {
         let mut all = true;
         for (field, wanted) in &snippet.fields {
-            let (right, of, values) = fields.entry(field.as_str()).or_default();
+            let found = fields.entry(field.as_str()).or_default();
             let is_right = data.as_ref().is_some_and(|data| data[field] == *wanted);
-            (*right, *of, all) = (*right + usize::from(is_right), *of + 1, all && is_right);
-            *values.entry(wanted.to_string()).or_default() += 1;
+            (found.right, found.of, all) = (found.right + usize::from(is_right), found.of + 1, all && is_right);
+            *found.values.entry(wanted.to_string()).or_default() += 1;
         }
         all_right += usize::from(all);
     }
-    let sum = |part: fn(&(usize, usize, BTreeMap<String, usize>)) -> usize| fields.values().map(part).sum::<usize>();
-    let (right, of) = (sum(|(right, ..)| *right), sum(|(_, of, _)| *of));
-    let common = sum(|(.., values)| values.values().copied().max().unwrap_or(0));
+    let sum = |part: fn(&Found) -> usize| fields.values().map(part).sum::<usize>();
+    let (right, of) = (sum(|found| found.right), sum(|found| found.of));
+    let common = sum(|found| found.values.values().copied().max().unwrap_or(0));
     report.row(
         &format!("JSON out of {} texts, {of} fields", snippets.len()),
         format!(
@@ -213,9 +213,17 @@ async fn extraction(chat: &Chat<'_>, snippets: &[Snippet], report: &mut Report) 
         format!("always a field's most common value: {}", percent(common, of)),
     );
     let each: Vec<String> =
-        fields.iter().map(|(field, (right, of, _))| format!("{field} {}", percent(*right, *of))).collect();
+        fields.iter().map(|(field, found)| format!("{field} {}", percent(found.right, found.of))).collect();
     report.row("the same, field by field", each.join(", "), "exact match, capitals included");
     Ok(())
+}
+
+/// Of one field, over all texts: how often it was right, of how many, and how often each value was wanted.
+#[derive(Default)]
+struct Found {
+    right: usize,
+    of: usize,
+    values: BTreeMap<String, usize>,
 }
 
 /// Rounded to whole ones.
