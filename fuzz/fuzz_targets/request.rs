@@ -5,8 +5,8 @@
 
 use infer::Grammar;
 use infer::api::{
-    ApiError, ChatCompletionRequest, ClassifyRequest, CompletionRequest, EmbeddingRequest, ExtractRequest, RerankRequest,
-    ResponsesRequest,
+    ApiError, ChatCompletionRequest, ClassifyRequest, CompletionRequest, EmbeddingRequest, ExtractRequest,
+    RerankRequest, ResponsesRequest,
 };
 use infer::wire;
 use libfuzzer_sys::fuzz_target;
