@@ -80,6 +80,18 @@ pub enum LogItem {
     Emitted(ChainLog),
     /// It was reported before, and its block is no longer part of the chain. Newest first.
     Reverted(ChainLog),
+    /// No block from this height on is what it was, whether it had such logs or not. Told after them.
+    TakenBack { from: u64 },
+}
+
+impl LogItem {
+    /// The log that happened or was taken back.
+    pub fn log(&self) -> Option<&ChainLog> {
+        match self {
+            Self::Emitted(log) | Self::Reverted(log) => Some(log),
+            Self::TakenBack { .. } => None,
+        }
+    }
 }
 
 /// What was reported so far: the machine's whole state, small enough to journal.
@@ -180,10 +192,14 @@ impl LogCore {
 
     /// Takes back every block from height `first` on.
     pub fn revert_from(&mut self, first: u64, out: &mut Vec<LogItem>) {
+        let known = self.window.len();
         while self.window.back().is_some_and(|s| s.number >= first) {
             let Some(gone) = self.window.pop_back() else { break };
             self.next = gone.number;
             out.extend(gone.logs.into_iter().rev().map(LogItem::Reverted));
+        }
+        if self.window.len() < known {
+            out.push(LogItem::TakenBack { from: self.next });
         }
     }
 

@@ -36,6 +36,7 @@ pub fn translate(
         let (log, reverted) = match item {
             LogItem::Emitted(log) => (log, false),
             LogItem::Reverted(log) => (log, true),
+            LogItem::TakenBack { .. } => continue,
         };
         if let Some(input) = book_input(log, reverted) {
             money.book.push(input);
@@ -56,11 +57,12 @@ pub fn translate(
     money
 }
 
-/// The oldest block with a log of ours that the chain took back, if channels were read there or later.
+/// The oldest block that the chain took back, if channels were read there or later. Most that happens to a channel logs
+/// nothing of ours.
 fn channels_taken_back(items: &[LogItem], book: &ChannelBook) -> Option<BookInput> {
     let gone = |item: &LogItem| match item {
-        LogItem::Reverted(log) => Some(log.block),
-        LogItem::Emitted(_) => None,
+        LogItem::TakenBack { from } => Some(*from),
+        LogItem::Emitted(_) | LogItem::Reverted(_) => None,
     };
     let from = items.iter().filter_map(gone).min()?;
     let concerned = book.channels().channels().any(|(_, channel)| channel.chain.block >= from);
@@ -70,8 +72,7 @@ fn channels_taken_back(items: &[LogItem], book: &ChannelBook) -> Option<BookInpu
 /// (transaction, payer) → amount that the treasury's own events account for.
 fn explained(items: &[LogItem]) -> BTreeMap<(B256, Address), u128> {
     let mut sums: BTreeMap<(B256, Address), u128> = BTreeMap::new();
-    for item in items {
-        let (LogItem::Emitted(log) | LogItem::Reverted(log)) = item;
+    for log in items.iter().filter_map(LogItem::log) {
         if let Event::Treasury(TreasuryEvent::ExactSettled(e)) = &log.event {
             *sums.entry((log.tx, e.payer)).or_default() += e.amount.saturating_to::<u128>();
         }

@@ -60,7 +60,7 @@ impl Reader {
     async fn poll(&mut self, cx: &Context, head: Head) -> Result<(Vec<LogItem>, BTreeSet<B256>), chain::Error> {
         self.waiting.extend(self.logs.poll(head).await?);
         let incoming = |item: &LogItem| {
-            let (LogItem::Emitted(log) | LogItem::Reverted(log)) = item;
+            let log = item.log()?;
             let ChainEvent::Transfer { from, to, .. } = log.event else { return None };
             // Payments of the market, the channels and the purse explain themselves.
             let known = [Address::ZERO, cx.config.lease_market, cx.birth.options.channels, cx.suppliers.purse];
@@ -68,8 +68,7 @@ impl Reader {
             (to == cx.config.treasury && strange).then_some((log.tx, log.block))
         };
         let mut incoming: BTreeMap<B256, u64> = self.waiting.iter().filter_map(incoming).collect();
-        for item in &self.waiting {
-            let (LogItem::Emitted(log) | LogItem::Reverted(log)) = item;
+        for log in self.waiting.iter().filter_map(LogItem::log) {
             if matches!(log.event, ChainEvent::Treasury(TreasuryEvent::ExactSettled(_))) {
                 incoming.remove(&log.tx);
             }

@@ -68,24 +68,39 @@ impl Fake {
                 }
             }
         }
-        Ok(out.into_iter().map(amount).collect())
+        Ok(out.into_iter().filter_map(amount).collect())
     }
 }
 
-/// The amount of an item, negative when it was taken back.
-fn amount(item: LogItem) -> i64 {
+/// The amount of a log, negative when it was taken back.
+fn amount(item: LogItem) -> Option<i64> {
     let (sign, log) = match item {
         LogItem::Emitted(log) => (1, log),
         LogItem::Reverted(log) => (-1, log),
+        LogItem::TakenBack { .. } => return None,
     };
     match log.event {
-        Event::Transfer { amount, .. } => sign * i64::try_from(amount).expect("small"),
+        Event::Transfer { amount, .. } => Some(sign * i64::try_from(amount).expect("small")),
         other => panic!("no transfer: {other:?}"),
     }
 }
 
 fn fake() -> (Fake, LogCore) {
     (Fake { blocks: BTreeMap::new() }, LogCore::new(sources(), 5))
+}
+
+/// What was read of contracts in such a block is to be read again, too.
+#[test]
+fn blocks_that_are_taken_back_are_told_without_any_log() {
+    let (_, mut core) = fake();
+    let mut out = Vec::new();
+    for number in 5..8 {
+        let (hash, parent) = (Fake::hash(number, 0), Fake::hash(number - 1, 0));
+        core.extend(&Head { number, hash, parent, timestamp: 0, base_fee: 0 }, Vec::new(), &mut out);
+    }
+    core.revert_from(6, &mut out);
+    core.revert_from(6, &mut out);
+    assert_eq!(out, [LogItem::TakenBack { from: 6 }]);
 }
 
 #[test]

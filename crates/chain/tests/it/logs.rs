@@ -16,6 +16,7 @@ fn sum(items: &[LogItem]) -> (i64, usize) {
     items.iter().fold((0, 0), |(sum, reverted), item| match item {
         LogItem::Emitted(log) => (sum + amount(&log.event), reverted),
         LogItem::Reverted(log) => (sum - amount(&log.event), reverted + 1),
+        LogItem::TakenBack { .. } => (sum, reverted),
     })
 }
 

@@ -425,8 +425,7 @@ impl Node {
     fn translate(&mut self, items: &[LogItem]) -> (Vec<ChainEvent>, Vec<BookInput>) {
         let (mut events, mut payments) = (Vec::new(), Vec::new());
         let mut explained: BTreeMap<(B256, Address), u128> = BTreeMap::new();
-        for item in items {
-            let (LogItem::Emitted(log) | LogItem::Reverted(log)) = item;
+        for log in items.iter().filter_map(LogItem::log) {
             if let Event::Treasury(TreasuryEvent::ExactSettled(e)) = &log.event {
                 *explained.entry((log.tx, e.payer)).or_default() += e.amount.saturating_to::<u128>();
             }
@@ -435,6 +434,7 @@ impl Node {
             let (log, reverted) = match item {
                 LogItem::Emitted(log) => (log, false),
                 LogItem::Reverted(log) => (log, true),
+                LogItem::TakenBack { .. } => continue,
             };
             payments.extend(payment(log, reverted));
             let Some(kind) = self.money(log, &explained) else { continue };
@@ -446,8 +446,8 @@ impl Node {
             });
         }
         let gone = items.iter().filter_map(|item| match item {
-            LogItem::Reverted(log) => Some(log.block),
-            LogItem::Emitted(_) => None,
+            LogItem::TakenBack { from } => Some(*from),
+            LogItem::Emitted(_) | LogItem::Reverted(_) => None,
         });
         payments.extend(gone.min().map(|from| BookInput::Channel(ChannelInput::TakenBack { from })));
         (events, payments)
