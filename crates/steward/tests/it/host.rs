@@ -160,7 +160,12 @@ async fn checkpoints_that_cannot_be_what_they_say_are_held_against_whoever_signe
     for lsn in 21..23 {
         assert_eq!(offered(NODE, lsn, "bad_object").await, Value::Null);
     }
-    let proposal = offered(NODE, 23, "bad_object").await;
+    offered(NODE, 23, "bad_object").await;
+    let proposal = until("a proposal", || async {
+        let found = beat(&world, treasury).await[0]["proposal"].clone();
+        (!found.is_null()).then_some(found)
+    })
+    .await;
     assert_eq!((&proposal["why"], &proposal["evict"]), (&json!("bad_checkpoint"), &json!(lease)), "{proposal}");
     world.stop().await;
 }
