@@ -155,6 +155,8 @@ fn a_source_that_is_dropped_is_named_to_people() {
 
 #[test]
 fn the_store_bench_runs() {
+    // Its cold start is a world.
+    let _turn = crate::world::turn();
     let out = Command::new(program()).args(["bench", "store", "--mebibytes", "8"]).output().expect("it starts");
     let (said, why) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     assert!(out.status.success(), "{said}{why}");
