@@ -6,19 +6,17 @@
 
 use super::report::Report;
 use super::store::{ratio, read_and_hash, timed};
-use super::world::ask_paid;
+use super::world::{ask_paid, options};
 use crate::cmd::link::stopped;
 use anyhow::{Context, Result};
 use chain::market::MarketClient;
 use economy::Usdc;
 use pay::buyer::Buyer;
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use vivarium::world::crowd::{self, ChainClock};
 use vivarium::world::files::read_key;
-use vivarium::world::progress::Progress;
-use vivarium::world::{Options, Programs, World, model};
+use vivarium::world::{Programs, World, model};
 
 /// What the logs say, in the order of the way, and what it is the end of.
 const STAGES: [(&str, &str); 3] = [
@@ -35,21 +33,7 @@ pub async fn measure(report: &mut Report) -> Result<()> {
     let project = Programs::project()?;
     let vivarium = std::env::current_exe().context("cannot find this program's own file")?;
     let scratch = std::env::temp_dir().join(format!("vivarium-bench-cold-{}", std::process::id()));
-    let options = Options {
-        data_dir: scratch.clone(),
-        fresh: false,
-        day_secs: Some(20),
-        lease_days: Some(3),
-        seed: Some(Usdc(100_000_000)),
-        settle_after: None,
-        port: None,
-        chain_ahead_secs: 0,
-        chain_doors: BTreeMap::new(),
-        restart: false,
-        model: None,
-        programs: Programs::of(&project, &vivarium)?,
-        progress: Progress::Silent,
-    };
+    let options = options(&scratch, 20, Programs::of(&project, &vivarium)?);
     let weights = model::Model::standard(&project).path;
     // Twice: the first warms the cache.
     read_and_hash(&weights)?;

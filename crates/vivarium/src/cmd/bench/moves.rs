@@ -4,12 +4,10 @@
 //! agent. They come at a constant rate whatever became of those before, so that a pause is not hidden by askers who wait.
 
 use super::report::{Report, millis, millis_between, percentile};
-use super::world::{kill_host, standby_ready, until};
+use super::world::{kill_host, options, standby_ready, until};
 use crate::cmd::link::stopped;
 use anyhow::{Context, Result, ensure};
-use economy::Usdc;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -53,22 +51,8 @@ pub async fn run(flags: Flags) -> Result<()> {
     let project = Programs::project()?;
     let vivarium = std::env::current_exe().context("cannot find this program's own file")?;
     let scratch = std::env::temp_dir().join(format!("vivarium-bench-move-{}", std::process::id()));
-    let options = Options {
-        data_dir: scratch.clone(),
-        fresh: false,
-        day_secs: Some(flags.day_secs),
-        lease_days: Some(3),
-        seed: Some(Usdc(100_000_000)),
-        settle_after: None,
-        port: None,
-        chain_ahead_secs: 0,
-        chain_doors: BTreeMap::new(),
-        // A host that is killed stays dead: that is what a takeover is for.
-        restart: false,
-        model: None,
-        programs: Programs::of(&project, &vivarium)?,
-        progress: Progress::Shown,
-    };
+    let programs = Programs::of(&project, &vivarium)?;
+    let options = Options { progress: Progress::Shown, ..options(&scratch, flags.day_secs, programs) };
     let mut world = World::start(options, stopped()?).await?;
     let measured = measure(&mut world, &flags).await;
     world.stop().await;

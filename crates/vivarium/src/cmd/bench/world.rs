@@ -55,10 +55,21 @@ pub async fn run(flags: Flags) -> Result<()> {
     let vivarium = std::env::current_exe().context("cannot find this program's own file")?;
     let scratch = std::env::temp_dir().join(format!("vivarium-bench-{}", std::process::id()));
     let programs = Programs::of(&project, &vivarium)?;
-    let options = Options {
-        data_dir: scratch.clone(),
+    let options = Options { progress: Progress::Shown, ..options(&scratch, flags.day_secs, programs.clone()) };
+    let started = Instant::now();
+    let mut world = World::start(options, stopped()?).await?;
+    let outcome = measure(&mut world, &programs, started, &flags).await;
+    world.stop().await;
+    std::fs::remove_dir_all(&scratch).with_context(|| format!("cannot remove {}", scratch.display()))?;
+    outcome
+}
+
+/// The world that benches measure: short leases, and enough money for all that they ask. Silent.
+pub fn options(data_dir: &Path, day_secs: u32, programs: Programs) -> Options {
+    Options {
+        data_dir: data_dir.to_owned(),
         fresh: false,
-        day_secs: Some(flags.day_secs),
+        day_secs: Some(day_secs),
         lease_days: Some(3),
         seed: Some(Usdc(100_000_000)),
         settle_after: None,
@@ -68,15 +79,9 @@ pub async fn run(flags: Flags) -> Result<()> {
         // A host that is killed stays dead: that is what a takeover is for.
         restart: false,
         model: None,
-        programs: programs.clone(),
-        progress: Progress::Shown,
-    };
-    let started = Instant::now();
-    let mut world = World::start(options, stopped()?).await?;
-    let outcome = measure(&mut world, &programs, started, &flags).await;
-    world.stop().await;
-    std::fs::remove_dir_all(&scratch).with_context(|| format!("cannot remove {}", scratch.display()))?;
-    outcome
+        programs,
+        progress: Progress::Silent,
+    }
 }
 
 async fn measure(world: &mut World, programs: &Programs, started: Instant, flags: &Flags) -> Result<()> {
