@@ -524,4 +524,4 @@ impl Watched {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,40 +1,12 @@
 use super::*;
-use crate::watch::{LeaseView, Policy, Timers};
+use crate::watch::tests::{T0, healthy, lease};
 
-const T0: u64 = 10_000;
 const OFFICE: (u64, u64) = (3, 7);
-
-fn lease(id: u64, provider: u8) -> LeaseView {
-    let provider = Address::repeat_byte(provider);
-    LeaseView { id, offer: id, provider, ready: true, ready_by: T0, start: T0 - 500, end: T0 + 5_000 }
-}
 
 /// Beats at `now`, on provider 1, with a standby on provider 2.
 fn beating(now: u64) -> TreasuryView {
-    TreasuryView {
-        treasury: Address::repeat_byte(0xaa),
-        alive: true,
-        has_code: true,
-        restoring: false,
-        operator: Some(Address::repeat_byte(0x77)),
-        epoch: OFFICE.0,
-        order_nonce: 5,
-        last_heartbeat: now,
-        challenged_at: 0,
-        taken_over_at: 0,
-        timers: Timers { heartbeat_every: 3, fence: 8, answer_time: 12, restore_timeout: 20, silence: 26 },
-        policy: Policy { price_e6_max: 100, term_max: 600, prepay_max: 40 },
-        active: Some(lease(OFFICE.1, 1)),
-        standby: Some(lease(8, 2)),
-        spendable_uusdc: 1_000_000,
-        barred: vec![],
-        my_place: 0,
-        may_challenge: true,
-        may_rescue: true,
-        checkpoint_seq: 1,
-        endable_at: None,
-        closable_at: None,
-    }
+    let (active, standby) = (Some(lease(OFFICE.1, 1)), Some(lease(8, 2)));
+    TreasuryView { epoch: OFFICE.0, last_heartbeat: now, active, standby, ..healthy() }
 }
 
 /// One finding every ten seconds; when something changed, and to what.

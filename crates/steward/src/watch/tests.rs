@@ -1,6 +1,6 @@
 use super::*;
 
-const T0: u64 = 10_000;
+pub(crate) const T0: u64 = 10_000;
 
 fn who(n: u8) -> Address {
     Address::repeat_byte(n)
@@ -10,12 +10,12 @@ fn agent() -> Address {
     who(0xaa)
 }
 
-fn lease(id: u64, provider: u8) -> LeaseView {
+pub(crate) fn lease(id: u64, provider: u8) -> LeaseView {
     LeaseView { id, offer: id, provider: who(provider), ready: true, ready_by: T0, start: T0 - 500, end: T0 + 5000 }
 }
 
 /// An agent in good health at [`T0`], on provider 1 with a standby on provider 2, seen by the first steward.
-fn healthy() -> TreasuryView {
+pub(crate) fn healthy() -> TreasuryView {
     TreasuryView {
         treasury: agent(),
         alive: true,
