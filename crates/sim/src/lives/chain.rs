@@ -311,6 +311,8 @@ impl Chain {
         let block = self.blocks.last_mut().expect("a block is being made");
         block.receipts.insert(hash, outcome.is_ok());
         block.txs.push(tx.clone());
+        // Of one that is refused there are none.
+        block.logs.extend(logs.into_iter().map(|(_, log)| (hash, log)));
         match outcome {
             Ok(done) => {
                 self.done += 1;
@@ -319,10 +321,7 @@ impl Chain {
                 let tells = |topic: B256| done.logs.iter().any(move |log| log.topics().first() == Some(&topic));
                 self.moved_money |= emits(at.usdc);
                 if emits(self.world.treasury) {
-                    (self.state, self.seen_in) = (
-                        glance::state(&self.world, balance(&self.world, self.balances, self.world.treasury)),
-                        block.head.number,
-                    );
+                    self.look();
                 } else if emits(at.usdc) {
                     self.state.balance = U256::from(balance(&self.world, self.balances, self.world.treasury));
                 }
@@ -337,7 +336,6 @@ impl Chain {
                     self.owed = owed(&self.world);
                 }
                 let after = self.state.clone();
-                block.logs.extend(logs.into_iter().map(|(_, log)| (hash, log)));
                 let name = if to_us { name.as_str() } else { "of others" };
                 let call = Call {
                     name,
