@@ -129,6 +129,12 @@ fn done_in(sent: &Sent) -> u64 {
     }
 }
 
+/// Whether what was sent may be mined yet, although nothing was carried out: another block may take the place of the one that
+/// refused it, or of the one that used its nonce up.
+fn may_be_mined_yet(sent: &Sent) -> bool {
+    matches!(sent, Sent::Reverted { tx_hash: Some(_), .. } | Sent::Unknown { .. })
+}
+
 /// The same, once.
 ///
 /// # Errors
@@ -385,6 +391,7 @@ impl Node {
         let claim = channels.claim_before_refund(&channel);
         let (config, nonce_before) = (known.config.clone(), refund.nonce);
         let (cx, seen) = (self.cx.clone(), self.newest_block());
+        let final_blocks = u64::from(cx.manifest.payments.final_blocks);
         tokio::spawn(async move {
             // A run before this one may have sent it, and a second one would take out more than was asked for.
             let seen = cx.operator.left_over().await.max(seen);
@@ -411,6 +418,10 @@ impl Node {
                 crash_point!("pay.refund_sent");
                 let sent = waiting.await;
                 block = done_in(&sent);
+                if may_be_mined_yet(&sent) {
+                    // The channel serves nothing until the blocks stand in which it was refused.
+                    block = read_since(&cx, &channel, seen).await.block + final_blocks;
+                }
                 if let Sent::Done { tx_hash, .. } = sent {
                     moved = Some((refund.amount, tx_hash));
                 } else {

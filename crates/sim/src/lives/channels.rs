@@ -29,6 +29,30 @@ const ROW_MIN: Usdc = Usdc(1_000);
 /// Calls that a deposit pays for.
 const DEPOSIT_CALLS: u128 = 12;
 
+/// As `payments.final_blocks` of a manifest, where nothing else is said.
+const FINAL_BLOCKS: u64 = 10;
+
+/// How an errand's transaction ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Ended {
+    pub carried_out: bool,
+    /// From this block on what the chain shows is its end.
+    pub shown_from: u64,
+}
+
+impl Ended {
+    /// `head`: the newest block that was seen. What was refused in a block may be carried out when that block is taken back.
+    pub fn of(outcome: &outbox::Outcome, head: u64) -> Self {
+        let (carried_out, shown_from) = match outcome {
+            outbox::Outcome::Done { block, .. } => (true, *block),
+            outbox::Outcome::Reverted { block, .. } => (false, block + FINAL_BLOCKS),
+            outbox::Outcome::Unknown { .. } => (false, head + FINAL_BLOCKS),
+            outbox::Outcome::WouldRevert { .. } | outbox::Outcome::NeverSent { .. } => (false, 0),
+        };
+        Self { carried_out, shown_from }
+    }
+}
+
 /// What is on its way to the chain for channels. As in a node, only its process knows: after a crash the chain is asked.
 #[derive(Clone, Debug)]
 pub enum Errand {
@@ -65,8 +89,8 @@ impl Node {
         if self.falls_back(chain, lag) {
             return;
         }
-        for (errand, done_in) in std::mem::take(&mut self.unread) {
-            self.errand_over(errand, done_in, chain, lag);
+        for (errand, ended) in std::mem::take(&mut self.unread) {
+            self.errand_over(errand, ended, chain, lag);
         }
         let open: Vec<(ChannelId, Usdc, B256)> = self
             .book
@@ -162,12 +186,18 @@ impl Node {
         self.channel(chain, ChannelInput::RefundEnded { channel });
     }
 
-    /// What became of it. An endpoint that lags shows the channel as it was before: it is looked at later.
-    pub fn errand_over(&mut self, errand: Errand, done_in: Option<u64>, chain: &Chain, lag: usize) {
-        if self.falls_back(chain, lag) || done_in.is_some_and(|block| chain.seen(lag).head.number < block) {
-            return self.unread.push((errand, done_in));
+    /// What became of it. An endpoint that lags shows the channel as it was before: it is looked at later. A refund that was
+    /// refused is no end before its block stands: its transaction would be mined in another one's place.
+    pub fn errand_over(&mut self, errand: Errand, ended: Ended, chain: &Chain, lag: usize) {
+        let shown_from = match errand {
+            Errand::Refund(_) => ended.shown_from,
+            Errand::Claim(_) | Errand::ClaimFirst(_) if ended.carried_out => ended.shown_from,
+            Errand::Claim(_) | Errand::ClaimFirst(_) => 0,
+        };
+        if self.falls_back(chain, lag) || chain.seen(lag).head.number < shown_from {
+            return self.unread.push((errand, ended));
         }
-        let carried_out = done_in.is_some();
+        let carried_out = ended.carried_out;
         match errand {
             Errand::Claim(rows) => {
                 let (mut done, mut failed) = (Vec::new(), Vec::new());

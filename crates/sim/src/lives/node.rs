@@ -4,7 +4,7 @@
 //! **Invariant:** the outbox is kept before anything is sent.
 
 use super::chain::{Chain, Sight, Tx, entry};
-use super::channels::Errand;
+use super::channels::{Ended, Errand};
 use crate::{Chance, glance};
 use alloy::primitives::{Address, B256, Bytes, keccak256};
 use chain::bindings::{MarketEvent, State, TreasuryEvent};
@@ -90,7 +90,7 @@ pub struct Node {
     is_deaf: bool,
     pub(super) errands: BTreeMap<outbox::Id, Errand>,
     /// Over, and not seen in the channels yet: the block in which each was carried out.
-    pub(super) unread: Vec<(Errand, Option<u64>)>,
+    pub(super) unread: Vec<(Errand, Ended)>,
     pub(super) refunding: BTreeSet<ChannelId>,
 }
 
@@ -661,11 +661,8 @@ impl Node {
 
     fn settled(&mut self, id: outbox::Id, outcome: outbox::Outcome, chain: &Chain, lag: usize) {
         if let Some(errand) = self.errands.remove(&id) {
-            let done_in = match outcome {
-                outbox::Outcome::Done { block, .. } => Some(block),
-                _ => None,
-            };
-            return self.errand_over(errand, done_in, chain, lag);
+            let ended = Ended::of(&outcome, chain.seen(lag).head.number);
+            return self.errand_over(errand, ended, chain, lag);
         }
         let Some(output) = self.sent.remove(&id) else { return };
         let outcome = match outcome {

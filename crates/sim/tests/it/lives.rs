@@ -136,7 +136,7 @@ fn what_a_frozen_token_left_at_the_market_is_in_the_books_all_along() {
 /// without a log of ours were taken back, and what had been read of a channel there was taken for newer than what came.
 #[test]
 fn what_very_many_lives_found_stays_mended() {
-    live_all(&[3_237, 9_462, 9_582, 12_321].map(|seed| short(seed, &Fault::some_of(seed))));
+    live_all(&[3_237, 9_462, 9_582, 12_321, 36_258].map(|seed| short(seed, &Fault::some_of(seed))));
 }
 
 /// One shard of very many short lives, for `cargo xtask test --deep`: `VIVARIUM_LIVES=FROM..TO`. Says how many they were
