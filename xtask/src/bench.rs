@@ -1,7 +1,6 @@
 //! `cargo xtask bench`: the figures of docs/benchmarks.md, measured on worlds of real processes, as by `bench move`; `bench pay`,
-//! `bench infer`, `bench quality`, `bench journal` and `bench sim` without any, `bench store` with one for its last row. All
-//! are part of the program itself, so that what `up` has built is not
-//! built again with other features.
+//! `bench quality`, `bench journal` and `bench sim` without any, `bench infer` and `bench store` with one for their last rows.
+//! All are part of the program itself, so that what `up` has built is not built again with other features.
 
 use crate::{setup, shell};
 use anyhow::Result;
@@ -21,6 +20,11 @@ pub fn run(flags: &[String]) -> Result<()> {
         _ => setup::for_up()?,
     }
     setup::build()?;
+    if flags.first().is_some_and(|bench| bench == "infer") {
+        let mut build = shell::cargo();
+        build.args(["build", "--quiet", "--workspace", "--example", "bare_loop"]);
+        shell::quietly("the bare loop", &mut build)?;
+    }
     let mut bench = std::process::Command::new(shell::target_dir().join("debug/vivarium"));
     shell::loudly("bench", bench.current_dir(shell::root()).arg("bench").args(flags))
 }

@@ -6,6 +6,7 @@
 mod bench;
 mod contracts;
 mod deep;
+mod engines;
 mod fuzz;
 mod gguf;
 mod lives;
@@ -36,6 +37,8 @@ cargo xtask <command>
   bench move      what customers feel while the agent moves and when a host is lost (--write: into the docs)
   bench journal   what durability costs, beside a plain file on the same disk (--dir DIR; --write: into the docs)
   bench sim       what simulated lives cost, one at a time and by thousands (--write: into the docs)
+  engines [DIR]   one engine program for each class of processor, beside the program in DIR (default: target/release);
+                  `cargo build --release` makes the rest of a release. On x86-64 only
   contracts       build the contracts and write their ABI and bytecode (contracts/abi)
   setup           only install what is missing
 ";
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         "test" => test::run(rest),
         "fuzz" => fuzz::run(rest),
         "bench" => bench::run(rest),
+        "engines" => engines::run(rest),
         "contracts" => no_arguments(command, rest).and_then(|()| build_contracts()),
         "setup" => no_arguments(command, rest).and_then(|()| setup::everything()),
         "help" | "--help" | "-h" => {

@@ -85,10 +85,9 @@ pub fn for_bench_pay() -> Result<()> {
     npm("tests/clients")
 }
 
-/// What `bench infer` needs: the models, and the peer.
+/// What `bench infer` needs: a world, of which it asks the agent, and the peer.
 pub fn for_bench_infer() -> Result<()> {
-    packages()?;
-    models()?;
+    for_up()?;
     python_of("tests/peers/requirements.txt", ".vivarium/peers", "llama.cpp's own server")
 }
 

@@ -11,6 +11,25 @@ endif()
 # The build script turns GGML_NATIVE off unless RUSTFLAGS say `target-cpu=native`. A plain variable
 # hides that cache entry (CMP0077). Between the baseline and this machine lie factors of two to four.
 set(GGML_NATIVE ON)
+# Or for a class of processors (infer/src/engines.rs has their names), whatever machine it is built on.
+if (GGML_VIVARIUM_CPU)
+    set(GGML_NATIVE OFF)
+    foreach (feature SSE42 AVX AVX2 BMI2 FMA F16C AVX512 AVX512_VBMI AVX512_VNNI AMX_TILE AMX_INT8)
+        set(GGML_${feature} OFF)
+    endforeach()
+    if (GGML_VIVARIUM_CPU MATCHES "^x86-64-v[34]")
+        foreach (feature SSE42 AVX AVX2 BMI2 FMA F16C)
+            set(GGML_${feature} ON)
+        endforeach()
+    endif()
+    if (GGML_VIVARIUM_CPU STREQUAL "x86-64-v4-amx")
+        foreach (feature AVX512 AVX512_VBMI AVX512_VNNI AMX_TILE AMX_INT8)
+            set(GGML_${feature} ON)
+        endforeach()
+    elseif (NOT GGML_VIVARIUM_CPU MATCHES "^x86-64(-v3)?$")
+        message(FATAL_ERROR "GGML_VIVARIUM_CPU=${GGML_VIVARIUM_CPU}: no such class of processors")
+    endif()
+endif()
 # On arm64 it also pins armv8-a, which would win over native.
 unset(GGML_CPU_ARM_ARCH CACHE)
 

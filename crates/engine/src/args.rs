@@ -11,7 +11,8 @@ usage: vivarium-engine --model FILE --socket PATH [options]
   --model FILE       the model, a GGUF file; one that pools makes vectors, another answers
   --socket PATH      where to listen; frames as in crates/infer/src/wire.rs
   --adapter FILE     a LoRA adapter of the model, a GGUF file; may be repeated, and requests choose one by its place
-  --threads N        threads of arithmetic (default 1: more only pay on idle cores)
+  --threads N        threads of arithmetic whose bits answers have (default 1)
+  --threads-max N    as many threads as are fastest at the time, up to N, where they give the same bits (default: --threads)
   --ctx N            tokens of context for each request (default 2048)
   --slots N          requests that decode side by side (default 8); texts become vectors one by one
   --exit-with-stdin  end when standard input closes
@@ -36,7 +37,10 @@ pub(crate) struct Args {
     pub(crate) model: PathBuf,
     pub(crate) socket: PathBuf,
     pub(crate) adapters: Vec<PathBuf>,
+    /// Whose bits answers have.
     pub(crate) threads: u32,
+    /// Not fewer than `threads`.
+    pub(crate) threads_max: u32,
     /// Tokens of context of each request.
     pub(crate) ctx: u32,
     pub(crate) slots: u32,
@@ -47,7 +51,7 @@ pub(crate) struct Args {
 pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, String> {
     let mut args = args.into_iter();
     let (mut model, mut socket, mut adapters) = (None, None, Vec::new());
-    let (mut threads, mut ctx, mut slots) = (1, 2_048, 8);
+    let (mut threads, mut threads_max, mut ctx, mut slots) = (1, 1, 2_048, 8);
     let (mut exit_with_stdin, mut arriving) = (false, false);
     while let Some(flag) = args.next() {
         let Some(flag) = flag.to_str().map(str::to_owned) else {
@@ -60,6 +64,7 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command,
             "--socket" => socket = Some(PathBuf::from(value()?)),
             "--adapter" => adapters.push(PathBuf::from(value()?)),
             "--threads" => threads = number(&flag, &value()?, THREADS_MAX)?,
+            "--threads-max" => threads_max = number(&flag, &value()?, THREADS_MAX)?,
             "--ctx" => ctx = number(&flag, &value()?, CTX_MAX)?,
             "--slots" => slots = number(&flag, &value()?, SLOTS_MAX)?,
             "--exit-with-stdin" => exit_with_stdin = true,
@@ -72,6 +77,7 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command,
         socket: socket.ok_or("--socket is missing")?,
         adapters,
         threads,
+        threads_max: threads_max.max(threads),
         ctx,
         slots,
         exit_with_stdin,
@@ -117,5 +123,13 @@ mod tests {
             panic!("two flags are enough");
         };
         assert_eq!((args.threads, args.ctx, args.slots, args.exit_with_stdin), (1, 2_048, 8, false));
+        assert_eq!(args.threads_max, 1);
+    }
+
+    #[test]
+    fn at_most_is_never_fewer_than_asked_for() {
+        let line = "--model m --socket s --threads 4 --threads-max 2";
+        let Ok(Command::Run(args)) = parse(line.split_whitespace().map(OsString::from)) else { panic!("{line}") };
+        assert_eq!((args.threads, args.threads_max), (4, 4));
     }
 }

@@ -3,6 +3,7 @@
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
+use std::time::Instant;
 
 use anyhow::{Context, bail};
 use infer::wire::{FailureKind, Finish, FromEngine, Generate, PART_BYTES_MAX, TokenLogprob};
@@ -23,10 +24,14 @@ use crate::schedule::{BLOCK, PREFILL_CHUNK, Piece, Prompt, Row, Schedule, Sequen
 use crate::serve::take_orders;
 use crate::state::{self, Class, State};
 use crate::text::TextStream;
+use crate::threads::Threads;
 
 /// Tokens that are tried together and one by one at the start, as many as a row and the longest guess; and so many others
 /// before them.
 const TRIED_TOKENS: usize = 1 + DRAFT_MAX;
+
+/// Single tokens by which each count of threads is timed at the start, after one that warms its threads up.
+const TIMED_TOKENS: usize = 4;
 
 /// Answers that run side by side while the next tokens are guessed. Beyond that a row in company costs so little more
 /// than a guessed one that guesses would have to be nearly always right.
@@ -98,6 +103,7 @@ pub(crate) struct Decoder<'m> {
     /// Tokens that it takes.
     batch_tokens: usize,
     schedule: Schedule<Answer>,
+    threads: Threads,
     ctx: u32,
     /// Whether tokens that are decoded together have the same bits as one after the other: without an adapter, and with
     /// each.
@@ -149,6 +155,7 @@ impl<'m> Decoder<'m> {
             batch: LlamaBatch::new(batch_tokens, 1),
             batch_tokens,
             schedule: Schedule::new(slots),
+            threads: Threads::new(args.threads, args.threads_max),
             ctx: args.ctx,
             may_guess: Vec::new(),
             says: format!("{}; {}; {} threads", crate::model::BUILD, model.isa(), args.threads),
@@ -158,6 +165,7 @@ impl<'m> Decoder<'m> {
         decoder.batch.add(LlamaToken::new(0), 0, &[0], true).context("an empty batch takes one token")?;
         decoder.context.decode(&mut decoder.batch).context("the model does not decode one token")?;
         decoder.context.clear_kv_cache();
+        decoder.choose_threads()?;
         for adapter in (0..decoder.adapters.len()).map(Some).chain([None]) {
             decoder.put_on(adapter);
             let is_exact = decoder.is_exact_together()?;
@@ -195,6 +203,62 @@ impl<'m> Decoder<'m> {
         }
         self.context.clear_kv_cache();
         Ok(is_exact)
+    }
+
+    /// Leaves the counts of threads that give the same bits as the first, and begins with the fastest of them.
+    ///
+    /// The first step of a count is slower: its threads are made then.
+    fn choose_threads(&mut self) -> anyhow::Result<()> {
+        let vocabulary = self.model.n_vocab().max(1);
+        let rows: Vec<(i32, i32)> =
+            (0..).zip((1..).map(|at: u32| (at * 7_919 % vocabulary).cast_signed())).take(TRIED_TOKENS).collect();
+        let (mut right, mut best) = (Vec::new(), None);
+        let mut wanted = None;
+        for count in self.threads.counts().to_vec() {
+            if !self.set_threads(count) {
+                break;
+            }
+            self.context.clear_kv_cache();
+            let together = self.bits_of(&rows)?;
+            self.keep(0, 1);
+            let mut alone = Vec::new();
+            let mut took = Vec::new();
+            for row in &rows[1..] {
+                let started = Instant::now();
+                alone.push(self.bits_of(&[*row])?);
+                took.push(started.elapsed());
+            }
+            took.truncate(TIMED_TOKENS + 1);
+            took.remove(0);
+            let fastest = took.into_iter().min().unwrap_or_default();
+            let bits = (together, alone);
+            if *wanted.get_or_insert_with(|| bits.clone()) != bits {
+                eprintln!(
+                    "vivarium-engine: {count} threads round otherwise than {}: not used",
+                    self.threads.counts()[0]
+                );
+                continue;
+            }
+            right.push(count);
+            if best.is_none_or(|(_, time)| fastest < time) {
+                best = Some((count, fastest));
+            }
+        }
+        self.threads.keep(|count| right.contains(&count));
+        self.threads.begin_with(best.map_or(self.threads.counts()[0], |(count, _)| count));
+        self.set_threads(self.threads.now());
+        self.context.clear_kv_cache();
+        Ok(())
+    }
+
+    /// Whether that could be done.
+    #[expect(unsafe_code, reason = "the safe wrapper sets them only when a context is made")]
+    fn set_threads(&mut self, count: u32) -> bool {
+        let (Some(context), Ok(count)) = (pointer(&self.context), i32::try_from(count)) else { return false };
+        // SAFETY: it is the wrapper's own pointer to a context that lives as long as `self.context`, which nobody else
+        // uses: no step is being made.
+        unsafe { llama_cpp_sys_2::llama_set_n_threads(context, count, count) };
+        true
     }
 
     /// Whether the next tokens may be guessed with this adapter on.
@@ -397,9 +461,11 @@ impl<'m> Decoder<'m> {
                 self.add(*token, position, row.slot, true);
             }
         }
+        let started = Instant::now();
         if !self.decode(rows.iter().map(|row| row.slot)) {
             return;
         }
+        self.made_a_step(started);
         let mut index = 0;
         for (row, guess) in rows.iter().zip(&guesses) {
             self.choose_along(row, guess, index);
@@ -490,6 +556,17 @@ impl<'m> Decoder<'m> {
             }
         }
         false
+    }
+
+    /// A token for each running answer was computed since then; the next step may have another count of threads. Pieces of
+    /// prompts follow the same count: they are too few and too unlike each other to compare.
+    fn made_a_step(&mut self, since: Instant) {
+        let before = self.threads.now();
+        self.threads.made(usize::try_from(self.batch.n_tokens()).unwrap_or(usize::MAX), since.elapsed());
+        let after = self.threads.now();
+        if after != before {
+            self.set_threads(after);
+        }
     }
 
     /// Chooses the next token of an answer by the logits of the batch's row `index`, and sends its text. `None`: it
@@ -597,6 +674,15 @@ fn say(out: &Sender<FromEngine>, key: Key, made: Result<Vec<FromEngine>, String>
     for message in made.unwrap_or_else(failed) {
         let _ = out.send(message);
     }
+}
+
+/// The wrapper's pointer, which it keeps to itself and shows where it is printed.
+fn pointer(context: &LlamaContext<'_>) -> Option<*mut llama_cpp_sys_2::llama_context> {
+    let shown = format!("{context:?}");
+    let digits = shown.split_once("0x")?.1;
+    let end = digits.find(|c: char| !c.is_ascii_hexdigit())?;
+    let address = usize::from_str_radix(&digits[..end], 16).ok().filter(|address| *address != 0)?;
+    Some(std::ptr::with_exposed_provenance_mut(address))
 }
 
 /// Of numbers that depend on every weight, and on how this processor and this build round.

@@ -166,6 +166,7 @@ mod tests {
             socket: PathBuf::new(),
             adapters: Vec::new(),
             threads: 1,
+            threads_max: 1,
             ctx: 256,
             slots: 2,
             exit_with_stdin: false,

@@ -6,7 +6,7 @@
 //!
 //! One thread owns the model's context and does nothing but decode ([`decode`]), or, for a model that turns texts into
 //! vectors, encode ([`embed`]); connections have threads of their own ([`serve`]). What is decided is decided by plain
-//! values: which tokens go into a step ([`schedule`]), which token comes out ([`sample`], [`grammar`]), which text may be
+//! values: which tokens go into a step ([`schedule`]), by how many threads ([`threads`]), which token comes out ([`sample`], [`grammar`]), which text may be
 //! shown ([`text`]), and which bytes are a saved context ([`state`]).
 
 mod args;
@@ -24,6 +24,7 @@ mod schedule;
 mod serve;
 mod state;
 mod text;
+mod threads;
 
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;

@@ -37,8 +37,9 @@ pub struct HostConfig {
     #[serde(with = "decimal")]
     pub stake_uusdc: u128,
     pub abuse_contact: String,
-    /// Engine threads of each tenant.
-    #[serde(default = "one")]
+    /// Threads of arithmetic that each tenant's engine may take, by itself all cores. It takes as many as are fastest at the
+    /// time.
+    #[serde(default = "cores")]
     pub threads: u32,
     /// Chain seconds between withdrawals of accrued rent. Closing a lease pays the rest by itself.
     #[serde(default = "a_day")]
@@ -121,8 +122,8 @@ impl HostConfig {
     }
 }
 
-fn one() -> u32 {
-    1
+fn cores() -> u32 {
+    std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(u32::MAX))
 }
 
 fn a_day() -> u64 {

@@ -30,8 +30,11 @@ pub struct EngineConfig {
     pub adapters: Vec<PathBuf>,
     /// Where the engine listens; at most 107 bytes long (the kernel's limit). An old socket there is removed.
     pub socket: PathBuf,
-    /// Threads of arithmetic; one is the safe choice where other work shares the machine.
+    /// Threads of arithmetic whose bits answers have.
     pub threads: u32,
+    /// The engine takes as many threads as are fastest at the time, up to this and not fewer than `threads`, where they
+    /// give the same bits.
+    pub threads_max: u32,
     /// Tokens of context for each request, prompt and answer together.
     pub ctx: u32,
     /// Requests that decode side by side. Memory for all of their contexts is taken at the start.
@@ -45,6 +48,11 @@ impl EngineConfig {
     pub const SLOTS_DEFAULT: u32 = 8;
     /// Of an embedding model, whose texts are computed one by one.
     pub const TEXTS_DEFAULT: u32 = 1;
+
+    /// Cores of this machine, for `threads_max`; 1 where nobody knows.
+    pub fn cores() -> u32 {
+        std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(u32::MAX))
+    }
 }
 
 /// What a running request says, in this order: `Accepted`, `Tokens` any number of times, then `Done`; or, where texts

@@ -11,6 +11,8 @@ pub mod api;
 #[cfg(feature = "client")]
 mod client;
 #[cfg(feature = "client")]
+pub mod engines;
+#[cfg(feature = "client")]
 mod pool;
 #[cfg(feature = "client")]
 pub mod rerun;

@@ -29,7 +29,7 @@ pub struct NodeConfig {
     pub code_dir: PathBuf,
     /// 32 bytes in hex, kept by the provider and destroyed at lease end: what the node's keys rest under.
     pub seal_key_file: PathBuf,
-    /// Engine threads. 1 is the safe choice where other work shares the cores.
+    /// Threads of arithmetic that the engine may take; it takes as many as are fastest at the time.
     pub threads: u32,
 }
 

@@ -359,11 +359,12 @@ async fn prepare_embedder(cx: Arc<Context>, shared: Arc<Shared>) {
 async fn start_embedder(cx: &Context, model: &manifest::Model) -> Result<Embedder> {
     let config = EngineConfig {
         adapters: Vec::new(),
-        program: cx.config.code_dir.join("vivarium-engine"),
+        program: infer::engines::best_in(&cx.config.code_dir),
         model: weights::path(cx, model)?,
         socket: cx.config.data_dir.join("embed.sock"),
         // A text is short work, and one thread never waits for another that other work keeps from its core.
         threads: 1,
+        threads_max: 1,
         ctx: model.context,
         slots: EngineConfig::TEXTS_DEFAULT,
     };
@@ -395,11 +396,12 @@ async fn start_engine(cx: &Context) -> Result<Engine> {
         adapters.push(weights::ready(cx, adapter).await?);
     }
     let config = EngineConfig {
-        program: cx.config.code_dir.join("vivarium-engine"),
+        program: infer::engines::best_in(&cx.config.code_dir),
         model: weights::path(cx, &cx.manifest.model)?,
         adapters,
         socket: cx.config.data_dir.join("engine.sock"),
-        threads: cx.config.threads,
+        threads: 1,
+        threads_max: cx.config.threads,
         ctx: cx.manifest.model.context,
         slots: EngineConfig::SLOTS_DEFAULT,
     };

@@ -18,7 +18,8 @@ const PREPAY_DAYS_MAX: u32 = 2;
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
     pub name: String,
-    /// CID of the code directory {vivarium, vivarium-engine}.
+    /// CID of the code directory {vivarium, vivarium-engine}, with `vivarium-engine.CLASS` for classes of processors if there
+    /// are such.
     pub code_cid: String,
     /// Who pulls what is left after the end.
     pub beneficiary: Address,

@@ -61,6 +61,8 @@ pub struct Options {
     /// Daemons by name (`provider-1`), with the port on loopback through which each reaches the chain instead of asking it
     /// directly: whoever listens there can cut them off. Tests do.
     pub chain_doors: BTreeMap<String, u16>,
+    /// Threads of arithmetic that each tenant's engine may take; `None`: all cores.
+    pub threads: Option<u32>,
     /// Daemons that die are started again.
     pub restart: bool,
     /// `None`: the standard one.
@@ -324,7 +326,7 @@ impl World {
             embedding: Some(embedding.path.clone()),
             adapters: Vec::new(),
             vivarium: self.options.programs.vivarium.clone(),
-            engine: self.options.programs.engine.clone(),
+            engines: vec![self.options.programs.engine.clone()],
         };
         let stored = progress.step("weights and code stored by CID", goods.store(&store, self.folder.path())).await?;
         let names = genesis::Names {
@@ -373,6 +375,7 @@ impl World {
             ports: &self.internal.ports,
             choices: &self.internal.choices,
             doors: &self.options.chain_doors,
+            threads: self.options.threads,
         }
     }
 

@@ -16,6 +16,7 @@ fn args() -> Args {
         socket: PathBuf::new(),
         adapters: Vec::new(),
         threads: 1,
+        threads_max: 1,
         ctx: 512,
         slots: 4,
         exit_with_stdin: false,
@@ -128,6 +129,31 @@ fn answers_are_the_tokens_that_they_always_were() {
         println!(
             "NOT COMPARED: src/decode/golden.txt has nothing of this class. If the answers are right, add:\n{missing}"
         );
+    }
+}
+
+/// Counts of threads change in the middle of answers here, and nobody sees it.
+#[test]
+fn threads_change_nothing_but_the_time() {
+    let _turn = crate::model::turn();
+    let args = Args { threads_max: 2, ..args() };
+    let model = Arc::new(Model::load(&args.model).unwrap());
+    let mut decoder = Decoder::new(&model, Vec::new(), &args).unwrap();
+    assert_eq!(decoder.threads.counts(), [1, 2], "this build gives the same bits on two threads as on one");
+    let request = Generate { logprobs: Some(2), ..Generate::greedy(asked("Tell me a story about a fox."), 24) };
+    let mut answers = Vec::new();
+    for count in [1, 2] {
+        decoder.threads.begin_with(count);
+        assert!(decoder.set_threads(count));
+        answers.push(one(&mut decoder, request.clone()));
+    }
+    // As if every step were the last of a trial.
+    for (at, elapsed) in (0..400).zip([1, 30].into_iter().cycle()) {
+        decoder.threads.made(1, std::time::Duration::from_millis(elapsed * (1 + at % 7)));
+    }
+    answers.push(one(&mut decoder, request));
+    for other in &answers[1..] {
+        assert_eq!((&answers[0].ids, &answers[0].logprobs), (&other.ids, &other.logprobs));
     }
 }
 

@@ -18,6 +18,7 @@ fn config(dir: &Path, adapters: Vec<PathBuf>) -> EngineConfig {
         adapters,
         socket: dir.join("engine.sock"),
         threads: 1,
+        threads_max: 1,
         ctx: 512,
         slots: 3,
     }

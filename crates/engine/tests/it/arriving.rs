@@ -80,6 +80,7 @@ async fn an_engine_whose_model_arrived_late_answers_as_any_other() {
         model: path.clone(),
         socket: directory.path().join("engine.sock"),
         threads: 1,
+        threads_max: 1,
         ctx: 256,
         slots: 1,
     };

@@ -30,6 +30,7 @@ async fn embedder() -> Engine {
         model: model(),
         socket: directory.path().join("embed.sock"),
         threads: 1,
+        threads_max: 1,
         ctx: 256,
         slots: EngineConfig::TEXTS_DEFAULT,
     };

@@ -112,6 +112,7 @@ async fn a_client_says_why_there_is_no_engine() {
         model: model.into(),
         socket: directory.path().join("engine.sock"),
         threads: 1,
+        threads_max: 1,
         ctx: 256,
         slots: 1,
     };

@@ -36,17 +36,19 @@ struct Engine {
 
 /// `ctx` in tokens for each request.
 async fn engine(slots: u32, ctx: u32) -> Engine {
-    engine_with(slots, ctx, 1).await
+    engine_with(slots, ctx, (1, 1)).await
 }
 
-async fn engine_with(slots: u32, ctx: u32, threads: u32) -> Engine {
+/// `threads`: whose bits answers have, and at most.
+async fn engine_with(slots: u32, ctx: u32, threads: (u32, u32)) -> Engine {
     let directory = tempfile::tempdir().unwrap();
     let config = EngineConfig {
         adapters: Vec::new(),
         program: env!("CARGO_BIN_EXE_vivarium-engine").into(),
         model: model(),
         socket: directory.path().join("engine.sock"),
-        threads,
+        threads: threads.0,
+        threads_max: threads.1,
         ctx,
         slots,
     };

@@ -38,6 +38,7 @@ impl Shop {
                 adapters: Vec::new(),
                 socket: dir.join(format!("engine-{place}.sock")),
                 threads: 1,
+                threads_max: 1,
                 ctx: 256,
                 slots: 2,
             };

@@ -32,7 +32,7 @@ fn a_whole_file_is_read() {
     let config = HostConfig::parse(GOOD).unwrap();
     assert_eq!(config.stake_uusdc, 25_000_000);
     assert_eq!(config.offers.len(), 1);
-    assert_eq!(config.threads, 1);
+    assert!(config.threads >= 1, "all cores, unless it is said");
     assert_eq!(config.reprice.unwrap().spread_pct, 20);
 }
 

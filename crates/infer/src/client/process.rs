@@ -59,6 +59,7 @@ impl Process {
             .arg("--socket")
             .arg(&config.socket)
             .args(["--threads", &config.threads.to_string()])
+            .args(["--threads-max", &config.threads_max.to_string()])
             .args(["--ctx", &config.ctx.to_string()])
             .args(["--slots", &config.slots.to_string()])
             .args(config.adapters.iter().flat_map(|adapter| [OsStr::new("--adapter"), adapter.as_os_str()]))

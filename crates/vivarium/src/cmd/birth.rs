@@ -68,7 +68,7 @@ pub fn run(flags: Flags) -> Result<()> {
             adapters,
             model: flags.model.unwrap_or_else(|| standard(&manifest.model)),
             embedding: flags.embedding.or_else(|| manifest.embedding.as_ref().map(standard)),
-            engine: vivarium.with_file_name("vivarium-engine"),
+            engines: infer::engines::all_in(vivarium.parent().context("this program lies in a folder")?),
             vivarium,
         };
         let progress = if flags.json { Progress::Silent } else { Progress::Shown };

@@ -13,7 +13,7 @@ pub struct Flags {
 
 pub fn run(flags: Flags) -> Result<()> {
     let own = std::env::current_exe().context("cannot find this program's own file")?;
-    let engine = own.with_file_name("vivarium-engine");
+    let engine = infer::engines::best_in(own.parent().context("this program lies in a folder")?);
     if !engine.is_file() {
         bail!(
             "the engine is not installed beside this program ({} is missing); build it with `cargo xtask up`",

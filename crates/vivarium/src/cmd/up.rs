@@ -99,6 +99,7 @@ pub fn run(flags: Flags) -> Result<()> {
             port: flags.port,
             chain_ahead_secs: flags.chain_ahead,
             chain_doors: flags.chain_door.into_iter().collect(),
+            threads: None,
             restart: !flags.no_restart,
             model: flags.model,
             programs: Programs::of(&project, &vivarium)?,

@@ -104,12 +104,14 @@ async fn answered_again(question: &Question, flags: &Flags) -> Result<Verdict> {
         adapters.push(weights("adapter", question.receipt.adapter, adapter, flags, &scratch.0).await?);
     }
     let own = std::env::current_exe().context("cannot find this program's own file")?;
+    let folder = own.parent().context("this program lies in a folder")?;
     let config = EngineConfig {
-        program: own.with_file_name("vivarium-engine"),
+        program: infer::engines::made_by(folder, &question.run.engine.program_sha256),
         model,
         adapters,
         socket: scratch.0.join("engine.sock"),
         threads: flags.threads.unwrap_or(question.run.engine.threads),
+        threads_max: EngineConfig::cores(),
         ctx: question.run.engine.context,
         slots: 1,
     };

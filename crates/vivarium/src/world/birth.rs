@@ -39,7 +39,8 @@ pub struct Goods {
     /// In the order of the manifest's.
     pub adapters: Vec<PathBuf>,
     pub vivarium: PathBuf,
-    pub engine: PathBuf,
+    /// One, or one for each class of processor (`infer::engines`).
+    pub engines: Vec<PathBuf>,
 }
 
 /// Where they lie in the store.
@@ -48,7 +49,7 @@ pub struct Stored {
     pub model: Cid,
     pub embedding: Option<Cid>,
     pub adapters: Vec<Cid>,
-    /// A directory {vivarium, vivarium-engine}.
+    /// A directory {vivarium, vivarium-engine}, with an engine for each class of processor if there are such.
     pub code: Cid,
 }
 
@@ -73,7 +74,9 @@ impl Goods {
         let stage = || -> std::io::Result<()> {
             std::fs::create_dir_all(&staged)?;
             std::fs::copy(&self.vivarium, staged.join("vivarium"))?;
-            std::fs::copy(&self.engine, staged.join("vivarium-engine"))?;
+            for engine in &self.engines {
+                std::fs::copy(engine, staged.join(engine.file_name().unwrap_or_default()))?;
+            }
             Ok(())
         };
         stage().with_context(|| format!("the code cannot be put together in {}", staged.display()))?;

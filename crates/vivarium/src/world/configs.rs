@@ -7,6 +7,7 @@ use super::processes::Program;
 use super::{Contracts, anvil};
 use anyhow::{Context, Result};
 use host::HostConfig;
+use infer::EngineConfig;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -28,6 +29,8 @@ pub struct Site<'a> {
     pub ports: &'a Ports,
     pub choices: &'a Choices,
     pub doors: &'a BTreeMap<String, u16>,
+    /// Of each tenant's engine; `None`: all cores.
+    pub threads: Option<u32>,
 }
 
 impl Site<'_> {
@@ -77,7 +80,7 @@ impl Site<'_> {
             reprice: Some(self.choices.reprice(index)),
             stake_uusdc: genesis::STAKE.micro(),
             abuse_contact: "abuse@example.invalid".to_owned(),
-            threads: 1,
+            threads: self.threads.unwrap_or_else(EngineConfig::cores),
             withdraw_every_secs: u64::from(self.choices.day_secs),
             // The default's 25 hours in the world's days, and never less than a real process needs to be paid again.
             credit_secs: (u64::from(self.choices.day_secs) * 25 / 24).max(60),

@@ -58,6 +58,7 @@ impl Paid {
             model: model(),
             socket: dir.path().join("engine.sock"),
             threads: 1,
+            threads_max: 1,
             ctx: 512,
             slots: EngineConfig::SLOTS_DEFAULT,
         };

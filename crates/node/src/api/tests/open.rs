@@ -409,6 +409,7 @@ async fn engine(dir: &Path) -> Engine {
         adapters: Vec::new(),
         socket,
         threads: 1,
+        threads_max: 1,
         ctx: 2_048,
         slots: 8,
     };

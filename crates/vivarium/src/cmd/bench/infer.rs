@@ -1,8 +1,13 @@
 //! `vivarium bench infer`: the engine alone, over its socket, beside llama.cpp's own server on the same model in the
 //! same run, in turn.
 //!
+//! Then once more with payment: a whole agent's API, in turn with the engine alone, with llama.cpp's server, and with a loop
+//! around this build of llama.cpp that does nothing but decode (`engine/examples/bare_loop.rs`).
+//!
 //! Speed is what the one who asks sees: tokens of all streams over the time from asking to the last end. Each figure is
 //! the median of a few rounds; the ratio is of medians.
+
+mod paid;
 
 use super::report::{Report, median, memory_kib, millis};
 use anyhow::{Context, Result, bail, ensure};
@@ -10,9 +15,9 @@ use futures::StreamExt;
 use futures::future::try_join_all;
 use infer::{EngineClient, EngineConfig, EngineEvent, Generate};
 use serde_json::{Value, json};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 use tokio::time::Instant;
 use vivarium::world::{Programs, model};
@@ -60,6 +65,7 @@ pub async fn run(flags: Flags) -> Result<()> {
         model: model.path.clone(),
         socket: socket.clone(),
         threads: flags.threads,
+        threads_max: flags.threads,
         ctx: CONTEXT,
         slots: SLOTS,
     };
@@ -69,7 +75,9 @@ pub async fn run(flags: Flags) -> Result<()> {
     let mut report = Report::new("infer");
     let done = async {
         let reading = measure(&ours, &theirs, flags.rounds, &mut report).await?;
-        vectors(&program, &project, &flags, reading, &mut report).await
+        vectors(&program, &project, &flags, reading, &mut report).await?;
+        let mut bare = BareLoop::start(&program, &model.path, flags.threads)?;
+        paid::measure(&mut bare, &ours, &theirs, &flags, &mut report).await
     };
     let done = done.await;
     std::fs::remove_file(&socket).ok();
@@ -167,6 +175,7 @@ async fn vectors(program: &Path, project: &Path, flags: &Flags, reading: f64, re
         model: model.path,
         socket: socket.clone(),
         threads: flags.threads,
+        threads_max: flags.threads,
         ctx: model.context,
         slots: EngineConfig::TEXTS_DEFAULT,
     };
@@ -412,6 +421,48 @@ impl Asked for Theirs {
             }
         }
         bail!("the answer of llama.cpp's server has no end")
+    }
+}
+
+/// Nothing but decoding. It ends when its standard input does.
+struct BareLoop {
+    process: Child,
+    asked: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+impl BareLoop {
+    /// `engine`: the engine's program, beside which Cargo puts examples.
+    fn start(engine: &Path, model: &Path, threads: u32) -> Result<Self> {
+        let program = engine.with_file_name("examples").join("bare_loop");
+        ensure!(program.is_file(), "there is no {}: `cargo xtask bench infer` builds it", program.display());
+        let mut process = Command::new(&program)
+            .arg(model)
+            .args([threads, SLOTS, CONTEXT].map(|number| number.to_string()))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot start {}", program.display()))?;
+        let asked = process.stdin.take().context("it was piped")?;
+        let answers = BufReader::new(process.stdout.take().context("it was piped")?);
+        Ok(Self { process, asked, answers })
+    }
+
+    /// Tokens a second of all prompts side by side, from the prompts to the last token.
+    fn tokens_per_sec(&mut self, prompts: &[String], tokens: u32) -> Result<f64> {
+        writeln!(self.asked, "{}", json!({ "prompts": prompts, "tokens": tokens }))?;
+        let mut line = String::new();
+        self.answers.read_line(&mut line)?;
+        let said: Value = serde_json::from_str(&line).context("the bare loop has ended")?;
+        let secs = said["seconds"].as_f64().context("it says how long it took")?;
+        Ok(f64::from(tokens) * f64::from(u32::try_from(prompts.len())?) / secs.max(1e-9))
+    }
+}
+
+impl Drop for BareLoop {
+    fn drop(&mut self) {
+        self.process.kill().ok();
+        self.process.wait().ok();
     }
 }
 

@@ -246,6 +246,7 @@ async fn started(program: &Path, model: model::Model, ctx: u32, slots: u32) -> R
         model: model.path,
         socket: socket.clone(),
         threads: 1,
+        threads_max: EngineConfig::cores(),
         ctx,
         slots,
     };

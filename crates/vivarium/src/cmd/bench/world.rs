@@ -76,6 +76,7 @@ pub fn options(data_dir: &Path, day_secs: u32, programs: Programs) -> Options {
         port: None,
         chain_ahead_secs: 0,
         chain_doors: BTreeMap::new(),
+        threads: None,
         // A host that is killed stays dead: that is what a takeover is for.
         restart: false,
         model: None,
@@ -205,6 +206,7 @@ impl Bare {
             model: model.path.clone(),
             socket: socket.to_owned(),
             threads: 1,
+            threads_max: EngineConfig::cores(),
             ctx: model.context,
             slots: EngineConfig::SLOTS_DEFAULT,
         };
