@@ -17,6 +17,7 @@ use store::arweave::{
     ANCHOR_BLOCKS, Arweave, Bundle, CONFIRMATIONS, DataItem, DataTree, Draft, Key, Outcome, Proven, Tag, Transaction,
     TxId, Upload, car_tags, verify_chunk,
 };
+use store::cid::Cid;
 use store::cli::arweave as cli;
 use store::{Fetcher, Kind, car};
 
@@ -480,6 +481,24 @@ async fn a_graph_that_no_source_brings_comes_from_the_transaction_that_is_named_
     let archived = || fetcher().with_archive(arweave.clone(), id);
     archived().fetch_dag(&here.blocks, &root, |_| {}).await.unwrap();
     assert_eq!(store::unixfs::read_file(&here.blocks, &root, 900_000).unwrap(), noise(900_000));
+
+    // The same for a file that fills at its final place: nothing of it comes from a source, only its nodes, or a part.
+    let all: Vec<Cid> = here.blocks.iter().map(|block| block.unwrap().0).collect();
+    let (leaves, inner): (Vec<Cid>, Vec<Cid>) = all.into_iter().partition(|cid| cid.codec() == store::cid::RAW);
+    assert!(leaves.len() > 3 && !inner.is_empty(), "{} leaves", leaves.len());
+    for known in [&[][..], &inner, &[&inner[..], &leaves[..2]].concat()] {
+        let (part, host) = (store(), store());
+        for cid in known {
+            part.blocks.put(cid, &here.blocks.get(cid).unwrap()).unwrap();
+        }
+        let source = spawn(store::gateway::router(part.blocks.clone())).await;
+        let fetcher = Fetcher::new(Client::new(), vec![source]).with_archive(arweave.clone(), id);
+        let weights = host.dir.path().join("weights");
+        let (verified, told) = tokio::sync::watch::channel(0);
+        fetcher.fetch_in_place(&host.blocks, &root, (&weights, 900_000), verified, |_| {}).await.unwrap();
+        assert_eq!((std::fs::read(&weights).unwrap(), *told.borrow()), (noise(900_000), 900_000));
+        assert_eq!(host.count(), inner.len(), "leaves stay in the file alone");
+    }
 
     // A transaction of something else is no archive of this, and a longer one than allowed is not read.
     let there = store();
