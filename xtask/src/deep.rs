@@ -75,8 +75,8 @@ pub fn run(names: &[String]) -> Result<()> {
     for name in names {
         ensure!(
             steps.iter().any(|step| step.name.starts_with(name.as_str())),
-            "no deep step begins with {name:?}: invariants, fuzz, mutants, fuzzers, parsers, arweave, payments, drain, \
-             differential, memory, lives"
+            "no deep step begins with {name:?}: invariants, fuzz, mutants, fuzzers, parsers, arweave, payments, network, \
+             drain, differential, memory, lives"
         );
     }
     steps.retain(|step| names.is_empty() || names.iter().any(|name| step.name.starts_with(name.as_str())));
@@ -158,6 +158,16 @@ fn steps() -> Result<Vec<Step>> {
             "crates",
             &["payments_are_settled_after_they_were_served_and_by_anothers_facilitator"],
         ),
+        Step {
+            name: "network: 10,000 lives of payments and 10,000 of fetches in turmoil".to_owned(),
+            about: owned(&["crates/net", "crates/pay", "crates/store"]),
+            work: Work::Run({
+                let mut command = shell::cargo();
+                command.args(["test", "--package", "pay", "--package", "store", "--test", "it", "--"]);
+                command.arg("whatever_the_network_does").env("VIVARIUM_DEEP", "1");
+                command
+            }),
+        },
         rust("differential of contracts and model", "crates", &["contracts_and_model_agree"]),
         rust("drain: 1,000 prompts", "crates", &["no_text_moves_money"]),
         rust(

@@ -1,9 +1,10 @@
+use crate::connect::{Connector, Dial};
 use crate::error::{Error, Kind, chain_of};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::client::legacy::{self, connect::HttpConnector};
 use hyper_util::rt::TokioExecutor;
 use rustls::pki_types::CertificateDer;
@@ -20,7 +21,7 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
 const WHOLE_BODY_BYTES_MAX: usize = 64 << 20;
 
 /// Connections of hyper's own client, kept for the next request: plain TCP for `http://`, TLS 1.2 or 1.3 for `https://`.
-pub type Pool = legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+pub type Pool = legacy::Client<Connector, Full<Bytes>>;
 
 /// What every connection of the project begins as: small requests leave at once, and nobody waits long for a host that
 /// is gone. Trusts Mozilla's list of authorities as the crate `webpki-roots` has it, and not the machine's, which a
@@ -54,7 +55,7 @@ fn pool_of(config: &Arc<ClientConfig>) -> Pool {
         .https_or_http()
         .enable_http1()
         .wrap_connector(connector);
-    legacy::Client::builder(TokioExecutor::new()).build(connector)
+    legacy::Client::builder(TokioExecutor::new()).build(Connector::of_machine(connector))
 }
 
 /// For every connection that a server takes: small pieces (a stream's frames, an answer's head) leave at once. One that
@@ -110,6 +111,12 @@ impl Client {
         let certificate = CertificateDer::from(certificate.to_vec());
         roots.add(certificate).map_err(|e| Error::new(Kind::Usage, "a trusted certificate", e))?;
         Ok(Self { pool: pool_of(&Arc::new(config_of(roots))), head_deadline: HEAD_DEADLINE })
+    }
+
+    /// A client whose connections come about by `dial`, without TLS: of a simulated network, or a tunnel.
+    pub fn dialling(dial: Dial) -> Self {
+        let pool = legacy::Client::builder(TokioExecutor::new()).build(Connector::by(dial));
+        Self { pool, head_deadline: HEAD_DEADLINE }
     }
 
     /// The same connections with another deadline for the response's head.

@@ -5,7 +5,9 @@
 //! deliberately absent here: it hides its connector.
 
 mod client;
+mod connect;
 mod error;
 
 pub use client::{Body, Client, Pool, Response, SEND_BUFFER_BYTES, is_http, pool, send_as_read, send_at_once};
+pub use connect::{Connection, Connector, Dial, Wire};
 pub use error::{Error, Kind, chain_of};

@@ -191,10 +191,12 @@ struct After {
 
 async fn segments(
     State(api): State<Api>,
+    ConnectInfo(from): ConnectInfo<SocketAddr>,
     treasury: Result<Path<Address>, PathRejection>,
     after: Result<Query<After>, QueryRejection>,
 ) -> Result<Json<Vec<Value>>, No> {
     let (Path(treasury), Query(after)) = (treasury?, after?);
+    api.desk.admit(from.ip(), treasury, Route::ReadSegments)?;
     // A steward that was just started has not heard of the agent yet.
     if !api.desk.adopt(treasury).await? {
         return Err(Refusal::NotWatched.into());
@@ -204,9 +206,12 @@ async fn segments(
 
 async fn share(
     State(api): State<Api>,
+    ConnectInfo(from): ConnectInfo<SocketAddr>,
     body: Result<Json<ShareRequest>, JsonRejection>,
 ) -> Result<Json<ShareAnswer>, No> {
-    Ok(Json(api.desk.share(body?.0).await?))
+    let request = body?.0;
+    api.desk.admit(from.ip(), request.treasury, Route::Share)?;
+    Ok(Json(api.desk.share(request).await?))
 }
 
 async fn sign_order(

@@ -13,16 +13,19 @@ const BUCKETS_MAX: usize = 4_096;
 pub enum Route {
     Ack,
     Segments,
+    ReadSegments,
+    Share,
     SignOrder,
 }
 
 impl Route {
     /// Requests at once, and how many more each second. Guesses, unmeasured: a checkpoint or a rescue is asked for a few
-    /// times an hour, tries included; a segment every two minutes, in a world whose day takes 20 s every 28 ms.
+    /// times an hour, tries included, a share by a host that restores; a segment every two minutes, in a world whose day takes
+    /// 20 s every 28 ms, and read as often.
     fn allowance(self) -> (u64, u64) {
         match self {
-            Self::Ack | Self::SignOrder => (30, 2),
-            Self::Segments => (300, 60),
+            Self::Ack | Self::Share | Self::SignOrder => (30, 2),
+            Self::Segments | Self::ReadSegments => (300, 60),
         }
     }
 }

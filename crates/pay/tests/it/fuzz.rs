@@ -2,7 +2,7 @@
 //! is taken again after it was printed. Deterministic: a failure names its seed.
 
 #[path = "../../../../tests/fuzz.rs"]
-mod changes;
+pub mod changes;
 
 use alloy::primitives::{Address, B256, Bytes, U256, keccak256};
 use alloy::signers::{SignerSync, local::PrivateKeySigner};

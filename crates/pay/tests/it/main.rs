@@ -11,8 +11,12 @@ mod fuzz;
 mod golden;
 mod grief;
 mod market;
+mod network;
 mod purse;
 mod schemes;
 mod shop;
 mod table;
 mod wallets;
+
+#[path = "../../../../tests/simulated.rs"]
+mod simulated;

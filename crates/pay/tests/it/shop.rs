@@ -87,30 +87,7 @@ impl Shop {
     }
 
     pub async fn open_with(price: u128, pay_to: Address, now: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
-        let shelf = Shelf {
-            book: ChannelBook::new(Limits::default()),
-            price: Usdc(price),
-            confirmed: true,
-            troubles: VecDeque::new(),
-            moved_to: None,
-            seen: Vec::new(),
-            asked: 0,
-            tells: true,
-            operator: PrivateKeySigner::random(),
-            receipts_asked: 0,
-            answers: BTreeMap::new(),
-        };
-        let inner = Arc::new(Inner {
-            seller: Seller::new(CHAIN_ID, TOKEN, ("USD Coin", "2"), pay_to),
-            state: Mutex::new(shelf),
-            now: Box::new(now),
-            left: watch::Sender::new(0),
-        });
-        let app = Router::new()
-            .route("/v1/models", get(|| async { axum::Json(json!({ "data": [{ "id": "stand-in" }] })) }))
-            .route("/v1/chat/completions", post(complete))
-            .route("/receipts/{id}", get(receipt))
-            .with_state(inner.clone());
+        let (inner, app) = Inner::with_routes(price, pay_to, now);
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(async move { axum::serve(listener, app).await });
@@ -222,6 +199,39 @@ async fn complete(State(shop): State<Arc<Inner>>, headers: HeaderMap, body: Byte
 }
 
 impl Inner {
+    /// A seller, and what it does on any network.
+    pub fn with_routes(
+        price: u128,
+        pay_to: Address,
+        now: impl Fn() -> u64 + Send + Sync + 'static,
+    ) -> (Arc<Self>, Router) {
+        let shelf = Shelf {
+            book: ChannelBook::new(Limits::default()),
+            price: Usdc(price),
+            confirmed: true,
+            troubles: VecDeque::new(),
+            moved_to: None,
+            seen: Vec::new(),
+            asked: 0,
+            tells: true,
+            operator: PrivateKeySigner::random(),
+            receipts_asked: 0,
+            answers: BTreeMap::new(),
+        };
+        let inner = Arc::new(Self {
+            seller: Seller::new(CHAIN_ID, TOKEN, ("USD Coin", "2"), pay_to),
+            state: Mutex::new(shelf),
+            now: Box::new(now),
+            left: watch::Sender::new(0),
+        });
+        let app = Router::new()
+            .route("/v1/models", get(|| async { axum::Json(json!({ "data": [{ "id": "stand-in" }] })) }))
+            .route("/v1/chat/completions", post(complete))
+            .route("/receipts/{id}", get(receipt))
+            .with_state(inner.clone());
+        (inner, app)
+    }
+
     fn sell(self: &Arc<Self>, headers: &HeaderMap, body: &Bytes, trouble: Option<&Trouble>) -> Response {
         let mut shelf = self.state.lock().unwrap();
         let now = (self.now)();

@@ -63,16 +63,23 @@ async fn a_treasury_that_is_none_is_looked_for_once_and_who_floods_is_told_to_wa
     };
     let rescue = json!({ "treasury": nobody, "action": "rescue", "offer": 1, "term": 600, "prepay_uusdc": 1,
         "nonce": 0, "deadline": 1 });
+    let share = json!({ "treasury": nobody, "chain_id": 31337, "epoch": 1, "lease": 1,
+        "recipient": Identity::generate().recipient().to_string(), "signature": format!("0x{}", "00".repeat(65)) });
     let routes = [
         ("ack", json!({ "treasury": nobody, "seq": 1, "digest": B256::ZERO }), 30),
         ("sign-order", rescue, 30),
         ("segments", serde_json::to_value(header).unwrap(), 300),
+        ("segments of", json!({}), 300),
+        ("share", share, 30),
     ];
     for (route, body, burst) in routes {
         let (mut unknown, mut told_to_wait) = (0, 0);
         // A busy machine lets a few more through while this goes on.
         for _ in 0..2 * burst {
-            let answer = http.post_json(&format!("{url}/{route}"), &body).await.unwrap();
+            let answer = match route {
+                "segments of" => http.get(&format!("{url}/segments/{nobody}")).await.unwrap(),
+                _ => http.post_json(&format!("{url}/{route}"), &body).await.unwrap(),
+            };
             match answer.status.as_u16() {
                 404 => unknown += 1,
                 429 => told_to_wait += 1,

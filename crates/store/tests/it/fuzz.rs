@@ -3,7 +3,7 @@
 //! libFuzzer (`fuzz/`); here are those that need a store around them, or an original beside.
 
 #[path = "../../../../tests/fuzz.rs"]
-mod changes;
+pub mod changes;
 
 use crate::support::{Store, noise, store};
 use base64::Engine;

@@ -1,5 +1,5 @@
-//! The Kubo client against a server that follows the published RPC interface (<https://docs.ipfs.tech/reference/kubo/rpc/>):
-//! no live Kubo was to be had for these tests.
+//! The Kubo client against a server that follows the published RPC interface (<https://docs.ipfs.tech/reference/kubo/rpc/>),
+//! and against a real Kubo where `VIVARIUM_KUBO_API` names one.
 
 use crate::support::{Store, noise, refused, spawn, store};
 use axum::Router;
@@ -122,6 +122,30 @@ async fn a_graph_goes_to_a_node_is_pinned_announced_and_fetched_by_somebody_else
     refused(kubo.block(&absent).await, Kind::Missing, "has no block");
     refused(kubo.pin(&absent).await, Kind::Usage, "could not find node");
     refused(kubo.add(&here.blocks, &absent, |_| {}).await, Kind::Missing, "is not in");
+}
+
+/// What the test above asks of a stand-in, as far as a node of somebody's own shows it. Announcing is left out: it would tell
+/// the world.
+#[tokio::test]
+async fn a_real_kubo_takes_a_graph_and_gives_it_back_where_there_is_one() {
+    let Ok(url) = std::env::var("VIVARIUM_KUBO_API") else {
+        println!(
+            "NOT RUN against a real Kubo: the client was tried on a server that follows the published interface. \
+             VIVARIUM_KUBO_API=http://127.0.0.1:5001 names a node to try it on"
+        );
+        return;
+    };
+    let (here, there) = (store(), store());
+    let kubo = client(&url);
+    println!("a real Kubo, version {}", kubo.version().await.unwrap());
+    let content = noise(34 << 20);
+    let put = &mut |cid, bytes: Vec<u8>| here.blocks.put_later(&cid, &bytes);
+    let root = unixfs::import_bytes(&content, unixfs::Profile::V1_2025, put).unwrap().cid;
+    assert_eq!(kubo.add(&here.blocks, &root, |_| {}).await.unwrap(), 35);
+    assert_eq!(kubo.fetch(&there.blocks, &root, |_| {}).await.unwrap(), 35);
+    assert!(unixfs::read_file(&there.blocks, &root, content.len()).unwrap() == content);
+    assert!(kubo.unpin(&root).await.unwrap());
+    assert!(!kubo.unpin(&root).await.unwrap());
 }
 
 #[tokio::test]

@@ -10,7 +10,11 @@ mod fetch;
 mod fuzz;
 mod gateway;
 mod kubo;
+mod network;
 mod place;
 mod seal;
 mod support;
 mod unixfs;
+
+#[path = "../../../../tests/simulated.rs"]
+mod simulated;

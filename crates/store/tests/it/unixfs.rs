@@ -142,6 +142,38 @@ fn files_get_the_cids_that_kubo_publishes() {
     }
 }
 
+/// Kubo's own vectors again: the largest directory that is one block, and one byte more, which is sharded. Files of one byte
+/// whose names are drawn from the key stream.
+#[test]
+fn directories_get_the_cids_that_kubo_publishes() {
+    const LETTERS: &[u8; 39] = b"abcdefghijklmnopqrstuvwxyz01234567890-_";
+    let (old, new) = ((Profile::V0_2015, "hamt-unixfs-v0-2015"), (Profile::V1_2025, "hamt-unixfs-v1-2025"));
+    for ((profile, seed), files, name, last, links, wanted) in [
+        (old, 4096, 30, 30, 4096, "QmX5GtRk3TSSEHtdrykgqm4eqMEn3n2XhfkFAis5fjyZmN"),
+        (old, 4033, 31, 31, 256, "QmeMiJzmhpJAUgynAcxTQYek5PPKgdv3qEvFsdV3XpVnvP"),
+        (new, 4766, 11, 21, 4766, "bafybeic3h7rwruealwxkacabdy45jivq2crwz6bufb5ljwupn36gicplx4"),
+        (new, 4766, 11, 22, 256, "bafybeiegvuterwurhdtkikfhbxcldohmxp566vpjdofhzmnhv6o4freidu"),
+    ] {
+        let (dir, mut stream) = (folder(), KeyStream::new(seed));
+        for file in 1..=files {
+            let mut drawn = vec![0; if file == files { last } else { name }];
+            stream.read_exact(&mut drawn).unwrap();
+            let name: String =
+                drawn.iter().map(|byte| char::from(LETTERS[usize::from(*byte) % LETTERS.len()])).collect();
+            fs::write(dir.path().join(name), b"x").unwrap();
+        }
+        let mut root = Vec::new();
+        let made = import_path(dir.path(), profile, &mut |_, block| {
+            root = block;
+            Ok(())
+        });
+        let made = made.unwrap();
+        assert_eq!(made.cid.to_string(), wanted, "{files} files, the last name of {last}");
+        let linked = dag::links(&cid::normal(&made.cid), &root).unwrap().len();
+        assert!(linked <= links && (links == 256 || linked == links), "{linked} links, the root comes last");
+    }
+}
+
 /// A name of 200 digits.
 fn long(number: u32) -> String {
     format!("{number:0200}")

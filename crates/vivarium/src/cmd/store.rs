@@ -244,6 +244,9 @@ fn carry_out(flags: Flags) -> Result<ExitCode> {
                 let listener = tokio::net::TcpListener::bind(listen)
                     .await
                     .with_context(|| format!("cannot listen on {listen}; another program may hold the port"))?;
+                if json {
+                    println!("{}", serde_json::json!({ "url": format!("http://{}", listener.local_addr()?) }));
+                }
                 Ok(cli::serve(&dir, listener, stopped()?).await?)
             })
         }

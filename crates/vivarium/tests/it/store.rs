@@ -2,8 +2,9 @@
 
 use crate::world::program;
 use serde_json::Value;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use store::Blocks;
 use store::dag::{Link, Node};
 
@@ -164,4 +165,23 @@ fn the_store_bench_runs() {
     // One more where Helia is installed.
     assert!((14..=15).contains(&rows.len()), "{said}");
     assert!(rows.iter().all(|row| row.matches(" | ").count() == 2 && !row.contains("NaN")), "{said}");
+}
+
+#[test]
+fn a_served_store_says_in_json_where() {
+    let home = tempfile::tempdir().unwrap();
+    let mut serving = Command::new(program())
+        .args(["store", "serve", "--listen", "127.0.0.1:0", "--json", "--data-dir"])
+        .arg(home.path().join("store"))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(serving.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    serving.kill().unwrap();
+    serving.wait().unwrap();
+    let said: Value = serde_json::from_str(&line).unwrap();
+    let url = said["url"].as_str().unwrap();
+    assert!(url.starts_with("http://127.0.0.1:") && !url.ends_with(":0"), "{url}");
 }
