@@ -3,7 +3,7 @@
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use infer::wire::{FailureKind, Finish, FromEngine, Generate, PART_BYTES_MAX, TokenLogprob};
@@ -69,6 +69,32 @@ pub(crate) enum Order {
     },
     /// The connection with this number is closed: nobody reads what it asked for.
     HangUp(u64),
+}
+
+/// What came of some tokens that were decoded together, and one by one.
+struct Tried {
+    before: Vec<Vec<u32>>,
+    together: Vec<Vec<u32>>,
+    /// One by one they had the bits that they had together.
+    is_exact: bool,
+    /// Of single tokens.
+    fastest: Duration,
+    /// Bytes of a slot's context with the first half of the tokens, and with all.
+    state_of_half: usize,
+    state_of_whole: usize,
+}
+
+impl Tried {
+    fn bits(&self) -> impl Iterator<Item = &u32> {
+        self.before.iter().chain(&self.together).flatten()
+    }
+
+    /// Of a saved context of `ctx` tokens. Each token of a context takes the same.
+    fn state_bytes_max(&self, ctx: u32) -> anyhow::Result<usize> {
+        let of_token = self.state_of_whole.saturating_sub(self.state_of_half).div_ceil(self.together.len());
+        let tokens = usize::try_from(ctx).context("--ctx")?;
+        Ok(state::length(tokens, self.state_of_whole + of_token * tokens))
+    }
 }
 
 /// What belongs to one answer.
@@ -164,12 +190,17 @@ impl<'m> Decoder<'m> {
         };
         decoder.batch.add(LlamaToken::new(0), 0, &[0], true).context("an empty batch takes one token")?;
         decoder.context.decode(&mut decoder.batch).context("the model does not decode one token")?;
-        decoder.context.clear_kv_cache();
-        decoder.choose_threads()?;
         for adapter in (0..decoder.adapters.len()).map(Some).chain([None]) {
             decoder.put_on(adapter);
-            let is_exact = decoder.is_exact_together()?;
+            let tried = decoder.try_tokens(TRIED_TOKENS)?;
+            let is_exact = tried.is_exact;
             decoder.may_guess.push(is_exact);
+            // Last, with no adapter on.
+            if adapter.is_none() {
+                decoder.choose_threads(&tried)?;
+                decoder.class.fingerprint = fingerprint(&decoder.says, tried.bits());
+                decoder.state_bytes_max = tried.state_bytes_max(args.ctx)?;
+            }
             let with = adapter.map_or_else(String::new, |adapter| format!("with adapter {adapter} "));
             eprintln!(
                 "vivarium-engine: {with}next tokens are {}",
@@ -179,75 +210,53 @@ impl<'m> Decoder<'m> {
         Ok(decoder)
     }
 
-    /// Whether tokens of one sequence that are decoded together have the same bits as one after the other. That is a
-    /// matter of this build, this processor and this model's numbers: matrices by tiles (AMX) or by pairs of rows may
-    /// round otherwise. So it is tried.
-    fn is_exact_together(&mut self) -> anyhow::Result<bool> {
+    /// Decodes some tokens together and then one by one. Whether that gives the same bits is a matter of this build, this
+    /// processor and this model's numbers: matrices by tiles (AMX) or by pairs of rows may round otherwise. So it is tried,
+    /// on `singles` tokens, at most [`TRIED_TOKENS`].
+    fn try_tokens(&mut self, singles: usize) -> anyhow::Result<Tried> {
         let vocabulary = self.model.n_vocab().max(1);
         let token = |at: u32| (at * 7_919 % vocabulary).cast_signed();
         let rows: Vec<(i32, i32)> = (0..).zip((1..).map(token)).take(2 * TRIED_TOKENS).collect();
-        let (before, rest) = rows.split_at(TRIED_TOKENS);
-        let first = self.bits_of(before)?;
-        let of_half = self.state_of(0).len();
+        let (first, rest) = rows.split_at(TRIED_TOKENS);
+        self.context.clear_kv_cache();
+        let before = self.bits_of(first)?;
+        let state_of_half = self.state_of(0).len();
         let together = self.bits_of(rest)?;
-        let of_whole = self.state_of(0).len();
-        // Each token of a context takes the same.
-        let of_token = of_whole.saturating_sub(of_half).div_ceil(rest.len());
-        let tokens = usize::try_from(self.ctx).context("--ctx")?;
-        self.state_bytes_max = state::length(tokens, of_whole + of_token * tokens);
-        self.class.fingerprint = fingerprint(&self.says, first.iter().chain(&together).flatten());
-        self.keep(0, before.len());
-        let mut is_exact = true;
-        for (row, wanted) in rest.iter().zip(together) {
-            is_exact &= self.bits_of(&[*row])? == [wanted];
+        let state_of_whole = self.state_of(0).len();
+        self.keep(0, first.len());
+        let (mut is_exact, mut fastest) = (true, Duration::MAX);
+        for (row, wanted) in rest.iter().zip(&together).take(singles) {
+            let started = Instant::now();
+            is_exact &= self.bits_of(&[*row])? == std::slice::from_ref(wanted);
+            fastest = fastest.min(started.elapsed());
         }
         self.context.clear_kv_cache();
-        Ok(is_exact)
+        Ok(Tried { before, together, is_exact, fastest, state_of_half, state_of_whole })
     }
 
     /// Leaves the counts of threads that give the same bits as the first, and begins with the fastest of them.
     ///
-    /// The first step of a count is slower: its threads are made then.
-    fn choose_threads(&mut self) -> anyhow::Result<()> {
-        let vocabulary = self.model.n_vocab().max(1);
-        let rows: Vec<(i32, i32)> =
-            (0..).zip((1..).map(|at: u32| (at * 7_919 % vocabulary).cast_signed())).take(TRIED_TOKENS).collect();
-        let (mut right, mut best) = (Vec::new(), None);
-        let mut wanted = None;
-        for count in self.threads.counts().to_vec() {
+    /// `first`: what the first count made of the tried tokens, without an adapter.
+    fn choose_threads(&mut self, first: &Tried) -> anyhow::Result<()> {
+        let (mut right, mut best) = (Vec::new(), (self.threads.now(), first.fastest));
+        for count in self.threads.counts()[1..].to_vec() {
             if !self.set_threads(count) {
                 break;
             }
-            self.context.clear_kv_cache();
-            let together = self.bits_of(&rows)?;
-            self.keep(0, 1);
-            let mut alone = Vec::new();
-            let mut took = Vec::new();
-            for row in &rows[1..] {
-                let started = Instant::now();
-                alone.push(self.bits_of(&[*row])?);
-                took.push(started.elapsed());
-            }
-            took.truncate(TIMED_TOKENS + 1);
-            took.remove(0);
-            let fastest = took.into_iter().min().unwrap_or_default();
-            let bits = (together, alone);
-            if *wanted.get_or_insert_with(|| bits.clone()) != bits {
-                eprintln!(
-                    "vivarium-engine: {count} threads round otherwise than {}: not used",
-                    self.threads.counts()[0]
-                );
+            // The first step of a count is slower: its threads are made then.
+            let tried = self.try_tokens(1 + TIMED_TOKENS)?;
+            if (&tried.before, &tried.together) != (&first.before, &first.together) || !tried.is_exact {
+                eprintln!("vivarium-engine: {count} threads round otherwise than {}: not taken", self.threads.now());
                 continue;
             }
             right.push(count);
-            if best.is_none_or(|(_, time)| fastest < time) {
-                best = Some((count, fastest));
+            if tried.fastest < best.1 {
+                best = (count, tried.fastest);
             }
         }
         self.threads.keep(|count| right.contains(&count));
-        self.threads.begin_with(best.map_or(self.threads.counts()[0], |(count, _)| count));
-        self.set_threads(self.threads.now());
-        self.context.clear_kv_cache();
+        self.threads.begin_with(best.0);
+        self.set_threads(best.0);
         Ok(())
     }
 
