@@ -11,6 +11,7 @@ use crate::live::Live;
 use crate::main_loop::{Event, Node};
 use crate::memory::Pages;
 use crate::outboxes;
+use crate::replay::Snapshotting;
 use crate::replicate::{self, SEGMENT_RECORDS_MAX, Segment, Sent as Left, Waiting};
 use crate::shared::{Bulletin, Shared};
 use crate::state::Recorded;
@@ -412,15 +413,19 @@ impl Node {
         tracing::info!(seq = made.seq, lsn = made.lsn, "checkpoint acknowledged and on chain");
         live.committed(made, pages);
         self.cx.ring_file.save(&live.ring)?;
-        if let Some(due) = live.snapshot() {
-            let cx = self.cx.clone();
-            tokio::spawn(async move {
-                let made = tokio::task::spawn_blocking(move || due.run()).await;
-                let broken_off = |e| Err(Error::bug("making a snapshot was broken off").caused_by(e));
-                cx.tell(Event::Snapshotted(made.unwrap_or_else(broken_off))).await;
-            });
-        }
+        let due = live.snapshot();
+        self.make_snapshot(due);
         Ok(())
+    }
+
+    /// Beside the loop.
+    pub(crate) fn make_snapshot(&self, due: Option<Snapshotting>) {
+        let (Some(due), cx) = (due, self.cx.clone()) else { return };
+        tokio::spawn(async move {
+            let made = tokio::task::spawn_blocking(move || due.run()).await;
+            let broken_off = |e| Err(Error::bug("making a snapshot was broken off").caused_by(e));
+            cx.tell(Event::Snapshotted(made.unwrap_or_else(broken_off))).await;
+        });
     }
 
     pub(crate) fn on_shipped(&mut self, shipped: Result<replicate::Shipped>) {

@@ -6,6 +6,7 @@ use crate::channels::{CallAnswer, CallWant, Moved};
 use crate::context::Context;
 use crate::conversation::{ConversationInput, ConversationKey, Stored};
 use crate::error::Result;
+use crate::live::BEHIND;
 use crate::main_loop::{Event, Node};
 use crate::settle::{Settlement, Waiter};
 use crate::state::Recorded;
@@ -255,6 +256,10 @@ impl Node {
             return Ok(());
         }
         let Some(live) = &mut self.live else { return Ok(()) };
+        if live.is_behind() {
+            drop(reply.send(Reserved::Closed(BEHIND.to_owned())));
+            return Ok(());
+        }
         if let Some(refusal) = refusal(want.ask.method, live.state.book.decide(&want.ask, now)) {
             drop(reply.send(refusal));
             return Ok(());

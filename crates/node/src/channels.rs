@@ -9,6 +9,7 @@ use crate::context::Context;
 use crate::contract_payers;
 use crate::error::Result;
 use crate::external;
+use crate::live::BEHIND;
 use crate::main_loop::{Event, Node};
 use crate::state::Recorded;
 use alloy::eips::BlockId;
@@ -171,6 +172,10 @@ impl Node {
             return Ok(());
         }
         let Some(live) = &mut self.live else { return Ok(()) };
+        if live.is_behind() {
+            drop(reply.send(CallAnswer::Closed(BEHIND.to_owned())));
+            return Ok(());
+        }
         let named = |name: &[u8; 32]| {
             let ask = &want.ask;
             live.state.book.named(&want.config.payer, name, &ask.route, &ask.body_digest)

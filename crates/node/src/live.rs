@@ -22,6 +22,15 @@ pub enum Effect {
 
 type Reply = Box<dyn FnOnce() + Send>;
 
+/// A start folds so many records in a second: 10,000 took 276 ms (docs/decisions/0039), in a development build.
+const SNAPSHOT_RECORDS: u64 = 20_000;
+
+/// Said to whoever asks meanwhile.
+pub const BEHIND: &str = "this host's disk is slower than its customers; ask again in a moment";
+
+/// Records that wait for the disk, bytes: some ten thousand calls, seconds of what a disk of 2026 takes. A guess, unmeasured.
+const BACKLOG_BYTES_MAX: u64 = 4 << 20;
+
 pub struct Live {
     pub state: State,
     pub journal: Journal,
@@ -55,6 +64,8 @@ pub struct Live {
     pub sealed: bool,
     /// A local snapshot is being made.
     snapshotting: bool,
+    /// Of the last local snapshot that was begun by this process.
+    snapshot_lsn: Lsn,
     /// States are encoded on this thread: folding one anew failed.
     encodes_here: bool,
 }
@@ -80,6 +91,7 @@ impl Live {
             waiting: Vec::new(),
             sealed: false,
             snapshotting: false,
+            snapshot_lsn: 0,
             encodes_here: false,
         }
     }
@@ -259,8 +271,20 @@ impl Live {
             return None;
         }
         // Of now, not of a checkpoint: it only has to be consistent with its own number.
+        self.snapshot_lsn = self.journal.last_lsn();
         let (lsn, needed) = (self.journal.last_lsn(), self.needed.min(self.shipping.replicated_lsn + 1));
         Some(Snapshotting { reader: self.journal.reader(), lsn, state: self.folded(), needed })
+    }
+
+    /// A snapshot of now, where a start would have to fold many records: commits, which bring one, may stay away for days.
+    pub fn snapshot_when_long(&mut self) -> Option<Snapshotting> {
+        let is_long = self.journal.last_lsn().saturating_sub(self.snapshot_lsn) >= SNAPSHOT_RECORDS;
+        if is_long && !self.sealed { self.snapshot() } else { None }
+    }
+
+    /// Whether the disk takes records more slowly than they come: then nothing new is sold.
+    pub fn is_behind(&self) -> bool {
+        self.journal.durable().backlog_bytes() > BACKLOG_BYTES_MAX
     }
 
     pub fn snapshot_made(&mut self, made: &Result<()>) {

@@ -1030,6 +1030,8 @@ impl Node {
             self.try_become_active()?;
         }
         self.drain();
+        let due = self.live.as_mut().and_then(Live::snapshot_when_long);
+        self.make_snapshot(due);
         if self.role == Role::Active {
             self.post_income()?;
             self.prune()?;

@@ -1,4 +1,5 @@
-//! How many requests of one address are looked at at once: a flood from one place waits for nobody's answer but its own.
+//! How many requests are looked at at once: of one address, so that a flood from one place waits for nobody's answer but its
+//! own, and of all together, so that many such places do not take the memory.
 //!
 //! A request without payment costs a count of its tokens; nothing of it is kept or written. Behind a gateway all
 //! customers may have one address, so the bounds are far above what one program does.
@@ -16,6 +17,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 /// Requests of one address before their answers begin, at once. Guesses, unmeasured.
 const UNPAID_MAX: u32 = 256;
 const PAID_MAX: u32 = 1_024;
+/// The same of all addresses. Each holds its body, at most a megabyte: half a gigabyte in all. A guess, unmeasured.
+const ALL_UNPAID_MAX: u32 = 512;
+const ALL_PAID_MAX: u32 = 4_096;
 
 /// Requests without and with a payment, by where they come from.
 #[derive(Clone, Default)]
@@ -27,17 +31,28 @@ struct Inside {
     key: (IpAddr, bool),
 }
 
+/// Why a request does not come in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Full {
+    OfAddress,
+    OfAll,
+}
+
 impl Gate {
-    fn enter(&self, from: IpAddr, is_paid: bool) -> Option<Inside> {
+    fn enter(&self, from: IpAddr, is_paid: bool) -> Result<Inside, Full> {
         let key = (network_of(from), is_paid);
-        let most = if is_paid { PAID_MAX } else { UNPAID_MAX };
+        let (most, most_of_all) = if is_paid { (PAID_MAX, ALL_PAID_MAX) } else { (UNPAID_MAX, ALL_UNPAID_MAX) };
         let mut inside = self.lock();
-        let count = inside.entry(key).or_default();
-        if *count >= most {
-            return None;
+        let all: u32 = inside.iter().filter(|((_, paid), _)| *paid == is_paid).map(|(_, count)| count).sum();
+        let count = inside.get(&key).copied().unwrap_or(0);
+        if count >= most {
+            return Err(Full::OfAddress);
         }
-        *count += 1;
-        Some(Inside { gate: self.clone(), key })
+        if all >= most_of_all {
+            return Err(Full::OfAll);
+        }
+        inside.insert(key, count + 1);
+        Ok(Inside { gate: self.clone(), key })
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<(IpAddr, bool), u32>> {
@@ -69,12 +84,15 @@ pub async fn keep(State(gate): State<Gate>, request: Request, next: Next) -> Res
     let from = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(from)| from.ip());
     let Some(from) = from else { return next.run(request).await };
     let is_paid = request.headers().contains_key(&PAYMENT_SIGNATURE);
-    let Some(_inside) = gate.enter(from, is_paid) else {
-        let message = "too many requests from your address are open; wait for their answers";
-        let refusal = ApiError { status: 429, ..ApiError::for_unavail("too_many_open", message, 1) };
-        return Problem::from(refusal).into_response();
+    let refusal = match gate.enter(from, is_paid) {
+        Ok(_inside) => return next.run(request).await,
+        Err(Full::OfAddress) => {
+            let message = "too many requests from your address are open; wait for their answers";
+            ApiError { status: 429, ..ApiError::for_unavail("too_many_open", message, 1) }
+        }
+        Err(Full::OfAll) => ApiError::for_unavail("too_many_open", "too many requests are open; ask again", 1),
     };
-    next.run(request).await
+    Problem::from(refusal).into_response()
 }
 
 #[cfg(test)]
@@ -89,12 +107,12 @@ mod tests {
     fn a_flood_from_one_address_shuts_out_itself_alone() {
         let gate = Gate::default();
         let flood: Vec<_> = (0..UNPAID_MAX).map(|_| gate.enter(ip("10.0.0.1"), false).unwrap()).collect();
-        assert!(gate.enter(ip("10.0.0.1"), false).is_none());
-        assert!(gate.enter(ip("::ffff:10.0.0.1"), false).is_none(), "the same address, written otherwise");
-        assert!(gate.enter(ip("10.0.0.1"), true).is_some(), "whoever pays has a door of its own");
-        assert!(gate.enter(ip("10.0.0.2"), false).is_some());
+        assert_eq!(gate.enter(ip("10.0.0.1"), false).err(), Some(Full::OfAddress));
+        assert!(gate.enter(ip("::ffff:10.0.0.1"), false).is_err(), "the same address, written otherwise");
+        assert!(gate.enter(ip("10.0.0.1"), true).is_ok(), "whoever pays has a door of its own");
+        assert!(gate.enter(ip("10.0.0.2"), false).is_ok());
         drop(flood);
-        assert!(gate.enter(ip("10.0.0.1"), false).is_some());
+        assert!(gate.enter(ip("10.0.0.1"), false).is_ok());
         assert!(gate.lock().is_empty(), "nothing is remembered of whoever left");
     }
 
@@ -103,7 +121,23 @@ mod tests {
         let gate = Gate::default();
         let _flood: Vec<_> =
             (0..UNPAID_MAX).map(|n| gate.enter(ip(&format!("2001:db8::{n:x}")), false).unwrap()).collect();
-        assert!(gate.enter(ip("2001:db8::ffff"), false).is_none());
-        assert!(gate.enter(ip("2001:db8:0:1::1"), false).is_some());
+        assert!(gate.enter(ip("2001:db8::ffff"), false).is_err());
+        assert!(gate.enter(ip("2001:db8:0:1::1"), false).is_ok());
+    }
+
+    #[test]
+    fn many_floods_shut_out_what_is_not_paid_and_nothing_else() {
+        let gate = Gate::default();
+        let floods: Vec<_> = (0..ALL_UNPAID_MAX)
+            .map(|n| {
+                gate.enter(IpAddr::from([10, 0, u8::try_from(n >> 8).unwrap(), n.to_le_bytes()[0]]), false)
+                    .ok()
+                    .unwrap()
+            })
+            .collect();
+        assert_eq!(gate.enter(ip("192.0.2.1"), false).err(), Some(Full::OfAll));
+        assert!(gate.enter(ip("192.0.2.1"), true).is_ok(), "whoever pays comes in");
+        drop(floods);
+        assert!(gate.enter(ip("192.0.2.1"), false).is_ok());
     }
 }

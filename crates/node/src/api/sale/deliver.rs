@@ -420,13 +420,7 @@ impl<F: Form> Run<F> {
 
     /// The engine's next event; until it comes, a sign of life now and then. `None`: the customer is gone, or the engine.
     async fn next(&mut self, making: &mut Making) -> Option<EngineEvent> {
-        loop {
-            match tokio::time::timeout(KEEP_ALIVE, making.recv()).await {
-                Ok(event) => return event,
-                // No part of the answer: it is neither counted nor kept.
-                Err(_) => self.frames.send(Bytes::from_static(SSE_KEEP_ALIVE.as_bytes())).await.ok()?,
-            }
-        }
+        while_connected(&self.frames, making.recv()).await.flatten()
     }
 
     /// The whole body, of which nothing has left, with its header.
@@ -517,7 +511,7 @@ impl<F: Form> Run<F> {
         }
         let waits = matches!(sale.paying, Paying::Beside(_) | Paying::AtEnd(..));
         if waits && settled.is_none() {
-            settled = sale.when_settled().await;
+            settled = with_signs_of_life(&self.frames, sale.when_settled()).await;
         }
         let is_paid = !waits || matches!(settled, Some(Settlement::Paid { .. }));
         let confirmed = if is_paid {
@@ -582,6 +576,28 @@ impl<F: Form> Run<F> {
     }
 }
 
+/// What is waited for, or `None` as soon as the customer is gone: also while its request is in the queue, or its prompt is read.
+/// Until then a sign of life now and then.
+async fn while_connected<T>(frames: &mpsc::Sender<Bytes>, waited: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        it = with_signs_of_life(frames, waited) => Some(it),
+        () = frames.closed() => None,
+    }
+}
+
+/// What is waited for; meanwhile comments, which are no part of the answer: neither counted nor kept. A customer who does not
+/// read needs none.
+async fn with_signs_of_life<T>(frames: &mpsc::Sender<Bytes>, waited: impl Future<Output = T>) -> T {
+    let mut waited = std::pin::pin!(waited);
+    loop {
+        match tokio::time::timeout(KEEP_ALIVE, &mut waited).await {
+            Ok(it) => return it,
+            Err(_) => frames.try_send(Bytes::from_static(SSE_KEEP_ALIVE.as_bytes())).unwrap_or_default(),
+        }
+    }
+}
+
 /// The receiving end as a body.
 struct ReceiverBody(mpsc::Receiver<Bytes>);
 
@@ -640,6 +656,32 @@ mod tests {
     const RECEIVE_BUFFER_BYTES: u32 = 4 << 10;
     /// hyper's, the channel's, and the one that is on its way between them.
     const FRAMES_MAX: usize = 18;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_long_wait_is_commented_and_ends_when_the_customer_goes() {
+        let (frames, mut taken) = mpsc::channel::<Bytes>(4);
+        let never = std::future::pending::<()>();
+        let waiting = tokio::spawn(async move { while_connected(&frames, never).await });
+        for _ in 0..2 {
+            let began = tokio::time::Instant::now();
+            assert_eq!(taken.recv().await.unwrap(), SSE_KEEP_ALIVE.as_bytes());
+            assert_eq!(began.elapsed(), KEEP_ALIVE);
+        }
+        drop(taken);
+        assert_eq!(waiting.await.unwrap(), None, "nobody is left to wait for");
+
+        // Whoever does not read is waited with all the same, and what has come is not lost.
+        let (frames, mut taken) = mpsc::channel::<Bytes>(1);
+        frames.send(Bytes::from_static(b"a")).await.unwrap();
+        let settled = async {
+            tokio::time::sleep(3 * KEEP_ALIVE + Duration::from_secs(1)).await;
+            7
+        };
+        assert_eq!(with_signs_of_life(&frames, settled).await, 7);
+        assert_eq!(taken.recv().await.unwrap(), "a");
+        drop(taken);
+        assert_eq!(while_connected(&frames, std::future::ready(8)).await, Some(8));
+    }
 
     /// It is charged by the frames that the transport takes. What it does not read fills two small kernel buffers, its
     /// own and ours, and a few frames more; then nothing is taken any more, and the engine waits.

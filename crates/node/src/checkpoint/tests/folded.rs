@@ -76,6 +76,22 @@ async fn a_snapshot_is_the_state_at_its_record_though_records_come_meanwhile() {
     assert!(reached == last && state.encode() == now);
 }
 
+/// Where commits stay away, a start would fold ever more.
+#[tokio::test]
+async fn a_long_journal_gets_a_snapshot_without_a_commit() {
+    let mut here = Bench::with_a_first_snapshot().await;
+    here.lives_on(200..20_099);
+    assert!(here.live.snapshot_when_long().is_none(), "19,999 records since the last");
+    here.lives_on(20_099..20_100);
+    let due = here.live.snapshot_when_long().unwrap();
+    assert!(here.live.snapshot_when_long().is_none(), "it is being made");
+    let made = due.run();
+    here.live.snapshot_made(&made);
+    made.unwrap();
+    assert!(here.live.snapshot_when_long().is_none(), "and then it is short");
+    assert_eq!(here.live.journal.latest_snapshot().unwrap().unwrap().lsn, here.live.journal.last_lsn());
+}
+
 #[tokio::test]
 async fn a_checkpoints_snapshot_is_the_state_at_its_record_though_records_come_meanwhile() {
     let mut here = Bench::with_a_first_snapshot().await;
