@@ -1,13 +1,28 @@
-// A program written for OpenAI: the official SDK, unmodified, with nothing changed but its base URL.
+// A program written for OpenAI: the official SDK, unmodified, with nothing changed but its base URL; or, with a key, with the
+// official x402 client as its transport, which pays by scheme `exact`.
 //
-//   node openai.mjs BASE_URL
+//   node openai.mjs BASE_URL [PRIVATE_KEY]
 //
 // Prints one JSON line a step: {models}, {plain}, {streamed, chunks}, {json}, {call}, {told}, {vectors, tokens, near,
 // far}, {refused, status, code, param} twice. Exits with 1 if any step was not what an OpenAI program expects.
+import { x402Client } from '@x402/core/client';
+import { toClientEvmSigner } from '@x402/evm';
+import { registerExactEvmScheme } from '@x402/evm/exact/client';
+import { wrapFetchWithPayment } from '@x402/fetch';
 import OpenAI from 'openai';
+import { privateKeyToAccount } from 'viem/accounts';
 
-const [baseURL] = process.argv.slice(2);
-const openai = new OpenAI({ baseURL, apiKey: 'unused' });
+const [baseURL, key] = process.argv.slice(2);
+const openai = new OpenAI({ baseURL, apiKey: 'unused', ...(key && { fetch: paying(key) }) });
+
+function paying(key) {
+  const client = new x402Client();
+  registerExactEvmScheme(client, { signer: toClientEvmSigner(privateKeyToAccount(key)) });
+  // The client refuses tokens it does not know until it is told.
+  client.setSpendControls(false);
+  return wrapFetchWithPayment(fetch, client);
+}
+
 const say = (line) => console.log(JSON.stringify(line));
 const ask = (more) => ({ messages: [{ role: 'user', content: 'Say hello.' }], max_tokens: 12, ...more });
 

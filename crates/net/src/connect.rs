@@ -61,7 +61,7 @@ impl Service<Uri> for Connector {
         match &mut self.0 {
             By::Machine(connector) => {
                 let connecting = connector.call(to);
-                Box::pin(async move { Ok(Connection(Line::Machine(connecting.await?))) })
+                Box::pin(async move { Ok(Connection(Line::Machine(Box::new(connecting.await?)))) })
             }
             By::Dial(dial) => {
                 let dialling = dial(to);
@@ -75,7 +75,7 @@ impl Service<Uri> for Connector {
 pub struct Connection(Line);
 
 enum Line {
-    Machine(MaybeHttpsStream<TokioIo<TcpStream>>),
+    Machine(Box<MaybeHttpsStream<TokioIo<TcpStream>>>),
     Dialled(TokioIo<Box<dyn Wire>>),
 }
 

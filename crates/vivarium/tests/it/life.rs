@@ -215,6 +215,32 @@ fn openai_sdks_through(proxy: &Proxy) {
     }
 }
 
+/// The SDKs of both languages at the agent itself, with the official x402 clients as their transports.
+fn openai_sdks_that_pay(world: &mut World) {
+    let python = project().join(".vivarium/python/bin/python").to_string_lossy().into_owned();
+    for program in [["node", "openai.mjs"], [&*python, "openai_paid.py"]] {
+        // It may move in the middle, and these clients do not follow it: then once more at its new place.
+        world.until(&format!("{} pays by itself", program[1]), |w| {
+            let world = w.world();
+            let word = |value: &Value| value.as_str().map(str::to_owned);
+            let url = word(&world["agent"]["url"])?;
+            let key = std::fs::read_to_string(word(&world["customer"]["key_file"])?).ok()?;
+            let key = key.lines().find(|line| line.starts_with("0x"))?.trim().to_owned();
+            let out = Command::new(program[0])
+                .args([program[1], &format!("{url}/v1"), &key, &word(&world["rpc_url"])?])
+                .current_dir(project().join("tests/clients"))
+                .output()
+                .expect("it runs");
+            if !out.status.success() {
+                let said = [out.stdout, out.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+                eprintln!("life: {} failed: {said}", program[1]);
+                return None;
+            }
+            Some(())
+        });
+    }
+}
+
 /// The same proxy after the agent has moved: what was in channels still pays. Then its money is given back, and the
 /// budget is used up: a new proxy still knows it.
 fn openai_sdk_after_a_move(world: &mut World, proxy: Proxy) {
@@ -404,6 +430,7 @@ fn a_whole_life() {
     ts_rs_rs_exact_permit2_streamed(&mut world);
     let proxy = Proxy::start(&world, &["--budget", "100/day", "--scheme", "batch-settlement"]);
     openai_sdks_through(&proxy);
+    openai_sdks_that_pay(&mut world);
     // And from somebody who was told nothing but a number.
     for bought in stranger(&world) {
         vectors_have_their_receipt(&mut world, &bought);
