@@ -9,6 +9,7 @@ mod embeddings;
 mod events;
 pub(crate) mod extract;
 mod forward;
+mod further;
 mod gate;
 mod models;
 mod openapi;
@@ -23,6 +24,7 @@ pub(crate) mod verify;
 use crate::answers::Answers;
 use crate::context::Context;
 use crate::main_loop::{Event, Node};
+use crate::models::Models;
 use crate::shared::{Role, Shared};
 use alloy::primitives::U256;
 use axum::Router;
@@ -51,6 +53,8 @@ pub struct Api {
     pub shared: Arc<Shared>,
     pub answers: Arc<Answers>,
     pub seller: Arc<Seller>,
+    /// Loaded when they are asked for.
+    pub models: Arc<Models>,
     /// How channels are sold on, where birth names their contract.
     pub channels: Arc<sale::call::Counter>,
     /// The agent's number in the identity registry, once the chain said it.
@@ -60,7 +64,8 @@ pub struct Api {
 pub fn router(cx: Arc<Context>, shared: Arc<Shared>, answers: Answers) -> Router {
     let seller = Arc::new(sale::seller(&cx));
     let channels = Arc::new(sale::call::Counter::of(&cx));
-    let api = Api { cx, shared, answers: Arc::new(answers), seller, channels, identity: Arc::default() };
+    let models = Arc::new(Models::of(cx.clone(), shared.clone()));
+    let api = Api { cx, shared, answers: Arc::new(answers), seller, models, channels, identity: Arc::default() };
     let sold = sold()
         .into_router()
         .route_layer(middleware::from_fn_with_state(api.clone(), sale::refund::without_a_sale))

@@ -29,6 +29,7 @@ mod live;
 pub mod main_loop;
 pub mod manifest;
 mod memory;
+mod models;
 mod money_events;
 mod moving;
 mod outboxes;

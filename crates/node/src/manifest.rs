@@ -1,5 +1,9 @@
 //! The manifest: what the agent is. Written by the creator, named on chain by its digest, never changed.
 
+mod further;
+
+pub use further::{Further, Kind, booked_by};
+
 use crate::error::{Error, Result};
 use alloy::primitives::Address;
 use pay::{RiskPolicy, Usdc};
@@ -78,6 +82,10 @@ pub struct Manifest {
     #[serde(with = "decimal", default, skip_serializing_if = "is_zero")]
     pub purse_uusdc_max: u128,
     pub store_urls: Vec<String>,
+    /// Most memory that `models` take together while they are loaded, bytes. None: three quarters of what the host gives,
+    /// less what the engines of `model` and `embedding` take.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub models_bytes_max: Option<u64>,
     /// What the stewards' `loosen` reaches at most, after `delay_days`: fixed on chain at birth. None: no limit ever
     /// rises, not even back to where it was before a `tighten`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -99,6 +107,9 @@ pub struct Manifest {
     /// Turns texts into vectors. None: the agent does not sell them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub embedding: Option<Model>,
+    /// Loaded when a request names one, and let go when others need the memory.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub models: Vec<Further>,
     /// Whose answers this agent sells beside its own. Needs `purse_uusdc_max`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub suppliers: Vec<Supplier>,
@@ -598,6 +609,9 @@ impl Manifest {
         if self.embedding.as_ref().is_some_and(|e| e.name == self.model.name || e.file == self.model.file) {
             return refuse("`embedding` must have another name and another file than `model`".into());
         }
+        if let Err(why) = self.check_further() {
+            return refuse(why);
+        }
         if let Err(why) = self.check_adapters() {
             return refuse(why);
         }
@@ -682,6 +696,7 @@ impl Manifest {
         {
             return Err(format!("`embedding.name` = `{}` is sold here already", embedding.name));
         }
+        names.extend(self.models.iter().map(|model| model.name.clone()));
         for (index, supplier) in self.suppliers.iter().enumerate() {
             let field = |name: &str| format!("`suppliers[{index}].{name}`");
             let (call, day) = (supplier.max_uusdc_per_call, supplier.max_uusdc_per_day);

@@ -56,7 +56,7 @@ impl Question {
             )));
         }
         if receipt.embedding_tokens > 0 {
-            return unknown("vectors agree to a tolerance and not to the bit");
+            return unknown("no receipt names how vectors were made");
         }
         if receipt.run.digest() == [0; 32] {
             return unknown("the receipt names no run: another agent made this answer");

@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::external;
 use crate::live::Live;
 use crate::main_loop::{Event, Node};
+use crate::manifest;
 use crate::permit2;
 use crate::shared::Role;
 use crate::state::Recorded;
@@ -680,13 +681,17 @@ struct Sold {
 impl Sold {
     fn by(cx: &Context, route: &str, tokens: u32) -> Sold {
         let digest = |cid: &str| store::cid::parse(cid).map_or([0; 32], |cid| store::cid::digest(&cid));
-        match &cx.manifest.embedding {
-            Some(embedding) if makes_vectors(route) => {
-                Sold { model: digest(&embedding.cid), prompt_tokens: 0, embedding_tokens: tokens }
-            }
+        let (route, further) = manifest::booked_by(route);
+        let own = match &cx.manifest.embedding {
+            Some(embedding) if makes_vectors(route) => &embedding.cid,
+            _ => &cx.manifest.model.cid,
+        };
+        let model = digest(further.unwrap_or(own));
+        match route {
             // None of this agent's made it.
-            _ if route == suppliers::ROUTE => Sold { model: [0; 32], prompt_tokens: 0, embedding_tokens: 0 },
-            _ => Sold { model: digest(&cx.manifest.model.cid), prompt_tokens: tokens, embedding_tokens: 0 },
+            suppliers::ROUTE => Sold { model: [0; 32], prompt_tokens: 0, embedding_tokens: 0 },
+            _ if makes_vectors(route) => Sold { model, prompt_tokens: 0, embedding_tokens: tokens },
+            _ => Sold { model, prompt_tokens: tokens, embedding_tokens: 0 },
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::manifest::{Adapter, Model};
+use crate::manifest::{Adapter, Further, Model};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use store::Blocks;
@@ -19,6 +19,12 @@ pub struct Weights<'a> {
 
 impl<'a> From<&'a Model> for Weights<'a> {
     fn from(model: &'a Model) -> Self {
+        Self { cid: &model.cid, file: &model.file, bytes: model.bytes }
+    }
+}
+
+impl<'a> From<&'a Further> for Weights<'a> {
+    fn from(model: &'a Further) -> Self {
         Self { cid: &model.cid, file: &model.file, bytes: model.bytes }
     }
 }

@@ -325,6 +325,7 @@ impl World {
             model: model.path.clone(),
             embedding: Some(embedding.path.clone()),
             adapters: Vec::new(),
+            models: Vec::new(),
             vivarium: self.options.programs.vivarium.clone(),
             engines: vec![self.options.programs.engine.clone()],
         };

@@ -1,9 +1,10 @@
 //! `POST /v1/chat/completions`, with and without `stream`.
 
 use super::Api;
+use super::further::Served;
 use super::openapi::Operation;
 use super::problem::{Posted, Problem, fresh_id};
-use super::sale::{ENGINE_START, Errand, Form, Order, Prompt, Rendered, Whole};
+use super::sale::{Errand, Form, Order, Prompt, Rendered, Whole};
 use crate::answers::Question;
 use crate::suppliers;
 use axum::body::Bytes;
@@ -26,20 +27,16 @@ pub(super) fn about() -> Operation {
         .paid()
 }
 
-pub async fn complete(State(api): State<Api>, headers: HeaderMap, Posted(body): Posted) -> Response {
-    match answer(&api, &headers, &body, Errand::Buy).await {
-        Ok(response) | Err(response) => response,
-    }
+pub async fn complete(State(api): State<Api>, headers: HeaderMap, Posted(body): Posted) -> Result<Response, Response> {
+    answer(&api, &headers, &body, Errand::Buy).await
 }
 
 /// `GET` of a paid route: the terms, for clients and indexers that probe before they post, and a channel's refund,
 /// which the official clients ask for by it. Nothing else is paid for here.
-pub async fn terms(State(api): State<Api>, headers: HeaderMap) -> Response {
+pub async fn terms(State(api): State<Api>, headers: HeaderMap) -> Result<Response, Response> {
     let body =
         format!(r#"{{"model":"{}","messages":[{{"role":"user","content":"hello"}}]}}"#, api.cx.manifest.model.name);
-    match answer(&api, &headers, &Bytes::from(body), Errand::Probe).await {
-        Ok(response) | Err(response) => response,
-    }
+    answer(&api, &headers, &Bytes::from(body), Errand::Probe).await
 }
 
 async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) -> Result<Response, Response> {
@@ -48,9 +45,13 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) ->
     let (route, prompt, adapter) = match api.cx.suppliers.of(&request.model) {
         Some(supplier) => (suppliers::ROUTE, Prompt::Bought(supplier.purchase(&request, body).map_err(refuse)?), None),
         None => {
-            let adapter = api.serves_model(&request.model).map_err(refuse)?;
-            let prompt =
-                api.render(&request.messages, request.offered_tools()).await.map_err(IntoResponse::into_response)?;
+            let Served { further, adapter } = api.serves(&request.model).map_err(refuse)?;
+            if further.is_some() {
+                // Where the agent does not live nothing is loaded for it.
+                api.here("/v1/chat/completions").await?;
+            }
+            let prompt = api.render(further, &request.messages, request.offered_tools()).await;
+            let prompt = prompt.map_err(IntoResponse::into_response)?;
             (ROUTE, Prompt::Text(prompt), adapter)
         }
     };
@@ -85,25 +86,20 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) ->
 }
 
 impl Api {
-    /// The adapter that answers of this model have on.
-    pub(super) fn serves_model(&self, model: &str) -> Result<Option<usize>, ApiError> {
-        let mut own = self.cx.manifest.own_models();
-        if let Some((_, adapter)) = own.find(|(name, _)| name == model) {
-            return Ok(adapter);
-        }
-        let name = &self.cx.manifest.model.name;
-        Err(ApiError::for_not_found("model_not_found", "model", format!("`{model}` is not served here; `{name}` is")))
-    }
-
-    pub(super) async fn render(&self, messages: &[Message], tools: &[Tool]) -> Result<Rendered, Problem> {
-        let engine = self.shared.engine_within(ENGINE_START).await;
-        let engine = engine.ok_or_else(|| Problem::for_unavail("the engine is still starting", 5))?;
+    /// As the model gets it, by its own template. `further` as [`Served`] has it.
+    pub(super) async fn render(
+        &self,
+        further: Option<usize>,
+        messages: &[Message],
+        tools: &[Tool],
+    ) -> Result<Rendered, Problem> {
+        let engine = self.engine_of(further).await?;
         let date = self.shared.now();
         let text = engine.template.render_with_tools(messages, tools, date).map_err(|e| match e {
             TemplateError::Refused(why) => Problem::from(ApiError::for_field("invalid_value", "messages", why)),
             other => Problem::for_internal(other),
         })?;
-        Ok(Rendered { text, date })
+        Ok(Rendered { text, date, further })
     }
 }
 

@@ -29,19 +29,14 @@ pub(super) fn about() -> Operation {
         .paid()
 }
 
-pub async fn classify(State(api): State<Api>, headers: HeaderMap, Posted(body): Posted) -> Response {
-    match answer(&api, &headers, &body, Errand::Buy).await {
-        Ok(response) | Err(response) => response,
-    }
+pub async fn classify(State(api): State<Api>, headers: HeaderMap, Posted(body): Posted) -> Result<Response, Response> {
+    answer(&api, &headers, &body, Errand::Buy).await
 }
 
-pub async fn terms(State(api): State<Api>, headers: HeaderMap) -> Response {
-    let model = api.cx.manifest.embedding.as_ref().map(|model| &model.name);
-    let model = model.unwrap_or(&api.cx.manifest.model.name);
-    let body = json!({ "model": model, "inputs": ["hello"], "labels": ["greeting", "farewell"] }).to_string();
-    match answer(&api, &headers, &Bytes::from(body), Errand::Probe).await {
-        Ok(response) | Err(response) => response,
-    }
+pub async fn terms(State(api): State<Api>, headers: HeaderMap) -> Result<Response, Response> {
+    let body = json!({ "model": api.vectors_by_default(), "inputs": ["hello"], "labels": ["greeting", "farewell"] })
+        .to_string();
+    answer(&api, &headers, &Bytes::from(body), Errand::Probe).await
 }
 
 /// The price of this many texts.
@@ -57,7 +52,7 @@ pub(crate) fn flat(manifest: &Manifest, texts: usize) -> Flat {
 async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) -> Result<Response, Response> {
     let refuse = |e: ApiError| Problem::from(e).into_response();
     let request = ClassifyRequest::parse(body).map_err(refuse)?;
-    api.embeds_by(&request.model).map_err(refuse)?;
+    let further = api.embeds_by(&request.model).map_err(refuse)?;
     let (texts, classes) = (request.texts(), request.question());
     let flat = flat(&api.cx.manifest, classes.inputs.len());
     let names = classes.clone();
@@ -68,7 +63,7 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) ->
         route: ROUTE,
         description: "labels of texts",
         question: Question::of(body),
-        prompt: Prompt::Texts { texts, name_of: Box::new(move |at| names.name_of(at)) },
+        prompt: Prompt::Texts { texts, name_of: Box::new(move |at| names.name_of(at)), further },
         prompt_field: "inputs",
         settings: Settings::default(),
         adapter: None,

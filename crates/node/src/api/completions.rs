@@ -1,6 +1,7 @@
 //! `POST /v1/completions`: a text goes on, with and without `stream`.
 
 use super::Api;
+use super::further::Served;
 use super::openapi::Operation;
 use super::problem::{Posted, Problem, fresh_id};
 use super::sale::{Errand, Form, Order, Prompt, Rendered, Whole};
@@ -23,23 +24,19 @@ pub(super) fn about() -> Operation {
         .paid()
 }
 
-pub async fn complete(State(api): State<Api>, headers: HeaderMap, Posted(body): Posted) -> Response {
-    match answer(&api, &headers, &body, Errand::Buy).await {
-        Ok(response) | Err(response) => response,
-    }
+pub async fn complete(State(api): State<Api>, headers: HeaderMap, Posted(body): Posted) -> Result<Response, Response> {
+    answer(&api, &headers, &body, Errand::Buy).await
 }
 
-pub async fn terms(State(api): State<Api>, headers: HeaderMap) -> Response {
+pub async fn terms(State(api): State<Api>, headers: HeaderMap) -> Result<Response, Response> {
     let body = json!({ "model": api.cx.manifest.model.name, "prompt": "hello" }).to_string();
-    match answer(&api, &headers, &Bytes::from(body), Errand::Probe).await {
-        Ok(response) | Err(response) => response,
-    }
+    answer(&api, &headers, &Bytes::from(body), Errand::Probe).await
 }
 
 async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) -> Result<Response, Response> {
     let refuse = |e: ApiError| Problem::from(e).into_response();
     let request = CompletionRequest::parse(body).map_err(refuse)?;
-    let adapter = api.serves_model(&request.model).map_err(refuse)?;
+    let Served { further, adapter } = api.serves(&request.model).map_err(refuse)?;
     let reply = CompletionReply {
         id: fresh_id("cmpl-"),
         created: api.shared.now(),
@@ -53,7 +50,7 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) ->
         route: ROUTE,
         description: "one completion",
         question: Question::of(body),
-        prompt: Prompt::Text(Rendered { text: request.prompt, date: 0 }),
+        prompt: Prompt::Text(Rendered { text: request.prompt, date: 0, further }),
         prompt_field: "prompt",
         settings: request.settings,
         adapter,

@@ -83,7 +83,8 @@ fn urls(cx: &Context) -> Vec<String> {
 
 /// What this agent sells.
 fn paid(cx: &Context) -> impl Iterator<Item = &'static str> {
-    PAID.into_iter().chain(PAID_WHOLE).chain(cx.manifest.embedding.iter().flat_map(|_| PAID_VECTORS))
+    let vectors = cx.manifest.vector_models().take(1).flat_map(|_| PAID_VECTORS);
+    PAID.into_iter().chain(PAID_WHOLE).chain(vectors)
 }
 
 fn path(route: &str) -> &str {
@@ -168,10 +169,11 @@ fn words(cx: &Context) -> String {
     let sold: String =
         PAID.iter().map(|route| format!("- [{route}]({url}{}): paid; `stream` too\n", path(route))).collect();
     let whole: String = PAID_WHOLE.iter().map(|route| format!("- [{route}]({url}{}): paid\n", path(route))).collect();
-    let vectors = cx.manifest.embedding.as_ref().map_or_else(String::new, |model| {
-        let line = |route| format!("- [{route}]({url}{}): paid; by the vectors of {}\n", path(route), model.name);
-        PAID_VECTORS.into_iter().map(line).collect()
-    });
+    let by = cx.manifest.vector_models().collect::<Vec<_>>().join(" or ");
+    let vectors: String = paid(cx)
+        .filter(|route| PAID_VECTORS.contains(route))
+        .map(|route| format!("- [{route}]({url}{}): paid; by the vectors of {by}\n", path(route)))
+        .collect();
     format!(
         "# {name}\n\n\
          > {description}\n\n\

@@ -5,6 +5,7 @@ use super::openapi::Operation;
 use super::problem::{Posted, Problem, fresh_id};
 use super::sale::{Errand, Form, Order, Prompt};
 use crate::answers::Question;
+use crate::manifest::Kind;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::HeaderMap;
@@ -23,26 +24,22 @@ pub(super) fn about() -> Operation {
         .paid()
 }
 
-pub async fn embed(State(api): State<Api>, headers: HeaderMap, Posted(body): Posted) -> Response {
-    match answer(&api, &headers, &body, Errand::Buy).await {
-        Ok(response) | Err(response) => response,
-    }
+pub async fn embed(State(api): State<Api>, headers: HeaderMap, Posted(body): Posted) -> Result<Response, Response> {
+    answer(&api, &headers, &body, Errand::Buy).await
 }
 
-pub async fn terms(State(api): State<Api>, headers: HeaderMap) -> Response {
-    let model = api.cx.manifest.embedding.as_ref().map(|model| &model.name);
-    let body = json!({ "model": model.unwrap_or(&api.cx.manifest.model.name), "input": "hello" }).to_string();
-    match answer(&api, &headers, &Bytes::from(body), Errand::Probe).await {
-        Ok(response) | Err(response) => response,
-    }
+pub async fn terms(State(api): State<Api>, headers: HeaderMap) -> Result<Response, Response> {
+    let body = json!({ "model": api.vectors_by_default(), "input": "hello" }).to_string();
+    answer(&api, &headers, &Bytes::from(body), Errand::Probe).await
 }
 
 async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) -> Result<Response, Response> {
     let refuse = |e: ApiError| Problem::from(e).into_response();
     let request = EmbeddingRequest::parse(body).map_err(refuse)?;
-    api.embeds_by(&request.model).map_err(refuse)?;
+    let further = api.embeds_by(&request.model).map_err(refuse)?;
     if request.dimensions.is_some() {
-        let embedder = api.embedder().await.map_err(IntoResponse::into_response)?;
+        api.here("/v1/embeddings").await?;
+        let embedder = api.embedder_of(further).await.map_err(IntoResponse::into_response)?;
         request.check(embedder.dimensions).map_err(refuse)?;
     }
     let name_of = request.name_of();
@@ -56,7 +53,7 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) ->
         route: ROUTE,
         description: "vectors of texts",
         question: Question::of(body),
-        prompt: Prompt::Texts { texts: request.inputs, name_of: Box::new(name_of) },
+        prompt: Prompt::Texts { texts: request.inputs, name_of: Box::new(name_of), further },
         prompt_field: "input",
         settings: Settings::default(),
         adapter: None,
@@ -67,9 +64,18 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) ->
 }
 
 impl Api {
-    pub(super) fn embeds_by(&self, model: &str) -> Result<(), ApiError> {
+    /// The model that a look at the terms of vectors is for; the first one, which makes none, where no other does.
+    pub(super) fn vectors_by_default(&self) -> &str {
+        self.cx.manifest.vector_models().next().unwrap_or(&self.cx.manifest.model.name)
+    }
+
+    /// Place of the further model with this name; `None`: it is the manifest's `embedding`.
+    pub(super) fn embeds_by(&self, model: &str) -> Result<Option<usize>, ApiError> {
+        if let Some(further) = self.cx.manifest.further(model, Kind::Embedding) {
+            return Ok(Some(further));
+        }
         let message = match &self.cx.manifest.embedding {
-            Some(ours) if ours.name == model => return Ok(()),
+            Some(ours) if ours.name == model => return Ok(None),
             Some(ours) => format!("`{model}` makes no vectors here; `{}` does", ours.name),
             None => format!("`{model}` makes no vectors here, and no other model does"),
         };

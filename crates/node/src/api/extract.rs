@@ -1,6 +1,7 @@
 //! `POST /v1/extract`: JSON by a schema out of a text, by the model that answers, at a price a call.
 
 use super::Api;
+use super::further::Served;
 use super::openapi::Operation;
 use super::problem::{Posted, Problem, fresh_id};
 use super::sale::{Errand, Flat, Order, Prompt, Whole};
@@ -28,18 +29,14 @@ pub(super) fn about() -> Operation {
         .paid()
 }
 
-pub async fn extract(State(api): State<Api>, headers: HeaderMap, Posted(body): Posted) -> Response {
-    match answer(&api, &headers, &body, Errand::Buy).await {
-        Ok(response) | Err(response) => response,
-    }
+pub async fn extract(State(api): State<Api>, headers: HeaderMap, Posted(body): Posted) -> Result<Response, Response> {
+    answer(&api, &headers, &body, Errand::Buy).await
 }
 
-pub async fn terms(State(api): State<Api>, headers: HeaderMap) -> Response {
+pub async fn terms(State(api): State<Api>, headers: HeaderMap) -> Result<Response, Response> {
     let body = json!({ "model": api.cx.manifest.model.name, "input": "hello", "schema": {}, "max_output_tokens": 1 })
         .to_string();
-    match answer(&api, &headers, &Bytes::from(body), Errand::Probe).await {
-        Ok(response) | Err(response) => response,
-    }
+    answer(&api, &headers, &Bytes::from(body), Errand::Probe).await
 }
 
 /// The price of a call.
@@ -54,8 +51,9 @@ pub(crate) fn flat(manifest: &Manifest) -> Flat {
 async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) -> Result<Response, Response> {
     let refuse = |e: ApiError| Problem::from(e).into_response();
     let request = ExtractRequest::parse(body).map_err(refuse)?;
-    let adapter = api.serves_model(&request.model).map_err(refuse)?;
-    let prompt = api.render(&request.messages(), &[]).await.map_err(IntoResponse::into_response)?;
+    let Served { further, adapter } = api.serves(&request.model).map_err(refuse)?;
+    api.here("/v1/extract").await?;
+    let prompt = api.render(further, &request.messages(), &[]).await.map_err(IntoResponse::into_response)?;
     let order = Order {
         errand,
         route: ROUTE,

@@ -12,11 +12,12 @@ use serde_json::Value;
 const OWNER: &str = "vivarium";
 
 /// What requests may say in `model`: the one that answers, the same with each adapter, the one that makes vectors if there
-/// is one, and other agents' whose answers are sold here.
+/// is one, those that are loaded on demand, and other agents' whose answers are sold here.
 fn names(manifest: &Manifest) -> impl Iterator<Item = String> {
     let own = manifest.own_models().map(|(name, _)| name);
     let vectors = manifest.embedding.iter().map(|model| model.name.clone());
-    own.chain(vectors).chain(manifest.suppliers.iter().map(|supplier| supplier.model.clone()))
+    let further = manifest.models.iter().map(|model| model.name.clone());
+    own.chain(vectors).chain(further).chain(manifest.suppliers.iter().map(|supplier| supplier.model.clone()))
 }
 
 /// Whose it is: `vivarium`, or the other agent.

@@ -211,6 +211,7 @@ pub async fn metrics(State(api): State<Api>) -> Result<Response, Problem> {
             let _ = writeln!(text, "vivarium_{name} {value}");
         }
     }
+    text += &api.models.metrics();
     let arms = api.look(|node| node.arms().clone()).await?;
     for (name, arm) in arms {
         let seconds = |time: Duration| time.as_secs_f64();

@@ -24,25 +24,19 @@ pub(super) fn about() -> Operation {
         .paid()
 }
 
-pub async fn rerank(State(api): State<Api>, headers: HeaderMap, Posted(body): Posted) -> Response {
-    match answer(&api, &headers, &body, Errand::Buy).await {
-        Ok(response) | Err(response) => response,
-    }
+pub async fn rerank(State(api): State<Api>, headers: HeaderMap, Posted(body): Posted) -> Result<Response, Response> {
+    answer(&api, &headers, &body, Errand::Buy).await
 }
 
-pub async fn terms(State(api): State<Api>, headers: HeaderMap) -> Response {
-    let model = api.cx.manifest.embedding.as_ref().map(|model| &model.name);
-    let model = model.unwrap_or(&api.cx.manifest.model.name);
-    let body = json!({ "model": model, "query": "hello", "documents": ["hello"] }).to_string();
-    match answer(&api, &headers, &Bytes::from(body), Errand::Probe).await {
-        Ok(response) | Err(response) => response,
-    }
+pub async fn terms(State(api): State<Api>, headers: HeaderMap) -> Result<Response, Response> {
+    let body = json!({ "model": api.vectors_by_default(), "query": "hello", "documents": ["hello"] }).to_string();
+    answer(&api, &headers, &Bytes::from(body), Errand::Probe).await
 }
 
 async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) -> Result<Response, Response> {
     let refuse = |e: ApiError| Problem::from(e).into_response();
     let request = RerankRequest::parse(body).map_err(refuse)?;
-    api.embeds_by(&request.model).map_err(refuse)?;
+    let further = api.embeds_by(&request.model).map_err(refuse)?;
     let texts = request.texts();
     let form = Ranking {
         top_n: request.top_n,
@@ -58,7 +52,7 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) ->
         route: ROUTE,
         description: "documents by their nearness to a question",
         question: Question::of(body),
-        prompt: Prompt::Texts { texts, name_of: Box::new(RerankRequest::name_of) },
+        prompt: Prompt::Texts { texts, name_of: Box::new(RerankRequest::name_of), further },
         prompt_field: "documents",
         settings: Settings::default(),
         adapter: None,

@@ -4,6 +4,7 @@
 //! signs with the key that paid gets all that it paid for ([`crate::export`]).
 
 use super::Api;
+use super::further::Served;
 use super::openapi::Operation;
 use super::problem::{Posted, Problem, fresh_id};
 use super::sale::{BeforeEnd, Errand, Form, Order, Prompt, Whole};
@@ -60,30 +61,26 @@ pub(super) fn about_delete() -> Operation {
         .refuses(&[(404, "no such response"), (503, "ask again")])
 }
 
-pub async fn respond(State(api): State<Api>, headers: HeaderMap, Posted(body): Posted) -> Response {
-    match answer(&api, &headers, &body, Errand::Buy).await {
-        Ok(response) | Err(response) => response,
-    }
+pub async fn respond(State(api): State<Api>, headers: HeaderMap, Posted(body): Posted) -> Result<Response, Response> {
+    answer(&api, &headers, &body, Errand::Buy).await
 }
 
-pub async fn terms(State(api): State<Api>, headers: HeaderMap) -> Response {
+pub async fn terms(State(api): State<Api>, headers: HeaderMap) -> Result<Response, Response> {
     let body = json!({ "model": api.cx.manifest.model.name, "input": "hello" }).to_string();
-    match answer(&api, &headers, &Bytes::from(body), Errand::Probe).await {
-        Ok(response) | Err(response) => response,
-    }
+    answer(&api, &headers, &Bytes::from(body), Errand::Probe).await
 }
 
 async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) -> Result<Response, Response> {
     let refuse = |e: ApiError| Problem::from(e).into_response();
     let request = ResponsesRequest::parse(body).map_err(refuse)?;
-    let adapter = api.serves_model(&request.model).map_err(refuse)?;
+    let Served { further, adapter } = api.serves(&request.model).map_err(refuse)?;
     api.here("/v1/responses").await?;
     let before = match &request.previous_response_id {
         Some(id) => api.transcript(id).await.map_err(IntoResponse::into_response)?,
         None => Vec::new(),
     };
     let messages = messages_of(&before).and_then(|before| request.conversation(before)).map_err(refuse)?;
-    let prompt = api.render(&messages, &[]).await.map_err(IntoResponse::into_response)?;
+    let prompt = api.render(further, &messages, &[]).await.map_err(IntoResponse::into_response)?;
     let order = Order {
         errand,
         route: ROUTE,

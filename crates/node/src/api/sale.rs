@@ -150,8 +150,8 @@ impl Flat {
 pub enum Prompt {
     /// It goes on with it.
     Text(Rendered),
-    /// It makes a vector of each. `name_of` a text, for errors.
-    Texts { texts: Vec<String>, name_of: NameOf },
+    /// It makes a vector of each. `name_of` a text, for errors; `further` as in [`Rendered`].
+    Texts { texts: Vec<String>, name_of: NameOf, further: Option<usize> },
     /// No model here gets anything: another agent's makes the answer.
     Bought(Purchase),
 }
@@ -164,6 +164,8 @@ pub struct Rendered {
     pub text: String,
     /// The date that a template was told, chain seconds; zero where there was none.
     pub date: u64,
+    /// Place of the model among the manifest's further ones; `None`: the first one.
+    pub further: Option<usize>,
 }
 
 /// What is done for an order: the engine is asked for it, or another agent.
@@ -180,6 +182,15 @@ impl Prompt {
         match self {
             Self::Text(prompt) => prompt.date,
             Self::Texts { .. } | Self::Bought(_) => 0,
+        }
+    }
+
+    /// Of [`Rendered`].
+    pub(super) fn further(&self) -> Option<usize> {
+        match self {
+            Self::Text(prompt) => prompt.further,
+            Self::Texts { further, .. } => *further,
+            Self::Bought(_) => None,
         }
     }
 }
@@ -351,7 +362,7 @@ impl Api {
             method: settlement.method(),
             payer: settlement.payer(),
             nonce: settlement.nonce(),
-            route: order.route.to_owned(),
+            route: self.cx.manifest.booked(order.route, order.prompt.further()),
             body_digest: order.question.digest,
             identifier: wishes.identifier,
             fresh: wishes.fresh,
@@ -467,7 +478,7 @@ impl Api {
                 let digest = digest.map(|cid| store::cid::digest(&cid));
                 Run::of(route, date, generate, digest, engine.class()).to_canonical()
             }
-            // Vectors agree only to a tolerance, and what is bought was run elsewhere.
+            // No receipt names how vectors are made yet, and what is bought was run elsewhere.
             _ => String::new(),
         }
     }
@@ -491,13 +502,14 @@ impl Api {
         let price = self.first_price().await.map_err(|why| Problem::for_unavail(why, 2))?;
         let (engine, client, prompt_tokens, room, price) = match &order.prompt {
             Prompt::Text(prompt) => {
-                let (engine, tokens, room) = self.room_after(&prompt.text, order, pays).await?;
+                let (engine, tokens, room) = self.room_after(prompt, order, pays).await?;
                 let client = engine.client.clone();
-                (Some(engine), Some(client), tokens, room, price)
+                (Some(engine), Some(client), tokens, room, self.price_of(price, prompt.further))
             }
-            Prompt::Texts { texts, name_of } => {
-                let (engine, tokens) = self.texts_fit(texts, name_of, order.prompt_field).await?;
-                (None, Some(engine), tokens, 0, price.of_embeddings())
+            Prompt::Texts { texts, name_of, further } => {
+                let embedder = self.embedder_of(*further).await?;
+                let (engine, tokens) = texts_fit(embedder, texts, name_of, order.prompt_field).await?;
+                (None, Some(engine), tokens, 0, self.price_of(price, *further).of_embeddings())
             }
             // By the call: no token of it is this host's.
             Prompt::Bought(purchase) => {
@@ -550,15 +562,11 @@ impl Api {
     }
 
     /// The engine, the prompt's tokens, and the most that an answer to it may have.
-    async fn room_after(&self, prompt: &str, order: &Order, pays: bool) -> Result<(Engine, u32, u32), Problem> {
-        let engine = self
-            .shared
-            .engine_within(ENGINE_START)
-            .await
-            .ok_or_else(|| Problem::for_unavail("the engine is still starting", 5))?;
+    async fn room_after(&self, prompt: &Rendered, order: &Order, pays: bool) -> Result<(Engine, u32, u32), Problem> {
+        let engine = self.engine_of(prompt.further).await?;
         let prompt_tokens = engine
             .client
-            .count_tokens(prompt, order.settings.add_bos)
+            .count_tokens(&prompt.text, order.settings.add_bos)
             .await
             .map_err(|e| Problem::for_unavail(format!("the engine does not answer: {e}"), 1))?;
         order.settings.check(engine.hello.n_vocab)?;
@@ -575,20 +583,6 @@ impl Api {
             .into());
         }
         Ok((engine, prompt_tokens, room))
-    }
-
-    /// The engine that makes vectors, and the tokens of all texts together, if it takes each of them.
-    async fn texts_fit(&self, texts: &[String], name_of: &NameOf, field: &str) -> Result<(EngineClient, u32), Problem> {
-        let embedder = self.embedder().await?;
-        let counts = try_join_all(texts.iter().map(|text| embedder.client.count_tokens(text, true))).await;
-        let counts = counts.map_err(|e| Problem::for_unavail(format!("the engine does not answer: {e}"), 1))?;
-        let tokens = tokens_of(field, &counts, embedder.hello.n_ctx, name_of)?;
-        Ok((embedder.client, tokens))
-    }
-
-    pub async fn embedder(&self) -> Result<Embedder, Problem> {
-        let embedder = self.shared.embedder_within(ENGINE_START).await;
-        embedder.ok_or_else(|| Problem::for_unavail("the embedding engine is still starting", 5))
     }
 
     /// Before anything is reserved: nobody would know for a while what becomes of it.
@@ -796,6 +790,19 @@ fn described(order: &Order, price: &Price) -> String {
         "{what}; a million tokens cost: prompt {}, of the prompt what is cached {}, generated {}; a call at least {}",
         price.mtok_prompt_uusdc, price.mtok_cached_uusdc, price.mtok_completion_uusdc, price.call_uusdc
     )
+}
+
+/// The engine that makes vectors, and the tokens of all texts together, if it takes each of them.
+async fn texts_fit(
+    embedder: Embedder,
+    texts: &[String],
+    name_of: &NameOf,
+    field: &str,
+) -> Result<(EngineClient, u32), Problem> {
+    let counts = try_join_all(texts.iter().map(|text| embedder.client.count_tokens(text, true))).await;
+    let counts = counts.map_err(|e| Problem::for_unavail(format!("the engine does not answer: {e}"), 1))?;
+    let tokens = tokens_of(field, &counts, embedder.hello.n_ctx, name_of)?;
+    Ok((embedder.client, tokens))
 }
 
 /// Refuses a form that answers cannot be held to, before anything is paid for it. A schema takes milliseconds to compile,

@@ -2,11 +2,12 @@
 //! refused before anything is paid.
 
 use super::Api;
+use super::further::Served;
 use super::openapi::Operation;
 use super::problem::{Posted, Problem, fresh_id};
-use super::sale::{ENGINE_START, Errand, Flat, Order, Prompt, Rendered, Whole};
+use super::sale::{Errand, Flat, Order, Prompt, Rendered, Whole};
 use crate::answers::Question as Asked;
-use crate::manifest::Manifest;
+use crate::manifest::{Adapter, Further, Kind, Manifest};
 use crate::rerun::{Judged, NotTried, Question};
 use axum::body::Bytes;
 use axum::extract::State;
@@ -30,10 +31,8 @@ pub(super) fn about() -> Operation {
         .paid()
 }
 
-pub async fn verify(State(api): State<Api>, headers: HeaderMap, Posted(body): Posted) -> Response {
-    match answer(&api, &headers, &body).await {
-        Ok(response) | Err(response) => response,
-    }
+pub async fn verify(State(api): State<Api>, headers: HeaderMap, Posted(body): Posted) -> Result<Response, Response> {
+    answer(&api, &headers, &body).await
 }
 
 /// The price of a call.
@@ -55,9 +54,9 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes) -> Result<Response
     let answer = request.answer.as_ref().map(String::as_bytes);
     let question =
         Question::of(&signed.receipt, request.request.as_bytes(), answer).map_err(|e| refuse(not_tried(e)))?;
-    let adapter = api.has_weights_of(&question).map_err(refuse)?;
-    let engine = api.shared.engine_within(ENGINE_START).await;
-    let engine = engine.ok_or_else(|| Problem::for_unavail("the engine is still starting", 5).into_response())?;
+    let Served { further, adapter } = api.made_by(&question).map_err(refuse)?;
+    api.here("/v1/verify").await?;
+    let engine = api.engine_of(further).await.map_err(IntoResponse::into_response)?;
     question.fits(&engine.class()).map_err(|e| refuse(not_tried(e)))?;
     let prompt = question.prompt(&engine.template).map_err(|e| refuse(cannot_say(e.to_string())))?;
     let tokens = engine.client.count_tokens(&prompt, question.add_bos()).await;
@@ -70,7 +69,7 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes) -> Result<Response
         route: ROUTE,
         description: "an answer made again",
         question: Asked::of(body),
-        prompt: Prompt::Text(Rendered { text: prompt, date: question.run.date }),
+        prompt: Prompt::Text(Rendered { text: prompt, date: question.run.date, further }),
         prompt_field: "request",
         settings: question.settings(then.max_tokens),
         adapter,
@@ -92,17 +91,24 @@ fn cannot_say(why: String) -> ApiError {
 }
 
 impl Api {
-    /// The place of the adapter that made an answer, if this agent's model and adapters made it.
-    fn has_weights_of(&self, question: &Question) -> Result<Option<usize>, ApiError> {
+    /// Which of this agent's models, with which of its adapters, made an answer.
+    fn made_by(&self, question: &Question) -> Result<Served, ApiError> {
         let manifest = &self.cx.manifest;
         let is = |named: &str, digest: [u8; 32]| cid::parse(named).is_ok_and(|cid| cid::digest(&cid) == digest);
-        if !is(&manifest.model.cid, question.receipt.model) {
-            return Err(cannot_say(format!("another model made it than `{}`, which runs here", manifest.model.name)));
-        }
+        let further = match is(&manifest.model.cid, question.receipt.model) {
+            true => None,
+            false => {
+                let made_it = |model: &Further| model.kind == Kind::Chat && is(&model.cid, question.receipt.model);
+                let further = manifest.models.iter().position(made_it);
+                Some(further.ok_or_else(|| cannot_say("none of this agent's models made it".to_owned()))?)
+            }
+        };
         if question.receipt.adapter == [0; 32] {
-            return Ok(None);
+            return Ok(Served { further, adapter: None });
         }
-        let found = manifest.adapters.iter().position(|adapter| is(&adapter.cid, question.receipt.adapter));
-        found.map(Some).ok_or_else(|| cannot_say("its adapter is none of this agent's".to_owned()))
+        let is_its = |adapter: &Adapter| further.is_none() && is(&adapter.cid, question.receipt.adapter);
+        let adapter = manifest.adapters.iter().position(is_its);
+        let adapter = adapter.ok_or_else(|| cannot_say("its adapter is none of this agent's".to_owned()))?;
+        Ok(Served { further, adapter: Some(adapter) })
     }
 }

@@ -1,4 +1,4 @@
-use super::{Adapter, Manifest, Supplier};
+use super::{Adapter, Further, Kind, Manifest, Supplier, booked_by};
 use alloy::primitives::Address;
 use pay::Usdc;
 
@@ -33,6 +33,7 @@ duty_day_max_uusdc = "100000"
 relay_max_wei = "100000000000000"
 purse_uusdc_max = "300000"
 store_urls = ["http://127.0.0.1:7000"]
+models_bytes_max = 4000000000
 
 [ceilings]
 day_limit_uusdc = "20000000"
@@ -94,6 +95,25 @@ file = "e.gguf"
 sha256 = "4672e27e4bacba1f619aa31f198f54a3733a51e6858d3d6d078f5c672bcdbd5a"
 bytes = 25282080
 context = 256
+
+[[models]]
+name = "big"
+kind = "chat"
+cid = "{WEIGHTS}"
+file = "big.gguf"
+sha256 = "1179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+bytes = 196724864
+context = 4096
+
+[[models]]
+name = "v"
+kind = "embedding"
+cid = "{WEIGHTS}"
+file = "v.gguf"
+sha256 = "2179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+bytes = 1000
+context = 512
+price_pct = 150
 
 [[suppliers]]
 model = "theirs"
@@ -348,6 +368,46 @@ fn adapters_have_names_and_files_of_their_own() {
     assert!(Manifest::parse(&bad.to_toml().unwrap()).unwrap_err().to_string().contains("`adapters[0].cid`"));
     let many = (0..=16).map(|n| Adapter { name: format!("n{n}"), file: format!("f{n}"), ..read.adapters[0].clone() });
     let bad = Manifest { adapters: many.collect(), ..read };
+    assert!(Manifest::parse(&bad.to_toml().unwrap()).unwrap_err().to_string().contains("the limit is 16"));
+}
+
+#[test]
+fn further_models_have_names_files_and_prices_of_their_own() {
+    let read = Manifest::parse(&whole()).unwrap();
+    assert_eq!(Manifest::parse(&read.to_toml().unwrap()).unwrap(), read);
+    assert_eq!((read.further("big", Kind::Chat), read.further("v", Kind::Embedding)), (Some(0), Some(1)));
+    assert_eq!((read.further("v", Kind::Chat), read.further("m", Kind::Chat)), (None, None));
+    let pct = |bytes, price_pct, kind| Further { bytes, price_pct, kind, ..read.models[0].clone() }.price_pct_up(&read);
+    assert_eq!(read.models.iter().map(|model| model.price_pct_up(&read)).collect::<Vec<_>>(), [200, 150]);
+    assert_eq!(pct(98_362_433, None, Kind::Chat), 101, "its bytes are to the model's as the prices of tokens are");
+    assert_eq!((pct(1, None, Kind::Chat), pct(50_564_160, None, Kind::Embedding)), (1, 200));
+    assert_eq!(pct(u64::MAX, None, Kind::Chat), u32::MAX);
+    // What the book keeps names the model, and the route is read out of it again.
+    let booked = read.booked("POST /v1/completions", Some(0));
+    assert_eq!(booked_by(&booked), ("POST /v1/completions", Some(WEIGHTS)));
+    assert_eq!(booked_by(&read.booked("POST /v1/completions", None)), ("POST /v1/completions", None));
+    for (from, to, why) in [
+        ("name = \"big\"", "name = \"a:b\"", "`models[0].name` must have"),
+        ("name = \"big\"", "name = \"\"", "`models[0].name` must have"),
+        ("name = \"big\"", "name = \"m\"", "must be no other's"),
+        ("name = \"v\"", "name = \"e\"", "must be no other's"),
+        ("file = \"big.gguf\"", "file = \"poet.gguf\"", "must be no other's"),
+        ("file = \"v.gguf\"", "file = \"big.gguf\"", "must be no other's"),
+        ("kind = \"chat\"", "kind = \"song\"", "unknown variant"),
+        ("sha256 = \"1179", "sha256 = \"x179", "`models[0].sha256`"),
+        ("price_pct = 150", "price_pct = 0", "`models[1].price_pct` must lie"),
+        ("context = 512", "context = 0", "`models[1].context` = 0"),
+        ("model = \"theirs\"", "model = \"v\"", "`suppliers[0].model` = `v` is sold here already"),
+    ] {
+        let text = whole();
+        assert!(text.contains(from), "{from}");
+        let refused = Manifest::parse(&text.replace(from, to)).unwrap_err().to_string();
+        assert!(refused.contains(why), "{refused}");
+    }
+    let none = Manifest { models: Vec::new(), ..read.clone() };
+    assert!(Manifest::parse(&none.to_toml().unwrap()).unwrap_err().to_string().contains("`models_bytes_max` is for"));
+    let many = (0..=16).map(|n| Further { name: format!("n{n}"), file: format!("f{n}"), ..read.models[0].clone() });
+    let bad = Manifest { models: many.collect(), ..read };
     assert!(Manifest::parse(&bad.to_toml().unwrap()).unwrap_err().to_string().contains("the limit is 16"));
 }
 

@@ -37,6 +37,9 @@ pub struct Flags {
     /// An adapter that the manifest names, in its order; given for all or none [default: as for --model]
     #[arg(long, value_name = "FILE")]
     adapter: Vec<PathBuf>,
+    /// A further model that the manifest names, in its order; given for all or none [default: as for --model]
+    #[arg(long, value_name = "FILE")]
+    further: Vec<PathBuf>,
     /// Does not ask
     #[arg(long)]
     yes: bool,
@@ -64,8 +67,13 @@ pub fn run(flags: Flags) -> Result<()> {
             true => manifest.adapters.iter().map(|adapter| models.join(&adapter.file)).collect(),
             false => flags.adapter,
         };
+        let further = match flags.further.is_empty() {
+            true => manifest.models.iter().map(|model| models.join(&model.file)).collect(),
+            false => flags.further,
+        };
         let goods = Goods {
             adapters,
+            models: further,
             model: flags.model.unwrap_or_else(|| standard(&manifest.model)),
             embedding: flags.embedding.or_else(|| manifest.embedding.as_ref().map(standard)),
             engines: infer::engines::all_in(vivarium.parent().context("this program lies in a folder")?),

@@ -38,6 +38,8 @@ pub struct Goods {
     pub embedding: Option<PathBuf>,
     /// In the order of the manifest's.
     pub adapters: Vec<PathBuf>,
+    /// Further models, in the order of the manifest's.
+    pub models: Vec<PathBuf>,
     pub vivarium: PathBuf,
     /// One, or one for each class of processor (`infer::engines`).
     pub engines: Vec<PathBuf>,
@@ -49,6 +51,7 @@ pub struct Stored {
     pub model: Cid,
     pub embedding: Option<Cid>,
     pub adapters: Vec<Cid>,
+    pub models: Vec<Cid>,
     /// A directory {vivarium, vivarium-engine}, with an engine for each class of processor if there are such.
     pub code: Cid,
 }
@@ -70,6 +73,12 @@ impl Goods {
             let stored = stored.with_context(|| format!("the adapter {} cannot be stored", path.display()))?;
             adapters.push(stored.cid);
         }
+        let mut models = Vec::new();
+        for path in &self.models {
+            let stored = store.put_path(path, Profile::V1_2025).await;
+            let stored = stored.with_context(|| format!("the further model {} cannot be stored", path.display()))?;
+            models.push(stored.cid);
+        }
         let staged = scratch.join("tmp/code");
         let stage = || -> std::io::Result<()> {
             std::fs::create_dir_all(&staged)?;
@@ -89,8 +98,11 @@ impl Goods {
         for adapter in &adapters {
             store.pin(adapter, "weights").await.context("no store keeps an adapter's weights")?;
         }
+        for model in &models {
+            store.pin(model, "weights").await.context("no store keeps a further model's weights")?;
+        }
         store.pin(&code, "code").await.context("no store keeps the code")?;
-        Ok(Stored { model, embedding, adapters, code })
+        Ok(Stored { model, embedding, adapters, models, code })
     }
 }
 
@@ -130,10 +142,12 @@ impl Plan {
         let embedding = manifest.embedding.as_ref().map_or("none", |model| &model.cid);
         let cids = |cids: Vec<String>| if cids.is_empty() { "none".to_owned() } else { cids.join(", ") };
         let adapters = cids(manifest.adapters.iter().map(|adapter| adapter.cid.clone()).collect());
+        let models = cids(manifest.models.iter().map(|model| model.cid.clone()).collect());
         for (what, named, is) in [
             ("code_cid", manifest.code_cid.as_str(), stored.code.to_string()),
             ("model.cid", &manifest.model.cid, stored.model.to_string()),
             ("adapters.cid", &adapters, cids(stored.adapters.iter().map(ToString::to_string).collect())),
+            ("models.cid", &models, cids(stored.models.iter().map(ToString::to_string).collect())),
             ("embedding.cid", embedding, stored.embedding.map_or_else(|| "none".to_owned(), |cid| cid.to_string())),
         ] {
             ensure!(

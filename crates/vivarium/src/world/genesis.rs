@@ -184,6 +184,7 @@ pub fn manifest(choices: &Choices, names: Names) -> Manifest {
         relay_max_wei: RELAY_MAX_WEI,
         purse_uusdc_max: 0,
         store_urls: vec![store_url],
+        models_bytes_max: None,
         ceilings: None,
         gas_market: None,
         archive: node::manifest::Archive::default(),
@@ -195,6 +196,7 @@ pub fn manifest(choices: &Choices, names: Names) -> Manifest {
         model: model.named(),
         adapters: Vec::new(),
         embedding: Some(embedding.named()),
+        models: Vec::new(),
         suppliers: Vec::new(),
         stewards,
     }

@@ -90,7 +90,7 @@ impl Api {
             max: paid.voucher.max,
             ceiling,
             deposit: deposit.as_ref().map(|d| AskedDeposit { key: d.key(&channel), amount: d.amount }),
-            route: order.route.to_owned(),
+            route: self.cx.manifest.booked(order.route, order.prompt.further()),
             body_digest: order.question.digest,
             fresh: wishes.fresh,
         };

@@ -4,6 +4,7 @@
 
 mod another;
 mod flat;
+mod further;
 
 use super::served;
 use crate::answers::Answers;
@@ -418,7 +419,12 @@ async fn engine(dir: &Path) -> Engine {
     Engine { client, hello: Arc::new(hello), template: Arc::new(template) }
 }
 
-async fn says(mut line: UnixStream) {
+async fn says(line: UnixStream) {
+    says_as(line, None).await;
+}
+
+/// `dimensions` of its vectors, if it makes some.
+async fn says_as(mut line: UnixStream, dimensions: Option<u32>) {
     let hello = FromEngine::Hello(Hello {
         model_name: "a stand-in".to_owned(),
         n_ctx: 2_048,
@@ -426,7 +432,7 @@ async fn says(mut line: UnixStream) {
         n_vocab: 49_152,
         slots: 8,
         adapters: 1,
-        dimensions: None,
+        dimensions,
         chat_template: None,
         bos: String::new(),
         eos: String::new(),
@@ -1074,7 +1080,7 @@ async fn an_adapter_is_chosen_by_the_models_name_and_the_receipt_names_it() {
     }
     let models: Value = serde_json::from_str(&shop.get("/v1/models").await).unwrap();
     let ids: Vec<_> = models["data"].as_array().unwrap().iter().map(|model| model["id"].as_str().unwrap()).collect();
-    assert_eq!(ids, ["m", "m:poet", "e", "theirs"]);
+    assert_eq!(ids, ["m", "m:poet", "e", "big", "v", "theirs"]);
     shop.close().await;
 }
 

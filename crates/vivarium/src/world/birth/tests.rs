@@ -46,6 +46,7 @@ fn manifest() -> Manifest {
         relay_max_wei: 1_000,
         purse_uusdc_max: 0,
         store_urls: Vec::new(),
+        models_bytes_max: None,
         ceilings: None,
         gas_market: None,
         archive: node::manifest::Archive::default(),
@@ -61,6 +62,7 @@ fn manifest() -> Manifest {
         },
         adapters: Vec::new(),
         embedding: None,
+        models: Vec::new(),
         suppliers: Vec::new(),
         stewards: Vec::new(),
     }

@@ -38,7 +38,7 @@ async fn offered(shop: &Shop, path: &str, body: &Value) -> PaymentRequirements {
 }
 
 /// The answer to a call that a new customer's voucher pays.
-async fn bought(shop: &Shop, path: &str, body: &Value, payer: &str) -> Value {
+pub(super) async fn bought(shop: &Shop, path: &str, body: &Value, payer: &str) -> Value {
     let offer = offered(shop, path, body).await;
     let (payer, domain) = (customer(payer), ChannelDomain::new(shop.cx.config.chain_id));
     let config = channel::config(payer.address(), &offer, [0; 32]).unwrap();
@@ -48,11 +48,11 @@ async fn bought(shop: &Shop, path: &str, body: &Value, payer: &str) -> Value {
     said
 }
 
-async fn receipt_of(shop: &Shop, said: &Value) -> pay::Receipt {
+pub(super) async fn receipt_of(shop: &Shop, said: &Value) -> pay::Receipt {
     signed(shop, said).await.receipt
 }
 
-async fn signed(shop: &Shop, said: &Value) -> SignedReceipt {
+pub(super) async fn signed(shop: &Shop, said: &Value) -> SignedReceipt {
     let said = Said { status: StatusCode::OK, offers: None, told: None, later: None, body: said.to_string() };
     shop.receipt(&said).await
 }
@@ -70,7 +70,7 @@ async fn a_call_costs_the_manifests_price_whatever_is_in_it() {
         assert_eq!(predictions, ["leases", "soup", "leases"][..inputs.len()], "{said}");
         let receipt = receipt_of(&shop, &said).await;
         assert_eq!((receipt.amount, receipt.prompt_tokens, receipt.embedding_tokens > 0), (Usdc(price), 0, true));
-        assert_eq!(receipt.run.digest(), [0; 32], "vectors are made again to a tolerance only");
+        assert_eq!(receipt.run.digest(), [0; 32], "no receipt names how vectors were made");
     }
     for input in ["A lease is a promise.", &"A lease is a promise. ".repeat(30)] {
         let said = bought(&shop, "/v1/extract", &extract(&shop, input), input).await;
