@@ -96,14 +96,18 @@ impl Api {
     }
 
     pub(super) async fn render(&self, messages: &[Message], tools: &[Tool]) -> Result<Rendered, Problem> {
+        let date = self.shared.now();
+        Ok(Rendered { text: self.render_on(messages, tools, date).await?, date })
+    }
+
+    /// As it is rendered on this date, chain seconds.
+    pub(super) async fn render_on(&self, messages: &[Message], tools: &[Tool], date: u64) -> Result<String, Problem> {
         let engine = self.shared.engine_within(ENGINE_START).await;
         let engine = engine.ok_or_else(|| Problem::for_unavail("the engine is still starting", 5))?;
-        let date = self.shared.now();
-        let text = engine.template.render_with_tools(messages, tools, date).map_err(|e| match e {
+        engine.template.render_with_tools(messages, tools, date).map_err(|e| match e {
             TemplateError::Refused(why) => Problem::from(ApiError::for_field("invalid_value", "messages", why)),
             other => Problem::for_internal(other),
-        })?;
-        Ok(Rendered { text, date })
+        })
     }
 }
 
