@@ -7,12 +7,14 @@
 //!
 //! Requests become plain values; answers are built as JSON from plain values. HTTP is the caller's.
 
+pub mod batches;
 pub mod chat;
 pub mod classify;
 pub mod completions;
 pub mod embeddings;
 mod error;
 pub mod extract;
+pub mod files;
 pub mod models;
 pub mod rerank;
 pub mod responses;

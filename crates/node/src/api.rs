@@ -1,5 +1,6 @@
 //! The agent's HTTP surface. One file a route; paid routes go through [`sale`].
 
+mod batches;
 mod chat;
 pub(crate) mod classify;
 mod completions;
@@ -8,6 +9,7 @@ mod discover;
 mod embeddings;
 mod events;
 pub(crate) mod extract;
+mod files;
 mod forward;
 mod further;
 mod gate;
@@ -57,6 +59,7 @@ pub struct Api {
     pub models: Arc<Models>,
     /// How channels are sold on, where birth names their contract.
     pub channels: Arc<sale::call::Counter>,
+    pub(crate) desk: Arc<batches::Desk>,
     /// The agent's number in the identity registry, once the chain said it.
     identity: Arc<OnceCell<U256>>,
 }
@@ -65,7 +68,18 @@ pub fn router(cx: Arc<Context>, shared: Arc<Shared>, answers: Answers) -> Router
     let seller = Arc::new(sale::seller(&cx));
     let channels = Arc::new(sale::call::Counter::of(&cx));
     let models = Arc::new(Models::of(cx.clone(), shared.clone()));
-    let api = Api { cx, shared, answers: Arc::new(answers), seller, models, channels, identity: Arc::default() };
+    let api = Api {
+        cx,
+        shared,
+        answers: Arc::new(answers),
+        seller,
+        models,
+        channels,
+        desk: Arc::default(),
+        identity: Arc::default(),
+    };
+    // Ends with the main loop that it asks.
+    tokio::spawn(batches::work(api.clone()));
     let sold = sold()
         .into_router()
         .route_layer(middleware::from_fn_with_state(api.clone(), sale::refund::without_a_sale))
@@ -106,6 +120,9 @@ fn sold() -> Routes {
         .post("/v1/responses", responses::about(), responses::respond)
         .get("/v1/responses", openapi::terms(), responses::terms)
         .post("/v1/responses/export", responses::about_export(), responses::export)
+        .post("/v1/files", files::about(), files::upload)
+        .post("/v1/files/{id}/content", files::about_content(), files::content)
+        .post("/v1/batches", batches::about(), batches::create)
 }
 
 /// Whether what is sold at this route is made by the model for vectors.
@@ -119,6 +136,14 @@ fn free() -> Routes {
     Routes::new()
         .get("/v1/responses/{id}", responses::about_read(), responses::read)
         .delete("/v1/responses/{id}", responses::about_delete(), responses::delete)
+        .get("/v1/files", files::about_list(), files::list)
+        .get("/v1/files/{id}", files::about_read(), files::read)
+        .delete("/v1/files/{id}", files::about_delete(), files::delete)
+        // What was paid is there whether or not anything is sold.
+        .get("/v1/files/{id}/content", files::about_content(), files::content)
+        .get("/v1/batches", batches::about_list(), batches::list)
+        .get("/v1/batches/{id}", batches::about_read(), batches::read)
+        .post("/v1/batches/{id}/cancel", batches::about_cancel(), batches::cancel)
         .get("/v1/models", models::about_list(), models::list)
         .get("/v1/models/{id}", models::about_one(), models::one)
         .get("/receipts/{id}", read::about_receipt(), read::receipt)

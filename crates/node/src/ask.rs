@@ -14,7 +14,9 @@ use crate::suppliers;
 use economy::{Input, Owed, Usdc};
 use journal::crash_point;
 use pay::book::channels::{CallService, RefundAsk};
-use pay::book::{AbortWhy, BookInput, Decision, Delivery, LimitReached, RequestId, Reservation, Service, Timing};
+use pay::book::{
+    AbortWhy, BookInput, Decision, Delivery, LimitReached, Payment, RequestId, Reservation, Service, Timing,
+};
 use pay::facilitator::api::Asked;
 use pay::facilitator::remote::Remote;
 use pay::risk::{Circumstances, Held, Hold, When};
@@ -211,6 +213,27 @@ impl Node {
         self.book(input)
     }
 
+    /// Whether the call of this request was delivered, by a payment that did not fail; `None`: it is not over yet.
+    pub(crate) fn is_sold(&self, request: &RequestId) -> Option<bool> {
+        let state = &self.live.as_ref()?.state;
+        if let Some(entry) = state.book.entry(request) {
+            return match (&entry.service, &entry.payment) {
+                (Service::Serving { .. }, _) => None,
+                (Service::Delivered(_), Payment::Unpaid { .. }) | (Service::Aborted { .. }, _) => Some(false),
+                (Service::Delivered(_), _) => Some(true),
+            };
+        }
+        if let Some(call) = state.book.channels().call(request) {
+            return match &call.service {
+                CallService::Serving { .. } => None,
+                CallService::Delivered(_) => Some(true),
+                CallService::Aborted { .. } => Some(false),
+            };
+        }
+        // The book has forgotten it: what was delivered has a receipt.
+        Some(state.receipts.contains_key(&request.to_string()))
+    }
+
     /// What the book says of this payment before anything is asked of the chain. `None`: it is new, or this node does
     /// not sell.
     pub(crate) fn known(&self, ask: &book::Ask) -> Option<Reserved> {
@@ -327,14 +350,23 @@ impl Node {
             }
         };
         let Kept { response, payer, cid } = kept;
+        let before = live.state.conversations.get(&response).map(|before| before.cid.clone());
         let input = ConversationInput::Store(Stored { response, payer, at: now, cid: cid.clone(), wrapped_key });
         if live.sealed {
+            if before.is_some() {
+                // The successor may have written it anew since: it is not put back. Without an answer whoever wrote it asks
+                // there.
+                return Ok(());
+            }
             // The agent moved while this answer was made: its successor keeps the conversation.
             crate::moving::report_late(self, Recorded::Conversation(input));
             let _ = reply.send(());
             return Ok(());
         }
         let lsn = live.record(now, &Recorded::Conversation(input))?;
+        if let Some(before) = before {
+            live.ring.forget(&before);
+        }
         live.ring.conversations.insert(cid, key);
         live.when_durable(lsn, move || {
             let _ = reply.send(());

@@ -1,5 +1,8 @@
 //! Stored conversations (`store: true`): the journal holds where they are, the store holds them sealed, each under a key
 //! of its own, which is destroyed with it (`memory`).
+//!
+//! Files and batches ([`crate::batch`]) are kept in the same way under names that begin otherwise than a response's. Kept
+//! again under its name, an object takes the place of the one before.
 
 use crate::error::{Error, Result};
 use borsh::{BorshDeserialize, BorshSerialize};
@@ -77,6 +80,12 @@ impl Conversations {
 
     pub fn iter(&self) -> impl Iterator<Item = &Stored> {
         self.by_slot.values().filter_map(|response| self.get(response))
+    }
+
+    /// Those whose name begins with this.
+    pub fn named<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a Stored> {
+        let from = self.by_id.range(prefix.to_owned()..);
+        from.map(|(_, (_, stored))| stored).take_while(move |stored| stored.response.starts_with(prefix))
     }
 
     /// All that `payer` paid for, oldest first.

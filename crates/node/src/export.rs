@@ -1,4 +1,4 @@
-//! Who gets all that a customer stored: whoever signs for it with the key that paid.
+//! Who gets, or is told of, all that a customer stored: whoever signs for it with the key that paid.
 //!
 //! The agent knows its customers by their payments alone, so the payer's address is the customer. It signs an ordinary
 //! personal message (EIP-191) that names agent, chain and time: no wallet can take it for a payment (those are EIP-712),
@@ -42,17 +42,54 @@ impl ExportRequest {
     /// # Errors
     /// A sentence for the asker.
     pub fn verify(&self, agent: Address, chain_id: u64, now: u64) -> Result<(), String> {
-        if self.at.abs_diff(now) > FRESH_SECS {
-            return Err(format!("`at` is {}, the chain's time is {now}: sign it anew", self.at));
-        }
-        let bytes = self.signature.strip_prefix("0x").and_then(|digits| hex::decode(digits).ok());
-        let signature = bytes.and_then(|bytes| Signature::from_raw(&bytes).ok());
-        let signature = signature.ok_or("`signature` is not 0x and 65 bytes in hex")?;
-        let text = message(agent, chain_id, self.payer, self.at);
-        match signature.recover_address_from_msg(text.as_bytes()) {
-            Ok(signer) if signer == self.payer && !signer.is_zero() => Ok(()),
-            _ => Err(format!("this is not signed by {}; sign: {text}", self.payer)),
-        }
+        is_signed(self.payer, self.at, &self.signature, now, &message(agent, chain_id, self.payer, self.at))
+    }
+}
+
+/// The header `vivarium-payer` of `GET /v1/files` and `GET /v1/batches`, as JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListRequest {
+    pub payer: Address,
+    /// Unix seconds.
+    pub at: u64,
+    /// `0x` and 65 bytes in hex, over [`list_message`] as a personal message.
+    pub signature: String,
+}
+
+/// What is signed: it shows no content.
+pub fn list_message(agent: Address, chain_id: u64, payer: Address, at: u64) -> String {
+    format!("List all files and batches that {payer} paid for with the agent {agent} on chain {chain_id}, at {at}")
+}
+
+impl ListRequest {
+    /// # Errors
+    /// When the key cannot sign.
+    pub fn signed(agent: Address, chain_id: u64, at: u64, key: &PrivateKeySigner) -> alloy::signers::Result<Self> {
+        let payer = key.address();
+        let signature = key.sign_message_sync(list_message(agent, chain_id, payer, at).as_bytes())?;
+        Ok(Self { payer, at, signature: format!("0x{}", hex::encode(signature.as_bytes())) })
+    }
+
+    /// As [`ExportRequest::verify`].
+    ///
+    /// # Errors
+    /// A sentence for the asker.
+    pub fn verify(&self, agent: Address, chain_id: u64, now: u64) -> Result<(), String> {
+        is_signed(self.payer, self.at, &self.signature, now, &list_message(agent, chain_id, self.payer, self.at))
+    }
+}
+
+fn is_signed(payer: Address, at: u64, signature: &str, now: u64, text: &str) -> Result<(), String> {
+    if at.abs_diff(now) > FRESH_SECS {
+        return Err(format!("`at` is {at}, the chain's time is {now}: sign it anew"));
+    }
+    let bytes = signature.strip_prefix("0x").and_then(|digits| hex::decode(digits).ok());
+    let signature = bytes.and_then(|bytes| Signature::from_raw(&bytes).ok());
+    let signature = signature.ok_or("`signature` is not 0x and 65 bytes in hex")?;
+    match signature.recover_address_from_msg(text.as_bytes()) {
+        Ok(signer) if signer == payer && !signer.is_zero() => Ok(()),
+        _ => Err(format!("this is not signed by {payer}; sign: {text}")),
     }
 }
 
@@ -74,6 +111,10 @@ mod tests {
         assert!(refused(&asked, AGENT, 1, 1_000).contains("not signed by"));
         let other = ExportRequest { payer: PrivateKeySigner::random().address(), ..asked.clone() };
         assert!(refused(&other, AGENT, 31337, 1_000).contains("not signed by"));
+        let list = ListRequest::signed(AGENT, 31337, 1_000, &key).unwrap();
+        assert_eq!(list.verify(AGENT, 31337, 1_000), Ok(()));
+        let list = ListRequest { signature: asked.signature.clone(), ..list };
+        assert!(list.verify(AGENT, 31337, 1_000).unwrap_err().contains("not signed by"), "an export is another wish");
         let later = ExportRequest { at: 1_001, ..asked.clone() };
         assert!(refused(&later, AGENT, 31337, 1_000).contains("not signed by"));
         for signature in ["", "0x", "0x00", &asked.signature[2..]] {

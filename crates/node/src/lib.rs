@@ -10,6 +10,7 @@ mod api;
 pub mod archive;
 mod ask;
 mod authorization;
+pub mod batch;
 pub mod batches;
 mod channels;
 mod checkpoint;

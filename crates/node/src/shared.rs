@@ -9,7 +9,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{Notify, broadcast, watch};
 
 /// Remembered quotes, and for how long they bind, chain seconds.
 const QUOTES_MAX: usize = 10_000;
@@ -86,6 +86,8 @@ pub struct Shared {
     refused: AtomicU64,
     /// Answers that an engine was asked for.
     generations: AtomicU64,
+    /// Told with each of them: what has time makes room.
+    begun: Notify,
     trouble: Mutex<Option<String>>,
     /// What was asked for a request lately: digest of route and body → (micro-USDC, chain seconds).
     quotes: Mutex<BTreeMap<[u8; 32], (u128, u64)>>,
@@ -110,6 +112,7 @@ impl Default for Shared {
             in_flight: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             generations: AtomicU64::new(0),
+            begun: Notify::new(),
             trouble: Mutex::new(None),
             quotes: Mutex::default(),
             relay_has_gas: AtomicBool::new(false),
@@ -229,6 +232,18 @@ impl Shared {
     }
     pub fn count_generation(&self) {
         self.generations.fetch_add(1, Ordering::SeqCst);
+        self.begun.notify_waiters();
+    }
+    /// Until [`Shared::generations`] is above `seen`.
+    pub async fn generation_after(&self, seen: u64) {
+        loop {
+            let begun = self.begun.notified();
+            // A notification between here and the await is not lost: it is for all that were made before it.
+            if self.generations() > seen {
+                return;
+            }
+            begun.await;
+        }
     }
     pub fn generations(&self) -> u64 {
         self.generations.load(Ordering::SeqCst)
@@ -290,6 +305,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn whoever_gives_way_hears_of_the_next_generation_and_of_one_before() {
+        let shared = Shared::default();
+        let seen = shared.generations();
+        tokio::join!(shared.generation_after(seen), async { shared.count_generation() });
+        shared.generation_after(seen).await;
+        let patience = Duration::from_millis(1);
+        assert!(tokio::time::timeout(patience, shared.generation_after(seen + 1)).await.is_err(), "none since");
+    }
 
     #[test]
     fn gas_in_the_price_follows_the_chain_in_steps_and_never_falls_below_the_manifest() {

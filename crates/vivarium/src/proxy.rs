@@ -18,6 +18,7 @@ use axum::serve::ListenerExt;
 use bytes::{Bytes, BytesMut};
 use economy::Usdc;
 use futures::StreamExt;
+use infer::api::files::Upload;
 use pay::buyer::{Answer, Clock, Error, Fate, Kind};
 use pay::seller::FRESH_ANSWER;
 use pay::wire::{PAYMENT_REQUIRED, PAYMENT_RESPONSE};
@@ -26,8 +27,12 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 
-/// Longest request; the same as an agent's own limit.
+/// Longest request, and longest upload; the same as an agent's own limits.
 const BODY_BYTES_MAX: usize = 1 << 20;
+const UPLOAD_BYTES_MAX: usize = infer::api::files::BODY_BYTES_MAX;
+const FILES: &str = "/v1/files";
+/// Lists of what this payer paid for: the agent wants to know who asks.
+const LISTS: [&str; 2] = [FILES, "/v1/batches"];
 /// What is read and thrown away of a longer one, so that its sender hears the refusal and not a broken connection.
 const DRAINED_BYTES_MAX: usize = 16 << 20;
 /// Redirects followed for a free request.
@@ -48,6 +53,9 @@ const PASSED_BACK: [HeaderName; 7] = [
     HeaderName::from_static("openai-processing-ms"),
 ];
 
+/// Who lists, to an agent.
+const PAYER: HeaderName = HeaderName::from_static("vivarium-payer");
+
 /// What the proxy is made of.
 pub struct Config {
     /// In order of preference. Their buyers share one budget ([`pay::buyer::Buyer::for_seller`]).
@@ -58,7 +66,12 @@ pub struct Config {
     pub when_unknown: WhenUnknown,
     /// Real time; the same that the buyers tell days by.
     pub now: Clock,
+    /// Signs for lists of what was paid for. `None`: they are asked for unsigned, and refused.
+    pub lister: Option<Lister>,
 }
+
+/// A header that says who lists, for the agent of this treasury.
+pub type Lister = Box<dyn Fn(&Agent) -> Option<HeaderValue> + Send + Sync>;
 
 /// What is done when an agent was paid for a call, does not answer, and nobody knows whether it took the payment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,20 +138,34 @@ async fn route(config: &Config, request: Request) -> Result<Response, Problem> {
         return Err(Problem::for_not_found(head.uri.path()));
     }
     match head.method {
-        Method::POST => paid(config, &head.uri, &head.headers, read(body).await?).await,
-        Method::GET | Method::DELETE => free(config, &head.method, &head.uri, &head.headers).await,
+        Method::POST => paid(config, &head.uri, &head.headers, read(body, head.uri.path() == FILES).await?).await,
+        Method::GET | Method::DELETE => {
+            let answer = free(config, &head.method, &head.uri, &head.headers).await?;
+            // Of what is got only a batch's output has a price, and an agent sells that to whoever posts, too: this buyer
+            // pays for posts.
+            if head.method == Method::GET && answer.status() == StatusCode::PAYMENT_REQUIRED && is_content(&head.uri) {
+                return paid(config, &head.uri, &head.headers, Bytes::from_static(b"{}")).await;
+            }
+            Ok(answer)
+        }
         method => Err(Problem::for_bad_request("method_not_allowed", format!("{method} is not forwarded"))),
     }
 }
 
-/// The whole JSON body.
-async fn read(body: Body) -> Result<Bytes, Problem> {
+fn is_content(uri: &Uri) -> bool {
+    uri.path().starts_with(FILES) && uri.path().ends_with("/content")
+}
+
+/// The whole JSON body. What SDKs upload is a form, whose delimiter is another one with each try: it becomes JSON, so that
+/// the same file sent again is the same call.
+async fn read(body: Body, is_upload: bool) -> Result<Bytes, Problem> {
+    let bytes_max = if is_upload { UPLOAD_BYTES_MAX } else { BODY_BYTES_MAX };
     let (mut whole, mut drained) = (BytesMut::new(), 0);
     let mut pieces = body.into_data_stream();
     while let Some(piece) = pieces.next().await {
         let piece =
             piece.map_err(|e| Problem::for_bad_request("broken_body", format!("the request broke off: {e}")))?;
-        if drained > 0 || whole.len() + piece.len() > BODY_BYTES_MAX {
+        if drained > 0 || whole.len() + piece.len() > bytes_max {
             drained += piece.len();
             if drained > DRAINED_BYTES_MAX {
                 break;
@@ -148,7 +175,15 @@ async fn read(body: Body) -> Result<Bytes, Problem> {
         whole.extend_from_slice(&piece);
     }
     if drained > 0 {
-        return Err(Problem::for_too_long(BODY_BYTES_MAX));
+        return Err(Problem::for_too_long(bytes_max));
+    }
+    if is_upload {
+        // What cannot be read the agent refuses, by the name of the field.
+        return Ok(Upload::parse(&whole).map_or_else(|_| whole.freeze(), |upload| upload.to_json().to_string().into()));
+    }
+    // Some SDKs post nothing where there is nothing to say.
+    if whole.is_empty() {
+        return Ok(Bytes::from_static(b"{}"));
     }
     if let Err(e) = serde_json::from_slice::<serde::de::IgnoredAny>(&whole) {
         return Err(Problem::for_bad_request("invalid_json", format!("the body is not JSON: {e}")));
@@ -237,10 +272,16 @@ async fn ask(agent: &Agent, target: &str, headers: &HeaderMap, body: &Bytes) -> 
 /// What costs nothing: forwarded as it is, redirects followed here so that the SDK keeps to its base URL.
 async fn free(config: &Config, method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<Response, Problem> {
     let target = target(uri);
-    let headers = forwarded(headers);
+    let plain = forwarded(headers);
     let mut last = String::from("there is no agent");
     for agent in &config.agents {
         let mut place = agent.url().await;
+        let mut headers = plain.clone();
+        if *method == Method::GET && LISTS.contains(&uri.path()) {
+            // By the chain's time, which was read with the address.
+            let who = config.lister.as_ref().and_then(|lister| lister(agent));
+            headers.extend(who.map(|who| (PAYER, who)));
+        }
         for attempt in 0..2 {
             let got = match &place {
                 Ok(url) => get(&config.client, method, &format!("{url}{target}"), &headers).await,

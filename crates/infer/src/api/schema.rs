@@ -5,6 +5,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::batches::{Endpoint, WINDOW};
 use super::embeddings::INPUTS_MAX;
 use super::rerank::DOCUMENTS_MAX;
 use super::settings::SENTENCE_BYTES_MAX;
@@ -41,6 +42,13 @@ pub fn schemas() -> Map<String, Value> {
         ("Extraction", extraction()),
         ("VerifyRequest", verify_request()),
         ("Verification", verification()),
+        ("FileUpload", file_upload()),
+        ("File", file()),
+        ("FileList", page(reference("File"))),
+        ("DeletedFile", deleted_file()),
+        ("BatchRequest", batch_request()),
+        ("Batch", batch()),
+        ("BatchList", page(reference("Batch"))),
         ("Model", model()),
         ("ModelList", object(&[("object", word("list")), ("data", list(reference("Model")))], &[])),
         ("Usage", usage()),
@@ -650,6 +658,94 @@ fn verification() -> Value {
         ("usage", reference("Usage")),
     ];
     object(&fields, &[paid()])
+}
+
+/// The JSON form; OpenAI's own is multipart/form-data with `purpose` and `file`.
+fn file_upload() -> Value {
+    request(&[("purpose", word("batch")), ("content", text())], &[("filename", name())], &["expires_after"])
+}
+
+fn file() -> Value {
+    let fields = [
+        ("id", text()),
+        ("object", word("file")),
+        ("bytes", whole(0)),
+        ("created_at", whole(0)),
+        ("filename", text()),
+        ("purpose", words(["batch", "batch_output"])),
+        ("status", word("processed")),
+    ];
+    object(&fields, &[paid()])
+}
+
+fn deleted_file() -> Value {
+    let fields = [("id", text()), ("object", word("file")), ("deleted", json!({"const": true})), ("note", text())];
+    object(&fields, &[])
+}
+
+fn page(of: Value) -> Value {
+    let fields = [
+        ("object", word("list")),
+        ("first_id", or_null(text())),
+        ("last_id", or_null(text())),
+        ("has_more", boolean()),
+        ("data", list(of)),
+    ];
+    object(&fields, &[])
+}
+
+fn batch_request() -> Value {
+    let fields = [
+        ("input_file_id", name()),
+        ("endpoint", words(Endpoint::ALL.map(Endpoint::as_str))),
+        ("completion_window", word(WINDOW)),
+    ];
+    let metadata = json!({"type": "object", "additionalProperties": {"type": "string"}});
+    request(&fields, &[("metadata", metadata)], &["output_expires_after"])
+}
+
+fn batch() -> Value {
+    let error =
+        object(&[("code", text()), ("message", text()), ("line", or_null(whole(1))), ("param", or_null(text()))], &[]);
+    let counts = object(&[("total", whole(0)), ("completed", whole(0)), ("failed", whole(0))], &[]);
+    let usage = object(
+        &[
+            ("input_tokens", whole(0)),
+            ("input_tokens_details", object(&[("cached_tokens", whole(0))], &[])),
+            ("output_tokens", whole(0)),
+            ("output_tokens_details", object(&[("reasoning_tokens", whole(0))], &[])),
+            ("total_tokens", whole(0)),
+        ],
+        &[],
+    );
+    let states = ["validating", "in_progress", "cancelling", "completed", "failed", "expired", "cancelled"];
+    let time = || or_null(whole(0));
+    let fields = [
+        ("id", text()),
+        ("object", word("batch")),
+        ("endpoint", words(Endpoint::ALL.map(Endpoint::as_str))),
+        ("errors", or_null(object(&[("object", word("list")), ("data", list(error))], &[]))),
+        ("input_file_id", text()),
+        ("completion_window", word(WINDOW)),
+        ("status", words(states)),
+        ("output_file_id", or_null(text())),
+        ("error_file_id", or_null(text())),
+        ("created_at", whole(0)),
+        ("in_progress_at", time()),
+        ("expires_at", whole(0)),
+        ("finalizing_at", time()),
+        ("completed_at", time()),
+        ("failed_at", time()),
+        ("expired_at", time()),
+        ("cancelling_at", time()),
+        ("cancelled_at", time()),
+        ("request_counts", counts),
+        ("usage", usage),
+        ("metadata", json!({"type": "object", "additionalProperties": {"type": "string"}})),
+        ("output_uusdc", json!({"type": "string", "pattern": "^[0-9]+$"})),
+        ("output_paid", boolean()),
+    ];
+    object(&fields, &[("waits", text()), paid()])
 }
 
 fn model() -> Value {

@@ -93,13 +93,23 @@ impl Api {
         messages: &[Message],
         tools: &[Tool],
     ) -> Result<Rendered, Problem> {
-        let engine = self.engine_of(further).await?;
         let date = self.shared.now();
-        let text = engine.template.render_with_tools(messages, tools, date).map_err(|e| match e {
+        Ok(Rendered { text: self.render_on(further, messages, tools, date).await?, date, further })
+    }
+
+    /// As it is rendered on this date, chain seconds.
+    pub(super) async fn render_on(
+        &self,
+        further: Option<usize>,
+        messages: &[Message],
+        tools: &[Tool],
+        date: u64,
+    ) -> Result<String, Problem> {
+        let engine = self.engine_of(further).await?;
+        engine.template.render_with_tools(messages, tools, date).map_err(|e| match e {
             TemplateError::Refused(why) => Problem::from(ApiError::for_field("invalid_value", "messages", why)),
             other => Problem::for_internal(other),
-        })?;
-        Ok(Rendered { text, date, further })
+        })
     }
 }
 

@@ -6,7 +6,7 @@
 
 use super::openapi::PATH as OPENAPI;
 use super::problem::Problem;
-use super::{Api, chat, classify, completions, embeddings, extract, rerank, responses, verify};
+use super::{Api, batches, chat, classify, completions, embeddings, extract, files, rerank, responses, verify};
 use crate::context::Context;
 use alloy::primitives::U256;
 use axum::Json;
@@ -169,6 +169,14 @@ fn words(cx: &Context) -> String {
     let sold: String =
         PAID.iter().map(|route| format!("- [{route}]({url}{}): paid; `stream` too\n", path(route))).collect();
     let whole: String = PAID_WHOLE.iter().map(|route| format!("- [{route}]({url}{}): paid\n", path(route))).collect();
+    let night = format!(
+        "- [{batches}]({url}{}): paid; many requests in a file ([{files}]({url}{}), paid by its bytes), answered within 24 \
+         hours at half the price of their tokens\n",
+        path(batches::ROUTE),
+        path(files::ROUTE),
+        batches = batches::ROUTE,
+        files = files::ROUTE,
+    );
     let by = cx.manifest.vector_models().collect::<Vec<_>>().join(" or ");
     let vectors: String = paid(cx)
         .filter(|route| PAID_VECTORS.contains(route))
@@ -182,7 +190,7 @@ fn words(cx: &Context) -> String {
          eip155:{chain_id}). Send it again with `PAYMENT-SIGNATURE`. Every `payTo` must be {treasury}.\n\
          {identity}\n\
          ## Sold\n\n\
-         {sold}{whole}{vectors}\n\
+         {sold}{whole}{vectors}{night}\n\
          ## Free\n\n\
          - [Models]({url}/v1/models)\n\
          - [OpenAPI document]({url}{OPENAPI})\n\

@@ -37,7 +37,7 @@ pub(super) async fn paid(State(api): State<Api>, request: Request, next: Next) -
 
 async fn carry(api: &Api, url: &str, request: Request) -> Response {
     let (head, body) = request.into_parts();
-    let body: Bytes = match axum::body::to_bytes(body, super::BODY_BYTES_MAX).await {
+    let body: Bytes = match axum::body::to_bytes(body, infer::api::files::BODY_BYTES_MAX).await {
         Ok(body) => body,
         Err(e) => return (axum::http::StatusCode::PAYLOAD_TOO_LARGE, e.to_string()).into_response(),
     };

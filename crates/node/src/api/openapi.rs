@@ -171,7 +171,14 @@ pub(super) fn terms() -> Operation {
 
 /// The whole document; the agent's own address is not in it.
 pub(super) fn document() -> Value {
-    let paths: Map<String, Value> = super::sold().paths.into_iter().chain(super::free().paths).collect();
+    let mut paths = super::sold().paths;
+    for (path, methods) in super::free().paths {
+        // A route may be sold by one method and free by another.
+        let all = paths.entry(path).or_insert_with(|| json!({}));
+        for (method, about) in methods.as_object().into_iter().flatten() {
+            all[method] = about.clone();
+        }
+    }
     let mut all = schemas();
     all.extend(of_payments());
     json!({

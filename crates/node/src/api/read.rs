@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 pub async fn status(State(api): State<Api>) -> Result<Json<Arc<Status>>, Problem> {
@@ -201,6 +202,9 @@ pub async fn metrics(State(api): State<Api>) -> Result<Response, Problem> {
             ("requests_refused_total", status.requests.refused),
             ("requests_in_flight", status.requests.in_flight),
             ("generations_total", api.shared.generations()),
+            ("batches_open", api.desk.open.load(Ordering::SeqCst)),
+            ("batch_lines_total", api.desk.lines.load(Ordering::SeqCst)),
+            ("batch_lines_interrupted_total", api.desk.interrupted.load(Ordering::SeqCst)),
             ("ledger_ok", u64::from(status.ledger_ok)),
             ("active", u64::from(api.shared.role() == Role::Active)),
         ];

@@ -30,7 +30,9 @@ pub use infer::api::responses::ROUTE;
 const STORED: &str = "sealed under a key of its own; DELETE /v1/responses/{id} destroys that key here, and from the \
     agent's next checkpoint on no successor gets it; nobody can prove that a host, or a quorum of stewards, kept no copy \
     of the key or of an earlier checkpoint";
-const STORED_HEADER: &str = "vivarium-stored";
+pub(super) const STORED_HEADER: &str = "vivarium-stored";
+/// What every response's name begins with.
+const ID: &str = "resp_";
 /// Longest stored conversation, sealed, bytes.
 const TRANSCRIPT_BYTES_MAX: usize = 8 << 20;
 
@@ -95,7 +97,7 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) ->
     };
     let mut sale = api.sell(headers, order).await?;
     let reply = ResponseReply {
-        id: fresh_id("resp_"),
+        id: fresh_id(ID),
         message_id: fresh_id("msg_"),
         created_at: api.shared.now(),
         model: request.model.clone(),
@@ -180,7 +182,7 @@ impl Api {
         }
     }
 
-    async fn recorded(&self, ask: impl FnOnce(oneshot::Sender<()>) -> Ask) -> Result<(), Problem> {
+    pub(super) async fn recorded(&self, ask: impl FnOnce(oneshot::Sender<()>) -> Ask) -> Result<(), Problem> {
         let (reply, durable) = oneshot::channel();
         self.cx.tell(Event::Ask(Box::new(ask(reply)))).await;
         durable.await.map_err(|_| Problem::for_unavail("the agent is moving; ask again", 1))
@@ -189,7 +191,7 @@ impl Api {
     /// What was said up to and including response `id`.
     async fn transcript(&self, id: &str) -> Result<Vec<Turn>, Problem> {
         let wanted = id.to_owned();
-        let found = self.look(move |node| node.conversation(&wanted)).await?;
+        let found = self.look(move |node| node.conversation(&wanted)).await?.filter(|_| is_response(id));
         let (stored, key) = found.ok_or_else(|| {
             Problem::from(ApiError::for_not_found(
                 "response_not_found",
@@ -222,6 +224,11 @@ impl Api {
     }
 }
 
+/// Files and batches are kept beside them, and have routes of their own.
+fn is_response(id: &str) -> bool {
+    id.starts_with(ID)
+}
+
 fn messages(turns: &[Turn]) -> Value {
     turns.iter().map(|t| json!({ "role": t.role, "content": t.content })).collect()
 }
@@ -242,7 +249,8 @@ pub async fn export(State(api): State<Api>, Posted(body): Posted) -> Result<Resp
     let (agent, chain_id) = (api.cx.config.treasury, api.cx.config.chain_id);
     asked.verify(agent, chain_id, api.shared.now()).map_err(|why| Problem::for_forbidden(why).into_response())?;
     let payer = asked.payer.into_array();
-    let all = api.look(move |node| node.conversations_of(&payer)).await.map_err(IntoResponse::into_response)?;
+    let mut all = api.look(move |node| node.conversations_of(&payer)).await.map_err(IntoResponse::into_response)?;
+    all.retain(|(stored, _)| is_response(&stored.response));
     let head = json!({
         "object": "vivarium.archive", "agent": agent, "chain_id": chain_id, "payer": asked.payer, "at": asked.at,
     });
@@ -265,7 +273,7 @@ pub async fn delete(State(api): State<Api>, Path(id): Path<String>) -> Result<Js
     let wanted = id.clone();
     let known =
         api.look(move |node| node.conversation(&wanted).is_some()).await.map_err(IntoResponse::into_response)?;
-    if !known {
+    if !known || !is_response(&id) {
         return Err(Problem::for_not_found(format!("there is no stored response `{id}`")).into_response());
     }
     // The copy for a repetition goes first: if this is cut off between the two, the response is there to be deleted

@@ -32,7 +32,7 @@ use futures::TryFutureExt;
 use futures::future::try_join_all;
 use infer::api::embeddings::tokens_of;
 use infer::api::{ApiError, Settings, Usage};
-use infer::{EngineClient, EngineEvent, Generate, Generation, Run};
+use infer::{EngineClient, EngineEvent, Finish, Generate, Generation, Run};
 use net::chain_of;
 use pay::book::RequestId;
 use pay::risk::{Hold, When};
@@ -106,6 +106,16 @@ pub struct Order {
     pub flat: Option<Flat>,
 }
 
+impl Order {
+    /// Where it is asked for.
+    fn path(&self) -> &str {
+        match &self.prompt {
+            Prompt::Ready(ready) => &ready.path,
+            _ => self.route.split_once(' ').map_or(self.route, |(_, path)| path),
+        }
+    }
+}
+
 /// A price of a whole call, whatever is in it.
 #[derive(Clone, Copy, Debug)]
 pub struct Flat {
@@ -154,6 +164,21 @@ pub enum Prompt {
     Texts { texts: Vec<String>, name_of: NameOf, further: Option<usize> },
     /// No model here gets anything: another agent's makes the answer.
     Bought(Purchase),
+    /// Nor does one now: what is sold was made before, or will be.
+    Ready(Ready),
+}
+
+/// What is sold without any work in the call.
+#[derive(Clone)]
+pub struct Ready {
+    /// Where it is asked for, where that is not its route.
+    pub path: String,
+    pub price: Price,
+    /// For the receipt.
+    pub prompt_tokens: u32,
+    pub completion_tokens: u32,
+    /// What the receipt's digest of the output is taken of.
+    pub text: String,
 }
 
 /// What an error calls the text with a number.
@@ -174,6 +199,7 @@ enum Work {
     Answer(Box<Generate>),
     Vectors(Vec<String>),
     Bought(Purchase),
+    Ready(Ready),
 }
 
 impl Prompt {
@@ -181,7 +207,7 @@ impl Prompt {
     fn date(&self) -> u64 {
         match self {
             Self::Text(prompt) => prompt.date,
-            Self::Texts { .. } | Self::Bought(_) => 0,
+            Self::Texts { .. } | Self::Bought(_) | Self::Ready(_) => 0,
         }
     }
 
@@ -195,6 +221,16 @@ impl Prompt {
     }
 }
 
+impl Ready {
+    fn events(self) -> Vec<EngineEvent> {
+        let (prompt_tokens, completion_tokens) = (self.prompt_tokens, self.completion_tokens);
+        let end = EngineEvent::Done { finish: Finish::Stop, prompt_tokens, cached_tokens: 0, completion_tokens };
+        let text =
+            EngineEvent::Tokens { text: self.text, count: completion_tokens, cached_tokens: 0, logprobs: Vec::new() };
+        vec![end, text]
+    }
+}
+
 impl Work {
     fn of(prompt: Prompt, settings: Settings, adapter: Option<usize>, max_tokens: u32) -> Work {
         match prompt {
@@ -205,6 +241,7 @@ impl Work {
             }
             Prompt::Texts { texts, .. } => Work::Vectors(texts),
             Prompt::Bought(purchase) => Work::Bought(purchase),
+            Prompt::Ready(ready) => Work::Ready(ready),
         }
     }
 }
@@ -214,6 +251,8 @@ enum Making {
     Engine(Generation),
     /// Begun only when its payment is sure: see [`deliver`].
     Purchase(Purchase),
+    /// What an engine would have said, last first.
+    Ready(Vec<EngineEvent>),
 }
 
 impl Making {
@@ -222,6 +261,7 @@ impl Making {
         match self {
             Self::Engine(generation) => generation.recv().await,
             Self::Purchase(_) => None,
+            Self::Ready(events) => events.pop(),
         }
     }
 
@@ -330,8 +370,7 @@ impl Api {
     /// Everything up to the first token. The error is a finished answer: 402, 308, 4xx or 503.
     pub async fn sell(&self, headers: &HeaderMap, order: Order) -> Result<Sale, Response> {
         let entered = self.shared.enter();
-        let path = order.route.split_once(' ').map_or(order.route, |(_, path)| path);
-        self.here(path).await?;
+        self.here(order.path()).await?;
         let pays = headers.contains_key(&PAYMENT_SIGNATURE);
         let terms = self.terms(&order, pays).await.map_err(IntoResponse::into_response)?;
         let Taken { payment, identifier } = self.accepted(headers, &terms).map_err(|refusal| *refusal)?;
@@ -511,6 +550,7 @@ impl Api {
                 let (engine, tokens) = texts_fit(embedder, texts, name_of, order.prompt_field).await?;
                 (None, Some(engine), tokens, 0, self.price_of(price, *further).of_embeddings())
             }
+            Prompt::Ready(ready) => (None, None, ready.prompt_tokens, ready.completion_tokens, ready.price),
             // By the call: no token of it is this host's.
             Prompt::Bought(purchase) => {
                 if !pays {
@@ -525,7 +565,7 @@ impl Api {
             None => price,
         };
         let quote_key = Sha256::new().chain_update(order.question.digest).chain_update(order.route).finalize().into();
-        let path = order.route.split_once(' ').map_or(order.route, |(_, path)| path);
+        let path = order.path();
         let (alone, channel) = (self.tariff(price, self.gas()), self.tariff(price, Usdc::ZERO));
         // Nothing of it may be in the cache when its turn comes.
         let most = Usage { prompt_tokens, cached_tokens: 0, completion_tokens: max_tokens };
@@ -554,7 +594,7 @@ impl Api {
 
     /// Today's price, or why nothing is sold. Right after a start or a move the first price is a block away: that is no
     /// reason to refuse.
-    async fn first_price(&self) -> Result<Price, String> {
+    pub(super) async fn first_price(&self) -> Result<Price, String> {
         let mut prices = self.shared.prices();
         let opened = tokio::time::timeout(FIRST_PRICE, prices.wait_for(Option::is_some)).await.is_ok();
         let price = self.shared.price().filter(|_| opened);
@@ -661,6 +701,7 @@ impl Api {
             Work::Answer(request) => engine()?.generate(*request),
             Work::Vectors(texts) => engine()?.embed(texts),
             Work::Bought(purchase) => return Ok(Making::Purchase(purchase)),
+            Work::Ready(ready) => return Ok(Making::Ready(ready.events())),
         };
         self.shared.count_generation();
         started.map(Making::Engine).map_err(|e| Problem::for_unavail(format!("the engine cannot take it: {e}"), 1))
@@ -779,6 +820,9 @@ fn described(order: &Order, price: &Price) -> String {
         let (seller, call) = (purchase.supplier.terms.treasury, price.call_uusdc);
         return format!("{what}, bought from the agent {seller}; a call costs {call}");
     }
+    if let Prompt::Ready(ready) = &order.prompt {
+        return format!("{what}; it costs {}", ready.price.call_uusdc);
+    }
     if order.flat.is_some() {
         return format!("{what}; a call costs {}, whatever is in it", price.call_uusdc);
     }
@@ -807,7 +851,7 @@ async fn texts_fit(
 
 /// Refuses a form that answers cannot be held to, before anything is paid for it. A schema takes milliseconds to compile,
 /// so whoever only asks for the price is not told.
-async fn can_hold_to(engine: &Engine, settings: &Settings) -> Result<(), Problem> {
+pub(super) async fn can_hold_to(engine: &Engine, settings: &Settings) -> Result<(), Problem> {
     let Some(form) = &settings.form else { return Ok(()) };
     let checked = engine.client.check_grammar(form.grammar.clone()).await;
     match checked.map_err(|e| Problem::for_unavail(format!("the engine does not answer: {e}"), 1))? {

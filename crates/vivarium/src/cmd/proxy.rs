@@ -6,7 +6,9 @@ use super::link::{Named, Place, Scheme, Shop, block_on, by_identity, stopped};
 use alloy::primitives::Address;
 use alloy::signers::local::PrivateKeySigner;
 use anyhow::{Context, Result, anyhow, ensure};
+use axum::http::HeaderValue;
 use economy::Usdc;
+use node::export::ListRequest;
 use pay::buyer::{Buyer, BuyerPolicy, ChannelPolicy, Clock, Kind, SpendLimits};
 use serde_json::json;
 use std::net::SocketAddr;
@@ -126,6 +128,7 @@ async fn serve(flags: Flags) -> Result<()> {
     // Without one nothing is bought, and nothing put in.
     let budget = flags.budget.unwrap_or_default();
     let agents = agents(&flags, budget, &shop, key.clone()).await?;
+    let chain_id = shop.record.chain.chain_id();
     if flags.refund {
         return refund(&agents).await;
     }
@@ -158,6 +161,7 @@ async fn serve(flags: Flags) -> Result<()> {
             Unknown::PayAnother => WhenUnknown::PayAnother,
         },
         now: real_time(),
+        lister: Some(Box::new(move |agent| lists(agent, chain_id, &key))),
     };
     proxy::serve(listener, config, until).await?;
     let left = buyer.left_in_channels();
@@ -168,6 +172,16 @@ async fn serve(flags: Flags) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Says to an agent, by the payer's signature, who asks for a list.
+fn lists(agent: &Agent, chain_id: u64, key: &PrivateKeySigner) -> Option<HeaderValue> {
+    let at = match agent.whereabouts() {
+        Whereabouts::Chain { clock, .. } => clock.reader()(),
+        Whereabouts::Fixed(_) => real_time()(),
+    };
+    let signed = ListRequest::signed(agent.treasury(), chain_id, at, key).ok()?;
+    HeaderValue::from_str(&serde_json::to_string(&signed).ok()?).ok()
 }
 
 /// Has every agent give back what is not spent; tries all before it fails.

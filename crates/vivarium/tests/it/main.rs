@@ -1,6 +1,7 @@
 //! End to end, with real processes: whole worlds as `vivarium up` starts them.
 
 mod archivist;
+mod batches;
 mod bench;
 mod crashes;
 mod deposits;

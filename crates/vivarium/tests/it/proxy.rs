@@ -169,7 +169,7 @@ async fn serve(
     let agents = agents.collect();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let base_url = format!("http://{}/v1", listener.local_addr().unwrap());
-    let config = Config { agents, client, budget_per_day: budget, when_unknown, now: real_time() };
+    let config = Config { agents, client, budget_per_day: budget, when_unknown, now: real_time(), lister: None };
     tokio::spawn(proxy::serve(listener, config, std::future::pending()));
     base_url
 }

@@ -3,6 +3,7 @@
 //! What a header may hold, a flood of one request, and a relay without gas, without a world of processes.
 
 mod another;
+mod batches;
 mod flat;
 mod further;
 
@@ -14,7 +15,6 @@ use crate::context::{self, Context};
 use crate::fence::boottime_ms;
 use crate::live::Live;
 use crate::main_loop::{Event, Node};
-use crate::memory::KeyRing;
 use crate::permit2::Support;
 use crate::settle::Settlement;
 use crate::shared::{Engine, Role, Shared};
@@ -118,9 +118,13 @@ impl Shop {
             (crate::genesis::for_tests(), opened.unwrap().journal)
         });
         let last = journal.next_lsn() - 1;
-        let mut live = Live::new(state, journal, last, KeyRing::default(), u128::MAX);
-        // A checkpoint stands: conversations can be stored.
-        live.ring.begin(1);
+        let mut live = Live::new(state, journal, last, cx.ring_file.load().unwrap(), u128::MAX);
+        // A checkpoint stands: conversations can be stored, and are there after a restart.
+        if live.ring.memory.is_empty() {
+            live.ring.begin(1);
+            cx.ring_file.save(&live.ring).unwrap();
+        }
+        live.ring.learn(&live.state.conversations);
         live.sealing_for = Some([1; 32]);
         node.live = Some(live);
         let node = tokio::spawn(async move {
