@@ -253,7 +253,7 @@ impl Api {
     }
 
     /// The batch, if it offers this file.
-    async fn made_by(&self, batch: &str, is_output: bool) -> Result<Batch, Problem> {
+    async fn batch_behind(&self, batch: &str, is_output: bool) -> Result<Batch, Problem> {
         let found = self.batch(batch).await?.map(|(_, batch)| batch);
         let offers = |batch: &Batch| if is_output { batch.offers_output() } else { batch.offers_errors() };
         found.filter(offers).ok_or_else(no_file)
@@ -293,8 +293,8 @@ pub async fn read(State(api): State<Api>, Path(id): Path<String>) -> Result<Json
     let about = async {
         match FileName::of(&id).ok_or_else(no_file)? {
             FileName::Input => Ok(api.input(&id).await?.to_json(&id)),
-            FileName::Output(batch) => Ok(api.made_by(&batch, true).await?.file_to_json(true)),
-            FileName::Errors(batch) => Ok(api.made_by(&batch, false).await?.file_to_json(false)),
+            FileName::Output(batch) => Ok(api.batch_behind(&batch, true).await?.file_to_json(true)),
+            FileName::Errors(batch) => Ok(api.batch_behind(&batch, false).await?.file_to_json(false)),
         }
     };
     about.await.map(Json).map_err(|problem: Problem| problem.into_response())
@@ -313,7 +313,7 @@ pub async fn delete(State(api): State<Api>, Path(id): Path<String>) -> Result<Js
             FileName::Output(batch) => (batch, Input::OutputDeleted),
             FileName::Errors(batch) => (batch, Input::ErrorsDeleted),
         };
-        api.made_by(batch, matches!(name, FileName::Output(_))).await?;
+        api.batch_behind(batch, matches!(name, FileName::Output(_))).await?;
         // The copy of the answer that was kept for a repetition goes with it.
         api.answers.forget_stored(&id).map_err(Problem::for_internal)?;
         match api.step_batch(batch, input).await? {
@@ -339,10 +339,10 @@ async fn lines_of(api: &Api, headers: &HeaderMap, id: &str) -> Result<Response, 
     let batch = match FileName::of(id).ok_or_else(|| problem(no_file()))? {
         FileName::Input => return Ok(jsonl(api.input(id).await.map_err(problem)?.content)),
         FileName::Errors(batch) => {
-            let batch = api.made_by(&batch, false).await.map_err(problem)?;
+            let batch = api.batch_behind(&batch, false).await.map_err(problem)?;
             return Ok(jsonl(api.lines_of(&batch, true).await.map_err(problem)?));
         }
-        FileName::Output(batch) => api.made_by(&batch, true).await.map_err(problem)?,
+        FileName::Output(batch) => api.batch_behind(&batch, true).await.map_err(problem)?,
     };
     if api.is_free(&batch).await.map_err(problem)? {
         return Ok(jsonl(api.lines_of(&batch, false).await.map_err(problem)?));

@@ -216,7 +216,7 @@ impl Prompt {
         match self {
             Self::Text(prompt) => prompt.further,
             Self::Texts { further, .. } => *further,
-            Self::Bought(_) => None,
+            Self::Bought(_) | Self::Ready(_) => None,
         }
     }
 }
