@@ -26,13 +26,13 @@ impl Fence {
         Self { fence_ms: fence_secs * 1000, last_fresh_ms: None, last_block: (0, 0) }
     }
 
-    /// A block in which this node is operator. Fresh only if both its number and its timestamp moved on:
-    /// an endpoint that repeats an old block, or counts up without time passing, does not keep the node alive.
-    pub fn saw_block(&mut self, now_ms: u64, number: u64, timestamp: u64) {
+    /// A block in which this node is operator, and when it was asked for. Fresh only if both its number and its timestamp
+    /// moved on: an endpoint that repeats an old block, or counts up without time passing, does not keep the node alive.
+    pub fn saw_block(&mut self, asked_ms: u64, number: u64, timestamp: u64) {
         let (last_number, last_timestamp) = self.last_block;
         if number > last_number && timestamp > last_timestamp {
             self.last_block = (number, timestamp);
-            self.last_fresh_ms = Some(now_ms);
+            self.last_fresh_ms = Some(asked_ms);
         }
     }
 

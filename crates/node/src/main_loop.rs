@@ -154,6 +154,12 @@ impl Event {
         }
     }
 
+    /// What a node that is fenced must not lose: the end of something that it sent, without which the life waits for ever,
+    /// and where its reading of events goes on.
+    fn is_kept_behind_the_fence(&self) -> bool {
+        matches!(self, Self::Acted { .. } | Self::Archivist { .. } | Self::Committed { .. } | Self::StillStands(_))
+    }
+
     /// How long its arm may take.
     fn budget(&self) -> Duration {
         match self {
@@ -218,6 +224,8 @@ pub struct Node {
     disk_failed: Option<u64>,
     /// Another process signs as this operator: this one never acts again.
     is_copied: bool,
+    /// What came while this node was fenced and its life must hear: told when it acts again.
+    kept: Vec<Event>,
     restoring: bool,
     /// The journal here was found on the disk, and nobody has said yet that it is the newest one.
     found: Found,
@@ -294,6 +302,7 @@ impl Node {
             office: None,
             disk_failed: None,
             is_copied: false,
+            kept: Vec::new(),
             restoring: false,
             found: Found::Nothing,
             granted_token: None,
@@ -355,6 +364,11 @@ impl Node {
 
     /// The one `match`. Whether the loop goes on.
     fn on_event(&mut self, event: Event) -> Result<bool> {
+        self.look_at_the_fence();
+        if self.role == Role::Fenced && event.is_kept_behind_the_fence() {
+            self.kept.push(event);
+            return Ok(true);
+        }
         match event {
             Event::Chain(news) => self.on_chain(news)?,
             Event::ChainLost(why) => tracing::warn!(why, "the chain does not answer, or not with one voice"),
@@ -454,7 +468,7 @@ impl Node {
     fn on_chain(&mut self, news: Box<News>) -> Result<()> {
         let mine = news.state.operator == self.cx.me();
         if mine {
-            self.fence.saw_block(boottime_ms(), news.head.number, news.head.timestamp);
+            self.fence.saw_block(news.asked_ms, news.head.number, news.head.timestamp);
         }
         let announced_to_me = news.state.announcedLease == alloy::primitives::U256::from(self.cx.config.lease);
         self.news = Some(news);
@@ -469,14 +483,10 @@ impl Node {
             _ if self.disk_failed.is_some() || self.is_copied => {}
             (Role::Active, true) => self.feed_chain()?,
             (Role::Active | Role::Fenced, false) if is_undone => self.succession_undone()?,
-            (Role::Active, false) if self.lags() => {}
-            (Role::Active, false) => self.superseded(),
+            (Role::Active | Role::Fenced, false) if self.lags() => {}
+            (Role::Active | Role::Fenced, false) => self.superseded(),
             (Role::Draining, true) if is_undone => self.reinstated()?,
-            (Role::Fenced, true) => {
-                tracing::info!("a fresh block names this node as operator: serving again");
-                self.set_role(Role::Active);
-                self.feed_chain()?;
-            }
+            (Role::Fenced, true) if self.fence.holds(boottime_ms()) => self.act_again()?,
             (Role::Standby, true) => self.try_become_active()?,
             (Role::Standby, false) => {
                 if announced_to_me {
@@ -489,6 +499,18 @@ impl Node {
         self.drain();
         self.publish();
         Ok(())
+    }
+
+    /// A fresh block names this node again. It is looked at first: by an older one the life would call others silent for
+    /// the time in which this node heard nothing.
+    fn act_again(&mut self) -> Result<()> {
+        tracing::info!("a fresh block names this node as operator: serving again");
+        self.set_role(Role::Active);
+        self.feed_chain()?;
+        for event in std::mem::take(&mut self.kept) {
+            self.on_event(event)?;
+        }
+        crate::settle::send_due(self)
     }
 
     /// Money and life as of this block, if anything changed or the life asked to be woken.
@@ -865,6 +887,7 @@ impl Node {
         journal::crash_point!("handover.mined");
         tracing::info!(to, "another node is operator now: no new work here");
         self.fence.superseded();
+        self.kept.clear();
         self.turned_ms = Some(boottime_ms());
         if let (Some(office), Some(news)) = (&mut self.office, &self.news) {
             office.turned_at = news.head.number;
@@ -931,7 +954,7 @@ impl Node {
         }
         self.shared.moved_to(None);
         let Some(news) = &self.news else { return Ok(()) };
-        self.fence.saw_block(boottime_ms(), news.head.number, news.head.timestamp);
+        self.fence.saw_block(news.asked_ms, news.head.number, news.head.timestamp);
         self.become_active(Begins::Again)?;
         self.feed_chain()
     }
@@ -942,6 +965,7 @@ impl Node {
         tracing::warn!("the chain came back without the block that made this node operator: a standby again");
         let before = self.news.as_ref().and_then(|news| news.active.as_ref().map(|l| l.lease.endpoint.clone()));
         self.fence.superseded();
+        self.kept.clear();
         self.office = None;
         self.turned_ms = None;
         self.found = Found::Nothing;
@@ -1016,15 +1040,19 @@ impl Node {
 
     // ---- time ----
 
-    fn on_tick(&mut self) -> Result<()> {
-        if self.disk_failed.is_some() {
-            return self.look_at_the_disk();
-        }
+    /// Before anything else: a process that was stopped has much waiting for it, and may be operator no more.
+    fn look_at_the_fence(&mut self) {
         if self.role == Role::Active && !self.fence.holds(boottime_ms()) {
             tracing::warn!("no fresh block names this node: fenced until one does");
             self.set_role(Role::Fenced);
             // No block comes that would tell it.
             self.publish();
+        }
+    }
+
+    fn on_tick(&mut self) -> Result<()> {
+        if self.disk_failed.is_some() {
+            return self.look_at_the_disk();
         }
         if self.role == Role::Standby && self.news.as_ref().is_some_and(|n| n.state.operator == self.cx.me()) {
             self.try_become_active()?;
@@ -1156,6 +1184,75 @@ mod tests {
         node.disk_failed = Some(0);
         let ended = node.on_tick().unwrap_err();
         assert_eq!(ended.kind, crate::error::Kind::Retry, "{ended}");
+    }
+
+    /// A block with its events of a treasury that is alive, in which nobody has beaten yet.
+    fn whole_block(node: &Node, number: u64) -> Box<News> {
+        let mut news = block(node, number, u8::try_from(number).unwrap(), (1, true));
+        (news.state.stage, news.logs) = (1, Some(Vec::new()));
+        news.head.timestamp = 100_000 + number;
+        news
+    }
+
+    /// The heartbeats that the life has asked for and heard no end of.
+    fn beats(node: &Node) -> Vec<OutputId> {
+        let unfinished = node.live.as_ref().unwrap().state.agent.unfinished();
+        let beat = |output: &economy::Output| matches!(output, economy::Output::Heartbeat { .. });
+        unfinished.into_iter().filter(|(_, output)| beat(output)).map(|(id, _)| id).collect()
+    }
+
+    /// The chain hangs between a heartbeat and the word that it was mined, which comes before the next block is read. A
+    /// life that never hears it never beats again.
+    #[tokio::test]
+    async fn a_fenced_node_hears_what_became_of_its_heartbeat_when_it_acts_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut node, _heard) = node(dir.path());
+        let logs_from = node.logs_from.subscribe();
+        for number in 1..=2 {
+            node.on_chain(whole_block(&node, number)).unwrap();
+        }
+        let [beat] = beats(&node)[..] else { panic!("{:?}", beats(&node)) };
+        node.fence.superseded();
+        node.on_event(Event::Acted { id: beat, outcome: economy::Outcome::Done { block: 3 } }).unwrap();
+        node.on_event(Event::StillStands(0)).unwrap();
+        assert_eq!((node.role, beats(&node)), (Role::Fenced, vec![beat]), "a fenced node decides nothing");
+        assert_eq!(*logs_from.borrow(), None);
+        // The same block once more is not a fresh one.
+        node.on_chain(whole_block(&node, 2)).unwrap();
+        assert_eq!((node.role, beats(&node)), (Role::Fenced, vec![beat]));
+        node.on_chain(whole_block(&node, 4)).unwrap();
+        assert_eq!((node.role, beats(&node)), (Role::Active, vec![]));
+        assert_eq!(*logs_from.borrow(), Some(1), "events are read on");
+        // As it asked to be.
+        node.live.as_mut().unwrap().wake_at = 0;
+        node.on_chain(whole_block(&node, 5)).unwrap();
+        assert!(beats(&node).len() == 1 && beats(&node) != [beat], "the next heartbeat is due: {:?}", beats(&node));
+    }
+
+    #[tokio::test]
+    async fn a_fenced_node_whose_place_was_taken_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut node, _heard) = node(dir.path());
+        node.on_chain(block(&node, 1, 1, (1, true))).unwrap();
+        node.fence.superseded();
+        node.on_event(Event::Tick).unwrap();
+        assert_eq!(node.role, Role::Fenced);
+        node.on_chain(block(&node, 2, 2, (2, false))).unwrap();
+        assert_eq!((node.role, node.acts()), (Role::Draining, false));
+    }
+
+    /// A process was stopped while it asked for a block, or before it read the answer.
+    #[tokio::test]
+    async fn an_answer_is_as_old_as_its_question() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut node, _heard) = node(dir.path());
+        node.on_chain(block(&node, 1, 1, (1, true))).unwrap();
+        assert!(node.acts());
+        let mut news = block(&node, 2, 2, (1, true));
+        news.asked_ms = 0;
+        node.fence = Fence::new(1);
+        node.on_event(Event::Chain(news)).unwrap();
+        assert_eq!((node.role, node.acts()), (Role::Fenced, false));
     }
 
     #[tokio::test]

@@ -400,6 +400,15 @@ pub fn close_unreported(node: &mut Node, requests: &BTreeSet<RequestId>) -> Resu
     Ok(())
 }
 
+/// After a fence: payments that became due while nothing might be sent.
+pub fn send_due(node: &mut Node) -> Result<()> {
+    let Some(live) = &node.live else { return Ok(()) };
+    let unsettled = live.state.book.unsettled();
+    let due: Vec<RequestId> =
+        unsettled.filter(|(_, entry)| entry.payment == Payment::Due).map(|(request, _)| *request).collect();
+    due.into_iter().try_for_each(|request| node.settle(request))
+}
+
 /// After a start: payments that were on their way are asked about.
 pub fn resume(node: &mut Node) -> Result<()> {
     let Some(live) = &mut node.live else { return Ok(()) };

@@ -1,6 +1,7 @@
 //! Looking at the chain: one snapshot a block, with the events in between when they concern this node.
 
 use crate::context::Context;
+use crate::fence::boottime_ms;
 use crate::main_loop::Event;
 use alloy::eips::BlockId;
 use alloy::primitives::{Address, B256, U256};
@@ -20,6 +21,8 @@ const ASK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Everything read at one block.
 pub struct News {
+    /// When the chain was asked for it, ms since boot: an answer that lay in a stopped process is as old as its question.
+    pub asked_ms: u64,
     pub head: Head,
     pub state: State,
     pub limits: Policy,
@@ -145,6 +148,7 @@ async fn look(
     last: Option<alloy::primitives::B256>,
     reader: Option<&mut Reader>,
 ) -> Result<Option<News>, chain::Error> {
+    let asked_ms = boottime_ms();
     let head = common_head(&cx.chains).await?;
     if last == Some(head.hash) {
         return Ok(None);
@@ -163,6 +167,7 @@ async fn look(
         None => (None, BTreeSet::new()),
     };
     Ok(Some(News {
+        asked_ms,
         head: snapshot.head,
         state: snapshot.state,
         limits: snapshot.limits,
@@ -271,6 +276,7 @@ impl News {
     pub fn for_tests(cx: &Context) -> Self {
         let state = State { operator: cx.me(), relay: cx.relay.address(), epoch: 1, ..State::default() };
         Self {
+            asked_ms: boottime_ms(),
             head: Head { number: 1, hash: B256::repeat_byte(1), parent: B256::ZERO, timestamp: 1_000, base_fee: 1 },
             state,
             limits: Policy::default(),
