@@ -2,8 +2,8 @@
 
     python openai_sdk.py BASE_URL
 
-Prints one JSON line a step: {models}, {plain}, {streamed, chunks, tokens}, {left}, {parsed}, {completion}, {vectors,
-tokens, near, far}, {refused, status, code, param} four times. The fourth leaves a stream after its first piece. Exits with 1 if any step was not what an
+Prints one JSON line a step: {models}, {plain}, {streamed, chunks, tokens}, {left}, {parsed}, {completion}, {call,
+arguments}, {stored, status, metadata, events}, {vectors, tokens, near, far}, {refused, status, code, param} seven times. The fourth leaves a stream after its first piece. Exits with 1 if any step was not what an
 OpenAI program expects.
 """
 
@@ -58,6 +58,39 @@ say(parsed=verdict.choices[0].message.parsed.model_dump())
 plain = openai.completions.create(model=models[0], prompt="The capital of France is", max_tokens=4, temperature=0)
 say(completion=plain.choices[0].text, finish=plain.choices[0].finish_reason)
 good &= plain.choices[0].text.startswith(" Paris") and plain.choices[0].finish_reason == "length"
+# A call, and what comes of it.
+city = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"]}
+tools = [{"type": "function", "function": {"name": "weather", "parameters": city}}]
+asked = [{"role": "user", "content": "Is it cold in Rome?"}]
+required = {"tool_choice": "required", "parallel_tool_calls": False, "max_tokens": 60}
+called = openai.chat.completions.create(model=models[0], messages=asked, tools=tools, **required).choices[0].message
+call = called.tool_calls[0]
+say(call=call.function.name, arguments=call.function.arguments)
+good &= call.function.name == "weather" and "city" in json.loads(call.function.arguments)
+result = {"role": "tool", "tool_call_id": call.id, "content": '{"degrees": -5}'}
+told = openai.chat.completions.create(
+    model=models[0], messages=[*asked, called, result], tools=tools, tool_choice="none", max_tokens=8
+)
+good &= bool(told.choices[0].message.content)
+# A conversation that the agent keeps: gone on from, streamed, read, deleted.
+first = openai.responses.create(
+    model=models[0], input="My name is Ada.", store=True, max_output_tokens=8, metadata={"about": "a name"}
+)
+events = [event.type for event in openai.responses.create(
+    model=models[0], input="And mine?", previous_response_id=first.id, store=True, max_output_tokens=8, stream=True
+)]
+read = openai.responses.retrieve(first.id)
+say(stored=read.output_text, status=read.status, metadata=read.metadata, events=sorted(set(events)))
+good &= read.output_text == first.output_text and read.metadata == {"about": "a name"} and read.status == first.status
+good &= read.model == models[0] and read.usage.output_tokens == first.usage.output_tokens
+good &= events[0] == "response.created" and events[-1] in ("response.completed", "response.incomplete")
+openai.responses.delete(first.id)
+try:
+    openai.responses.retrieve(first.id)
+    good = False
+except APIStatusError as error:
+    say(refused=error.message, status=error.status_code, code=error.code, param=error.param)
+    good &= error.status_code == 404
 # The SDK asks for base64 by itself and shows numbers; asked for numbers it gets the same.
 texts = ["How do I bake bread?", "Mix flour, water, salt and yeast; let it rise and bake it.", "The ocean is deep."]
 vectors = openai.embeddings.create(model=models[1], input=texts)

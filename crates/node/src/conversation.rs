@@ -109,6 +109,9 @@ impl Conversations {
 pub struct Transcript {
     pub response: String,
     pub turns: Vec<Turn>,
+    /// The response as its customer got it, its text left out: that is the last turn.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reply: Option<serde_json::Value>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -257,7 +257,13 @@ fn of_payments() -> Map<String, Value> {
         ("block", or_null(whole(0))),
     ];
     let turn = object(&[("role", text()), ("content", text())], &[]);
-    let stored = [("id", text()), ("object", word("response")), ("messages", list(turn.clone()))];
+    let stored = [
+        ("id", text()),
+        ("object", word("response")),
+        ("created_at", whole(0)),
+        ("output", list(json!({ "type": "object" }))),
+        ("messages", list(turn.clone())),
+    ];
     let deleted =
         [("id", text()), ("object", word("response")), ("deleted", json!({ "const": true })), ("note", text())];
     let entry = object(&[("id", text()), ("created_at", whole(0))], &[("messages", list(turn)), ("error", text())]);
@@ -296,7 +302,7 @@ fn of_payments() -> Map<String, Value> {
         ("Receipt", receipt),
         ("ReceiptProof", object(&proof, &[])),
         ("RefundNote", object(&refund, &[])),
-        ("StoredResponse", object(&stored, &[])),
+        ("StoredResponse", open(object(&stored, &[]))),
         ("DeletedResponse", object(&deleted, &[])),
         ("ExportRequest", object(&export, &[])),
         ("Archive", object(&archive, &[])),

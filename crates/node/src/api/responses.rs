@@ -7,7 +7,7 @@ use super::Api;
 use super::further::Served;
 use super::openapi::Operation;
 use super::problem::{Posted, Problem, fresh_id};
-use super::sale::{BeforeEnd, Errand, Form, Order, Prompt, Whole};
+use super::sale::{BeforeEnd, Errand, Form, Made, Order, Prompt, Whole};
 use crate::answers::Question;
 use crate::ask::{Ask, Kept};
 use crate::conversation::{ConversationKey, Stored, Transcript, Turn};
@@ -15,13 +15,14 @@ use crate::export::ExportRequest;
 use crate::main_loop::Event;
 use axum::Json;
 use axum::body::{Body, Bytes};
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use infer::TokenLogprob;
 use infer::api::{Answered, ApiError, Message, ResponseReply, ResponseStream, ResponsesRequest, Role, StreamEvent};
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use tokio::sync::oneshot;
 
@@ -78,7 +79,7 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) ->
     let Served { further, adapter } = api.serves(&request.model).map_err(refuse)?;
     api.here("/v1/responses").await?;
     let before = match &request.previous_response_id {
-        Some(id) => api.transcript(id).await.map_err(IntoResponse::into_response)?,
+        Some(id) => api.transcript(id).await.map_err(IntoResponse::into_response)?.1.turns,
         None => Vec::new(),
     };
     let messages = messages_of(&before).and_then(|before| request.conversation(before)).map_err(refuse)?;
@@ -105,8 +106,7 @@ async fn answer(api: &Api, headers: &HeaderMap, body: &Bytes, errand: Errand) ->
     };
     let payer = sale.payer.into_array();
     sale.stored_as = request.store.then(|| reply.id.clone());
-    let store: Option<BeforeEnd> =
-        request.store.then(|| keep(api.clone(), (reply.id.clone(), payer), before, request.clone()));
+    let store: Option<BeforeEnd> = request.store.then(|| keep(api.clone(), payer, before, reply.clone()));
     let mut answered = if request.stream {
         sale.deliver(Events(ResponseStream::new(reply)), store).await
     } else {
@@ -142,17 +142,31 @@ fn bytes_of(turns: &[Turn]) -> u64 {
 
 /// Seals the exchange under a fresh key, stores it, and has its place and key made durable: all before the last
 /// byte, so that an id in the customer's hands can always be gone on from.
-fn keep(api: Api, (id, payer): (String, [u8; 20]), before: Vec<Turn>, request: ResponsesRequest) -> BeforeEnd {
-    Box::new(move |text| {
+fn keep(api: Api, payer: [u8; 20], before: Vec<Turn>, reply: ResponseReply) -> BeforeEnd {
+    Box::new(move |Made { text, finish, usage }| {
         Box::pin(async move {
+            let answered = Answered { text: "", logprobs: &[], finish, usage };
             let mut turns = before;
-            turns.extend(said(&request));
+            turns.extend(said(&reply.request));
             turns.push(Turn { role: Role::Assistant.as_str().to_owned(), content: text });
             let bytes = bytes_of(&turns);
-            let transcript = Transcript { response: id, turns };
+            let whole = reply.whole(answered, Map::new());
+            let transcript = Transcript { response: reply.id, turns, reply: Some(whole) };
             api.store_transcript(payer, transcript).await.map(|()| bytes).map_err(|problem| problem.api().clone())
         })
     })
+}
+
+/// A stored response as the one that was answered, with all that was said before it.
+fn told_again(stored: &Stored, transcript: Transcript) -> Value {
+    let text = transcript.turns.last().map_or("", |turn| turn.content.as_str());
+    let bare = || json!({ "id": stored.response, "object": "response", "created_at": stored.at, "output": [] });
+    let mut told = transcript.reply.unwrap_or_else(bare);
+    if let Some(part) = told.pointer_mut("/output/0/content/0/text") {
+        *part = text.into();
+    }
+    told["messages"] = messages(&transcript.turns);
+    told
 }
 
 impl Api {
@@ -189,7 +203,7 @@ impl Api {
     }
 
     /// What was said up to and including response `id`.
-    async fn transcript(&self, id: &str) -> Result<Vec<Turn>, Problem> {
+    async fn transcript(&self, id: &str) -> Result<(Stored, Transcript), Problem> {
         let wanted = id.to_owned();
         let found = self.look(move |node| node.conversation(&wanted)).await?.filter(|_| is_response(id));
         let (stored, key) = found.ok_or_else(|| {
@@ -199,10 +213,11 @@ impl Api {
                 format!("there is no stored response `{id}`; only answers to requests with `store: true` are kept"),
             ))
         })?;
-        self.turns(&stored, &key).await
+        let transcript = self.exchange(&stored, &key).await?;
+        Ok((stored, transcript))
     }
 
-    async fn turns(&self, stored: &Stored, key: &ConversationKey) -> Result<Vec<Turn>, Problem> {
+    async fn exchange(&self, stored: &Stored, key: &ConversationKey) -> Result<Transcript, Problem> {
         let cid = store::cid::parse(&stored.cid).map_err(Problem::for_internal)?;
         let sealed = self
             .cx
@@ -210,14 +225,14 @@ impl Api {
             .get_bytes(&cid, TRANSCRIPT_BYTES_MAX)
             .await
             .map_err(|e| Problem::for_unavail(format!("the content store does not answer: {e}"), 2))?;
-        Ok(Transcript::open(&sealed, key).map_err(Problem::for_internal)?.turns)
+        Transcript::open(&sealed, key).map_err(Problem::for_internal)
     }
 
     /// One entry of an archive. What cannot be had now is said in its place: the rest is the customer's all the same.
     async fn archived(&self, stored: &Stored, key: &ConversationKey) -> Value {
         let mut entry = json!({ "id": stored.response, "created_at": stored.at });
-        match self.turns(stored, key).await {
-            Ok(turns) => entry["messages"] = messages(&turns),
+        match self.exchange(stored, key).await {
+            Ok(transcript) => entry["messages"] = messages(&transcript.turns),
             Err(problem) => entry["error"] = problem.api().message.clone().into(),
         }
         entry
@@ -233,11 +248,19 @@ fn messages(turns: &[Turn]) -> Value {
     turns.iter().map(|t| json!({ "role": t.role, "content": t.content })).collect()
 }
 
-/// `GET /v1/responses/{id}`: the stored exchange.
-pub async fn read(State(api): State<Api>, Path(id): Path<String>) -> Result<Json<Value>, Response> {
+/// `GET /v1/responses/{id}`: the stored response, and the exchange that it ends.
+pub async fn read(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    Query(asked): Query<BTreeMap<String, String>>,
+) -> Result<Json<Value>, Response> {
     api.here(&format!("/v1/responses/{id}")).await?;
-    let turns = api.transcript(&id).await.map_err(IntoResponse::into_response)?;
-    Ok(Json(json!({ "id": id, "object": "response", "messages": messages(&turns) })))
+    if let Some(field) = asked.into_keys().next() {
+        let message = format!("`{field}` is not done here: a stored response is read whole and at once");
+        return Err(Problem::from(ApiError::for_field("unsupported_field", field, message)).into_response());
+    }
+    let (stored, transcript) = api.transcript(&id).await.map_err(IntoResponse::into_response)?;
+    Ok(Json(told_again(&stored, transcript)))
 }
 
 /// `POST /v1/responses/export`: all that the signer paid for, as one JSON object, an entry at a time.

@@ -9,7 +9,7 @@ mod contract;
 mod deliver;
 pub mod refund;
 
-pub use deliver::{BeforeEnd, Form, Whole};
+pub use deliver::{BeforeEnd, Form, Made, Whole};
 
 use super::Api;
 use super::problem::{Problem, fresh_id};

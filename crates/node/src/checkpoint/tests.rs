@@ -74,7 +74,7 @@ impl Bench {
     async fn store(&mut self, response: &str, payer: u8, text: &str) -> String {
         let key: ConversationKey = rand::random();
         let turns = vec![Turn { role: "user".into(), content: text.into() }];
-        let sealed = Transcript { response: response.into(), turns }.seal(&key).unwrap();
+        let sealed = Transcript { response: response.into(), turns, reply: None }.seal(&key).unwrap();
         let cid = self.store.put_bytes(&sealed).await.unwrap().to_string();
         self.stored(response, payer, &cid, key);
         cid

@@ -89,7 +89,14 @@ where
 }
 
 /// What runs once, when the whole text is there and before the last bytes leave: it stores, and says how many bytes.
-pub type BeforeEnd = Box<dyn FnOnce(String) -> Pin<Box<dyn Future<Output = Result<u64, ApiError>> + Send>> + Send>;
+pub type BeforeEnd = Box<dyn FnOnce(Made) -> Pin<Box<dyn Future<Output = Result<u64, ApiError>> + Send>> + Send>;
+
+/// What was generated, whole.
+pub struct Made {
+    pub text: String,
+    pub finish: Finish,
+    pub usage: Usage,
+}
 
 impl Sale {
     /// The answer: generation runs on in a task of its own, the body takes what it makes.
@@ -198,7 +205,7 @@ impl Sale {
     async fn whole(mut self, mut run: Run<impl Form>, mut settled: Option<Settlement>) -> Response {
         let made = match run.generate(&mut self).await {
             Ok(made) => match run.before_end.take() {
-                Some(before_end) => before_end(run.text.clone()).await.map(|stored| {
+                Some(before_end) => before_end(run.made(made)).await.map(|stored| {
                     self.stored_bytes = stored;
                     made
                 }),
@@ -407,6 +414,10 @@ impl<F: Form> Run<F> {
         Err(ApiError::for_internal())
     }
 
+    fn made(&self, (finish, usage): (Finish, Usage)) -> Made {
+        Made { text: self.text.clone(), finish, usage }
+    }
+
     /// What was used up to here.
     fn used(&self, sale: &Sale) -> Usage {
         let (cached_tokens, completion_tokens) = (self.cached, self.tokens);
@@ -486,8 +497,8 @@ impl<F: Form> Run<F> {
                 }
             }
         }
-        if let (Ok(_), Some(before_end)) = (&end, self.before_end.take()) {
-            match before_end(self.text.clone()).await {
+        if let (Ok(made), Some(before_end)) = (&end, self.before_end.take()) {
+            match before_end(self.made(*made)).await {
                 Ok(stored) => sale.stored_bytes = stored,
                 Err(error) => end = Err(error),
             }
