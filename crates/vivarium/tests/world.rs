@@ -26,6 +26,7 @@ fn options(dir: &Path) -> Options {
         port: None,
         chain_ahead_secs: 0,
         chain_doors: BTreeMap::new(),
+        places: BTreeMap::new(),
         restart: true,
         model: None,
         programs: Programs::of(&project, &vivarium).unwrap(),
@@ -139,6 +140,7 @@ fn options_without_programs(dir: &Path) -> Options {
         port: None,
         chain_ahead_secs: 0,
         chain_doors: BTreeMap::new(),
+        places: BTreeMap::new(),
         restart: false,
         model: None,
         programs: Programs {

@@ -11,6 +11,7 @@ mod faults;
 mod identity;
 mod leaving;
 mod life;
+mod partitions;
 mod proxy;
 mod rebuild;
 mod receipts;
