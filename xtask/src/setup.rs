@@ -116,6 +116,7 @@ fn packages() -> Result<()> {
         ("cmake", "cmake"),
         ("clang", "clang"),
         ("bwrap", "bubblewrap"),
+        ("ip", "iproute2"),
         ("pkg-config", "pkg-config"),
     ] {
         if on_path(tool).is_none() {

@@ -27,7 +27,7 @@ use economy::{Timers, Usdc};
 use files::{AgentEntry, Folder, KeyEntry, Lock, ProviderEntry, StewardEntry, WorldFile};
 use genesis::Choices;
 use model::Model;
-use ports::{Ports, local_url};
+use ports::{Place, Ports, local_url};
 use processes::{Launcher, Report, Service};
 use progress::Progress;
 use record::Record;
@@ -63,6 +63,8 @@ pub struct Options {
     pub chain_doors: BTreeMap<String, u16>,
     /// Threads of arithmetic that each tenant's engine may take; `None`: all cores.
     pub threads: Option<u32>,
+    /// Providers by name (`provider-1`) that live in a network of their own. Tests cut its links.
+    pub places: BTreeMap<String, Place>,
     /// Daemons that die are started again.
     pub restart: bool,
     /// `None`: the standard one.
@@ -294,8 +296,8 @@ impl World {
             let service = self.launcher.start(self.kept(program))?;
             self.providers.push(service);
         }
-        for (service, port) in self.providers.iter().zip(&self.internal.ports.providers) {
-            service.ready(&format!("{}/health", local_url(*port)), READY_WITHIN).await?;
+        for (index, service) in self.providers.iter().enumerate() {
+            service.ready(&format!("{}/health", self.site().provider_url(index)), READY_WITHIN).await?;
         }
         if self.internal.treasury.is_some() {
             return Ok(());
@@ -377,6 +379,7 @@ impl World {
             choices: &self.internal.choices,
             doors: &self.options.chain_doors,
             threads: self.options.threads,
+            places: &self.options.places,
         }
     }
 
@@ -429,7 +432,10 @@ impl World {
         let Some(file) = &self.file else { return Ok(()) };
         let mut now = file.clone();
         let entry = self.record(file.treasury)?.read().await?;
-        let urls: Vec<String> = self.internal.ports.providers.iter().map(|port| local_url(*port)).collect();
+        let urls: Vec<String> = {
+            let site = self.site();
+            (0..site.ports.providers.len()).map(|index| site.provider_url(index)).collect()
+        };
         now.agent = AgentEntry {
             url: entry.url().map(str::to_owned),
             operator: entry.operator(),
@@ -527,9 +533,18 @@ impl World {
 
     /// The name that customers put into `model`, from the manifest.
     pub fn model_name(&self) -> Result<String> {
+        Ok(self.manifest()?.model.name)
+    }
+
+    /// Of the model that makes vectors, if its agent sells any.
+    pub fn embedding_name(&self) -> Result<Option<String>> {
+        Ok(self.manifest()?.embedding.map(|model| model.name))
+    }
+
+    fn manifest(&self) -> Result<node::manifest::Manifest> {
         let path = self.folder.join("manifest.toml");
         let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        Ok(node::manifest::Manifest::parse(&text)?.model.name)
+        Ok(node::manifest::Manifest::parse(&text)?)
     }
 
     /// The source tree.

@@ -27,6 +27,7 @@ fn options(dir: &Path) -> Options {
         chain_ahead_secs: 0,
         chain_doors: BTreeMap::new(),
         threads: None,
+        places: BTreeMap::new(),
         restart: true,
         model: None,
         programs: Programs::of(&project, &vivarium).unwrap(),
@@ -141,6 +142,7 @@ fn options_without_programs(dir: &Path) -> Options {
         chain_ahead_secs: 0,
         chain_doors: BTreeMap::new(),
         threads: None,
+        places: BTreeMap::new(),
         restart: false,
         model: None,
         programs: Programs {

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 use vivarium::world::crowd::Crowd;
 use vivarium::world::files::chosen_dir;
+use vivarium::world::ports::Place;
 use vivarium::world::progress::Progress;
 use vivarium::world::{Options, Programs, World};
 
@@ -54,6 +55,9 @@ pub struct Flags {
     /// A daemon, like provider-1, and a port on loopback through which it reaches the chain: for tests, which cut it off there
     #[arg(long, value_name = "DAEMON=PORT", value_parser = parse_door, hide = true)]
     chain_door: Vec<(String, u16)>,
+    /// A provider, an address and the network namespace that has it, in which it runs: for tests, which cut links
+    #[arg(long, value_name = "PROVIDER=ADDRESS@NAMESPACE", value_parser = parse_place, hide = true)]
+    place: Vec<(String, Place)>,
     /// Daemons that die stay dead, instead of being started again
     #[arg(long)]
     no_restart: bool,
@@ -78,6 +82,15 @@ fn parse_door(text: &str) -> Result<(String, u16), String> {
     parts.ok_or_else(|| format!("{text:?} is not a daemon and a port like provider-1=20000"))
 }
 
+/// `provider-1=127.0.1.1@hosts-1`.
+fn parse_place(text: &str) -> Result<(String, Place), String> {
+    let parts = text.split_once('=').and_then(|(daemon, at)| {
+        let (address, namespace) = at.split_once('@')?;
+        Some((daemon.to_owned(), Place { address: address.parse().ok()?, namespace: namespace.to_owned() }))
+    });
+    parts.ok_or_else(|| format!("{text:?} is not a provider and a place like provider-1=127.0.1.1@hosts-1"))
+}
+
 /// `3d` in days; strict.
 fn parse_days(text: &str) -> Result<u32, String> {
     let digits = text.strip_suffix('d').filter(|d| !d.is_empty() && d.bytes().all(|b| b.is_ascii_digit()));
@@ -100,6 +113,7 @@ pub fn run(flags: Flags) -> Result<()> {
             chain_ahead_secs: flags.chain_ahead,
             chain_doors: flags.chain_door.into_iter().collect(),
             threads: None,
+            places: flags.place.into_iter().collect(),
             restart: !flags.no_restart,
             model: flags.model,
             programs: Programs::of(&project, &vivarium)?,

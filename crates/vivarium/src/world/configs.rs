@@ -2,7 +2,7 @@
 
 use super::files::{Folder, KeyEntry, write_private};
 use super::genesis::{self, Choices};
-use super::ports::{Ports, local_url};
+use super::ports::{Place, Ports, local_url, url_at};
 use super::processes::Program;
 use super::{Contracts, anvil};
 use anyhow::{Context, Result};
@@ -31,6 +31,7 @@ pub struct Site<'a> {
     pub doors: &'a BTreeMap<String, u16>,
     /// Of each tenant's engine; `None`: all cores.
     pub threads: Option<u32>,
+    pub places: &'a BTreeMap<String, Place>,
 }
 
 impl Site<'_> {
@@ -68,8 +69,8 @@ impl Site<'_> {
         let port = self.ports.providers[index];
         let config = HostConfig {
             data_dir: dir.join("data"),
-            listen: listen(port),
-            public_url: local_url(port),
+            listen: SocketAddr::from((self.address_of(&name), port)),
+            public_url: self.provider_url(index),
             rpc_urls: vec![self.rpc_url(&name)],
             chain_id: anvil::CHAIN_ID,
             market: contracts.lease_market,
@@ -92,15 +93,31 @@ impl Site<'_> {
         Ok(self.daemon(&name, run_with("provider", &file), PROVIDER_STOPS_WITHIN))
     }
 
+    pub fn provider_url(&self, index: usize) -> String {
+        url_at(self.address_of(&format!("provider-{}", index + 1)), self.ports.providers[index])
+    }
+
+    fn address_of(&self, daemon: &str) -> Ipv4Addr {
+        self.places.get(daemon).map_or(Ipv4Addr::LOCALHOST, |place| place.address)
+    }
+
     /// Where a daemon, and whoever lives on it, asks about the chain.
     fn rpc_url(&self, daemon: &str) -> String {
         local_url(self.doors.get(daemon).copied().unwrap_or(self.ports.chain))
     }
 
     fn daemon(&self, name: &str, arguments: Vec<String>, stop_within: Duration) -> Program {
+        let (executable, arguments) = match self.places.get(name) {
+            None => (self.vivarium.to_owned(), arguments),
+            Some(place) => {
+                let vivarium = self.vivarium.to_string_lossy();
+                let enter = ["netns", "exec", &place.namespace, &vivarium].map(str::to_owned);
+                (PathBuf::from("ip"), enter.into_iter().chain(arguments).collect())
+            }
+        };
         Program {
             name: name.to_owned(),
-            executable: self.vivarium.to_owned(),
+            executable,
             arguments,
             environment: Vec::new(),
             stop_signal: rustix::process::Signal::TERM,

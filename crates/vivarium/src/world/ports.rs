@@ -66,9 +66,21 @@ impl Ports {
     }
 }
 
+/// Where a provider, and whoever lives on it, is instead of on 127.0.0.1: tests give it a network of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub address: Ipv4Addr,
+    /// The network namespace that has the address, as `ip netns` names it.
+    pub namespace: String,
+}
+
 /// `http://127.0.0.1:port`.
 pub fn local_url(port: u16) -> String {
-    format!("http://127.0.0.1:{port}")
+    url_at(Ipv4Addr::LOCALHOST, port)
+}
+
+pub fn url_at(address: Ipv4Addr, port: u16) -> String {
+    format!("http://{address}:{port}")
 }
 
 #[cfg(test)]

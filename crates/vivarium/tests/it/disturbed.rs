@@ -209,12 +209,11 @@ fn an_old_image_of_a_former_operator_does_nothing(world: &mut World, image: &Pat
     let role =
         world.until("the image is up", |_| get_json(&format!("{url}/status"))?["role"].as_str().map(str::to_owned));
     blocks_pass(world, 6);
+    let model = &world.agent().expect("an agent")["model"];
+    let question = json!({ "model": model, "messages": [{ "role": "user", "content": "Hello" }] }).to_string();
     let out = Command::new("curl")
         .args(["-s", "-o", "/dev/null", "-w", "%{http_code}", "-H", "content-type: application/json", "-d"])
-        .args([
-            r#"{"model":"any","messages":[{"role":"user","content":"Hello"}]}"#,
-            &format!("{url}/v1/chat/completions"),
-        ])
+        .args([&question, &format!("{url}/v1/chat/completions")])
         .output()
         .expect("curl runs");
     let status = String::from_utf8_lossy(&out.stdout).into_owned();

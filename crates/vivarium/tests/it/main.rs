@@ -13,6 +13,7 @@ mod identity;
 mod leaving;
 mod life;
 mod own_models;
+mod partitions;
 mod proxy;
 mod rebuild;
 mod receipts;

@@ -77,6 +77,7 @@ pub fn options(data_dir: &Path, day_secs: u32, programs: Programs) -> Options {
         chain_ahead_secs: 0,
         chain_doors: BTreeMap::new(),
         threads: None,
+        places: BTreeMap::new(),
         // A host that is killed stays dead: that is what a takeover is for.
         restart: false,
         model: None,
