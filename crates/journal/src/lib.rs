@@ -9,6 +9,7 @@
 
 pub mod crash;
 mod error;
+pub mod log;
 mod reader;
 mod record;
 mod segment;
@@ -80,50 +81,21 @@ impl Journal {
         let snapshot = snapshot::latest(dir)?;
         let reached = snapshot.as_ref().map_or(0, |s| s.lsn);
         let names = segment::list(dir)?;
+        let mut reading = log::Reading::new(dir, reached, names.first().copied())?;
         let mut segments = Vec::new();
-        let mut records = Vec::new();
         let mut torn = None;
-        let mut next_lsn = reached + 1;
-        if let Some(first) = names.first() {
-            if *first > next_lsn {
-                return Err(snapshot::missing(dir, *first));
-            }
-            next_lsn = *first;
-        }
         for (i, first_lsn) in names.iter().enumerate() {
-            if *first_lsn != next_lsn {
-                return Err(Error::new(
-                    Kind::Corrupt,
-                    format!(
-                        "the log in {} lacks LSN {next_lsn} to {}. Move this folder away and start again: the node \
-                         then restores from the last acknowledged checkpoint",
-                        dir.display(),
-                        first_lsn - 1
-                    ),
-                ));
-            }
-            let scan = segment::scan(dir, *first_lsn, i + 1 == names.len())?;
-            next_lsn = scan.next_lsn;
-            records.extend(scan.records.into_iter().filter(|r| r.lsn > reached));
-            let mut segment = scan.segment;
-            if let Some(tail) = &scan.torn {
+            let path = segment::path_of(dir, *first_lsn);
+            reading.comes(*first_lsn)?;
+            let bytes = fs::read(&path).map_err(|e| Error::io("reading", &path, &e))?;
+            let (mut segment, tail) = reading.scan(*first_lsn, &bytes, i + 1 == names.len())?;
+            if let Some(tail) = &tail {
                 segment = cut(dir, segment, tail)?;
             }
-            torn = scan.torn;
+            torn = tail;
             segments.push(segment);
         }
-        if next_lsn <= reached {
-            return Err(Error::new(
-                Kind::Corrupt,
-                format!(
-                    "the log in {} ends at LSN {} but its snapshot holds LSN {reached}: acknowledged records are \
-                     gone. Move this folder away and start again: the node then restores from the last acknowledged \
-                     checkpoint",
-                    dir.display(),
-                    next_lsn - 1
-                ),
-            ));
-        }
+        let (records, next_lsn) = reading.end()?;
         if segments.is_empty() {
             segments.push(writer::create(dir, next_lsn)?);
         }

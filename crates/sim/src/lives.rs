@@ -1,14 +1,16 @@
 //! Whole lives from one seed, while faults rain: shipped machines on the contracts' bytecode, in simulated time.
 //!
-//! What is shipped: `economy::Agent`, `chain::outbox::Outbox`, `chain::logs::LogCore`, `pay::ChannelBook`, the contracts.
+//! What is shipped: `economy::Agent`, `chain::outbox::Outbox`, `chain::logs::LogCore`, `pay::ChannelBook`, `journal::log`, the
+//! contracts.
 //! What stands in for the rest (the node's wiring, stewards' daemons, providers, customers, endpoints) is here and honest;
 //! whoever is not is a [`Fault`]. An auditor written apart ([`crate::audit`], and the end of [`life`]) looks after every
 //! transaction and block. docs/reference/sim.md says what is left out.
 //!
-//! Read in this order: this file, [`chain`], [`node`], [`channels`], [`life`].
+//! Read in this order: this file, [`chain`], [`disk`], [`node`], [`channels`], [`life`].
 
 mod chain;
 mod channels;
+mod disk;
 mod life;
 mod node;
 
@@ -51,10 +53,14 @@ pub enum Fault {
     FeeSpike,
     /// For half a day one steward too few acknowledges checkpoints, and nobody is rescued.
     StewardsSilent,
+    /// The power fails while the node's journal is written: its last write is torn at any byte.
+    TornTail,
+    /// The node's disk takes no writes for some hours.
+    FullDisk,
 }
 
 impl Fault {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::RpcDrop,
         Self::RpcLag,
         Self::RpcLie,
@@ -71,6 +77,8 @@ impl Fault {
         Self::Frozen,
         Self::FeeSpike,
         Self::StewardsSilent,
+        Self::TornTail,
+        Self::FullDisk,
     ];
 
     /// A crash in each life, and every other fault in about a third of them: what very many lives are lived with.
@@ -98,6 +106,8 @@ impl Fault {
             Self::Frozen => "frozen",
             Self::FeeSpike => "fee-spike",
             Self::StewardsSilent => "stewards-silent",
+            Self::TornTail => "torn-tail",
+            Self::FullDisk => "full-disk",
         }
     }
 
@@ -111,7 +121,7 @@ impl Fault {
             Self::RpcDrop | Self::RpcLie | Self::Unserved => 60,
             Self::RpcLag => 150,
             Self::Reorg => 30,
-            Self::Crash | Self::OldKey => 20,
+            Self::Crash | Self::OldKey | Self::TornTail => 20,
             Self::NeverReady => 200,
             Self::RpcDown
             | Self::HostGone
@@ -120,7 +130,8 @@ impl Fault {
             | Self::Pause
             | Self::Frozen
             | Self::FeeSpike
-            | Self::StewardsSilent => 4,
+            | Self::StewardsSilent
+            | Self::FullDisk => 4,
         }
     }
 }
@@ -144,11 +155,15 @@ pub enum Bug {
     StrandedLease,
     /// A pause does not hold.
     UnheldPause,
+    /// What a record caused leaves before the record is on the disk, and the power fails.
+    EarlyOutput,
+    /// The disk forgets what it said was synced.
+    ForgetfulDisk,
 }
 
 impl Bug {
-    /// Each with the invariant that it breaks.
-    pub const ALL: [(Self, &str); 8] = [
+    /// Each with what it breaks: an invariant, or what a machine promises.
+    pub const ALL: [(Self, &str); 10] = [
         (Self::MadeMoney, "I1"),
         (Self::DeafLedger, "I1"),
         (Self::UsurpedKey, "I2"),
@@ -157,6 +172,8 @@ impl Bug {
         (Self::ForgottenCheckpoint, "I5"),
         (Self::StrandedLease, "I6"),
         (Self::UnheldPause, "I7"),
+        (Self::EarlyOutput, "output commit"),
+        (Self::ForgetfulDisk, "journal"),
     ];
 }
 
@@ -240,7 +257,7 @@ pub struct Lived {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Broken {
     pub setting: Setting,
-    /// Its number in DESIGN §12, and in words.
+    /// Its number in DESIGN §12, or the machine whose promise it was; and in words.
     pub what: String,
     /// The last events, oldest first.
     pub story: Vec<String>,

@@ -333,6 +333,9 @@ impl Payer {
                     at: now,
                 };
                 node.channel(chain, ChannelInput::Reserved(reservation));
+                if !node.syncs() {
+                    return false;
+                }
                 if engine_fails {
                     node.channel(chain, ChannelInput::Aborted { request, why: AbortWhy::Engine });
                     return false;

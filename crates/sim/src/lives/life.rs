@@ -2,7 +2,7 @@
 
 use super::chain::{BASE_FEE, Chain, DEPTH, Tx};
 use super::channels::{Payer, read};
-use super::node::{Endpoint, Node, Seen};
+use super::node::{Cut, Endpoint, Node, Seen};
 use super::{Broken, Bug, Fault, Lived, Pace, Setting};
 use crate::Chance;
 use crate::audit::Audit;
@@ -45,6 +45,7 @@ const FROZEN_SECS: u64 = 6 * 3_600;
 const PAUSE_SECS: u64 = 12 * 3_600;
 const SPIKE_SECS: u64 = 4 * 3_600;
 const SILENT_SECS: u64 = 12 * 3_600;
+const FULL_SECS: u64 = 4 * 3_600;
 /// Wei a gas in a spike: what an outbox pays after it has looked again, and what none does.
 const SPIKES: [u128; 2] = [1_000_000_000, 1_000_000_000_000];
 /// Faults come so much more often in a short life, but in no more than so many of a thousand blocks, and are over so much
@@ -95,6 +96,7 @@ pub struct Life {
     frozen_until: u64,
     spike_until: u64,
     silent_until: u64,
+    full_until: u64,
     owes_secs: u64,
     happened: BTreeMap<Fault, u64>,
     crashes: BTreeMap<String, u64>,
@@ -161,6 +163,7 @@ impl Life {
             frozen_until: 0,
             spike_until: 0,
             silent_until: 0,
+            full_until: 0,
             owes_secs: 0,
             happened: BTreeMap::new(),
             crashes: BTreeMap::new(),
@@ -270,8 +273,8 @@ impl Life {
             self.tell(told);
         }
         mined?;
-        self.succession(epoch);
-        self.works();
+        self.succession(epoch)?;
+        self.works()?;
         self.lived.owed_blocks += u64::from(self.chain.owed != 0);
         self.books()?;
         self.money()
@@ -285,9 +288,9 @@ impl Life {
     }
 
     /// The node's part, while its host is there.
-    fn works(&mut self) {
+    fn works(&mut self) -> Result<(), String> {
         if self.dead_since.is_some() || self.stage() == Stage::Closed {
-            return;
+            return Ok(());
         }
         let mut endpoint = Endpoint { is_down: self.chain.now() < self.down_until, ..Endpoint::default() };
         if self.comes(Fault::RpcLag) {
@@ -309,15 +312,31 @@ impl Life {
             self.node.begins_to_keep();
             self.crash_comes = true;
         }
+        if self.node.power_fails.is_none() && self.comes(Fault::TornTail) {
+            self.node.begins_to_keep();
+            let cut = if self.chance.of_1000(750) { Cut::Writing } else { Cut::Synced };
+            self.node.power_fails = Some((self.chance.below(2), cut));
+        }
         let standby = self.answering_standby();
-        if !self.node.looks(&mut self.chain, endpoint, standby, &mut self.chance) {
+        if !self.node.looks(&mut self.chain, endpoint, standby, &mut self.chance)? {
             let moment = std::mem::take(&mut self.node.died_at);
             self.tell(format!("the node's process dies {moment}, and another one starts on the same host"));
             *self.crashes.entry(moment).or_default() += 1;
-            self.node.restarts(&self.chain);
+            self.damage()?;
+            self.node.restarts(&self.chain)?;
         }
         for told in std::mem::take(&mut self.node.told) {
             self.tell(format!("the agent: {told}"));
+        }
+        Ok(())
+    }
+
+    /// A start refuses a journal that is damaged where it had been whole.
+    fn damage(&mut self) -> Result<(), String> {
+        let tears = self.setting.faults.contains(&Fault::TornTail);
+        match tears.then(|| self.node.disk.refuses_damage(&mut self.chance)).flatten() {
+            Some(false) => Err("journal: a start goes on with records that were damaged".to_owned()),
+            _ => Ok(()),
         }
     }
 
@@ -331,21 +350,22 @@ impl Life {
     }
 
     /// After a handover or takeover the successor's process begins.
-    fn succession(&mut self, before: u64) {
+    fn succession(&mut self, before: u64) -> Result<(), String> {
         let state = self.chain.state.clone();
         if state.epoch == before || state.operator.is_zero() || state.operator == self.node.key {
-            return;
+            return Ok(());
         }
         let restored = state.restoring;
         self.old_keys.push(self.node.key);
         let seq = restored.then_some(state.checkpointSeq);
-        self.node = self.node.successor(&self.chain, seq);
-        self.dead_since = None;
+        self.node = self.node.successor(&self.chain, seq)?;
+        (self.dead_since, self.full_until) = (None, 0);
         match restored {
             true => self.lived.takeovers += 1,
             false => self.lived.moves += 1,
         }
         self.tell(format!("lease {} is the active one now, restored: {restored}", state.activeLease));
+        Ok(())
     }
 
     // ---- people ----
@@ -525,6 +545,9 @@ impl Life {
         for input in [BookInput::Reserved(reservation), BookInput::SettleSent { request }, ends] {
             let tasks = self.node.pay(now, input);
             self.node.submit_all(tasks, &self.chain);
+            if !self.node.syncs() {
+                return;
+            }
         }
         let (payer, authorised) = (customer.address(), price.micro());
         let delivered = !(unserved || lies);
@@ -534,7 +557,7 @@ impl Life {
     /// Customers with channels: a call, now and then the rest back, and sometimes out without a word.
     fn buy_by_channel(&mut self) {
         let now = self.chain.now();
-        let serving = self.dead_since.is_none() && self.stage() == Stage::Alive;
+        let serving = self.dead_since.is_none() && self.stage() == Stage::Alive && !self.node.is_fenced;
         let price = self.node.call_price().filter(|_| serving);
         for index in 0..self.payers.len() {
             if let Some(data) = self.payers[index].takes_out(now) {
@@ -557,12 +580,13 @@ impl Life {
                 let served = self.payers[index].asks(&mut self.node, &self.chain, price, fails);
                 self.lived.channel_calls += u64::from(served);
             }
+            self.node.syncs();
         }
     }
 
     /// Sends what is due, again and again until the chain shows it.
     fn relay(&mut self) {
-        if self.dead_since.is_some() {
+        if self.dead_since.is_some() || self.node.is_fenced {
             return;
         }
         let treasury = self.chain.world.treasury;
@@ -611,6 +635,7 @@ impl Life {
             self.chain.base_fee = BASE_FEE;
         }
         self.chain.stewards_are_silent = now < self.silent_until;
+        self.node.disk.is_full = now < self.full_until;
         let depth = 1 + usize::try_from(self.chance.below(3)).expect("small");
         if depth <= DEPTH && self.chain.can_branch(depth) && self.comes(Fault::Reorg) {
             self.tell(format!("the last {depth} blocks never happened"));
@@ -642,6 +667,12 @@ impl Life {
         if now >= self.silent_until && self.comes(Fault::StewardsSilent) {
             self.tell("stewards fall silent for half a day");
             self.silent_until = now + self.lasts(SILENT_SECS);
+        }
+        if now >= self.full_until && self.dead_since.is_none() && self.comes(Fault::FullDisk) {
+            self.tell("the disk of the active host is full for hours");
+            self.full_until = now + self.lasts(FULL_SECS);
+            self.node.begins_to_keep();
+            self.node.disk.is_full = true;
         }
         if self.comes(Fault::PriceRaise) {
             let offer = 1 + self.chance.below(PROVIDERS);
@@ -756,6 +787,12 @@ impl Life {
                 overwrite(world, treasury, &born, &[&[0, 1][..], &born[2..]].concat());
                 self.send(state.operator, treasury, calls::top_up(state.activeLease.to(), 1_000));
             }
+            Bug::EarlyOutput => self.node.leaks = true,
+            Bug::ForgetfulDisk => {
+                self.node.disk.forgets_the_last_write();
+                self.node.begins_to_keep();
+                self.node.power_fails = Some((0, Cut::Writing));
+            }
             Bug::DeafLedger | Bug::ChargedForNothing => {}
         }
         self.planted = true;
@@ -819,8 +856,8 @@ impl Life {
         let mut books: Result<(), String> = Ok(());
         if self.dead_since.is_none() {
             // What a bad endpoint hid so long shows now.
-            self.node.dies_after = None;
-            self.node.looks(&mut self.chain, Endpoint::default(), None, &mut self.chance);
+            (self.node.dies_after, self.node.power_fails, self.node.disk.is_full) = (None, None, false);
+            self.node.looks(&mut self.chain, Endpoint::default(), None, &mut self.chance)?;
             if self.node.seen.is_none() {
                 return Err("I1: it never saw its end".to_owned());
             }

@@ -1,10 +1,12 @@
 //! One node, as far as it is pure: journal, agent, book of payments, outbox and log reader, wired as a node wires them.
 //!
 //! **Invariant:** what was recorded is folded again after a crash, and every record must give the outputs that it gave.
+//! **Invariant:** nothing leaves before the record that caused it is on the disk ([`Disk`]).
 //! **Invariant:** the outbox is kept before anything is sent.
 
 use super::chain::{Chain, Sight, Tx, entry};
 use super::channels::Errand;
+use super::disk::Disk;
 use crate::{Chance, glance};
 use alloy::primitives::{Address, B256, Bytes, keccak256};
 use chain::bindings::{MarketEvent, State, TreasuryEvent};
@@ -19,6 +21,7 @@ use pay::book::ChannelOutput;
 use pay::book::channels::ChannelInput;
 use pay::scheme::channel::{BATCH_SETTLEMENT, ChannelId};
 use pay::{BookInput, BookOutput, ChannelBook, RequestId, TransferMethod};
+use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What the endpoint does in this moment.
@@ -32,10 +35,18 @@ pub struct Endpoint {
     pub lies: u64,
 }
 
-#[derive(Clone, Debug)]
-enum Record {
-    Life(u64, Box<Input>, [u8; 32]),
-    Book(Box<BookInput>),
+/// The kind bytes of a node's records.
+const LIFE: u8 = 1;
+const BOOK: u8 = 2;
+/// Every block up to this one was read.
+const READ: u8 = 6;
+
+/// In which moment of a commit the power fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    Writing,
+    /// It is on the disk, and nobody was told.
+    Synced,
 }
 
 /// What the chain showed when the agent last looked, for the auditor: with that its books must agree.
@@ -48,10 +59,20 @@ pub struct Seen {
 }
 
 /// What a successor starts from, as a checkpoint holds it: the journal's first records, and the log reader then.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Memory {
-    records: usize,
+    last_lsn: u64,
     logs: Vec<u8>,
+}
+
+/// What the end of a journal leaves half done.
+#[derive(Clone, Debug, Default)]
+struct Half {
+    /// Of blocks of which it is not recorded that they were read, and what takes their payments back.
+    events: Vec<ChainEvent>,
+    payments: Vec<BookInput>,
+    /// Income that the life has not heard of.
+    unposted: Vec<(u64, Usdc)>,
 }
 
 #[derive(Clone, Debug)]
@@ -62,14 +83,24 @@ pub struct Node {
     sources: Sources,
     pub agent: Agent,
     pub book: ChannelBook,
-    /// LSN = place + 1.
-    journal: Vec<Record>,
+    pub disk: Disk,
+    /// The disk takes no writes: nothing is served or signed.
+    pub is_fenced: bool,
+    /// The power fails in this moment of a commit, after so many others.
+    pub power_fails: Option<(u64, Cut)>,
+    /// The last record that was said to be durable, and the states then; kept with the rest.
+    acknowledged: Option<(u64, [[u8; 32]; 2])>,
+    /// A bug that was planted: what is recorded is taken for durable at once.
+    pub leaks: bool,
     outbox: Outbox,
     kept_outbox: Vec<u8>,
     /// Names of what the outbox has: ids of an epoch.
     sent: BTreeMap<outbox::Id, OutputId>,
     logs: LogCore,
     kept_logs: Vec<u8>,
+    /// Up to which record that is true; before it, this was.
+    kept_logs_lsn: u64,
+    kept_logs_before: Vec<u8>,
     leases: BTreeSet<u64>,
     earned: BTreeSet<RequestId>,
     price: Option<Price>,
@@ -100,8 +131,9 @@ impl Node {
         let world = &chain.world;
         let sources = Sources { treasury: world.treasury, market: world.at.market, usdc: world.at.usdc };
         let logs = LogCore::new(sources, chain.blocks[0].head.number);
-        let mut node = Self::with(genesis, sources, chain.state.operator, 1, Vec::new(), logs, is_deaf);
+        let mut node = Self::with(genesis, sources, chain.state.operator, 1, Disk::new(), logs, is_deaf);
         node.boots(chain.now(), chain.state.epoch, false);
+        node.syncs();
         node
     }
 
@@ -110,7 +142,7 @@ impl Node {
         sources: Sources,
         key: Address,
         lease: u64,
-        journal: Vec<Record>,
+        disk: Disk,
         logs: LogCore,
         is_deaf: bool,
     ) -> Self {
@@ -122,11 +154,17 @@ impl Node {
             genesis,
             sources,
             book: ChannelBook::new(pay::book::Limits::default()),
-            journal,
+            disk,
+            is_fenced: false,
+            power_fails: None,
+            acknowledged: None,
+            leaks: false,
             kept_outbox: outbox.to_bytes(),
             outbox,
             sent: BTreeMap::new(),
             kept_logs: logs.to_bytes(),
+            kept_logs_lsn: 0,
+            kept_logs_before: Vec::new(),
             logs,
             leases: BTreeSet::from([1]),
             earned: BTreeSet::new(),
@@ -152,69 +190,235 @@ impl Node {
     }
 
     /// The successor on another lease: with the whole journal after a handover, with a checkpoint's after a takeover.
-    pub fn successor(&self, chain: &Chain, seq: Option<u64>) -> Self {
+    ///
+    /// # Errors
+    /// What it was given does not fold to what it was.
+    pub fn successor(&self, chain: &Chain, seq: Option<u64>) -> Result<Self, String> {
         let state = &chain.state;
+        let mut disk = self.disk.clone();
+        let mut records = disk.start().map_err(|e| format!("journal: a successor cannot read it: {e}"))?;
         let memory = match seq {
-            None => Memory { records: self.journal.len(), logs: self.logs.to_bytes() },
+            None => Memory { last_lsn: disk.last_lsn(), logs: self.logs_at(disk.last_lsn()) },
             Some(seq) => self.memories.get(&seq).cloned().unwrap_or_else(|| {
                 // Nothing was ever acknowledged: a life that begins anew, with what the chain tells.
                 let logs = LogCore::new(self.sources, chain.blocks[0].head.number).to_bytes();
-                Memory { records: 0, logs }
+                Memory { last_lsn: 0, logs }
             }),
         };
+        records.truncate(usize::try_from(memory.last_lsn).expect("small"));
         let logs = LogCore::from_bytes(&memory.logs, self.sources).expect("its own bytes");
         let lease = state.activeLease.to();
-        let journal = self.journal[..memory.records].to_vec();
         let genesis = self.genesis.clone();
-        let mut next = Self::with(genesis, self.sources, state.operator, lease, journal, logs, self.is_deaf);
-        next.fold_again();
-        let kept = self.memories.iter().filter(|(_, m)| m.records <= memory.records);
+        let disk = Disk::with(records.clone());
+        let mut next = Self::with(genesis, self.sources, state.operator, lease, disk, logs, self.is_deaf);
+        let half = next.fold_again(&records)?;
+        if memory.last_lsn == self.lsn() && next.agent.digest() != self.agent.digest() {
+            return Err("journal: what was handed over folds to another state".to_owned());
+        }
+        let kept = self.memories.iter().filter(|(_, m)| m.last_lsn <= memory.last_lsn);
         next.memories = kept.map(|(seq, memory)| (*seq, memory.clone())).collect();
         next.boots(chain.now(), state.epoch, seq.is_some());
+        next.finish(chain, half);
         for input in next.book.interrupted(chain.now()) {
             next.pay(chain.now(), input);
         }
         next.resume_channels(chain);
-        next
+        next.syncs();
+        Ok(next)
     }
 
-    /// The process died. The same host starts another one from what was kept.
-    pub fn restarts(&mut self, chain: &Chain) {
-        (self.dies_after, self.keeps) = (None, false);
+    /// The process died, or the disk takes writes again. The same host starts another one from what was kept.
+    ///
+    /// # Errors
+    /// What was acknowledged is not what is on the disk.
+    pub fn restarts(&mut self, chain: &Chain) -> Result<(), String> {
+        // What was written when only the process died, the machine still has; without power it is gone already.
+        if !self.is_fenced {
+            self.disk.sync();
+        }
+        let (recorded, told, before) = (self.lsn(), self.disk.durable(), self.agent.digest());
+        let records = self.disk.start().map_err(|e| format!("journal: its own start refuses it: {e}"))?;
+        let left = self.lsn();
+        if left < told {
+            return Err(format!("journal: records up to {told} were acknowledged, and {left} are left"));
+        }
+        if let Some(early) = self.sent.values().find(|id| id.lsn > left) {
+            return Err(format!("output commit: {early:?} left the process, and the journal ends at {left}"));
+        }
         self.outbox = Outbox::from_bytes(&self.kept_outbox, self.key, outbox::Options::new(1)).expect("its own bytes");
+        if left < self.kept_logs_lsn {
+            self.kept_logs = std::mem::take(&mut self.kept_logs_before);
+        }
+        self.kept_logs_lsn = 0;
         self.logs = LogCore::from_bytes(&self.kept_logs, self.sources).expect("its own bytes");
-        let before = self.agent.digest();
-        self.fold_again();
-        assert_eq!(self.agent.digest(), before, "a journal folded again ends in another state");
+        (self.dies_after, self.power_fails, self.is_fenced, self.keeps) = (None, None, false, self.disk.is_full);
+        let half = self.fold_again(&records)?;
+        if left == recorded && self.agent.digest() != before {
+            return Err("journal: folded again, it ends in another state".to_owned());
+        }
+        if left < recorded {
+            // Of the look that is lost nothing is known.
+            self.seen = None;
+            self.answered.clear();
+        }
         self.boots(chain.now(), chain.state.epoch, false);
+        self.finish(chain, half);
+        if left < recorded {
+            let tasks = self.say_owed(chain.now());
+            self.submit_all(tasks, chain);
+        }
         self.resume_channels(chain);
         // What was asked for and has no end is asked for again, under the same name.
         for (id, output) in self.agent.unfinished() {
             self.submit(id, &output, chain);
         }
+        self.syncs();
+        Ok(())
     }
 
-    fn fold_again(&mut self) {
+    fn fold_again(&mut self, records: &[journal::Record]) -> Result<Half, String> {
         self.agent = Agent::new(self.genesis.clone());
         self.book = ChannelBook::new(pay::book::Limits::default());
         (self.price, self.earned, self.leases) = (None, BTreeSet::new(), BTreeSet::from([1]));
-        for (lsn, record) in (1..).zip(&self.journal) {
-            match record {
-                Record::Life(now, input, digest) => {
-                    if let Input::Chain(events) = &**input {
+        let mut half = Half::default();
+        for record in records {
+            let lsn = record.lsn;
+            let digest = match record.kind {
+                LIFE => {
+                    let input: Input =
+                        borsh::from_slice(&record.payload).map_err(|e| format!("journal: {lsn}: {e}"))?;
+                    if let Input::Chain(events) = &input {
                         self.leases.extend(events.iter().filter_map(rented));
+                        let emitted = events.iter().filter(|e| !matches!(e.kind, ChainEventKind::Reverted(_)));
+                        half.events.extend(emitted.cloned());
                     }
-                    let outputs = self.agent.step(*now, lsn, (**input).clone());
-                    assert_eq!(outputs_digest(&outputs), *digest, "record {lsn} folds differently");
+                    if let Input::Earned { last_lsn, .. } = &input {
+                        half.unposted.retain(|(earned, _)| earned > last_lsn);
+                    }
+                    outputs_digest(&self.agent.step(record.time, lsn, input))
                 }
-                Record::Book(input) => {
-                    for output in self.book.apply((**input).clone()) {
-                        if let BookOutput::Earned { request, .. } = output {
-                            self.earned.insert(request);
+                BOOK => {
+                    let input: BookInput =
+                        borsh::from_slice(&record.payload).map_err(|e| format!("journal: {lsn}: {e}"))?;
+                    half.payments.extend(taking_back(&input));
+                    let outputs = self.book.apply(input);
+                    for output in &outputs {
+                        match output {
+                            BookOutput::Earned { request, amount } if self.earned.insert(*request) => {
+                                half.unposted.push((lsn, *amount));
+                            }
+                            BookOutput::Channel(ChannelOutput::Charged { amount, .. }) => {
+                                half.unposted.push((lsn, *amount));
+                            }
+                            _ => {}
                         }
                     }
+                    book_digest(&outputs)
                 }
+                _ => {
+                    (half.events, half.payments) = (Vec::new(), Vec::new());
+                    [0; 32]
+                }
+            };
+            if digest != record.outputs_digest {
+                return Err(format!("journal: record {lsn} folds differently"));
             }
+            if let Some((_, states)) = self.acknowledged.filter(|(at, _)| *at == lsn)
+                && states != self.states()
+            {
+                return Err(format!("journal: the state that was acknowledged with record {lsn} was another one"));
+            }
+        }
+        Ok(half)
+    }
+
+    fn states(&self) -> [[u8; 32]; 2] {
+        [self.agent.digest(), self.book.digest()]
+    }
+
+    /// Half-read blocks are read again, whatever they are then; the life hears of the rest of its income.
+    fn finish(&mut self, chain: &Chain, half: Half) {
+        let now = chain.now();
+        for (lsn, sum) in half.unposted {
+            let earned = Input::Earned { first_lsn: lsn, last_lsn: lsn, count: 1, tokens: 100, sum };
+            let outputs = self.record(now, earned);
+            let tasks = self.hear(now, outputs);
+            self.submit_all(tasks, chain);
+        }
+        for input in half.payments.into_iter().rev() {
+            let tasks = self.pay(now, input);
+            self.submit_all(tasks, chain);
+        }
+        let reverted = |event: ChainEvent| ChainEvent {
+            block: event.block,
+            index: event.index,
+            kind: ChainEventKind::Reverted(Box::new(event)),
+        };
+        let events: Vec<ChainEvent> = half.events.into_iter().rev().map(reverted).collect();
+        if !events.is_empty() {
+            let outputs = self.record(now, Input::Chain(events));
+            let tasks = self.hear(now, outputs);
+            self.submit_all(tasks, chain);
+        }
+    }
+
+    // ---- the disk ----
+
+    /// Whether all that is recorded is on the disk: before that nothing leaves. A disk that takes no writes fences the
+    /// node, until it does.
+    pub fn syncs(&mut self) -> bool {
+        if self.is_fenced {
+            return false;
+        }
+        let has_news = self.disk.has_news();
+        if self.leaks {
+            return true;
+        }
+        if !self.disk.sync() {
+            self.told.push("the disk takes no writes: nothing is served or signed until it does".to_owned());
+            (self.is_fenced, self.price, self.seen) = (true, None, None);
+            return false;
+        }
+        if self.keeps && has_news {
+            self.acknowledged = Some((self.lsn(), self.states()));
+        }
+        true
+    }
+
+    /// The same, where the power may fail. False: it did, or the node is fenced.
+    fn commits(&mut self, chance: &mut Chance) -> bool {
+        if !self.disk.has_news() {
+            return !self.is_fenced;
+        }
+        let cut = match &mut self.power_fails {
+            Some((0, cut)) => Some(*cut),
+            Some((left, _)) => {
+                *left -= 1;
+                None
+            }
+            None => None,
+        };
+        // A world in which what leaks does harm.
+        let leaked = self.leaks && self.sent.values().any(|id| id.lsn > self.disk.durable());
+        if cut == Some(Cut::Writing) || leaked {
+            self.disk.loses_power(chance);
+            self.died_at = "before syncing its records".to_owned();
+            return false;
+        }
+        let synced = self.syncs();
+        if synced && cut == Some(Cut::Synced) {
+            self.died_at = "after syncing its records".to_owned();
+            return false;
+        }
+        synced
+    }
+
+    /// What the log reader knew when this record was the last one.
+    fn logs_at(&self, lsn: u64) -> Vec<u8> {
+        match self.is_fenced {
+            true if lsn < self.kept_logs_lsn => self.kept_logs_before.clone(),
+            true => self.kept_logs.clone(),
+            false => self.logs.to_bytes(),
         }
     }
 
@@ -226,9 +430,9 @@ impl Node {
     }
 
     fn record(&mut self, now: u64, input: Input) -> Vec<(OutputId, Output)> {
-        let lsn = u64::try_from(self.journal.len()).expect("small") + 1;
-        let outputs = self.agent.step(now, lsn, input.clone());
-        self.journal.push(Record::Life(now, Box::new(input), outputs_digest(&outputs)));
+        let (lsn, payload) = (self.lsn() + 1, borsh::to_vec(&input).expect("a Vec takes all bytes"));
+        let outputs = self.agent.step(now, lsn, input);
+        self.disk.append(LIFE, now, outputs_digest(&outputs), payload);
         (0..).zip(outputs).map(|(index, output)| (OutputId { lsn, index }, output)).collect()
     }
 
@@ -263,10 +467,11 @@ impl Node {
 
     /// One input of the book, recorded before it has effects.
     pub fn pay(&mut self, now: u64, input: BookInput) -> Vec<(OutputId, Output)> {
-        self.journal.push(Record::Book(Box::new(input.clone())));
-        let lsn = u64::try_from(self.journal.len()).expect("small");
+        let (lsn, payload) = (self.lsn() + 1, borsh::to_vec(&input).expect("a Vec takes all bytes"));
+        let outputs = self.book.apply(input);
+        self.disk.append(BOOK, now, book_digest(&outputs), payload);
         let mut tasks = Vec::new();
-        for output in self.book.apply(input) {
+        for output in outputs {
             match output {
                 BookOutput::Earned { request, amount } if self.earned.insert(request) => {
                     let earned = Input::Earned { first_lsn: lsn, last_lsn: lsn, count: 1, tokens: 100, sum: amount };
@@ -288,10 +493,23 @@ impl Node {
     // ---- one look at the chain ----
 
     /// False: the process died on the way.
-    pub fn looks(&mut self, chain: &mut Chain, endpoint: Endpoint, standby: Option<u64>, chance: &mut Chance) -> bool {
+    ///
+    /// # Errors
+    /// As [`Node::restarts`].
+    pub fn looks(
+        &mut self,
+        chain: &mut Chain,
+        endpoint: Endpoint,
+        standby: Option<u64>,
+        chance: &mut Chance,
+    ) -> Result<bool, String> {
         self.clock_ms += 2_000;
-        if endpoint.is_down {
-            return true;
+        if self.is_fenced && !self.disk.is_full {
+            self.told.push("the disk takes writes again: it starts anew from what that holds".to_owned());
+            self.restarts(chain)?;
+        }
+        if endpoint.is_down || self.is_fenced {
+            return Ok(true);
         }
         let now = chain.now();
         if endpoint.lag == 0 {
@@ -311,9 +529,6 @@ impl Node {
         }
         let items = self.read(chain, head);
         let (events, payments) = self.translate(&items);
-        if !items.is_empty() && self.keeps {
-            self.kept_logs = self.logs.to_bytes();
-        }
         for input in payments {
             tasks.extend(self.pay(now, input));
         }
@@ -321,20 +536,27 @@ impl Node {
             let outputs = self.record(now, Input::Chain(events));
             tasks.extend(self.hear(now, outputs));
         }
+        if !items.is_empty() {
+            self.disk.append(READ, now, [0; 32], head.number.to_le_bytes().to_vec());
+            self.keep_logs();
+        }
         if !self.falls_back(chain, endpoint.lag) {
             let outputs = self.record(now, Input::Block(Box::new(view)));
             tasks.extend(self.hear(now, outputs));
             self.seen = Some(seen);
         }
         self.tend_channels(chain, endpoint.lag);
+        if !self.commits(chance) {
+            return Ok(self.is_fenced);
+        }
         for (id, task) in tasks {
             if self.dies("before", "asking for", || task.task().map_or_else(String::new, name)) {
-                return false;
+                return Ok(false);
             }
             self.submit(id, &task, chain);
         }
         let head = outbox::Input::Head { number: head.number, hash: head.hash, base_fee: head.base_fee };
-        self.sends(head, chain, endpoint, chance)
+        Ok(self.sends(head, chain, endpoint, chance) && (self.commits(chance) || self.is_fenced))
     }
 
     /// The endpoint shows an older state than the events that were heard: it is not believed.
@@ -355,10 +577,19 @@ impl Node {
         }
     }
 
+    fn keep_logs(&mut self) {
+        if self.keeps {
+            self.kept_logs_before = std::mem::replace(&mut self.kept_logs, self.logs.to_bytes());
+            self.kept_logs_lsn = self.lsn();
+        }
+    }
+
     /// From the next look on. What was not written down so far is kept as it is now.
     pub fn begins_to_keep(&mut self) {
-        if !std::mem::replace(&mut self.keeps, true) {
+        if !self.is_fenced && !std::mem::replace(&mut self.keeps, true) {
             (self.kept_logs, self.kept_outbox) = (self.logs.to_bytes(), self.outbox.to_bytes());
+            self.kept_logs_lsn = 0;
+            self.acknowledged = Some((self.disk.durable(), self.states())).filter(|_| !self.disk.has_news());
         }
     }
 
@@ -501,6 +732,9 @@ impl Node {
     // ---- transactions ----
 
     fn submit(&mut self, id: OutputId, output: &Output, chain: &Chain) {
+        if !self.syncs() {
+            return;
+        }
         let data = self.call(output, chain);
         // The same after every restart; another in every epoch's outbox.
         let name = outbox::Id((u128::from(id.lsn) << 32 | u128::from(id.index)).to_be_bytes());
@@ -509,6 +743,9 @@ impl Node {
     }
 
     pub(super) fn put(&mut self, id: outbox::Id, request: outbox::Request) {
+        if !self.syncs() {
+            return;
+        }
         let mut out = Vec::new();
         self.outbox.handle(self.clock_ms, outbox::Input::Submit { id, request }, &mut out);
         self.answered.extend(out);
@@ -524,7 +761,7 @@ impl Node {
 
     /// Of the last record.
     pub(super) fn lsn(&self) -> u64 {
-        u64::try_from(self.journal.len()).expect("small")
+        self.disk.last_lsn()
     }
 
     pub fn submit_all(&mut self, tasks: Vec<(OutputId, Output)>, chain: &Chain) {
@@ -541,7 +778,7 @@ impl Node {
             }
             Output::Checkpoint => {
                 let seq = chain.state.checkpointSeq + 1;
-                let memory = Memory { records: self.journal.len(), logs: self.logs.to_bytes() };
+                let memory = Memory { last_lsn: self.lsn(), logs: self.logs.to_bytes() };
                 self.memories.insert(seq, memory);
                 self.memories.retain(|kept, _| kept + 4 > seq);
                 chain.world.commit(keccak256(seq.to_be_bytes()), &chain.acknowledging())
@@ -719,6 +956,19 @@ fn name(task: Task) -> String {
         Task::Close => "close",
     };
     name.to_owned()
+}
+
+fn book_digest(outputs: &[BookOutput]) -> [u8; 32] {
+    Sha256::digest(borsh::to_vec(outputs).expect("a Vec takes all bytes")).into()
+}
+
+/// The input that takes a payment or refund of a block back.
+fn taking_back(input: &BookInput) -> Option<BookInput> {
+    Some(match *input {
+        BookInput::Settled { method, payer, nonce, .. } => BookInput::Reversed { method, payer, nonce },
+        BookInput::Refunded { payer, nonce, .. } => BookInput::RefundReversed { payer, nonce },
+        _ => return None,
+    })
 }
 
 fn rented(event: &ChainEvent) -> Option<u64> {

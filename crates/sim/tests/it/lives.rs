@@ -32,6 +32,11 @@ fn live_all(settings: &[Setting]) -> Vec<Lived> {
     lived.into_iter().map(|(_, lived)| lived).collect()
 }
 
+/// Those of them that rained when these seeds were found.
+fn older(faults: &[Fault]) -> Vec<Fault> {
+    faults.iter().copied().filter(|fault| *fault < Fault::TornTail).collect()
+}
+
 /// Fifty short lives with each fault alone. That it came is asked of the fifty together.
 #[test]
 fn short_lives_with_each_fault_break_nothing() {
@@ -53,8 +58,8 @@ enum Simulated {
 }
 
 const SIMULATED: &[(&str, Simulated)] = &[
-    ("journal.append", Simulated::Never),
-    ("journal.synced", Simulated::Never),
+    ("journal.append", Simulated::At("before syncing its records")),
+    ("journal.synced", Simulated::At("after syncing its records")),
     ("pay.reserved", Simulated::InTheBook),
     ("pay.settle_sent", Simulated::InTheBook),
     ("pay.served", Simulated::InTheBook),
@@ -127,7 +132,7 @@ fn whole_lives_with_all_faults_break_nothing() {
 /// auditor once looked before a node behind a bad endpoint could know.
 #[test]
 fn what_a_frozen_token_left_at_the_market_is_in_the_books_all_along() {
-    let lived = live_all(&[3, 8].map(|seed| whole(seed, &Fault::ALL)));
+    let lived = live_all(&[3, 8].map(|seed| whole(seed, &older(&Fault::ALL))));
     assert!(lived.iter().all(|lived| lived.owed_blocks > 0), "other seeds, please: {lived:?}");
 }
 
@@ -136,7 +141,7 @@ fn what_a_frozen_token_left_at_the_market_is_in_the_books_all_along() {
 /// without a log of ours were taken back, and what had been read of a channel there was taken for newer than what came.
 #[test]
 fn what_very_many_lives_found_stays_mended() {
-    live_all(&[3_237, 9_462, 9_582, 12_321].map(|seed| short(seed, &Fault::some_of(seed))));
+    live_all(&[3_237, 9_462, 9_582, 12_321].map(|seed| short(seed, &older(&Fault::some_of(seed)))));
 }
 
 /// One shard of very many short lives, for `cargo xtask test --deep`: `VIVARIUM_LIVES=FROM..TO`. Says how many they were
