@@ -14,7 +14,7 @@ pub const SHARDS: u64 = 200;
 pub const PREFIX: &str = "lives ";
 /// What lives are about: what they drive, and what drives them.
 pub const ABOUT: &[&str] =
-    &["crates/sim", "crates/economy", "crates/chain", "crates/pay", "crates/journal", "contracts/abi"];
+    &["crates/sim", "crates/economy", "crates/chain", "crates/pay", "crates/journal", "crates/steward", "contracts/abi"];
 /// Where the report is.
 pub const PAGE: &str = "docs/reference/lives.md";
 

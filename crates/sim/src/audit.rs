@@ -34,6 +34,10 @@ pub struct Audit {
     refunds_open: bool,
     paused: bool,
     checkpoint_seq: u64,
+    /// The operator took over and has not restored.
+    restoring: bool,
+    /// Stewards that gave it their share of the memory key.
+    shares: BTreeSet<usize>,
 }
 
 /// A call that was carried out.
@@ -59,6 +63,8 @@ impl Audit {
             refunds_open: false,
             paused: false,
             checkpoint_seq: 0,
+            restoring: false,
+            shares: BTreeSet::new(),
         }
     }
 
@@ -109,8 +115,15 @@ impl Audit {
             }
             TreasuryEvent::Activated(e) => self.succeed(e.operator),
             TreasuryEvent::HandedOver(e) => self.succeed(e.operator),
-            TreasuryEvent::TakenOver(e) => self.succeed(e.operator),
-            TreasuryEvent::Evicted(e) => self.succeed(e.operator),
+            TreasuryEvent::TakenOver(e) => {
+                self.succeed(e.operator);
+                self.restoring = true;
+            }
+            TreasuryEvent::Evicted(e) => {
+                self.succeed(e.operator);
+                self.restoring = !e.operator.is_zero();
+            }
+            TreasuryEvent::Restored(_) => self.restoring = false,
             TreasuryEvent::Hibernated(_) | TreasuryEvent::Closed(_) => self.succeed(Address::ZERO),
             TreasuryEvent::RefundsOpened(_) => self.refunds_open = true,
             TreasuryEvent::Paused(_) => self.paused = true,
@@ -125,6 +138,38 @@ impl Audit {
             self.former.insert(self.operator);
         }
         self.operator = operator;
+        (self.restoring, self.shares) = (false, BTreeSet::new());
+    }
+
+    /// A steward gave its share of the memory key, sealed to this key.
+    ///
+    /// # Errors
+    /// The chain's operator is another one, or has no memory to restore.
+    pub fn share(&mut self, steward: usize, to: Address) -> Result<(), String> {
+        self.shares.insert(steward);
+        match to == self.operator && self.restoring {
+            true => Ok(()),
+            false => Err(format!(
+                "shares: steward {steward} gave its share to {to}; the operator is {}, restoring: {}",
+                self.operator, self.restoring
+            )),
+        }
+    }
+
+    /// A branch takes back what was on chain, and no share.
+    pub fn remembers_shares_of(&mut self, before: &Self) {
+        self.shares.clone_from(&before.shares);
+    }
+
+    /// The operator opened the memory.
+    ///
+    /// # Errors
+    /// Fewer stewards than this gave it their shares.
+    pub fn restored(&self, threshold: usize) -> Result<(), String> {
+        match self.shares.len() {
+            given if given >= threshold => Ok(()),
+            given => Err(format!("shares: the memory was opened with {given} shares, which takes {threshold}")),
+        }
     }
 
     fn within_the_day(&self, now: u64) -> u128 {

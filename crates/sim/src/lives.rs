@@ -1,18 +1,19 @@
 //! Whole lives from one seed, while faults rain: shipped machines on the contracts' bytecode, in simulated time.
 //!
-//! What is shipped: `economy::Agent`, `chain::outbox::Outbox`, `chain::logs::LogCore`, `pay::ChannelBook`, `journal::log`, the
-//! contracts.
+//! What is shipped: `economy::Agent`, `chain::outbox::Outbox`, `chain::logs::LogCore`, `pay::ChannelBook`, `journal::log`,
+//! `steward::share`, the contracts.
 //! What stands in for the rest (the node's wiring, stewards' daemons, providers, customers, endpoints) is here and honest;
 //! whoever is not is a [`Fault`]. An auditor written apart ([`crate::audit`], and the end of [`life`]) looks after every
 //! transaction and block. docs/reference/sim.md says what is left out.
 //!
-//! Read in this order: this file, [`chain`], [`disk`], [`node`], [`channels`], [`life`].
+//! Read in this order: this file, [`chain`], [`disk`], [`node`], [`channels`], [`shares`], [`life`].
 
 mod chain;
 mod channels;
 mod disk;
 mod life;
 mod node;
+mod shares;
 
 use crate::Chance;
 use economy::DAY_SECS;
@@ -159,11 +160,15 @@ pub enum Bug {
     EarlyOutput,
     /// The disk forgets what it said was synced.
     ForgetfulDisk,
+    /// Stewards give their shares to whoever asks.
+    CarelessStewards,
+    /// The memory opens with one share.
+    OneShareOpens,
 }
 
 impl Bug {
     /// Each with what it breaks: an invariant, or what a machine promises.
-    pub const ALL: [(Self, &str); 10] = [
+    pub const ALL: [(Self, &str); 12] = [
         (Self::MadeMoney, "I1"),
         (Self::DeafLedger, "I1"),
         (Self::UsurpedKey, "I2"),
@@ -174,6 +179,8 @@ impl Bug {
         (Self::UnheldPause, "I7"),
         (Self::EarlyOutput, "output commit"),
         (Self::ForgetfulDisk, "journal"),
+        (Self::CarelessStewards, "shares"),
+        (Self::OneShareOpens, "shares"),
     ];
 }
 
@@ -237,6 +244,9 @@ pub struct Lived {
     pub channel_calls: u64,
     pub moves: u64,
     pub takeovers: u64,
+    /// Shares that stewards gave to operators that had to restore, and refused to others.
+    pub shares: u64,
+    pub shares_refused: u64,
     /// Orders of the quorum, refused ones included.
     pub rescues: u64,
     /// Blocks in which the market owed it what a frozen token had refused.

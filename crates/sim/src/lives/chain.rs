@@ -371,7 +371,8 @@ impl Chain {
     pub fn branch(&mut self, depth: usize) -> u64 {
         let now = self.now();
         let at = self.past.len() - depth;
-        let Past { world, audit, blocks, .. } = self.past[at].clone();
+        let Past { world, mut audit, blocks, .. } = self.past[at].clone();
+        audit.remembers_shares_of(&self.audit);
         self.past.truncate(at);
         (self.world, self.audit) = (world, audit);
         let gone = self.blocks.split_off(blocks);

@@ -3,6 +3,7 @@
 use super::chain::{BASE_FEE, Chain, DEPTH, Tx};
 use super::channels::{Payer, read};
 use super::node::{Cut, Endpoint, Node, Seen};
+use super::shares::{self, Shares};
 use super::{Broken, Bug, Fault, Lived, Pace, Setting};
 use crate::Chance;
 use crate::audit::Audit;
@@ -20,6 +21,7 @@ use pay::{BookInput, RequestId, Settle, SettleExact, TransferMethod};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::OnceLock;
+use store::checkpoint::ShareRequest;
 
 /// Seconds between two looks while something is under way, and of a quiet block at most.
 const BLOCK_SECS: u64 = 300;
@@ -33,6 +35,8 @@ const GIVE_UP_DAYS: u64 = 3;
 /// Of a thousand blocks: a payer takes its money out by itself, or asks the agent for the rest.
 const LEAVES_PERMILLE: u64 = 3;
 const ASKS_BACK_PERMILLE: u64 = 10;
+/// Of a thousand uses of an old key, so many are for a share of the memory key.
+const BEGS_PERMILLE: u64 = 250;
 const PROVIDERS: u64 = 5;
 const CUSTOMERS: u64 = 3;
 /// Customers with a channel.
@@ -72,10 +76,14 @@ struct Bought {
 pub struct Life {
     setting: Setting,
     chance: Chance,
+    /// For what changes nothing on chain, so that the rest of a life is the same with and without it.
+    aside: Chance,
     chain: Chain,
     node: Node,
     /// Of nodes of the past: keys that somebody may still have.
     old_keys: Vec<Address>,
+    /// Under which they were those of nodes.
+    old_leases: Vec<u64>,
     customers: Vec<PrivateKeySigner>,
     bought: Vec<Bought>,
     payers: Vec<Payer>,
@@ -97,6 +105,7 @@ pub struct Life {
     spike_until: u64,
     silent_until: u64,
     full_until: u64,
+    shares: Shares,
     owes_secs: u64,
     happened: BTreeMap<Fault, u64>,
     crashes: BTreeMap<String, u64>,
@@ -113,6 +122,7 @@ impl Life {
         let term = setting.pace.term_secs();
         let day = u64::from(world.terms.timers.day);
         let mut chance = Chance::new(setting.seed);
+        let aside = Chance::new(setting.seed ^ 0xa51d_e000);
         for offer in 1..=PROVIDERS {
             let provider = world.offer_of(offer).provider;
             let price = (500_000 + chance.below(700_000)) * 1_000_000 / day;
@@ -144,9 +154,11 @@ impl Life {
         Self {
             setting,
             chance,
+            aside,
             chain,
             node,
             old_keys: Vec::new(),
+            old_leases: Vec::new(),
             customers,
             bought: Vec::new(),
             payers,
@@ -164,6 +176,7 @@ impl Life {
             spike_until: 0,
             silent_until: 0,
             full_until: 0,
+            shares: Shares::default(),
             owes_secs: 0,
             happened: BTreeMap::new(),
             crashes: BTreeMap::new(),
@@ -258,8 +271,11 @@ impl Life {
     // ---- one block ----
 
     fn block(&mut self) -> Result<(), String> {
-        self.rain();
+        self.rain()?;
         self.plant();
+        if self.shares.careless {
+            self.beg_as_nobody()?;
+        }
         self.people();
         let secs = match self.dead_since {
             Some(_) => BLOCK_SECS + self.chance.below(WAIT_SECS),
@@ -291,6 +307,12 @@ impl Life {
     fn works(&mut self) -> Result<(), String> {
         if self.dead_since.is_some() || self.stage() == Stage::Closed {
             return Ok(());
+        }
+        if self.shares.waits {
+            self.restores()?;
+            if self.shares.waits {
+                return Ok(());
+            }
         }
         let mut endpoint = Endpoint { is_down: self.chain.now() < self.down_until, ..Endpoint::default() };
         if self.comes(Fault::RpcLag) {
@@ -357,6 +379,11 @@ impl Life {
         }
         let restored = state.restoring;
         self.old_keys.push(self.node.key);
+        self.old_leases.push(self.node.lease);
+        self.shares.waits = false;
+        if restored && !state.checkpointDigest.is_zero() {
+            self.shares.begins(&self.chain);
+        }
         let seq = restored.then_some(state.checkpointSeq);
         self.node = self.node.successor(&self.chain, seq)?;
         (self.dead_since, self.full_until) = (None, 0);
@@ -622,7 +649,7 @@ impl Life {
 
     // ---- faults ----
 
-    fn rain(&mut self) {
+    fn rain(&mut self) -> Result<(), String> {
         let now = self.chain.now();
         let state = self.chain.state.clone();
         let (treasury, alive) = (self.chain.world.treasury, stage(&state) == Stage::Alive);
@@ -642,7 +669,7 @@ impl Life {
             self.owes_secs += self.chain.branch(depth);
         }
         if self.stopped || !alive {
-            return;
+            return Ok(());
         }
         if now >= self.down_until && self.comes(Fault::RpcDown) {
             self.tell("the endpoint is gone for hours");
@@ -682,7 +709,7 @@ impl Life {
             self.send(of.provider, self.chain.world.at.market, data);
         }
         self.lose_hosts();
-        self.use_old_keys();
+        self.use_old_keys()
     }
 
     fn freeze(&mut self, frozen: bool) {
@@ -713,9 +740,9 @@ impl Life {
     }
 
     /// Whoever kept a key of a former epoch tries what it could have done then.
-    fn use_old_keys(&mut self) {
+    fn use_old_keys(&mut self) -> Result<(), String> {
         if self.old_keys.is_empty() || !self.comes(Fault::OldKey) {
-            return;
+            return Ok(());
         }
         let from = self.chance.pick(&self.old_keys);
         let state = self.chain.state.clone();
@@ -730,6 +757,64 @@ impl Life {
         ];
         let data = self.chance.pick(&tries);
         self.send(from, treasury, data);
+        if self.aside.of_1000(BEGS_PERMILLE) { self.beg() } else { Ok(()) }
+    }
+
+    /// A stranger, once, with a key that never was anything.
+    fn beg_as_nobody(&mut self) -> Result<(), String> {
+        let lease = self.chain.state.activeLease.to();
+        let request = shares::request(&self.chain, lease, &key("usurper"));
+        self.ask_for_share(0, &request).map(|_| ())
+    }
+
+    /// Whoever would like to have a share of the memory key: who was the operator, who is not yet, who overheard the last
+    /// request and sends it again, or with another recipient.
+    fn beg(&mut self) -> Result<(), String> {
+        let state = &self.chain.state;
+        let (lease, standby) = (state.activeLease.to(), state.standbyLease.to());
+        let overheard = self.shares.request.clone();
+        let thief = World::node(self.old_leases[self.old_leases.len() - 1]);
+        let request = match (self.aside.below(4), overheard) {
+            (0, Some(request)) => request,
+            (1, Some(request)) => ShareRequest { recipient: thief.address().to_string(), ..request },
+            (2, _) => shares::request(&self.chain, standby, &World::node(standby)),
+            _ => shares::request(&self.chain, lease, &thief),
+        };
+        let stewards: Vec<usize> = (0..self.chain.world.stewards.len()).collect();
+        let steward = self.aside.pick(&stewards);
+        self.ask_for_share(steward, &request).map(|_| ())
+    }
+
+    /// One steward's answer, and the auditor's word on it.
+    fn ask_for_share(&mut self, steward: usize, request: &ShareRequest) -> Result<bool, String> {
+        if !self.shares.gives(&self.chain, request) {
+            self.lived.shares_refused += 1;
+            return Ok(false);
+        }
+        self.lived.shares += 1;
+        self.chain.audit.share(steward, shares::recipient(request))?;
+        Ok(true)
+    }
+
+    /// The operator asks those for their shares that it has none of.
+    fn restores(&mut self) -> Result<(), String> {
+        let silent = self.chain.stewards_are_silent;
+        let threshold = usize::from(self.chain.world.terms.threshold);
+        let there = if silent { threshold - 1 } else { self.chain.world.stewards.len() };
+        let request = self.shares.request.clone().expect("an operator that has to restore asks");
+        let lost = if self.setting.faults.contains(&Fault::RpcDrop) { self.permille(Fault::RpcDrop) } else { 0 };
+        for steward in 0..there {
+            let known = self.shares.given.contains(&steward) || self.shares.are_enough(&self.chain);
+            if !known && !self.aside.of_1000(lost) && self.ask_for_share(steward, &request)? {
+                self.shares.given.insert(steward);
+            }
+        }
+        if self.shares.are_enough(&self.chain) {
+            self.chain.audit.restored(threshold)?;
+            self.shares.waits = false;
+            self.tell(format!("{} stewards gave their shares to the operator", self.shares.given.len()));
+        }
+        Ok(())
     }
 
     // ---- planted bugs ----
@@ -792,6 +877,12 @@ impl Life {
                 self.node.disk.forgets_the_last_write();
                 self.node.begins_to_keep();
                 self.node.power_fails = Some((0, Cut::Writing));
+            }
+            Bug::CarelessStewards => self.shares.careless = true,
+            Bug::OneShareOpens => {
+                self.shares.hasty = true;
+                self.gone.insert(self.chain.lease(state.activeLease.to()).provider);
+                self.dead_since = Some(self.chain.now());
             }
             Bug::DeafLedger | Bug::ChargedForNothing => {}
         }

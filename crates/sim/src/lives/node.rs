@@ -78,7 +78,7 @@ struct Half {
 #[derive(Clone, Debug)]
 pub struct Node {
     pub key: Address,
-    lease: u64,
+    pub lease: u64,
     genesis: Genesis,
     sources: Sources,
     pub agent: Agent,

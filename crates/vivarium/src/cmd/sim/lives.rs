@@ -27,7 +27,7 @@ pub struct Flags {
     #[arg(long, conflicts_with = "days")]
     short: bool,
     /// A wrong world, to see that it is found out: on the third day something breaks this invariant, I1 to I7, or what a
-    /// machine promises: `output commit` or `journal`.
+    /// machine promises: `output commit`, `journal` or `shares`.
     #[arg(long, value_name = "INVARIANT", conflicts_with = "short")]
     plant: Option<String>,
     /// One object a life, and a sum, as JSON lines.
@@ -88,7 +88,7 @@ fn parse(list: &str) -> Result<Vec<Fault>> {
 
 fn planted(invariant: &str) -> Result<Bug> {
     let found = Bug::ALL.iter().find(|(_, breaks)| *breaks == invariant);
-    found.map(|(bug, _)| *bug).with_context(|| format!("nothing breaks {invariant:?} here: say I1 to I7, `output commit` or `journal`"))
+    found.map(|(bug, _)| *bug).with_context(|| format!("nothing breaks {invariant:?} here: say I1 to I7, `output commit`, `journal` or `shares`"))
 }
 
 /// A machine's own assertion ends the process: say first which life it was.
