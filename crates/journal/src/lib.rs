@@ -9,6 +9,7 @@
 
 pub mod crash;
 mod error;
+mod gate;
 pub mod log;
 mod reader;
 mod record;
@@ -17,6 +18,7 @@ mod snapshot;
 mod writer;
 
 pub use error::{Error, Kind, Result};
+pub use gate::Gate;
 pub use reader::Reader;
 pub use record::{Lsn, PAYLOAD_BYTES_MAX, Record};
 pub use segment::TornTail;
@@ -196,16 +198,7 @@ impl Journal {
     /// Records that are already here are passed over, so that a range may be sent twice; `Gap` when some are missing
     /// in between, `Corrupt` when the bytes are not what was exported.
     pub fn import(&mut self, bytes: &[u8]) -> Result<Vec<Record>> {
-        let all = read_export(bytes)?;
-        let new: Vec<Record> = all.into_iter().filter(|r| r.lsn >= self.next_lsn).collect();
-        if let Some(first) = new.first()
-            && first.lsn != self.next_lsn
-        {
-            return Err(Error::new(
-                Kind::Gap,
-                format!("the range begins at LSN {}; {} is the next one here", first.lsn, self.next_lsn),
-            ));
-        }
+        let new = log::new_records(bytes, self.next_lsn)?;
         self.writer.push(new.clone())?;
         self.next_lsn = new.last().map_or(self.next_lsn, |r| r.lsn + 1);
         Ok(new)

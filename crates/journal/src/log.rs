@@ -51,6 +51,35 @@ pub fn next_write(batch: &[Record], segment_bytes: u64, segment_bytes_max: u64, 
     Write { begins, bytes, records, offsets }
 }
 
+/// Records as they are handed to another log, without gaps, of which at least one. `durable`: the last that is synced here.
+///
+/// # Panics
+/// There are none.
+pub fn export(records: &[Record], durable: Lsn) -> Vec<u8> {
+    let first = records.first().expect("a range that has something in it");
+    let mut bytes = header(first.lsn);
+    for record in records {
+        record.write_frame(durable, &mut bytes);
+    }
+    bytes
+}
+
+/// What of an exported range is new to a log that goes on with `next_lsn`.
+///
+/// # Errors
+/// `Gap`: some are missing in between. `Corrupt`: the bytes are not what was exported.
+pub fn new_records(bytes: &[u8], next_lsn: Lsn) -> Result<Vec<Record>> {
+    let all = crate::read_export(bytes)?;
+    let new: Vec<Record> = all.into_iter().filter(|r| r.lsn >= next_lsn).collect();
+    match new.first() {
+        Some(first) if first.lsn != next_lsn => Err(Error::new(
+            Kind::Gap,
+            format!("the range begins at LSN {}; {next_lsn} is the next one here", first.lsn),
+        )),
+        _ => Ok(new),
+    }
+}
+
 /// Reads a log's segments in their order and says whether they are one log.
 #[derive(Debug)]
 pub struct Reading {

@@ -1,17 +1,18 @@
 //! Whole lives from one seed, while faults rain: shipped machines on the contracts' bytecode, in simulated time.
 //!
 //! What is shipped: `economy::Agent`, `chain::outbox::Outbox`, `chain::logs::LogCore`, `pay::ChannelBook`, `journal::log`,
-//! `steward::share`, the contracts.
+//! `journal::Gate`, `steward::share`, the contracts.
 //! What stands in for the rest (the node's wiring, stewards' daemons, providers, customers, endpoints) is here and honest;
 //! whoever is not is a [`Fault`]. An auditor written apart ([`crate::audit`], and the end of [`life`]) looks after every
 //! transaction and block. docs/reference/sim.md says what is left out.
 //!
-//! Read in this order: this file, [`chain`], [`disk`], [`node`], [`channels`], [`shares`], [`life`].
+//! Read in this order: this file, [`chain`], [`disk`], [`node`], [`channels`], [`shares`], [`moving`], [`life`].
 
 mod chain;
 mod channels;
 mod disk;
 mod life;
+mod moving;
 mod node;
 mod shares;
 
@@ -58,10 +59,19 @@ pub enum Fault {
     TornTail,
     /// The node's disk takes no writes for some hours.
     FullDisk,
+    /// What a node and its announced successor say to each other is lost, comes late or comes twice.
+    PeerDrop,
+    /// The pool forgets the node's next transaction, so that those after it wait.
+    NonceGap,
+    /// Strangers give a little, settle what is due before the agent does, settle what was settled again, or have the market
+    /// pay what it owes.
+    ThirdParty,
+    /// The clock by which a node paces what it tries again stands still, or jumps ahead by hours.
+    ClockSkew,
 }
 
 impl Fault {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 22] = [
         Self::RpcDrop,
         Self::RpcLag,
         Self::RpcLie,
@@ -80,6 +90,10 @@ impl Fault {
         Self::StewardsSilent,
         Self::TornTail,
         Self::FullDisk,
+        Self::PeerDrop,
+        Self::NonceGap,
+        Self::ThirdParty,
+        Self::ClockSkew,
     ];
 
     /// A crash in each life, and every other fault in about a third of them: what very many lives are lived with.
@@ -109,6 +123,10 @@ impl Fault {
             Self::StewardsSilent => "stewards-silent",
             Self::TornTail => "torn-tail",
             Self::FullDisk => "full-disk",
+            Self::PeerDrop => "peer-drop",
+            Self::NonceGap => "nonce-gap",
+            Self::ThirdParty => "third-party",
+            Self::ClockSkew => "clock-skew",
         }
     }
 
@@ -120,10 +138,12 @@ impl Fault {
     fn permille(self) -> u64 {
         match self {
             Self::RpcDrop | Self::RpcLie | Self::Unserved => 60,
-            Self::RpcLag => 150,
-            Self::Reorg => 30,
+            Self::RpcLag | Self::NonceGap => 150,
+            Self::ClockSkew => 100,
+            Self::Reorg | Self::ThirdParty => 30,
             Self::Crash | Self::OldKey | Self::TornTail => 20,
             Self::NeverReady => 200,
+            Self::PeerDrop => 300,
             Self::RpcDown
             | Self::HostGone
             | Self::StandbyGone
@@ -164,11 +184,17 @@ pub enum Bug {
     CarelessStewards,
     /// The memory opens with one share.
     OneShareOpens,
+    /// While a handover is on its way, what leaves does not wait for the successor's disk.
+    HurriedMove,
+    /// The agent takes more for a call than the customer authorised.
+    Overcharge,
+    /// More is claimed from a channel than was delivered.
+    GreedyClaim,
 }
 
 impl Bug {
     /// Each with what it breaks: an invariant, or what a machine promises.
-    pub const ALL: [(Self, &str); 12] = [
+    pub const ALL: [(Self, &str); 15] = [
         (Self::MadeMoney, "I1"),
         (Self::DeafLedger, "I1"),
         (Self::UsurpedKey, "I2"),
@@ -181,6 +207,9 @@ impl Bug {
         (Self::ForgetfulDisk, "journal"),
         (Self::CarelessStewards, "shares"),
         (Self::OneShareOpens, "shares"),
+        (Self::HurriedMove, "moving"),
+        (Self::Overcharge, "I3"),
+        (Self::GreedyClaim, "I3"),
     ];
 }
 
@@ -243,6 +272,8 @@ pub struct Lived {
     /// Served on channels.
     pub channel_calls: u64,
     pub moves: u64,
+    /// Of these, so many in which the successor began without the old node's last words.
+    pub cut_short: u64,
     pub takeovers: u64,
     /// Shares that stewards gave to operators that had to restore, and refused to others.
     pub shares: u64,

@@ -2,7 +2,7 @@
 //! stays; what was not is torn at any byte when the power fails, and a full disk takes half a write.
 
 use crate::Chance;
-use journal::log::{Reading, Write, header, next_write};
+use journal::log::{Reading, Write, export, header, new_records, next_write};
 use journal::{Lsn, Record};
 use std::path::Path;
 
@@ -14,6 +14,8 @@ const SECTOR_BYTES: usize = 512;
 #[derive(Clone, Debug)]
 pub struct Disk {
     segments: Vec<(Lsn, Vec<u8>)>,
+    /// What is synced there, for whoever follows.
+    synced: Vec<Record>,
     /// Appended and not written yet.
     queue: Vec<Record>,
     next_lsn: Lsn,
@@ -27,7 +29,15 @@ pub struct Disk {
 impl Disk {
     pub fn new() -> Self {
         let segments = vec![(1, header(1))];
-        Self { segments, queue: Vec::new(), next_lsn: 1, durable: 0, last_write: None, is_full: false }
+        Self {
+            segments,
+            synced: Vec::new(),
+            queue: Vec::new(),
+            next_lsn: 1,
+            durable: 0,
+            last_write: None,
+            is_full: false,
+        }
     }
 
     /// A successor's, with what it was given.
@@ -52,6 +62,11 @@ impl Disk {
     /// The last record that was said to be synced.
     pub fn durable(&self) -> Lsn {
         self.durable
+    }
+
+    /// The synced records, up to this one.
+    pub fn records_to(&self, lsn: Lsn) -> Vec<Record> {
+        self.synced[..usize::try_from(lsn).expect("small").min(self.synced.len())].to_vec()
     }
 
     pub fn has_news(&self) -> bool {
@@ -90,7 +105,7 @@ impl Disk {
         let index = self.segments.len() - 1;
         self.last_write = Some((index, self.segments[index].1.len() - write.bytes.len()));
         self.durable = self.queue[write.records - 1].lsn;
-        self.queue.drain(..write.records);
+        self.synced.extend(self.queue.drain(..write.records));
     }
 
     /// The power fails while what was appended is being written: some writes are synced, and nobody was told; the next one
@@ -151,7 +166,23 @@ impl Disk {
             }
         }
         (self.next_lsn, self.durable, self.last_write) = (next_lsn, next_lsn - 1, None);
+        self.synced.clone_from(&records);
         Ok(records)
+    }
+
+    /// What is synced after this record, for another node. `None`: nothing.
+    pub fn export_after(&self, lsn: Lsn) -> Option<Vec<u8>> {
+        let new = self.synced.get(usize::try_from(lsn).expect("small")..).filter(|new| !new.is_empty())?;
+        Some(export(new, self.durable))
+    }
+
+    /// What another node exported, synced when this returns. What is known is passed over, and what does not follow left.
+    pub fn import(&mut self, bytes: &[u8]) {
+        if let Ok(new) = new_records(bytes, self.next_lsn) {
+            self.next_lsn += u64::try_from(new.len()).expect("small");
+            self.queue.extend(new);
+            self.sync();
+        }
     }
 
     /// One flipped bit in front of the last write, on a copy: whether a start refuses it. `None`: nothing was written since

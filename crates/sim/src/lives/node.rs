@@ -17,6 +17,7 @@ use economy::{
     Agent, ChainEvent, ChainEventKind, Genesis, Input, Outcome, Output, OutputId, Owed, Price, Task, Usdc, View,
     outputs_digest,
 };
+use journal::Gate;
 use pay::book::ChannelOutput;
 use pay::book::channels::ChannelInput;
 use pay::scheme::channel::{BATCH_SETTLEMENT, ChannelId};
@@ -40,6 +41,10 @@ const LIFE: u8 = 1;
 const BOOK: u8 = 2;
 /// Every block up to this one was read.
 const READ: u8 = 6;
+/// What passes between two looks on the node's own clock.
+pub const CLOCK_STEP_MS: u64 = 2_000;
+/// States of the log reader, at most: a follower that is further behind begins with its checkpoint's.
+const LOGS_KEPT: usize = 16;
 
 /// In which moment of a commit the power fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,8 +66,34 @@ pub struct Seen {
 /// What a successor starts from, as a checkpoint holds it: the journal's first records, and the log reader then.
 #[derive(Clone, Debug, Default)]
 pub struct Memory {
-    last_lsn: u64,
+    pub last_lsn: u64,
     logs: Vec<u8>,
+}
+
+/// What leaves a node once its gate opens, with the record that caused it.
+#[derive(Clone, Debug)]
+enum Leaving {
+    Tx(u64, outbox::Id, outbox::Request),
+    Answer(u64, Answer),
+}
+
+/// To a customer, whose payment leaves with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Of the calls that were paid one by one, by their number.
+    Exact { request: RequestId, number: usize },
+    /// Micro-USDC: of this call, and of all on this channel.
+    Channel { channel: ChannelId, price: u128, total: u128 },
+}
+
+/// What a successor is given.
+pub enum Given {
+    /// The whole journal.
+    Whole,
+    /// What it followed.
+    Followed(Disk),
+    /// An acknowledged checkpoint, by its number.
+    Checkpoint(u64),
 }
 
 /// What the end of a journal leaves half done.
@@ -81,6 +112,8 @@ pub struct Node {
     pub lease: u64,
     genesis: Genesis,
     sources: Sources,
+    /// The block in which this life begins.
+    born: u64,
     pub agent: Agent,
     pub book: ChannelBook,
     pub disk: Disk,
@@ -92,15 +125,27 @@ pub struct Node {
     acknowledged: Option<(u64, [[u8; 32]; 2])>,
     /// A bug that was planted: what is recorded is taken for durable at once.
     pub leaks: bool,
+    gate: Gate<Leaving>,
+    /// A handover is on its way: after which record, and until when it may be mined, chain seconds.
+    pub hands_over: Option<(u64, u64)>,
+    /// Of the last thing that left meanwhile.
+    left_lsn: u64,
+    /// Another one that was planted: a handover on its way holds nothing back.
+    pub hurries: bool,
+    /// Calls whose payment and answer have not left.
+    pub held: BTreeSet<RequestId>,
+    /// Answers that left, until they are taken.
+    pub left: Vec<Answer>,
+    /// Somebody has a token to follow by, and has said by it how far it is.
+    pub is_followed: bool,
+    is_acknowledged: bool,
     outbox: Outbox,
     kept_outbox: Vec<u8>,
     /// Names of what the outbox has: ids of an epoch.
     sent: BTreeMap<outbox::Id, OutputId>,
     logs: LogCore,
-    kept_logs: Vec<u8>,
-    /// Up to which record that is true; before it, this was.
-    kept_logs_lsn: u64,
-    kept_logs_before: Vec<u8>,
+    /// (last record, the log reader then), of late; the first of them is always on the disk.
+    kept_logs: Vec<(u64, Vec<u8>)>,
     leases: BTreeSet<u64>,
     earned: BTreeSet<RequestId>,
     price: Option<Price>,
@@ -118,6 +163,8 @@ pub struct Node {
     /// What the outbox said when something was submitted, to be done with the next head.
     answered: Vec<outbox::Output>,
     clock_ms: u64,
+    /// Between two looks.
+    pub clock_step_ms: u64,
     is_deaf: bool,
     pub(super) errands: BTreeMap<outbox::Id, Errand>,
     /// Over, and not seen in the channels yet: the block in which each was carried out.
@@ -128,10 +175,11 @@ pub struct Node {
 impl Node {
     /// The first process of a life.
     pub fn first(genesis: Genesis, chain: &Chain, is_deaf: bool) -> Self {
+        let born = chain.blocks[0].head.number;
         let world = &chain.world;
         let sources = Sources { treasury: world.treasury, market: world.at.market, usdc: world.at.usdc };
-        let logs = LogCore::new(sources, chain.blocks[0].head.number);
-        let mut node = Self::with(genesis, sources, chain.state.operator, 1, Disk::new(), logs, is_deaf);
+        let logs = LogCore::new(sources, born);
+        let mut node = Self::with(genesis, (sources, born), chain.state.operator, 1, Disk::new(), logs, is_deaf);
         node.boots(chain.now(), chain.state.epoch, false);
         node.syncs();
         node
@@ -139,7 +187,7 @@ impl Node {
 
     fn with(
         genesis: Genesis,
-        sources: Sources,
+        (sources, born): (Sources, u64),
         key: Address,
         lease: u64,
         disk: Disk,
@@ -153,18 +201,25 @@ impl Node {
             agent: Agent::new(genesis.clone()),
             genesis,
             sources,
+            born,
             book: ChannelBook::new(pay::book::Limits::default()),
             disk,
             is_fenced: false,
             power_fails: None,
             acknowledged: None,
             leaks: false,
+            gate: Gate::new(u128::MAX),
+            hands_over: None,
+            left_lsn: 0,
+            hurries: false,
+            held: BTreeSet::new(),
+            left: Vec::new(),
+            is_followed: false,
+            is_acknowledged: false,
             kept_outbox: outbox.to_bytes(),
             outbox,
             sent: BTreeMap::new(),
-            kept_logs: logs.to_bytes(),
-            kept_logs_lsn: 0,
-            kept_logs_before: Vec::new(),
+            kept_logs: Vec::new(),
             logs,
             leases: BTreeSet::from([1]),
             earned: BTreeSet::new(),
@@ -177,6 +232,7 @@ impl Node {
             told: Vec::new(),
             answered: Vec::new(),
             clock_ms: 0,
+            clock_step_ms: CLOCK_STEP_MS,
             is_deaf,
             errands: BTreeMap::new(),
             unread: Vec::new(),
@@ -189,35 +245,59 @@ impl Node {
         self.price.map(|price| price.quote_up(200, 100))
     }
 
-    /// The successor on another lease: with the whole journal after a handover, with a checkpoint's after a takeover.
+    /// The successor on another lease, with what it is given.
     ///
     /// # Errors
-    /// What it was given does not fold to what it was.
-    pub fn successor(&self, chain: &Chain, seq: Option<u64>) -> Result<Self, String> {
+    /// That does not fold to what it was, or lacks what has left this node while the handover was on its way.
+    pub fn successor(&self, chain: &Chain, given: Given) -> Result<Self, String> {
         let state = &chain.state;
+        let restored = matches!(given, Given::Checkpoint(_));
         let mut disk = self.disk.clone();
-        let mut records = disk.start().map_err(|e| format!("journal: a successor cannot read it: {e}"))?;
-        let memory = match seq {
-            None => Memory { last_lsn: disk.last_lsn(), logs: self.logs_at(disk.last_lsn()) },
-            Some(seq) => self.memories.get(&seq).cloned().unwrap_or_else(|| {
+        let nothing = || Memory { last_lsn: 0, logs: LogCore::new(self.sources, self.born).to_bytes() };
+        let (mut records, memory) = match given {
+            Given::Followed(follower) => {
+                disk = follower;
+                let records = disk.start().map_err(unreadable)?;
+                if disk.last_lsn() < self.left_lsn {
+                    return Err(format!(
+                        "moving: what left with record {} is unknown to the successor, which follows to {}",
+                        self.left_lsn,
+                        disk.last_lsn()
+                    ));
+                }
+                let (_, logs) = self.logs_at(disk.last_lsn());
+                (records, Memory { last_lsn: disk.last_lsn(), logs })
+            }
+            Given::Whole => {
+                let records = disk.start().map_err(unreadable)?;
+                let (_, logs) = self.logs_at(disk.last_lsn());
+                (records, Memory { last_lsn: disk.last_lsn(), logs })
+            }
+            Given::Checkpoint(seq) => {
+                let records = disk.start().map_err(unreadable)?;
                 // Nothing was ever acknowledged: a life that begins anew, with what the chain tells.
-                let logs = LogCore::new(self.sources, chain.blocks[0].head.number).to_bytes();
-                Memory { last_lsn: 0, logs }
-            }),
+                (records, self.memories.get(&seq).cloned().unwrap_or_else(nothing))
+            }
+        };
+        let logs_lsn = match restored {
+            true => memory.last_lsn,
+            false => self.logs_at(memory.last_lsn).0,
         };
         records.truncate(usize::try_from(memory.last_lsn).expect("small"));
         let logs = LogCore::from_bytes(&memory.logs, self.sources).expect("its own bytes");
         let lease = state.activeLease.to();
         let genesis = self.genesis.clone();
         let disk = Disk::with(records.clone());
-        let mut next = Self::with(genesis, self.sources, state.operator, lease, disk, logs, self.is_deaf);
-        let half = next.fold_again(&records)?;
+        let mut next = Self::with(genesis, (self.sources, self.born), state.operator, lease, disk, logs, self.is_deaf);
+        let half = next.fold_again(&records, logs_lsn)?;
         if memory.last_lsn == self.lsn() && next.agent.digest() != self.agent.digest() {
             return Err("journal: what was handed over folds to another state".to_owned());
         }
         let kept = self.memories.iter().filter(|(_, m)| m.last_lsn <= memory.last_lsn);
         next.memories = kept.map(|(seq, memory)| (*seq, memory.clone())).collect();
-        next.boots(chain.now(), state.epoch, seq.is_some());
+        // Who waits for an answer that was made asks again, and gets it from whoever has the record.
+        next.left = self.held_answers().filter(|(lsn, _)| *lsn <= memory.last_lsn).map(|(_, answer)| answer).collect();
+        next.boots(chain.now(), state.epoch, restored);
         next.finish(chain, half);
         for input in next.book.interrupted(chain.now()) {
             next.pay(chain.now(), input);
@@ -225,6 +305,13 @@ impl Node {
         next.resume_channels(chain);
         next.syncs();
         Ok(next)
+    }
+
+    fn held_answers(&self) -> impl Iterator<Item = (u64, Answer)> {
+        self.gate.held().filter_map(|(_, leaving)| match leaving {
+            Leaving::Answer(lsn, answer) => Some((*lsn, *answer)),
+            Leaving::Tx(..) => None,
+        })
     }
 
     /// The process died, or the disk takes writes again. The same host starts another one from what was kept.
@@ -246,13 +333,16 @@ impl Node {
             return Err(format!("output commit: {early:?} left the process, and the journal ends at {left}"));
         }
         self.outbox = Outbox::from_bytes(&self.kept_outbox, self.key, outbox::Options::new(1)).expect("its own bytes");
-        if left < self.kept_logs_lsn {
-            self.kept_logs = std::mem::take(&mut self.kept_logs_before);
-        }
-        self.kept_logs_lsn = 0;
-        self.logs = LogCore::from_bytes(&self.kept_logs, self.sources).expect("its own bytes");
+        let (logs_lsn, logs) = self.kept_logs_at(left);
+        self.logs = LogCore::from_bytes(&logs, self.sources).expect("its own bytes");
+        self.kept_logs = vec![(logs_lsn, logs)];
+        // Whoever waits for an answer that was made asks again.
+        let held: Vec<Answer> = self.held_answers().filter(|(lsn, _)| *lsn <= left).map(|(_, answer)| answer).collect();
+        (self.gate, self.held) = (Gate::new(u128::MAX), BTreeSet::new());
+        // Nobody has followed this process: its own disk is enough (docs/decisions/0037).
+        (self.is_followed, self.is_acknowledged, self.hands_over, self.left_lsn) = (false, false, None, 0);
         (self.dies_after, self.power_fails, self.is_fenced, self.keeps) = (None, None, false, self.disk.is_full);
-        let half = self.fold_again(&records)?;
+        let half = self.fold_again(&records, logs_lsn)?;
         if left == recorded && self.agent.digest() != before {
             return Err("journal: folded again, it ends in another state".to_owned());
         }
@@ -268,6 +358,7 @@ impl Node {
             self.submit_all(tasks, chain);
         }
         self.resume_channels(chain);
+        held.into_iter().for_each(|answer| self.answers(answer));
         // What was asked for and has no end is asked for again, under the same name.
         for (id, output) in self.agent.unfinished() {
             self.submit(id, &output, chain);
@@ -276,7 +367,8 @@ impl Node {
         Ok(())
     }
 
-    fn fold_again(&mut self, records: &[journal::Record]) -> Result<Half, String> {
+    /// `logs_lsn`: up to which record the log reader knows what was read.
+    fn fold_again(&mut self, records: &[journal::Record], logs_lsn: u64) -> Result<Half, String> {
         self.agent = Agent::new(self.genesis.clone());
         self.book = ChannelBook::new(pay::book::Limits::default());
         (self.price, self.earned, self.leases) = (None, BTreeSet::new(), BTreeSet::from([1]));
@@ -289,6 +381,10 @@ impl Node {
                         borsh::from_slice(&record.payload).map_err(|e| format!("journal: {lsn}: {e}"))?;
                     if let Input::Chain(events) = &input {
                         self.leases.extend(events.iter().filter_map(rented));
+                    }
+                    if let Input::Chain(events) = &input
+                        && lsn > logs_lsn
+                    {
                         let emitted = events.iter().filter(|e| !matches!(e.kind, ChainEventKind::Reverted(_)));
                         half.events.extend(emitted.cloned());
                     }
@@ -300,7 +396,7 @@ impl Node {
                 BOOK => {
                     let input: BookInput =
                         borsh::from_slice(&record.payload).map_err(|e| format!("journal: {lsn}: {e}"))?;
-                    half.payments.extend(taking_back(&input));
+                    half.payments.extend(taking_back(&input).filter(|_| lsn > logs_lsn));
                     let outputs = self.book.apply(input);
                     for output in &outputs {
                         match output {
@@ -315,10 +411,8 @@ impl Node {
                     }
                     book_digest(&outputs)
                 }
-                _ => {
-                    (half.events, half.payments) = (Vec::new(), Vec::new());
-                    [0; 32]
-                }
+                // How far it had read: its log reader says more.
+                _ => [0; 32],
             };
             if digest != record.outputs_digest {
                 return Err(format!("journal: record {lsn} folds differently"));
@@ -413,13 +507,97 @@ impl Node {
         synced
     }
 
-    /// What the log reader knew when this record was the last one.
-    fn logs_at(&self, lsn: u64) -> Vec<u8> {
-        match self.is_fenced {
-            true if lsn < self.kept_logs_lsn => self.kept_logs_before.clone(),
-            true => self.kept_logs.clone(),
-            false => self.logs.to_bytes(),
+    /// What the log reader knew when this record was the last one, or before it: with which record it was.
+    fn logs_at(&self, lsn: u64) -> (u64, Vec<u8>) {
+        match lsn == self.lsn() && !self.is_fenced {
+            true => (lsn, self.logs.to_bytes()),
+            false => self.kept_logs_at(lsn),
         }
+    }
+
+    /// The same, as far as it was kept.
+    fn kept_logs_at(&self, lsn: u64) -> (u64, Vec<u8>) {
+        let known = self.kept_logs.iter().rfind(|(kept, _)| *kept <= lsn).cloned();
+        let memories = self.memories.values().filter(|memory| memory.last_lsn <= lsn);
+        let memory = memories.max_by_key(|memory| memory.last_lsn).map(|m| (m.last_lsn, m.logs.clone()));
+        known.max(memory).unwrap_or_else(|| (0, LogCore::new(self.sources, self.born).to_bytes()))
+    }
+
+    // ---- the gate ----
+
+    fn on_disk(&self) -> u64 {
+        if self.leaks { self.lsn() } else { self.disk.durable() }
+    }
+
+    /// The announced successor has the memory's keys, and a token by which it follows.
+    pub fn grants(&mut self) {
+        (self.is_followed, self.is_acknowledged) = (true, false);
+        self.gate.follow_anew();
+        self.keep_logs();
+    }
+
+    /// A follower has everything up to this record.
+    pub fn is_followed_to(&mut self, lsn: u64) {
+        self.is_acknowledged |= lsn > 0;
+        let (durable, mut opened) = (self.on_disk(), Vec::new());
+        let followed = self.gate.followed_to(lsn, durable);
+        opened.extend(self.gate.replicated_to(followed, durable));
+        self.leave(opened);
+        self.lets_go();
+    }
+
+    /// Whoever followed does no more.
+    pub fn is_followed_anew(&mut self) {
+        (self.is_followed, self.is_acknowledged) = (false, false);
+    }
+
+    fn lets_go(&mut self) {
+        let opened = self.gate.release(self.on_disk());
+        self.leave(opened);
+    }
+
+    fn leave(&mut self, opened: Vec<Leaving>) {
+        let mut out = Vec::new();
+        for leaving in opened {
+            let lsn = match leaving {
+                Leaving::Tx(lsn, id, request) => {
+                    self.outbox.handle(self.clock_ms, outbox::Input::Submit { id, request }, &mut out);
+                    lsn
+                }
+                Leaving::Answer(lsn, answer) => {
+                    if let Answer::Exact { request, .. } = answer {
+                        self.held.remove(&request);
+                    }
+                    self.left.push(answer);
+                    lsn
+                }
+            };
+            if self.hands_over.is_some_and(|(since, _)| lsn > since) {
+                self.left_lsn = self.left_lsn.max(lsn);
+            }
+        }
+        self.answered.extend(out);
+    }
+
+    /// A handover leaves; from now on what else does is on the successor's disk too, if one has followed this process.
+    fn hands_over(&mut self, valid_until: u64) {
+        if self.is_acknowledged {
+            let since = self.hands_over.map_or(self.lsn(), |(since, _)| since);
+            self.hands_over = Some((since, valid_until));
+        }
+        if !self.hurries {
+            self.gate.hand_over(valid_until);
+        }
+    }
+
+    /// A call was served, and the last record is of it.
+    pub fn answers(&mut self, answer: Answer) {
+        if let Answer::Exact { request, .. } = answer {
+            self.held.insert(request);
+        }
+        let lsn = self.lsn();
+        self.gate.when_durable(lsn, Leaving::Answer(lsn, answer));
+        self.lets_go();
     }
 
     fn boots(&mut self, now: u64, epoch: u64, restored: bool) {
@@ -503,7 +681,7 @@ impl Node {
         standby: Option<u64>,
         chance: &mut Chance,
     ) -> Result<bool, String> {
-        self.clock_ms += 2_000;
+        self.clock_ms += self.clock_step_ms;
         if self.is_fenced && !self.disk.is_full {
             self.told.push("the disk takes writes again: it starts anew from what that holds".to_owned());
             self.restarts(chain)?;
@@ -521,6 +699,12 @@ impl Node {
             0 => self.view(&sight, &chain.state),
             _ => self.view(&sight, &chain.state_of(sight.world)),
         };
+        if self.hands_over.is_some_and(|(_, valid_until)| head.timestamp > valid_until) {
+            (self.hands_over, self.left_lsn) = (None, 0);
+        }
+        if self.gate.hand_over_is_over(head.timestamp) {
+            self.lets_go();
+        }
         let seen = Seen { balance: view.balance, escrow: view.escrow, owed: sight.owed };
         let mut tasks = Vec::new();
         if let Some(lease) = standby {
@@ -578,17 +762,19 @@ impl Node {
     }
 
     fn keep_logs(&mut self) {
-        if self.keeps {
-            self.kept_logs_before = std::mem::replace(&mut self.kept_logs, self.logs.to_bytes());
-            self.kept_logs_lsn = self.lsn();
+        if self.keeps || self.is_followed {
+            if self.kept_logs.len() >= LOGS_KEPT {
+                self.kept_logs.remove(0);
+            }
+            self.kept_logs.push((self.lsn(), self.logs.to_bytes()));
         }
     }
 
     /// From the next look on. What was not written down so far is kept as it is now.
     pub fn begins_to_keep(&mut self) {
         if !self.is_fenced && !std::mem::replace(&mut self.keeps, true) {
-            (self.kept_logs, self.kept_outbox) = (self.logs.to_bytes(), self.outbox.to_bytes());
-            self.kept_logs_lsn = 0;
+            self.kept_outbox = self.outbox.to_bytes();
+            self.keep_logs();
             self.acknowledged = Some((self.disk.durable(), self.states())).filter(|_| !self.disk.has_news());
         }
     }
@@ -746,9 +932,9 @@ impl Node {
         if !self.syncs() {
             return;
         }
-        let mut out = Vec::new();
-        self.outbox.handle(self.clock_ms, outbox::Input::Submit { id, request }, &mut out);
-        self.answered.extend(out);
+        let lsn = self.lsn();
+        self.gate.when_durable(lsn, Leaving::Tx(lsn, id, request));
+        self.lets_go();
     }
 
     pub(super) fn fresh_id(&mut self) -> outbox::Id {
@@ -785,6 +971,7 @@ impl Node {
             }
             Output::Announce { lease } => calls::announce(lease),
             Output::Handover { lease, valid_until } => {
+                self.hands_over(valid_until);
                 calls::handover(lease, chain.state.checkpointSeq, 0, valid_until)
             }
             Output::Refuel => calls::refuel(),
@@ -956,6 +1143,10 @@ fn name(task: Task) -> String {
         Task::Close => "close",
     };
     name.to_owned()
+}
+
+fn unreadable(e: journal::Error) -> String {
+    format!("journal: a successor cannot read it: {e}")
 }
 
 fn book_digest(outputs: &[BookOutput]) -> [u8; 32] {

@@ -132,8 +132,8 @@ fn whole_lives_with_all_faults_break_nothing() {
 /// auditor once looked before a node behind a bad endpoint could know.
 #[test]
 fn what_a_frozen_token_left_at_the_market_is_in_the_books_all_along() {
-    let lived = live_all(&[3, 8].map(|seed| whole(seed, &older(&Fault::ALL))));
-    assert!(lived.iter().all(|lived| lived.owed_blocks > 0), "other seeds, please: {lived:?}");
+    let lived = live_all(&(1..=16).map(|seed| whole(seed, &older(&Fault::ALL))).collect::<Vec<_>>());
+    assert!(lived.iter().any(|lived| lived.owed_blocks > 0), "other seeds, please");
 }
 
 /// Lives of the million that broke something once. A refund was taken back with its block while gas rose, so that its
@@ -207,11 +207,14 @@ fn a_calm_end_leaves_nothing_in_channels() {
 #[test]
 fn every_planted_bug_breaks_its_invariant_and_is_told() {
     for (bug, invariant) in Bug::ALL {
-        let planted = Setting { bug: Some(bug), days: 3, ..whole(3, &[Fault::Unserved]) };
+        // A move needs more of a life.
+        let days = if bug == Bug::HurriedMove { DAYS } else { 3 };
+        let planted = Setting { bug: Some(bug), days, ..whole(3, &[Fault::Unserved]) };
         let broken = live(&planted).expect_err("nobody noticed");
         assert!(broken.what.starts_with(&format!("{invariant}:")), "{bug:?}: {broken}");
         let told = broken.to_string();
-        assert!(told.ends_with("repeat: vivarium sim --from 3 --seeds 1 --faults unserved --days 3"), "{told}");
+        let repeat = format!("repeat: vivarium sim --from 3 --seeds 1 --faults unserved --days {days}");
+        assert!(told.ends_with(&repeat), "{told}");
         assert!(broken.story.len() > 5, "{told}");
     }
 }
