@@ -13,7 +13,16 @@ pub const SHARDS: u64 = 200;
 /// With what the name of each of these steps begins.
 pub const PREFIX: &str = "lives ";
 /// What lives are about: what they drive, and what drives them.
-pub const ABOUT: &[&str] = &["crates/sim", "crates/economy", "crates/chain", "crates/pay", "contracts/abi"];
+pub const ABOUT: &[&str] = &[
+    "crates/sim",
+    "crates/economy",
+    "crates/chain",
+    "crates/pay",
+    "crates/journal",
+    "crates/steward",
+    "crates/store/src/checkpoint",
+    "contracts/abi",
+];
 /// Where the report is.
 pub const PAGE: &str = "docs/reference/lives.md";
 

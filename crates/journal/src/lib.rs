@@ -9,6 +9,8 @@
 
 pub mod crash;
 mod error;
+mod gate;
+pub mod log;
 mod reader;
 mod record;
 mod segment;
@@ -16,6 +18,7 @@ mod snapshot;
 mod writer;
 
 pub use error::{Error, Kind, Result};
+pub use gate::Gate;
 pub use reader::Reader;
 pub use record::{Lsn, PAYLOAD_BYTES_MAX, Record};
 pub use segment::TornTail;
@@ -80,50 +83,21 @@ impl Journal {
         let snapshot = snapshot::latest(dir)?;
         let reached = snapshot.as_ref().map_or(0, |s| s.lsn);
         let names = segment::list(dir)?;
+        let mut reading = log::Reading::new(dir, reached, names.first().copied())?;
         let mut segments = Vec::new();
-        let mut records = Vec::new();
         let mut torn = None;
-        let mut next_lsn = reached + 1;
-        if let Some(first) = names.first() {
-            if *first > next_lsn {
-                return Err(snapshot::missing(dir, *first));
-            }
-            next_lsn = *first;
-        }
         for (i, first_lsn) in names.iter().enumerate() {
-            if *first_lsn != next_lsn {
-                return Err(Error::new(
-                    Kind::Corrupt,
-                    format!(
-                        "the log in {} lacks LSN {next_lsn} to {}. Move this folder away and start again: the node \
-                         then restores from the last acknowledged checkpoint",
-                        dir.display(),
-                        first_lsn - 1
-                    ),
-                ));
-            }
-            let scan = segment::scan(dir, *first_lsn, i + 1 == names.len())?;
-            next_lsn = scan.next_lsn;
-            records.extend(scan.records.into_iter().filter(|r| r.lsn > reached));
-            let mut segment = scan.segment;
-            if let Some(tail) = &scan.torn {
+            let path = segment::path_of(dir, *first_lsn);
+            reading.comes(*first_lsn)?;
+            let bytes = fs::read(&path).map_err(|e| Error::io("reading", &path, &e))?;
+            let (mut segment, tail) = reading.scan(*first_lsn, &bytes, i + 1 == names.len())?;
+            if let Some(tail) = &tail {
                 segment = cut(dir, segment, tail)?;
             }
-            torn = scan.torn;
+            torn = tail;
             segments.push(segment);
         }
-        if next_lsn <= reached {
-            return Err(Error::new(
-                Kind::Corrupt,
-                format!(
-                    "the log in {} ends at LSN {} but its snapshot holds LSN {reached}: acknowledged records are \
-                     gone. Move this folder away and start again: the node then restores from the last acknowledged \
-                     checkpoint",
-                    dir.display(),
-                    next_lsn - 1
-                ),
-            ));
-        }
+        let (records, next_lsn) = reading.end()?;
         if segments.is_empty() {
             segments.push(writer::create(dir, next_lsn)?);
         }
@@ -224,16 +198,7 @@ impl Journal {
     /// Records that are already here are passed over, so that a range may be sent twice; `Gap` when some are missing
     /// in between, `Corrupt` when the bytes are not what was exported.
     pub fn import(&mut self, bytes: &[u8]) -> Result<Vec<Record>> {
-        let all = read_export(bytes)?;
-        let new: Vec<Record> = all.into_iter().filter(|r| r.lsn >= self.next_lsn).collect();
-        if let Some(first) = new.first()
-            && first.lsn != self.next_lsn
-        {
-            return Err(Error::new(
-                Kind::Gap,
-                format!("the range begins at LSN {}; {} is the next one here", first.lsn, self.next_lsn),
-            ));
-        }
+        let new = log::new_records(bytes, self.next_lsn)?;
         self.writer.push(new.clone())?;
         self.next_lsn = new.last().map_or(self.next_lsn, |r| r.lsn + 1);
         Ok(new)

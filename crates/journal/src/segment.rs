@@ -126,15 +126,13 @@ pub(crate) struct Scan {
     pub torn: Option<TornTail>,
 }
 
-/// Reads one segment. `last`: only there may a crash have left an unfinished write.
-pub(crate) fn scan(dir: &Path, first_lsn: Lsn, last: bool) -> Result<Scan> {
-    let mut segment = Segment::new(dir, first_lsn);
-    let path = segment.path.clone();
-    let bytes = std::fs::read(&path).map_err(|e| Error::io("reading", &path, &e))?;
+/// What stands in one segment. `path` names it in errors; `last`: only there may a crash have left an unfinished write.
+pub(crate) fn scan(mut segment: Segment, bytes: &[u8], last: bool) -> Result<Scan> {
+    let (path, first_lsn) = (segment.path.clone(), segment.first_lsn);
     segment.bytes = u64_of(bytes.len());
     let mut records = Vec::new();
     let mut next_lsn = first_lsn;
-    match read_header(&bytes, &path.display().to_string())? {
+    match read_header(bytes, &path.display().to_string())? {
         Some(named) if named == first_lsn => {}
         Some(named) => {
             return Err(corrupt(&path, 16, &format!("its header names LSN {named}, its file name {first_lsn}")));

@@ -6,6 +6,7 @@
 
 use crate::crash_point;
 use crate::error::{Error, Kind, Result};
+use crate::log;
 use crate::record::{Lsn, Record};
 use crate::segment::{self, Segment, u64_of};
 use std::fs::{File, OpenOptions};
@@ -226,26 +227,14 @@ impl Worker {
     /// Writes a batch with one sync for each segment it touches.
     fn commit(&mut self, batch: &[Record]) -> Result<()> {
         let mut rest = batch;
-        while let Some(first) = rest.first() {
-            let header = u64_of(segment::HEADER_BYTES);
-            if self.bytes > header && self.bytes + u64_of(first.frame_bytes()) > self.segment_bytes_max {
-                self.rotate(first.lsn)?;
+        while !rest.is_empty() {
+            let write = log::next_write(rest, self.bytes, self.segment_bytes_max, self.durable);
+            if let Some(first_lsn) = write.begins {
+                self.rotate(first_lsn)?;
             }
-            let room = frame_bytes(rest).min(self.segment_bytes_max);
-            let mut bytes = Vec::with_capacity(usize::try_from(room).unwrap_or_default());
-            let mut offsets = Vec::new();
-            let mut count = 0;
-            for record in rest {
-                let offset = self.bytes + u64_of(bytes.len());
-                if count > 0 && offset + u64_of(record.frame_bytes()) > self.segment_bytes_max {
-                    break;
-                }
-                offsets.push((record.lsn, offset));
-                record.write_frame(self.durable, &mut bytes);
-                count += 1;
-            }
-            let (now, later) = rest.split_at(count);
+            let (now, later) = rest.split_at(write.records);
             rest = later;
+            let bytes = write.bytes;
             self.file.write_all(&bytes).map_err(|e| Error::io("writing", &self.path, &e))?;
             crash_point!("journal.append");
             // Data only: the file's length is metadata that fdatasync does flush, its times are not needed.
@@ -257,7 +246,7 @@ impl Worker {
             let written = self.bytes;
             if let Some(current) = state.segments.last_mut() {
                 current.bytes = written;
-                for (lsn, offset) in offsets {
+                for (lsn, offset) in write.offsets {
                     current.mark(lsn, offset);
                 }
             }

@@ -6,9 +6,8 @@ use crate::replay::{Folded, Replay, Snapshotting};
 use crate::replicate::Shipping;
 use crate::state::{Recorded, Said, State};
 use economy::{Output, OutputId};
-use journal::{Journal, Lsn, OnDurable};
+use journal::{Gate, Journal, Lsn, OnDurable};
 use pay::book::BookOutput;
-use std::collections::VecDeque;
 use std::path::Path;
 use store::checkpoint::Checkpoint;
 
@@ -35,31 +34,20 @@ pub struct Live {
     pub state: State,
     pub journal: Journal,
     pub durable: Lsn,
-    /// In the order of their LSNs.
-    pending: VecDeque<(Lsn, Effect)>,
+    /// What waits until it may leave.
+    gate: Gate<Effect>,
     pub shipping: Shipping,
     pub ring: KeyRing,
     /// Digest of the last checkpoint on chain.
     pub sealing_for: Option<[u8; 32]>,
     /// That checkpoint, once it is known here: the next one may rest on its snapshot.
     pub stands: Option<Box<Checkpoint>>,
-    /// The announced successor has everything up to here on its disk; 0: none follows.
-    followed: Lsn,
-    /// A handover is on its way to the chain, which will not take it after this time, chain seconds: what leaves must be
-    /// on the successor's disk too, because from the block on that alone counts.
-    handing_over: Option<u64>,
     /// The first record that must stay on this disk.
     needed: Lsn,
     /// The life asked to be woken at this chain time.
     pub wake_at: u64,
     /// What was last fed, to feed again only when something changed.
     pub fed: Option<economy::View>,
-    /// Most that may rest on this host's disk alone, micro-USDC.
-    exposure_max: u128,
-    /// Calls whose record is not replicated yet: (lsn, micro-USDC).
-    unreplicated: VecDeque<(Lsn, u128)>,
-    /// First bytes of calls that came while the exposure was at its bound.
-    waiting: Vec<(Lsn, Reply)>,
     /// Nothing is appended any more: the journal is being handed over, or the disk failed.
     pub sealed: bool,
     /// A local snapshot is being made.
@@ -76,19 +64,14 @@ impl Live {
             state,
             journal,
             durable,
-            pending: VecDeque::new(),
+            gate: Gate::new(exposure_max),
             shipping: Shipping::default(),
             ring,
             sealing_for: None,
             stands: None,
-            followed: 0,
-            handing_over: None,
             needed: 0,
             wake_at: 0,
             fed: None,
-            exposure_max,
-            unreplicated: VecDeque::new(),
-            waiting: Vec::new(),
             sealed: false,
             snapshotting: false,
             snapshot_lsn: 0,
@@ -148,10 +131,10 @@ impl Live {
 
     fn queue(&mut self, lsn: Lsn, said: Said) {
         for (id, output) in said.life {
-            self.pending.push_back((lsn, Effect::Life(id, output)));
+            self.gate.when_durable(lsn, Effect::Life(id, output));
         }
         for output in said.book {
-            self.pending.push_back((lsn, Effect::Book(output)));
+            self.gate.when_durable(lsn, Effect::Book(output));
         }
     }
 
@@ -174,52 +157,40 @@ impl Live {
     /// Nothing is durable any more: what waits for the disk never leaves, and whoever waits for it hears no more.
     pub fn give_up(&mut self) {
         self.sealed = true;
-        self.pending.clear();
-        self.waiting.clear();
+        self.gate.give_up();
     }
 
     /// Runs `reply` once `lsn` is durable.
     pub fn when_durable(&mut self, lsn: Lsn, reply: impl FnOnce() + Send + 'static) {
-        self.pending.push_back((lsn, Effect::Reply(Box::new(reply))));
+        self.gate.when_durable(lsn, Effect::Reply(Box::new(reply)));
     }
 
     /// Everything that may leave now.
     pub fn release(&mut self) -> Vec<Effect> {
-        let mut out = Vec::new();
-        let durable = self.durable.min(self.bound());
-        while self.pending.front().is_some_and(|(lsn, _)| *lsn <= durable) {
-            out.extend(self.pending.pop_front().map(|(_, effect)| effect));
-        }
-        out
-    }
-
-    /// The last record of which anything may leave, whatever else it waits for.
-    fn bound(&self) -> Lsn {
-        if self.handing_over.is_some() { self.followed } else { Lsn::MAX }
+        self.gate.release(self.durable)
     }
 
     /// Another node follows from the beginning of what it was given.
     pub fn follow_anew(&mut self) {
-        self.followed = 0;
+        self.gate.follow_anew();
     }
 
     /// The follower has everything up to `lsn` on its disk.
     pub fn followed_to(&mut self, lsn: Lsn) {
-        self.followed = self.followed.max(lsn.min(self.durable));
-        self.replicated(self.followed);
+        let followed = self.gate.followed_to(lsn, self.durable);
+        self.replicated(followed);
     }
 
     /// A handover is being sent, and may be mined until `valid_until`, chain seconds. Without a follower nothing is waited
     /// for: the successor then restores what is in the store.
     pub fn hand_over(&mut self, valid_until: u64) {
-        self.handing_over = (self.followed > 0).then_some(valid_until);
+        self.gate.hand_over(valid_until);
     }
 
     /// It was not mined, and cannot be any more; or this node went on all the same: its own disk is enough again.
     pub fn hand_over_is_over(&mut self, now: u64) -> bool {
-        let is_over = self.handing_over.is_some_and(|valid_until| now > valid_until);
+        let is_over = self.gate.hand_over_is_over(now);
         if is_over {
-            self.handing_over = None;
             self.replicated(self.shipping.replicated_lsn);
         }
         is_over
@@ -227,24 +198,18 @@ impl Live {
 
     /// Income that rests on this host's disk alone, micro-USDC.
     pub fn exposure(&self) -> u128 {
-        self.unreplicated.iter().map(|(_, amount)| amount).sum()
+        self.gate.exposure()
     }
 
     /// Somebody waits until records are replicated.
     pub fn is_awaited(&self) -> bool {
-        !self.waiting.is_empty()
+        self.gate.is_awaited()
     }
 
     /// Runs `reply` once the record of a call of at most `amount` is durable, and replicated too while more than may be
     /// would rest on this host's disk alone.
     pub fn when_safe(&mut self, lsn: Lsn, amount: u128, reply: impl FnOnce() + Send + 'static) {
-        let is_exposed = self.exposure().saturating_add(amount) > self.exposure_max;
-        self.unreplicated.push_back((lsn, amount));
-        if is_exposed {
-            self.waiting.push((lsn, Box::new(reply)));
-        } else {
-            self.when_durable(lsn, reply);
-        }
+        self.gate.when_safe(lsn, amount, Effect::Reply(Box::new(reply)));
     }
 
     /// This checkpoint is on chain, with these pages.
@@ -303,18 +268,10 @@ impl Live {
     /// Records up to `lsn` are in the store or on the standby.
     pub fn replicated(&mut self, lsn: Lsn) {
         self.shipping.replicated_lsn = self.shipping.replicated_lsn.max(lsn);
-        let (replicated, bound) = (self.shipping.replicated_lsn, self.bound());
-        while self.unreplicated.front().is_some_and(|(l, _)| *l <= replicated) {
-            self.unreplicated.pop_front();
-        }
-        let has_room = self.exposure() < self.exposure_max;
-        for (lsn, reply) in std::mem::take(&mut self.waiting) {
-            if lsn <= bound && (lsn <= replicated || (has_room && lsn <= self.durable)) {
+        for effect in self.gate.replicated_to(self.shipping.replicated_lsn, self.durable) {
+            // Nothing else waits for a replica.
+            if let Effect::Reply(reply) = effect {
                 reply();
-            } else if has_room {
-                self.when_durable(lsn, reply);
-            } else {
-                self.waiting.push((lsn, reply));
             }
         }
     }

@@ -1,16 +1,20 @@
 //! Whole lives from one seed, while faults rain: shipped machines on the contracts' bytecode, in simulated time.
 //!
-//! What is shipped: `economy::Agent`, `chain::outbox::Outbox`, `chain::logs::LogCore`, `pay::ChannelBook`, the contracts.
+//! What is shipped: `economy::Agent`, `chain::outbox::Outbox`, `chain::logs::LogCore`, `pay::ChannelBook`, `journal::log`,
+//! `journal::Gate`, `steward::share`, the contracts.
 //! What stands in for the rest (the node's wiring, stewards' daemons, providers, customers, endpoints) is here and honest;
 //! whoever is not is a [`Fault`]. An auditor written apart ([`crate::audit`], and the end of [`life`]) looks after every
 //! transaction and block. docs/reference/sim.md says what is left out.
 //!
-//! Read in this order: this file, [`chain`], [`node`], [`channels`], [`life`].
+//! Read in this order: this file, [`chain`], [`disk`], [`node`], [`channels`], [`shares`], [`moving`], [`life`].
 
 mod chain;
 mod channels;
+mod disk;
 mod life;
+mod moving;
 mod node;
+mod shares;
 
 use crate::Chance;
 use economy::DAY_SECS;
@@ -51,10 +55,23 @@ pub enum Fault {
     FeeSpike,
     /// For half a day one steward too few acknowledges checkpoints, and nobody is rescued.
     StewardsSilent,
+    /// The power fails while the node's journal is written: its last write is torn at any byte.
+    TornTail,
+    /// The node's disk takes no writes for some hours.
+    FullDisk,
+    /// What a node and its announced successor say to each other is lost, comes late or comes twice.
+    PeerDrop,
+    /// The pool forgets the node's next transaction, so that those after it wait.
+    NonceGap,
+    /// Strangers give a little, settle what is due before the agent does, settle what was settled again, or have the market
+    /// pay what it owes.
+    ThirdParty,
+    /// The clock by which a node paces what it tries again stands still, or jumps ahead by hours.
+    ClockSkew,
 }
 
 impl Fault {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 22] = [
         Self::RpcDrop,
         Self::RpcLag,
         Self::RpcLie,
@@ -71,6 +88,12 @@ impl Fault {
         Self::Frozen,
         Self::FeeSpike,
         Self::StewardsSilent,
+        Self::TornTail,
+        Self::FullDisk,
+        Self::PeerDrop,
+        Self::NonceGap,
+        Self::ThirdParty,
+        Self::ClockSkew,
     ];
 
     /// A crash in each life, and every other fault in about a third of them: what very many lives are lived with.
@@ -98,6 +121,12 @@ impl Fault {
             Self::Frozen => "frozen",
             Self::FeeSpike => "fee-spike",
             Self::StewardsSilent => "stewards-silent",
+            Self::TornTail => "torn-tail",
+            Self::FullDisk => "full-disk",
+            Self::PeerDrop => "peer-drop",
+            Self::NonceGap => "nonce-gap",
+            Self::ThirdParty => "third-party",
+            Self::ClockSkew => "clock-skew",
         }
     }
 
@@ -109,10 +138,12 @@ impl Fault {
     fn permille(self) -> u64 {
         match self {
             Self::RpcDrop | Self::RpcLie | Self::Unserved => 60,
-            Self::RpcLag => 150,
-            Self::Reorg => 30,
-            Self::Crash | Self::OldKey => 20,
+            Self::RpcLag | Self::NonceGap => 150,
+            Self::ClockSkew => 100,
+            Self::Reorg | Self::ThirdParty => 30,
+            Self::Crash | Self::OldKey | Self::TornTail => 20,
             Self::NeverReady => 200,
+            Self::PeerDrop => 300,
             Self::RpcDown
             | Self::HostGone
             | Self::StandbyGone
@@ -120,7 +151,8 @@ impl Fault {
             | Self::Pause
             | Self::Frozen
             | Self::FeeSpike
-            | Self::StewardsSilent => 4,
+            | Self::StewardsSilent
+            | Self::FullDisk => 4,
         }
     }
 }
@@ -144,11 +176,25 @@ pub enum Bug {
     StrandedLease,
     /// A pause does not hold.
     UnheldPause,
+    /// What a record caused leaves before the record is on the disk, and the power fails.
+    EarlyOutput,
+    /// The disk forgets what it said was synced.
+    ForgetfulDisk,
+    /// Stewards give their shares to whoever asks.
+    CarelessStewards,
+    /// The memory opens with one share.
+    OneShareOpens,
+    /// While a handover is on its way, what leaves does not wait for the successor's disk.
+    HurriedMove,
+    /// The agent takes more for a call than the customer authorised.
+    Overcharge,
+    /// More is claimed from a channel than was delivered.
+    GreedyClaim,
 }
 
 impl Bug {
-    /// Each with the invariant that it breaks.
-    pub const ALL: [(Self, &str); 8] = [
+    /// Each with what it breaks: an invariant, or what a machine promises.
+    pub const ALL: [(Self, &str); 15] = [
         (Self::MadeMoney, "I1"),
         (Self::DeafLedger, "I1"),
         (Self::UsurpedKey, "I2"),
@@ -157,6 +203,13 @@ impl Bug {
         (Self::ForgottenCheckpoint, "I5"),
         (Self::StrandedLease, "I6"),
         (Self::UnheldPause, "I7"),
+        (Self::EarlyOutput, "output commit"),
+        (Self::ForgetfulDisk, "journal"),
+        (Self::CarelessStewards, "shares"),
+        (Self::OneShareOpens, "shares"),
+        (Self::HurriedMove, "moving"),
+        (Self::Overcharge, "I3"),
+        (Self::GreedyClaim, "I3"),
     ];
 }
 
@@ -219,7 +272,12 @@ pub struct Lived {
     /// Served on channels.
     pub channel_calls: u64,
     pub moves: u64,
+    /// Of these, so many in which the successor began without the old node's last words.
+    pub cut_short: u64,
     pub takeovers: u64,
+    /// Shares that stewards gave to operators that had to restore, and refused to others.
+    pub shares: u64,
+    pub shares_refused: u64,
     /// Orders of the quorum, refused ones included.
     pub rescues: u64,
     /// Blocks in which the market owed it what a frozen token had refused.
@@ -240,7 +298,7 @@ pub struct Lived {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Broken {
     pub setting: Setting,
-    /// Its number in DESIGN §12, and in words.
+    /// Its number in DESIGN §12, or the machine whose promise it was; and in words.
     pub what: String,
     /// The last events, oldest first.
     pub story: Vec<String>,

@@ -6,6 +6,8 @@
 
 use crate::refusal::Refusal;
 use alloy::primitives::{Address, B256};
+use chain::Stage;
+use chain::bindings::State;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use store::checkpoint::Checkpoint;
@@ -25,6 +27,21 @@ pub struct OnChain {
     pub epoch: u64,
     pub checkpoint_seq: u64,
     pub checkpoint_digest: B256,
+}
+
+impl OnChain {
+    /// As the treasury says it.
+    pub fn of(chain_id: u64, treasury: Address, state: &State) -> Self {
+        Self {
+            chain_id,
+            treasury,
+            living: matches!(state.stage(), Stage::Alive | Stage::Stopped | Stage::WindingDown),
+            operator: state.operator,
+            epoch: state.epoch,
+            checkpoint_seq: state.checkpointSeq,
+            checkpoint_digest: state.checkpointDigest,
+        }
+    }
 }
 
 /// The refusals that need only the request: asked before anything is fetched.

@@ -8,6 +8,7 @@ use crate::eyes::Eyes;
 use crate::limits::{Asker, Limits, Route};
 use crate::refusal::Refusal;
 use crate::segments::{Kept, Place};
+use crate::share;
 use crate::suspicion::Fault;
 use crate::watch::{self, BlockView};
 use alloy::primitives::{Address, B256, Bytes, U256};
@@ -15,7 +16,6 @@ use alloy::signers::local::PrivateKeySigner;
 use alloy::sol_types::SolStruct;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use chain::Stage;
 use chain::bindings::{Birth, State};
 use chain::orders::{Ack, Alarm, Order, digest, domain, recover, rescue_argument, sign};
 use chain::safe;
@@ -418,19 +418,7 @@ impl Desk {
         let treasury = request.treasury;
         let state = self.state(treasury).await?;
         let chain = self.on_chain(treasury, &state);
-        if !chain.living || chain.operator.is_zero() {
-            return Err(Refusal::WrongStage);
-        }
-        request.verify(chain.operator, treasury, chain.chain_id, chain.epoch)?;
-        // `restoring` is set by takeover (after a rescue, too) and by an eviction that keeps another host, and
-        // ends with the first commit. A handover never sets it: its successor gets the memory from its
-        // predecessor.
-        if !state.restoring || state.activeLease != U256::from(request.lease) {
-            return Err(Refusal::NotRestoring);
-        }
-        if chain.checkpoint_digest.is_zero() {
-            return Err(Refusal::NotStored { what: "an acknowledged checkpoint".into() });
-        }
+        share::check(&chain, &state, &request)?;
         let recipient = Recipient::parse(&request.recipient)
             .map_err(|e| Refusal::BadRequest { why: format!("the recipient: {e}") })?;
         self.with(treasury, Agent::may_share)?;
@@ -526,15 +514,7 @@ impl Desk {
     }
 
     fn on_chain(&self, treasury: Address, state: &State) -> OnChain {
-        OnChain {
-            chain_id: self.config.chain_id,
-            treasury,
-            living: matches!(state.stage(), Stage::Alive | Stage::Stopped | Stage::WindingDown),
-            operator: state.operator,
-            epoch: state.epoch,
-            checkpoint_seq: state.checkpointSeq,
-            checkpoint_digest: state.checkpointDigest,
-        }
+        OnChain::of(self.config.chain_id, treasury, state)
     }
 
     async fn fetch_object(&self, digest: B256) -> Result<(Vec<u8>, Checkpoint), Refusal> {

@@ -3,7 +3,7 @@
 //!
 //! Read in this order: [`config`], [`watch`] (when it acts by itself, pure), [`suspicion`]
 //! (when it proposes that a host be evicted, pure), [`ack`] (when it acknowledges, pure),
-//! [`segments`] (which headers it keeps, pure), [`refusal`] (every no has a name), [`eyes`] (the chain, through one
+//! [`segments`] (which headers it keeps, pure), [`share`] (who gets its share of a key, pure), [`refusal`] (every no has a name), [`eyes`] (the chain, through one
 //! or two endpoints that must agree), [`agent`] (what it remembers, on disk), [`desk`] (the answers, route by
 //! route), [`limits`] (how often each may be asked for, pure), [`api`], [`rescue`], [`daemon`]; and [`orders`], which people use.
 //!
@@ -24,6 +24,7 @@ pub mod orders;
 pub mod refusal;
 pub mod rescue;
 pub mod segments;
+pub mod share;
 pub mod suspicion;
 pub mod watch;
 

@@ -241,6 +241,16 @@ impl Chain {
         self.pool.values().any(|tx| tx.from == from && tx.data == *data)
     }
 
+    /// The pool forgets the account's next transaction, if it has it.
+    pub fn forgets(&mut self, account: Address) {
+        self.pool.remove(&(account, self.world.evm.nonce(account)));
+    }
+
+    /// Whether the account's next transaction is in the pool.
+    pub fn has_next(&self, account: Address) -> bool {
+        self.pool.contains_key(&(account, self.world.evm.nonce(account)))
+    }
+
     /// The pool's next nonce.
     pub fn pending(&self, account: Address) -> u64 {
         let mut nonce = self.world.evm.nonce(account);
@@ -371,7 +381,8 @@ impl Chain {
     pub fn branch(&mut self, depth: usize) -> u64 {
         let now = self.now();
         let at = self.past.len() - depth;
-        let Past { world, audit, blocks, .. } = self.past[at].clone();
+        let Past { world, mut audit, blocks, .. } = self.past[at].clone();
+        audit.remembers_people_of(&self.audit);
         self.past.truncate(at);
         (self.world, self.audit) = (world, audit);
         let gone = self.blocks.split_off(blocks);

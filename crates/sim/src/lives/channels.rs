@@ -3,7 +3,7 @@
 
 use super::chain::Chain;
 use super::life::whole_answer;
-use super::node::Node;
+use super::node::{Answer, Node};
 use crate::world::{World, key};
 use alloy::primitives::{Address, B256, Bytes, aliases::U40, keccak256};
 use alloy::signers::local::PrivateKeySigner;
@@ -363,14 +363,16 @@ impl Payer {
                     at: now,
                 };
                 node.channel(chain, ChannelInput::Reserved(reservation));
+                if !node.syncs() {
+                    return false;
+                }
                 if engine_fails {
                     node.channel(chain, ChannelInput::Aborted { request, why: AbortWhy::Engine });
                     return false;
                 }
                 let delivery = whole_answer(now);
                 node.channel(chain, ChannelInput::Charged { request, amount: price, delivery });
-                self.believed += price.micro();
-                self.delivered += price.micro();
+                node.answers(Answer::Channel { channel: self.id, price: price.micro(), total: max });
                 true
             }
             (ChannelDecision::Deposit, Some(deposit)) => {
@@ -385,6 +387,12 @@ impl Payer {
             }
             _ => false,
         }
+    }
+
+    /// An answer came, with what it was charged in all.
+    pub fn hears(&mut self, price: u128, total: u128) {
+        self.believed = self.believed.max(total);
+        self.delivered += price;
     }
 
     /// Wants back what is not charged.

@@ -2,7 +2,9 @@
 
 use super::chain::{BASE_FEE, Chain, DEPTH, Tx};
 use super::channels::{Payer, read};
-use super::node::{Endpoint, Node, Seen};
+use super::moving::Follower;
+use super::node::{Answer, CLOCK_STEP_MS, Cut, Endpoint, Given, Node, Seen};
+use super::shares::{self, Shares};
 use super::{Broken, Bug, Fault, Lived, Pace, Setting};
 use crate::Chance;
 use crate::audit::Audit;
@@ -20,6 +22,7 @@ use pay::{BookInput, RequestId, Settle, SettleExact, TransferMethod};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::OnceLock;
+use store::checkpoint::ShareRequest;
 
 /// Seconds between two looks while something is under way, and of a quiet block at most.
 const BLOCK_SECS: u64 = 300;
@@ -33,18 +36,26 @@ const GIVE_UP_DAYS: u64 = 3;
 /// Of a thousand blocks: a payer takes its money out by itself, or asks the agent for the rest.
 const LEAVES_PERMILLE: u64 = 3;
 const ASKS_BACK_PERMILLE: u64 = 10;
+/// Of a thousand uses of an old key, so many are for a share of the memory key.
+const BEGS_PERMILLE: u64 = 250;
+/// What the node's clock does when it is wrong.
+const CLOCK_STEPS_MS: [u64; 3] = [0, 60_000, 4 * 3_600_000];
 const PROVIDERS: u64 = 5;
 const CUSTOMERS: u64 = 3;
 /// Customers with a channel.
 const PAYERS: u64 = 2;
 /// Micro-USDC.
 const CUSTOMERS_HAVE: u128 = 1_000_000_000;
+/// Of whoever is nobody's customer, and the most that it gives at once.
+const STRANGER_HAS: u128 = 1_000_000;
+const GIFT_MAX: u64 = 1_000;
 /// How long these faults last in a whole life.
 const DOWN_SECS: u64 = 4 * 3_600;
 const FROZEN_SECS: u64 = 6 * 3_600;
 const PAUSE_SECS: u64 = 12 * 3_600;
 const SPIKE_SECS: u64 = 4 * 3_600;
 const SILENT_SECS: u64 = 12 * 3_600;
+const FULL_SECS: u64 = 4 * 3_600;
 /// Wei a gas in a spike: what an outbox pays after it has looked again, and what none does.
 const SPIKES: [u128; 2] = [1_000_000_000, 1_000_000_000_000];
 /// Faults come so much more often in a short life, but in no more than so many of a thousand blocks, and are over so much
@@ -64,17 +75,23 @@ struct Bought {
     payer: Address,
     nonce: B256,
     authorised: u128,
-    /// It got its answer.
+    /// There is an answer for it.
+    served: bool,
+    /// It got that.
     delivered: bool,
 }
 
 pub struct Life {
     setting: Setting,
     chance: Chance,
+    /// For what changes nothing on chain, so that the rest of a life is the same with and without it.
+    aside: Chance,
     chain: Chain,
     node: Node,
     /// Of nodes of the past: keys that somebody may still have.
     old_keys: Vec<Address>,
+    /// Under which they were those of nodes.
+    old_leases: Vec<u64>,
     customers: Vec<PrivateKeySigner>,
     bought: Vec<Bought>,
     payers: Vec<Payer>,
@@ -95,6 +112,13 @@ pub struct Life {
     frozen_until: u64,
     spike_until: u64,
     silent_until: u64,
+    full_until: u64,
+    shares: Shares,
+    follower: Option<Follower>,
+    /// Micro-USDC that a stranger had given, at most so far.
+    given_max: u128,
+    /// Micro-USDC in channels, when they were looked at last.
+    in_channels: u128,
     owes_secs: u64,
     happened: BTreeMap<Fault, u64>,
     crashes: BTreeMap<String, u64>,
@@ -111,6 +135,7 @@ impl Life {
         let term = setting.pace.term_secs();
         let day = u64::from(world.terms.timers.day);
         let mut chance = Chance::new(setting.seed);
+        let aside = Chance::new(setting.seed ^ 0xa51d_e000);
         for offer in 1..=PROVIDERS {
             let provider = world.offer_of(offer).provider;
             let price = (500_000 + chance.below(700_000)) * 1_000_000 / day;
@@ -119,7 +144,10 @@ impl Life {
         let customers: Vec<PrivateKeySigner> = (1..=CUSTOMERS).map(customer).collect();
         let price = world.offer_of(1).priceE6;
         world.move_in(1, term, Usdc::rent_down(price, (2 * day).min(term.into())).micro());
-        let minted = u128::from(PROVIDERS) * STAKE + u128::from(CUSTOMERS + PAYERS) * CUSTOMERS_HAVE + world.terms.seed;
+        let minted = u128::from(PROVIDERS) * STAKE
+            + u128::from(CUSTOMERS + PAYERS) * CUSTOMERS_HAVE
+            + STRANGER_HAS
+            + world.terms.seed;
         let genesis = genesis(&world, setting.pace);
         let mut audit = Audit::new(world.treasury, day, world.terms.policy.dayLimit);
         audit.begin(&world.state());
@@ -134,6 +162,7 @@ impl Life {
             world.standing().purse,
             creator(),
             key("beneficiary").address(),
+            key("stranger").address(),
         ];
         let holders = people.chain(providers).chain(others).collect();
         let forks = [Fault::Reorg, Fault::RpcLag].iter().any(|fault| setting.faults.contains(fault));
@@ -142,9 +171,11 @@ impl Life {
         Self {
             setting,
             chance,
+            aside,
             chain,
             node,
             old_keys: Vec::new(),
+            old_leases: Vec::new(),
             customers,
             bought: Vec::new(),
             payers,
@@ -161,6 +192,11 @@ impl Life {
             frozen_until: 0,
             spike_until: 0,
             silent_until: 0,
+            full_until: 0,
+            shares: Shares::default(),
+            follower: None,
+            given_max: 0,
+            in_channels: 0,
             owes_secs: 0,
             happened: BTreeMap::new(),
             crashes: BTreeMap::new(),
@@ -231,7 +267,9 @@ impl Life {
     /// A short life has as much to suffer as a whole one.
     fn permille(&self, fault: Fault) -> u64 {
         match (self.setting.pace, fault) {
-            (Pace::Whole, _) | (_, Fault::RpcDrop | Fault::RpcLie | Fault::NeverReady) => fault.permille(),
+            (Pace::Whole, _) | (_, Fault::RpcDrop | Fault::RpcLie | Fault::NeverReady | Fault::PeerDrop) => {
+                fault.permille()
+            }
             (Pace::Short, _) => (fault.permille() * SHORT_FACTOR).min(SHORT_PERMILLE_MAX),
         }
     }
@@ -255,8 +293,11 @@ impl Life {
     // ---- one block ----
 
     fn block(&mut self) -> Result<(), String> {
-        self.rain();
+        self.rain()?;
         self.plant();
+        if self.shares.careless {
+            self.beg_as_nobody()?;
+        }
         self.people();
         let secs = match self.dead_since {
             Some(_) => BLOCK_SECS + self.chance.below(WAIT_SECS),
@@ -270,8 +311,8 @@ impl Life {
             self.tell(told);
         }
         mined?;
-        self.succession(epoch);
-        self.works();
+        self.succession(epoch)?;
+        self.works()?;
         self.lived.owed_blocks += u64::from(self.chain.owed != 0);
         self.books()?;
         self.money()
@@ -285,9 +326,15 @@ impl Life {
     }
 
     /// The node's part, while its host is there.
-    fn works(&mut self) {
+    fn works(&mut self) -> Result<(), String> {
         if self.dead_since.is_some() || self.stage() == Stage::Closed {
-            return;
+            return Ok(());
+        }
+        if self.shares.waits {
+            self.restores()?;
+            if self.shares.waits {
+                return Ok(());
+            }
         }
         let mut endpoint = Endpoint { is_down: self.chain.now() < self.down_until, ..Endpoint::default() };
         if self.comes(Fault::RpcLag) {
@@ -309,15 +356,84 @@ impl Life {
             self.node.begins_to_keep();
             self.crash_comes = true;
         }
-        let standby = self.answering_standby();
-        if !self.node.looks(&mut self.chain, endpoint, standby, &mut self.chance) {
+        if self.node.power_fails.is_none() && self.comes(Fault::TornTail) {
+            self.node.begins_to_keep();
+            let cut = if self.chance.of_1000(750) { Cut::Writing } else { Cut::Synced };
+            self.node.power_fails = Some((self.chance.below(2), cut));
+        }
+        let announced = self.chain.state.announcedLease.to::<u64>();
+        self.node.clock_step_ms =
+            if self.comes(Fault::ClockSkew) { self.chance.pick(&CLOCK_STEPS_MS) } else { CLOCK_STEP_MS };
+        let has_memory = |lease: u64| self.follower.as_ref().is_some_and(|f| f.lease == lease && f.has_memory);
+        let standby = self.answering_standby().filter(|lease| *lease != announced || has_memory(*lease));
+        if !self.node.looks(&mut self.chain, endpoint, standby, &mut self.chance)? {
             let moment = std::mem::take(&mut self.node.died_at);
             self.tell(format!("the node's process dies {moment}, and another one starts on the same host"));
             *self.crashes.entry(moment).or_default() += 1;
-            self.node.restarts(&self.chain);
+            self.damage()?;
+            self.node.restarts(&self.chain)?;
         }
         for told in std::mem::take(&mut self.node.told) {
             self.tell(format!("the agent: {told}"));
+        }
+        self.follows();
+        self.hear_answers();
+        Ok(())
+    }
+
+    /// Of a thousand messages between hosts, so many do not come as they were sent.
+    fn bad_messages(&self) -> u64 {
+        if self.node.hurries && self.node.hands_over.is_some() {
+            return 1_000;
+        }
+        if self.setting.faults.contains(&Fault::PeerDrop) { self.permille(Fault::PeerDrop) } else { 0 }
+    }
+
+    /// The announced successor, while its host is there and the old one's answers.
+    fn follows(&mut self) {
+        let state = &self.chain.state;
+        let (announced, seq) = (state.announcedLease.to::<u64>(), state.checkpointSeq);
+        if announced == 0 || self.answering_standby() != Some(announced) || self.node.is_fenced {
+            return;
+        }
+        if self.follower.as_ref().is_none_or(|follower| follower.lease != announced) {
+            self.node.is_followed_anew();
+            self.follower = Some(Follower::new(announced, &self.node, seq));
+        }
+        let bad = self.bad_messages();
+        if bad > 0 {
+            // Each time many messages are sent.
+            *self.happened.entry(Fault::PeerDrop).or_default() += 1;
+        }
+        if let Some(follower) = &mut self.follower {
+            follower.follows(&mut self.node, bad, &mut self.aside);
+        }
+    }
+
+    /// What the successor has when the chain names it: the old node's last words, or what it followed until those did not
+    /// come. One that never followed has it from the store, which keeps everything here.
+    fn given(&mut self, lease: u64) -> Given {
+        let Some(mut follower) = self.follower.take().filter(|follower| follower.lease == lease) else {
+            return Given::Whole;
+        };
+        let bad = self.bad_messages();
+        let is_there = self.dead_since.is_none() && !self.node.is_fenced;
+        if is_there && follower.hears_the_last_words(&mut self.node, bad, &mut self.aside) {
+            self.hear_answers();
+            return Given::Whole;
+        }
+        self.hear_answers();
+        self.lived.cut_short += 1;
+        self.tell("the old node's last words do not come: its successor goes on with what it has");
+        Given::Followed(follower.disk)
+    }
+
+    /// A start refuses a journal that is damaged where it had been whole.
+    fn damage(&mut self) -> Result<(), String> {
+        let tears = self.setting.faults.contains(&Fault::TornTail);
+        match tears.then(|| self.node.disk.refuses_damage(&mut self.chance)).flatten() {
+            Some(false) => Err("journal: a start goes on with records that were damaged".to_owned()),
+            _ => Ok(()),
         }
     }
 
@@ -331,21 +447,34 @@ impl Life {
     }
 
     /// After a handover or takeover the successor's process begins.
-    fn succession(&mut self, before: u64) {
+    fn succession(&mut self, before: u64) -> Result<(), String> {
         let state = self.chain.state.clone();
         if state.epoch == before || state.operator.is_zero() || state.operator == self.node.key {
-            return;
+            return Ok(());
         }
         let restored = state.restoring;
         self.old_keys.push(self.node.key);
-        let seq = restored.then_some(state.checkpointSeq);
-        self.node = self.node.successor(&self.chain, seq);
-        self.dead_since = None;
+        self.old_leases.push(self.node.lease);
+        self.shares.waits = false;
+        if restored && !state.checkpointDigest.is_zero() {
+            self.shares.begins(&self.chain);
+        }
+        let given = match restored {
+            true => Given::Checkpoint(state.checkpointSeq),
+            false => self.given(state.activeLease.to()),
+        };
+        self.follower = None;
+        let hurries = self.node.hurries;
+        self.node = self.node.successor(&self.chain, given)?;
+        self.node.hurries = hurries;
+        self.hear_answers();
+        (self.dead_since, self.full_until) = (None, 0);
         match restored {
             true => self.lived.takeovers += 1,
             false => self.lived.moves += 1,
         }
         self.tell(format!("lease {} is the active one now, restored: {restored}", state.activeLease));
+        Ok(())
     }
 
     // ---- people ----
@@ -478,7 +607,8 @@ impl Life {
         let now = self.chain.now();
         let customer = self.chance.pick(&self.customers);
         let nonce = keccak256([b"call".as_slice(), &self.lived.calls.to_be_bytes()].concat());
-        let payment = self.chain.world.payment(&customer, price.micro(), nonce);
+        let value = if self.setting.bug == Some(Bug::Overcharge) { Usdc(2 * price.micro()) } else { price };
+        let payment = self.chain.world.payment(&customer, value.micro(), nonce);
         let unserved = self.comes(Fault::Unserved);
         let ask = Ask {
             method: TransferMethod::Eip3009,
@@ -495,7 +625,7 @@ impl Life {
         let request = RequestId::of_payment(ask.method, &ask.payer, &ask.nonce);
         let settlement = SettleExact {
             payer: ask.payer,
-            value: price,
+            value,
             valid_after: 0,
             // The world's payments hold for ever; a book counts in 64 bits.
             valid_before: u64::MAX,
@@ -525,16 +655,37 @@ impl Life {
         for input in [BookInput::Reserved(reservation), BookInput::SettleSent { request }, ends] {
             let tasks = self.node.pay(now, input);
             self.node.submit_all(tasks, &self.chain);
+            if !self.node.syncs() {
+                return;
+            }
         }
         let (payer, authorised) = (customer.address(), price.micro());
-        let delivered = !(unserved || lies);
-        self.bought.push(Bought { payer, nonce, authorised, delivered });
+        self.chain.audit.authorises(payer, nonce, authorised);
+        let (served, number) = (!(unserved || lies), self.bought.len());
+        self.bought.push(Bought { payer, nonce, authorised, served, delivered: false });
+        self.node.answers(Answer::Exact { request, number });
+        self.hear_answers();
+    }
+
+    /// What left the node arrives.
+    fn hear_answers(&mut self) {
+        for answer in std::mem::take(&mut self.node.left) {
+            match answer {
+                Answer::Exact { number, .. } => self.bought[number].delivered = self.bought[number].served,
+                // The customer of a greedy agent gets nothing for it.
+                Answer::Channel { .. } if self.setting.bug == Some(Bug::GreedyClaim) => {}
+                Answer::Channel { channel, price, total } => {
+                    let payer = self.payers.iter_mut().find(|payer| payer.id == channel);
+                    payer.expect("one of these").hears(price, total);
+                }
+            }
+        }
     }
 
     /// Customers with channels: a call, now and then the rest back, and sometimes out without a word.
     fn buy_by_channel(&mut self) {
         let now = self.chain.now();
-        let serving = self.dead_since.is_none() && self.stage() == Stage::Alive;
+        let serving = self.dead_since.is_none() && self.stage() == Stage::Alive && !self.node.is_fenced;
         let price = self.node.call_price().filter(|_| serving);
         for index in 0..self.payers.len() {
             if let Some(data) = self.payers[index].takes_out(now) {
@@ -557,30 +708,18 @@ impl Life {
                 let served = self.payers[index].asks(&mut self.node, &self.chain, price, fails);
                 self.lived.channel_calls += u64::from(served);
             }
+            self.node.syncs();
+            self.hear_answers();
         }
     }
 
     /// Sends what is due, again and again until the chain shows it.
     fn relay(&mut self) {
-        if self.dead_since.is_some() {
+        if self.dead_since.is_some() || self.node.is_fenced {
             return;
         }
         let treasury = self.chain.world.treasury;
-        let due = self.node.book.unsettled().take(8);
-        let payments: Vec<_> = due
-            .filter_map(|(_, entry)| match &entry.reservation.settlement {
-                Settle::Exact(s) => Some(calls::ExactAuthorization {
-                    payer: s.payer.into(),
-                    value: U256::from(s.value.micro()),
-                    valid_after: U256::ZERO,
-                    valid_before: U256::MAX,
-                    nonce: s.nonce.into(),
-                    signature: s.signature.clone().into(),
-                }),
-                Settle::Permit2(_) => None,
-            })
-            .collect();
-        for payment in payments {
+        for payment in self.due() {
             if !self.comes(Fault::RpcDrop) {
                 self.send(key("relay").address(), treasury, calls::settle_exact(&payment));
             }
@@ -596,9 +735,30 @@ impl Life {
         }
     }
 
+    /// Payments that left their customers, and are not settled yet.
+    fn due(&self) -> Vec<calls::ExactAuthorization> {
+        if self.dead_since.is_some() || self.node.is_fenced {
+            return Vec::new();
+        }
+        let held = &self.node.held;
+        let due = self.node.book.unsettled().filter(|(request, _)| !held.contains(*request)).take(8);
+        let payments = due.filter_map(|(_, entry)| match &entry.reservation.settlement {
+            Settle::Exact(s) => Some(calls::ExactAuthorization {
+                payer: s.payer.into(),
+                value: U256::from(s.value.micro()),
+                valid_after: U256::ZERO,
+                valid_before: U256::MAX,
+                nonce: s.nonce.into(),
+                signature: s.signature.clone().into(),
+            }),
+            Settle::Permit2(_) => None,
+        });
+        payments.collect()
+    }
+
     // ---- faults ----
 
-    fn rain(&mut self) {
+    fn rain(&mut self) -> Result<(), String> {
         let now = self.chain.now();
         let state = self.chain.state.clone();
         let (treasury, alive) = (self.chain.world.treasury, stage(&state) == Stage::Alive);
@@ -611,13 +771,14 @@ impl Life {
             self.chain.base_fee = BASE_FEE;
         }
         self.chain.stewards_are_silent = now < self.silent_until;
+        self.node.disk.is_full = now < self.full_until;
         let depth = 1 + usize::try_from(self.chance.below(3)).expect("small");
         if depth <= DEPTH && self.chain.can_branch(depth) && self.comes(Fault::Reorg) {
             self.tell(format!("the last {depth} blocks never happened"));
             self.owes_secs += self.chain.branch(depth);
         }
         if self.stopped || !alive {
-            return;
+            return Ok(());
         }
         if now >= self.down_until && self.comes(Fault::RpcDown) {
             self.tell("the endpoint is gone for hours");
@@ -643,6 +804,19 @@ impl Life {
             self.tell("stewards fall silent for half a day");
             self.silent_until = now + self.lasts(SILENT_SECS);
         }
+        if now >= self.full_until && self.dead_since.is_none() && self.comes(Fault::FullDisk) {
+            self.tell("the disk of the active host is full for hours");
+            self.full_until = now + self.lasts(FULL_SECS);
+            self.node.begins_to_keep();
+            self.node.disk.is_full = true;
+        }
+        if self.chain.has_next(self.node.key) && self.comes(Fault::NonceGap) {
+            self.tell("the pool forgets the agent's next transaction");
+            self.chain.forgets(self.node.key);
+        }
+        if self.comes(Fault::ThirdParty) {
+            self.meddle();
+        }
         if self.comes(Fault::PriceRaise) {
             let offer = 1 + self.chance.below(PROVIDERS);
             let of = self.chain.world.offer_of(offer);
@@ -651,7 +825,30 @@ impl Life {
             self.send(of.provider, self.chain.world.at.market, data);
         }
         self.lose_hosts();
-        self.use_old_keys();
+        self.use_old_keys()
+    }
+
+    /// What anybody may do.
+    fn meddle(&mut self) {
+        let (stranger, at, treasury) = (key("stranger").address(), self.chain.world.at, self.chain.world.treasury);
+        match self.chance.below(4) {
+            0 => {
+                let amount = u128::from(1 + self.chance.below(GIFT_MAX));
+                self.send(stranger, at.usdc, chain::usdc::calls::transfer(treasury, amount));
+            }
+            1 => {
+                let due = self.due();
+                due.first().map(calls::settle_exact).into_iter().for_each(|data| self.send(stranger, treasury, data));
+            }
+            2 if !self.bought.is_empty() => {
+                let Bought { payer, nonce, authorised, .. } = self.chance.pick(&self.bought);
+                let customer =
+                    self.customers.iter().find(|customer| customer.address() == payer).expect("one of these");
+                let payment = self.chain.world.payment(customer, authorised, nonce);
+                self.send(stranger, treasury, calls::settle_exact(&payment));
+            }
+            _ => self.send(stranger, at.market, market::calls::collect(treasury)),
+        }
     }
 
     fn freeze(&mut self, frozen: bool) {
@@ -682,9 +879,9 @@ impl Life {
     }
 
     /// Whoever kept a key of a former epoch tries what it could have done then.
-    fn use_old_keys(&mut self) {
+    fn use_old_keys(&mut self) -> Result<(), String> {
         if self.old_keys.is_empty() || !self.comes(Fault::OldKey) {
-            return;
+            return Ok(());
         }
         let from = self.chance.pick(&self.old_keys);
         let state = self.chain.state.clone();
@@ -699,6 +896,64 @@ impl Life {
         ];
         let data = self.chance.pick(&tries);
         self.send(from, treasury, data);
+        if self.aside.of_1000(BEGS_PERMILLE) { self.beg() } else { Ok(()) }
+    }
+
+    /// A stranger, once, with a key that never was anything.
+    fn beg_as_nobody(&mut self) -> Result<(), String> {
+        let lease = self.chain.state.activeLease.to();
+        let request = shares::request(&self.chain, lease, &key("usurper"));
+        self.ask_for_share(0, &request).map(|_| ())
+    }
+
+    /// Whoever would like to have a share of the memory key: who was the operator, who is not yet, who overheard the last
+    /// request and sends it again, or with another recipient.
+    fn beg(&mut self) -> Result<(), String> {
+        let state = &self.chain.state;
+        let (lease, standby) = (state.activeLease.to(), state.standbyLease.to());
+        let overheard = self.shares.request.clone();
+        let thief = World::node(self.old_leases[self.old_leases.len() - 1]);
+        let request = match (self.aside.below(4), overheard) {
+            (0, Some(request)) => request,
+            (1, Some(request)) => ShareRequest { recipient: thief.address().to_string(), ..request },
+            (2, _) => shares::request(&self.chain, standby, &World::node(standby)),
+            _ => shares::request(&self.chain, lease, &thief),
+        };
+        let stewards: Vec<usize> = (0..self.chain.world.stewards.len()).collect();
+        let steward = self.aside.pick(&stewards);
+        self.ask_for_share(steward, &request).map(|_| ())
+    }
+
+    /// One steward's answer, and the auditor's word on it.
+    fn ask_for_share(&mut self, steward: usize, request: &ShareRequest) -> Result<bool, String> {
+        if !self.shares.gives(&self.chain, request) {
+            self.lived.shares_refused += 1;
+            return Ok(false);
+        }
+        self.lived.shares += 1;
+        self.chain.audit.share(steward, shares::recipient(request))?;
+        Ok(true)
+    }
+
+    /// The operator asks those for their shares that it has none of.
+    fn restores(&mut self) -> Result<(), String> {
+        let silent = self.chain.stewards_are_silent;
+        let threshold = usize::from(self.chain.world.terms.threshold);
+        let there = if silent { threshold - 1 } else { self.chain.world.stewards.len() };
+        let request = self.shares.request.clone().expect("an operator that has to restore asks");
+        let lost = if self.setting.faults.contains(&Fault::RpcDrop) { self.permille(Fault::RpcDrop) } else { 0 };
+        for steward in 0..there {
+            let known = self.shares.given.contains(&steward) || self.shares.are_enough(&self.chain);
+            if !known && !self.aside.of_1000(lost) && self.ask_for_share(steward, &request)? {
+                self.shares.given.insert(steward);
+            }
+        }
+        if self.shares.are_enough(&self.chain) {
+            self.chain.audit.restored(threshold)?;
+            self.shares.waits = false;
+            self.tell(format!("{} stewards gave their shares to the operator", self.shares.given.len()));
+        }
+        Ok(())
     }
 
     // ---- planted bugs ----
@@ -756,7 +1011,20 @@ impl Life {
                 overwrite(world, treasury, &born, &[&[0, 1][..], &born[2..]].concat());
                 self.send(state.operator, treasury, calls::top_up(state.activeLease.to(), 1_000));
             }
-            Bug::DeafLedger | Bug::ChargedForNothing => {}
+            Bug::EarlyOutput => self.node.leaks = true,
+            Bug::ForgetfulDisk => {
+                self.node.disk.forgets_the_last_write();
+                self.node.begins_to_keep();
+                self.node.power_fails = Some((0, Cut::Writing));
+            }
+            Bug::HurriedMove => self.node.hurries = true,
+            Bug::CarelessStewards => self.shares.careless = true,
+            Bug::OneShareOpens => {
+                self.shares.hasty = true;
+                self.gone.insert(self.chain.lease(state.activeLease.to()).provider);
+                self.dead_since = Some(self.chain.now());
+            }
+            Bug::DeafLedger | Bug::ChargedForNothing | Bug::Overcharge | Bug::GreedyClaim => {}
         }
         self.planted = true;
         self.chain.look_again();
@@ -782,15 +1050,33 @@ impl Life {
     // ---- the auditor's part that needs the whole ----
 
     /// I1, after each block: no money is made or lost.
-    fn money(&self) -> Result<(), String> {
+    fn money(&mut self) -> Result<(), String> {
         if !self.chain.moved_money {
             return Ok(());
+        }
+        let in_channels = self.chain.balance(BATCH_SETTLEMENT);
+        if std::mem::replace(&mut self.in_channels, in_channels) != in_channels {
+            self.claims()?;
         }
         let sum: u128 = self.holders.iter().map(|account| self.chain.balance(*account)).sum();
         match sum == self.minted {
             true => Ok(()),
             false => Err(format!("I1: {} micro-USDC were minted, the people here hold {sum}", self.minted)),
         }
+    }
+
+    /// I3, after each block that moved money of channels: nothing is claimed beyond what was signed or delivered.
+    fn claims(&self) -> Result<(), String> {
+        for (index, Payer { id, signed, delivered, .. }) in self.payers.iter().enumerate() {
+            let claimed = read(&self.chain, id, 0).claimed.micro();
+            if claimed > *signed || claimed > *delivered {
+                return Err(format!(
+                    "I3: {claimed} claimed from payer {} for {delivered} of {signed} signed",
+                    index + 1
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// I1, after each look of the agent: its books say to the micro-USDC what the chain showed it, however late that was,
@@ -801,7 +1087,11 @@ impl Life {
         let ledger = self.node.agent.ledger();
         let books = (ledger.balance(), ledger.escrow(), signed(ledger.at_market().micro()));
         let chain = (signed(balance.micro()), signed(escrow.micro()), signed(owed));
-        match books == chain && ledger.gifts().is_zero() {
+        let given = STRANGER_HAS - self.chain.balance(key("stranger").address());
+        // A branch may have taken a gift back that is still in the books.
+        let given = if self.setting.faults.contains(&Fault::ThirdParty) { given.max(self.given_max) } else { 0 };
+        self.given_max = given;
+        match books == chain && ledger.gifts().micro() <= given {
             true => Ok(()),
             false => Err(format!(
                 "I1: (balance, escrow, owed by the market) on chain {chain:?}, in the ledger {books:?}, gifts {}",
@@ -819,12 +1109,17 @@ impl Life {
         let mut books: Result<(), String> = Ok(());
         if self.dead_since.is_none() {
             // What a bad endpoint hid so long shows now.
-            self.node.dies_after = None;
-            self.node.looks(&mut self.chain, Endpoint::default(), None, &mut self.chance);
+            (self.node.dies_after, self.node.power_fails, self.node.disk.is_full) = (None, None, false);
+            self.node.looks(&mut self.chain, Endpoint::default(), None, &mut self.chance)?;
             if self.node.seen.is_none() {
                 return Err("I1: it never saw its end".to_owned());
             }
             books = self.books();
+            let given = STRANGER_HAS - self.chain.balance(key("stranger").address());
+            let gifts = self.node.agent.ledger().gifts().micro();
+            if gifts != given {
+                return Err(format!("I1: {given} micro-USDC were given, the ledger says {gifts}"));
+            }
         }
         let world = &mut self.chain.world;
         world.act(creator(), calls::sweep()).map_err(|revert| format!("I6: sweep: {}", revert.text))?;
@@ -855,7 +1150,7 @@ impl Life {
             unpaid += u64::from(call.delivered && paid == 0);
         }
         // A host that is lost takes what was not in the last checkpoint with it.
-        let lost = self.lived.takeovers + u64::from(self.dead_since.is_some());
+        let lost = self.lived.takeovers + self.lived.cut_short + u64::from(self.dead_since.is_some());
         let excused = lost * EXPOSURE_CALLS;
         if unanswered > excused || unpaid > excused + EXPOSURE_CALLS {
             return Err(format!(
@@ -871,20 +1166,15 @@ impl Life {
 /// what lost hosts excuse, and payers have the rest, by themselves.
 impl Life {
     fn channels_end(&mut self) -> Result<(), String> {
-        let lost = self.lived.takeovers + u64::from(self.dead_since.is_some());
+        let lost = self.lived.takeovers + self.lived.cut_short + u64::from(self.dead_since.is_some());
         let excused = u128::from(lost * EXPOSURE_CALLS) * self.genesis.policy.wishes.max_call.micro();
+        self.claims()?;
         let mut unclaimed = 0;
         for index in 0..self.payers.len() {
-            let Payer { id, signed, delivered, .. } = self.payers[index];
+            let Payer { id, delivered, .. } = self.payers[index];
             let state = read(&self.chain, &id, 0);
             let claimed = state.claimed.micro();
             self.lived.left_in_channels += state.balance.micro() - claimed;
-            if claimed > signed || claimed > delivered {
-                return Err(format!(
-                    "I3: {claimed} claimed from payer {} for {delivered} of {signed} signed",
-                    index + 1
-                ));
-            }
             unclaimed += delivered - claimed;
             self.takes_the_rest(index)?;
         }
@@ -937,6 +1227,7 @@ fn before_birth(pace: Pace) -> World {
         for n in 1..=PAYERS {
             world.mint(key(&format!("payer-{n}")).address(), CUSTOMERS_HAVE);
         }
+        world.mint(key("stranger").address(), STRANGER_HAS);
         world.create();
         world
     };

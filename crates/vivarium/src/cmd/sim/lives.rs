@@ -16,7 +16,8 @@ pub struct Flags {
     #[arg(long, default_value_t = 10)]
     seeds: u64,
     /// What goes wrong, by name and comma: `all`, `none`, or some of rpc-drop, rpc-lag, rpc-lie, rpc-down, reorg, crash,
-    /// host-gone, old-key, standby-gone, never-ready, price-raise, pause, unserved, frozen, fee-spike, stewards-silent.
+    /// host-gone, old-key, standby-gone, never-ready, price-raise, pause, unserved, frozen, fee-spike, stewards-silent,
+    /// torn-tail, full-disk, peer-drop, nonce-gap, third-party, clock-skew.
     #[arg(long, value_name = "LIST", default_value = "all")]
     faults: String,
     /// Simulated days until stewards stop it and it closes its affairs.
@@ -25,7 +26,8 @@ pub struct Flags {
     /// Lives of eleven hours, in which faults come eight times as often, in the place of whole ones.
     #[arg(long, conflicts_with = "days")]
     short: bool,
-    /// A wrong world, to see that it is found out: on the third day something breaks this invariant, I1 to I7.
+    /// A wrong world, to see that it is found out: on the third day something breaks this invariant, I1 to I7, or what a
+    /// machine promises: `output commit`, `journal`, `shares` or `moving`.
     #[arg(long, value_name = "INVARIANT", conflicts_with = "short")]
     plant: Option<String>,
     /// One object a life, and a sum, as JSON lines.
@@ -86,7 +88,9 @@ fn parse(list: &str) -> Result<Vec<Fault>> {
 
 fn planted(invariant: &str) -> Result<Bug> {
     let found = Bug::ALL.iter().find(|(_, breaks)| *breaks == invariant);
-    found.map(|(bug, _)| *bug).with_context(|| format!("nothing breaks {invariant:?} here: say I1 to I7"))
+    found.map(|(bug, _)| *bug).with_context(|| {
+        format!("nothing breaks {invariant:?} here: say I1 to I7, `output commit`, `journal`, `shares` or `moving`")
+    })
 }
 
 /// A machine's own assertion ends the process: say first which life it was.
