@@ -533,18 +533,9 @@ impl World {
 
     /// The name that customers put into `model`, from the manifest.
     pub fn model_name(&self) -> Result<String> {
-        Ok(self.manifest()?.model.name)
-    }
-
-    /// Of the model that makes vectors, if its agent sells any.
-    pub fn embedding_name(&self) -> Result<Option<String>> {
-        Ok(self.manifest()?.embedding.map(|model| model.name))
-    }
-
-    fn manifest(&self) -> Result<node::manifest::Manifest> {
         let path = self.folder.join("manifest.toml");
         let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        Ok(node::manifest::Manifest::parse(&text)?)
+        Ok(node::manifest::Manifest::parse(&text)?.model.name)
     }
 
     /// The source tree.
