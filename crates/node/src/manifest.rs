@@ -82,8 +82,8 @@ pub struct Manifest {
     #[serde(with = "decimal", default, skip_serializing_if = "is_zero")]
     pub purse_uusdc_max: u128,
     pub store_urls: Vec<String>,
-    /// Most memory that `models` take together while they are loaded, bytes. None: three quarters of what the host gives,
-    /// less what the engines of `model` and `embedding` take.
+    /// Most memory that `models` take together while they are loaded, bytes. None: three quarters of what the host
+    /// gives, less what the engines of `model` and `embedding` take.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub models_bytes_max: Option<u64>,
     /// What the stewards' `loosen` reaches at most, after `delay_days`: fixed on chain at birth. None: no limit ever

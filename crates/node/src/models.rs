@@ -14,8 +14,8 @@ use std::fmt::Write;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-/// What a token of context takes in an engine before it was measured: SmolLM2-135M has 23 kB, Llama-3.2-1B 32 kB, as their
-/// layers and heads say. A guess for others.
+/// What a token of context takes in an engine before it was measured: SmolLM2-135M has 23 kB, Llama-3.2-1B 32 kB, as
+/// their layers and heads say. A guess for others.
 const CONTEXT_BYTES_PER_TOKEN: u64 = 24_000;
 
 pub struct Models {
@@ -76,8 +76,9 @@ impl Models {
         self.pool.get(at, patience).await.map_err(Unavailable::Later)
     }
 
-    /// What further models may take together: the manifest's word, or three quarters of what the host gives this process,
-    /// less what the other engines take. The last quarter is the node's own, and the kernel's for files. A guess.
+    /// What further models may take together: the manifest's word, or three quarters of what the host gives this
+    /// process, less what the other engines take. The last quarter is the node's own, and the kernel's for files. A
+    /// guess.
     fn bytes_max(&self) -> u64 {
         if let Some(bytes) = self.cx.manifest.models_bytes_max {
             return bytes;

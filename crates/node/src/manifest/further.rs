@@ -31,8 +31,8 @@ pub struct Further {
     pub bytes: u64,
     /// As [`super::Model`] has it.
     pub context: u32,
-    /// What its tokens cost, percent of what those of `model`, or of `embedding`, do. None: as its bytes are to that one's,
-    /// since a host reads all weights for every token.
+    /// What its tokens cost, percent of what those of `model`, or of `embedding`, do. None: as its bytes are to that
+    /// one's, since a host reads all weights for every token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub price_pct: Option<u32>,
 }
@@ -62,8 +62,8 @@ impl Manifest {
         self.embedding.iter().map(|model| model.name.as_str()).chain(further)
     }
 
-    /// What the book keeps as the route of a request that the further model at this place answers: it says on every host,
-    /// and after every crash, which model the receipt is to name.
+    /// What the book keeps as the route of a request that the further model at this place answers: it says on every
+    /// host, and after every crash, which model the receipt is to name.
     pub fn booked(&self, route: &str, further: Option<usize>) -> String {
         match further.and_then(|at| self.models.get(at)) {
             Some(model) => format!("{route}{BY}{}", model.cid),

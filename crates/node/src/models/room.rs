@@ -1,5 +1,5 @@
-//! How much memory this process and its engines may have: the least of what the lease, the control group and the machine
-//! say.
+//! How much memory this process and its engines may have: the least of what the lease, the control group and the
+//! machine say.
 
 use std::path::{Path, PathBuf};
 

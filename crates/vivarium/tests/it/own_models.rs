@@ -1,5 +1,5 @@
-//! What an agent's manifest may name beside its model, bought through `vivarium proxy`: the model with an adapter on, and
-//! models that take turns in the memory that the manifest allows them.
+//! What an agent's manifest may name beside its model, bought through `vivarium proxy`: the model with an adapter on,
+//! and models that take turns in the memory that the manifest allows them.
 
 use crate::world::{self, World, get_json, get_text, signal};
 use chain::alloy::primitives::Address;
@@ -104,8 +104,8 @@ fn loaded_when_asked_for(world: &mut World, agent: &Agent, shop: &Shop) -> Bough
     answer
 }
 
-/// Whoever asks for a model that does not fit beside the others gets it once the one that nobody used for the longest time
-/// has gone; and that comes back the same way.
+/// Whoever asks for a model that does not fit beside the others gets it once the one that nobody used for the longest
+/// time has gone; and that comes back the same way.
 fn take_turns(world: &mut World, agent: &Agent, shop: &Shop) {
     assert_eq!(agent.readings(SAILOR, ["loaded", "unloads_total"]), [1, 0]);
     let cooks = shop.bought(world, "cook", "/chat/completions", &question(COOK));

@@ -57,8 +57,8 @@ async fn a_further_model_is_loaded_when_a_request_names_it_and_its_receipt_names
     for line in ["loaded{model=\"big\"} 1", "loads_total{model=\"big\"} 1", "loaded{model=\"v\"} 0"] {
         assert!(metrics.contains(&format!("vivarium_model_{line}\n")), "{line} in {metrics}");
     }
-    // 16 tokens of the prompt at 2 and 8 of the answer at 20: 192, where the first model costs half and the least is 100. A
-    // channel's offer is for the call and for what the one before may owe.
+    // 16 tokens of the prompt at 2 and 8 of the answer at 20: 192, where the first model costs half and the least is
+    // 100. A channel's offer is for the call and for what the one before may owe.
     let offer = asked.offers.unwrap().accepts.into_iter().find(|offer| offer.scheme() == CHANNEL).expect("a channel");
     assert_eq!((offer.amount(), shop.offers(TEXT).await[0].amount()), (Usdc(384), Usdc(200)));
 
@@ -82,8 +82,8 @@ async fn a_further_model_is_loaded_when_a_request_names_it_and_its_receipt_names
     shop.close().await;
 }
 
-/// What is sold by the call is done by further models, too, at the same price, if the meter of theirs is not above it; and
-/// their answers are made again by them.
+/// What is sold by the call is done by further models, too, at the same price, if the meter of theirs is not above it;
+/// and their answers are made again by them.
 #[tokio::test]
 async fn calls_of_a_fixed_price_are_done_by_further_models() {
     let dir = tempfile::tempdir().unwrap();
@@ -91,7 +91,10 @@ async fn calls_of_a_fixed_price_are_done_by_further_models() {
         manifest.per_call = PerCall { classify_uusdc: 1_200, extract_uusdc: 2_500, verify_uusdc: 3_000 };
     })
     .await;
-    let extract = |model: &str, input: &str| json!({ "model": model, "input": input, "schema": { "type": "object" }, "max_output_tokens": 16 });
+    let extract = |model: &str, input: &str| {
+        let schema = json!({ "type": "object" });
+        json!({ "model": model, "input": input, "schema": schema, "max_output_tokens": 16 })
+    };
     let asks = extract("big", "A lease is a promise.");
     let said = bought(&shop, "/v1/extract", &asks, "asks").await;
     assert_eq!((&said["x402"]["charged"], &said["model"]), (&json!("2500"), &json!("big")), "{said}");
