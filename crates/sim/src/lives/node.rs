@@ -476,6 +476,7 @@ impl Node {
         if self.keeps && has_news {
             self.acknowledged = Some((self.lsn(), self.states()));
         }
+        self.lets_go();
         true
     }
 
