@@ -37,10 +37,12 @@ def create(file, endpoint="/v1/chat/completions", **more):
     return openai.batches.create(input_file_id=file.id, endpoint=endpoint, completion_window="24h", **more)
 
 
-def ended(batch):
-    while (batch := openai.batches.retrieve(batch)).status in ("validating", "in_progress", "cancelling", "finalizing"):
+def ended(name):
+    while True:
+        batch = openai.batches.retrieve(name)
+        if batch.status not in ("validating", "in_progress", "cancelling", "finalizing"):
+            return batch
         time.sleep(0.2)
-    return batch
 
 
 def refused(param, status, call):
