@@ -370,7 +370,7 @@ mod tests {
             })
             .filter_map(|command| command.get_args().last()?.to_str().map(str::to_owned))
             .collect();
-        assert_eq!(filters.len(), 10);
+        assert_eq!(filters.len(), 11);
         let sources = Command::new("grep")
             .args(["-rhoE", "(async )?fn [a-z0-9_]+\\(", "--include=*.rs", "crates"])
             .current_dir(shell::root())

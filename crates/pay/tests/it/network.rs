@@ -135,7 +135,7 @@ fn live(seed: u64) -> Lived {
 }
 
 #[test]
-fn every_question_is_answered_and_paid_once_whatever_the_network_does() {
+fn whatever_the_network_does_every_question_is_answered_and_paid_once() {
     let seeds = 0..runs(LIVES, LIVES_DEEP);
     let (mut lives, mut all) = (0, Lived::default());
     for seed in seeds {

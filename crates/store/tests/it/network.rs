@@ -159,7 +159,7 @@ fn live(seed: u64, origin: &Store, root: &Cid) -> Lived {
 }
 
 #[test]
-fn a_file_arrives_whole_whatever_the_network_does() {
+fn whatever_the_network_does_a_file_arrives_whole() {
     let lives = runs(LIVES, LIVES_DEEP);
     let origin = store();
     let root = origin.add(&noise(BYTES));
