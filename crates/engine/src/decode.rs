@@ -239,7 +239,8 @@ impl<'m> Decoder<'m> {
     /// `first`: what the first count made of the tried tokens, without an adapter.
     fn choose_threads(&mut self, first: &Tried) -> anyhow::Result<()> {
         let (mut right, mut best) = (Vec::new(), (self.threads.now(), first.fastest));
-        for count in self.threads.counts()[1..].to_vec() {
+        let others: Vec<u32> = self.threads.counts().iter().skip(1).copied().collect();
+        for count in others {
             if !self.set_threads(count) {
                 break;
             }

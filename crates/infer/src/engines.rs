@@ -16,7 +16,7 @@ pub const CLASSES: [&str; 3] = ["x86-64-v4-amx", "x86-64-v3", "x86-64"];
 
 /// The best engine in a folder for this processor; `vivarium-engine` when there is none for a class.
 pub fn best_in(dir: &Path) -> PathBuf {
-    choose(dir, |class| runs_here(class))
+    choose(dir, runs_here)
 }
 
 /// All engines in a folder, the one without a class first.

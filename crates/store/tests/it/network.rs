@@ -80,7 +80,7 @@ fn live(seed: u64, origin: &Store, root: &Cid) -> Lived {
 
     let (here, is_done) = (store(), Arc::new(AtomicBool::new(false)));
     let file = here.dir.path().join("weights");
-    let in_place = seed % 2 == 0;
+    let in_place = seed.is_multiple_of(2);
     {
         let (blocks, file, is_done, root) = (here.blocks.clone(), file.clone(), is_done.clone(), *root);
         // Killed and started again it goes on with what lies there.
