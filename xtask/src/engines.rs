@@ -45,7 +45,11 @@ pub fn run(arguments: &[String]) -> Result<()> {
         fs::copy(target.join("release/vivarium-engine"), &made)
             .with_context(|| format!("cannot write {}", made.display()))?;
         let bytes = fs::read(&made).with_context(|| format!("cannot read {}", made.display()))?;
-        ensure!(!made_before.contains(&bytes), "{} is the program of another class: llama.cpp was not built again", class);
+        ensure!(
+            !made_before.contains(&bytes),
+            "{} is the program of another class: llama.cpp was not built again",
+            class
+        );
         made_before.push(bytes);
         println!("{}", made.display());
     }

@@ -11,6 +11,7 @@ use economy::Usdc;
 use pay::buyer::Buyer;
 use pay::seller::FRESH_ANSWER;
 use serde_json::{Value, json};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
 use vivarium::world::crowd::{self, ChainClock};
@@ -22,8 +23,9 @@ const DAY_SECS: u32 = 86_400;
 const PATIENCE: Duration = Duration::from_secs(180);
 const SPEND_MAX: Usdc = Usdc(1_000_000_000);
 const DEPOSIT: Usdc = Usdc(10_000_000);
-/// Each stream pays on a channel of its own.
-const CHANNELS: u8 = 16;
+/// Each stream pays on a channel of its own: an agent takes eight deposits of one customer a day.
+const CUSTOMERS: u16 = 4;
+const CHANNELS: u8 = 4;
 
 pub async fn measure(
     bare: &mut BareLoop,
@@ -66,7 +68,7 @@ async fn in_turn(
             .collect()
     };
     // Deposits go in, and the known payer's calls are what is measured.
-    together(&paid, &fresh(u32::from(CHANNELS)), ANSWER_TOKENS).await?;
+    together(&paid, &fresh(u32::from(CUSTOMERS) * u32::from(CHANNELS)), ANSWER_TOKENS).await?;
     for streams in STREAMS {
         let (mut loops, mut us, mut them, mut with) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for _ in 0..rounds {
@@ -91,9 +93,10 @@ async fn in_turn(
     Ok(())
 }
 
-/// The agent's API, by a customer who pays.
+/// The agent's API, by customers who pay and take turns.
 struct Paid {
-    buyer: Buyer,
+    buyers: Vec<Buyer>,
+    asked: AtomicUsize,
     url: String,
     model: String,
 }
@@ -101,14 +104,19 @@ struct Paid {
 impl Paid {
     async fn new(world: &mut World) -> Result<Self> {
         let file = world.file()?.clone();
-        let key = world.crowd_keys(1).await?.into_iter().next().context("a customer's key")?;
+        let keys = world.crowd_keys(CUSTOMERS).await?;
         let record = world.record(file.treasury)?;
         let clock = ChainClock::default();
         clock.set(record.chain.head().await?.timestamp);
         let policy = crowd::policy(file.chain_id, file.usdc, file.treasury, SPEND_MAX, Usdc(SPEND_MAX.0 * 1_000));
         let channels = pay::buyer::ChannelPolicy { deposit: DEPOSIT, ..crowd::channels(SPEND_MAX, CHANNELS, 0) };
-        let buyer = Buyer::new(net::Client::new(), key, policy).with_clock(clock.reader()).with_channels(channels);
-        Ok(Self { buyer, url: record.url().await?, model: world.model_name()? })
+        let buyer = |key| {
+            Buyer::new(net::Client::new(), key, policy.clone())
+                .with_clock(clock.reader())
+                .with_channels(channels.clone())
+        };
+        let buyers = keys.into_iter().map(buyer).collect();
+        Ok(Self { buyers, asked: AtomicUsize::new(0), url: record.url().await?, model: world.model_name()? })
     }
 }
 
@@ -120,7 +128,8 @@ impl Asked for Paid {
         });
         let fresh = http::HeaderMap::from_iter([(FRESH_ANSWER, http::HeaderValue::from_static("1"))]);
         let asked = Instant::now();
-        let mut answer = self.buyer.post_stream(&format!("{}/v1/completions", self.url), fresh, &body).await?;
+        let buyer = &self.buyers[self.asked.fetch_add(1, Ordering::Relaxed) % self.buyers.len()];
+        let mut answer = buyer.post_stream(&format!("{}/v1/completions", self.url), fresh, &body).await?;
         ensure!(answer.status.is_success(), "the agent answered {}", answer.status);
         let (mut first, mut pending, mut usage) = (None, Vec::new(), None);
         while let Some(piece) = answer.chunk().await? {
