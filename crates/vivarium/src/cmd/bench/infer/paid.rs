@@ -111,9 +111,7 @@ impl Paid {
         let policy = crowd::policy(file.chain_id, file.usdc, file.treasury, SPEND_MAX, Usdc(SPEND_MAX.0 * 1_000));
         let channels = pay::buyer::ChannelPolicy { deposit: DEPOSIT, ..crowd::channels(SPEND_MAX, CHANNELS, 0) };
         let buyer = |key| {
-            Buyer::new(net::Client::new(), key, policy.clone())
-                .with_clock(clock.reader())
-                .with_channels(channels.clone())
+            Buyer::new(net::Client::new(), key, policy.clone()).with_clock(clock.reader()).with_channels(channels)
         };
         let buyers = keys.into_iter().map(buyer).collect();
         Ok(Self { buyers, asked: AtomicUsize::new(0), url: record.url().await?, model: world.model_name()? })
