@@ -13,6 +13,7 @@ mod files;
 mod forward;
 mod further;
 mod gate;
+mod kept;
 mod models;
 mod openapi;
 mod peer;

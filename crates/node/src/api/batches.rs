@@ -52,10 +52,8 @@ pub(super) fn about_cancel() -> Operation {
         .refuses(&[(404, "no such batch"), (503, "ask again")])
 }
 
-pub async fn create(State(api): State<Api>, headers: HeaderMap, Posted(body): Posted) -> Response {
-    match sold(&api, &headers, &body).await {
-        Ok(response) | Err(response) => response,
-    }
+pub async fn create(State(api): State<Api>, headers: HeaderMap, Posted(body): Posted) -> Result<Response, Response> {
+    sold(&api, &headers, &body).await
 }
 
 async fn sold(api: &Api, headers: &HeaderMap, body: &Bytes) -> Result<Response, Response> {

@@ -78,10 +78,8 @@ pub(super) fn about_content() -> Operation {
         .paid()
 }
 
-pub async fn upload(State(api): State<Api>, headers: HeaderMap, request: Request) -> Response {
-    match sold(&api, &headers, request).await {
-        Ok(response) | Err(response) => response,
-    }
+pub async fn upload(State(api): State<Api>, headers: HeaderMap, request: Request) -> Result<Response, Response> {
+    sold(&api, &headers, request).await
 }
 
 async fn sold(api: &Api, headers: &HeaderMap, request: Request) -> Result<Response, Response> {
@@ -308,7 +306,7 @@ pub async fn delete(State(api): State<Api>, Path(id): Path<String>) -> Result<Js
         let (batch, input) = match &name {
             FileName::Input => {
                 api.input(&id).await?;
-                return api.forget_object(&id).await;
+                return api.forget_kept(&id).await;
             }
             FileName::Output(batch) => (batch, Input::OutputDeleted),
             FileName::Errors(batch) => (batch, Input::ErrorsDeleted),
@@ -326,10 +324,8 @@ pub async fn delete(State(api): State<Api>, Path(id): Path<String>) -> Result<Js
 }
 
 /// `GET` or `POST` of a file's content. The SDKs get it; a client that pays for posts alone posts.
-pub async fn content(State(api): State<Api>, headers: HeaderMap, Path(id): Path<String>) -> Response {
-    match lines_of(&api, &headers, &id).await {
-        Ok(response) | Err(response) => response,
-    }
+pub async fn content(State(api): State<Api>, headers: HeaderMap, Path(id): Path<String>) -> Result<Response, Response> {
+    lines_of(&api, &headers, &id).await
 }
 
 async fn lines_of(api: &Api, headers: &HeaderMap, id: &str) -> Result<Response, Response> {

@@ -9,7 +9,7 @@ use super::openapi::Operation;
 use super::problem::{Posted, Problem, fresh_id};
 use super::sale::{BeforeEnd, Errand, Form, Made, Order, Prompt, Whole};
 use crate::answers::Question;
-use crate::ask::{Ask, Kept};
+use crate::ask::Ask;
 use crate::conversation::{ConversationKey, Stored, Transcript, Turn};
 use crate::export::ExportRequest;
 use crate::main_loop::Event;
@@ -152,7 +152,8 @@ fn keep(api: Api, payer: [u8; 20], before: Vec<Turn>, reply: ResponseReply) -> B
             let bytes = bytes_of(&turns);
             let whole = reply.whole(answered, Map::new());
             let transcript = Transcript { response: reply.id, turns, reply: Some(whole) };
-            api.store_transcript(payer, transcript).await.map(|()| bytes).map_err(|problem| problem.api().clone())
+            let kept = api.keep_sealed(payer, &transcript.response, |key| transcript.seal(key)).await;
+            kept.map(|()| bytes).map_err(|problem| problem.api().clone())
         })
     })
 }
@@ -170,22 +171,6 @@ fn told_again(stored: &Stored, transcript: Transcript) -> Value {
 }
 
 impl Api {
-    async fn store_transcript(&self, payer: [u8; 20], transcript: Transcript) -> Result<(), Problem> {
-        if !self.look(|node| node.can_store()).await? {
-            return Err(Problem::for_unavail("nothing can be stored before the first checkpoint; try again", 5));
-        }
-        let key: ConversationKey = rand::random();
-        let sealed = transcript.seal(&key).map_err(Problem::for_internal)?;
-        let cid = self
-            .cx
-            .store
-            .put_bytes(&sealed)
-            .await
-            .map_err(|e| Problem::for_unavail(format!("the content store does not answer: {e}"), 2))?;
-        let kept = Box::new(Kept { response: transcript.response, payer, cid: cid.to_string() });
-        self.recorded(|reply| Ask::Keep { kept, key, reply }).await
-    }
-
     /// A response may be deleted between its being stored and its answer's being kept for a repetition.
     pub(super) async fn forget_answer_unless_stored(&self, response: &str) {
         let wanted = response.to_owned();
@@ -218,13 +203,7 @@ impl Api {
     }
 
     async fn exchange(&self, stored: &Stored, key: &ConversationKey) -> Result<Transcript, Problem> {
-        let cid = store::cid::parse(&stored.cid).map_err(Problem::for_internal)?;
-        let sealed = self
-            .cx
-            .store
-            .get_bytes(&cid, TRANSCRIPT_BYTES_MAX)
-            .await
-            .map_err(|e| Problem::for_unavail(format!("the content store does not answer: {e}"), 2))?;
+        let sealed = self.sealed(stored, TRANSCRIPT_BYTES_MAX).await?;
         Transcript::open(&sealed, key).map_err(Problem::for_internal)
     }
 
@@ -299,13 +278,7 @@ pub async fn delete(State(api): State<Api>, Path(id): Path<String>) -> Result<Js
     if !known || !is_response(&id) {
         return Err(Problem::for_not_found(format!("there is no stored response `{id}`")).into_response());
     }
-    // The copy for a repetition goes first: if this is cut off between the two, the response is there to be deleted
-    // again. And after, for one that was kept meanwhile.
-    let forget = || api.answers.forget_stored(&id).map_err(Problem::for_internal);
-    forget().map_err(IntoResponse::into_response)?;
-    let response = id.clone();
-    api.recorded(|reply| Ask::Forget { response, reply }).await.map_err(IntoResponse::into_response)?;
-    forget().map_err(IntoResponse::into_response)?;
+    api.forget_kept(&id).await.map_err(IntoResponse::into_response)?;
     Ok(Json(json!({
         "id": id,
         "object": "response",

@@ -3,7 +3,6 @@
 
 use crate::api::Api;
 use crate::api::problem::Problem;
-use crate::ask::{Ask, Kept};
 use crate::batch::{BATCH, Batch, Input, Line, Object};
 use crate::conversation::{ConversationKey, Stored};
 use std::sync::atomic::AtomicU64;
@@ -51,34 +50,15 @@ impl Api {
     }
 
     pub(in crate::api) async fn opened(&self, stored: &Stored, key: &ConversationKey) -> Result<Object, Problem> {
-        let cid = store::cid::parse(&stored.cid).map_err(Problem::for_internal)?;
-        let sealed = self.cx.store.get_bytes(&cid, OBJECT_BYTES_MAX).await;
-        let sealed = sealed.map_err(|e| Problem::for_unavail(format!("the content store does not answer: {e}"), 2))?;
+        let sealed = self.sealed(stored, OBJECT_BYTES_MAX).await?;
         let plain = lockbox::unlock(key, &sealed).map_err(Problem::for_internal)?;
         borsh::from_slice(&plain).map_err(Problem::for_internal)
     }
 
     /// Keeps an object; answered once that is durable.
     pub(in crate::api) async fn keep_object(&self, payer: [u8; 20], name: &str, it: &Object) -> Result<(), Problem> {
-        if !self.look(|node| node.can_store()).await? {
-            return Err(Problem::for_unavail("nothing can be stored before the first checkpoint; try again", 5));
-        }
-        let key: ConversationKey = rand::random();
         let plain = borsh::to_vec(it).map_err(Problem::for_internal)?;
-        let sealed = lockbox::lock(&key, &plain).map_err(Problem::for_internal)?;
-        let cid = self.cx.store.put_bytes(&sealed).await;
-        let cid = cid.map_err(|e| Problem::for_unavail(format!("the content store does not answer: {e}"), 2))?;
-        let kept = Box::new(Kept { response: name.to_owned(), payer, cid: cid.to_string() });
-        self.recorded(|reply| Ask::Keep { kept, key, reply }).await
-    }
-
-    /// Destroys the key of an object, and the copy of an answer that was kept for a repetition with it.
-    pub(in crate::api) async fn forget_object(&self, name: &str) -> Result<(), Problem> {
-        let forget = || self.answers.forget_stored(name).map_err(Problem::for_internal);
-        forget()?;
-        let response = name.to_owned();
-        self.recorded(|reply| Ask::Forget { response, reply }).await?;
-        forget()
+        self.keep_sealed(payer, name, |key| lockbox::lock(key, &plain)).await
     }
 
     pub(in crate::api) async fn batch(&self, id: &str) -> Result<Option<(Stored, Batch)>, Problem> {
@@ -143,7 +123,7 @@ impl Api {
     pub(in crate::api) async fn forget_parts(&self, batch: &Batch) -> Result<(), Problem> {
         if !batch.needs_parts() {
             for name in batch.part_names() {
-                self.forget_object(&name).await?;
+                self.forget_kept(&name).await?;
             }
         }
         Ok(())

@@ -126,7 +126,7 @@ async fn progress(api: &Api, batch: &Batch) -> Result<Option<Batch>, Problem> {
             api.step_batch(&batch.id, Input::Ended(rest)).await
         }
         Some(Due::DropInput) => {
-            api.forget_object(&batch.input_file).await?;
+            api.forget_kept(&batch.input_file).await?;
             api.step_batch(&batch.id, Input::InputDeleted).await
         }
         Some(Due::DropOutput) => {
@@ -162,7 +162,7 @@ async fn drop_unused(api: &Api, known: &Known) -> Result<(), Problem> {
     for (stored, _) in api.look(|node| node.objects_named(FILE)).await? {
         let is_used = known.values().any(|(_, batch)| batch.input_file == stored.response);
         if !is_used && now.saturating_sub(stored.at) >= UNUSED_SECS {
-            api.forget_object(&stored.response).await?;
+            api.forget_kept(&stored.response).await?;
         }
     }
     Ok(())
