@@ -23,7 +23,21 @@ const ALL_PAID_MAX: u32 = 4_096;
 
 /// Requests without and with a payment, by where they come from.
 #[derive(Clone, Default)]
-pub struct Gate(Arc<Mutex<BTreeMap<(IpAddr, bool), u32>>>);
+pub struct Gate(Arc<Mutex<Counts>>);
+
+#[derive(Default)]
+struct Counts {
+    of_address: BTreeMap<(IpAddr, bool), u32>,
+    /// Of all addresses.
+    unpaid: u32,
+    paid: u32,
+}
+
+impl Counts {
+    fn of_all(&mut self, is_paid: bool) -> &mut u32 {
+        if is_paid { &mut self.paid } else { &mut self.unpaid }
+    }
+}
 
 /// One request inside, for as long as it lives.
 struct Inside {
@@ -43,19 +57,19 @@ impl Gate {
         let key = (network_of(from), is_paid);
         let (most, most_of_all) = if is_paid { (PAID_MAX, ALL_PAID_MAX) } else { (UNPAID_MAX, ALL_UNPAID_MAX) };
         let mut inside = self.lock();
-        let all: u32 = inside.iter().filter(|((_, paid), _)| *paid == is_paid).map(|(_, count)| count).sum();
-        let count = inside.get(&key).copied().unwrap_or(0);
+        let count = inside.of_address.get(&key).copied().unwrap_or(0);
         if count >= most {
             return Err(Full::OfAddress);
         }
-        if all >= most_of_all {
+        if *inside.of_all(is_paid) >= most_of_all {
             return Err(Full::OfAll);
         }
-        inside.insert(key, count + 1);
+        inside.of_address.insert(key, count + 1);
+        *inside.of_all(is_paid) += 1;
         Ok(Inside { gate: self.clone(), key })
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<(IpAddr, bool), u32>> {
+    fn lock(&self) -> MutexGuard<'_, Counts> {
         self.0.lock().expect("no holder of this lock panics and lives")
     }
 }
@@ -63,10 +77,11 @@ impl Gate {
 impl Drop for Inside {
     fn drop(&mut self) {
         let mut inside = self.gate.lock();
-        if let Some(count) = inside.get_mut(&self.key) {
+        *inside.of_all(self.key.1) -= 1;
+        if let Some(count) = inside.of_address.get_mut(&self.key) {
             *count -= 1;
             if *count == 0 {
-                inside.remove(&self.key);
+                inside.of_address.remove(&self.key);
             }
         }
     }
@@ -113,7 +128,7 @@ mod tests {
         assert!(gate.enter(ip("10.0.0.2"), false).is_ok());
         drop(flood);
         assert!(gate.enter(ip("10.0.0.1"), false).is_ok());
-        assert!(gate.lock().is_empty(), "nothing is remembered of whoever left");
+        assert!(gate.lock().of_address.is_empty(), "nothing is remembered of whoever left");
     }
 
     #[test]
