@@ -17,7 +17,7 @@ use crate::live::Live;
 use crate::main_loop::{Event, Node};
 use crate::permit2::Support;
 use crate::settle::Settlement;
-use crate::shared::{Engine, Role, Shared};
+use crate::shared::{Embedder, Engine, Role, Shared};
 use crate::watch::News;
 use ::chain::bindings::{TestUSDC, Treasury};
 use alloy::primitives::{Address, B256, Bytes, U256, keccak256};
@@ -82,6 +82,20 @@ impl Shop {
     /// Opens it on what lies in `dir`, which is nothing the first time.
     async fn open(dir: &Path, relay_wei: u64) -> Self {
         Self::open_with(dir, relay_wei, |_| ()).await
+    }
+
+    /// One that makes vectors, too: `vectors`, of two numbers, by the same engine.
+    async fn open_with_vectors(dir: &Path, change: impl FnOnce(&mut Context)) -> Self {
+        let shop = Self::open_with(dir, u64::MAX, |cx| {
+            let mut embedding = cx.manifest.model.clone();
+            embedding.name = "vectors".to_owned();
+            cx.manifest.embedding = Some(embedding);
+            change(cx);
+        })
+        .await;
+        let Engine { client, hello, .. } = shop.shared.engine().unwrap();
+        shop.shared.set_embedder(Embedder { client, hello, dimensions: 2 });
+        shop
     }
 
     async fn open_with(dir: &Path, relay_wei: u64, change: impl FnOnce(&mut Context)) -> Self {

@@ -3,7 +3,6 @@
 use super::*;
 use crate::batch::{UNPAID_MAX, half_up};
 use crate::export::ListRequest;
-use crate::shared::Embedder;
 
 /// A form as OpenAI's SDKs send it.
 fn form(content: &str) -> String {
@@ -43,16 +42,10 @@ impl Store {
     }
 
     async fn shop(&self, dir: &Path) -> Shop {
-        let shop = Shop::open_with(dir, u64::MAX, |cx| {
+        Shop::open_with_vectors(dir, |cx| {
             cx.store = store::StoreClient::new(net::Client::new(), vec![self.url.clone()]);
-            let mut embedding = cx.manifest.model.clone();
-            embedding.name = "vectors".to_owned();
-            cx.manifest.embedding = Some(embedding);
         })
-        .await;
-        let Engine { client, hello, .. } = shop.shared.engine().unwrap();
-        shop.shared.set_embedder(Embedder { client, hello, dimensions: 2 });
-        shop
+        .await
     }
 }
 

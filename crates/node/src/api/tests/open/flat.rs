@@ -2,19 +2,12 @@
 
 use super::*;
 use crate::manifest::PerCall;
-use crate::shared::Embedder;
 
 async fn shop(dir: &Path) -> Shop {
-    let shop = Shop::open_with(dir, u64::MAX, |cx| {
+    Shop::open_with_vectors(dir, |cx| {
         cx.manifest.per_call = PerCall { classify_uusdc: 1_200, extract_uusdc: 2_500, verify_uusdc: 3_000 };
-        let mut embedding = cx.manifest.model.clone();
-        embedding.name = "vectors".to_owned();
-        cx.manifest.embedding = Some(embedding);
     })
-    .await;
-    let Engine { client, hello, .. } = shop.shared.engine().unwrap();
-    shop.shared.set_embedder(Embedder { client, hello, dimensions: 2 });
-    shop
+    .await
 }
 
 fn classify(inputs: &[&str]) -> Value {
