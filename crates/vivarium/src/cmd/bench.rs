@@ -1,6 +1,7 @@
 //! `vivarium bench`: figures for docs/benchmarks.md. Each has its peer in the same run, or says how it was measured.
 
 mod cold;
+mod events;
 mod infer;
 mod journal;
 mod moves;

@@ -9,6 +9,7 @@
 
 mod paid;
 
+use super::events::Events;
 use super::report::{Report, median, memory_kib, millis};
 use anyhow::{Context, Result, bail, ensure};
 use futures::StreamExt;
@@ -396,13 +397,10 @@ impl Asked for Theirs {
         let body = json!({ "prompt": prompt, "n_predict": tokens, "temperature": 0, "stream": true });
         let asked = Instant::now();
         let mut answer = self.client.post_json(&url, &body).await?.success_or_read().await?;
-        let (mut first, mut pending) = (None, Vec::new());
+        let (mut first, mut events) = (None, Events::default());
         while let Some(piece) = answer.body.chunk(&url).await? {
-            pending.extend_from_slice(&piece);
-            while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
-                let line: Vec<u8> = pending.drain(..=end).collect();
-                let Some(data) = line.strip_prefix(b"data: ") else { continue };
-                let event: Value = serde_json::from_slice(data)?;
+            for data in events.of(&piece) {
+                let event: Value = serde_json::from_slice(&data)?;
                 if event["content"].as_str().is_some_and(|text| !text.is_empty()) {
                     first = first.or_else(|| Some(asked.elapsed()));
                 }

@@ -3,6 +3,7 @@
 //! Speed is compared with a peer in the same run: the same engine program on the same weights, asked directly over
 //! its socket, in turn with paid streams. What a paid answer costs in time is the difference.
 
+use super::events::Events;
 use super::report::{median, millis, millis_between, percentile};
 use crate::cmd::link::stopped;
 use anyhow::{Context, Result, bail, ensure};
@@ -243,13 +244,10 @@ pub async fn ask_paid(buyer: &Buyer, url: &str, model: &str, prompt: &str) -> Re
     let mut clock = Stopwatch::new(Instant::now());
     let mut answer = buyer.post_stream(&format!("{url}/v1/chat/completions"), fresh, &body).await?;
     ensure!(answer.status.is_success(), "answered {}", answer.status);
-    let mut pending = Vec::new();
+    let mut events = Events::default();
     while let Some(piece) = answer.chunk().await? {
-        pending.extend_from_slice(&piece);
-        while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = pending.drain(..=end).collect();
-            let Some(data) = line.strip_prefix(b"data: ") else { continue };
-            let Ok(event) = serde_json::from_slice::<Value>(data) else { continue };
+        for data in events.of(&piece) {
+            let Ok(event) = serde_json::from_slice::<Value>(&data) else { continue };
             // One token a chunk, except where a character needs several.
             if event["choices"][0]["delta"]["content"].as_str().is_some_and(|text| !text.is_empty()) {
                 clock.heard(1);

@@ -3,6 +3,7 @@
 //! The world around the agent runs all the time, so what it takes of the cores is taken from all alike.
 
 use super::{ANSWER_TOKENS, Answer, Asked, BareLoop, Flags, Ours, STREAMS, Theirs, story, together};
+use crate::cmd::bench::events::Events;
 use crate::cmd::bench::report::{Report, median};
 use crate::cmd::bench::world::{options, standby_ready};
 use crate::cmd::link::stopped;
@@ -129,13 +130,10 @@ impl Asked for Paid {
         let buyer = &self.buyers[self.asked.fetch_add(1, Ordering::Relaxed) % self.buyers.len()];
         let mut answer = buyer.post_stream(&format!("{}/v1/completions", self.url), fresh, &body).await?;
         ensure!(answer.status.is_success(), "the agent answered {}", answer.status);
-        let (mut first, mut pending, mut usage) = (None, Vec::new(), None);
+        let (mut first, mut events, mut usage) = (None, Events::default(), None);
         while let Some(piece) = answer.chunk().await? {
-            pending.extend_from_slice(&piece);
-            while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
-                let line: Vec<u8> = pending.drain(..=end).collect();
-                let Some(data) = line.strip_prefix(b"data: ") else { continue };
-                let Ok(event) = serde_json::from_slice::<Value>(data) else { continue };
+            for data in events.of(&piece) {
+                let Ok(event) = serde_json::from_slice::<Value>(&data) else { continue };
                 if event["choices"][0]["text"].as_str().is_some_and(|text| !text.is_empty()) {
                     first = first.or_else(|| Some(asked.elapsed()));
                 }
