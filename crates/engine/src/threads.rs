@@ -112,23 +112,25 @@ impl Threads {
         }
         let step = Step { rows, took };
         self.since += took;
-        let beside = median(self.latest.iter().filter(|of| of.rows == rows).map(|of| of.took));
+        let beside = |latest: &VecDeque<Step>| median(latest.iter().filter(|of| of.rows == rows).map(|of| of.took));
         if let Some(trial) = &mut self.trial {
             trial.steps.push_back(step);
-            if let Some(beside) = beside {
+            if let Some(beside) = beside(&self.latest) {
                 trial.compared += 1;
                 trial.took += took;
                 trial.beside += beside;
             }
             return self.judge();
         }
+        if !self.usual.contains_key(&rows)
+            && let Some(usual) = beside(&self.latest)
+        {
+            self.usual.insert(rows, usual);
+        }
         if self.latest.len() == LATEST {
             self.latest.pop_front();
         }
         self.latest.push_back(step);
-        if let (None, Some(usual)) = (self.usual.get(&rows), beside) {
-            self.usual.insert(rows, usual);
-        }
         let is_slow = self.is_slow();
         if self.since >= self.every || is_slow {
             self.since = Duration::ZERO;
