@@ -5,7 +5,8 @@
 
 use libfuzzer_sys::fuzz_target;
 use store::cid;
-use store::dag::{self, Link, Node, Walk};
+use store::dag::{self, Link, Node};
+use store::walk::Walk;
 use vivarium_fuzz::bounded;
 
 /// The shortest link: two lengths with their keys, and a CIDv0.

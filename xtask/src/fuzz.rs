@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::time::Instant;
 
@@ -24,15 +24,28 @@ pub struct Target {
     pub about: &'static [&'static str],
 }
 
-const STORE: &[&str] = &["crates/store/src"];
+const DAG_PB: &[&str] =
+    &["crates/store/src/cid.rs", "crates/store/src/dag.rs", "crates/store/src/protobuf.rs", "crates/store/src/walk.rs"];
+const UNIXFS: &[&str] = &[
+    "crates/store/src/cid.rs",
+    "crates/store/src/dag.rs",
+    "crates/store/src/protobuf.rs",
+    "crates/store/src/unixfs",
+    "crates/store/src/unixfs.rs",
+];
 const INFER: &[&str] = &["crates/infer/src"];
 
 pub const TARGETS: [Target; 7] = [
-    Target { name: "car", bytes_max: 4096, dictionary: Some("cid"), about: STORE },
-    Target { name: "dag_pb", bytes_max: 2048, dictionary: Some("cid"), about: STORE },
-    Target { name: "unixfs", bytes_max: 2048, dictionary: Some("cid"), about: STORE },
+    Target {
+        name: "car",
+        bytes_max: 4096,
+        dictionary: Some("cid"),
+        about: &["crates/store/src/car.rs", "crates/store/src/cid.rs"],
+    },
+    Target { name: "dag_pb", bytes_max: 2048, dictionary: Some("cid"), about: DAG_PB },
+    Target { name: "unixfs", bytes_max: 2048, dictionary: Some("cid"), about: UNIXFS },
     Target { name: "manifest", bytes_max: 1536, dictionary: Some("manifest"), about: &["crates/node/src/manifest.rs"] },
-    Target { name: "age_header", bytes_max: 1024, dictionary: Some("age"), about: STORE },
+    Target { name: "age_header", bytes_max: 1024, dictionary: Some("age"), about: &["crates/store/src/seal.rs"] },
     Target { name: "request", bytes_max: 2048, dictionary: Some("request"), about: INFER },
     Target { name: "template", bytes_max: 1024, dictionary: Some("template"), about: INFER },
 ];
@@ -70,9 +83,8 @@ pub fn run(arguments: &[String]) -> Result<()> {
     all(&targets, until)
 }
 
-/// The corpus of each target and 20 s, two targets at a time.
+/// The corpus of each target and 20 s, two targets at a time. They are built already.
 pub fn briefly() -> Result<()> {
-    build()?;
     all(&TARGETS.iter().collect::<Vec<_>>(), Until::Seconds(TEST_SECONDS))
 }
 
@@ -114,10 +126,22 @@ fn home() -> PathBuf {
 }
 
 fn build() -> Result<()> {
-    let mut build = shell::cargo();
-    build.args(["build", "--release", "--locked", "--manifest-path", "fuzz/Cargo.toml", "--target", &machine()?]);
-    build.arg("--target-dir").arg(home()).env("RUSTFLAGS", RUSTFLAGS).env_remove("CARGO_ENCODED_RUSTFLAGS");
-    shell::quietly("building the fuzz targets (some minutes the first time)", &mut build)
+    shell::quietly("building the fuzz targets (some minutes the first time)", &mut build_command(shell::cargo())?)
+}
+
+/// Builds them while something else runs that mostly waits: at the lowest priority, silently.
+pub fn build_beside() -> Result<()> {
+    let mut build = build_command(shell::at_lowest_priority(&shell::cargo()))?;
+    let output = build.stdin(Stdio::null()).output().context("cannot start the build of the fuzz targets")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "the fuzz targets do not build ({}):\n{said}", output.status);
+    Ok(())
+}
+
+fn build_command(mut cargo: Command) -> Result<Command> {
+    cargo.args(["build", "--release", "--locked", "--manifest-path", "fuzz/Cargo.toml", "--target", &machine()?]);
+    cargo.arg("--target-dir").arg(home()).env("RUSTFLAGS", RUSTFLAGS).env_remove("CARGO_ENCODED_RUSTFLAGS");
+    Ok(cargo)
 }
 
 /// Runs them, two at a time, and fails for the first that failed when all are done.
@@ -149,7 +173,7 @@ fn one(target: &Target, until: Until) -> Result<String> {
         fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
     }
     let out = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
-    let mut command = std::process::Command::new(home().join(machine()?).join("release").join(name));
+    let mut command = Command::new(home().join(machine()?).join("release").join(name));
     // What it finds goes into the first folder; the committed one is read.
     command.current_dir(shell::root()).arg(&found).arg(shell::root().join("fuzz/corpus").join(name));
     command.arg(format!("-max_len={bytes_max}")).arg(format!("-timeout={INPUT_SECONDS_MAX}"));

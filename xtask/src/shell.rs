@@ -28,6 +28,22 @@ pub fn cargo() -> Command {
     command
 }
 
+/// The same command, which gets what processor time nobody else wants.
+pub fn at_lowest_priority(command: &Command) -> Command {
+    let mut nice = Command::new("nice");
+    nice.args(["-n", "19"]).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => nice.env(name, value),
+            None => nice.env_remove(name),
+        };
+    }
+    if let Some(dir) = command.get_current_dir() {
+        nice.current_dir(dir);
+    }
+    nice
+}
+
 pub fn program(name: &str) -> Command {
     let mut command = Command::new(name);
     command.current_dir(root());

@@ -34,7 +34,13 @@ pub fn run(flags: &[String]) -> Result<()> {
     // own dependencies switch on other features.
     let mut tests = shell::cargo();
     tests.args(["test", "--workspace", "--no-fail-fast"]);
-    shell::loudly("tests", &mut tests)?;
+    // Whole lives wait for their days most of the time; the fuzzers' build of some minutes needs nothing but processors.
+    std::thread::scope(|scope| {
+        let fuzzers = scope.spawn(fuzz::build_beside);
+        let tests = shell::loudly("tests", &mut tests);
+        let built = fuzzers.join().expect("the build does not panic");
+        tests.and(built)
+    })?;
     step("fuzzing, 20 s a parser");
     fuzz::briefly()?;
     step("what that was, in numbers");

@@ -112,6 +112,8 @@ fn restrict_calls() -> anyhow::Result<()> {
     allowed.insert(libc::SYS_clone, vec![thread_only()?]);
     allowed.insert(libc::SYS_tgkill, vec![ourselves_only()?]);
     allowed.insert(libc::SYS_prctl, vec![thread_name_only()?]);
+    #[cfg(target_arch = "x86_64")]
+    allowed.insert(libc::SYS_arch_prctl, vec![tiles_only()?]);
     let only_these = filter(allowed, SeccompAction::Errno(u32::try_from(libc::EPERM)?), SeccompAction::Allow)?;
     // The narrow one first: the second does not allow what installs a filter.
     seccompiler::apply_filter_all_threads(&no_clone3)?;
@@ -146,6 +148,17 @@ fn thread_only() -> anyhow::Result<SeccompRule> {
 fn thread_name_only() -> anyhow::Result<SeccompRule> {
     let name = u64::try_from(libc::PR_SET_NAME)?;
     Ok(SeccompRule::new(vec![SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, name)?])?)
+}
+
+/// `arch_prctl` to ask for the registers of AMX. ggml asks each time it looks for a place for weights, long after the
+/// first answer, and a no leaves those that lie there without anybody who can multiply them.
+#[cfg(target_arch = "x86_64")]
+fn tiles_only() -> anyhow::Result<SeccompRule> {
+    // Linux, arch/x86/include/uapi/asm/prctl.h and Documentation/arch/x86/xstate.rst.
+    const ARCH_REQ_XCOMP_PERM: u64 = 0x1023;
+    const XFEATURE_XTILEDATA: u64 = 18;
+    let equal = |index, value| SeccompCondition::new(index, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value);
+    Ok(SeccompRule::new(vec![equal(0, ARCH_REQ_XCOMP_PERM)?, equal(1, XFEATURE_XTILEDATA)?])?)
 }
 
 /// Signals to this process alone, for `abort`.

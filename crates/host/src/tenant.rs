@@ -3,6 +3,10 @@
 //! One thread starts every sandbox and lives as long as the [`Tenants`]: bubblewrap dies with the *thread*
 //! that started it, so the thread must neither end early nor outlive the daemon. Two more threads per tenant
 //! read its output; a third waits for its end.
+//!
+//! bubblewrap asks for that late: one that is killed while it makes the sandbox leaves its child behind, which
+//! then runs the tenant. So whoever waits for a sandbox also kills what is left of it, and a start first kills
+//! what a daemon that died left of the same sandbox.
 
 use crate::error::{Error, Result};
 use crate::lease_loop::LeaseId;
@@ -12,12 +16,13 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedSender;
 
 /// Bytes after which the log starts anew; the one before is kept as `log.1`.
@@ -77,6 +82,8 @@ impl Tenants {
         let failed =
             |e: std::io::Error| Error::retry(format!("the tenant of lease {lease} does not start")).caused_by(e);
         let log = Arc::new(Mutex::new(Log::open(log).map_err(failed)?));
+        let line = command_line(&command);
+        kill_all_with(&line);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         let (reply, answer) = mpsc::sync_channel(1);
         let gone = |_| Error::retry("the thread that starts tenants is gone");
@@ -102,7 +109,7 @@ impl Tenants {
         });
         let events = self.events.clone();
         spawn(move || {
-            let status = wait(child, &running);
+            let status = wait(child, &running, &line);
             let _ = closed.recv_timeout(LAST_OUTPUT);
             let _ = events.send(Event::Exited { lease, run, status });
         });
@@ -160,14 +167,16 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Waits for the end without reaping, then reaps under the lock: nobody signals a number that is free again.
-fn wait(mut child: Child, running: &Mutex<Running>) -> String {
+/// Waits for the end without reaping, kills what was left behind, then reaps under the lock: nobody signals a
+/// number that is free again. `line` is the sandbox's own.
+fn wait(mut child: Child, running: &Mutex<Running>, line: &[u8]) -> String {
     let pid = lock(running).sandbox;
     if let Some(pid) = pid {
         // An interrupted wait is repeated; any other failure falls through to the blocking wait below.
         while waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT)
             .is_err_and(|e| e == rustix::io::Errno::INTR)
         {}
+        kill_all_with(line);
     }
     let mut running = lock(running);
     running.sandbox = None;
@@ -259,6 +268,32 @@ impl Log {
         if self.file.write_all(bytes).is_ok() {
             self.bytes += len;
         }
+    }
+}
+
+/// What /proc shows of a process that `command` starts: each argument with a zero after it.
+fn command_line(command: &Command) -> Vec<u8> {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.flat_map(|word| word.as_bytes().iter().copied().chain([0])).collect()
+}
+
+/// Kills every process with this command line, and returns when there is none (or one does not die). A sandbox's
+/// own line names its lease's folders, so it is nobody else's.
+fn kill_all_with(line: &[u8]) {
+    let until = Instant::now() + LAST_OUTPUT;
+    loop {
+        let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = entries.filter_map(|e| e.file_name().to_str()?.parse().ok().and_then(Pid::from_raw));
+        let left: Vec<Pid> = pids
+            .filter(|pid| std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).is_ok_and(|own| own == line))
+            .collect();
+        if left.is_empty() || Instant::now() > until {
+            return;
+        }
+        for pid in left {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 

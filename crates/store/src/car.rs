@@ -5,9 +5,10 @@
 
 use crate::blocks::Blocks;
 use crate::cid::{self, Cid};
-use crate::dag::{BLOCK_BYTES_MAX, Walk};
+use crate::dag::BLOCK_BYTES_MAX;
 use crate::error::{Error, Kind, Result};
 use crate::protobuf::{len64, put_varint};
+use crate::walk::Walk;
 use bytes::Bytes;
 use iroh_car::CarHeader;
 use std::io::{BufReader, ErrorKind, Read, Write};

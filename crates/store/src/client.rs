@@ -1,9 +1,10 @@
 //! The small end of the store's protocol: put some bytes, get some bytes, over HTTP and with failover.
 
 use crate::cid::{self, Cid};
-use crate::dag::{BLOCK_BYTES_MAX, DEPTH_MAX, check_waiting};
+use crate::dag::BLOCK_BYTES_MAX;
 use crate::error::{Error, Kind, Result, off_thread};
 use crate::unixfs::{self, FileNode, Imported, Profile};
+use crate::walk::{DEPTH_MAX, check_waiting};
 use bytes::Bytes;
 use futures::future::join_all;
 use futures::{FutureExt, StreamExt, TryStreamExt};

@@ -8,8 +8,9 @@
 use crate::blocks::Blocks;
 use crate::car;
 use crate::cid::{self, Cid};
-use crate::dag::{BLOCK_BYTES_MAX, Walk};
+use crate::dag::BLOCK_BYTES_MAX;
 use crate::error::{Error, Kind, Result, off_thread};
+use crate::walk::Walk;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use net::{Client, Response};

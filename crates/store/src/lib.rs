@@ -27,6 +27,7 @@ pub mod seal;
 mod serve;
 mod signed;
 pub mod unixfs;
+pub mod walk;
 
 pub use blocks::Blocks;
 pub use client::StoreClient;

@@ -6,10 +6,11 @@
 
 use crate::blocks::Blocks;
 use crate::cid::{self, Cid};
-use crate::dag::{BLOCK_BYTES_MAX, DEPTH_MAX, check_waiting};
+use crate::dag::BLOCK_BYTES_MAX;
 use crate::error::{Error, Result};
 use crate::protobuf::len64;
 use crate::unixfs::{FileNode, file_node};
+use crate::walk::{DEPTH_MAX, check_waiting};
 use rustix::fs::SeekFrom;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;

@@ -1,6 +1,6 @@
 //! Worlds of real processes, started as a library: start, break, stop, go on. Needs what `cargo xtask test` built.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::future::pending;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -35,16 +35,14 @@ fn options(dir: &Path) -> Options {
     }
 }
 
-/// Processes whose command line names the world's folder.
-fn processes_of(dir: &Path) -> BTreeSet<i32> {
+/// Processes whose command line names the world's folder, with that line.
+fn processes_of(dir: &Path) -> BTreeMap<i32, String> {
     let needle = dir.to_string_lossy().into_owned();
     let entries = std::fs::read_dir("/proc").unwrap().flatten();
     let pids = entries.filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
-    pids.filter(|pid| {
-        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        String::from_utf8_lossy(&line).contains(&needle)
-    })
-    .collect()
+    let lines = pids.map(|pid| (pid, std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default()));
+    let lines = lines.map(|(pid, line)| (pid, String::from_utf8_lossy(&line).replace('\0', " ")));
+    lines.filter(|(_, line)| line.contains(&needle)).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -73,7 +71,7 @@ async fn a_world_survives_a_dead_daemon_and_goes_on_after_a_stop() {
 
     let head = record.chain.head().await.unwrap();
     timeout(Duration::from_secs(60), world.stop()).await.unwrap();
-    assert_eq!(processes_of(&dir), BTreeSet::new(), "processes are left");
+    assert_eq!(processes_of(&dir), BTreeMap::new(), "processes are left");
 
     let again = World::start(options(&dir), pending()).await.unwrap();
     let file = again.file().unwrap();
@@ -84,7 +82,7 @@ async fn a_world_survives_a_dead_daemon_and_goes_on_after_a_stop() {
     let (blocks, secs) = (now.number - head.number, now.timestamp - head.timestamp);
     assert!(secs <= blocks + 2, "{blocks} blocks took {secs} s of chain time");
     timeout(Duration::from_secs(60), again.stop()).await.unwrap();
-    assert_eq!(processes_of(&dir), BTreeSet::new(), "processes are left");
+    assert_eq!(processes_of(&dir), BTreeMap::new(), "processes are left");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -95,7 +93,7 @@ async fn an_interrupted_start_leaves_nothing_and_the_next_one_is_born() {
     let interrupted = World::start(options(&dir), sleep(Duration::from_secs(3))).await;
     assert!(interrupted.is_err_and(|e| e.to_string().contains("interrupted")));
     let dir = dir.canonicalize().unwrap();
-    assert_eq!(processes_of(&dir), BTreeSet::new(), "processes are left");
+    assert_eq!(processes_of(&dir), BTreeMap::new(), "processes are left");
     let world = World::start(options(&dir), pending()).await.unwrap();
     assert!(world.file().unwrap().agent.url.is_some());
     world.stop().await;

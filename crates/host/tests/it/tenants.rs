@@ -2,6 +2,7 @@ use crate::sandbox::{Provider, provider};
 use host::sandbox::Sandbox;
 use host::tenant::{Event, Tenants};
 use std::fs;
+use std::time::Duration;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 const HELLO: &str =
@@ -77,6 +78,38 @@ fn killing_only_the_tenants_process_ends_its_children_too() {
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
     // Exited comes only after the last process with the tenant's output is gone.
     expect_exit(&mut news);
+}
+
+/// bubblewrap itself leaves the half-made sandbox behind when it is killed early, by whomever.
+#[test]
+fn a_sandbox_that_is_killed_while_it_is_made_leaves_nothing() {
+    let it = provider();
+    let data = it.room.data_dir.to_string_lossy().into_owned();
+    for turn in 0..40 {
+        let (tenants, mut news) = start(&it, "sleep 1000");
+        let pid = tenants.pids(1).and_then(|pids| rustix::process::Pid::from_raw(pids.sandbox)).unwrap();
+        // No wait for something: these are the moments at which it is killed.
+        std::thread::sleep(Duration::from_micros(300 * turn));
+        match turn % 3 {
+            0 => tenants.terminate(1, 1),
+            1 => tenants.kill(1, 1),
+            _ => {}
+        }
+        // It may be gone by now.
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        expect_exit(&mut news);
+        let left = processes_with(&data);
+        assert!(left.is_empty(), "turn {turn}: {left:?}");
+    }
+}
+
+/// Ids and command lines of the processes that name `word`.
+fn processes_with(word: &str) -> Vec<(i32, String)> {
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    let pids = entries.filter_map(|e| e.file_name().to_str()?.parse().ok());
+    let lines = pids.map(|pid| (pid, fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default()));
+    let lines = lines.map(|(pid, line): (i32, _)| (pid, String::from_utf8_lossy(&line).into_owned()));
+    lines.filter(|(_, line)| line.contains(word)).collect()
 }
 
 #[test]

@@ -116,7 +116,7 @@ impl Blocks {
     }
 }
 
-/// What pins reach. Unlike [`dag::Walk`] it knows no limits: what it leaves out would be removed. It grows with the
+/// What pins reach. Unlike [`crate::walk::Walk`] it knows no limits: what it leaves out would be removed. It grows with the
 /// links of what is pinned, each once.
 struct Reach<'a> {
     blocks: &'a Blocks,

@@ -1,7 +1,7 @@
 use super::Blocks;
 use crate::cid::{self, Cid};
-use crate::dag::Walk;
 use crate::error::{Error, Result};
+use crate::walk::Walk;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};

@@ -3,9 +3,10 @@
 //! Pure: it says which block it wants to see and is given that block's bytes.
 
 use crate::cid::{self, Cid};
-use crate::dag::{DEPTH_MAX, check_waiting, links};
+use crate::dag::links;
 use crate::error::{Error, Kind, Result};
 use crate::unixfs::{self, Object, Slot};
+use crate::walk::{DEPTH_MAX, check_waiting};
 use std::collections::HashSet;
 
 /// How much of a graph is wanted below its path.

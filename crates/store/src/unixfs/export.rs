@@ -1,8 +1,8 @@
 use super::{Listing, Object, read};
 use crate::blocks::Blocks;
 use crate::cid::Cid;
-use crate::dag::{DEPTH_MAX, check_waiting};
 use crate::error::{Error, Result};
+use crate::walk::{DEPTH_MAX, check_waiting};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;

@@ -1,8 +1,9 @@
 use super::{Profile, SHARD_BYTES, check_name, encode_directory, encode_file, encode_leaf, shard};
 use crate::cid::{self, Cid};
-use crate::dag::{DEPTH_MAX, Link, Node};
+use crate::dag::{Link, Node};
 use crate::error::{Error, Result};
 use crate::protobuf::len64;
+use crate::walk::DEPTH_MAX;
 use std::io::Read;
 use std::path::Path;
 

@@ -18,8 +18,9 @@ use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use store::cid::{self, Cid};
-use store::dag::{DEPTH_MAX, LINKS_WAITING_MAX, Link, Node, Walk};
+use store::dag::{Link, Node};
 use store::unixfs::{Limits, Profile, import_reader};
+use store::walk::{DEPTH_MAX, LINKS_WAITING_MAX, Walk};
 use store::{Blocks, Fetcher, Kind, car, cli, gateway};
 
 struct Counting;
