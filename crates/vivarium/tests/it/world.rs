@@ -7,16 +7,34 @@ use serde_json::Value;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Longest wait for one turn of the life. Generous, because two busy cores may run it; never a measurement.
 const PATIENCE: Duration = Duration::from_secs(240);
 
-/// Two worlds at once would starve each other on a small machine.
-pub fn turn() -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+/// A world waits for its days most of the time, so two share a small machine; more would starve each other.
+const WORLDS_AT_ONCE: usize = 2;
+
+static WORLDS: Mutex<usize> = Mutex::new(0);
+static WORLD_ENDED: Condvar = Condvar::new();
+
+/// The right to run a world, until it is dropped.
+pub struct Turn(());
+
+/// Waits until fewer than [`WORLDS_AT_ONCE`] run.
+pub fn turn() -> Turn {
+    let worlds = WORLDS.lock().unwrap_or_else(PoisonError::into_inner);
+    let worlds = WORLD_ENDED.wait_while(worlds, |worlds| *worlds >= WORLDS_AT_ONCE);
+    *worlds.unwrap_or_else(PoisonError::into_inner) += 1;
+    Turn(())
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *WORLDS.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        WORLD_ENDED.notify_one();
+    }
 }
 
 /// A running `vivarium up`. Dropping it ends every process of the world.
