@@ -58,7 +58,7 @@ mod tests {
     fn taken(one: &Filter, other: &Filter) -> (usize, usize) {
         let strangers = (0..100_000u32).map(|number| sha256(format!("stranger {number}").as_bytes()));
         let kept: Vec<_> = strangers.filter(|digest| one.holds(digest)).collect();
-        (kept.len(), kept.iter().filter(|digest| other.holds(*digest)).count())
+        (kept.len(), kept.iter().filter(|digest| other.holds(digest)).count())
     }
 
     #[test]
@@ -68,7 +68,7 @@ mod tests {
             let mut filters = [Filter::of_words(2 << 10), Filter::of_words(2 << 10)];
             let digests: Vec<_> = (0..count).map(|number| sha256(&number.to_le_bytes())).collect();
             for filter in &mut filters {
-                let new = digests.iter().filter(|digest| filter.insert(*digest)).count();
+                let new = digests.iter().filter(|digest| filter.insert(digest)).count();
                 assert!(new > digests.len() / 10 * 9, "{new} of {count} were new");
                 assert!(digests.iter().all(|digest| filter.holds(digest)));
             }
