@@ -13,6 +13,7 @@
 //! found by the hash when it is read, removed, and counted as missing.
 
 mod ahead;
+mod filter;
 mod gc;
 mod pins;
 

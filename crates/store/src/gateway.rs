@@ -6,19 +6,20 @@
 //! belongs on loopback or behind one who decides who may write.
 //! Follows <https://specs.ipfs.tech/http-gateways/trustless-gateway/>: `format`, `dag-scope`, `entity-bytes`, paths
 //! below a CID (CARs only), `Range` (blocks only), `only-if-cached`, entity tags. CARs are always version 1, depth
-//! first, each block once; other wishes are answered so, and the content type says it. Not spoken: IPNS.
+//! first, and no block comes twice unless there are more than can be remembered; other wishes are answered so, and the
+//! content type says it (`dups=n` where it is certain). Not spoken: IPNS.
 
 mod answer;
-mod selection;
+pub mod selection;
 
 use crate::blocks::Blocks;
 use crate::car;
 use crate::cid::{self, Cid};
-use crate::dag::BLOCK_BYTES_MAX;
+use crate::dag::{self, BLOCK_BYTES_MAX};
 use crate::error::{Error, Kind, Result, off_thread};
 use crate::unixfs::{self, Object};
-use crate::walk::DEPTH_MAX;
-use answer::{Format, Problem, add_path, block_head, car_head, format_of, not_modified, range_of};
+use crate::walk::{DEPTH_MAX, LEAVES_REMEMBERED_MAX};
+use answer::{Format, Problem, add_dups, add_path, block_head, car_head, format_of, not_modified, range_of};
 use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
@@ -27,11 +28,13 @@ use axum::routing::{get, put};
 use axum::{Json, Router};
 use futures::StreamExt;
 use futures::stream;
-use selection::{ByteRange, Scope, Selection};
+use selection::{ByteRange, Dups, Scope, Selection};
 use serde::Deserialize;
 
 /// The empty block by identity hash, which clients ask for to see whether somebody is at home. The only one spoken.
 const PROBE: &str = "bafkqaaa";
+/// The shortest link in a node: two lengths with their keys, and a CIDv0.
+const LINK_BYTES_MIN: u64 = 38;
 
 /// All routes of one store.
 pub fn router(blocks: Blocks) -> Router {
@@ -177,6 +180,8 @@ async fn a_car(
     }
     let mut head = car_head(&cid, &format!("{path:?} {scope:?}"));
     if not_modified(&headers, &head) {
+        // Whether blocks may come twice is not known here; what was said of the entity before holds.
+        head.remove(header::CONTENT_TYPE);
         return Ok((StatusCode::NOT_MODIFIED, head).into_response());
     }
     // The path is walked before the status is sent: what is missing there is a 404, not a broken stream.
@@ -187,12 +192,14 @@ async fn a_car(
     {
         return Err(Problem::bad(format!("entity-bytes lies outside of the file, which has {bytes} bytes")));
     }
+    let dups = found.dups(scope);
+    add_dups(&mut head, dups);
     add_path(&mut head, uri.path(), &found.roots);
     if head_only {
         return Ok((head, Body::empty()).into_response());
     }
     let header = Bytes::from(car::header(&[found.end])?);
-    let carrying = Carrying { blocks, selection: Selection::new(&found.way, &found.end, scope) };
+    let carrying = Carrying { blocks, selection: Selection::new(&found.way, &found.end, scope, dups) };
     let rest = stream::try_unfold(carrying, |carrying| off_thread(|| carrying.next()));
     let body = stream::once(async { Ok(header) }).chain(rest);
     Ok((head, Body::from_stream(body)).into_response())
@@ -207,6 +214,23 @@ struct Found {
     end: Cid,
     /// Content bytes, if the end is a file.
     file_bytes: Option<u64>,
+    /// Encoded bytes of the end and all below, by its own claim.
+    claimed_bytes: u64,
+}
+
+impl Found {
+    /// Whether no block will come twice: where there are so few links that all leaves can be remembered. What a graph
+    /// claims beyond the content of its file are nodes, and each link takes a part of one. A graph that claims less than
+    /// it holds breaks off when that is found out.
+    fn dups(&self, scope: Scope) -> Dups {
+        let nodes_bytes = self.claimed_bytes.checked_sub(self.file_bytes.unwrap_or(0));
+        let links_max = nodes_bytes.map(|bytes| bytes / LINK_BYTES_MIN);
+        let is_small = |links| usize::try_from(links).is_ok_and(|links| links <= LEAVES_REMEMBERED_MAX);
+        match scope == Scope::Block || links_max.is_some_and(is_small) {
+            true => Dups::No,
+            false => Dups::Unsaid,
+        }
+    }
 }
 
 /// Follows `path` below `root`. `Missing` if there is no such entry, or a block on the way is not here.
@@ -226,7 +250,9 @@ fn resolve(blocks: &Blocks, root: &Cid, path: &[String]) -> Result<Found> {
         Ok(Object::File { bytes, .. }) => Some(bytes),
         _ => None,
     };
-    Ok(Found { way, roots, end, file_bytes })
+    // What is no node claims nothing, and is sent alone or breaks off.
+    let claimed_bytes = dag::claimed_bytes(&end, &block).unwrap_or(0);
+    Ok(Found { way, roots, end, file_bytes, claimed_bytes })
 }
 
 /// A CAR under way. One block is held at a time, and no thread while the reader is slow.
@@ -238,10 +264,14 @@ struct Carrying {
 impl Carrying {
     /// The next block with what stands before it. An error cuts the connection, so that the reader does not take
     /// half a graph for a whole one.
-    fn next(mut self) -> Result<Option<(Bytes, Self)>> {
-        while let Some(step) = self.selection.next_step() {
+    fn next(self) -> Result<Option<(Bytes, Self)>> {
+        self.advance().inspect_err(|e| tracing::info!(error = %e, "a CAR broke off"))
+    }
+
+    fn advance(mut self) -> Result<Option<(Bytes, Self)>> {
+        while let Some(step) = self.selection.next_step()? {
             let cid = step.cid;
-            let block = self.blocks.get(&cid).inspect_err(|e| tracing::info!(%cid, error = %e, "a CAR broke off"))?;
+            let block = self.blocks.get(&cid)?;
             self.selection.visited(&step, &block)?;
             if !step.is_sent {
                 let mut chunk = car::frame(&cid, &block);

@@ -1,3 +1,4 @@
+use super::selection::Dups;
 use crate::cid::{self, Cid};
 use crate::error::{Error, Kind};
 use axum::Json;
@@ -54,7 +55,15 @@ pub(super) fn block_head(cid: &Cid) -> HeaderMap {
 /// blocks is ours to choose.
 pub(super) fn car_head(cid: &Cid, what: &str) -> HeaderMap {
     let tag = format!("W/\"{cid}.car.{}\"", hex::encode(&cid::sha256(what.as_bytes())[..8]));
-    head(cid, "application/vnd.ipld.car; version=1; order=dfs; dups=n", tag, "car")
+    head(cid, "application/vnd.ipld.car; version=1; order=dfs", tag, "car")
+}
+
+/// Says whether a block may come twice, if that is known (IPIP-412).
+pub(super) fn add_dups(head: &mut HeaderMap, dups: Dups) {
+    if dups == Dups::No {
+        let known = HeaderValue::from_static("application/vnd.ipld.car; version=1; order=dfs; dups=n");
+        head.insert(header::CONTENT_TYPE, known);
+    }
 }
 
 fn head(cid: &Cid, content_type: &'static str, tag: String, extension: &str) -> HeaderMap {

@@ -299,6 +299,25 @@ fn a_pinned_log_keeps_all_that_came_before_it_and_so_does_a_checkpoint() {
 }
 
 #[test]
+fn a_text_that_is_also_a_part_of_something_else_keeps_what_it_names() {
+    let here = store();
+    let stretch = |prev: Option<cid::Cid>, seq: u64| {
+        let lines = vec![LogLine { seq, at: 1, block: 1, kind: "life".into(), text: "x".into() }];
+        here.put_raw(&LifeLog { agent: [7; 20].into(), chain_id: 1, prev, lines }.to_bytes())
+    };
+    let first = stretch(None, 1);
+    let second = stretch(Some(first), 2);
+    let third = stretch(Some(second), 3);
+    // Met as a leaf before the third one names it: nodes come first.
+    let folder =
+        here.put_node(&Node { links: vec![Link { cid: second, name: "log".into(), tsize: 0 }], data: vec![8, 1] });
+    here.blocks.pin(&folder, "added").unwrap();
+    here.blocks.pin(&third, "log").unwrap();
+    assert_eq!(here.blocks.gc(Duration::ZERO).unwrap().removed_blocks, 0);
+    assert!([first, second, third].iter().all(|cid| here.blocks.has(cid)));
+}
+
+#[test]
 fn a_reason_is_one_line() {
     let here = store();
     let cid = here.put_raw(b"abc");

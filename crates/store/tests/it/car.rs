@@ -76,6 +76,27 @@ fn version_two_is_written_too_and_a_torn_one_is_no_file() {
 }
 
 #[test]
+fn a_file_that_holds_a_block_twice_is_taken() {
+    let (root, car) = exported();
+    let mut reader = car::Reader::new(&car[..]).unwrap();
+    let mut twice = car::header(&[root]).unwrap();
+    let mut count = 0;
+    while let Some((cid, block)) = reader.next_block().unwrap() {
+        for _ in 0..2 {
+            twice.extend_from_slice(&car::frame(&cid, &block));
+            twice.extend_from_slice(&block);
+        }
+        count += 1;
+    }
+    let here = store();
+    let done = car::import(&here.blocks, &twice[..]).unwrap();
+    assert_eq!((done.roots, done.blocks, here.count()), (vec![root], 2 * count, usize::try_from(count).unwrap()));
+    let mut again = Vec::new();
+    car::export(&here.blocks, &root, &mut again).unwrap();
+    assert!(again == car, "each block once");
+}
+
+#[test]
 fn a_graph_that_is_not_whole_is_not_exported() {
     let here = store();
     let root = here.add(&noise(9_000));

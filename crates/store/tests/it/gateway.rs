@@ -301,6 +301,47 @@ async fn a_car_holds_as_much_as_its_scope_says() {
 }
 
 #[tokio::test]
+async fn a_car_says_that_no_block_comes_twice_only_where_so_few_can_be_below() {
+    let here = store();
+    let file = here.add(&noise(9_000));
+    let claims = |tsize| {
+        let link = Link { cid: file, name: "file".into(), tsize };
+        here.put_node(&Node { links: vec![link], data: vec![8, 1] })
+    };
+    // As many links as are remembered take so many bytes of nodes; a claim of more is a claim of more links.
+    let most = 38 * u64::try_from(store::walk::LEAVES_REMEMBERED_MAX).unwrap();
+    let (few, many) = (claims(most - 100), claims(most + 100));
+    // A file whose nodes claim to be smaller than its content.
+    let without_sizes = here.put_node(&Node {
+        links: vec![Link { cid: file, name: String::new(), tsize: 0 }],
+        data: vec![8, 2, 0x18, 0xa8, 0x46, 0x20, 0xa8, 0x46],
+    });
+    let url = spawn(gateway::router(here.blocks.clone())).await;
+    let (certain, open) = ("; version=1; order=dfs; dups=n", "; version=1; order=dfs");
+    for (root, scope, says, blocks) in [
+        (file, "all", certain, 13),
+        (few, "all", certain, 14),
+        (many, "all", open, 14),
+        (many, "entity", open, 1),
+        (many, "block", certain, 1),
+        (without_sizes, "all", open, 14),
+        (without_sizes, "entity", open, 14),
+    ] {
+        let url = format!("{url}/ipfs/{root}?format=car&dag-scope={scope}");
+        for method in [Method::HEAD, Method::GET] {
+            let answer = ask(method, &url, &[]).await;
+            let kind = answer.header(&header::CONTENT_TYPE).unwrap().to_owned();
+            assert_eq!(kind, format!("application/vnd.ipld.car{says}"), "{url}");
+        }
+        assert_eq!(blocks_in(&url).await.len(), blocks, "{url}");
+        // What is not counted anew is not told anew.
+        let tag = ask(Method::HEAD, &url, &[]).await.header(&header::ETAG).unwrap().to_owned();
+        let again = ask(Method::GET, &url, &[(header::IF_NONE_MATCH, tag.as_str())]).await;
+        assert_eq!((again.status, again.header(&header::CONTENT_TYPE)), (StatusCode::NOT_MODIFIED, None));
+    }
+}
+
+#[tokio::test]
 async fn a_car_that_cannot_be_finished_breaks_off_audibly() {
     let here = store();
     let file = here.add(&noise(9_000));

@@ -17,10 +17,12 @@ use std::future::Future;
 use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 use store::cid::{self, Cid};
 use store::dag::{Link, Node};
+use store::gateway::selection::{Dups, Scope, Selection};
 use store::unixfs::{Limits, Profile, import_reader};
-use store::walk::{DEPTH_MAX, LINKS_WAITING_MAX, Walk};
+use store::walk::{DEPTH_MAX, LEAVES_REMEMBERED_MAX, LINKS_WAITING_MAX, Walk};
 use store::{Blocks, Fetcher, Kind, car, cli, gateway};
 
 struct Counting;
@@ -122,6 +124,7 @@ fn whole(blocks: &Blocks) -> Router {
 
 #[tokio::test]
 async fn a_strangers_graph_takes_bounded_memory_and_a_long_file_hardly_any() {
+    const { assert!(LEAVES_REMEMBERED_MAX < 250_000) };
     const { assert!((WIDE * (LEVELS - 2)) as usize > 3 * LINKS_WAITING_MAX && (LEVELS as usize) < DEPTH_MAX) };
     let home = support::folder();
     let blocks = Blocks::open(home.path()).unwrap();
@@ -192,6 +195,115 @@ async fn a_strangers_graph_takes_bounded_memory_and_a_long_file_hardly_any() {
     let (repeating, ()) = peak(walked(Walk::repeating_leaves(&[root]))).await;
     println!("walks: {once} bytes, {repeating} without leaves");
     assert!(once > 32 * 16_384 && repeating < 600 << 10, "{once} and {repeating} bytes");
+
+    many_leaves(&Blocks::open(home.path().join("many")).unwrap()).await;
+}
+
+/// Leaves that one node links to.
+const LEAVES_OF_NODE: u64 = 40_000;
+/// Nothing that walks more leaves than are remembered holds more: what is (13 MB), what waits, and the making of one node.
+/// The names of 600,000 alone would take 36 MB, and 53 while that grows.
+const LEAVES_BOUND_BYTES: usize = 40 << 20;
+
+/// A graph of so many leaves, no two the same, made while it is walked: a root, nodes below it, leaves below those. Its
+/// digests are numbers and no hashes: whoever walks believes what they are given.
+#[derive(Clone, Copy)]
+struct Long {
+    leaves: u64,
+    /// Names a leaf: a raw block, or a node without links.
+    leaf: fn([u8; 32]) -> Cid,
+}
+
+impl Long {
+    /// Of the block with this number on this level, 0 the root's.
+    fn digest(level: u8, number: u64) -> [u8; 32] {
+        let mut digest = [level; 32];
+        digest[..8].copy_from_slice(&number.to_le_bytes());
+        digest
+    }
+
+    fn root() -> Cid {
+        cid::dag_pb(Self::digest(0, 0))
+    }
+
+    fn nodes(self) -> u64 {
+        self.leaves / LEAVES_OF_NODE
+    }
+
+    fn leaves_of(self, node: u64) -> Vec<Cid> {
+        let leaves = node * LEAVES_OF_NODE..(node + 1) * LEAVES_OF_NODE;
+        leaves.map(|leaf| (self.leaf)(Self::digest(2, leaf))).collect()
+    }
+
+    /// The bytes of any of its blocks.
+    fn block(self, cid: &Cid) -> Vec<u8> {
+        let digest = cid::digest(cid);
+        let number = u64::from_le_bytes(digest[..8].try_into().unwrap());
+        let children = match digest[31] {
+            0 => (0..self.nodes()).map(|node| cid::dag_pb(Self::digest(1, node))).collect(),
+            1 => self.leaves_of(number),
+            _ => Vec::new(),
+        };
+        bare(children, number).encode()
+    }
+
+    /// How many blocks a walk visits.
+    fn walked(self) -> u64 {
+        let (mut walk, mut count) = (Walk::from(&Self::root()), 0);
+        while let Some((cid, depth)) = walk.next_block() {
+            walk.visited(&cid, depth, &self.block(&cid)).unwrap();
+            count += 1;
+        }
+        count
+    }
+
+    /// How many blocks a CAR holds, or what ends it.
+    fn selected(self, dups: Dups) -> store::Result<u64> {
+        let (mut selection, mut count) = (Selection::new(&[], &Self::root(), Scope::All, dups), 0);
+        while let Some(step) = selection.next_step()? {
+            selection.visited(&step, &self.block(&step.cid))?;
+            count += 1;
+        }
+        Ok(count)
+    }
+}
+
+fn bounded(what: &str, bytes: usize) {
+    println!("many leaves, {what}: {bytes} bytes");
+    assert!(bytes < LEAVES_BOUND_BYTES, "{what} held {bytes} bytes");
+}
+
+/// Graphs of more leaves than anybody remembers.
+async fn many_leaves(blocks: &Blocks) {
+    let raw = Long { leaves: 1_200_000, leaf: cid::raw };
+    for (kind, graph) in [("raw", raw), ("nodes", Long { leaves: 600_000, leaf: cid::dag_pb })] {
+        let all = graph.leaves + graph.nodes() + 1;
+        let (bytes, count) = peak(async { graph.walked() }).await;
+        assert_eq!(count, all, "{kind}");
+        bounded(&format!("walk ({kind})"), bytes);
+        let (bytes, count) = peak(async { graph.selected(Dups::Unsaid) }).await;
+        assert_eq!(count.unwrap(), all, "{kind}");
+        bounded(&format!("CAR ({kind})"), bytes);
+        let (bytes, ended) = peak(async { graph.selected(Dups::No) }).await;
+        let error = ended.unwrap_err();
+        assert!(error.kind == Kind::OverLimit && error.to_string().contains("one leaf more"), "{kind}: {error}");
+        bounded(&format!("CAR that said each comes once ({kind})"), bytes);
+    }
+
+    // A collection looks for each leaf on the disk, and finds none of these.
+    let kept = Long { leaves: 600_000, ..raw };
+    let put = |node: Vec<u8>| {
+        let cid = cid::of_dag_pb(&node);
+        blocks.put_later(&cid, &node).unwrap();
+        cid
+    };
+    let nodes = (0..kept.nodes()).map(|number| put(bare(kept.leaves_of(number), number).encode())).collect();
+    blocks.pin(&put(bare(nodes, 0).encode()), "added").unwrap();
+    (0..100u64).for_each(|stray| blocks.put_later(&absent(stray), &stray.to_le_bytes()).unwrap());
+    let (bytes, done) = peak(async { blocks.gc(Duration::ZERO).unwrap() }).await;
+    bounded("collection", bytes);
+    assert_eq!((done.kept_blocks, done.removed_blocks), (kept.nodes() + 1, 100));
+    assert!((kept.leaves - 10..=kept.leaves).contains(&done.missing_blocks), "{} are missing", done.missing_blocks);
 }
 
 /// Numbers one after another, so that no two leaves are the same.
