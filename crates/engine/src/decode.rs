@@ -19,8 +19,9 @@ use crate::args::Args;
 use crate::grammar::Form;
 use crate::lookup::{DRAFT_MAX, Lookup};
 use crate::model::Model;
+use crate::pace::{PIECE_MAX, Pace};
 use crate::sample::{Sampler, probabilities};
-use crate::schedule::{BLOCK, PREFILL_CHUNK, Piece, Prompt, Row, Schedule, Sequence};
+use crate::schedule::{BLOCK, Piece, Prompt, Row, Schedule, Sequence};
 use crate::serve::take_orders;
 use crate::state::{self, Class, State};
 use crate::text::TextStream;
@@ -130,6 +131,7 @@ pub(crate) struct Decoder<'m> {
     batch_tokens: usize,
     schedule: Schedule<Answer>,
     threads: Threads,
+    pace: Pace,
     ctx: u32,
     /// Whether tokens that are decoded together have the same bits as one after the other: without an adapter, and with
     /// each.
@@ -153,7 +155,7 @@ impl<'m> Decoder<'m> {
         let Some(cells) = args.ctx.checked_next_multiple_of(256).and_then(|ctx| ctx.checked_mul(args.slots)) else {
             bail!("--ctx {} times --slots {} is too much", args.ctx, args.slots);
         };
-        let batch_tokens = PREFILL_CHUNK.max(slots);
+        let batch_tokens = PIECE_MAX.max(slots);
         let batch_tokens_c = u32::try_from(batch_tokens).context("--slots")?;
         let threads = i32::try_from(args.threads).context("--threads")?;
         let params = LlamaContextParams::default()
@@ -182,6 +184,7 @@ impl<'m> Decoder<'m> {
             batch_tokens,
             schedule: Schedule::new(slots),
             threads: Threads::new(args.threads, args.threads_max),
+            pace: Pace::default(),
             ctx: args.ctx,
             may_guess: Vec::new(),
             says: format!("{}; {}; {} threads", crate::model::BUILD, model.isa(), args.threads),
@@ -276,6 +279,12 @@ impl<'m> Decoder<'m> {
         // What is without comes last.
         let at = adapter.unwrap_or(self.adapters.len());
         self.may_guess.get(at).copied().unwrap_or(false)
+    }
+
+    /// Whether prompts may be cut into shorter pieces than usual: where company changes a token's bits, so may a piece's
+    /// length.
+    fn may_cut(&self) -> bool {
+        self.may_guess.iter().all(|may| *may)
     }
 
     /// Puts an adapter on, or the one that is on off. llama.cpp has one for all that a step decodes.
@@ -443,10 +452,21 @@ impl<'m> Decoder<'m> {
         self.admit();
     }
 
-    /// One step: a token for every running answer, those of one adapter together, then a piece of a prompt, each as a
-    /// batch of its own.
+    /// One step: a token for every running answer, then a piece of a prompt, as a batch of its own.
     fn step(&mut self) {
         let rows = self.schedule.rows();
+        let started = Instant::now();
+        self.decode_answers(&rows);
+        self.pace.made_a_step(started.elapsed());
+        let piece_max = if rows.is_empty() || !self.may_cut() { PIECE_MAX } else { self.pace.beside_answers() };
+        if let Some(piece) = self.schedule.piece(piece_max) {
+            self.decode_piece(&piece);
+        }
+        self.admit();
+    }
+
+    /// Those of one adapter together.
+    fn decode_answers(&mut self, rows: &[Row]) {
         // What is on goes first, so that two adapters cost one change a step.
         let mut adapters: Vec<Option<usize>> = rows.iter().map(|row| row.adapter).collect();
         adapters.sort_by_key(|adapter| (*adapter != self.on, *adapter));
@@ -456,10 +476,6 @@ impl<'m> Decoder<'m> {
             self.put_on(adapter);
             self.decode_rows(&rows);
         }
-        if let Some(piece) = self.schedule.piece() {
-            self.decode_piece(&piece);
-        }
-        self.admit();
     }
 
     fn decode_rows(&mut self, rows: &[Row]) {
@@ -540,7 +556,12 @@ impl<'m> Decoder<'m> {
             let wants_logits = piece.last && offset + 1 == tokens.len();
             self.add(*token, position, piece.slot, wants_logits);
         }
-        if self.decode([piece.slot]) && piece.last {
+        let started = Instant::now();
+        if !self.decode([piece.slot]) {
+            return;
+        }
+        self.pace.read(tokens.len(), started.elapsed());
+        if piece.last {
             self.choose(piece.slot, self.batch.n_tokens() - 1);
         }
     }

@@ -6,8 +6,9 @@
 //!
 //! One thread owns the model's context and does nothing but decode ([`decode`]), or, for a model that turns texts into
 //! vectors, encode ([`embed`]); connections have threads of their own ([`serve`]). What is decided is decided by plain
-//! values: which tokens go into a step ([`schedule`]), by how many threads ([`threads`]), which token comes out ([`sample`], [`grammar`]), which text may be
-//! shown ([`text`]), and which bytes are a saved context ([`state`]).
+//! values: which tokens go into a step ([`schedule`]), how many of a prompt ([`pace`]), by how many threads ([`threads`]),
+//! which token comes out ([`sample`], [`grammar`]), which text may be shown ([`text`]), and which bytes are a saved context
+//! ([`state`]).
 
 mod args;
 mod arriving;
@@ -19,6 +20,7 @@ mod gpu;
 mod grammar;
 mod lookup;
 mod model;
+mod pace;
 mod sample;
 mod schedule;
 mod serve;

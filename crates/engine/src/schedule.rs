@@ -11,16 +11,13 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-/// Tokens of a prompt in one step. More stall the running answers longer (256 of SmolLM2 take about 0.3 s on one
-/// thread), fewer make prompts slower.
-pub(crate) const PREFILL_CHUNK: usize = 256;
-
 /// Requests that may wait for a slot. At four streams' speed the last of them waits about a minute; beyond that
 /// "busy" is the honest answer. A guess.
 pub(crate) const QUEUE_MAX: usize = 32;
 
-/// A shared beginning is reused in whole blocks of so many tokens, and the last one is always computed: the products of
-/// matrices take rows in tiles of up to 32, so every row falls into the same place of a tile as without reuse.
+/// A shared beginning is reused in whole blocks of so many tokens, and the last one is always computed, and prompts are cut
+/// between them: the products of matrices take rows in tiles of up to 32, so every row falls into the same place of a
+/// tile, whatever was reused and wherever it was cut.
 pub(crate) const BLOCK: usize = 32;
 
 /// Copying another slot's context moves the memory of all of it, so it must save at least so many tokens. A guess.
@@ -148,15 +145,16 @@ impl<T> Schedule<T> {
         rows
     }
 
-    /// The next piece of the prompt that was admitted first. Prompts of one beginning that came together share it here:
-    /// the first of them is in the context when the second begins.
-    pub(crate) fn piece(&mut self) -> Option<Piece> {
+    /// The next piece of the prompt that was admitted first, of at most so many tokens, which are whole blocks. Prompts of
+    /// one beginning that came together share it here: the first of them is in the context when the second begins.
+    pub(crate) fn piece(&mut self, tokens_max: usize) -> Option<Piece> {
+        assert!(tokens_max >= BLOCK && tokens_max.is_multiple_of(BLOCK), "prompts are cut between blocks");
         let slot = *self.prefilling.front()?;
         let copy_of = self.worth_copying(slot);
         let sequence = self.slots[slot].taken.as_mut().expect("a slot that prefills is taken until it is released");
         let begins = !std::mem::replace(&mut sequence.begun, true);
         let from = copy_of.map_or(sequence.prefilled, |(_, shared)| shared);
-        let to = sequence.prompt.tokens.len().min(from + PREFILL_CHUNK);
+        let to = sequence.prompt.tokens.len().min(from + tokens_max);
         sequence.prefilled = to;
         sequence.position = i32::try_from(to).expect("a prompt fits the context, which is counted in i32");
         let last = to == sequence.prompt.tokens.len();
@@ -296,8 +294,8 @@ mod tests {
         let admitted = |schedule: &mut Schedule<i32>, prompt: Prompt, name| {
             schedule.push(prompt, name);
             schedule.admit().unwrap();
-            let first = schedule.piece().unwrap();
-            while schedule.piece().is_some() {}
+            let first = schedule.piece(256).unwrap();
+            while schedule.piece(256).is_some() {}
             assert!(first.begins);
             (first.slot, first.copy_of, first.range.start)
         };
@@ -325,12 +323,12 @@ mod tests {
         schedule.push(prompt(1_000), "first");
         schedule.push(prompt(1_000), "second");
         assert_eq!(admit_all(&mut schedule), [Admission { slot: 0, kept: 0 }, Admission { slot: 1, kept: 0 }]);
-        schedule.piece();
+        schedule.piece(256);
         assert_eq!(schedule.release(0), Some(("first", 256)));
         // What was computed until it was given up is there when the second begins.
-        let second = schedule.piece().unwrap();
+        let second = schedule.piece(256).unwrap();
         assert_eq!((second.slot, second.copy_of, second.range), (1, Some(0), 256..512));
-        assert_eq!(schedule.piece().unwrap().copy_of, None);
+        assert_eq!(schedule.piece(256).unwrap().copy_of, None);
         schedule.push(prompt(1_000), "third");
         assert_eq!(schedule.admit(), Some(Admission { slot: 0, kept: 256 }));
     }
@@ -342,15 +340,15 @@ mod tests {
         schedule.push(prompt(600), "long");
         admit_all(&mut schedule);
         assert!(schedule.rows().is_empty());
-        assert_eq!(schedule.piece(), Some(piece(0, 0..2, true)));
+        assert_eq!(schedule.piece(256), Some(piece(0, 0..2, true)));
         schedule.go_on(0, 77);
         assert_eq!(schedule.rows(), [Row { slot: 0, token: 77, position: 2, adapter: None }]);
-        assert_eq!(schedule.piece(), Some(piece(1, 0..256, false)));
+        assert_eq!(schedule.piece(256), Some(piece(1, 0..256, false)));
         schedule.go_on(0, 78);
         assert_eq!(schedule.rows(), [Row { slot: 0, token: 78, position: 3, adapter: None }]);
-        assert_eq!(schedule.piece(), Some(piece(1, 256..512, false)));
-        assert_eq!(schedule.piece(), Some(piece(1, 512..600, true)));
-        assert_eq!(schedule.piece(), None);
+        assert_eq!(schedule.piece(256), Some(piece(1, 256..512, false)));
+        assert_eq!(schedule.piece(256), Some(piece(1, 512..600, true)));
+        assert_eq!(schedule.piece(256), None);
         schedule.go_on(1, 5);
         // Slot 0 chose nothing since, so only slot 1 has something to decode.
         assert_eq!(schedule.rows(), [Row { slot: 1, token: 5, position: 600, adapter: None }]);
@@ -363,12 +361,12 @@ mod tests {
             schedule.push(prompt(1), name);
         }
         admit_all(&mut schedule);
-        schedule.piece();
+        schedule.piece(256);
         assert_eq!(schedule.unqueue(|name| *name == "b"), ["b"]);
         assert_eq!(schedule.release(0), Some(("a", 1)));
         admit_all(&mut schedule);
         assert_eq!(schedule.slots_where(|name| *name == "c"), [0]);
-        assert_eq!(schedule.piece(), Some(piece(0, 0..1, true)));
+        assert_eq!(schedule.piece(256), Some(piece(0, 0..1, true)));
         assert_eq!(schedule.release(0), Some(("c", 1)));
         assert!(schedule.is_idle());
     }
@@ -379,9 +377,9 @@ mod tests {
         schedule.push(prompt(600), "gone");
         schedule.push(prompt(3), "next");
         admit_all(&mut schedule);
-        schedule.piece();
+        schedule.piece(256);
         schedule.release(0);
-        assert_eq!(schedule.piece(), Some(piece(1, 0..3, true)));
+        assert_eq!(schedule.piece(256), Some(piece(1, 0..3, true)));
     }
 
     #[test]
@@ -389,7 +387,7 @@ mod tests {
         let mut schedule = Schedule::new(2);
         schedule.push(prompt_of(100, 1), ());
         schedule.admit();
-        while schedule.piece().is_some() {}
+        while schedule.piece(256).is_some() {}
         // Answers run on in their slots.
         assert_eq!(schedule.cut_to(&prompt_of(100, 1)), None);
         assert_eq!(schedule.oldest_free(), Some(1));
@@ -408,18 +406,18 @@ mod tests {
         let mut schedule = Schedule::new(2);
         schedule.push(prompt(100), "plain");
         assert_eq!(schedule.admit(), Some(Admission { slot: 0, kept: 0 }));
-        while schedule.piece().is_some() {}
+        while schedule.piece(256).is_some() {}
         schedule.release(0);
         // The same text with an adapter on is computed from its beginning, also beside the slot that holds it without.
         schedule.push(with_adapter(prompt(100), 1), "adapted");
         assert_eq!(schedule.admit(), Some(Admission { slot: 1, kept: 0 }));
-        assert_eq!(schedule.piece().map(|piece| (piece.copy_of, piece.range.start)), Some((None, 0)));
+        assert_eq!(schedule.piece(256).map(|piece| (piece.copy_of, piece.range.start)), Some((None, 0)));
         schedule.release(1);
         for (prompt, slot) in [(prompt(100), 0), (with_adapter(prompt(100), 1), 1), (with_adapter(prompt(100), 0), 0)] {
             let kept = if prompt.adapter == Some(0) { 0 } else { 64 };
             schedule.push(prompt, "again");
             assert_eq!(schedule.admit(), Some(Admission { slot, kept }));
-            while schedule.piece().is_some() {}
+            while schedule.piece(256).is_some() {}
             schedule.release(slot);
         }
         assert_eq!(schedule.cut_to(&prompt(100)), None, "saved without an adapter, and none is left");

@@ -1,12 +1,13 @@
 //! `GET /status`: the wire form of what the main loop knows. All money is a decimal string of micro-USDC.
 
 use crate::api::{classify, extract, verify};
+use crate::batch::half_up;
 use crate::fence::boottime_ms;
 use crate::main_loop::Node;
-use crate::manifest::INDEPENDENCE;
+use crate::manifest::{INDEPENDENCE, Manifest};
 use crate::shared::Role;
 use alloy::primitives::Address;
-use economy::{LeaseView, Ledger, Stage};
+use economy::{LeaseView, Ledger, Price, Stage, Usdc};
 use serde::Serialize;
 
 #[derive(Clone, Debug, Serialize)]
@@ -102,6 +103,10 @@ pub struct PriceStatus {
     pub extract_uusdc: String,
     /// An answer that is made again.
     pub verify_uusdc: String,
+    /// A million tokens in a batch: of its prompts, of texts that become vectors, and generated.
+    pub batch_mtok_prompt_uusdc: String,
+    pub batch_mtok_embedding_uusdc: String,
+    pub batch_mtok_completion_uusdc: String,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -172,6 +177,33 @@ pub struct ArchivedStatus {
     pub at: u64,
 }
 
+impl PriceStatus {
+    /// Of a day; without a price nothing is sold.
+    fn of(price: Option<Price>, manifest: &Manifest) -> PriceStatus {
+        let class = |of: fn(Price) -> Usdc| money(price.map(of));
+        let of_batch = |of: fn(Price) -> Usdc| money(price.map(|price| half_up(1_000_000, of(price))));
+        PriceStatus {
+            call_uusdc: class(|p| p.call_uusdc),
+            mtok_prompt_uusdc: class(|p| p.mtok_prompt_uusdc),
+            mtok_cached_uusdc: class(|p| p.mtok_cached_uusdc),
+            mtok_embedding_uusdc: class(|p| p.mtok_embedding_uusdc),
+            mtok_completion_uusdc: class(|p| p.mtok_completion_uusdc),
+            mbyte_stored_uusdc: manifest.payments.storage_uusdc_per_mbyte.to_string(),
+            classify_uusdc: money(price.map(|p| classify::flat(manifest, 1).today(p.of_embeddings()))),
+            extract_uusdc: money(price.map(|p| extract::flat(manifest).today(p))),
+            verify_uusdc: money(price.map(|p| verify::flat(manifest).today(p))),
+            batch_mtok_prompt_uusdc: of_batch(|p| p.mtok_prompt_uusdc),
+            batch_mtok_embedding_uusdc: of_batch(|p| p.mtok_embedding_uusdc),
+            batch_mtok_completion_uusdc: of_batch(|p| p.mtok_completion_uusdc),
+        }
+    }
+}
+
+/// Nothing is zero.
+fn money(amount: Option<Usdc>) -> String {
+    amount.unwrap_or(Usdc::ZERO).0.to_string()
+}
+
 impl Node {
     /// Tells readers how things stand. Nothing before the first block.
     pub(crate) fn publish(&self) {
@@ -185,7 +217,6 @@ impl Node {
         let view = news.view(self.cx.me());
         let (state, live) = (&news.state, self.live.as_ref().filter(|_| self.role != Role::Standby));
         let ledger = live.map(|l| l.state.agent.ledger());
-        let money = |amount: Option<economy::Usdc>| amount.map_or_else(|| "0".to_owned(), |a| a.0.to_string());
         let price = self.shared.price();
         let role = match (self.role, view.stage) {
             (Role::Active, Stage::WindingDown) => "winding_down".to_owned(),
@@ -218,17 +249,7 @@ impl Node {
             block: BlockStatus { number: view.number, timestamp: view.timestamp },
             model: self.cx.manifest.model.name.clone(),
             embedding_model: self.cx.manifest.embedding.as_ref().map(|model| model.name.clone()),
-            price: PriceStatus {
-                call_uusdc: money(price.map(|p| p.call_uusdc)),
-                mtok_prompt_uusdc: money(price.map(|p| p.mtok_prompt_uusdc)),
-                mtok_cached_uusdc: money(price.map(|p| p.mtok_cached_uusdc)),
-                mtok_embedding_uusdc: money(price.map(|p| p.mtok_embedding_uusdc)),
-                mtok_completion_uusdc: money(price.map(|p| p.mtok_completion_uusdc)),
-                mbyte_stored_uusdc: self.cx.manifest.payments.storage_uusdc_per_mbyte.to_string(),
-                classify_uusdc: money(price.map(|p| classify::flat(&self.cx.manifest, 1).today(p.of_embeddings()))),
-                extract_uusdc: money(price.map(|p| extract::flat(&self.cx.manifest).today(p))),
-                verify_uusdc: money(price.map(|p| verify::flat(&self.cx.manifest).today(p))),
-            },
+            price: PriceStatus::of(price, &self.cx.manifest),
             selling: price.is_some() && self.acts() && self.shared.engine().is_some(),
             closed_because: self.shared.closed_because(),
             balance_uusdc: view.balance.0.to_string(),

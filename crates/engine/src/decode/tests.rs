@@ -3,6 +3,7 @@
 use super::*;
 use expect_test::expect;
 use std::path::PathBuf;
+use std::slice;
 use std::sync::mpsc;
 
 const CHAT_MODEL: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
@@ -35,6 +36,7 @@ const EDIT: &str = "Write this code again with `width` called `w`:\n\n\
     fn volume(width: u32, height: u32, depth: u32) -> u32 {\n    area(width, height) * depth\n}\n";
 
 /// One answer, from the decoding thread's own side.
+#[derive(Clone)]
 struct Ran {
     /// Tokens that were gone on with: all but the last one. Only without guesses.
     ids: Vec<i32>,
@@ -46,6 +48,10 @@ struct Ran {
 }
 
 fn ran(decoder: &mut Decoder<'_>, requests: &[Generate]) -> Vec<Ran> {
+    ran_by(decoder, requests, |decoder| decoder.step())
+}
+
+fn ran_by(decoder: &mut Decoder<'_>, requests: &[Generate], mut step: impl FnMut(&mut Decoder<'_>)) -> Vec<Ran> {
     let (mut said, mut answers) = (Vec::new(), Vec::new());
     for (id, request) in (0..).zip(requests) {
         let (out, heard) = mpsc::channel();
@@ -62,7 +68,7 @@ fn ran(decoder: &mut Decoder<'_>, requests: &[Generate]) -> Vec<Ran> {
         });
     }
     while !decoder.schedule.is_idle() {
-        decoder.step();
+        step(decoder);
         for slot in decoder.schedule.slots_where(|_| true) {
             let sequence = decoder.schedule.sequence(slot).unwrap();
             let ran = &mut answers[usize::try_from(sequence.answer.key.id).unwrap()];
@@ -193,4 +199,83 @@ fn guesses_change_nothing_but_the_steps() {
     }
     // Where rows round otherwise in company there are no guesses, and the above says nothing.
     assert_eq!(fewer, decoder.may_guess(None), "guesses were right often enough to save a tenth of the steps");
+}
+
+/// Wherever a prompt is cut between blocks, and whatever runs beside it, its answer and the one beside it have the same
+/// bits, drawn by chance or not.
+#[test]
+fn where_a_prompt_is_cut_does_not_show() {
+    let _turn = crate::model::turn();
+    let args = args();
+    let model = Arc::new(Model::load(&args.model).unwrap());
+    let mut decoder = Decoder::new(&model, Vec::new(), &args).unwrap();
+    assert!(decoder.may_cut(), "this build gives a token the same bits in company as alone");
+    let request = |prompt: &str, temperature: f32| Generate {
+        temperature,
+        seed: 7,
+        logprobs: Some(2),
+        lookup: false,
+        ..Generate::greedy(prompt, 12)
+    };
+    let long = EDIT.repeat(4);
+    for temperature in [0.0, 0.8] {
+        let (asked, beside) = (request(&long, temperature), request("Once upon a time", temperature));
+        let mut whole: Option<Vec<Ran>> = None;
+        for sizes in [&[PIECE_MAX][..], &[BLOCK], &[BLOCK, 96, 64, 160]] {
+            // Nothing of it is in a context any more.
+            (0..4).for_each(|slot| decoder.schedule.forget(slot));
+            let alone = ran_in_pieces(&mut decoder, slice::from_ref(&asked), sizes);
+            (0..4).for_each(|slot| decoder.schedule.forget(slot));
+            let mut answers = ran_in_pieces(&mut decoder, &[beside.clone(), asked.clone()], sizes);
+            answers.extend(alone);
+            let whole = whole.get_or_insert_with(|| answers.clone());
+            for (one, other) in whole.iter().zip(&answers) {
+                assert_eq!(one.text, other.text, "{sizes:?}");
+                assert_eq!(one.logprobs, other.logprobs, "{sizes:?}");
+            }
+            assert_eq!(answers[1].logprobs, answers[2].logprobs, "in company and alone, {sizes:?}");
+        }
+    }
+}
+
+/// Beside a running answer a prompt is read a block at a time where that takes long enough, alone in whole pieces.
+#[test]
+fn an_answer_goes_on_between_short_pieces_of_a_prompt() {
+    let _turn = crate::model::turn();
+    let args = args();
+    let model = Arc::new(Model::load(&args.model).unwrap());
+    let mut decoder = Decoder::new(&model, Vec::new(), &args).unwrap();
+    let request = |prompt: &str, max_tokens| Generate { lookup: false, ..Generate::greedy(prompt, max_tokens) };
+    let (running, long) = (request("1 2 3 4 5 6 7 8 9", 24), request(&EDIT.repeat(4), 1));
+    let mut read = |requests: &[Generate]| {
+        (0..4).for_each(|slot| decoder.schedule.forget(slot));
+        ran_by(&mut decoder, requests, |decoder| {
+            decoder.pace.read(BLOCK, Duration::from_secs(9));
+            decoder.step();
+        })
+    };
+    let beside = read(&[running, long.clone()]).remove(1).steps;
+    let alone = read(&[long]).remove(0).steps;
+    // The last piece ends the answer, which is one token.
+    let pieces = |size: usize| u32::try_from(324_usize.div_ceil(size)).unwrap() - 1;
+    assert_eq!((beside, alone), (pieces(BLOCK), pieces(PIECE_MAX)));
+}
+
+/// Prompts are read in pieces of these lengths, in turn.
+fn ran_in_pieces(decoder: &mut Decoder<'_>, requests: &[Generate], sizes: &[usize]) -> Vec<Ran> {
+    let mut sizes = sizes.iter().copied().cycle();
+    let (mut tokens, mut took) = (0, Duration::ZERO);
+    let answers = ran_by(decoder, requests, |decoder| {
+        let rows = decoder.schedule.rows();
+        decoder.decode_answers(&rows);
+        if let Some(piece) = decoder.schedule.piece(sizes.next().unwrap()) {
+            let started = Instant::now();
+            decoder.decode_piece(&piece);
+            tokens += piece.range.len();
+            took += started.elapsed();
+        }
+        decoder.admit();
+    });
+    println!("{tokens} tokens read in {} ms", took.as_millis());
+    answers
 }

@@ -128,6 +128,27 @@ fn content_of(file: &Value) -> String {
     format!("/v1/files/{}/content", file.as_str().expect("a file"))
 }
 
+/// Beside the other prices, and the halves of them that are asked for.
+#[tokio::test]
+async fn what_a_batch_costs_stands_in_the_status() {
+    let dir = tempfile::tempdir().unwrap();
+    let shop = Shop::open(dir.path(), u64::MAX).await;
+    let (done, published) = tokio::sync::oneshot::channel();
+    let publish = move |node: &Node| {
+        node.publish();
+        done.send(()).unwrap();
+    };
+    shop.cx.tell(Event::Look(Box::new(publish))).await;
+    published.await.unwrap();
+    let status: Value = serde_json::from_str(&shop.get("/status").await).unwrap();
+    let told = |class: &str| [format!("mtok_{class}_uusdc"), format!("batch_mtok_{class}_uusdc")];
+    for (class, whole, half) in
+        [("prompt", "1000000", "500000"), ("embedding", "70000", "35000"), ("completion", "10000000", "5000000")]
+    {
+        assert_eq!(told(class).map(|name| status["price"][name].clone()), [json!(whole), json!(half)], "{status}");
+    }
+}
+
 #[tokio::test]
 async fn a_batch_is_paid_in_two_exact_parts_at_half_price_and_its_output_is_free_from_then_on() {
     let dir = tempfile::tempdir().unwrap();
