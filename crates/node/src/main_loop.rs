@@ -26,7 +26,7 @@ use economy::{Input, OutputId};
 use net::chain_of;
 use pay::facilitator::api::Asked;
 use pay::scheme::channel::ChannelId;
-use pay::{BookInput, RequestId};
+use pay::RequestId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -527,26 +527,15 @@ impl Node {
         let money = money_events::translate(logs, &news.signed, &self.cx, live.state.leases(), &live.state.book);
         let view = news.view(self.cx.me());
         let changed = live.fed.as_ref().is_none_or(|fed| crate::watch::differs(fed, &view));
-        let (mut settled, mut taken_back) = (Vec::new(), Vec::new());
-        for input in money.book {
-            match &input {
-                BookInput::Settled { method, payer, nonce, .. } => {
-                    settled.push(RequestId::of_payment(*method, payer, nonce));
-                }
-                BookInput::Reversed { method, payer, nonce } => {
-                    taken_back.push(RequestId::of_payment(*method, payer, nonce));
-                }
-                _ => {}
-            }
-            live.record(now, &Recorded::Book(input))?;
-        }
+        let (settled, taken_back) = (money.settled(), money.reversed());
         // A heartbeat must not depend on the life's own alarm alone.
         let routine = u64::from(self.cx.birth.timers.heartbeatEvery / 2).max(1);
         let due = now >= live.wake_at || live.fed.as_ref().is_none_or(|fed| now >= fed.timestamp + routine);
-        if !money.life.is_empty() || changed || due {
-            if !money.life.is_empty() {
-                live.record(now, &Recorded::Life(Input::Chain(money.life)))?;
-            }
+        let has_events = !money.life.is_empty();
+        if has_events || !money.book.is_empty() {
+            live.record(now, &Recorded::Events { events: money.life, payments: money.book })?;
+        }
+        if has_events || changed || due {
             live.wake_at = u64::MAX;
             live.fed = Some(view.clone());
             let (number, hash) = (news.head.number, news.head.hash.0);
@@ -598,16 +587,11 @@ impl Node {
         let Some(live) = self.live.as_mut().filter(|live| self.role == Role::Active && !live.sealed) else {
             return Ok(());
         };
-        let gone = live.state.take_back_above(height);
-        if !gone.is_empty() {
-            tracing::warn!(height, "the chain came back without blocks that were read: their events are taken back");
-        }
-        for record in &gone {
-            live.record(now, record)?;
-        }
-        for record in &gone {
-            if let Recorded::Book(BookInput::Reversed { method, payer, nonce }) = record {
-                self.ask_again(RequestId::of_payment(*method, payer, nonce));
+        if let Some(gone) = live.state.take_back_above(height) {
+            tracing::warn!(height, "the chain came back without blocks that were read: what they held is taken back");
+            live.record(now, &gone)?;
+            if let Recorded::Events { payments, .. } = &gone {
+                money_events::reversed_in(payments).for_each(|request| self.ask_again(request));
             }
         }
         // A receiver that is gone means that the loop ends, too.
@@ -1074,13 +1058,16 @@ impl Node {
 }
 
 #[cfg(test)]
+mod crashes;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::context;
     use alloy::primitives::Address;
 
     /// On lease 1, with its files in `dir`; and what its loop would hear.
-    fn node(dir: &std::path::Path) -> (Node, mpsc::Receiver<Event>) {
+    pub(super) fn node(dir: &std::path::Path) -> (Node, mpsc::Receiver<Event>) {
         let (mut cx, heard) = context::for_tests("http://127.0.0.1:1", dir);
         let timers = &mut cx.birth.timers;
         (timers.day, timers.heartbeatEvery, timers.fence, timers.answerTime) = (86_400, 18_000, 19_800, 21_600);
@@ -1088,7 +1075,7 @@ mod tests {
     }
 
     /// A block of this height that names the node as operator, or somebody else.
-    fn block(node: &Node, number: u64, fork: u8, (epoch, is_mine): (u64, bool)) -> Box<News> {
+    pub(super) fn block(node: &Node, number: u64, fork: u8, (epoch, is_mine): (u64, bool)) -> Box<News> {
         let mut news = News::for_tests(&node.cx);
         (news.head.number, news.head.timestamp, news.head.hash) = (number, 1_000 + number, B256::repeat_byte(fork));
         news.state.epoch = epoch;
@@ -1098,7 +1085,7 @@ mod tests {
         Box::new(news)
     }
 
-    fn records(node: &Node) -> u64 {
+    pub(super) fn records(node: &Node) -> u64 {
         node.live.as_ref().map_or(0, |live| live.journal.last_lsn())
     }
 
@@ -1187,7 +1174,7 @@ mod tests {
     }
 
     /// A block with its events of a treasury that is alive, in which nobody has beaten yet.
-    fn whole_block(node: &Node, number: u64) -> Box<News> {
+    pub(super) fn whole_block(node: &Node, number: u64) -> Box<News> {
         let mut news = block(node, number, u8::try_from(number).unwrap(), (1, true));
         (news.state.stage, news.logs) = (1, Some(Vec::new()));
         news.head.timestamp = 100_000 + number;
