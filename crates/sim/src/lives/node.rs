@@ -339,8 +339,8 @@ impl Node {
         // Whoever waits for an answer that was made asks again.
         let held: Vec<Answer> = self.held_answers().filter(|(lsn, _)| *lsn <= left).map(|(_, answer)| answer).collect();
         (self.gate, self.held) = (Gate::new(u128::MAX), BTreeSet::new());
-        // Nobody has followed this process: its own disk is enough (docs/decisions/0037).
-        (self.is_followed, self.is_acknowledged, self.hands_over, self.left_lsn) = (false, false, None, 0);
+        // Nobody has followed this process yet.
+        (self.is_followed, self.is_acknowledged) = (false, false);
         (self.dies_after, self.power_fails, self.is_fenced, self.keeps) = (None, None, false, self.disk.is_full);
         let half = self.fold_again(&records, logs_lsn)?;
         if left == recorded && self.agent.digest() != before {
@@ -351,6 +351,7 @@ impl Node {
             self.seen = None;
             self.answered.clear();
         }
+        self.hands_over_still(chain.now());
         self.boots(chain.now(), chain.state.epoch, false);
         self.finish(chain, half);
         if left < recorded {
@@ -553,8 +554,9 @@ impl Node {
     }
 
     fn lets_go(&mut self) {
-        let opened = self.gate.release(self.on_disk());
-        self.leave(opened);
+        while let Some(leaving) = self.gate.release(self.on_disk()) {
+            self.leave(vec![leaving]);
+        }
     }
 
     fn leave(&mut self, opened: Vec<Leaving>) {
@@ -588,6 +590,19 @@ impl Node {
         }
         if !self.hurries {
             self.gate.hand_over(valid_until);
+        }
+    }
+
+    /// A process that finds a handover on its way lets nothing out before its follower has asked (docs/decisions/0037).
+    fn hands_over_still(&mut self, now: u64) {
+        let Some((_, valid_until)) = self.agent.handover().filter(|(_, until)| now <= *until) else {
+            (self.hands_over, self.left_lsn) = (None, 0);
+            return;
+        };
+        let since = self.hands_over.map_or(self.lsn(), |(since, _)| since);
+        self.hands_over = Some((since, valid_until));
+        if !self.hurries {
+            self.gate.hands_over_still(valid_until);
         }
     }
 
