@@ -84,6 +84,14 @@ impl Flights {
         self.flights.iter().filter(|(_, f)| f.state == State::Sent).map(|(id, f)| (*id, f.output.clone())).collect()
     }
 
+    /// The handover that was asked for and did not fail, and until when it may be mined, chain seconds.
+    pub fn handover(&self) -> Option<(OutputId, u64)> {
+        self.flights.iter().find_map(|(id, flight)| match flight.output {
+            Output::Handover { valid_until, .. } => Some((*id, valid_until)),
+            _ => None,
+        })
+    }
+
     /// Takes an end in. Returns the failed output, if it failed now. An unknown id belongs to an earlier epoch.
     pub fn done(
         &mut self,

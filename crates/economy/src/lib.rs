@@ -164,6 +164,12 @@ impl Agent {
         self.flights.unfinished()
     }
 
+    /// The handover that was asked for and did not fail, and until when it may be mined, chain seconds: until then another
+    /// node may be operator in any block.
+    pub fn handover(&self) -> Option<(OutputId, u64)> {
+        self.flights.handover()
+    }
+
     /// What is being sold, or `None`.
     pub fn serving(&self) -> Option<Price> {
         self.serving

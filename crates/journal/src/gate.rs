@@ -52,14 +52,11 @@ impl<E> Gate<E> {
         }
     }
 
-    /// Everything that may leave now, with this on the disk.
-    pub fn release(&mut self, durable: Lsn) -> Vec<E> {
-        let mut out = Vec::new();
+    /// The next that may leave now, with this on the disk. One by one, because what leaves may close the gate behind it
+    /// ([`Gate::hand_over`]).
+    pub fn release(&mut self, durable: Lsn) -> Option<E> {
         let durable = durable.min(self.bound());
-        while self.pending.front().is_some_and(|(lsn, _)| *lsn <= durable) {
-            out.extend(self.pending.pop_front().map(|(_, effect)| effect));
-        }
-        out
+        self.pending.pop_front_if(|(lsn, _)| *lsn <= durable).map(|(_, effect)| effect)
     }
 
     /// The last record of which anything may leave, whatever else it waits for.
@@ -82,7 +79,15 @@ impl<E> Gate<E> {
     /// A handover is being sent, and may be mined until `valid_until`, chain seconds. Without a follower nothing is waited
     /// for: the successor then restores what is in the store.
     pub fn hand_over(&mut self, valid_until: u64) {
-        self.handing_over = (self.followed > 0).then_some(valid_until);
+        if self.followed > 0 || self.handing_over.is_some() {
+            self.handing_over = Some(valid_until);
+        }
+    }
+
+    /// A process before this one sent a handover that may be mined until `valid_until`. Whoever followed that one asks here
+    /// next; until then nothing leaves.
+    pub fn hands_over_still(&mut self, valid_until: u64) {
+        self.handing_over = Some(valid_until);
     }
 
     /// It was not mined, and cannot be any more; or this node went on all the same: its own disk is enough again. Whoever
@@ -142,21 +147,53 @@ impl<E> Gate<E> {
 mod tests {
     use super::*;
 
+    fn released<E>(gate: &mut Gate<E>, durable: Lsn) -> Vec<E> {
+        std::iter::from_fn(|| gate.release(durable)).collect()
+    }
+
     #[test]
     fn what_leaves_during_a_handover_is_on_both_disks_and_waits_no_longer_than_it_may_be_mined() {
         let mut gate = Gate::new(0);
         gate.when_durable(1, "before");
-        assert!(gate.release(0).is_empty());
-        assert_eq!(gate.release(1), ["before"]);
+        assert_eq!(gate.release(0), None);
+        assert_eq!(released(&mut gate, 1), ["before"]);
         gate.followed_to(1, 1);
         gate.hand_over(100);
         gate.when_durable(2, "during");
         gate.when_durable(3, "later");
-        assert!(gate.release(3).is_empty(), "the successor would not know of it");
+        assert_eq!(gate.release(3), None, "the successor would not know of it");
         // What a follower claims beyond this disk counts up to there.
-        assert_eq!((gate.followed_to(9, 2), gate.release(3)), (2, vec!["during"]));
+        assert_eq!((gate.followed_to(9, 2), released(&mut gate, 3)), (2, vec!["during"]));
         assert!(!gate.hand_over_is_over(100), "it may still be mined");
         assert!(gate.hand_over_is_over(101) && !gate.hand_over_is_over(102));
-        assert_eq!(gate.release(3), ["later"]);
+        assert_eq!(released(&mut gate, 3), ["later"]);
+    }
+
+    /// The disk had both in one write.
+    #[test]
+    fn what_became_durable_with_a_handover_stays_behind_it() {
+        let mut gate = Gate::new(0);
+        gate.followed_to(1, 1);
+        gate.when_durable(2, "handover");
+        gate.when_durable(3, "answer");
+        assert_eq!(gate.release(3), Some("handover"));
+        gate.hand_over(100);
+        assert_eq!(gate.release(3), None, "the successor would not know of it");
+        gate.followed_to(3, 3);
+        assert_eq!(gate.release(3), Some("answer"));
+    }
+
+    #[test]
+    fn a_process_that_finds_a_handover_on_its_way_lets_nothing_out_before_the_follower_asks() {
+        let mut gate = Gate::new(0);
+        gate.hands_over_still(100);
+        gate.when_durable(5, "asked again");
+        assert_eq!(gate.release(5), None);
+        // Sent again, it is the same one.
+        gate.hand_over(100);
+        assert_eq!(gate.release(5), None);
+        gate.follow_anew();
+        gate.followed_to(5, 5);
+        assert_eq!(gate.release(5), Some("asked again"));
     }
 }

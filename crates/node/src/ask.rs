@@ -264,8 +264,7 @@ impl Node {
             Some(live) if !live.sealed => live.record(now, &Recorded::Book(input)).map(|_| ()),
             Some(_) => {
                 self.settle_late(&input);
-                crate::moving::report_late(self, Recorded::Book(input));
-                Ok(())
+                self.report_late(Recorded::Book(input))
             }
             None => Ok(()),
         }
@@ -359,7 +358,7 @@ impl Node {
                 return Ok(());
             }
             // The agent moved while this answer was made: its successor keeps the conversation.
-            crate::moving::report_late(self, Recorded::Conversation(input));
+            self.report_late(Recorded::Conversation(input))?;
             let _ = reply.send(());
             return Ok(());
         }

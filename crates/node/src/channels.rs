@@ -26,7 +26,7 @@ use pay::Usdc;
 use pay::book::channels::{
     CallReservation, Channel, ChannelAsk, ChannelDecision, ChannelInput, ChannelOutput, ClaimPolicy, RefundAsk,
 };
-use pay::book::{BookInput, Decision, LimitReached, RequestId};
+use pay::book::{BookInput, BookOutput, Decision, LimitReached, RequestId};
 use pay::facilitator::api::Asked;
 use pay::scheme::channel::facilitator;
 use pay::scheme::channel::{BATCH_SETTLEMENT, ChannelConfig, ChannelId, ChannelState, ClaimRow, Deposit, HeldVoucher};
@@ -559,18 +559,14 @@ impl Node {
 
     /// After a start: what was on its way is asked about or sent again.
     pub(crate) fn resume_channels(&mut self) -> Result<()> {
-        let Some(live) = &self.live else { return Ok(()) };
+        let Some(live) = &mut self.live else { return Ok(()) };
         let channels = live.state.book.channels();
-        let deposits: Vec<ChannelId> = channels.deposits().map(|(id, _, _)| *id).collect();
-        let refunds: Vec<ChannelId> = channels.refunds().map(|(id, _, _)| *id).collect();
+        let deposits = channels.deposits().map(|(id, _, _)| ChannelOutput::Deposit { channel: *id });
+        let refunds = channels.refunds().map(|(id, _, _)| ChannelOutput::Refund { channel: *id });
+        let again: Vec<ChannelOutput> = deposits.chain(refunds).collect();
         let claims: Vec<(ChannelId, ChannelConfig)> =
             channels.open_claims().filter_map(|(id, _)| Some((*id, channels.channel(id)?.config.clone()))).collect();
-        for channel in deposits {
-            self.send_deposit(channel)?;
-        }
-        for channel in refunds {
-            self.send_refund(channel)?;
-        }
+        again.into_iter().for_each(|output| live.again(BookOutput::Channel(output)));
         for (channel, config) in claims {
             let (cx, seen) = (self.cx.clone(), self.newest_block());
             tokio::spawn(async move {

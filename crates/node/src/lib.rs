@@ -26,6 +26,7 @@ mod genesis;
 mod history;
 mod instance;
 mod keys;
+mod late;
 mod live;
 pub mod main_loop;
 pub mod manifest;

@@ -165,9 +165,39 @@ impl Live {
         self.gate.when_durable(lsn, Effect::Reply(Box::new(reply)));
     }
 
-    /// Everything that may leave now.
-    pub fn release(&mut self) -> Vec<Effect> {
+    /// The next that may leave now.
+    pub fn release(&mut self) -> Option<Effect> {
         self.gate.release(self.durable)
+    }
+
+    /// What the book asked for and heard no end of, when a process begins to lead: asked for again as if that were new.
+    pub fn again(&mut self, output: BookOutput) {
+        let waits = |effect: &Effect| matches!(effect, Effect::Book(waiting) if *waiting == output);
+        if !self.gate.held().any(|(_, effect)| waits(effect)) {
+            self.gate.when_durable(self.journal.last_lsn(), Effect::Book(output));
+        }
+    }
+
+    /// What the life asked for and heard no end of, when a process begins to lead: what may be asked for again at once.
+    ///
+    /// If a handover may be mined, what came after it waited for the successor's disk, or would have: it waits here, until
+    /// the successor has this journal to its present end or the handover is over.
+    pub fn unfinished(&mut self, now: u64) -> Vec<(OutputId, Output)> {
+        let waits = |id: &OutputId| {
+            let same = |effect: &Effect| matches!(effect, Effect::Life(waiting, _) if waiting == id);
+            self.gate.held().any(|(_, effect)| same(effect))
+        };
+        let mut all = self.state.agent.unfinished();
+        all.retain(|(id, _)| !waits(id));
+        let Some((handover, valid_until)) = self.state.agent.handover().filter(|(_, until)| now <= *until) else {
+            return all;
+        };
+        self.gate.hands_over_still(valid_until);
+        let last = self.journal.last_lsn();
+        for (id, output) in all.extract_if(.., |(id, _)| *id > handover) {
+            self.gate.when_durable(last, Effect::Life(id, output));
+        }
+        all
     }
 
     /// Another node follows from the beginning of what it was given.
@@ -307,7 +337,7 @@ mod tests {
     /// What the main loop does when the disk has it.
     fn durable(live: &mut Live, lsn: Lsn) {
         live.durable = lsn;
-        for effect in live.release() {
+        while let Some(effect) = live.release() {
             if let Effect::Reply(reply) = effect {
                 reply();
             }
@@ -321,7 +351,7 @@ mod tests {
         let (first, second) = (record(&mut live), record(&mut live));
         live.when_safe(first, 10, counts(&given));
         live.when_safe(second, 10, counts(&given));
-        assert!(live.release().is_empty());
+        assert!(live.release().is_none());
         durable(&mut live, first);
         assert_eq!(given.load(Ordering::SeqCst), 1);
         durable(&mut live, second);

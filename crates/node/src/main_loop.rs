@@ -24,9 +24,9 @@ use chain::bindings::TreasuryEvent;
 use chain::logs::{Event as ChainEvent, LogItem};
 use economy::{Input, OutputId};
 use net::chain_of;
+use pay::RequestId;
 use pay::facilitator::api::Asked;
 use pay::scheme::channel::ChannelId;
-use pay::{BookInput, RequestId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -46,9 +46,6 @@ const DISK_LOOK_MS: u64 = 10_000;
 /// for two or three arms; those that fold or write a whole memory come a few times an hour.
 const BUDGET: Duration = Duration::from_millis(20);
 const BUDGET_WHOLE: Duration = Duration::from_millis(250);
-/// After a move, streams open at the cut that the old node has not reported by then are closed at their last mark. In
-/// worlds with short days `restoreTimeout`, if that is less: the next move must not come before it.
-const LATE_REPORTS: Duration = Duration::from_secs(60);
 
 pub enum Event {
     /// A new block, with everything read at it.
@@ -210,8 +207,8 @@ pub struct Node {
     pub(crate) durable: watch::Sender<u64>,
     /// The block after which the watcher also reads events; `None` while they concern somebody else.
     pub(crate) logs_from: watch::Sender<Option<u64>>,
-    /// Ends a follower when another successor is announced.
-    follower: Option<(u64, watch::Sender<bool>)>,
+    /// The lease that is followed; tells the follower which checkpoint the chain names, and nothing to end it.
+    follower: Option<(u64, watch::Sender<Option<B256>>)>,
     /// The old node said its last word (or the restore needs none).
     last_word: bool,
     /// When this node first saw itself as operator, or stopped being it.
@@ -394,7 +391,7 @@ impl Node {
             Event::Tail(tail) => self.on_tail(tail)?,
             Event::Throughput(milli_tokens_per_sec) => self.life(Input::Throughput { milli_tokens_per_sec })?,
             Event::Look(look) => look(self),
-            Event::LateIsOver(requests) => crate::settle::close_unreported(self, &requests)?,
+            Event::LateIsOver(requests) => self.on_late_is_over(&requests)?,
             Event::Tick => self.on_tick()?,
             Event::Stop => return Ok(false),
         }
@@ -460,7 +457,7 @@ impl Node {
         tracing::info!(records = last, "replayed the journal of this lease");
         self.live = Some(Live::new(state, journal, last, ring, self.cx.manifest.exposure_uusdc_max));
         let _ = self.durable.send(last);
-        Ok(())
+        self.resume_reports()
     }
 
     // ---- the chain ----
@@ -527,26 +524,15 @@ impl Node {
         let money = money_events::translate(logs, &news.signed, &self.cx, live.state.leases(), &live.state.book);
         let view = news.view(self.cx.me());
         let changed = live.fed.as_ref().is_none_or(|fed| crate::watch::differs(fed, &view));
-        let (mut settled, mut taken_back) = (Vec::new(), Vec::new());
-        for input in money.book {
-            match &input {
-                BookInput::Settled { method, payer, nonce, .. } => {
-                    settled.push(RequestId::of_payment(*method, payer, nonce));
-                }
-                BookInput::Reversed { method, payer, nonce } => {
-                    taken_back.push(RequestId::of_payment(*method, payer, nonce));
-                }
-                _ => {}
-            }
-            live.record(now, &Recorded::Book(input))?;
-        }
+        let (settled, taken_back) = (money.settled(), money.reversed());
         // A heartbeat must not depend on the life's own alarm alone.
         let routine = u64::from(self.cx.birth.timers.heartbeatEvery / 2).max(1);
         let due = now >= live.wake_at || live.fed.as_ref().is_none_or(|fed| now >= fed.timestamp + routine);
-        if !money.life.is_empty() || changed || due {
-            if !money.life.is_empty() {
-                live.record(now, &Recorded::Life(Input::Chain(money.life)))?;
-            }
+        let has_events = !money.life.is_empty();
+        if has_events || !money.book.is_empty() {
+            live.record(now, &Recorded::Events { events: money.life, payments: money.book })?;
+        }
+        if has_events || changed || due {
             live.wake_at = u64::MAX;
             live.fed = Some(view.clone());
             let (number, hash) = (news.head.number, news.head.hash.0);
@@ -598,16 +584,11 @@ impl Node {
         let Some(live) = self.live.as_mut().filter(|live| self.role == Role::Active && !live.sealed) else {
             return Ok(());
         };
-        let gone = live.state.take_back_above(height);
-        if !gone.is_empty() {
-            tracing::warn!(height, "the chain came back without blocks that were read: their events are taken back");
-        }
-        for record in &gone {
-            live.record(now, record)?;
-        }
-        for record in &gone {
-            if let Recorded::Book(BookInput::Reversed { method, payer, nonce }) = record {
-                self.ask_again(RequestId::of_payment(*method, payer, nonce));
+        if let Some(gone) = live.state.take_back_above(height) {
+            tracing::warn!(height, "the chain came back without blocks that were read: what they held is taken back");
+            live.record(now, &gone)?;
+            if let Recorded::Events { payments, .. } = &gone {
+                money_events::reversed_in(payments).for_each(|request| self.ask_again(request));
             }
         }
         // A receiver that is gone means that the loop ends, too.
@@ -750,8 +731,8 @@ impl Node {
         let late = std::mem::take(&mut self.late);
         let Some(live) = &mut self.live else { return Ok(()) };
         live.sealing_for = (digest != alloy::primitives::B256::ZERO).then_some(digest.0);
-        for recorded in late {
-            live.record(now, &recorded)?;
+        for recorded in &late {
+            live.record(now, recorded)?;
         }
         live.ring.learn(&live.state.conversations);
         live.ring.forget_before(seq);
@@ -764,8 +745,7 @@ impl Node {
         if let Some(price) = live.state.agent.serving() {
             self.shared.sell_at(price);
         }
-        let unreported = crate::settle::being_served(live);
-        let unfinished = live.state.agent.unfinished();
+        let unfinished = live.unfinished(now);
         let read: Vec<_> = live.state.read_blocks().collect();
         let cx = self.cx.clone();
         tokio::spawn(async move {
@@ -775,19 +755,17 @@ impl Node {
         for (id, output) in unfinished {
             act::perform(self, id, output);
         }
-        if moved {
-            let cx = self.cx.clone();
-            let patience = LATE_REPORTS.min(Duration::from_secs(cx.birth.timers.restoreTimeout.into()));
-            tokio::spawn(async move {
-                tokio::time::sleep(patience).await;
-                cx.tell(Event::LateIsOver(unreported)).await;
-            });
-        } else if begins != Begins::Again {
-            crate::settle::close_interrupted(self)?;
+        match begins {
+            _ if moved => self.await_reports(epoch)?,
+            Begins::Again => {}
+            Begins::OnItsOwn | Begins::Restored => self.close_interrupted(epoch)?,
         }
         crate::settle::resume(self)?;
         self.resume_channels()?;
         act::learn_shipping(self);
+        if !late.is_empty() {
+            self.reports_are_over()?;
+        }
         Ok(())
     }
 
@@ -795,7 +773,8 @@ impl Node {
         let Some(news) = &self.news else { return };
         let (epoch, digest) = (news.state.epoch, news.state.checkpointDigest);
         let active = news.state.activeLease.saturating_to::<u64>();
-        if self.follower.as_ref().is_some_and(|(lease, _)| *lease == active) {
+        if let Some((_, wanted)) = self.follower.as_ref().filter(|(lease, _)| *lease == active) {
+            wanted.send_if_modified(|known| known.replace(digest) != Some(digest));
             return;
         }
         let Some(url) = news.active.as_ref().map(|l| l.lease.endpoint.clone()) else { return };
@@ -807,15 +786,15 @@ impl Node {
         // A journal left here by an earlier attempt is stale: the acknowledged checkpoint is where it starts.
         self.live = None;
         self.found = Found::Nothing;
-        let (stop, stopped) = watch::channel(false);
-        self.follower = Some((active, stop));
+        let (want, wanted) = watch::channel(Some(digest));
+        self.follower = Some((active, want));
         let _ = self.durable.send(0);
-        tokio::spawn(moving::follow(self.cx.clone(), url, epoch, digest, self.durable.subscribe(), stopped));
+        tokio::spawn(moving::follow(self.cx.clone(), url, epoch, self.durable.subscribe(), wanted));
     }
 
     fn stop_following(&mut self) {
-        if let Some((_, stop)) = self.follower.take() {
-            let _ = stop.send(true);
+        if let Some((_, wanted)) = self.follower.take() {
+            let _ = wanted.send(None);
         }
     }
 
@@ -862,6 +841,7 @@ impl Node {
             return Ok(());
         }
         let Some(live) = &mut self.live else { return Ok(()) };
+        self.granted_token = Some(tail.token);
         if !tail.records.is_empty() {
             live.import(&tail.records)?;
         }
@@ -993,8 +973,7 @@ impl Node {
 
     /// Everything leaves that may.
     pub(crate) fn let_go(&mut self) -> Result<()> {
-        let Some(live) = &mut self.live else { return Ok(()) };
-        for effect in live.release() {
+        while let Some(effect) = self.live.as_mut().and_then(Live::release) {
             match effect {
                 Effect::Life(id, output) => act::perform(self, id, output),
                 Effect::Book(output) => self.on_book(output)?,
@@ -1074,13 +1053,16 @@ impl Node {
 }
 
 #[cfg(test)]
+mod crashes;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::context;
     use alloy::primitives::Address;
 
     /// On lease 1, with its files in `dir`; and what its loop would hear.
-    fn node(dir: &std::path::Path) -> (Node, mpsc::Receiver<Event>) {
+    pub(super) fn node(dir: &std::path::Path) -> (Node, mpsc::Receiver<Event>) {
         let (mut cx, heard) = context::for_tests("http://127.0.0.1:1", dir);
         let timers = &mut cx.birth.timers;
         (timers.day, timers.heartbeatEvery, timers.fence, timers.answerTime) = (86_400, 18_000, 19_800, 21_600);
@@ -1088,7 +1070,7 @@ mod tests {
     }
 
     /// A block of this height that names the node as operator, or somebody else.
-    fn block(node: &Node, number: u64, fork: u8, (epoch, is_mine): (u64, bool)) -> Box<News> {
+    pub(super) fn block(node: &Node, number: u64, fork: u8, (epoch, is_mine): (u64, bool)) -> Box<News> {
         let mut news = News::for_tests(&node.cx);
         (news.head.number, news.head.timestamp, news.head.hash) = (number, 1_000 + number, B256::repeat_byte(fork));
         news.state.epoch = epoch;
@@ -1098,7 +1080,7 @@ mod tests {
         Box::new(news)
     }
 
-    fn records(node: &Node) -> u64 {
+    pub(super) fn records(node: &Node) -> u64 {
         node.live.as_ref().map_or(0, |live| live.journal.last_lsn())
     }
 
@@ -1113,7 +1095,7 @@ mod tests {
         node.turned_ms = Some(0);
         node.drain();
         assert!(node.role == Role::Draining && node.live.as_ref().unwrap().sealed && !node.acts());
-        moving::report_late(&mut node, Recorded::Line { kind: "late".into(), text: "an end".into() });
+        node.report_late(Recorded::Line { kind: "late".into(), text: "an end".into() }).unwrap();
         let closed = records(&node);
         // An endpoint that lags shows an old block: nothing is read into it.
         node.on_chain(block(&node, 1, 1, (1, true))).unwrap();
@@ -1187,7 +1169,7 @@ mod tests {
     }
 
     /// A block with its events of a treasury that is alive, in which nobody has beaten yet.
-    fn whole_block(node: &Node, number: u64) -> Box<News> {
+    pub(super) fn whole_block(node: &Node, number: u64) -> Box<News> {
         let mut news = block(node, number, u8::try_from(number).unwrap(), (1, true));
         (news.state.stage, news.logs) = (1, Some(Vec::new()));
         news.head.timestamp = 100_000 + number;

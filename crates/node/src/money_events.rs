@@ -7,7 +7,7 @@ use chain::logs::{ChainLog, Event, LogItem};
 use economy::{ChainEvent, ChainEventKind, Usdc};
 use pay::book::channels::ChannelInput;
 use pay::book::{Entry, Payment};
-use pay::{BookInput, ChannelBook, TransferMethod};
+use pay::{BookInput, ChannelBook, RequestId, TransferMethod};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What one batch of events means for the life and for the book of payments.
@@ -15,6 +15,30 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct Money {
     pub life: Vec<ChainEvent>,
     pub book: Vec<BookInput>,
+}
+
+impl Money {
+    /// Requests whose payments came in.
+    pub fn settled(&self) -> Vec<RequestId> {
+        let settled = self.book.iter().filter_map(|input| match input {
+            BookInput::Settled { method, payer, nonce, .. } => Some(RequestId::of_payment(*method, payer, nonce)),
+            _ => None,
+        });
+        settled.collect()
+    }
+
+    /// Requests whose payments were taken back.
+    pub fn reversed(&self) -> Vec<RequestId> {
+        reversed_in(&self.book).collect()
+    }
+}
+
+/// Requests whose payments these take back.
+pub fn reversed_in(payments: &[BookInput]) -> impl Iterator<Item = RequestId> {
+    payments.iter().filter_map(|input| match input {
+        BookInput::Reversed { method, payer, nonce } => Some(RequestId::of_payment(*method, payer, nonce)),
+        _ => None,
+    })
 }
 
 /// Translates in chain order. `leases` are those this agent rented before; market events about others are
@@ -90,7 +114,7 @@ fn unrecorded_in(tx: B256, book: &ChannelBook) -> Vec<BookInput> {
 }
 
 /// What takes a settlement back.
-pub fn reversed(entry: &Entry) -> BookInput {
+fn reversed(entry: &Entry) -> BookInput {
     let terms = &entry.reservation.settlement;
     BookInput::Reversed { method: terms.method(), payer: terms.payer(), nonce: terms.nonce() }
 }

@@ -12,7 +12,7 @@ use crate::memory::KeyRing;
 use crate::restore::{self, Restored};
 use alloy::primitives::B256;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use net::chain_of;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -33,7 +33,7 @@ pub enum PeerAsk {
     Key { request: ShareRequest, reply: oneshot::Sender<Result<KeyGrant>> },
     /// Records after `after`, sealed to the follower; waits a moment when there are none yet.
     Tail { after: u64, token: String, reply: oneshot::Sender<Result<TailPart>> },
-    /// The former operator finished a stream that was open at the cut.
+    /// The former operator says how far a stream is that was open at the cut, or how it ended.
     Delivered { token: String, record: Vec<u8>, reply: oneshot::Sender<Result<()>> },
 }
 
@@ -60,22 +60,38 @@ pub struct TailPart {
 pub struct Tail {
     pub records: Vec<u8>,
     pub last: bool,
+    /// Under which it was given, and under which late deliveries are reported.
+    pub token: String,
     /// With the last part: the keys of checkpoints made since the first grant.
     pub ring: Option<KeyRing>,
 }
 
-/// Gets the keys, restores the last acknowledged checkpoint, then follows the active node's journal until it
-/// says that it is over. Ends by itself when `stop` turns true (another successor was announced).
+/// Gets the keys, restores the last acknowledged checkpoint, then follows the active node's journal until it says that it
+/// is over. `wanted`: the checkpoint that the chain names, or nothing once another successor was announced: then it ends.
+///
+/// A process of the active node that is started again gives another token and goes on with the same journal, and so does
+/// its follower: what it has acknowledged stays on its disk.
 pub async fn follow(
     cx: Arc<Context>,
     active_url: String,
     epoch: u64,
-    digest: B256,
     durable: watch::Receiver<u64>,
-    stop: watch::Receiver<bool>,
+    wanted: watch::Receiver<Option<B256>>,
 ) {
-    while !*stop.borrow() {
-        match try_follow(&cx, &active_url, epoch, digest, durable.clone(), &stop).await {
+    follow_on(cx, active_url, epoch, None, durable, wanted).await;
+}
+
+/// `held`: up to which record the active node's journal is on this disk.
+async fn follow_on(
+    cx: Arc<Context>,
+    active_url: String,
+    epoch: u64,
+    mut held: Option<u64>,
+    durable: watch::Receiver<u64>,
+    wanted: watch::Receiver<Option<B256>>,
+) {
+    while wanted.borrow().is_some() {
+        match try_follow(&cx, &active_url, epoch, &mut held, durable.clone(), &wanted).await {
             Ok(()) => return,
             Err(e) => {
                 tracing::info!(error = %chain_of(&e), "following the active node: trying again");
@@ -89,32 +105,30 @@ async fn try_follow(
     cx: &Arc<Context>,
     active_url: &str,
     epoch: u64,
-    digest: B256,
+    held: &mut Option<u64>,
     mut durable: watch::Receiver<u64>,
-    stop: &watch::Receiver<bool>,
+    wanted: &watch::Receiver<Option<B256>>,
 ) -> Result<()> {
     let grant = ask_for_keys(cx, active_url, epoch).await?;
-    if grant.checkpoint != hex::encode(digest) {
-        return Err(Error::retry("the active node and the chain name different checkpoints"));
-    }
-    let found = checkpoint::fetch(cx, digest).await?;
-    let memory = grant
-        .ring
-        .memory_of(&found.recipient)
-        .ok_or_else(|| Error::retry("the key grant lacks the key of the last checkpoint"))?;
-    let mut restored = Restored::of(&found, checkpoint::open(&cx.store, &found, &memory).await?);
-    restored.ring.merge(grant.ring);
-    restored.token = Some(grant.token.clone());
-    let mut after = restored.until;
-    cx.tell(Event::Restored(Ok(Box::new(restored)))).await;
-
+    let token = grant.token.clone();
     let mut headers = HeaderMap::new();
-    let bearer = HeaderValue::from_str(&format!("Bearer {}", grant.token))
+    let bearer = HeaderValue::from_str(&format!("Bearer {token}"))
         .map_err(|e| Error::retry("the follower's token is not a header value").caused_by(e))?;
     headers.insert(header::AUTHORIZATION, bearer);
-    while !*stop.borrow() {
+    let mut after = match *held {
+        Some(after) => after,
+        None => begin(cx, grant, wanted).await?,
+    };
+    let mut is_answered = false;
+    while wanted.borrow().is_some() {
         let url = format!("{active_url}/peer/tail?after={after}");
-        let answer = cx.http.send(Method::GET, &url, headers.clone(), Bytes::new()).await?.success_or_read().await?;
+        let answer = cx.http.send(Method::GET, &url, headers.clone(), Bytes::new()).await?;
+        if answer.status == StatusCode::FORBIDDEN && !is_answered {
+            // Its journal is not the one that was followed: begin with the checkpoint.
+            *held = None;
+        }
+        let answer = answer.success_or_read().await?;
+        is_answered = true;
         let number = |name: &str| answer.headers.get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
         let last_lsn: u64 = number(LAST_LSN)
             .and_then(|v| v.parse().ok())
@@ -130,13 +144,14 @@ async fn try_follow(
         if !records.is_empty() || last {
             // A checkpoint may have been made since the first grant; keys that are sealed to its key must stay readable.
             let ring = if last { last_keys(cx, active_url, epoch + 1).await } else { None };
-            cx.tell(Event::Tail(Tail { records, last, ring })).await;
+            cx.tell(Event::Tail(Tail { records, last, token: token.clone(), ring })).await;
         }
         // Asking from `last_lsn` acknowledges it, so it must be durable here first.
         if durable.wait_for(|d| *d >= last_lsn).await.is_err() {
             return Ok(());
         }
         after = last_lsn;
+        *held = Some(after);
         if last {
             // Its last answers wait for this word; after that it has nothing more to say.
             let url = format!("{active_url}/peer/tail?after={after}");
@@ -147,6 +162,25 @@ async fn try_follow(
         }
     }
     Ok(())
+}
+
+/// Restores the last acknowledged checkpoint. Returns its last record.
+async fn begin(cx: &Context, grant: KeyGrant, wanted: &watch::Receiver<Option<B256>>) -> Result<u64> {
+    let digest = (*wanted.borrow()).ok_or_else(|| Error::superseded("another successor was announced"))?;
+    if grant.checkpoint != hex::encode(digest) {
+        return Err(Error::retry("the active node and the chain name different checkpoints"));
+    }
+    let found = checkpoint::fetch(cx, digest).await?;
+    let memory = grant
+        .ring
+        .memory_of(&found.recipient)
+        .ok_or_else(|| Error::retry("the key grant lacks the key of the last checkpoint"))?;
+    let mut restored = Restored::of(&found, checkpoint::open(&cx.store, &found, &memory).await?);
+    restored.ring.merge(grant.ring);
+    restored.token = Some(grant.token);
+    let until = restored.until;
+    cx.tell(Event::Restored(Ok(Box::new(restored)))).await;
+    Ok(until)
 }
 
 /// The old node still answers after its last word; if it does not, only conversations that were stored in the seconds
@@ -176,7 +210,6 @@ async fn ask_for_keys(cx: &Context, active_url: &str, epoch: u64) -> Result<KeyG
 
 use crate::main_loop::Node;
 use crate::shared::Role;
-use crate::state::Recorded;
 use store::seal::Recipient;
 
 /// Most records in one part of the tail.
@@ -189,8 +222,8 @@ impl Node {
                 // The asker may have hung up; it will ask again.
                 let _ = reply.send(self.grant_key(&request));
             }
-            PeerAsk::Tail { after, token, reply } => match self.successor_for(&token) {
-                Ok(_) => {
+            PeerAsk::Tail { after, token, reply } => match self.follower_at(&token, after) {
+                Ok(()) => {
                     if let Some(live) = &mut self.live {
                         live.followed_to(after);
                     }
@@ -203,7 +236,7 @@ impl Node {
                 }
             },
             PeerAsk::Delivered { token, record, reply } => {
-                let result = self.take_delivery(&token, &record);
+                let result = self.take_report(&token, &record);
                 let _ = reply.send(result);
             }
         }
@@ -245,10 +278,17 @@ impl Node {
         Ok(KeyGrant { token, ring: live.ring.clone(), checkpoint })
     }
 
-    fn successor_for(&self, token: &str) -> Result<&Recipient> {
-        match &self.successor {
-            Some((expected, recipient)) if expected == token => Ok(recipient),
-            _ => Err(Error::superseded("this token follows nothing; ask for the keys again")),
+    /// Whether the bearer of this token follows, and has nothing that is not here.
+    fn follower_at(&self, token: &str, after: u64) -> Result<()> {
+        if self.successor.as_ref().is_none_or(|(expected, _)| expected != token) {
+            return Err(Error::superseded("this token follows nothing; ask for the keys again"));
+        }
+        match &self.live {
+            Some(live) if after > live.durable => {
+                let last = live.durable;
+                Err(Error::superseded(format!("this journal ends with record {last}, not with {after}: begin again")))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -285,38 +325,6 @@ impl Node {
         self.tail_waiters = waiting;
     }
 
-    /// What the former operator delivered after the cut: charged and signed here.
-    fn take_delivery(&mut self, token: &str, record: &[u8]) -> Result<()> {
-        if self.granted_token.as_deref() != Some(token) {
-            return Err(Error::superseded("only the node whose journal this one continues may report deliveries"));
-        }
-        let recorded = Recorded::decode(record)?;
-        let late = matches!(
-            &recorded,
-            Recorded::Book(
-                pay::BookInput::Delivered { .. }
-                    | pay::BookInput::Aborted { .. }
-                    | pay::BookInput::Channel(
-                        pay::book::ChannelInput::Charged { .. } | pay::book::ChannelInput::Aborted { .. }
-                    )
-            ) | Recorded::Conversation(crate::conversation::ConversationInput::Store(_))
-        );
-        if !late {
-            return Err(Error::superseded("only deliveries can be reported after the cut"));
-        }
-        let now = self.now();
-        match &mut self.live {
-            Some(live) if self.role == Role::Active => {
-                live.record(now, &recorded)?;
-                if matches!(recorded, Recorded::Conversation(_)) {
-                    live.ring.learn(&live.state.conversations);
-                }
-                Ok(())
-            }
-            _ => Err(Error::retry("this node is not active yet")),
-        }
-    }
-
     /// Read by `/peer/able`: an announced standby is able once it holds the memory.
     pub fn synced_if_announced(&self) -> bool {
         let Some(news) = &self.news else { return false };
@@ -325,27 +333,81 @@ impl Node {
     }
 }
 
-/// A delivery that ended after this journal was closed: the successor charges and signs it. Tried for a minute.
-pub fn report_late(node: &mut Node, recorded: Recorded) {
-    const ATTEMPTS: u32 = 30;
-    node.late.push(recorded.clone());
-    let Some(url) = node.shared.moved() else { return };
-    let Some((token, _)) = node.successor.clone() else { return };
-    let cx = node.cx.clone();
-    tokio::spawn(async move {
-        let mut headers = HeaderMap::new();
-        let Ok(bearer) = HeaderValue::from_str(&format!("Bearer {token}")) else { return };
-        headers.insert(header::AUTHORIZATION, bearer);
-        for _ in 0..ATTEMPTS {
-            let body = Bytes::from(recorded.encode());
-            let sent = cx.http.send(Method::POST, &format!("{url}/peer/delivered"), headers.clone(), body).await;
-            match sent {
-                Ok(answer) if answer.status.is_success() || answer.status.is_client_error() => return,
-                _ => tokio::time::sleep(Duration::from_secs(2)).await,
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::extract::{Query, State};
+    use axum::response::{IntoResponse, Response};
+    use axum::routing::{get, post};
+    use std::collections::BTreeMap;
+    use std::sync::Mutex;
+
+    /// An active node, as far as a follower sees it: its tokens are counted, and the first process is gone after one part.
+    #[derive(Default)]
+    struct Active {
+        tokens: u32,
+        /// (token, from which record), in order.
+        asked: Vec<(String, u64)>,
+    }
+
+    type Shared = Arc<Mutex<Active>>;
+
+    async fn key(State(active): State<Shared>, axum::Json(request): axum::Json<ShareRequest>) -> Vec<u8> {
+        let mut active = active.lock().unwrap();
+        active.tokens += 1;
+        let token = format!("token-{}", active.tokens);
+        let grant = KeyGrant { token, ring: KeyRing::default(), checkpoint: String::new() };
+        let to = Recipient::parse(&request.recipient).unwrap();
+        seal::seal(&serde_json::to_vec(&grant).unwrap(), &[to]).unwrap()
+    }
+
+    async fn tail(
+        State((active, to)): State<(Shared, Recipient)>,
+        Query(query): Query<BTreeMap<String, u64>>,
+        headers: HeaderMap,
+    ) -> Response {
+        let mut active = active.lock().unwrap();
+        let token = headers[header::AUTHORIZATION].to_str().unwrap().trim_start_matches("Bearer ").to_owned();
+        active.asked.push((token.clone(), query["after"]));
+        let part = |last_lsn: u64, last: &'static str, records: &[u8]| {
+            let sealed = seal::seal(records, std::slice::from_ref(&to)).unwrap();
+            ([(LAST_LSN, last_lsn.to_string()), (FINAL, last.to_owned())], sealed).into_response()
+        };
+        match (token.as_str(), query["after"]) {
+            ("token-1", 5) => part(7, "false", b"6 and 7"),
+            ("token-1", _) => StatusCode::FORBIDDEN.into_response(),
+            _ => part(9, "true", b"8 and 9"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_follower_keeps_what_it_has_when_the_active_node_is_started_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (cx, mut heard) = crate::context::for_tests("http://127.0.0.1:1", dir.path());
+        let active = Shared::default();
+        let tail = get(tail).with_state((active.clone(), cx.keys.exchange.recipient()));
+        let app =
+            axum::Router::new().route("/peer/key", post(key).with_state(active.clone())).route("/peer/tail", tail);
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        let (on_disk, durable) = watch::channel(5);
+        let (_want, wanted) = watch::channel(Some(B256::repeat_byte(1)));
+        let follower = tokio::spawn(follow_on(Arc::new(cx), url, 1, Some(5), durable, wanted));
+        let mut parts = Vec::new();
+        while let Some(event) = heard.recv().await {
+            let Event::Tail(tail) = event else { panic!("it begins again: {}", event.name()) };
+            let is_last = tail.last;
+            parts.push((tail.token, String::from_utf8(tail.records).unwrap()));
+            on_disk.send_replace(if is_last { 9 } else { 7 });
+            if is_last {
+                break;
             }
         }
-        tracing::warn!(
-            "a delivery after the cut could not be reported: the successor refunds it or charges its last mark"
-        );
-    });
+        follower.await.unwrap();
+        let expected = [("token-1", "6 and 7"), ("token-2", "8 and 9")];
+        assert_eq!(parts, expected.map(|(token, records)| (token.to_owned(), records.to_owned())));
+        let asked = [("token-1", 5), ("token-1", 7), ("token-2", 7), ("token-2", 9)];
+        assert_eq!(active.lock().unwrap().asked, asked.map(|(token, after)| (token.to_owned(), after)));
+    }
 }

@@ -376,13 +376,6 @@ fn interrupted(live: &Live, now: u64) -> BTreeMap<RequestId, BookInput> {
     inputs.filter_map(by_request).collect()
 }
 
-/// After a start of this node: whatever was being served is not any more.
-pub fn close_interrupted(node: &mut Node) -> Result<()> {
-    let Some(live) = &node.live else { return Ok(()) };
-    let all = being_served(live);
-    close_unreported(node, &all)
-}
-
 /// Closes those of `requests` that are still open: who served them is gone, or has not said in time what it delivered.
 /// What this node serves itself by now goes on.
 pub fn close_unreported(node: &mut Node, requests: &BTreeSet<RequestId>) -> Result<()> {
@@ -420,16 +413,19 @@ pub fn resume(node: &mut Node) -> Result<()> {
             node.settle(request)?;
             continue;
         }
-        let Some(task) = node.live.as_ref().and_then(|live| Task::of(live, &request)) else { continue };
+        let Some(live) = &mut node.live else { return Ok(()) };
+        let Some(task) = Task::of(live, &request) else { continue };
         let cx = node.cx.clone();
-        tokio::spawn(async move {
-            let found = match task.reconcile(&cx).await {
-                // It may never have left the process: sending it again is safe, a nonce is taken once. Whoever waited for
-                // it was on another process's line.
-                Settlement::Unknown => task.send_with_others(&cx, true).await,
-                known => known,
-            };
-            cx.tell(Event::Settled { request, settlement: found }).await;
+        live.when_durable(live.journal.last_lsn(), move || {
+            tokio::spawn(async move {
+                let found = match task.reconcile(&cx).await {
+                    // It may never have left the process: sending it again is safe, a nonce is taken once. Whoever waited
+                    // for it was on another process's line.
+                    Settlement::Unknown => task.send_with_others(&cx, true).await,
+                    known => known,
+                };
+                cx.tell(Event::Settled { request, settlement: found }).await;
+            });
         });
     }
     crate::ask::say_what_is_owed(node);

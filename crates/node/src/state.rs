@@ -8,11 +8,12 @@ use borsh::{BorshDeserialize, BorshSerialize};
 use economy::{Agent, ChainEvent, ChainEventKind, Input, Outcome, Output, OutputId, Usdc};
 use pay::TransferMethod;
 use pay::book::channels::CallService;
-use pay::book::{BookInput, BookOutput, ChannelBook, ChannelOutput, Payment, Service};
+use pay::book::{BookInput, BookOutput, ChannelBook, ChannelOutput, Service};
 use pay::receipt::SignedReceipt;
 use pay::receipt::tree::{Place, Trees};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io::Read;
 
 /// Receipts kept for `GET /receipts/{id}`; older ones are in the checkpoints. A guess, unmeasured.
 const RECEIPTS_MAX: usize = 20_000;
@@ -45,6 +46,12 @@ pub enum Recorded {
         number: u64,
         hash: [u8; 32],
     },
+    /// What one look at the chain brought, for both machines. One record, so that a crash leaves all of it or nothing: by
+    /// `events` alone it is known what to take back when the blocks are gone ([`State::take_back_above`]).
+    Events {
+        events: Vec<ChainEvent>,
+        payments: Vec<BookInput>,
+    },
 }
 
 impl Recorded {
@@ -57,6 +64,7 @@ impl Recorded {
             Self::Receipt { .. } => 4,
             Self::Line { .. } => 5,
             Self::Read { .. } => 6,
+            Self::Events { .. } => 7,
         }
     }
 
@@ -112,6 +120,19 @@ pub struct State {
     pub served: u64,
     /// Payers who have paid before: the next call of such a one may be settled while it is served.
     payers: BTreeSet<[u8; 20]>,
+    /// Income that the life has heard of and that a reorganisation took back: what is earned next makes up for it, and the
+    /// life hears of what is more.
+    #[borsh(deserialize_with = "zero_at_the_end")]
+    unearned: Usdc,
+}
+
+/// Snapshots of builds before [`State::unearned`] end where it begins.
+fn zero_at_the_end<R: Read>(reader: &mut R) -> std::io::Result<Usdc> {
+    let mut first = [0];
+    match reader.read(&mut first)? {
+        0 => Ok(Usdc::ZERO),
+        _ => Usdc::deserialize_reader(&mut first.as_slice().chain(reader)),
+    }
 }
 
 /// A receipt as it was signed, and where its leaf is.
@@ -151,6 +172,7 @@ impl State {
             leases: BTreeSet::new(),
             served: 0,
             payers: BTreeSet::new(),
+            unearned: Usdc::ZERO,
         }
     }
 
@@ -158,50 +180,12 @@ impl State {
     pub fn apply(&mut self, lsn: u64, now: u64, record: &Recorded) -> Said {
         let mut said = Said::default();
         match record {
-            Recorded::Life(input) => {
-                if let Input::Block(view) = input {
-                    self.block = view.number;
-                }
-                if let Input::Chain(events) = input {
-                    for event in events {
-                        self.remember(event);
-                    }
-                }
-                if let Input::Earned { .. } = input {
-                    self.unposted = Unposted::default();
-                }
-                if let Input::Done { id, outcome } = input {
-                    let id = (id.lsn, id.index);
-                    match outcome {
-                        Outcome::Done { block } => self.receipt_trees.anchored(id, *block),
-                        Outcome::Failed { .. } => self.receipt_trees.lost(id),
-                        Outcome::Unknown => {}
-                    }
-                }
-                let outputs = self.agent.step(now, lsn, input.clone());
-                for (index, output) in (0u32..).zip(outputs) {
-                    if let Output::Heartbeat { .. } = output {
-                        let day = self.day(now);
-                        self.receipt_trees.cut((lsn, index), day);
-                    }
-                    if let Output::Note(note) = &output {
-                        self.log.add((lsn, index), now, self.block, note.kind(), note.to_string());
-                    }
-                    said.life.push((OutputId { lsn, index }, output));
-                }
-                if let Input::Block(view) = input {
-                    self.history.observe(Sample {
-                        at: now,
-                        balance: view.balance.0,
-                        earned: self.agent.ledger().sales().0,
-                        rent: self.agent.ledger().rent().0,
-                    });
-                }
-            }
-            Recorded::Book(input) => {
-                said.book = self.book.apply(input.clone());
-                for output in &said.book {
-                    self.count_income(lsn, output);
+            Recorded::Life(input) => said.life = self.live(lsn, now, input),
+            Recorded::Book(input) => said.book = self.pay(lsn, input),
+            Recorded::Events { events, payments } => {
+                said.book = payments.iter().flat_map(|input| self.pay(lsn, input)).collect();
+                if !events.is_empty() {
+                    said.life = self.live(lsn, now, &Input::Chain(events.clone()));
                 }
             }
             Recorded::Conversation(input) => self.conversations.apply(input),
@@ -222,6 +206,53 @@ impl State {
             }
         }
         said
+    }
+
+    /// One input of the life.
+    fn live(&mut self, lsn: u64, now: u64, input: &Input) -> Vec<(OutputId, Output)> {
+        match input {
+            Input::Block(view) => self.block = view.number,
+            Input::Chain(events) => events.iter().for_each(|event| self.remember(event)),
+            Input::Earned { .. } => self.unposted = Unposted::default(),
+            Input::Done { id, outcome } => {
+                let id = (id.lsn, id.index);
+                match outcome {
+                    Outcome::Done { block } => self.receipt_trees.anchored(id, *block),
+                    Outcome::Failed { .. } => self.receipt_trees.lost(id),
+                    Outcome::Unknown => {}
+                }
+            }
+            _ => {}
+        }
+        let outputs = self.agent.step(now, lsn, input.clone());
+        for (index, output) in (0u32..).zip(&outputs) {
+            match output {
+                Output::Heartbeat { .. } => {
+                    let day = self.day(now);
+                    self.receipt_trees.cut((lsn, index), day);
+                }
+                Output::Note(note) => self.log.add((lsn, index), now, self.block, note.kind(), note.to_string()),
+                _ => {}
+            }
+        }
+        if let Input::Block(view) = input {
+            self.history.observe(Sample {
+                at: now,
+                balance: view.balance.0,
+                earned: self.agent.ledger().sales().0,
+                rent: self.agent.ledger().rent().0,
+            });
+        }
+        (0..).zip(outputs).map(|(index, output)| (OutputId { lsn, index }, output)).collect()
+    }
+
+    /// One input of the book.
+    fn pay(&mut self, lsn: u64, input: &BookInput) -> Vec<BookOutput> {
+        let outputs = self.book.apply(input.clone());
+        for output in &outputs {
+            self.count_income(lsn, output);
+        }
+        outputs
     }
 
     fn keep(&mut self, now: u64, request: &str, json: &str, cose: [u8; 64]) {
@@ -271,36 +302,24 @@ impl State {
         self.read.iter().rev().copied()
     }
 
-    /// What to record so that nothing read above `height` counts any more, newest first.
-    pub fn take_back_above(&self, height: u64) -> Vec<Recorded> {
+    /// What to record so that nothing read above `height` counts any more, newest first; `None`: nothing was.
+    ///
+    /// Payments go by their own block, too: of one whose transaction was mined the book hears before its event is read.
+    pub fn take_back_above(&self, height: u64) -> Option<Recorded> {
         let gone = || self.recent.iter().rev().filter(|event| event.block > height);
-        let book = gone().filter_map(|event| match &event.kind {
-            ChainEventKind::ExactSettled { payer, nonce, .. } => {
-                let method = TransferMethod::Eip3009;
-                Some(Recorded::Book(BookInput::Reversed { method, payer: *payer, nonce: *nonce }))
-            }
-            ChainEventKind::ExactRefunded { payer, nonce, .. } => {
-                Some(Recorded::Book(BookInput::RefundReversed { payer: *payer, nonce: *nonce }))
-            }
-            _ => None,
-        });
-        // No event of the treasury tells of these.
-        let unrecorded = self.book.entries().filter(|(_, entry)| match entry.payment {
-            Payment::Settled { block, recorded: false, .. } => block > height,
-            _ => false,
-        });
-        let unrecorded = unrecorded.map(|(_, entry)| Recorded::Book(crate::money_events::reversed(entry)));
+        let mut payments: Vec<BookInput> = gone().filter_map(|event| reversed(&event.kind)).collect();
+        let settled =
+            self.book.settled_above(height).map(|(method, payer, nonce)| BookInput::Reversed { method, payer, nonce });
+        let unheard: Vec<BookInput> = settled.filter(|input| !payments.contains(input)).collect();
+        payments.extend(unheard);
         let reverted = |event: &ChainEvent| ChainEvent {
             block: event.block,
             index: event.index,
             kind: ChainEventKind::Reverted(Box::new(event.clone())),
         };
-        let life: Vec<ChainEvent> = gone().map(reverted).collect();
-        let mut all: Vec<Recorded> = book.chain(unrecorded).collect();
-        if !life.is_empty() {
-            all.push(Recorded::Life(Input::Chain(life)));
-        }
-        all
+        let events: Vec<ChainEvent> = gone().map(reverted).collect();
+        let is_something = !(events.is_empty() && payments.is_empty());
+        is_something.then_some(Recorded::Events { events, payments })
     }
 
     fn count_income(&mut self, lsn: u64, output: &BookOutput) {
@@ -317,7 +336,10 @@ impl State {
                 self.count_call(lsn, *amount, tokens);
             }
             BookOutput::Unearned { amount, .. } => {
+                let posted = amount.saturating_sub(self.unposted.sum);
                 self.unposted.sum = self.unposted.sum.saturating_sub(*amount);
+                self.unearned = self.unearned.saturating_add(posted);
+                self.served = self.served.saturating_sub(1);
             }
             BookOutput::Channel(ChannelOutput::Charged { request, amount, .. }) => {
                 let Some(call) = self.book.channels().call(request) else { return };
@@ -336,14 +358,20 @@ impl State {
     }
 
     fn count_call(&mut self, lsn: u64, amount: Usdc, tokens: u32) {
+        self.served += 1;
+        let made_up = amount.min(self.unearned);
+        self.unearned = self.unearned.saturating_sub(made_up);
+        if !made_up.is_zero() && made_up == amount {
+            // The life has heard of this call.
+            return;
+        }
         if self.unposted.count == 0 {
             self.unposted.first_lsn = lsn;
         }
         self.unposted.last_lsn = lsn;
         self.unposted.count += 1;
-        self.unposted.sum = self.unposted.sum.saturating_add(amount);
+        self.unposted.sum = self.unposted.sum.saturating_add(amount.saturating_sub(made_up));
         self.unposted.tokens += u64::from(tokens);
-        self.served += 1;
     }
 
     pub fn unposted(&self) -> Unposted {
@@ -355,7 +383,7 @@ impl State {
     pub fn book_difference(&self) -> i128 {
         let signed = |amount: Usdc| i128::try_from(amount.0).expect("USDC's whole supply fits 64 bits");
         let charged = signed(self.book.totals().earned) + signed(self.book.channels().totals().charged);
-        charged - signed(self.agent.ledger().sales()) - signed(self.unposted.sum)
+        charged + signed(self.unearned) - signed(self.agent.ledger().sales()) - signed(self.unposted.sum)
     }
 
     pub fn knows_payer(&self, payer: &[u8; 20]) -> bool {
@@ -380,10 +408,25 @@ impl State {
     }
 }
 
+/// What takes the payment or refund of an event back in the book.
+fn reversed(event: &ChainEventKind) -> Option<BookInput> {
+    match event {
+        ChainEventKind::ExactSettled { payer, nonce, .. } => {
+            Some(BookInput::Reversed { method: TransferMethod::Eip3009, payer: *payer, nonce: *nonce })
+        }
+        ChainEventKind::ExactRefunded { payer, nonce, .. } => {
+            Some(BookInput::RefundReversed { payer: *payer, nonce: *nonce })
+        }
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::genesis::for_tests as fresh;
+    use pay::book::{Delivery, Finish, Reservation, Timing};
+    use pay::{RequestId, Settle, SettleExact};
 
     fn event(block: u64, kind: ChainEventKind) -> ChainEvent {
         ChainEvent { block, index: 0, kind }
@@ -416,13 +459,13 @@ mod tests {
         assert_eq!((treasury(&state), state.agent.ledger().escrow()), (970, 30));
         let read: Vec<u64> = state.read_blocks().map(|(number, _)| number).collect();
         assert_eq!(read, [12, 11, 10]);
-        assert!(state.take_back_above(12).is_empty(), "nothing was lost");
+        assert_eq!(state.take_back_above(12), None, "nothing was lost");
 
         // The chain came back at block 11: the top-up was never mined.
         let gone = state.take_back_above(11);
-        feed(&mut state, &mut lsn, gone);
+        feed(&mut state, &mut lsn, gone.into_iter().collect());
         assert_eq!((treasury(&state), state.agent.ledger().escrow()), (1_000, 0));
-        assert!(state.take_back_above(11).is_empty(), "once");
+        assert_eq!(state.take_back_above(11), None, "once");
 
         // Sent again, it is mined in another block 12, which is read instead of the lost one.
         feed(&mut state, &mut lsn, block(12, 9, vec![paid_in]));
@@ -430,5 +473,106 @@ mod tests {
         assert_eq!(state.read_blocks().next(), Some((12, [9; 32])));
         // A successor decodes the same memory.
         assert_eq!(State::decode(&state.encode()).unwrap().read_blocks().count(), 3);
+    }
+
+    fn settled(nonce: u8, block: u64) -> Recorded {
+        let (method, payer) = (TransferMethod::Eip3009, [9; 20]);
+        let (amount, tx) = (Usdc(900), [8; 32]);
+        let input = BookInput::Settled { method, payer, nonce: [nonce; 32], amount, tx, block, recorded: true };
+        Recorded::Book(input)
+    }
+
+    fn request(nonce: u8) -> RequestId {
+        RequestId::of_payment(TransferMethod::Eip3009, &[9; 20], &[nonce; 32])
+    }
+
+    fn reserved(nonce: u8) -> Recorded {
+        let settlement = SettleExact {
+            payer: [9; 20],
+            value: Usdc(900),
+            valid_after: 0,
+            valid_before: 1_000,
+            nonce: [nonce; 32],
+            signature: vec![5; 65],
+            is_signed_by_key: true,
+        };
+        Recorded::Book(BookInput::Reserved(Reservation {
+            request: request(nonce),
+            settlement: Settle::Exact(settlement),
+            timing: Timing::AtOnce,
+            route: "POST /v1/chat/completions".into(),
+            body_digest: [nonce; 32],
+            identifier: None,
+            prompt_tokens: 11,
+            max_tokens: 64,
+            run: String::new(),
+            at: 1,
+        }))
+    }
+
+    fn delivered(nonce: u8) -> Recorded {
+        let delivery = Delivery {
+            cached_tokens: 0,
+            completion_tokens: 21,
+            bytes: 84,
+            output_digest: [9; 32],
+            finish: Finish::Stop,
+            at: 2,
+            confirmed: true,
+        };
+        Recorded::Book(BookInput::Delivered { request: request(nonce), delivery, amount: Usdc(900) })
+    }
+
+    /// A node hears of a payment from its transaction's receipt, and dies before it has read that block. If the block never
+    /// was, no event tells.
+    #[test]
+    fn a_payment_of_a_block_that_was_never_read_goes_with_the_block() {
+        let (mut state, mut lsn) = (fresh(), 0);
+        feed(&mut state, &mut lsn, block(10, 1, vec![]));
+        feed(&mut state, &mut lsn, vec![settled(1, 10), settled(2, 11)]);
+        assert_eq!(state.book.totals().unmatched, Usdc(1_800));
+        let gone = state.take_back_above(10);
+        let reversed = BookInput::Reversed { method: TransferMethod::Eip3009, payer: [9; 20], nonce: [2; 32] };
+        assert_eq!(gone, Some(Recorded::Events { events: vec![], payments: vec![reversed] }));
+        feed(&mut state, &mut lsn, gone.into_iter().collect());
+        assert_eq!(state.book.totals().unmatched, Usdc(900));
+        assert_eq!(state.take_back_above(10), None, "once");
+    }
+
+    /// What the life hears of income, as the node posts it.
+    fn posted(state: &State, lsn: u64) -> Vec<Recorded> {
+        let Unposted { count, tokens, sum, .. } = state.unposted();
+        let earned = Input::Earned { first_lsn: lsn, last_lsn: lsn, count, tokens, sum };
+        if count == 0 { Vec::new() } else { vec![Recorded::Life(earned)] }
+    }
+
+    #[test]
+    fn income_that_a_reorganisation_takes_back_after_it_was_posted_is_not_posted_twice() {
+        let (mut state, mut lsn) = (fresh(), 0);
+        let sold = |state: &State| (state.agent.ledger().sales().0, state.served, state.book_difference());
+        feed(&mut state, &mut lsn, vec![reserved(1), delivered(1), settled(1, 11)]);
+        let posts = posted(&state, lsn);
+        feed(&mut state, &mut lsn, posts);
+        assert_eq!(sold(&state), (900, 1, 0));
+        let reversed = || BookInput::Reversed { method: TransferMethod::Eip3009, payer: [9; 20], nonce: [1; 32] };
+        feed(&mut state, &mut lsn, vec![Recorded::Book(reversed())]);
+        assert_eq!((sold(&state), posted(&state, lsn)), ((900, 0, 0), vec![]));
+        // Another call makes up for it, on whatever host.
+        state = State::decode(&state.encode()).unwrap();
+        feed(&mut state, &mut lsn, vec![reserved(2), delivered(2), settled(2, 12)]);
+        assert_eq!((sold(&state), posted(&state, lsn)), ((900, 1, 0), vec![]));
+        feed(&mut state, &mut lsn, vec![settled(1, 13)]);
+        let posts = posted(&state, lsn);
+        feed(&mut state, &mut lsn, posts);
+        assert_eq!(sold(&state), (1_800, 2, 0));
+    }
+
+    #[test]
+    fn a_snapshot_of_a_build_before_unearned_income_was_kept_is_read() {
+        let state = fresh();
+        let bytes = state.encode();
+        let older = &bytes[..bytes.len() - size_of::<u128>()];
+        assert_eq!(State::decode(older).unwrap().digest(), state.digest());
+        assert!(State::decode(&bytes[..bytes.len() - 1]).is_err(), "half of it is damage");
     }
 }

@@ -233,6 +233,14 @@ impl ChannelBook {
         self.entries.iter()
     }
 
+    /// What was settled in blocks above `height`, for a request or for none yet.
+    pub fn settled_above(&self, height: u64) -> impl Iterator<Item = (TransferMethod, [u8; 20], Hash)> {
+        let is_above = move |entry: &Entry| matches!(entry.payment, Payment::Settled { block, .. } if block > height);
+        let served = self.entries.values().filter(move |entry| is_above(entry));
+        let orphans = self.orphans.iter().filter(move |(_, orphan)| orphan.block > height);
+        served.map(|entry| entry.reservation.payment_key()).chain(orphans.map(|(key, _)| *key))
+    }
+
     /// Whether this request's settlement may leave the process: asked right before `SettleSent` is recorded, since
     /// the request may have been aborted after `BookOutput::Settle`.
     pub fn may_settle(&self, request: &RequestId) -> bool {

@@ -68,10 +68,14 @@ pub enum Fault {
     ThirdParty,
     /// The clock by which a node paces what it tries again stands still, or jumps ahead by hours.
     ClockSkew,
+    /// The block of a handover, which a successor has acted on already, never happened.
+    UndoneMove,
+    /// The pool keeps a handover until it is too late for it.
+    LateHandover,
 }
 
 impl Fault {
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 24] = [
         Self::RpcDrop,
         Self::RpcLag,
         Self::RpcLie,
@@ -94,6 +98,8 @@ impl Fault {
         Self::NonceGap,
         Self::ThirdParty,
         Self::ClockSkew,
+        Self::UndoneMove,
+        Self::LateHandover,
     ];
 
     /// A crash in each life, and every other fault in about a third of them: what very many lives are lived with.
@@ -127,6 +133,8 @@ impl Fault {
             Self::NonceGap => "nonce-gap",
             Self::ThirdParty => "third-party",
             Self::ClockSkew => "clock-skew",
+            Self::UndoneMove => "undone-move",
+            Self::LateHandover => "late-handover",
         }
     }
 
@@ -134,7 +142,7 @@ impl Fault {
         Self::ALL.into_iter().find(|fault| fault.name() == name)
     }
 
-    /// Of a thousand occasions, so many have it: requests to the endpoint, blocks, rented leases or calls.
+    /// Of a thousand occasions, so many have it: requests to the endpoint, blocks, rented leases, calls or handovers.
     fn permille(self) -> u64 {
         match self {
             Self::RpcDrop | Self::RpcLie | Self::Unserved => 60,
@@ -144,6 +152,7 @@ impl Fault {
             Self::Crash | Self::OldKey | Self::TornTail => 20,
             Self::NeverReady => 200,
             Self::PeerDrop => 300,
+            Self::UndoneMove | Self::LateHandover => 400,
             Self::RpcDown
             | Self::HostGone
             | Self::StandbyGone
@@ -186,6 +195,10 @@ pub enum Bug {
     OneShareOpens,
     /// While a handover is on its way, what leaves does not wait for the successor's disk.
     HurriedMove,
+    /// What waited for the successor's disk waits on when the handover is over.
+    ShutGate,
+    /// A node that is operator again, because the block of its handover is gone, goes on from the last checkpoint.
+    ForgottenOffice,
     /// The agent takes more for a call than the customer authorised.
     Overcharge,
     /// More is claimed from a channel than was delivered.
@@ -194,7 +207,7 @@ pub enum Bug {
 
 impl Bug {
     /// Each with what it breaks: an invariant, or what a machine promises.
-    pub const ALL: [(Self, &str); 15] = [
+    pub const ALL: [(Self, &str); 17] = [
         (Self::MadeMoney, "I1"),
         (Self::DeafLedger, "I1"),
         (Self::UsurpedKey, "I2"),
@@ -208,6 +221,8 @@ impl Bug {
         (Self::CarelessStewards, "shares"),
         (Self::OneShareOpens, "shares"),
         (Self::HurriedMove, "moving"),
+        (Self::ShutGate, "moving"),
+        (Self::ForgottenOffice, "moving"),
         (Self::Overcharge, "I3"),
         (Self::GreedyClaim, "I3"),
     ];
@@ -274,6 +289,8 @@ pub struct Lived {
     pub moves: u64,
     /// Of these, so many in which the successor began without the old node's last words.
     pub cut_short: u64,
+    /// Further moves, each of which a branch took back.
+    pub undone: u64,
     pub takeovers: u64,
     /// Shares that stewards gave to operators that had to restore, and refused to others.
     pub shares: u64,

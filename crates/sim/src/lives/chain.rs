@@ -102,6 +102,8 @@ pub struct Chain {
     branch: u64,
     /// Wei that a unit of gas costs from the next block on; what offers less waits.
     pub base_fee: u128,
+    /// Nothing of this account is mined until then.
+    pub held_back: Option<(Address, u64)>,
     /// Fewer stewards than a quorum acknowledge anything.
     pub stewards_are_silent: bool,
     pub done: u64,
@@ -139,6 +141,7 @@ impl Chain {
             people: Vec::new(),
             branch: 0,
             base_fee: BASE_FEE,
+            held_back: None,
             stewards_are_silent: false,
             done: 0,
             refused: 0,
@@ -289,7 +292,8 @@ impl Chain {
             self.execute(tx)?;
         }
         let accounts: Vec<Address> = self.pool.keys().map(|(account, _)| *account).collect();
-        for account in accounts {
+        let held_back = self.held_back.filter(|(_, until)| head.timestamp <= *until).map(|(account, _)| account);
+        for account in accounts.into_iter().filter(|account| held_back != Some(*account)) {
             let next = |chain: &Self| (account, chain.world.evm.nonce(account));
             while self.pool.get(&next(self)).is_some_and(|tx| tx.max_fee >= self.base_fee)
                 && let Some(tx) = self.pool.remove(&next(self))
@@ -374,6 +378,11 @@ impl Chain {
     pub fn can_branch(&self, depth: usize) -> bool {
         let past = depth.checked_sub(1).and_then(|_| self.past.len().checked_sub(depth)).map(|at| &self.past[at]);
         past.is_some_and(|past| past.epoch == self.state.epoch)
+    }
+
+    /// How many blocks have to be taken back so that the last succession never happened. `None`: it is too deep.
+    pub fn succession_depth(&self) -> Option<usize> {
+        (1..=self.past.len()).find(|depth| self.past[self.past.len() - depth].epoch < self.state.epoch)
     }
 
     /// The last `depth` blocks never happened. What was in them waits in the pool again, before what was sent since; time

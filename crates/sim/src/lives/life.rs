@@ -36,6 +36,8 @@ const GIVE_UP_DAYS: u64 = 3;
 /// Of a thousand blocks: a payer takes its money out by itself, or asks the agent for the rest.
 const LEAVES_PERMILLE: u64 = 3;
 const ASKS_BACK_PERMILLE: u64 = 10;
+/// Of a thousand handovers that are taken back, so many are forgotten by the pool.
+const FORGOTTEN_PERMILLE: u64 = 500;
 /// Of a thousand uses of an old key, so many are for a share of the memory key.
 const BEGS_PERMILLE: u64 = 250;
 /// What the node's clock does when it is wrong.
@@ -68,6 +70,15 @@ const EXPOSURE_CALLS: u64 = 60;
 const TOLD: usize = 24;
 /// Blocks after which a life that does not end has gone wrong.
 const BLOCKS: u64 = 20_000;
+
+/// A node that handed over in one of the last blocks.
+struct Former {
+    node: Node,
+    /// Its last record.
+    closed: u64,
+    /// The last record that its successor began with.
+    knew: u64,
+}
 
 /// What a customer knows of one call.
 #[derive(Clone, Copy, Debug)]
@@ -115,6 +126,9 @@ pub struct Life {
     full_until: u64,
     shares: Shares,
     follower: Option<Follower>,
+    former: Option<Former>,
+    /// The last handover about which the pool was asked: until when it may be mined.
+    kept_until: u64,
     /// Micro-USDC that a stranger had given, at most so far.
     given_max: u128,
     /// Micro-USDC in channels, when they were looked at last.
@@ -165,7 +179,7 @@ impl Life {
             key("stranger").address(),
         ];
         let holders = people.chain(providers).chain(others).collect();
-        let forks = [Fault::Reorg, Fault::RpcLag].iter().any(|fault| setting.faults.contains(fault));
+        let forks = [Fault::Reorg, Fault::RpcLag, Fault::UndoneMove].iter().any(|fault| setting.faults.contains(fault));
         let chain = Chain::new(world, audit, if forks { DEPTH } else { 0 });
         let node = Node::first(genesis.clone(), &chain, setting.bug == Some(Bug::DeafLedger));
         Self {
@@ -195,6 +209,8 @@ impl Life {
             full_until: 0,
             shares: Shares::default(),
             follower: None,
+            former: None,
+            kept_until: 0,
             given_max: 0,
             in_channels: 0,
             owes_secs: 0,
@@ -267,9 +283,9 @@ impl Life {
     /// A short life has as much to suffer as a whole one.
     fn permille(&self, fault: Fault) -> u64 {
         match (self.setting.pace, fault) {
-            (Pace::Whole, _) | (_, Fault::RpcDrop | Fault::RpcLie | Fault::NeverReady | Fault::PeerDrop) => {
-                fault.permille()
-            }
+            (Pace::Whole, _)
+            | (_, Fault::RpcDrop | Fault::RpcLie | Fault::NeverReady | Fault::PeerDrop)
+            | (_, Fault::UndoneMove | Fault::LateHandover) => fault.permille(),
             (Pace::Short, _) => (fault.permille() * SHORT_FACTOR).min(SHORT_PERMILLE_MAX),
         }
     }
@@ -376,6 +392,9 @@ impl Life {
         for told in std::mem::take(&mut self.node.told) {
             self.tell(format!("the agent: {told}"));
         }
+        if self.node.waits_for_nothing() {
+            return Err("moving: no handover is on its way, and what is on the disk waits all the same".to_owned());
+        }
         self.follows();
         self.hear_answers();
         Ok(())
@@ -464,9 +483,13 @@ impl Life {
             false => self.given(state.activeLease.to()),
         };
         self.follower = None;
-        let hurries = self.node.hurries;
-        self.node = self.node.successor(&self.chain, given)?;
+        let next = self.node.successor(&self.chain, given)?;
+        let knew = next.began_with;
+        let (hurries, is_there) = (self.node.hurries, self.dead_since.is_none() && !self.node.is_fenced);
+        let node = std::mem::replace(&mut self.node, next);
         self.node.hurries = hurries;
+        let closed = node.lsn();
+        self.former = (!restored && is_there).then_some(Former { node, closed, knew });
         self.hear_answers();
         (self.dead_since, self.full_until) = (None, 0);
         match restored {
@@ -777,9 +800,11 @@ impl Life {
             self.tell(format!("the last {depth} blocks never happened"));
             self.owes_secs += self.chain.branch(depth);
         }
+        self.undo_move()?;
         if self.stopped || !alive {
             return Ok(());
         }
+        self.keep_handover();
         if now >= self.down_until && self.comes(Fault::RpcDown) {
             self.tell("the endpoint is gone for hours");
             self.down_until = now + self.lasts(DOWN_SECS);
@@ -828,6 +853,48 @@ impl Life {
         self.use_old_keys()
     }
 
+    /// The block of the last handover never happened: the old node is operator again, and what its successor did in the
+    /// blocks since binds nobody. The handover waits in the pool, or is forgotten there and sent again.
+    fn undo_move(&mut self) -> Result<(), String> {
+        let Some(depth) = self.chain.succession_depth() else {
+            self.former = None;
+            return Ok(());
+        };
+        let host = |life: &Self, former: &Former| life.chain.lease(former.node.lease).provider;
+        let may_be = self.former.as_ref().is_some_and(|former| !self.gone.contains(&host(self, former)));
+        if !may_be || self.dead_since.is_some() || !self.comes(Fault::UndoneMove) {
+            return Ok(());
+        }
+        let Some(Former { mut node, closed, knew }) = self.former.take() else { return Ok(()) };
+        self.tell(format!("the last {depth} blocks never happened, and with them the move"));
+        self.owes_secs += self.chain.branch(depth);
+        if self.setting.bug == Some(Bug::ForgottenOffice) {
+            node.forgets_all_but(self.chain.state.checkpointSeq);
+        }
+        if node.lsn() < closed {
+            return Err(format!("moving: it was operator up to record {closed}, and goes on from {}", node.lsn()));
+        }
+        node.reinstated(&self.chain, knew);
+        if self.chance.of_1000(FORGOTTEN_PERMILLE) {
+            self.chain.forgets(node.key);
+        }
+        (self.node, self.follower, self.full_until) = (node, None, 0);
+        self.old_keys.pop();
+        self.old_leases.pop();
+        (self.lived.moves, self.lived.undone) = (self.lived.moves - 1, self.lived.undone + 1);
+        Ok(())
+    }
+
+    /// The pool keeps the agent's handover, and whatever it sends after that, until it is too late for it.
+    fn keep_handover(&mut self) {
+        let Some((_, valid_until)) = self.node.agent.handover() else { return };
+        let is_new = std::mem::replace(&mut self.kept_until, valid_until) != valid_until;
+        if is_new && self.comes(Fault::LateHandover) {
+            self.tell("the pool keeps the agent's handover until it is too late for it");
+            self.chain.held_back = Some((self.node.key, valid_until));
+        }
+    }
+
     /// What anybody may do.
     fn meddle(&mut self) {
         let (stranger, at, treasury) = (key("stranger").address(), self.chain.world.at, self.chain.world.treasury);
@@ -862,10 +929,8 @@ impl Life {
         // Two providers stay: whoever has nobody left to go to shows nothing.
         let can_lose = u64::try_from(self.gone.len()).expect("few") + 2 < PROVIDERS;
         if can_lose && self.dead_since.is_none() && !state.restoring && self.comes(Fault::HostGone) {
-            let lease = state.activeLease.to();
-            self.tell(format!("the host of lease {lease} is gone, with everything on it"));
-            self.gone.insert(self.chain.lease(lease).provider);
-            self.dead_since = Some(self.chain.now());
+            self.tell(format!("the host of lease {} is gone, with everything on it", state.activeLease));
+            self.lose_active();
         }
         let standby = state.standbyLease.to::<u64>();
         if can_lose && standby != 0 && self.comes(Fault::StandbyGone) {
@@ -876,6 +941,11 @@ impl Life {
                 self.gone.insert(provider);
             }
         }
+    }
+
+    fn lose_active(&mut self) {
+        self.gone.insert(self.chain.lease(self.chain.state.activeLease.to()).provider);
+        self.dead_since = Some(self.chain.now());
     }
 
     /// Whoever kept a key of a former epoch tries what it could have done then.
@@ -1018,13 +1088,13 @@ impl Life {
                 self.node.power_fails = Some((0, Cut::Writing));
             }
             Bug::HurriedMove => self.node.hurries = true,
+            Bug::ShutGate => self.node.stays_shut = true,
             Bug::CarelessStewards => self.shares.careless = true,
             Bug::OneShareOpens => {
                 self.shares.hasty = true;
-                self.gone.insert(self.chain.lease(state.activeLease.to()).provider);
-                self.dead_since = Some(self.chain.now());
+                self.lose_active();
             }
-            Bug::DeafLedger | Bug::ChargedForNothing | Bug::Overcharge | Bug::GreedyClaim => {}
+            Bug::DeafLedger | Bug::ChargedForNothing | Bug::Overcharge | Bug::GreedyClaim | Bug::ForgottenOffice => {}
         }
         self.planted = true;
         self.chain.look_again();
@@ -1150,12 +1220,12 @@ impl Life {
             unpaid += u64::from(call.delivered && paid == 0);
         }
         // A host that is lost takes what was not in the last checkpoint with it.
-        let lost = self.lived.takeovers + self.lived.cut_short + u64::from(self.dead_since.is_some());
-        let excused = lost * EXPOSURE_CALLS;
+        let excused = self.lost() * EXPOSURE_CALLS;
         if unanswered > excused || unpaid > excused + EXPOSURE_CALLS {
             return Err(format!(
                 "I3: {unanswered} calls were paid, not answered and not refunded, {unpaid} answered and not paid; \
-                 {lost} lost hosts excuse {excused}"
+                 {} lost hosts excuse {excused}",
+                self.lost()
             ));
         }
         Ok(())
@@ -1165,9 +1235,13 @@ impl Life {
 /// I3 and I6 of channels: nothing claimed beyond what was signed or delivered, nothing delivered and left unclaimed but
 /// what lost hosts excuse, and payers have the rest, by themselves.
 impl Life {
+    /// Hosts whose records were lost, at least in part; those that served in blocks which never happened among them.
+    fn lost(&self) -> u64 {
+        self.lived.takeovers + self.lived.cut_short + self.lived.undone + u64::from(self.dead_since.is_some())
+    }
+
     fn channels_end(&mut self) -> Result<(), String> {
-        let lost = self.lived.takeovers + self.lived.cut_short + u64::from(self.dead_since.is_some());
-        let excused = u128::from(lost * EXPOSURE_CALLS) * self.genesis.policy.wishes.max_call.micro();
+        let excused = u128::from(self.lost() * EXPOSURE_CALLS) * self.genesis.policy.wishes.max_call.micro();
         self.claims()?;
         let mut unclaimed = 0;
         for index in 0..self.payers.len() {

@@ -128,10 +128,13 @@ pub struct Node {
     gate: Gate<Leaving>,
     /// A handover is on its way: after which record, and until when it may be mined, chain seconds.
     pub hands_over: Option<(u64, u64)>,
+    /// The last record that this successor was given.
+    pub began_with: u64,
     /// Of the last thing that left meanwhile.
     left_lsn: u64,
-    /// Another one that was planted: a handover on its way holds nothing back.
+    /// Others that were planted: a handover on its way holds nothing back, or does for ever.
     pub hurries: bool,
+    pub stays_shut: bool,
     /// Calls whose payment and answer have not left.
     pub held: BTreeSet<RequestId>,
     /// Answers that left, until they are taken.
@@ -210,8 +213,10 @@ impl Node {
             leaks: false,
             gate: Gate::new(u128::MAX),
             hands_over: None,
+            began_with: 0,
             left_lsn: 0,
             hurries: false,
+            stays_shut: false,
             held: BTreeSet::new(),
             left: Vec::new(),
             is_followed: false,
@@ -297,6 +302,7 @@ impl Node {
         next.memories = kept.map(|(seq, memory)| (*seq, memory.clone())).collect();
         // Who waits for an answer that was made asks again, and gets it from whoever has the record.
         next.left = self.held_answers().filter(|(lsn, _)| *lsn <= memory.last_lsn).map(|(_, answer)| answer).collect();
+        next.began_with = memory.last_lsn;
         next.boots(chain.now(), state.epoch, restored);
         next.finish(chain, half);
         for input in next.book.interrupted(chain.now()) {
@@ -339,8 +345,8 @@ impl Node {
         // Whoever waits for an answer that was made asks again.
         let held: Vec<Answer> = self.held_answers().filter(|(lsn, _)| *lsn <= left).map(|(_, answer)| answer).collect();
         (self.gate, self.held) = (Gate::new(u128::MAX), BTreeSet::new());
-        // Nobody has followed this process: its own disk is enough (docs/decisions/0037).
-        (self.is_followed, self.is_acknowledged, self.hands_over, self.left_lsn) = (false, false, None, 0);
+        // Nobody has followed this process yet.
+        (self.is_followed, self.is_acknowledged) = (false, false);
         (self.dies_after, self.power_fails, self.is_fenced, self.keeps) = (None, None, false, self.disk.is_full);
         let half = self.fold_again(&records, logs_lsn)?;
         if left == recorded && self.agent.digest() != before {
@@ -351,6 +357,7 @@ impl Node {
             self.seen = None;
             self.answered.clear();
         }
+        self.hands_over_still(chain.now());
         self.boots(chain.now(), chain.state.epoch, false);
         self.finish(chain, half);
         if left < recorded {
@@ -553,8 +560,9 @@ impl Node {
     }
 
     fn lets_go(&mut self) {
-        let opened = self.gate.release(self.on_disk());
-        self.leave(opened);
+        while let Some(leaving) = self.gate.release(self.on_disk()) {
+            self.leave(vec![leaving]);
+        }
     }
 
     fn leave(&mut self, opened: Vec<Leaving>) {
@@ -589,6 +597,46 @@ impl Node {
         if !self.hurries {
             self.gate.hand_over(valid_until);
         }
+    }
+
+    /// A process that finds a handover on its way lets nothing out before its follower has asked (docs/decisions/0037).
+    fn hands_over_still(&mut self, now: u64) {
+        let Some((_, valid_until)) = self.agent.handover().filter(|(_, until)| now <= *until) else {
+            (self.hands_over, self.left_lsn) = (None, 0);
+            return;
+        };
+        let since = self.hands_over.map_or(self.lsn(), |(since, _)| since);
+        self.hands_over = Some((since, valid_until));
+        if !self.hurries {
+            self.gate.hands_over_still(valid_until);
+        }
+    }
+
+    /// The block that named a successor is gone: this process goes on where it closed. What the successor was given, `knew`
+    /// records, it has answered.
+    pub fn reinstated(&mut self, chain: &Chain, knew: u64) {
+        let held: Vec<Answer> = self.held_answers().filter(|(lsn, _)| *lsn > knew).map(|(_, answer)| answer).collect();
+        (self.gate, self.held) = (Gate::new(u128::MAX), BTreeSet::new());
+        (self.is_followed, self.is_acknowledged) = (false, false);
+        self.hands_over_still(chain.now());
+        self.boots(chain.now(), chain.state.epoch, false);
+        held.into_iter().for_each(|answer| self.answers(answer));
+        for (id, output) in self.agent.unfinished() {
+            self.submit(id, &output, chain);
+        }
+        self.syncs();
+    }
+
+    /// A bug that was planted.
+    pub fn forgets_all_but(&mut self, checkpoint_seq: u64) {
+        let kept = self.memories.get(&checkpoint_seq).map_or(0, |memory| memory.last_lsn);
+        self.disk = Disk::with(self.disk.records_to(kept));
+    }
+
+    /// Whether something waits though its record is on the disk and no handover is on its way.
+    pub fn waits_for_nothing(&self) -> bool {
+        let durable = self.on_disk();
+        self.hands_over.is_none() && self.gate.held().any(|(lsn, _)| *lsn <= durable)
     }
 
     /// A call was served, and the last record is of it.
@@ -703,7 +751,7 @@ impl Node {
         if self.hands_over.is_some_and(|(_, valid_until)| head.timestamp > valid_until) {
             (self.hands_over, self.left_lsn) = (None, 0);
         }
-        if self.gate.hand_over_is_over(head.timestamp) {
+        if !self.stays_shut && self.gate.hand_over_is_over(head.timestamp) {
             self.lets_go();
         }
         let seen = Seen { balance: view.balance, escrow: view.escrow, owed: sight.owed };

@@ -208,12 +208,18 @@ fn a_calm_end_leaves_nothing_in_channels() {
 fn every_planted_bug_breaks_its_invariant_and_is_told() {
     for (bug, invariant) in Bug::ALL {
         // A move needs more of a life.
-        let days = if bug == Bug::HurriedMove { DAYS } else { 3 };
-        let planted = Setting { bug: Some(bug), days, ..whole(3, &[Fault::Unserved]) };
+        let (days, faults) = match bug {
+            Bug::HurriedMove => (DAYS, vec![Fault::Unserved]),
+            Bug::ShutGate => (DAYS, vec![Fault::Unserved, Fault::LateHandover]),
+            Bug::ForgottenOffice => (DAYS, vec![Fault::Unserved, Fault::UndoneMove]),
+            _ => (3, vec![Fault::Unserved]),
+        };
+        let planted = Setting { bug: Some(bug), days, ..whole(3, &faults) };
         let broken = live(&planted).expect_err("nobody noticed");
         assert!(broken.what.starts_with(&format!("{invariant}:")), "{bug:?}: {broken}");
         let told = broken.to_string();
-        let repeat = format!("repeat: vivarium sim --from 3 --seeds 1 --faults unserved --days {days}");
+        let faults: Vec<&str> = faults.into_iter().map(Fault::name).collect();
+        let repeat = format!("repeat: vivarium sim --from 3 --seeds 1 --faults {} --days {days}", faults.join(","));
         assert!(told.ends_with(&repeat), "{told}");
         assert!(broken.story.len() > 5, "{told}");
     }

@@ -1,0 +1,417 @@
+//! A node that dies at any record, and starts again from those before it.
+
+use super::tests::{block, node, records, whole_block};
+use super::*;
+use alloy::primitives::{Address, U256};
+use chain::bindings::Treasury;
+use chain::logs::ChainLog;
+use economy::Usdc;
+use pay::book::{AbortWhy, Delivery, Finish, Reservation, Service, Timing, Totals};
+use pay::{BookInput, Settle, SettleExact, TransferMethod};
+
+const PAYER: [u8; 20] = [0xC1; 20];
+const PRICE: u128 = 900;
+
+/// What a process finds in `dir` that has the records of `node` up to `last`.
+fn found_in(dir: &std::path::Path, node: &Node, last: u64) -> State {
+    let here = &node.live.as_ref().unwrap().journal;
+    here.sync().unwrap();
+    let mut journal = journal::Journal::create(dir, journal::Options::default(), Box::new(|_| ())).unwrap();
+    journal.import(&here.export(1, last).unwrap()).unwrap();
+    journal.sync().unwrap();
+    drop(journal);
+    let (state, _) = Live::replay(dir, || genesis::fresh(&node.cx), Box::new(|_| ())).unwrap().unwrap();
+    state
+}
+
+fn request(nonce: u8) -> RequestId {
+    RequestId::of_payment(TransferMethod::Eip3009, &PAYER, &[nonce; 32])
+}
+
+/// A call under this nonce that is being served, and whose payment is on its way to the chain.
+fn open_call(node: &mut Node, nonce: u8) {
+    let (now, request) = (node.now(), request(nonce));
+    let settlement = SettleExact {
+        payer: PAYER,
+        value: Usdc(PRICE),
+        valid_after: 0,
+        valid_before: now + 900,
+        nonce: [nonce; 32],
+        signature: vec![5; 65],
+        is_signed_by_key: true,
+    };
+    let reservation = Reservation {
+        request,
+        settlement: Settle::Exact(settlement),
+        timing: Timing::AtOnce,
+        route: "POST /v1/chat/completions".into(),
+        body_digest: [nonce; 32],
+        identifier: None,
+        prompt_tokens: 11,
+        max_tokens: 64,
+        run: String::new(),
+        at: now,
+    };
+    let live = node.live.as_mut().unwrap();
+    for input in [BookInput::Reserved(reservation), BookInput::SettleSent { request }] {
+        live.record(now, &Recorded::Book(input)).unwrap();
+    }
+}
+
+fn delivered(nonce: u8) -> Recorded {
+    let delivery = Delivery {
+        cached_tokens: 0,
+        completion_tokens: 21,
+        bytes: 84,
+        output_digest: [9; 32],
+        finish: Finish::Stop,
+        at: 1_000,
+        confirmed: true,
+    };
+    Recorded::Book(BookInput::Delivered { request: request(nonce), delivery, amount: Usdc(PRICE) })
+}
+
+/// What the treasury tells in block `number`, in this order.
+fn told(node: &Node, number: u64, events: Vec<TreasuryEvent>) -> Vec<LogItem> {
+    let log = |(index, event)| {
+        LogItem::Emitted(ChainLog {
+            block: number,
+            block_hash: B256::repeat_byte(2),
+            index,
+            tx: B256::repeat_byte(8),
+            address: node.cx.config.treasury,
+            event: ChainEvent::Treasury(event),
+            data: alloy::primitives::LogData::default(),
+        })
+    };
+    (0..).zip(events).map(log).collect()
+}
+
+fn came_in(nonce: u8) -> TreasuryEvent {
+    let (payer, nonce) = (Address::from(PAYER), B256::repeat_byte(nonce));
+    TreasuryEvent::ExactSettled(Treasury::ExactSettled { payer, nonce, amount: U256::from(PRICE) })
+}
+
+fn went_back(nonce: u8) -> TreasuryEvent {
+    let (payer, nonce) = (Address::from(PAYER), B256::repeat_byte(nonce));
+    TreasuryEvent::ExactRefunded(Treasury::ExactRefunded { payer, nonce, amount: U256::from(PRICE) })
+}
+
+/// What a person would compare: the book of payments, and of the ledger the treasury and what customers are owed.
+fn books(state: &State) -> (Totals, i128, i128) {
+    let ledger = state.agent.ledger();
+    (state.book.totals(), ledger.balance(), ledger.of(economy::Account::Customers))
+}
+
+/// What a start records when the chain has the blocks up to `height` of those that were read.
+fn takes_back(state: &mut State, lsn: u64, height: u64) {
+    if let Some(gone) = state.take_back_above(height) {
+        state.apply(lsn + 1, 0, &gone);
+    }
+}
+
+#[tokio::test]
+async fn a_crash_at_any_record_of_a_block_ends_in_the_books_of_the_chain() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut node, _heard) = node(dir.path());
+    // It is born in this block, and then reads it.
+    for _ in 0..2 {
+        node.on_chain(whole_block(&node, 1)).unwrap();
+    }
+    open_call(&mut node, 1);
+    open_call(&mut node, 2);
+    let aborted = Recorded::Book(BookInput::Aborted { request: request(2), why: AbortWhy::Engine });
+    for end in [delivered(1), aborted] {
+        let now = node.now();
+        node.live.as_mut().unwrap().record(now, &end).unwrap();
+    }
+    let (first, without) = (records(&node), books(&node.live.as_ref().unwrap().state));
+    let mut news = whole_block(&node, 2);
+    let logs = told(&node, 2, vec![came_in(1), came_in(2), went_back(2)]);
+    (news.logs, news.state.balance) = (Some(logs.clone()), U256::from(PRICE));
+    node.on_chain(news).unwrap();
+    let with = books(&node.live.as_ref().unwrap().state);
+    assert_eq!((with.0.earned, with.0.refunded, with.1), (Usdc(PRICE), Usdc(PRICE), 900));
+    for last in first..=records(&node) {
+        let dir = tempfile::tempdir().unwrap();
+        let state = found_in(&dir.path().join("journal"), &node, last);
+        let mut gone = state.clone();
+        takes_back(&mut gone, last, 1);
+        assert_eq!(books(&gone), without, "the block never was, and the journal ends with record {last}");
+        // It stands: what follows the newest block that is known to have been read is read again.
+        let mut stands = state;
+        let read = stands.read_blocks().next().map_or(0, |(number, _)| number);
+        takes_back(&mut stands, last, read);
+        if read < 2 {
+            let money = money_events::translate(&logs, &BTreeSet::new(), &node.cx, stands.leases(), &stands.book);
+            stands.apply(last + 2, 0, &Recorded::Events { events: money.life, payments: money.book });
+        }
+        assert_eq!(books(&stands), with, "the block stands, and the journal ends with record {last}");
+    }
+}
+
+// ---- in the middle of a handover ----
+
+/// When the move below begins, chain seconds.
+const MOVES_AT: u64 = 10_000_000;
+/// Between two of its blocks.
+const BLOCK_SECS: u64 = 2;
+
+/// On lease 1, which is about to end.
+fn mover(dir: &std::path::Path) -> Node {
+    let (mut node, _) = node(dir);
+    let timers = &mut Arc::get_mut(&mut node.cx).expect("its only owner").birth.timers;
+    (timers.handoverNotice, timers.silence, timers.restoreTimeout) = (600, 21_600, 3_600);
+    node
+}
+
+fn lease(id: u64, provider: u8, (start, end): (u64, u64)) -> economy::LeaseView {
+    economy::LeaseView {
+        id,
+        offer: id,
+        provider: [provider; 20],
+        price_e6: 10_000_000,
+        start,
+        end,
+        ready_by: start,
+        ready: true,
+        escrow_left: Usdc(2_000_000),
+    }
+}
+
+/// A block of the move: `announced_at` is when, if it is, lease 2 was announced.
+fn seen(number: u64, announced_at: Option<u64>, is_challenged: bool) -> Recorded {
+    let at = MOVES_AT + number * BLOCK_SECS;
+    let day = 86_400;
+    Recorded::Life(Input::Block(Box::new(economy::View {
+        number,
+        timestamp: at,
+        stage: economy::Stage::Alive,
+        paused: false,
+        restoring: false,
+        epoch: 1,
+        operator_is_me: true,
+        active: Some(lease(1, 0xA1, (MOVES_AT - 29 * day, MOVES_AT + day))),
+        standby: Some(lease(2, 0xA2, (MOVES_AT - day, MOVES_AT + 29 * day))),
+        draining: None,
+        announced: announced_at.map_or(0, |_| 2),
+        announced_at: announced_at.unwrap_or(0),
+        checkpoint_seq: 1,
+        last_heartbeat: at,
+        challenged_at: if is_challenged { at } else { 0 },
+        balance: Usdc(100_000_000),
+        escrow: Usdc(4_000_000),
+        purse: Usdc::ZERO,
+        spent_in_day: Usdc::ZERO,
+        operator_gas_wei: u128::MAX,
+        relay_gas_wei: u128::MAX,
+        treasury_gas_wei: u128::MAX,
+        mandate_until: MOVES_AT + 365 * day,
+        wind_down_at: 0,
+        limits: economy::Limits {
+            day_limit: Usdc(20_000_000),
+            price_e6_max: 20_000_000,
+            term_max: 2_592_000,
+            prepay_max: 172_800,
+            gas_day_max_wei: 5_000_000_000_000_000,
+            gas_target_wei: 1_000_000_000_000_000,
+            starve_floor: Usdc(1_000_000),
+        },
+        offers: Vec::new(),
+    })))
+}
+
+/// The records of a move up to a heartbeat that is asked for while the handover is on its way. The successor follows.
+fn moves(node: &mut Node) {
+    let mut news = block(node, 1, 1, (1, true));
+    news.head.timestamp = MOVES_AT;
+    node.on_chain(news).unwrap();
+    let live = node.live.as_mut().unwrap();
+    let answered = Recorded::Life(Input::StandbyAnswered { lease: 2, ready: true });
+    let announced = Some(MOVES_AT - 1_000);
+    for record in [seen(2, None, false), answered, seen(3, None, false), seen(4, announced, false)] {
+        live.record(MOVES_AT + 2 * BLOCK_SECS, &record).unwrap();
+    }
+    live.record(MOVES_AT + 5 * BLOCK_SECS, &seen(5, announced, true)).unwrap();
+}
+
+/// Tasks of the life that leave `live` when all of it is on this disk.
+fn leaves(live: &mut Live) -> Vec<OutputId> {
+    live.durable = live.journal.last_lsn();
+    let effects = std::iter::from_fn(|| live.release());
+    let tasks = effects.filter_map(|effect| match effect {
+        Effect::Life(id, output) => output.task().map(|_| id),
+        Effect::Book(_) | Effect::Reply(_) => None,
+    });
+    tasks.collect()
+}
+
+/// The process dies at each record and starts again while the handover may be mined.
+#[tokio::test]
+async fn what_waited_for_the_successors_disk_before_a_restart_waits_after_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = mover(dir.path());
+    moves(&mut node);
+    let agent = &node.live.as_ref().unwrap().state.agent;
+    let (handover, valid_until) = agent.handover().expect("a handover is on its way");
+    let beat = agent.unfinished().into_iter().find(|(id, _)| *id > handover).expect("a heartbeat after it").0;
+    let mut held = 0;
+    for last in handover.lsn - 1..=records(&node) {
+        let dir = tempfile::tempdir().unwrap();
+        drop(found_in(&dir.path().join("journal"), &node, last));
+        let mut again = mover(dir.path());
+        again.wake_from_disk().unwrap();
+        let mut news = block(&again, 6, 6, (1, true));
+        news.head.timestamp = valid_until;
+        again.on_chain(news).unwrap();
+        assert!(again.acts(), "it leads, whatever waits");
+        let live = again.live.as_mut().unwrap();
+        let (is_handing_over, has_beat) = (last >= handover.lsn, last >= beat.lsn);
+        live.when_durable(live.journal.last_lsn(), || ());
+        if is_handing_over {
+            assert_eq!(leaves(live), vec![], "nobody follows this process yet, which found {last} records");
+            live.followed_to(live.journal.last_lsn());
+        }
+        let expected: Vec<OutputId> = has_beat.then_some(beat).into_iter().collect();
+        assert_eq!(leaves(live), expected, "the successor has it all; {last} records were found");
+        held += expected.len();
+    }
+    assert!(held > 0, "no heartbeat was held");
+}
+
+/// A handover that cannot be mined any more holds nothing back.
+#[tokio::test]
+async fn a_restart_after_a_handovers_time_waits_for_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = mover(dir.path());
+    moves(&mut node);
+    let live = node.live.as_mut().unwrap();
+    let (handover, valid_until) = live.state.agent.handover().unwrap();
+    leaves(live);
+    let all = live.unfinished(valid_until + 1);
+    assert!(all.iter().any(|(id, _)| *id > handover), "{all:?}");
+    assert!(leaves(live).is_empty());
+}
+
+/// Its disk came back older than it was, or it is another node's.
+#[tokio::test]
+async fn a_follower_that_has_more_than_this_journal_has_to_begin_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = mover(dir.path());
+    node.on_chain(block(&node, 1, 1, (1, true))).unwrap();
+    node.successor = Some(("token".into(), node.cx.keys.exchange.recipient()));
+    let mut asks = |after, token: &str| {
+        let (reply, mut answer) = oneshot::channel();
+        let live = node.live.as_mut().unwrap();
+        live.durable = live.journal.last_lsn();
+        let last = live.durable;
+        node.on_peer(PeerAsk::Tail { after: last + after, token: token.into(), reply }).unwrap();
+        // Nothing is told of a part that there is not yet.
+        answer.try_recv().ok().map(|part| part.map(|part| part.last_lsn).map_err(|e| e.kind))
+    };
+    assert_eq!(asks(0, "token"), None);
+    let refused = Some(Err(crate::error::Kind::Superseded));
+    assert_eq!((asks(1, "token"), asks(0, "another")), (refused, refused));
+}
+
+// ---- between the cut of a move and the last report ----
+
+/// As a follower of `old` is when it has heard its last word, and the chain names it in epoch 2.
+fn successor(dir: &std::path::Path, old: &Node) -> Node {
+    let mut next = mover(dir);
+    found_in(&next.journal_dir(), old, records(old));
+    next.wake_from_disk().unwrap();
+    (next.found, next.last_word, next.granted_token) = (Found::Nothing, true, Some("token".into()));
+    next.on_chain(block(&next, 10, 10, (2, true))).unwrap();
+    next
+}
+
+/// Another process in the same folder, which the chain names in this epoch.
+fn started_again(dir: &std::path::Path, node: Node, epoch: u64) -> Node {
+    node.live.as_ref().unwrap().journal.sync().unwrap();
+    drop(node);
+    let mut again = mover(dir);
+    again.wake_from_disk().unwrap();
+    again.on_chain(block(&again, 11, 11, (epoch, true))).unwrap();
+    again
+}
+
+fn service(node: &Node, nonce: u8) -> Service {
+    node.live.as_ref().unwrap().state.book.entry(&request(nonce)).unwrap().service.clone()
+}
+
+/// Three streams: two of the old node's that were open at the cut, and one of the successor's own.
+#[tokio::test]
+async fn a_successor_that_is_started_again_waits_on_for_what_the_old_node_still_serves() {
+    let dirs = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut old = mover(dirs.0.path());
+    old.on_chain(block(&old, 1, 1, (1, true))).unwrap();
+    open_call(&mut old, 1);
+    open_call(&mut old, 2);
+    let mut next = successor(dirs.1.path(), &old);
+    open_call(&mut next, 3);
+    let mut next = started_again(dirs.1.path(), next, 2);
+    assert_eq!(next.role, Role::Active);
+    let is_open = |node: &Node, nonce| matches!(service(node, nonce), Service::Serving { .. });
+    assert!(is_open(&next, 1) && is_open(&next, 2), "the old node still serves them");
+    assert_eq!(service(&next, 3), Service::Aborted { why: AbortWhy::Crashed }, "its own process is gone");
+
+    let report = delivered(1).encode();
+    let refused = next.take_report("another", &report).unwrap_err();
+    assert_eq!(refused.kind, crate::error::Kind::Superseded);
+    // Said twice, because the first word may be lost.
+    for _ in 0..2 {
+        next.take_report("token", &report).unwrap();
+    }
+    assert!(matches!(service(&next, 1), Service::Delivered(_)));
+    let awaited = BTreeSet::from([request(1), request(2)]);
+    next.on_late_is_over(&awaited).unwrap();
+    assert_eq!(service(&next, 2), Service::Aborted { why: AbortWhy::Crashed }, "nobody said how it ended");
+    assert!(matches!(service(&next, 1), Service::Delivered(_)), "closed once");
+    // Nothing is waited for any more.
+    open_call(&mut next, 4);
+    let next = started_again(dirs.1.path(), next, 2);
+    assert!(!is_open(&next, 4));
+}
+
+/// Once the journal is closed, what the successor has not heard is nowhere else.
+#[test]
+fn a_former_operator_that_is_started_again_reports_what_ended_after_the_cut() {
+    let dir = tempfile::tempdir().unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let process = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    // Nobody answers there yet, and with its runtime the process is gone.
+    process().block_on(async {
+        let mut old = mover(dir.path());
+        old.on_chain(block(&old, 1, 1, (1, true))).unwrap();
+        open_call(&mut old, 1);
+        old.on_chain(block(&old, 2, 2, (2, false))).unwrap();
+        old.drain();
+        assert!(old.live.as_ref().unwrap().sealed);
+        old.shared.moved_to(Some(url));
+        old.successor = Some(("token".into(), old.cx.keys.exchange.recipient()));
+        let Recorded::Book(end) = delivered(1) else { unreachable!("a delivery") };
+        old.book(end).unwrap();
+        old.live.as_ref().unwrap().journal.sync().unwrap();
+    });
+    process().block_on(async {
+        let (said, mut heard) = mpsc::channel(1);
+        let hear = |headers: http::HeaderMap, body: bytes::Bytes| async move {
+            said.send((headers[http::header::AUTHORIZATION].clone(), body)).await.unwrap();
+        };
+        listener.set_nonblocking(true).unwrap();
+        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+        let app = axum::Router::new().route("/peer/delivered", axum::routing::post(hear));
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        let mut old = mover(dir.path());
+        old.wake_from_disk().unwrap();
+        let (token, body) = heard.recv().await.unwrap();
+        assert_eq!((token.to_str().unwrap(), &body[..]), ("Bearer token", &delivered(1).encode()[..]));
+        // The succession is taken back: then it is this node's own to charge, once.
+        old.on_chain(block(&old, 3, 3, (1, true))).unwrap();
+        assert!(matches!(service(&old, 1), Service::Delivered(_)));
+        let old = started_again(dir.path(), old, 1);
+        assert!(old.late.is_empty());
+    });
+}
