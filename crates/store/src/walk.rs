@@ -38,7 +38,7 @@ impl Walk {
 
     /// The same from several, the first one first.
     pub fn from_all(roots: &[Cid]) -> Self {
-        Self { leaves: Leaves::up_to(usize::MAX), ..Self::repeating_leaves(roots) }
+        Self { leaves: Leaves::up_to(LEAVES_REMEMBERED_MAX), ..Self::repeating_leaves(roots) }
     }
 
     /// Visits each node once, and a leaf once for each node that links to it: remembers no leaves at all. For whom
