@@ -1,6 +1,8 @@
 //! CAR files: a header with roots, then blocks one after another. Versions 1 and 2, in and out.
 //!
-//! Both ways hold one block at a time; a writer also remembers each block's digest, so that none comes twice. A reader allocates no more than a block's limit, whatever a length says.
+//! Both ways hold one block at a time; a writer also remembers which blocks went, so that none comes twice unless there
+//! are more leaves than a walk remembers ([`crate::walk::LEAVES_REMEMBERED_MAX`]). A reader allocates no more than a
+//! block's limit, whatever a length says.
 //! Version 2 is version 1 inside a frame; its index is optional, skipped when read and not written.
 
 use crate::blocks::Blocks;
@@ -63,8 +65,9 @@ fn frame_of(cid: &Cid, bytes: u64) -> Vec<u8> {
     out
 }
 
-/// Writes the graph below `root` depth first, each block once. `Missing` if a block is not here: then what was
-/// written so far is a valid CAR of an incomplete graph, and the caller throws it away. Returns (blocks, bytes).
+/// Writes the graph below `root` depth first, each block as often as [`Walk`] visits it. `Missing` if a block is not here:
+/// then what was written so far is a valid CAR of an incomplete graph, and the caller throws it away. Returns (blocks,
+/// bytes).
 pub fn export(blocks: &Blocks, root: &Cid, out: &mut impl Write) -> Result<(u64, u64)> {
     export_each(blocks, root, &[], out, |_, _| Ok(()))
 }
