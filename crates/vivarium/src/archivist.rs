@@ -324,8 +324,8 @@ impl Archivist {
             return Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "bug", "the record names nothing"));
         };
         let gateways = config.gateways.clone();
-        let sent =
-            arweave::put_with(&config.dir, *root, others.to_vec(), gateways, &config.wallet, config.reward_winston_max);
+        let (wallet, reward_max) = (&config.wallet, config.reward_winston_max);
+        let sent = arweave::put_with(&config.dir, *root, others.to_vec(), gateways, wallet, reward_max, |_| {});
         let stored = sent.await.map_err(|e| {
             Refusal::unavailable("archive", "it is charged and not sent yet: ask again, it is charged once", &e)
         })?;

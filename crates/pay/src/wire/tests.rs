@@ -223,13 +223,12 @@ proptest! {
     }
 }
 
-/// serde_json reads the one that is refused, prints it, and reads its neighbour.
+/// What is echoed is what came. Without `float_roundtrip` serde_json reads a neighbour of the last one.
 #[test]
-fn fractions_are_kept_or_refused() {
-    for kept in ["0.5", "-1.25e-3", "6.25e20", "0.1"] {
+fn fractions_are_kept() {
+    for kept in ["0.5", "-1.25e-3", "6.25e20", "0.1", "63402823669209384634633746074317682114560"] {
         let json = parse_json(kept.as_bytes()).unwrap();
         assert_eq!(parse_json(json.to_string().as_bytes()), Ok(json), "{kept}");
     }
-    assert!(parse_json(b"63402823669209384634633746074317682114560").is_err());
     assert!(parse_json(b"1e999").is_err());
 }

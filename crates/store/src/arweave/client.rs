@@ -157,6 +157,17 @@ impl Arweave {
     /// Stores the blocks of a CAR file that a transaction holds, without a file in between; each block is checked
     /// against its name as well.
     pub async fn import(&self, blocks: &Blocks, id: &TxId, bytes_max: u64) -> Result<car::Imported> {
+        self.import_each(blocks, id, bytes_max, |_| {}).await
+    }
+
+    /// [`Arweave::import`]; `each` hears the bytes of data read so far.
+    pub async fn import_each(
+        &self,
+        blocks: &Blocks,
+        id: &TxId,
+        bytes_max: u64,
+        each: impl Fn(u64),
+    ) -> Result<car::Imported> {
         let mut reading = self.open(id, bytes_max).await?;
         let (sender, receiver) = tokio::sync::mpsc::channel(AHEAD);
         let blocks = blocks.clone();
@@ -167,6 +178,7 @@ impl Arweave {
                     // The import failed: its error is the one to tell.
                     break;
                 }
+                each(reading.at);
             }
             Ok(())
         };

@@ -63,6 +63,12 @@ impl Upload {
         })
     }
 
+    /// Bytes of data in the chunks that a gateway has taken.
+    pub fn bytes_done(&self, tree: &DataTree) -> u64 {
+        let last = self.chunks_done.checked_sub(1).and_then(|at| tree.range(at));
+        last.map_or(0, |(_, end)| end)
+    }
+
     /// A gateway took `step`.
     pub fn taken(&mut self, step: Step) {
         match step {

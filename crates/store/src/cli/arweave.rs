@@ -29,9 +29,16 @@ pub struct Stored {
 /// The signed transaction is kept in the store's folder before it is sent, a file a graph: run again after a crash
 /// this goes on with the same one. Another one is signed only when the gateways know that the first will never be
 /// mined. `OverLimit` if the network asks more than `reward_winston_max`. `Usage` for an agent's keys: what is there can
-/// never be destroyed.
-pub async fn put(dir: &Path, cid: &str, gateways: Vec<String>, key: &Path, reward_winston_max: u128) -> Result<Stored> {
-    put_with(dir, cid::parse(cid)?, Vec::new(), gateways, key, reward_winston_max).await
+/// never be destroyed. `progress` hears the bytes sent so far by this call.
+pub async fn put(
+    dir: &Path,
+    cid: &str,
+    gateways: Vec<String>,
+    key: &Path,
+    reward_winston_max: u128,
+    progress: impl Fn(u64),
+) -> Result<Stored> {
+    put_with(dir, cid::parse(cid)?, Vec::new(), gateways, key, reward_winston_max, progress).await
 }
 
 /// [`put`] with the graphs below `others` in the same CAR file. They must be the same each time.
@@ -42,6 +49,7 @@ pub async fn put_with(
     gateways: Vec<String>,
     key: &Path,
     reward_winston_max: u128,
+    progress: impl Fn(u64),
 ) -> Result<Stored> {
     let blocks = Blocks::open(dir)?;
     let arweave = Arweave::new(net::Client::new(), gateways);
@@ -54,7 +62,12 @@ pub async fn put_with(
             arweave.prepare(&Key::from_jwk(&json)?, &tree, car_tags(&root), reward_winston_max).await?
         }
     };
-    arweave.send(&mut upload, &tree, file.path(), |upload| write_record(&record, upload)).await?;
+    let before = upload.bytes_done(&tree);
+    let sent = arweave.send(&mut upload, &tree, file.path(), |upload| {
+        progress(upload.bytes_done(&tree) - before);
+        write_record(&record, upload)
+    });
+    sent.await?;
     stored(&arweave, &root, &upload).await
 }
 
@@ -67,11 +80,17 @@ pub async fn status(dir: &Path, cid: &str, gateways: Vec<String>) -> Result<Stor
     stored(&Arweave::new(net::Client::new(), gateways), &root, &upload).await
 }
 
-/// Stores and pins the graph in the CAR file that a transaction holds.
-pub async fn get(dir: &Path, transaction: &str, gateways: Vec<String>, bytes_max: u64) -> Result<Moved> {
+/// Stores and pins the graph in the CAR file that a transaction holds. `progress` hears the bytes read so far.
+pub async fn get(
+    dir: &Path,
+    transaction: &str,
+    gateways: Vec<String>,
+    bytes_max: u64,
+    progress: impl Fn(u64),
+) -> Result<Moved> {
     let (id, blocks) = (TxId::parse(transaction)?, Blocks::open(dir)?);
     let _writing = blocks.writing()?;
-    let done = Arweave::new(net::Client::new(), gateways).import(&blocks, &id, bytes_max).await?;
+    let done = Arweave::new(net::Client::new(), gateways).import_each(&blocks, &id, bytes_max, progress).await?;
     pin_roots(&blocks, &done)
 }
 

@@ -424,7 +424,11 @@ async fn the_command_signs_again_only_when_the_first_transaction_can_never_be_mi
     let cid = here.add(&noise(600_000)).to_string();
     let wallet = here.dir.path().join("wallet.json");
     std::fs::write(&wallet, reference().jwk.to_string()).unwrap();
-    let put = async |reward_max| cli::put(here.dir.path(), &cid, vec![url.clone()], &wallet, reward_max).await;
+    let told = std::cell::RefCell::new(Vec::new());
+    let put = async |reward_max| {
+        let progress = |bytes| told.borrow_mut().push(bytes);
+        cli::put(here.dir.path(), &cid, vec![url.clone()], &wallet, reward_max, progress).await
+    };
     let sent = || {
         let weave = weave.lock().unwrap();
         (weave.transactions.iter().map(|t| t.id.to_string()).collect::<Vec<_>>(), weave.posts.len())
@@ -434,8 +438,10 @@ async fn the_command_signs_again_only_when_the_first_transaction_can_never_be_mi
     refused(put(1).await, Kind::OverLimit, "are allowed");
     weave.lock().unwrap().posts_max = Some(2);
     refused(put(u128::MAX).await, Kind::Unreachable, "does not take the chunk");
+    assert_eq!(told.take(), [0, 0, 256 << 10], "of the transaction, and of one chunk");
     weave.lock().unwrap().posts_max = None;
     let first = put(u128::MAX).await.unwrap();
+    assert_eq!(told.take(), [0, 256 << 10, first.bytes - (256 << 10)], "of the other two: what one call sends");
     assert_eq!((first.outcome, first.cid.as_str()), ("unknown", cid.as_str()));
     assert_eq!(sent(), (vec![first.transaction.clone()], 1 + 3));
     assert_eq!(put(u128::MAX).await.unwrap(), first);
@@ -455,7 +461,10 @@ async fn the_command_signs_again_only_when_the_first_transaction_can_never_be_mi
     assert_eq!(cli::status(here.dir.path(), &cid, vec![url.clone()]).await.unwrap().outcome, "paid");
 
     let there = store();
-    let got = cli::get(there.dir.path(), &second.transaction, vec![url.clone()], 1 << 20).await.unwrap();
+    let heard = std::cell::RefCell::new(Vec::new());
+    let progress = |bytes| heard.borrow_mut().push(bytes);
+    let got = cli::get(there.dir.path(), &second.transaction, vec![url.clone()], 1 << 20, progress).await.unwrap();
+    assert_eq!(heard.take(), [256 << 10, 512 << 10, second.bytes]);
     assert_eq!(got.roots, std::slice::from_ref(&cid));
     assert_eq!(there.blocks.pins().unwrap()[0].root.to_string(), cid);
     let left = std::fs::read_dir(here.dir.path().join("tmp")).unwrap().count();

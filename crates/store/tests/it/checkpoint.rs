@@ -251,12 +251,14 @@ async fn no_key_object_goes_to_arweave_whatever_it_lies_in() {
     let folder = import_path(&folder, Profile::V1_2025, &mut |cid, block| here.blocks.put_later(&cid, &block)).unwrap();
     for root in [small, large, old, folder.cid] {
         // Neither a gateway nor a wallet is asked for: nothing comes so far.
-        let put = arweave::put(here.dir.path(), &root.to_string(), Vec::new(), Path::new("/no/wallet"), 0).await;
+        let put =
+            arweave::put(here.dir.path(), &root.to_string(), Vec::new(), Path::new("/no/wallet"), 0, |_| {}).await;
         refused(put, Kind::Usage, "must stay destructible");
     }
     assert_eq!(std::fs::read_dir(here.dir.path().join("tmp")).unwrap().count(), 0, "nothing of it stays in a file");
     let harmless = here.put_raw(b"harmless");
-    let put = arweave::put(here.dir.path(), &harmless.to_string(), Vec::new(), Path::new("/no/wallet"), 0).await;
+    let put =
+        arweave::put(here.dir.path(), &harmless.to_string(), Vec::new(), Path::new("/no/wallet"), 0, |_| {}).await;
     refused(put, Kind::Key, "/no/wallet");
 }
 

@@ -324,12 +324,13 @@ fn carry_out(flags: Flags) -> Result<ExitCode> {
 async fn arweave(bar: &Bar, json: bool, dir: &Path, command: ArweaveCommand) -> Result<()> {
     let stored = match command {
         ArweaveCommand::Put { cid, gateway, key, reward_max } => {
-            cli::arweave::put(dir, &cid, gateway, &key, reward_max).await?
+            cli::arweave::put(dir, &cid, gateway, &key, reward_max, |bytes| bar.bytes(bytes)).await?
         }
         ArweaveCommand::Status { cid, gateway } => cli::arweave::status(dir, &cid, gateway).await?,
         ArweaveCommand::Sell(sell) => return self::sell(json, dir, *sell).await,
         ArweaveCommand::Get { transaction, gateway, bytes_max } => {
-            return moved(bar, json, &cli::arweave::get(dir, &transaction, gateway, bytes_max).await?);
+            let got = cli::arweave::get(dir, &transaction, gateway, bytes_max, |bytes| bar.bytes(bytes)).await?;
+            return moved(bar, json, &got);
         }
     };
     show(bar, json, &stored, &format!("{}  {}", stored.transaction, stored.outcome))

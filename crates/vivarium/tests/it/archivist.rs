@@ -292,7 +292,7 @@ async fn a_treasury_pays_once_and_its_memory_comes_back_from_arweave_without_its
     assert_eq!((said.0, &said.1["price_uusdc"]), (200, &json!(price_of(bytes).to_string())), "{said:?}");
 
     let there = tempfile::tempdir().unwrap();
-    let got = cli::get(there.path(), &transaction, vec![scene.gateway.clone()], 1 << 24).await.unwrap();
+    let got = cli::get(there.path(), &transaction, vec![scene.gateway.clone()], 1 << 24, |_| {}).await.unwrap();
     assert_eq!(got.roots, [first.cid().to_string()]);
     let blocks = Blocks::open(there.path()).unwrap();
     assert_eq!(blocks.get(&first.cid()).unwrap(), first.to_bytes());
@@ -333,6 +333,6 @@ async fn an_archivist_that_is_killed_after_it_charged_sends_the_same_transaction
     assert_eq!((said.0, &said.1["transaction"]), (200, &json!(signed[0])), "{said:?}");
     assert_eq!((scene.sent(), scene.credit(&url, 0).await), (signed, 7));
     let there = tempfile::tempdir().unwrap();
-    let got = cli::get(there.path(), &scene.sent()[0], vec![scene.gateway.clone()], 1 << 24).await.unwrap();
+    let got = cli::get(there.path(), &scene.sent()[0], vec![scene.gateway.clone()], 1 << 24, |_| {}).await.unwrap();
     assert_eq!(got.roots, [checkpoint.cid().to_string()]);
 }

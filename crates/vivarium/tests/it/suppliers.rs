@@ -337,7 +337,7 @@ fn archived(world: &mut World, town: &Town) {
 
     let there = tempfile::tempdir().expect("a folder");
     let gateways = vec![town.gateway.clone()];
-    let got = town.runtime.block_on(store::cli::arweave::get(there.path(), transaction, gateways, 1 << 26));
+    let got = town.runtime.block_on(store::cli::arweave::get(there.path(), transaction, gateways, 1 << 26, |_| {}));
     assert_eq!(got.expect("it is there").roots, [cid]);
     let blocks = Blocks::open(there.path()).expect("a store");
     let root = store::cid::parse(cid).expect("a CID");
