@@ -19,6 +19,7 @@ use pay::{Reason, Usdc};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 use vivarium::world::files::read_key;
 
 /// Most that may be open. The chain of a world has no price of ether, so that a batch leaves at half of it, or by time.
@@ -222,7 +223,7 @@ fn ts_rs_rs_batch_settlement_streamed(world: &World, town: &Town, sales: &mut Sa
         let number = |value: &Value| value.as_str().and_then(|n| n.parse::<u128>().ok()).expect("a number");
         charged += number(&sold["charged"]);
         let receipt = format!("{url}/receipts/{}", sold["request"].as_str().expect("a request"));
-        let receipt = get_json(&receipt).unwrap_or_else(|| panic!("no {receipt}"));
+        let receipt = kept(&receipt);
         receipts.push(["channel_charged_uusdc", "amount_uusdc"].map(|name| number(&receipt[name])));
         answers += 1;
     }
@@ -283,6 +284,18 @@ fn python(world: &World, payer: &PrivateKeySigner, mode: &str, scheme: &str) -> 
     text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e} in {line}"))).collect()
 }
 
+/// The receipt at `url`. It is signed once what it says is on the disk, a moment after the answer's last byte.
+fn kept(url: &str) -> Value {
+    let begun = Instant::now();
+    loop {
+        if let Some(receipt) = get_json(url) {
+            return receipt;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(30), "no {url}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 /// `vivarium ask` and `vivarium proxy` by `upto` and nothing else: what they say, the receipt and the chain are one sum,
 /// below what was permitted.
 fn upto_by_ask_and_proxy(world: &World, town: &Town, customer: &PrivateKeySigner, sales: &mut Sales) {
@@ -295,7 +308,7 @@ fn upto_by_ask_and_proxy(world: &World, town: &Town, customer: &PrivateKeySigner
     let tokens = u32::try_from(tokens).expect("a number of tokens");
     let mut moved = |said: u128, request: &Value, question: &str| {
         let receipt = format!("{url}/receipts/{}", request.as_str().expect("a request"));
-        let receipt = get_json(&receipt).unwrap_or_else(|| panic!("no {receipt}"));
+        let receipt = kept(&receipt);
         let transaction: B256 = receipt["transaction"].as_str().and_then(|tx| tx.parse().ok()).expect("a settlement");
         let paid = town.of_payer(customer);
         let on_chain = paid.iter().find(|paid| paid.tx == transaction).expect("a transfer to the treasury").amount;
