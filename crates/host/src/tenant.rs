@@ -282,11 +282,8 @@ fn command_line(command: &Command) -> Vec<u8> {
 fn kill_all_with(line: &[u8]) {
     let until = Instant::now() + LAST_OUTPUT;
     loop {
-        let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-        let pids = entries.filter_map(|e| e.file_name().to_str()?.parse().ok().and_then(Pid::from_raw));
-        let left: Vec<Pid> = pids
-            .filter(|pid| std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).is_ok_and(|own| own == line))
-            .collect();
+        let has_it = |pid: &i32| std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|own| own == line);
+        let left: Vec<Pid> = processes().filter(has_it).filter_map(Pid::from_raw).collect();
         if left.is_empty() || Instant::now() > until {
             return;
         }
@@ -300,9 +297,13 @@ fn kill_all_with(line: &[u8]) {
 /// The first child of `parent`, by the parents that /proc names.
 fn child_of(parent: Pid) -> Option<Pid> {
     let parent = parent.as_raw_nonzero().get();
-    let entries = std::fs::read_dir("/proc").ok()?;
-    let pids = entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse::<i32>().ok());
-    pids.filter(|pid| parent_of(*pid) == Some(parent)).min().and_then(Pid::from_raw)
+    processes().filter(|pid| parent_of(*pid) == Some(parent)).min().and_then(Pid::from_raw)
+}
+
+/// Numbers of the processes there are.
+fn processes() -> impl Iterator<Item = i32> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
 fn parent_of(pid: i32) -> Option<i32> {
