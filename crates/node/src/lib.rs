@@ -35,6 +35,8 @@ mod models;
 mod money_events;
 mod moving;
 mod outboxes;
+#[cfg(test)]
+mod paid_call;
 mod payer_gas;
 pub mod permit2;
 mod replay;

@@ -425,8 +425,7 @@ fn reversed(event: &ChainEventKind) -> Option<BookInput> {
 mod tests {
     use super::*;
     use crate::genesis::for_tests as fresh;
-    use pay::book::{Delivery, Finish, Reservation, Timing};
-    use pay::{RequestId, Settle, SettleExact};
+    use crate::paid_call;
 
     fn event(block: u64, kind: ChainEventKind) -> ChainEvent {
         ChainEvent { block, index: 0, kind }
@@ -482,45 +481,13 @@ mod tests {
         Recorded::Book(input)
     }
 
-    fn request(nonce: u8) -> RequestId {
-        RequestId::of_payment(TransferMethod::Eip3009, &[9; 20], &[nonce; 32])
-    }
-
     fn reserved(nonce: u8) -> Recorded {
-        let settlement = SettleExact {
-            payer: [9; 20],
-            value: Usdc(900),
-            valid_after: 0,
-            valid_before: 1_000,
-            nonce: [nonce; 32],
-            signature: vec![5; 65],
-            is_signed_by_key: true,
-        };
-        Recorded::Book(BookInput::Reserved(Reservation {
-            request: request(nonce),
-            settlement: Settle::Exact(settlement),
-            timing: Timing::AtOnce,
-            route: "POST /v1/chat/completions".into(),
-            body_digest: [nonce; 32],
-            identifier: None,
-            prompt_tokens: 11,
-            max_tokens: 64,
-            run: String::new(),
-            at: 1,
-        }))
+        Recorded::Book(paid_call::reserved([9; 20], nonce, 1, 1_000))
     }
 
     fn delivered(nonce: u8) -> Recorded {
-        let delivery = Delivery {
-            cached_tokens: 0,
-            completion_tokens: 21,
-            bytes: 84,
-            output_digest: [9; 32],
-            finish: Finish::Stop,
-            at: 2,
-            confirmed: true,
-        };
-        Recorded::Book(BookInput::Delivered { request: request(nonce), delivery, amount: Usdc(900) })
+        let (request, delivery) = (paid_call::request([9; 20], nonce), paid_call::delivery(0, 2));
+        Recorded::Book(BookInput::Delivered { request, delivery, amount: paid_call::PRICE })
     }
 
     /// A node hears of a payment from its transaction's receipt, and dies before it has read that block. If the block never

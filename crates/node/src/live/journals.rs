@@ -7,12 +7,13 @@
 
 use super::*;
 use crate::conversation::{ConversationInput, Stored};
+use crate::paid_call;
 use economy::{ChainEvent, ChainEventKind, Input, LeaseView, Limits, OfferView, Outcome, Stage, Usdc, View};
 use expect_test::expect_file;
 use pay::book::channels::{CallReservation, ChannelAsk, ChannelDecision, ChannelInput};
-use pay::book::{AbortWhy, BookInput, Delivery, Finish, Reservation, Timing};
+use pay::book::{AbortWhy, BookInput, Delivery};
 use pay::scheme::channel::{ChannelConfig, ChannelId, ChannelState, HeldVoucher};
-use pay::{RequestId, Settle, SettleExact, TransferMethod};
+use pay::{RequestId, TransferMethod};
 use std::path::PathBuf;
 
 const BORN: u64 = 1_800_000_000;
@@ -99,41 +100,12 @@ fn chain_event(block: u64, kind: ChainEventKind) -> Recorded {
 }
 
 fn paid(nonce: u8) -> (RequestId, Recorded) {
-    let settlement = SettleExact {
-        payer: CUSTOMER,
-        value: Usdc(900),
-        valid_after: 0,
-        valid_before: BORN + 900,
-        nonce: [nonce; 32],
-        signature: vec![5; 65],
-        is_signed_by_key: true,
-    };
-    let request = RequestId::of_payment(TransferMethod::Eip3009, &CUSTOMER, &[nonce; 32]);
-    let reservation = Reservation {
-        request,
-        settlement: Settle::Exact(settlement),
-        timing: Timing::AtOnce,
-        route: "POST /v1/chat/completions".into(),
-        body_digest: [nonce; 32],
-        identifier: None,
-        prompt_tokens: 11,
-        max_tokens: 64,
-        run: String::new(),
-        at: BORN + 20,
-    };
-    (request, Recorded::Book(BookInput::Reserved(reservation)))
+    let reserved = paid_call::reserved(CUSTOMER, nonce, BORN + 20, BORN + 900);
+    (paid_call::request(CUSTOMER, nonce), Recorded::Book(reserved))
 }
 
 fn delivery() -> Delivery {
-    Delivery {
-        cached_tokens: 3,
-        completion_tokens: 21,
-        bytes: 84,
-        output_digest: [9; 32],
-        finish: Finish::Stop,
-        at: BORN + 24,
-        confirmed: true,
-    }
+    paid_call::delivery(3, BORN + 24)
 }
 
 fn settled(nonce: u8) -> BookInput {

@@ -2,15 +2,16 @@
 
 use super::tests::{block, node, records, whole_block};
 use super::*;
+use crate::paid_call;
 use alloy::primitives::{Address, U256};
 use chain::bindings::Treasury;
 use chain::logs::ChainLog;
 use economy::Usdc;
-use pay::book::{AbortWhy, Delivery, Finish, Reservation, Service, Timing, Totals};
-use pay::{BookInput, Settle, SettleExact, TransferMethod};
+use pay::BookInput;
+use pay::book::{AbortWhy, Service, Totals};
 
 const PAYER: [u8; 20] = [0xC1; 20];
-const PRICE: u128 = 900;
+const PRICE: u128 = paid_call::PRICE.0;
 
 /// What a process finds in `dir` that has the records of `node` up to `last`.
 fn found_in(dir: &std::path::Path, node: &Node, last: u64) -> State {
@@ -25,50 +26,22 @@ fn found_in(dir: &std::path::Path, node: &Node, last: u64) -> State {
 }
 
 fn request(nonce: u8) -> RequestId {
-    RequestId::of_payment(TransferMethod::Eip3009, &PAYER, &[nonce; 32])
+    paid_call::request(PAYER, nonce)
 }
 
 /// A call under this nonce that is being served, and whose payment is on its way to the chain.
 fn open_call(node: &mut Node, nonce: u8) {
-    let (now, request) = (node.now(), request(nonce));
-    let settlement = SettleExact {
-        payer: PAYER,
-        value: Usdc(PRICE),
-        valid_after: 0,
-        valid_before: now + 900,
-        nonce: [nonce; 32],
-        signature: vec![5; 65],
-        is_signed_by_key: true,
-    };
-    let reservation = Reservation {
-        request,
-        settlement: Settle::Exact(settlement),
-        timing: Timing::AtOnce,
-        route: "POST /v1/chat/completions".into(),
-        body_digest: [nonce; 32],
-        identifier: None,
-        prompt_tokens: 11,
-        max_tokens: 64,
-        run: String::new(),
-        at: now,
-    };
+    let now = node.now();
     let live = node.live.as_mut().unwrap();
-    for input in [BookInput::Reserved(reservation), BookInput::SettleSent { request }] {
+    for input in [paid_call::reserved(PAYER, nonce, now, now + 900), BookInput::SettleSent { request: request(nonce) }]
+    {
         live.record(now, &Recorded::Book(input)).unwrap();
     }
 }
 
 fn delivered(nonce: u8) -> Recorded {
-    let delivery = Delivery {
-        cached_tokens: 0,
-        completion_tokens: 21,
-        bytes: 84,
-        output_digest: [9; 32],
-        finish: Finish::Stop,
-        at: 1_000,
-        confirmed: true,
-    };
-    Recorded::Book(BookInput::Delivered { request: request(nonce), delivery, amount: Usdc(PRICE) })
+    let delivery = paid_call::delivery(0, 1_000);
+    Recorded::Book(BookInput::Delivered { request: request(nonce), delivery, amount: paid_call::PRICE })
 }
 
 /// What the treasury tells in block `number`, in this order.
