@@ -19,9 +19,11 @@ use pay::{Reason, Usdc};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use vivarium::world::files::read_key;
 
+/// A receipt is signed once what it says is on the disk, a moment after the answer's last byte.
+const SIGNED: Duration = Duration::from_secs(30);
 /// Most that may be open. The chain of a world has no price of ether, so that a batch leaves at half of it, or by time.
 const SETTLE_AFTER: &str = "0.02";
 const SETTLE_AFTER_UUSDC: u128 = 20_000;
@@ -63,10 +65,10 @@ fn payments_are_settled_after_they_were_served_and_by_anothers_facilitator() {
     assert_eq!(moved, sales.sum);
     dust_is_refused(&world, &town, &customer);
     one_proxy_a_key(&world);
-    ts_rs_rs_batch_settlement_streamed(&world, &town, &mut sales);
+    ts_rs_rs_batch_settlement_streamed(&mut world, &town, &mut sales);
     py_rs_rs_exact(&mut world, &town, &mut sales);
     py_rs_rs_upto_streamed(&mut world, &town, &mut sales);
-    upto_by_ask_and_proxy(&world, &town, &customer, &mut sales);
+    upto_by_ask_and_proxy(&mut world, &town, &customer, &mut sales);
     balanced(&mut world, agent["url"].as_str().expect("a URL"), sales.sum);
     hung_up(&mut world, &town);
     anothers_facilitator(&mut world, &town, &customer);
@@ -203,7 +205,7 @@ fn nothing_is_made_for_nothing(world: &World, town: &Town) {
 
 /// One channel, 10,007 calls with `VIVARIUM_DEEP=1`, else 47: what was charged, the signed receipts, the node's ledger and
 /// the money that the chain moved are one sum, and no receipt is missing.
-fn ts_rs_rs_batch_settlement_streamed(world: &World, town: &Town, sales: &mut Sales) {
+fn ts_rs_rs_batch_settlement_streamed(world: &mut World, town: &Town, sales: &mut Sales) {
     let (calls, url) = (if std::env::var_os("VIVARIUM_DEEP").is_some() { 10_007 } else { 47 }, url_of(world));
     let paid_out = || town.paid(BATCH_SETTLEMENT, town.treasury).iter().map(|paid| paid.amount).sum::<u128>();
     let before = paid_out();
@@ -223,7 +225,7 @@ fn ts_rs_rs_batch_settlement_streamed(world: &World, town: &Town, sales: &mut Sa
         let number = |value: &Value| value.as_str().and_then(|n| n.parse::<u128>().ok()).expect("a number");
         charged += number(&sold["charged"]);
         let receipt = format!("{url}/receipts/{}", sold["request"].as_str().expect("a request"));
-        let receipt = kept(&receipt);
+        let receipt = world.within(SIGNED, "its receipt", |_| get_json(&receipt));
         receipts.push(["channel_charged_uusdc", "amount_uusdc"].map(|name| number(&receipt[name])));
         answers += 1;
     }
@@ -284,21 +286,9 @@ fn python(world: &World, payer: &PrivateKeySigner, mode: &str, scheme: &str) -> 
     text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e} in {line}"))).collect()
 }
 
-/// The receipt at `url`. It is signed once what it says is on the disk, a moment after the answer's last byte.
-fn kept(url: &str) -> Value {
-    let begun = Instant::now();
-    loop {
-        if let Some(receipt) = get_json(url) {
-            return receipt;
-        }
-        assert!(begun.elapsed() < Duration::from_secs(30), "no {url}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
 /// `vivarium ask` and `vivarium proxy` by `upto` and nothing else: what they say, the receipt and the chain are one sum,
 /// below what was permitted.
-fn upto_by_ask_and_proxy(world: &World, town: &Town, customer: &PrivateKeySigner, sales: &mut Sales) {
+fn upto_by_ask_and_proxy(world: &mut World, town: &Town, customer: &PrivateKeySigner, sales: &mut Sales) {
     town.lets_permit2_spend(customer);
     let url = url_of(world);
     // So many that the longest answer costs several times the least price of a call.
@@ -306,9 +296,9 @@ fn upto_by_ask_and_proxy(world: &World, town: &Town, customer: &PrivateKeySigner
     let of = |name: &str| price[name].as_str().and_then(|n| n.parse::<u64>().ok()).expect("a number");
     let tokens = (4_000_000 * of("call_uusdc")).div_ceil(of("mtok_completion_uusdc"));
     let tokens = u32::try_from(tokens).expect("a number of tokens");
-    let mut moved = |said: u128, request: &Value, question: &str| {
+    let mut moved = |world: &mut World, said: u128, request: &Value, question: &str| {
         let receipt = format!("{url}/receipts/{}", request.as_str().expect("a request"));
-        let receipt = kept(&receipt);
+        let receipt = world.within(SIGNED, "its receipt", |_| get_json(&receipt));
         let transaction: B256 = receipt["transaction"].as_str().and_then(|tx| tx.parse().ok()).expect("a settlement");
         let paid = town.of_payer(customer);
         let on_chain = paid.iter().find(|paid| paid.tx == transaction).expect("a transfer to the treasury").amount;
@@ -321,14 +311,14 @@ fn upto_by_ask_and_proxy(world: &World, town: &Town, customer: &PrivateKeySigner
     let told = world.ask(&["--scheme", "upto", "--max-tokens", &tokens.to_string(), question]).expect("an answer");
     assert_eq!(told["scheme"], "upto", "{told}");
     let spent = told["spent_uusdc"].as_str().and_then(|n| n.parse().ok()).expect("a number");
-    moved(spent, &told["request_id"], question);
+    moved(world, spent, &told["request_id"], question);
 
     let (mut proxy, base_url) = world::proxy(&world.data_dir(), &["--budget", "1/day", "--scheme", "upto"]);
     let question = "Hello.";
     let said = town.asks_free(base_url.strip_suffix("/v1").expect("its form"), question, tokens);
     assert_eq!((said.status, &said.body["payment"]["success"]), (200, &json!(true)), "{}", said.body);
     let spent = said.body["payment"]["amount"].as_str().and_then(|n| n.parse().ok()).expect("a number");
-    moved(spent, &said.body["x402"]["request"], question);
+    moved(world, spent, &said.body["x402"]["request"], question);
     signal(proxy.id(), "TERM");
     proxy.wait().expect("it ends");
 }
