@@ -19,7 +19,7 @@ use crate::dag::{self, BLOCK_BYTES_MAX};
 use crate::error::{Error, Kind, Result, off_thread};
 use crate::unixfs::{self, Object};
 use crate::walk::{DEPTH_MAX, LEAVES_REMEMBERED_MAX};
-use answer::{Format, Problem, add_dups, add_path, block_head, car_head, format_of, not_modified, range_of};
+use answer::{Format, Problem, add_car_type, add_path, block_head, car_head, format_of, not_modified, range_of};
 use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
@@ -180,8 +180,7 @@ async fn a_car(
     }
     let mut head = car_head(&cid, &format!("{path:?} {scope:?}"));
     if not_modified(&headers, &head) {
-        // Whether blocks may come twice is not known here; what was said of the entity before holds.
-        head.remove(header::CONTENT_TYPE);
+        // Whether blocks may come twice is not known yet; what was said of the entity before holds.
         return Ok((StatusCode::NOT_MODIFIED, head).into_response());
     }
     // The path is walked before the status is sent: what is missing there is a 404, not a broken stream.
@@ -193,7 +192,7 @@ async fn a_car(
         return Err(Problem::bad(format!("entity-bytes lies outside of the file, which has {bytes} bytes")));
     }
     let dups = found.dups(scope);
-    add_dups(&mut head, dups);
+    add_car_type(&mut head, dups);
     add_path(&mut head, uri.path(), &found.roots);
     if head_only {
         return Ok((head, Body::empty()).into_response());

@@ -46,33 +46,34 @@ pub(super) fn format_of(query: Option<&str>, headers: &HeaderMap) -> Result<Form
 }
 
 pub(super) fn block_head(cid: &Cid) -> HeaderMap {
-    let mut head = head(cid, "application/vnd.ipld.raw", format!("\"{cid}.raw\""), "bin");
+    let mut head = head(cid, format!("\"{cid}.raw\""), "bin");
+    head.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/vnd.ipld.raw"));
     head.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     head
 }
 
 /// `what` is everything beside the CID that decides which blocks are sent. The entity tag is weak: the order of
-/// blocks is ours to choose.
+/// blocks is ours to choose. Says nothing of the content type, which [`add_car_type`] does once the blocks are known.
 pub(super) fn car_head(cid: &Cid, what: &str) -> HeaderMap {
     let tag = format!("W/\"{cid}.car.{}\"", hex::encode(&cid::sha256(what.as_bytes())[..8]));
-    head(cid, "application/vnd.ipld.car; version=1; order=dfs", tag, "car")
+    head(cid, tag, "car")
 }
 
-/// Says whether a block may come twice, if that is known (IPIP-412).
-pub(super) fn add_dups(head: &mut HeaderMap, dups: Dups) {
-    if dups == Dups::No {
-        let known = HeaderValue::from_static("application/vnd.ipld.car; version=1; order=dfs; dups=n");
-        head.insert(header::CONTENT_TYPE, known);
-    }
+/// The content type of a CAR, which says whether a block may come twice, if that is known (IPIP-412).
+pub(super) fn add_car_type(head: &mut HeaderMap, dups: Dups) {
+    let kind = match dups {
+        Dups::No => "application/vnd.ipld.car; version=1; order=dfs; dups=n",
+        Dups::Unsaid => "application/vnd.ipld.car; version=1; order=dfs",
+    };
+    head.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
 }
 
-fn head(cid: &Cid, content_type: &'static str, tag: String, extension: &str) -> HeaderMap {
+fn head(cid: &Cid, tag: String, extension: &str) -> HeaderMap {
     let mut head = HeaderMap::new();
     let mut put = |name: HeaderName, value: String| {
         let value = HeaderValue::from_str(&value).expect("CIDs are letters and digits");
         head.insert(name, value);
     };
-    put(header::CONTENT_TYPE, content_type.to_owned());
     put(header::ETAG, tag);
     put(header::CACHE_CONTROL, FOR_EVER.to_owned());
     put(header::CONTENT_DISPOSITION, format!("attachment; filename=\"{cid}.{extension}\""));
