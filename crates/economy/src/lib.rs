@@ -5,7 +5,8 @@
 //! the difference, and remembers what it asked for until the chain shows it. So a lost answer, a crash or a reorg
 //! needs no case of its own.
 //!
-//! Read in this order: `input`, `output`, this file, `life`, `hosting`, `purse`, `gas`, `archive`, `ledger`, `price`, `runway`, `flight`;
+//! Read in this order: `input`, `output`, this file, `life`, `hosting`, `purse`, `gas`, `archive`, `ledger`, `price`, `runway`, `flight`,
+//! and `silence`, a standby's own part;
 //! [`rules`] is what the contracts allow, as a model to be held against them.
 
 #![deny(clippy::float_arithmetic)]
@@ -30,6 +31,7 @@ mod money;
 mod note;
 mod policy;
 pub mod rules;
+mod silence;
 mod timers;
 
 pub use archive::{Archive, Archived};
@@ -42,6 +44,7 @@ pub use policy::{Genesis, Limits, Policy, Wishes};
 pub use price::{Price, Tokens};
 pub use purse::Purse;
 pub use runway::{BreakEven, Foretold};
+pub use silence::{Due, Silence};
 pub use timers::{DAY_SECS, MOVE_ATTEMPTS, MOVE_BLOCKS, RENEW_PCT, Raised, TimerError, Timers};
 
 use archive::Archiving;

@@ -1,6 +1,6 @@
 //! The standby's watch over the active node: challenge when it falls silent, take over when it does not answer.
 //!
-//! Pure decision ([`due`]) and one transaction at a time by the node key; the contract checks both again.
+//! The decision is pure ([`Silence`]); one transaction at a time by the node key.
 
 use crate::error::Result;
 use crate::main_loop::Node;
@@ -9,42 +9,9 @@ use crate::watch::News;
 use alloy::primitives::{Address, U256};
 use chain::treasury::calls;
 use chain::{Outcome as Sent, Stage};
+use economy::{Due, Silence};
 use journal::crash_point;
 use std::sync::atomic::Ordering;
-
-/// What a standby should send now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Due {
-    Nothing,
-    Challenge,
-    Takeover,
-}
-
-/// What the decision looks at. Times are chain seconds.
-#[derive(Clone, Copy, Debug)]
-pub struct Silence {
-    pub now: u64,
-    pub last_heartbeat: u64,
-    /// 0: no open challenge.
-    pub challenged_at: u64,
-    /// Longer than the time between two heartbeats.
-    pub fence: u64,
-    pub answer_time: u64,
-    /// The lease was rented by the stewards' `rescue`: its node key needs no challenge.
-    pub rescued: bool,
-}
-
-/// The fence's time before a challenge: a heartbeat is overdue by then, an operator without a chain has stopped itself,
-/// and one that lives answers at once. Then the contract's own time before the takeover.
-pub fn due(silence: Silence) -> Due {
-    if silence.rescued {
-        return Due::Takeover;
-    }
-    if silence.challenged_at != 0 {
-        return if silence.now > silence.challenged_at + silence.answer_time { Due::Takeover } else { Due::Nothing };
-    }
-    if silence.now > silence.last_heartbeat + silence.fence { Due::Challenge } else { Due::Nothing }
-}
 
 impl Node {
     /// Called with each block while this node is standby.
@@ -62,7 +29,7 @@ impl Node {
             answer_time: u64::from(timers.answerTime),
             rescued: news.state.operator == Address::ZERO || self.rescued(news),
         };
-        let (call, label) = match due(silence) {
+        let (call, label) = match silence.due() {
             Due::Nothing => return Ok(()),
             Due::Challenge => (calls::challenge(), "challenge"),
             Due::Takeover => (calls::takeover(), "takeover"),
@@ -102,28 +69,5 @@ impl Node {
     fn rescued(&self, news: &News) -> bool {
         news.state.challengedAt == 0
             && news.head.timestamp > news.state.lastHeartbeat + u64::from(self.cx.birth.timers.silence)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{Due, Silence, due};
-
-    const QUIET: Silence =
-        Silence { now: 100, last_heartbeat: 98, challenged_at: 0, fence: 8, answer_time: 12, rescued: false };
-
-    #[test]
-    fn a_beating_node_is_left_alone_and_a_silent_one_challenged_once() {
-        assert_eq!(due(QUIET), Due::Nothing);
-        assert_eq!(due(Silence { now: 106, ..QUIET }), Due::Nothing);
-        assert_eq!(due(Silence { now: 107, ..QUIET }), Due::Challenge);
-        assert_eq!(due(Silence { now: 108, challenged_at: 108, ..QUIET }), Due::Nothing);
-    }
-
-    #[test]
-    fn takeover_waits_for_the_whole_answer_time() {
-        assert_eq!(due(Silence { now: 120, challenged_at: 108, ..QUIET }), Due::Nothing);
-        assert_eq!(due(Silence { now: 121, challenged_at: 108, ..QUIET }), Due::Takeover);
-        assert_eq!(due(Silence { rescued: true, ..QUIET }), Due::Takeover);
     }
 }

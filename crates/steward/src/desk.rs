@@ -473,7 +473,8 @@ impl Desk {
         if action != "rescue" {
             return Err(Refusal::NotForDaemons { action });
         }
-        if !self.adopt(treasury).await? {
+        // A quorum may have named other stewards since this daemon last looked.
+        if !self.adopt(treasury).await? || !self.renew(treasury).await? {
             return Err(Refusal::NotWatched);
         }
         let (birth, seat) = self.with(treasury, |agent| Ok((agent.birth.clone(), agent.seat.clone())))?;
