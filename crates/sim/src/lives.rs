@@ -1,6 +1,6 @@
 //! Whole lives from one seed, while faults rain: shipped machines on the contracts' bytecode, in simulated time.
 //!
-//! What is shipped: `economy::Agent`, `chain::outbox::Outbox`, `chain::logs::LogCore`, `pay::ChannelBook`, `journal::log`,
+//! What is shipped: `economy::Agent`, `chain::outbox::Outbox`, `chain::logs::LogCore`, `pay::ChannelBook`, `economy::Silence`, `journal::log`,
 //! `journal::Gate`, `steward::share`, the contracts.
 //! What stands in for the rest (the node's wiring, stewards' daemons, providers, customers, endpoints) is here and honest;
 //! whoever is not is a [`Fault`]. An auditor written apart ([`crate::audit`], and the end of [`life`]) looks after every
@@ -189,6 +189,8 @@ pub enum Bug {
     EarlyOutput,
     /// The disk forgets what it said was synced.
     ForgetfulDisk,
+    /// No standby looks whether its operator is silent.
+    SleepingStandby,
     /// Stewards give their shares to whoever asks.
     CarelessStewards,
     /// The memory opens with one share.
@@ -207,7 +209,7 @@ pub enum Bug {
 
 impl Bug {
     /// Each with what it breaks: an invariant, or what a machine promises.
-    pub const ALL: [(Self, &str); 17] = [
+    pub const ALL: [(Self, &str); 18] = [
         (Self::MadeMoney, "I1"),
         (Self::DeafLedger, "I1"),
         (Self::UsurpedKey, "I2"),
@@ -218,6 +220,7 @@ impl Bug {
         (Self::UnheldPause, "I7"),
         (Self::EarlyOutput, "output commit"),
         (Self::ForgetfulDisk, "journal"),
+        (Self::SleepingStandby, "takeover"),
         (Self::CarelessStewards, "shares"),
         (Self::OneShareOpens, "shares"),
         (Self::HurriedMove, "moving"),
@@ -292,6 +295,8 @@ pub struct Lived {
     /// Further moves, each of which a branch took back.
     pub undone: u64,
     pub takeovers: u64,
+    /// Of silent operators, by their standbys; refused ones included.
+    pub challenges: u64,
     /// Shares that stewards gave to operators that had to restore, and refused to others.
     pub shares: u64,
     pub shares_refused: u64,

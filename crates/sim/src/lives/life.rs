@@ -15,7 +15,7 @@ use alloy::sol_types::SolCall;
 use chain::bindings::{LeaseStatus, Options, TestUSDC};
 use chain::market;
 use chain::treasury::calls;
-use economy::{Genesis, Policy, Stage, Timers, Usdc, Wishes};
+use economy::{Due, Genesis, Policy, Silence, Stage, Timers, Usdc, Wishes};
 use pay::book::{AbortWhy, Ask, Decision, Delivery, Finish, Reservation, Timing};
 use pay::scheme::channel::BATCH_SETTLEMENT;
 use pay::{BookInput, RequestId, Settle, SettleExact, TransferMethod};
@@ -33,6 +33,8 @@ const WAIT_SECS: u64 = 1_800;
 const RESCUE_AGAIN_SECS: u64 = 7_200;
 /// After so many days without any host to be had stewards give a life up, and anybody winds it down.
 const GIVE_UP_DAYS: u64 = 3;
+/// What an agent may take to live again, beyond what its timers give.
+const MARGIN_SECS: u64 = 60;
 /// Of a thousand blocks: a payer takes its money out by itself, or asks the agent for the rest.
 const LEAVES_PERMILLE: u64 = 3;
 const ASKS_BACK_PERMILLE: u64 = 10;
@@ -92,6 +94,19 @@ struct Bought {
     delivered: bool,
 }
 
+/// How long something has been so.
+#[derive(Clone, Copy, Debug, Default)]
+struct Spell(Option<(u64, u64)>);
+
+impl Spell {
+    /// Seconds since it became so with this number; 0 while it is not.
+    fn still(&mut self, number: Option<u64>, now: u64) -> u64 {
+        let since = self.0.filter(|(of, _)| Some(*of) == number).map(|(_, since)| since);
+        self.0 = number.map(|of| (of, since.unwrap_or(now)));
+        since.map_or(0, |since| now - since)
+    }
+}
+
 pub struct Life {
     setting: Setting,
     chance: Chance,
@@ -112,6 +127,11 @@ pub struct Life {
     genesis: Genesis,
     /// The active host is gone since then.
     dead_since: Option<u64>,
+    /// By lease: a standby that answers while the operator is gone.
+    silent_standby: Spell,
+    /// By epoch: an operator that restores, and that nothing hinders.
+    restoring: Spell,
+    standbys_sleep: bool,
     /// The process dies in the next look.
     crash_comes: bool,
     rescue_again_at: u64,
@@ -197,6 +217,9 @@ impl Life {
             holders,
             genesis,
             dead_since: None,
+            silent_standby: Spell::default(),
+            restoring: Spell::default(),
+            standbys_sleep: false,
             crash_comes: false,
             rescue_again_at: 0,
             gone: BTreeSet::new(),
@@ -316,9 +339,13 @@ impl Life {
         }
         self.people();
         let secs = match self.dead_since {
-            Some(_) => BLOCK_SECS + self.chance.below(WAIT_SECS),
+            Some(_) => match self.patience_secs() {
+                Some(secs) => secs.clamp(BLOCK_SECS, QUIET_SECS),
+                None => BLOCK_SECS + self.chance.below(WAIT_SECS),
+            },
             None if self.node.is_busy() || self.has_steps() => BLOCK_SECS,
-            None => BLOCK_SECS + self.chance.below(QUIET_SECS),
+            // A node does not sleep past its heartbeat.
+            None => (BLOCK_SECS + self.chance.below(QUIET_SECS)).min(self.secs_to_heartbeat().max(BLOCK_SECS)),
         };
         let secs = secs + std::mem::take(&mut self.owes_secs);
         let epoch = self.chain.state.epoch;
@@ -331,14 +358,20 @@ impl Life {
         self.works()?;
         self.lived.owed_blocks += u64::from(self.chain.owed != 0);
         self.books()?;
+        self.is_in_time()?;
         self.money()
+    }
+
+    fn secs_to_heartbeat(&self) -> u64 {
+        let due = self.chain.state.lastHeartbeat + u64::from(self.genesis.timers.heartbeat_every);
+        due.saturating_sub(self.chain.now())
     }
 
     fn has_steps(&self) -> bool {
         let state = &self.chain.state;
         let standby = state.standbyLease.to::<u64>();
         let requested = standby != 0 && self.chain.lease(standby).status() == LeaseStatus::Requested;
-        requested || !state.announcedLease.is_zero() || state.restoring || self.stopped
+        requested || !state.announcedLease.is_zero() || state.challengedAt != 0 || state.restoring || self.stopped
     }
 
     /// The node's part, while its host is there.
@@ -462,7 +495,8 @@ impl Life {
             return None;
         }
         let lease = self.chain.lease(standby);
-        (lease.status() == LeaseStatus::Ready && !self.gone.contains(&lease.provider)).then_some(standby)
+        let runs = lease.status() == LeaseStatus::Ready && self.chain.now() < lease.end;
+        (runs && !self.gone.contains(&lease.provider)).then_some(standby)
     }
 
     /// After a handover or takeover the successor's process begins.
@@ -508,6 +542,7 @@ impl Life {
 
     fn people(&mut self) {
         self.providers();
+        self.standby_watches();
         self.stewards();
         self.buy();
         self.buy_by_channel();
@@ -533,8 +568,47 @@ impl Life {
         }
     }
 
-    /// The daemons: they relay what a silent operator's standby asks for, rescue who has none, and close the affairs of
-    /// whoever cannot be rescued.
+    /// What the standby's node looks at, while its host is there.
+    fn silence(&self) -> Option<(u64, Silence)> {
+        let (state, timers, now) = (&self.chain.state, &self.genesis.timers, self.chain.now());
+        let standby = self.answering_standby().filter(|_| stage(state) == Stage::Alive && !self.standbys_sleep)?;
+        let silence = Silence {
+            now,
+            last_heartbeat: state.lastHeartbeat,
+            challenged_at: state.challengedAt,
+            fence: timers.fence.into(),
+            answer_time: timers.answer_time.into(),
+            // As a node sees it: only who was rescued stands there unchallenged then.
+            rescued: state.challengedAt == 0 && now > state.lastHeartbeat + u64::from(timers.silence),
+        };
+        Some((standby, silence))
+    }
+
+    /// Whoever is the operator, and wherever that is.
+    fn standby_watches(&mut self) {
+        let Some((standby, silence)) = self.silence() else { return };
+        let data = match silence.due() {
+            Due::Nothing => return,
+            Due::Challenge => {
+                self.lived.challenges += 1;
+                calls::challenge()
+            }
+            Due::Takeover => calls::takeover(),
+        };
+        self.send(World::node(standby).address(), self.chain.world.treasury, data);
+    }
+
+    /// Until a standby would act, if the operator stays silent.
+    fn patience_secs(&self) -> Option<u64> {
+        let (_, silence) = self.silence()?;
+        let until = match silence.challenged_at {
+            0 => silence.last_heartbeat + silence.fence,
+            challenged => challenged + silence.answer_time,
+        };
+        Some((until + 1).saturating_sub(silence.now))
+    }
+
+    /// The daemons: they rescue who is silent and has no standby, and close the affairs of whoever cannot be rescued.
     fn stewards(&mut self) {
         let state = self.chain.state.clone();
         let (now, timers, treasury) = (self.chain.now(), self.genesis.timers, self.chain.world.treasury);
@@ -558,21 +632,11 @@ impl Life {
             self.tell("stewards give it up: there is no host to be had");
             (self.stopped, self.lived.given_up) = (true, true);
         }
-        match self.answering_standby() {
-            Some(standby) => {
-                let node = World::node(standby).address();
-                if state.challengedAt == 0 {
-                    self.send(node, treasury, calls::challenge());
-                } else if now + BLOCK_SECS > state.challengedAt + t(timers.answer_time) {
-                    self.send(node, treasury, calls::takeover());
-                }
-            }
-            None if now < self.silent_until => {}
-            None if now > state.lastHeartbeat + t(timers.silence) && !state.paused && now >= self.rescue_again_at => {
-                self.rescue_again_at = now + RESCUE_AGAIN_SECS;
-                self.rescue(steward);
-            }
-            None => {}
+        let is_silent = now > state.lastHeartbeat + t(timers.silence) && !state.paused;
+        let may_rescue = now >= self.silent_until && now >= self.rescue_again_at;
+        if is_silent && may_rescue && self.answering_standby().is_none() {
+            self.rescue_again_at = now + RESCUE_AGAIN_SECS;
+            self.rescue(steward);
         }
     }
 
@@ -799,6 +863,7 @@ impl Life {
         if depth <= DEPTH && self.chain.can_branch(depth) && self.comes(Fault::Reorg) {
             self.tell(format!("the last {depth} blocks never happened"));
             self.owes_secs += self.chain.branch(depth);
+            (self.silent_standby, self.restoring) = (Spell::default(), Spell::default());
         }
         self.undo_move()?;
         if self.stopped || !alive {
@@ -1088,6 +1153,10 @@ impl Life {
                 self.node.power_fails = Some((0, Cut::Writing));
             }
             Bug::HurriedMove => self.node.hurries = true,
+            Bug::SleepingStandby => {
+                self.standbys_sleep = true;
+                self.lose_active();
+            }
             Bug::ShutGate => self.node.stays_shut = true,
             Bug::CarelessStewards => self.shares.careless = true,
             Bug::OneShareOpens => {
@@ -1118,6 +1187,33 @@ impl Life {
     }
 
     // ---- the auditor's part that needs the whole ----
+
+    /// After each block: a standby that answered all the while since its operator's host was gone is the operator by now,
+    /// and one that could restore has.
+    fn is_in_time(&mut self) -> Result<(), String> {
+        let (now, t) = (self.chain.now(), u64::from);
+        let timers = &self.genesis.timers;
+        let standby = self.answering_standby().filter(|_| self.dead_since.is_some() && self.stage() == Stage::Alive);
+        let alive_within = t(timers.fence) + t(timers.answer_time) + 4 * BLOCK_SECS + MARGIN_SECS;
+        // The pool may still have had a heartbeat of the dead.
+        let waits = self.silent_standby.still(standby, now).min(now - self.chain.state.lastHeartbeat);
+        if waits > alive_within {
+            return Err(format!(
+                "takeover: lease {standby:?} stands by and has waited for {waits} of {alive_within} s"
+            ));
+        }
+        let is_hindered = now < self.silent_until.max(self.down_until).max(self.full_until).max(self.spike_until);
+        let state = &self.chain.state;
+        let restoring =
+            (state.restoring && self.dead_since.is_none() && !is_hindered && !self.stopped).then_some(state.epoch);
+        let restored_within = t(timers.restore_timeout) + MARGIN_SECS;
+        match self.restoring.still(restoring, now) {
+            waits if waits > restored_within => {
+                Err(format!("takeover: the operator has been restoring for {waits} of {restored_within} s"))
+            }
+            _ => Ok(()),
+        }
+    }
 
     /// I1, after each block: no money is made or lost.
     fn money(&mut self) -> Result<(), String> {
@@ -1308,7 +1404,20 @@ fn before_birth(pace: Pace) -> World {
     WORLDS[usize::from(pace == Pace::Short)].get_or_init(made).clone()
 }
 
-/// Real timers; in a short life nobody has a whole day for refunds.
+/// Half the time for heartbeats and answers, so that a takeover fits into a lease of twelve hours; and nobody has a whole day
+/// for refunds.
+fn short(real: Timers) -> Timers {
+    Timers {
+        heartbeat_every: real.heartbeat_every / 2,
+        fence: real.fence / 2,
+        answer_time: real.answer_time / 2,
+        silence: real.silence / 2,
+        refund_window: 7_200,
+        ..real
+    }
+}
+
+/// Real timers, or those of a short life.
 fn terms(pace: Pace) -> Terms {
     let plain = Terms::plain();
     let timers = &plain.timers;
@@ -1318,7 +1427,7 @@ fn terms(pace: Pace) -> Terms {
     let plain = Terms { options, ..plain };
     match pace {
         Pace::Whole => plain,
-        Pace::Short => Terms { timers: Timers { refund_window: 7_200, ..plain.timers }, ..plain },
+        Pace::Short => Terms { timers: short(plain.timers), ..plain },
     }
 }
 

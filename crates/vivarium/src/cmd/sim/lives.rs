@@ -125,6 +125,7 @@ fn tell(as_json: bool, seed: u64, lived: &Lived) {
             "calls": lived.calls,
             "moves": lived.moves,
             "takeovers": lived.takeovers,
+            "challenges": lived.challenges,
             "rescues": lived.rescues,
             "owed_blocks": lived.owed_blocks,
             "given_up": lived.given_up,
