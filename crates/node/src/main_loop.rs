@@ -169,21 +169,27 @@ impl Event {
 }
 
 /// What an arm of the loop took since the start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Arm {
     pub count: u64,
     pub total: Duration,
     pub longest: Duration,
+    /// How long it may take.
+    pub budget: Duration,
     /// Times that it took longer than it may.
     pub over_budget: u64,
 }
 
 impl Arm {
-    fn took(&mut self, time: Duration, budget: Duration) {
+    pub fn within(budget: Duration) -> Self {
+        Self { count: 0, total: Duration::ZERO, longest: Duration::ZERO, budget, over_budget: 0 }
+    }
+
+    pub fn took(&mut self, time: Duration) {
         self.count += 1;
         self.total += time;
         self.longest = self.longest.max(time);
-        self.over_budget += u64::from(time > budget);
+        self.over_budget += u64::from(time > self.budget);
     }
 }
 
@@ -344,7 +350,7 @@ impl Node {
             if took > budget {
                 tracing::debug!(event = name, ?took, "an arm of the main loop took longer than it may");
             }
-            self.arms.entry(name).or_default().took(took, budget);
+            self.arms.entry(name).or_insert_with(|| Arm::within(budget)).took(took);
             match goes_on {
                 Ok(true) => {}
                 Ok(false) => break,
@@ -1276,11 +1282,12 @@ mod tests {
 
     #[test]
     fn an_arm_says_how_long_it_took() {
-        let mut arm = Arm::default();
-        arm.took(Duration::from_millis(3), BUDGET);
-        arm.took(Duration::from_millis(21), BUDGET);
+        let mut arm = Arm::within(BUDGET);
+        arm.took(BUDGET);
+        arm.took(Duration::from_millis(21));
+        let longest = Duration::from_millis(21);
         let expected =
-            Arm { count: 2, total: Duration::from_millis(24), longest: Duration::from_millis(21), over_budget: 1 };
+            Arm { count: 2, total: Duration::from_millis(41), longest, budget: BUDGET, over_budget: 1 };
         assert_eq!(arm, expected);
     }
 
