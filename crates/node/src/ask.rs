@@ -398,6 +398,7 @@ impl Node {
             return Ok(());
         }
         self.pruned_at = now;
+        self.refunded.retain(|channel, _| live.state.book.channels().channel(channel).is_some());
         let before = now.saturating_sub(KEPT_SECS);
         live.record(now, &Recorded::Book(BookInput::Pruned { before })).map(|_| ())
     }

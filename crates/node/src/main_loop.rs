@@ -243,6 +243,12 @@ pub struct Node {
     pub(crate) settled_after: BTreeSet<pay::RequestId>,
     /// Who waits for a channel's deposit or refund.
     pub(crate) channel_waiters: BTreeMap<ChannelId, Vec<oneshot::Sender<Moved>>>,
+    /// Channels whose refund a task of this process is sending. The channel contract pays as often as it is asked, while the
+    /// balance lasts: a second task would take out as much again.
+    pub(crate) refunding: BTreeSet<ChannelId>,
+    /// The channel's nonce before the last refund that this process had carried out. A block that takes it back leaves it to
+    /// the outbox, which sends the same transaction again.
+    pub(crate) refunded: BTreeMap<ChannelId, u64>,
     /// Deposits that another's facilitator will be asked to put in. A restart forgets them: then the relay does it.
     pub(crate) asked_another: BTreeMap<ChannelId, Box<Asked>>,
     /// Transactions for payers' channels.
@@ -316,6 +322,8 @@ impl Node {
             settled_waiters: BTreeMap::new(),
             settled_after: BTreeSet::new(),
             channel_waiters: BTreeMap::new(),
+            refunding: BTreeSet::new(),
+            refunded: BTreeMap::new(),
             asked_another: BTreeMap::new(),
             channel_gas: PayerGas::default(),
             hung_up: PayerGas::default(),
@@ -1060,6 +1068,8 @@ impl Node {
 
 #[cfg(test)]
 mod crashes;
+#[cfg(test)]
+mod taken_back;
 
 #[cfg(test)]
 mod tests {
@@ -1069,7 +1079,12 @@ mod tests {
 
     /// On lease 1, with its files in `dir`; and what its loop would hear.
     pub(super) fn node(dir: &std::path::Path) -> (Node, mpsc::Receiver<Event>) {
-        let (mut cx, heard) = context::for_tests("http://127.0.0.1:1", dir);
+        node_on("http://127.0.0.1:1", dir)
+    }
+
+    /// The same on the chain that answers at `rpc_url`.
+    pub(super) fn node_on(rpc_url: &str, dir: &std::path::Path) -> (Node, mpsc::Receiver<Event>) {
+        let (mut cx, heard) = context::for_tests(rpc_url, dir);
         let timers = &mut cx.birth.timers;
         (timers.day, timers.heartbeatEvery, timers.fence, timers.answerTime) = (86_400, 18_000, 19_800, 21_600);
         (Node::new(Arc::new(cx), Arc::new(Shared::default()), watch::channel(None).0), heard)
@@ -1286,8 +1301,7 @@ mod tests {
         arm.took(BUDGET);
         arm.took(Duration::from_millis(21));
         let longest = Duration::from_millis(21);
-        let expected =
-            Arm { count: 2, total: Duration::from_millis(41), longest, budget: BUDGET, over_budget: 1 };
+        let expected = Arm { count: 2, total: Duration::from_millis(41), longest, budget: BUDGET, over_budget: 1 };
         assert_eq!(arm, expected);
     }
 
