@@ -1069,6 +1069,8 @@ impl Node {
 #[cfg(test)]
 mod crashes;
 #[cfg(test)]
+mod hosts;
+#[cfg(test)]
 mod taken_back;
 
 #[cfg(test)]
