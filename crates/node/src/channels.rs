@@ -271,7 +271,10 @@ impl Node {
         reply: oneshot::Sender<Moved>,
     ) -> Result<()> {
         let now = self.now();
-        self.channel_waiters.entry(channel).or_default().push(reply);
+        let waiting = self.channel_waiters.entry(channel).or_default();
+        // Whoever asks again and again, and hangs up each time, waits once.
+        waiting.retain(|waiter| !waiter.is_closed());
+        waiting.push(reply);
         let Some(live) = self.live.as_mut().filter(|live| !live.sealed) else { return Ok(()) };
         if live.state.book.channels().channel(&channel).is_none_or(|known| known.deposit.is_some()) {
             return Ok(());

@@ -219,7 +219,8 @@ pub struct Node {
     last_word: bool,
     /// When this node first saw itself as operator, or stopped being it.
     turned_ms: Option<u64>,
-    /// What ended here after this journal was closed: the successor's to charge, unless the succession is taken back.
+    /// What ended here after this journal was closed: the successor's to charge, unless the succession is taken back. One for
+    /// each stream that was open at the cut.
     pub(crate) late: Vec<Recorded>,
     /// `None`: it was never operator.
     office: Option<Office>,
@@ -227,7 +228,8 @@ pub struct Node {
     disk_failed: Option<u64>,
     /// Another process signs as this operator: this one never acts again.
     is_copied: bool,
-    /// What came while this node was fenced and its life must hear: told when it acts again.
+    /// What came while this node was fenced and its life must hear: told when it acts again. Ends of what it sent before,
+    /// so there are no more than it had on its way.
     kept: Vec<Event>,
     restoring: bool,
     /// The journal here was found on the disk, and nobody has said yet that it is the newest one.
@@ -236,12 +238,14 @@ pub struct Node {
     pub(crate) granted_token: Option<String>,
     /// Bearer token of the announced successor, with its exchange recipient.
     pub(crate) successor: Option<(String, store::seal::Recipient)>,
+    /// At most `TAILS_WAITING_MAX`.
     pub(crate) tail_waiters: Vec<(u64, oneshot::Sender<Result<moving::TailPart>>)>,
+    /// Whoever hung up is forgotten when the next one comes: no more than requests are let in.
     pub(crate) settled_waiters: BTreeMap<pay::RequestId, Vec<Waiter>>,
     /// Reserved to be settled after they were served, and not sent yet: nobody waits for their settlement. A restart
     /// forgets it, and needs no more of it: then nobody waits for any.
     pub(crate) settled_after: BTreeSet<pay::RequestId>,
-    /// Who waits for a channel's deposit or refund.
+    /// Who waits for a channel's deposit or refund, the same.
     pub(crate) channel_waiters: BTreeMap<ChannelId, Vec<oneshot::Sender<Moved>>>,
     /// Channels whose refund a task of this process is sending. The channel contract pays as often as it is asked, while the
     /// balance lasts: a second task would take out as much again.
@@ -249,7 +253,8 @@ pub struct Node {
     /// The channel's nonce before the last refund that this process had carried out. A block that takes it back leaves it to
     /// the outbox, which sends the same transaction again.
     pub(crate) refunded: BTreeMap<ChannelId, u64>,
-    /// Deposits that another's facilitator will be asked to put in. A restart forgets them: then the relay does it.
+    /// Deposits that another's facilitator will be asked to put in. A restart forgets them: then the relay does it. One for
+    /// each channel of the book, which are bounded.
     pub(crate) asked_another: BTreeMap<ChannelId, Box<Asked>>,
     /// Transactions for payers' channels.
     pub(crate) channel_gas: PayerGas,
@@ -1072,6 +1077,8 @@ mod crashes;
 mod hosts;
 #[cfg(test)]
 mod taken_back;
+#[cfg(test)]
+mod waiting;
 
 #[cfg(test)]
 mod tests {
