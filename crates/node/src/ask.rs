@@ -113,7 +113,7 @@ impl Drop for Guard {
 }
 
 /// From a destructor nothing can be awaited: a task carries the message. Where nothing runs any more the next start
-/// closes what is open.
+/// closes what is open. As many wait so as requests were let in ([`crate::api`], `gate`).
 pub fn tell(cx: &Arc<Context>, ask: Ask) {
     let cx = cx.clone();
     if let Ok(runtime) = Handle::try_current() {
@@ -188,7 +188,12 @@ impl Node {
                 let waiter = Waiter { blocks, reply };
                 match self.known_settlement(&request) {
                     Some(settlement) => self.answer(&request, settlement, waiter),
-                    None => self.settled_waiters.entry(request).or_default().push(waiter),
+                    None => {
+                        let waiting = self.settled_waiters.entry(request).or_default();
+                        // Whoever asks again and again, and hangs up each time, waits once.
+                        waiting.retain(|waiter| !waiter.reply.is_closed());
+                        waiting.push(waiter);
+                    }
                 }
                 Ok(())
             }
@@ -398,6 +403,7 @@ impl Node {
             return Ok(());
         }
         self.pruned_at = now;
+        self.refunded.retain(|channel, _| live.state.book.channels().channel(channel).is_some());
         let before = now.saturating_sub(KEPT_SECS);
         live.record(now, &Recorded::Book(BookInput::Pruned { before })).map(|_| ())
     }

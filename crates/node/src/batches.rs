@@ -36,7 +36,7 @@ pub enum Ether {
     Feed(Address),
 }
 
-/// Where rows go. Clones share one queue.
+/// Where rows go. Clones share one queue, and whoever finds it full waits.
 #[derive(Clone)]
 pub struct Batches {
     chain: Chain,

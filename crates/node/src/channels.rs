@@ -122,6 +122,18 @@ async fn read_since(cx: &Context, id: &ChannelId, block: u64) -> ChannelState {
     }
 }
 
+/// The same once the chain shows the refund again that it had taken back, before which the channel's nonce was `nonce`; or
+/// so many blocks later, whatever it shows.
+async fn read_after(cx: &Context, id: &ChannelId, nonce: u64, block: u64, blocks: u64) -> ChannelState {
+    let mut state = read_since(cx, id, block).await;
+    let until = state.block.saturating_add(blocks);
+    while state.refund_nonce <= nonce && state.block < until {
+        tokio::time::sleep(ASK_AGAIN).await;
+        state = read_since(cx, id, block).await;
+    }
+    state
+}
+
 /// The block in which it was carried out; 0: it was not.
 fn done_in(sent: &Sent) -> u64 {
     match sent {
@@ -136,7 +148,7 @@ fn may_be_mined_yet(sent: &Sent) -> bool {
     matches!(sent, Sent::Reverted { tx_hash: Some(_), .. } | Sent::Unknown { .. })
 }
 
-/// The same, once.
+/// What the chain says of a channel, asked once.
 ///
 /// # Errors
 /// `Rpc` when the endpoint fails, `Missing` when there is no channel contract.
@@ -259,7 +271,10 @@ impl Node {
         reply: oneshot::Sender<Moved>,
     ) -> Result<()> {
         let now = self.now();
-        self.channel_waiters.entry(channel).or_default().push(reply);
+        let waiting = self.channel_waiters.entry(channel).or_default();
+        // Whoever asks again and again, and hangs up each time, waits once.
+        waiting.retain(|waiter| !waiter.is_closed());
+        waiting.push(reply);
         let Some(live) = self.live.as_mut().filter(|live| !live.sealed) else { return Ok(()) };
         if live.state.book.channels().channel(&channel).is_none_or(|known| known.deposit.is_some()) {
             return Ok(());
@@ -395,12 +410,20 @@ impl Node {
         let Some(refund) = known.refund else { return Ok(()) };
         let claim = channels.claim_before_refund(&channel);
         let (config, nonce_before) = (known.config.clone(), refund.nonce);
+        // A move that was taken back has this process begin to lead again while it is still sending.
+        if !self.refunding.insert(channel) {
+            return Ok(());
+        }
         let (cx, seen) = (self.cx.clone(), self.newest_block());
         let final_blocks = u64::from(cx.manifest.payments.final_blocks);
+        let taken_back = self.refunded.get(&channel).copied().filter(|nonce| *nonce >= nonce_before);
         tokio::spawn(async move {
             // A run before this one may have sent it, and a second one would take out more than was asked for.
             let seen = cx.operator.left_over().await.max(seen);
-            let state = read_since(&cx, &channel, seen).await;
+            let state = match taken_back {
+                Some(nonce) => read_after(&cx, &channel, nonce, seen, final_blocks).await,
+                None => read_since(&cx, &channel, seen).await,
+            };
             if state.refund_nonce > nonce_before {
                 let (end, moved) = (Some(ChannelInput::RefundEnded { channel }), Some((refund.amount, B256::ZERO)));
                 return cx.tell(ReadBack { seen: vec![(channel, config, state)], end, moved }.event()).await;
@@ -459,6 +482,9 @@ impl Node {
             ) => Some(*channel),
             _ => None,
         };
+        if let Some(ChannelInput::RefundEnded { channel }) = &end {
+            self.refund_ended(channel, moved.is_some());
+        }
         if let Some(live) = self.live.as_mut().filter(|live| !live.sealed) {
             for (channel, config, state) in seen {
                 let look = ChannelInput::Seen { channel, config, state, at: now };
@@ -473,6 +499,14 @@ impl Node {
             let _ = waiter.send(moved);
         }
         Ok(())
+    }
+
+    fn refund_ended(&mut self, channel: &ChannelId, is_carried_out: bool) {
+        self.refunding.remove(channel);
+        let known = self.live.as_ref().and_then(|live| live.state.book.channels().channel(channel));
+        if let Some(refund) = known.and_then(|known| known.refund).filter(|_| is_carried_out) {
+            self.refunded.insert(*channel, refund.nonce);
+        }
     }
 
     /// Claims what is due: sums above their bounds, payers that leave, and everything when the agent stops selling.

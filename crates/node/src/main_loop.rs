@@ -169,21 +169,27 @@ impl Event {
 }
 
 /// What an arm of the loop took since the start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Arm {
     pub count: u64,
     pub total: Duration,
     pub longest: Duration,
+    /// How long it may take.
+    pub budget: Duration,
     /// Times that it took longer than it may.
     pub over_budget: u64,
 }
 
 impl Arm {
-    fn took(&mut self, time: Duration, budget: Duration) {
+    pub fn within(budget: Duration) -> Self {
+        Self { count: 0, total: Duration::ZERO, longest: Duration::ZERO, budget, over_budget: 0 }
+    }
+
+    pub fn took(&mut self, time: Duration) {
         self.count += 1;
         self.total += time;
         self.longest = self.longest.max(time);
-        self.over_budget += u64::from(time > budget);
+        self.over_budget += u64::from(time > self.budget);
     }
 }
 
@@ -213,7 +219,8 @@ pub struct Node {
     last_word: bool,
     /// When this node first saw itself as operator, or stopped being it.
     turned_ms: Option<u64>,
-    /// What ended here after this journal was closed: the successor's to charge, unless the succession is taken back.
+    /// What ended here after this journal was closed: the successor's to charge, unless the succession is taken back. One for
+    /// each stream that was open at the cut.
     pub(crate) late: Vec<Recorded>,
     /// `None`: it was never operator.
     office: Option<Office>,
@@ -221,7 +228,8 @@ pub struct Node {
     disk_failed: Option<u64>,
     /// Another process signs as this operator: this one never acts again.
     is_copied: bool,
-    /// What came while this node was fenced and its life must hear: told when it acts again.
+    /// What came while this node was fenced and its life must hear: told when it acts again. Ends of what it sent before,
+    /// so there are no more than it had on its way.
     kept: Vec<Event>,
     restoring: bool,
     /// The journal here was found on the disk, and nobody has said yet that it is the newest one.
@@ -230,14 +238,23 @@ pub struct Node {
     pub(crate) granted_token: Option<String>,
     /// Bearer token of the announced successor, with its exchange recipient.
     pub(crate) successor: Option<(String, store::seal::Recipient)>,
+    /// At most `TAILS_WAITING_MAX`.
     pub(crate) tail_waiters: Vec<(u64, oneshot::Sender<Result<moving::TailPart>>)>,
+    /// Whoever hung up is forgotten when the next one comes: no more than requests are let in.
     pub(crate) settled_waiters: BTreeMap<pay::RequestId, Vec<Waiter>>,
     /// Reserved to be settled after they were served, and not sent yet: nobody waits for their settlement. A restart
     /// forgets it, and needs no more of it: then nobody waits for any.
     pub(crate) settled_after: BTreeSet<pay::RequestId>,
-    /// Who waits for a channel's deposit or refund.
+    /// Who waits for a channel's deposit or refund, the same.
     pub(crate) channel_waiters: BTreeMap<ChannelId, Vec<oneshot::Sender<Moved>>>,
-    /// Deposits that another's facilitator will be asked to put in. A restart forgets them: then the relay does it.
+    /// Channels whose refund a task of this process is sending. The channel contract pays as often as it is asked, while the
+    /// balance lasts: a second task would take out as much again.
+    pub(crate) refunding: BTreeSet<ChannelId>,
+    /// The channel's nonce before the last refund that this process had carried out. A block that takes it back leaves it to
+    /// the outbox, which sends the same transaction again.
+    pub(crate) refunded: BTreeMap<ChannelId, u64>,
+    /// Deposits that another's facilitator will be asked to put in. A restart forgets them: then the relay does it. One for
+    /// each channel of the book, which are bounded.
     pub(crate) asked_another: BTreeMap<ChannelId, Box<Asked>>,
     /// Transactions for payers' channels.
     pub(crate) channel_gas: PayerGas,
@@ -310,6 +327,8 @@ impl Node {
             settled_waiters: BTreeMap::new(),
             settled_after: BTreeSet::new(),
             channel_waiters: BTreeMap::new(),
+            refunding: BTreeSet::new(),
+            refunded: BTreeMap::new(),
             asked_another: BTreeMap::new(),
             channel_gas: PayerGas::default(),
             hung_up: PayerGas::default(),
@@ -344,7 +363,7 @@ impl Node {
             if took > budget {
                 tracing::debug!(event = name, ?took, "an arm of the main loop took longer than it may");
             }
-            self.arms.entry(name).or_default().took(took, budget);
+            self.arms.entry(name).or_insert_with(|| Arm::within(budget)).took(took);
             match goes_on {
                 Ok(true) => {}
                 Ok(false) => break,
@@ -1054,6 +1073,12 @@ impl Node {
 
 #[cfg(test)]
 mod crashes;
+#[cfg(test)]
+mod hosts;
+#[cfg(test)]
+mod taken_back;
+#[cfg(test)]
+mod waiting;
 
 #[cfg(test)]
 mod tests {
@@ -1063,7 +1088,12 @@ mod tests {
 
     /// On lease 1, with its files in `dir`; and what its loop would hear.
     pub(super) fn node(dir: &std::path::Path) -> (Node, mpsc::Receiver<Event>) {
-        let (mut cx, heard) = context::for_tests("http://127.0.0.1:1", dir);
+        node_on("http://127.0.0.1:1", dir)
+    }
+
+    /// The same on the chain that answers at `rpc_url`.
+    pub(super) fn node_on(rpc_url: &str, dir: &std::path::Path) -> (Node, mpsc::Receiver<Event>) {
+        let (mut cx, heard) = context::for_tests(rpc_url, dir);
         let timers = &mut cx.birth.timers;
         (timers.day, timers.heartbeatEvery, timers.fence, timers.answerTime) = (86_400, 18_000, 19_800, 21_600);
         (Node::new(Arc::new(cx), Arc::new(Shared::default()), watch::channel(None).0), heard)
@@ -1276,11 +1306,11 @@ mod tests {
 
     #[test]
     fn an_arm_says_how_long_it_took() {
-        let mut arm = Arm::default();
-        arm.took(Duration::from_millis(3), BUDGET);
-        arm.took(Duration::from_millis(21), BUDGET);
-        let expected =
-            Arm { count: 2, total: Duration::from_millis(24), longest: Duration::from_millis(21), over_budget: 1 };
+        let mut arm = Arm::within(BUDGET);
+        arm.took(BUDGET);
+        arm.took(Duration::from_millis(21));
+        let longest = Duration::from_millis(21);
+        let expected = Arm { count: 2, total: Duration::from_millis(41), longest, budget: BUDGET, over_budget: 1 };
         assert_eq!(arm, expected);
     }
 

@@ -212,6 +212,9 @@ use crate::main_loop::Node;
 use crate::shared::Role;
 use store::seal::Recipient;
 
+/// Questions for the tail that wait at once. A follower asks one after the other; one that broke off and asks again may be
+/// here twice for a moment.
+pub(crate) const TAILS_WAITING_MAX: usize = 8;
 /// Most records in one part of the tail.
 const PART_RECORDS_MAX: u64 = 50_000;
 
@@ -230,6 +233,10 @@ impl Node {
                     self.let_go()?;
                     self.tail_waiters.push((after, reply));
                     self.answer_tails();
+                    if self.tail_waiters.len() > TAILS_WAITING_MAX {
+                        let (_, oldest) = self.tail_waiters.remove(0);
+                        let _ = oldest.send(Err(Error::retry("too many questions for the tail wait already")));
+                    }
                 }
                 Err(e) => {
                     let _ = reply.send(Err(e));

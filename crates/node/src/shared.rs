@@ -14,6 +14,8 @@ use tokio::sync::{Notify, broadcast, watch};
 /// Remembered quotes, and for how long they bind, chain seconds.
 const QUOTES_MAX: usize = 10_000;
 const QUOTE_SECS: u64 = 60;
+/// News that a reader of `/events` may be behind. Beyond it the reader loses the oldest, and nobody waits for it.
+const BULLETINS_MAX: usize = 256;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -108,7 +110,7 @@ impl Default for Shared {
             status: watch::channel(None).0,
             engine: watch::channel(None).0,
             embedder: watch::channel(None).0,
-            bulletins: broadcast::channel(256).0,
+            bulletins: broadcast::channel(BULLETINS_MAX).0,
             in_flight: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             generations: AtomicU64::new(0),

@@ -101,6 +101,7 @@ pub struct State {
     pub conversations: Conversations,
     /// By request.
     pub receipts: BTreeMap<String, Kept>,
+    /// At most [`RECEIPTS_MAX`].
     receipt_order: VecDeque<String>,
     /// What heartbeats commit the agent to.
     pub receipt_trees: Trees,
@@ -109,7 +110,8 @@ pub struct State {
     /// The last block the life heard of: the log's lines name it.
     block: u64,
     /// The last blocks that were read, ascending, and what they held since the first of them: a chain that comes
-    /// back without them (a reorg while nobody looked) is noticed and its events are taken back.
+    /// back without them (a reorg while nobody looked) is noticed and its events are taken back. At most [`READ_KEPT`]
+    /// blocks; what they held was paid for in their gas.
     read: VecDeque<(u64, [u8; 32])>,
     recent: VecDeque<ChainEvent>,
     /// Income the life has not heard of yet.

@@ -44,7 +44,8 @@ pub struct News {
 /// The log reader, and what it takes beside its logs to tell payments from gifts.
 struct Reader {
     logs: LogReader,
-    /// Read, and not told yet: a question about them failed.
+    /// Read, and not told yet: a question about them failed. Until it is answered no block is told, and the node stops
+    /// selling at its fence.
     waiting: Vec<LogItem>,
     /// What was found out of the last blocks' transactions, so that a reorg takes back what was told: height, and
     /// whether the payer had signed.

@@ -3,6 +3,7 @@
 use super::Api;
 use super::openapi::Operation;
 use super::problem::Problem;
+use crate::main_loop::Arm;
 use crate::shared::Role;
 use crate::state::{Kept, State as Folded};
 use crate::status::Status;
@@ -15,10 +16,10 @@ use pay::receipt::SignedReceipt;
 use pay::receipt::cose::{self, CoseReceipt};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 pub async fn status(State(api): State<Api>) -> Result<Json<Arc<Status>>, Problem> {
     api.shared.status().map(Json).ok_or_else(|| Problem::for_unavail("no block of the chain has been read yet", 1))
@@ -216,15 +217,30 @@ pub async fn metrics(State(api): State<Api>) -> Result<Response, Problem> {
         }
     }
     text += &api.models.metrics();
-    let arms = api.look(|node| node.arms().clone()).await?;
-    for (name, arm) in arms {
-        let seconds = |time: Duration| time.as_secs_f64();
-        let _ = writeln!(text, "vivarium_main_loop_events_total{{event=\"{name}\"}} {}", arm.count);
-        let _ = writeln!(text, "vivarium_main_loop_seconds_total{{event=\"{name}\"}} {}", seconds(arm.total));
-        let _ = writeln!(text, "vivarium_main_loop_longest_seconds{{event=\"{name}\"}} {}", seconds(arm.longest));
-        let _ = writeln!(text, "vivarium_main_loop_over_budget_total{{event=\"{name}\"}} {}", arm.over_budget);
-    }
+    text += &main_loop_metrics(&api.look(|node| node.arms().clone()).await?);
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response())
+}
+
+/// One family after the other, as Prometheus wants them: `arms` by the name of their event.
+fn main_loop_metrics(arms: &BTreeMap<&'static str, Arm>) -> String {
+    type Family = (&'static str, &'static str, &'static str, fn(&Arm) -> f64);
+    // A double holds every count below 2^53.
+    let families: [Family; 5] = [
+        ("events_total", "counter", "Events that the main loop took.", |arm| arm.count as f64),
+        ("seconds_total", "counter", "Time that they took, all together.", |arm| arm.total.as_secs_f64()),
+        ("longest_seconds", "gauge", "The longest time that one of them took.", |arm| arm.longest.as_secs_f64()),
+        ("budget_seconds", "gauge", "How long one of them may take.", |arm| arm.budget.as_secs_f64()),
+        ("over_budget_total", "counter", "Events that took longer than that.", |arm| arm.over_budget as f64),
+    ];
+    let mut text = String::new();
+    for (name, kind, help, value) in families {
+        let _ = writeln!(text, "# HELP vivarium_main_loop_{name} {help}");
+        let _ = writeln!(text, "# TYPE vivarium_main_loop_{name} {kind}");
+        for (event, arm) in arms {
+            let _ = writeln!(text, "vivarium_main_loop_{name}{{event=\"{event}\"}} {}", value(arm));
+        }
+    }
+    text
 }
 
 /// The process runs.
@@ -240,5 +256,44 @@ pub async fn ready(State(api): State<Api>) -> Result<&'static str, Problem> {
             let why = api.shared.closed_because().unwrap_or_else(|| format!("this node is {}", api.shared.role()));
             Err(Problem::for_unavail(why, 2))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn each_arm_of_the_main_loop_tells_its_budget_and_how_often_it_went_over_it() {
+        let [mut tick, mut tail] = [20, 250].map(|ms| Arm::within(Duration::from_millis(ms)));
+        for ms in [3, 21, 30] {
+            tick.took(Duration::from_millis(ms));
+            tail.took(Duration::from_millis(ms));
+        }
+        let text = main_loop_metrics(&BTreeMap::from([("tick", tick), ("tail", tail)]));
+        expect_test::expect![[r#"
+            # HELP vivarium_main_loop_events_total Events that the main loop took.
+            # TYPE vivarium_main_loop_events_total counter
+            vivarium_main_loop_events_total{event="tail"} 3
+            vivarium_main_loop_events_total{event="tick"} 3
+            # HELP vivarium_main_loop_seconds_total Time that they took, all together.
+            # TYPE vivarium_main_loop_seconds_total counter
+            vivarium_main_loop_seconds_total{event="tail"} 0.054
+            vivarium_main_loop_seconds_total{event="tick"} 0.054
+            # HELP vivarium_main_loop_longest_seconds The longest time that one of them took.
+            # TYPE vivarium_main_loop_longest_seconds gauge
+            vivarium_main_loop_longest_seconds{event="tail"} 0.03
+            vivarium_main_loop_longest_seconds{event="tick"} 0.03
+            # HELP vivarium_main_loop_budget_seconds How long one of them may take.
+            # TYPE vivarium_main_loop_budget_seconds gauge
+            vivarium_main_loop_budget_seconds{event="tail"} 0.25
+            vivarium_main_loop_budget_seconds{event="tick"} 0.02
+            # HELP vivarium_main_loop_over_budget_total Events that took longer than that.
+            # TYPE vivarium_main_loop_over_budget_total counter
+            vivarium_main_loop_over_budget_total{event="tail"} 0
+            vivarium_main_loop_over_budget_total{event="tick"} 2
+        "#]]
+        .assert_eq(&text);
     }
 }

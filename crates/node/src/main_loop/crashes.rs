@@ -126,19 +126,19 @@ async fn a_crash_at_any_record_of_a_block_ends_in_the_books_of_the_chain() {
 // ---- in the middle of a handover ----
 
 /// When the move below begins, chain seconds.
-const MOVES_AT: u64 = 10_000_000;
+pub(super) const MOVES_AT: u64 = 10_000_000;
 /// Between two of its blocks.
 const BLOCK_SECS: u64 = 2;
 
 /// On lease 1, which is about to end.
-fn mover(dir: &std::path::Path) -> Node {
+pub(super) fn mover(dir: &std::path::Path) -> Node {
     let (mut node, _) = node(dir);
     let timers = &mut Arc::get_mut(&mut node.cx).expect("its only owner").birth.timers;
     (timers.handoverNotice, timers.silence, timers.restoreTimeout) = (600, 21_600, 3_600);
     node
 }
 
-fn lease(id: u64, provider: u8, (start, end): (u64, u64)) -> economy::LeaseView {
+pub(super) fn lease(id: u64, provider: u8, (start, end): (u64, u64)) -> economy::LeaseView {
     economy::LeaseView {
         id,
         offer: id,
@@ -154,9 +154,14 @@ fn lease(id: u64, provider: u8, (start, end): (u64, u64)) -> economy::LeaseView 
 
 /// A block of the move: `announced_at` is when, if it is, lease 2 was announced.
 fn seen(number: u64, announced_at: Option<u64>, is_challenged: bool) -> Recorded {
+    Recorded::Life(Input::Block(Box::new(view(number, announced_at, is_challenged))))
+}
+
+/// What the life sees in it.
+pub(super) fn view(number: u64, announced_at: Option<u64>, is_challenged: bool) -> economy::View {
     let at = MOVES_AT + number * BLOCK_SECS;
     let day = 86_400;
-    Recorded::Life(Input::Block(Box::new(economy::View {
+    economy::View {
         number,
         timestamp: at,
         stage: economy::Stage::Alive,
@@ -191,7 +196,7 @@ fn seen(number: u64, announced_at: Option<u64>, is_challenged: bool) -> Recorded
             starve_floor: Usdc(1_000_000),
         },
         offers: Vec::new(),
-    })))
+    }
 }
 
 /// The records of a move up to a heartbeat that is asked for while the handover is on its way. The successor follows.
