@@ -102,13 +102,18 @@ impl Guard {
     pub fn disarm(&mut self) {
         self.request = None;
     }
+
+    /// Tells the book that nothing was delivered, and why.
+    pub fn abort(&mut self, why: AbortWhy) {
+        if let Some(request) = self.request.take() {
+            tell(&self.cx, Ask::Aborted { request, why });
+        }
+    }
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        if let Some(request) = self.request.take() {
-            tell(&self.cx, Ask::Aborted { request, why: AbortWhy::HungUp });
-        }
+        self.abort(AbortWhy::HungUp);
     }
 }
 
