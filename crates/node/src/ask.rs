@@ -54,6 +54,8 @@ pub enum Ask {
     /// Answered once it is known that the payment can never pay, or once its settlement is under so many blocks, its
     /// own counted.
     WhenSettled { request: RequestId, blocks: u32, reply: oneshot::Sender<Settlement> },
+    /// Answered once the receipt of a call is signed; dropped where none is on its way.
+    WhenSigned { request: RequestId, reply: oneshot::Sender<()> },
     /// A conversation is sealed and in the store; answered once that is durable.
     Keep { kept: Box<Kept>, key: ConversationKey, reply: oneshot::Sender<()> },
     /// A conversation's key is destroyed; answered once that is durable.
@@ -184,6 +186,7 @@ impl Node {
             }
             Ask::Aborted { request, why } => {
                 self.settled_after.remove(&request);
+                self.receipt_waiters.remove(&request);
                 self.count_hung_up(&request, why);
                 self.served(BookInput::Aborted { request, why })?;
                 say_what_is_owed(self);
@@ -195,6 +198,10 @@ impl Node {
                     Some(settlement) => self.answer(&request, settlement, waiter),
                     None => self.settled_waiters.entry(request).or_default().push(waiter),
                 }
+                Ok(())
+            }
+            Ask::WhenSigned { request, reply } => {
+                self.when_signed(request, reply);
                 Ok(())
             }
             Ask::Keep { kept, key, reply } => self.keep(*kept, key, reply),
