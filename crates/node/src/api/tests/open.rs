@@ -7,6 +7,7 @@ mod batches;
 mod flat;
 mod full;
 mod further;
+mod real;
 mod receipts;
 
 use super::served;
