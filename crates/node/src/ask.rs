@@ -54,6 +54,8 @@ pub enum Ask {
     /// Answered once it is known that the payment can never pay, or once its settlement is under so many blocks, its
     /// own counted.
     WhenSettled { request: RequestId, blocks: u32, reply: oneshot::Sender<Settlement> },
+    /// Answered once the receipt of a call is signed; dropped where none is on its way.
+    WhenSigned { request: RequestId, reply: oneshot::Sender<()> },
     /// A conversation is sealed and in the store; answered once that is durable.
     Keep { kept: Box<Kept>, key: ConversationKey, reply: oneshot::Sender<()> },
     /// A conversation's key is destroyed; answered once that is durable.
@@ -102,13 +104,18 @@ impl Guard {
     pub fn disarm(&mut self) {
         self.request = None;
     }
+
+    /// Tells the book that nothing was delivered, and why.
+    pub fn abort(&mut self, why: AbortWhy) {
+        if let Some(request) = self.request.take() {
+            tell(&self.cx, Ask::Aborted { request, why });
+        }
+    }
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        if let Some(request) = self.request.take() {
-            tell(&self.cx, Ask::Aborted { request, why: AbortWhy::HungUp });
-        }
+        self.abort(AbortWhy::HungUp);
     }
 }
 
@@ -179,6 +186,7 @@ impl Node {
             }
             Ask::Aborted { request, why } => {
                 self.settled_after.remove(&request);
+                self.receipt_waiters.remove(&request);
                 self.count_hung_up(&request, why);
                 self.served(BookInput::Aborted { request, why })?;
                 say_what_is_owed(self);
@@ -195,6 +203,10 @@ impl Node {
                         waiting.push(waiter);
                     }
                 }
+                Ok(())
+            }
+            Ask::WhenSigned { request, reply } => {
+                self.when_signed(request, reply);
                 Ok(())
             }
             Ask::Keep { kept, key, reply } => self.keep(*kept, key, reply),

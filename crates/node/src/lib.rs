@@ -39,6 +39,7 @@ mod outboxes;
 mod paid_call;
 mod payer_gas;
 pub mod permit2;
+mod places;
 mod replay;
 mod replicate;
 pub mod rerun;
@@ -60,6 +61,7 @@ use crate::keys::Keys;
 use crate::main_loop::{Event, Node};
 use crate::manifest::Manifest;
 use crate::memory::RingFile;
+use crate::places::Places;
 use crate::shared::{Embedder, Engine, Shared};
 use crate::suppliers::Suppliers;
 use axum::serve::ListenerExt;
@@ -376,7 +378,7 @@ async fn start_embedder(cx: &Context, model: &manifest::Model) -> Result<Embedde
     let (client, hello) = spawn_on_arrival(cx, model, config, "the embedding engine does not start").await?;
     let dimensions =
         hello.dimensions.ok_or_else(|| Error::usage("the manifest's `embedding` is no embedding model"))?;
-    Ok(Embedder { client, hello: Arc::new(hello), dimensions })
+    Ok(Embedder { client, places: Places::of_vectors(), hello: Arc::new(hello), dimensions })
 }
 
 /// The engine starts when its model's file begins to arrive, and has read the header when the tail is here. It ends with
@@ -416,7 +418,8 @@ async fn start_engine(cx: &Context) -> Result<Engine> {
     }
     let template = ChatTemplate::new(hello.chat_template.as_deref(), &hello.bos, &hello.eos)
         .map_err(|e| Error::usage("the model's chat template does not parse").caused_by(e))?;
-    Ok(Engine { client, hello: Arc::new(hello), template: Arc::new(template) })
+    let places = Places::beside(hello.slots);
+    Ok(Engine { client, places, hello: Arc::new(hello), template: Arc::new(template) })
 }
 
 /// One short answer to nobody, so that the price starts from what this host can do.

@@ -242,6 +242,8 @@ pub struct Node {
     pub(crate) tail_waiters: Vec<(u64, oneshot::Sender<Result<moving::TailPart>>)>,
     /// Whoever hung up is forgotten when the next one comes: no more than requests are let in.
     pub(crate) settled_waiters: BTreeMap<pay::RequestId, Vec<Waiter>>,
+    /// Who asks for the receipt of a call that is not signed yet.
+    pub(crate) receipt_waiters: BTreeMap<pay::RequestId, Vec<oneshot::Sender<()>>>,
     /// Reserved to be settled after they were served, and not sent yet: nobody waits for their settlement. A restart
     /// forgets it, and needs no more of it: then nobody waits for any.
     pub(crate) settled_after: BTreeSet<pay::RequestId>,
@@ -325,6 +327,7 @@ impl Node {
             takeover_in_flight: Arc::default(),
             tail_waiters: Vec::new(),
             settled_waiters: BTreeMap::new(),
+            receipt_waiters: BTreeMap::new(),
             settled_after: BTreeSet::new(),
             channel_waiters: BTreeMap::new(),
             refunding: BTreeSet::new(),

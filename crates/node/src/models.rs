@@ -4,6 +4,7 @@ mod room;
 
 use crate::context::Context;
 use crate::manifest::{Further, Kind};
+use crate::places::Places;
 use crate::shared::{Embedder, Engine, Shared};
 use crate::weights;
 use economy::{Price, Usdc};
@@ -24,6 +25,8 @@ pub struct Models {
     pool: EnginePool,
     /// Of each model, once it was loaded: it is the weights' own, and stays the same.
     templates: Vec<OnceLock<Arc<ChatTemplate>>>,
+    /// Of each model's engine, whichever process it is.
+    places: Vec<Places>,
 }
 
 /// Why a further model does not answer now.
@@ -42,7 +45,8 @@ impl Models {
         };
         let pool = EnginePool::new(PoolPolicy::within(0), estimates, Box::new(prepare));
         let templates = cx.manifest.models.iter().map(|_| OnceLock::new()).collect();
-        Models { cx, shared, pool, templates }
+        let places = cx.manifest.models.iter().map(|model| places(model.kind)).collect();
+        Models { cx, shared, pool, templates, places }
     }
 
     /// One that answers.
@@ -59,14 +63,14 @@ impl Models {
                 self.templates[at].get_or_init(|| Arc::new(template)).clone()
             }
         };
-        Ok(Engine { client, hello, template })
+        Ok(Engine { client, places: self.places[at].clone(), hello, template })
     }
 
     /// One that makes vectors.
     pub async fn embedder(&self, at: usize, patience: Duration) -> Result<Embedder, Unavailable> {
         let Loaded { client, hello } = self.loaded(at, patience).await?;
         let dimensions = hello.dimensions.ok_or_else(|| Unavailable::Unfit("it makes no vectors".to_owned()))?;
-        Ok(Embedder { client, hello, dimensions })
+        Ok(Embedder { client, places: self.places[at].clone(), hello, dimensions })
     }
 
     async fn loaded(&self, at: usize, patience: Duration) -> Result<Loaded, Unavailable> {
@@ -142,6 +146,13 @@ fn slots(kind: Kind) -> u32 {
     match kind {
         Kind::Chat => EngineConfig::SLOTS_DEFAULT,
         Kind::Embedding => EngineConfig::TEXTS_DEFAULT,
+    }
+}
+
+fn places(kind: Kind) -> Places {
+    match kind {
+        Kind::Chat => Places::beside(slots(kind)),
+        Kind::Embedding => Places::of_vectors(),
     }
 }
 

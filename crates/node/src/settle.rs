@@ -337,6 +337,21 @@ impl Node {
         self.sign(receipt)
     }
 
+    /// Has whoever asks for a receipt wait for it, while its call is being answered or waits for the disk or its money.
+    pub(crate) fn when_signed(&mut self, request: RequestId, reply: oneshot::Sender<()>) {
+        let is_signed = |live: &Live| live.state.receipts.contains_key(&request.to_string());
+        if self.live.as_ref().is_some_and(is_signed) {
+            // Who has hung up needs no telling.
+            let _ = reply.send(());
+        } else if self.is_sold(&request) != Some(false) {
+            self.receipt_waiters.retain(|_, waiters| {
+                waiters.retain(|waiter| !waiter.is_closed());
+                !waiters.is_empty()
+            });
+            self.receipt_waiters.entry(request).or_default().push(reply);
+        }
+    }
+
     fn sign(&mut self, receipt: Receipt) -> Result<()> {
         let (request, now) = (receipt.request, receipt.issued_at);
         let Some(live) = &mut self.live else { return Ok(()) };
@@ -348,6 +363,9 @@ impl Node {
             Ok((signed, cose)) => {
                 let json = signed.to_json();
                 live.record(now, &Recorded::Receipt { request: request.to_string(), json, cose })?;
+                for waiter in self.receipt_waiters.remove(&request).unwrap_or_default() {
+                    let _ = waiter.send(());
+                }
             }
             Err(e) => tracing::error!(%request, error = %e, "a receipt cannot be signed"),
         }

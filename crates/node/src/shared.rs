@@ -1,6 +1,7 @@
 //! What HTTP handlers may look at without asking the main loop.
 
 use crate::history::LogLine;
+use crate::places::Places;
 use crate::status::Status;
 use economy::Price;
 use infer::{ChatTemplate, EngineClass, EngineClient, Hello};
@@ -46,6 +47,7 @@ impl fmt::Display for Role {
 #[derive(Clone)]
 pub struct Engine {
     pub client: EngineClient,
+    pub places: Places,
     pub hello: Arc<Hello>,
     pub template: Arc<ChatTemplate>,
 }
@@ -61,6 +63,7 @@ impl Engine {
 #[derive(Clone)]
 pub struct Embedder {
     pub client: EngineClient,
+    pub places: Places,
     pub hello: Arc<Hello>,
     /// Numbers of a vector.
     pub dimensions: u32,

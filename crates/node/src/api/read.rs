@@ -3,7 +3,8 @@
 use super::Api;
 use super::openapi::Operation;
 use super::problem::Problem;
-use crate::main_loop::Arm;
+use crate::ask::Ask;
+use crate::main_loop::{Arm, Event};
 use crate::shared::Role;
 use crate::state::{Kept, State as Folded};
 use crate::status::Status;
@@ -20,6 +21,12 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// A receipt is signed a moment after the last byte, once all that it says is on the disk: whoever asks sooner waits. Our own
+/// buyer gives a seller 3 s for it.
+const SIGNED_WITHIN: Duration = Duration::from_secs(2);
 
 pub async fn status(State(api): State<Api>) -> Result<Json<Arc<Status>>, Problem> {
     api.shared.status().map(Json).ok_or_else(|| Problem::for_unavail("no block of the chain has been read yet", 1))
@@ -29,7 +36,7 @@ pub(super) fn about_receipt() -> Operation {
     Operation::new("What was delivered and charged, signed by the operator")
         .answers("Receipt")
         .answers_as(cose::MEDIA_TYPE, json!({}))
-        .refuses(&[(404, "no such receipt")])
+        .refuses(&[(404, "no such receipt, or not signed yet")])
 }
 
 pub(super) fn about_receipt_proof() -> Operation {
@@ -90,12 +97,17 @@ pub async fn receipt_proof(State(api): State<Api>, Path(id): Path<String>) -> Re
 }
 
 impl Api {
-    /// Looks at one receipt, here or where the agent lives now.
+    /// Looks at one receipt, here or where the agent lives now. One that is about to be signed is waited for.
     async fn kept<T: Send + 'static>(
         &self,
         id: &str,
         read: impl FnOnce(&Folded, &Kept) -> T + Send + 'static,
     ) -> Result<T, Response> {
+        if self.shared.role() == Role::Active
+            && let Ok(request) = id.parse()
+        {
+            self.signed(request).await.map_err(IntoResponse::into_response)?;
+        }
         let request = id.to_owned();
         let found = self
             .look(move |node| {
@@ -111,6 +123,19 @@ impl Api {
             self.here(&format!("/receipts/{id}")).await?;
         }
         Err(Problem::for_not_found(format!("there is no receipt `{id}`")).into_response())
+    }
+
+    /// Returns when the receipt is there, or when none will be; 404 where neither is known in time.
+    async fn signed(&self, request: RequestId) -> Result<(), Problem> {
+        let (reply, signed) = oneshot::channel();
+        self.cx.tell(Event::Ask(Box::new(Ask::WhenSigned { request, reply }))).await;
+        // Dropped or answered: the look that follows says which.
+        let ended = tokio::time::timeout(SIGNED_WITHIN, signed).await.map(drop);
+        ended.map_err(|_| {
+            let message =
+                format!("receipt `{request}` is not signed yet: ask again when its call is answered and paid");
+            Problem::for_not_found(message).retry_after(1)
+        })
     }
 }
 
@@ -262,7 +287,6 @@ pub async fn ready(State(api): State<Api>) -> Result<&'static str, Problem> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn each_arm_of_the_main_loop_tells_its_budget_and_how_often_it_went_over_it() {

@@ -18,6 +18,7 @@ use crate::ask::{Ask, Guard, Reserved, Stage, Want};
 use crate::context::Context;
 use crate::main_loop::{Event, Node};
 use crate::permit2;
+use crate::places::{Place, Places, Running};
 use crate::settle::Settlement;
 use crate::shared::{Embedder, Engine, InFlight};
 use crate::suppliers::Purchase;
@@ -32,9 +33,9 @@ use futures::TryFutureExt;
 use futures::future::try_join_all;
 use infer::api::embeddings::tokens_of;
 use infer::api::{ApiError, Settings, Usage};
-use infer::{EngineClient, EngineEvent, Finish, Generate, Generation, Run};
+use infer::{EngineClient, EngineEvent, Finish, Generate, Run};
 use net::chain_of;
-use pay::book::RequestId;
+use pay::book::{AbortWhy, RequestId};
 use pay::risk::{Hold, When};
 use pay::scheme::channel::CHANNEL;
 use pay::scheme::upto::{Permit2Payment, Proxy};
@@ -248,7 +249,7 @@ impl Work {
 
 /// Work that was begun.
 enum Making {
-    Engine(Generation),
+    Engine(Running),
     /// Begun only when its payment is sure: see [`deliver`].
     Purchase(Purchase),
     /// What an engine would have said, last first.
@@ -259,15 +260,15 @@ impl Making {
     /// The engine's next event. What is bought has none: it comes whole.
     async fn recv(&mut self) -> Option<EngineEvent> {
         match self {
-            Self::Engine(generation) => generation.recv().await,
+            Self::Engine(running) => running.recv().await,
             Self::Purchase(_) => None,
             Self::Ready(events) => events.pop(),
         }
     }
 
-    fn cancel(&self) {
-        if let Self::Engine(generation) = self {
-            generation.cancel();
+    fn cancel(&mut self) {
+        if let Self::Engine(running) = self {
+            running.cancel();
         }
     }
 }
@@ -276,9 +277,10 @@ impl Making {
 struct Begun(Option<Result<Making, Problem>>);
 
 impl Begun {
-    /// Of a reservation that was taken.
-    fn running(self) -> Result<Making, Problem> {
-        self.0.unwrap_or_else(|| Err(Problem::for_internal("a reservation that was not taken")))
+    /// Of a reservation that was taken, with its guard.
+    fn running(self, guard: &mut Guard) -> Result<Making, Problem> {
+        let begun = self.0.unwrap_or_else(|| Err(Problem::for_internal("a reservation that was not taken")));
+        begun.inspect_err(|_| guard.abort(AbortWhy::Engine))
     }
 }
 
@@ -349,12 +351,15 @@ impl Tariff {
     }
 }
 
+/// The engine that makes what is sold.
+type Maker = (EngineClient, Places);
+
 /// The price of an order and whether it fits the model, or the refusal.
 struct Terms {
     /// Of what is answered here; what makes vectors is in `client` alone.
     engine: Option<Engine>,
-    /// `None`: it is bought.
-    client: Option<EngineClient>,
+    /// `None`: no engine makes it.
+    maker: Option<Maker>,
     prompt_tokens: u32,
     max_tokens: u32,
     /// The most that this order costs on a channel.
@@ -364,6 +369,14 @@ struct Terms {
     tariff: Price,
     resource: Resource,
     quote_key: [u8; 32],
+}
+
+impl Terms {
+    /// `None`: no engine makes it.
+    fn place(&self) -> Result<Option<Place>, Problem> {
+        let place = self.maker.as_ref().map(|(client, places)| places.take(client)).transpose();
+        Ok(place?)
+    }
 }
 
 impl Api {
@@ -421,6 +434,8 @@ impl Api {
             return Err(self.without_gas(&terms));
         }
         self.can_pay(&settlement, &terms).await?;
+        // Last, so that nobody keeps a place who cannot pay: and before the book, which has the payment settled.
+        let place = self.place(&terms).map_err(IntoResponse::into_response)?;
 
         let tariff = self.tariff(terms.tariff, self.gas());
         let proxy = match &settlement {
@@ -434,15 +449,15 @@ impl Api {
         let run = self.run_of(order.route, date, &work, terms.engine.as_ref());
         let Terms { prompt_tokens, max_tokens, .. } = terms;
         let want = Box::new(Want { settlement, ask, prompt_tokens, max_tokens, run });
-        let begin = || self.start(terms.client.as_ref(), work);
+        let begin = || self.start(place, work);
         let (begun, reserved) = self.reserve(begin, |taken, reply| Ask::Reserve { want, taken, reply }).await?;
         match reserved {
-            Reserved::Yes { request, guard, when } => Ok(Sale {
+            Reserved::Yes { request, mut guard, when } => Ok(Sale {
                 request,
                 prompt_tokens: terms.prompt_tokens,
                 payer,
                 amount,
-                making: begun.running().map_err(IntoResponse::into_response)?,
+                making: begun.running(&mut guard).map_err(IntoResponse::into_response)?,
                 paying: match when {
                     When::Beside(hold) => Paying::Beside(hold),
                     When::AtEnd(hold) => Paying::AtEnd(hold, proxy),
@@ -486,7 +501,7 @@ impl Api {
 
     /// Settled when all is made, it may fail when a supplier has been paid.
     fn takes_permit2(&self, terms: &Terms) -> bool {
-        terms.client.is_some() && self.cx.permit2.proxies
+        terms.maker.is_some() && self.cx.permit2.proxies
     }
 
     fn with_ways<T>(&self, terms: &Terms, by_permit2: bool, then: impl FnOnce(&Offers<'_>) -> T) -> T {
@@ -539,16 +554,16 @@ impl Api {
     /// `pays`: a payment came along. Without one nothing is asked of the engine but how long the prompt is.
     async fn terms(&self, order: &Order, pays: bool) -> Result<Terms, Problem> {
         let price = self.first_price().await.map_err(|why| Problem::for_unavail(why, 2))?;
-        let (engine, client, prompt_tokens, room, price) = match &order.prompt {
+        let (engine, maker, prompt_tokens, room, price) = match &order.prompt {
             Prompt::Text(prompt) => {
                 let (engine, tokens, room) = self.room_after(prompt, order, pays).await?;
-                let client = engine.client.clone();
-                (Some(engine), Some(client), tokens, room, self.price_of(price, prompt.further))
+                let maker = (engine.client.clone(), engine.places.clone());
+                (Some(engine), Some(maker), tokens, room, self.price_of(price, prompt.further))
             }
             Prompt::Texts { texts, name_of, further } => {
                 let embedder = self.embedder_of(*further).await?;
-                let (engine, tokens) = texts_fit(embedder, texts, name_of, order.prompt_field).await?;
-                (None, Some(engine), tokens, 0, self.price_of(price, *further).of_embeddings())
+                let (maker, tokens) = texts_fit(embedder, texts, name_of, order.prompt_field).await?;
+                (None, Some(maker), tokens, 0, self.price_of(price, *further).of_embeddings())
             }
             Prompt::Ready(ready) => (None, None, ready.prompt_tokens, ready.completion_tokens, ready.price),
             // By the call: no token of it is this host's.
@@ -577,7 +592,7 @@ impl Api {
         }
         Ok(Terms {
             engine,
-            client,
+            maker,
             prompt_tokens,
             max_tokens,
             price: channel.meter_up(most, stored_max),
@@ -695,16 +710,22 @@ impl Api {
         Ok((Begun(begun.ok()), answer?))
     }
 
-    fn start(&self, engine: Option<&EngineClient>, work: Work) -> Result<Making, Problem> {
-        let engine = || engine.ok_or_else(|| Problem::for_internal("work of this agent's own, and no engine for it"));
+    /// Where the engine takes it. One that is full, or being started again, is known before anything is reserved: whoever
+    /// pays for the call alone has paid by then.
+    fn place(&self, terms: &Terms) -> Result<Option<Place>, Problem> {
+        terms.place().inspect_err(|_| self.shared.refuse())
+    }
+
+    fn start(&self, place: Option<Place>, work: Work) -> Result<Making, Problem> {
+        let place = || place.ok_or_else(|| Problem::for_internal("work of this agent's own, and no engine for it"));
         let started = match work {
-            Work::Answer(request) => engine()?.generate(*request),
-            Work::Vectors(texts) => engine()?.embed(texts),
+            Work::Answer(request) => place()?.generate(*request),
+            Work::Vectors(texts) => place()?.embed(texts),
             Work::Bought(purchase) => return Ok(Making::Purchase(purchase)),
             Work::Ready(ready) => return Ok(Making::Ready(ready.events())),
         };
         self.shared.count_generation();
-        started.map(Making::Engine).map_err(|e| Problem::for_unavail(format!("the engine cannot take it: {e}"), 1))
+        Ok(Making::Engine(started?))
     }
 
     /// Whether the purse, the day's limit and the supplier allow a purchase now.
@@ -842,11 +863,11 @@ async fn texts_fit(
     texts: &[String],
     name_of: &NameOf,
     field: &str,
-) -> Result<(EngineClient, u32), Problem> {
+) -> Result<(Maker, u32), Problem> {
     let counts = try_join_all(texts.iter().map(|text| embedder.client.count_tokens(text, true))).await;
     let counts = counts.map_err(|e| Problem::for_unavail(format!("the engine does not answer: {e}"), 1))?;
     let tokens = tokens_of(field, &counts, embedder.hello.n_ctx, name_of)?;
-    Ok((embedder.client, tokens))
+    Ok(((embedder.client, embedder.places), tokens))
 }
 
 /// Refuses a form that answers cannot be held to, before anything is paid for it. A schema takes milliseconds to compile,

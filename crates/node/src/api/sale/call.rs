@@ -115,11 +115,13 @@ impl Api {
                 run: run.clone(),
                 seen: seen.take(),
             };
-            let (want, begin) = (Box::new(want), || self.start(terms.client.as_ref(), work.clone()));
+            // A voucher is charged for what is delivered, so a full engine may say so when it is reserved.
+            let begin = || self.start(terms.place()?, work.clone());
+            let want = Box::new(want);
             let (begun, answer) = self.reserve(begin, |taken, reply| Ask::ReserveCall { want, taken, reply }).await?;
             match answer {
-                CallAnswer::Yes { request, guard } => {
-                    let making = begun.running().map_err(IntoResponse::into_response)?;
+                CallAnswer::Yes { request, mut guard } => {
+                    let making = begun.running(&mut guard).map_err(IntoResponse::into_response)?;
                     return Ok(Sale {
                         request,
                         prompt_tokens: terms.prompt_tokens,
@@ -145,6 +147,8 @@ impl Api {
                     let Some(deposit) = deposit.clone() else {
                         return Err(self.refuse(&terms, busy()));
                     };
+                    // Nothing is put in for a call that is refused. The place is another's until the chain has taken it.
+                    drop(self.place(&terms).map_err(IntoResponse::into_response)?);
                     put_in = self.deposit(&paid, deposit, &terms).await?;
                 }
                 CallAnswer::Corrective(reason, known) => {

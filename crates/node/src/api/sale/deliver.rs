@@ -135,8 +135,7 @@ impl Sale {
         }
         // A head with 200 cannot be taken back: the engine says first whether it takes the request.
         if let Err(error) = accepted(&mut self.making).await {
-            self.guard.disarm();
-            tell(&self.api.cx, Ask::Aborted { request: self.request, why: AbortWhy::Engine });
+            self.guard.abort(AbortWhy::Engine);
             return Problem::from(error).into_response();
         }
         let header = match &self.paying {
@@ -189,9 +188,7 @@ impl Sale {
             }
             _ => "the payment's outcome is not known yet; nothing was delivered, and what arrives goes back".to_owned(),
         };
-        self.guard.disarm();
-        let ask = Ask::Aborted { request: self.request, why: AbortWhy::NotSettled };
-        tell(&self.api.cx, ask);
+        self.guard.abort(AbortWhy::NotSettled);
         let resource = Resource {
             url: self.api.cx.config.public_url.clone(),
             description: "an answer of the agent".to_owned(),
@@ -216,9 +213,7 @@ impl Sale {
         let (finish, usage) = match made {
             Ok(made) => made,
             Err(error) => {
-                self.guard.disarm();
-                let why = if self.is_bought() { AbortWhy::Supplier } else { AbortWhy::Engine };
-                tell(&self.api.cx, Ask::Aborted { request: self.request, why });
+                self.guard.abort(if self.is_bought() { AbortWhy::Supplier } else { AbortWhy::Engine });
                 return Problem::from(error).into_response();
             }
         };
@@ -230,7 +225,6 @@ impl Sale {
         if matches!(self.paying, Paying::AtEnd(..)) {
             settled = self.when_settled().await;
             if !matches!(settled, Some(Settlement::Paid { .. })) {
-                self.guard.disarm();
                 let refusal = self.unsettled(settled.clone());
                 if settled.is_none() {
                     tokio::spawn(run.keep_when_paid(self, finish, usage));
@@ -565,7 +559,7 @@ impl<F: Form> Run<F> {
     }
 
     /// It broke off: what was taken is charged, and nothing for nothing. `error` is told a customer who still listens.
-    async fn end_badly(mut self, sale: Sale, error: Option<ApiError>) {
+    async fn end_badly(mut self, mut sale: Sale, error: Option<ApiError>) {
         sale.making.cancel();
         let finish = match &error {
             Some(error) => {

@@ -5,7 +5,10 @@
 mod another;
 mod batches;
 mod flat;
+mod full;
 mod further;
+mod real;
+mod receipts;
 
 use super::served;
 use crate::answers::Answers;
@@ -16,6 +19,7 @@ use crate::fence::boottime_ms;
 use crate::live::Live;
 use crate::main_loop::{Event, Node};
 use crate::permit2::Support;
+use crate::places::Places;
 use crate::settle::Settlement;
 use crate::shared::{Embedder, Engine, Role, Shared};
 use crate::watch::News;
@@ -30,7 +34,7 @@ use axum::{Json, Router, routing::post};
 use economy::Price;
 use futures::future::join_all;
 use infer::wire::{self, FromEngine, Hello, ToEngine};
-use infer::{ChatTemplate, EngineClient, EngineConfig, Finish};
+use infer::{ChatTemplate, EngineClient, EngineConfig, Finish, Generate};
 use pay::book::UnpaidWhy;
 use pay::facilitator::remote::Remote;
 use pay::receipt::{PaidBy, SignedReceipt};
@@ -93,8 +97,8 @@ impl Shop {
             change(cx);
         })
         .await;
-        let Engine { client, hello, .. } = shop.shared.engine().unwrap();
-        shop.shared.set_embedder(Embedder { client, hello, dimensions: 2 });
+        let Engine { client, places, hello, .. } = shop.shared.engine().unwrap();
+        shop.shared.set_embedder(Embedder { client, places, hello, dimensions: 2 });
         shop
     }
 
@@ -217,17 +221,10 @@ impl Shop {
         String::from_utf8(answer.bytes(1 << 16).await.unwrap().to_vec()).unwrap()
     }
 
-    /// The receipt that an answer names. It is signed when the charge is on the disk, which the answer does not wait for.
+    /// The receipt that an answer names.
     async fn receipt(&self, said: &Said) -> SignedReceipt {
         let path = format!("/receipts/{}", said.json()["x402"]["request"].as_str().unwrap());
-        let signed = async {
-            loop {
-                if let Ok(signed) = SignedReceipt::from_json(&self.get(&path).await) {
-                    return signed;
-                }
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(60), signed).await.expect("a receipt")
+        SignedReceipt::from_json(&self.get(&path).await).expect("a receipt")
     }
 
     async fn pays(&self, text: &str, payment: &Value) -> Said {
@@ -279,6 +276,8 @@ struct Land {
     contracts: Mutex<BTreeSet<Address>>,
     /// What is simulated reverts.
     refuses: AtomicBool,
+    /// What somebody is about to send waits: nothing is estimated.
+    hangs: AtomicBool,
     /// All nonces of Permit2 are, and paid nothing here.
     spent: AtomicBool,
     /// Transactions that somebody was about to send: refused, since what they would do is just being done by others.
@@ -303,6 +302,9 @@ struct Taken {
 impl Land {
     async fn served(self: Arc<Self>) -> String {
         let all = |State(land): State<Arc<Self>>, Json(asked): Json<Value>| async move {
+            if land.hangs.load(Ordering::SeqCst) && asked["method"] == "eth_estimateGas" {
+                std::future::pending::<()>().await;
+            }
             Json(match &asked {
                 Value::Array(asked) => asked.iter().map(|asked| land.answer(asked)).collect(),
                 one => land.answer(one),
@@ -413,12 +415,17 @@ fn reverted(asked: &Value) -> Value {
 
 /// A STAND-IN for an engine, which says [`ANSWER`] to everything, and [`ADAPTED`] where an adapter is on.
 async fn engine(dir: &Path) -> Engine {
-    let socket = dir.join("engine");
+    engine_that(&dir.join("engine"), answered).await
+}
+
+/// One at this socket, and what it says to a request for text.
+async fn engine_that(socket: &Path, answers: fn(u64, Generate) -> Vec<FromEngine>) -> Engine {
+    let socket = socket.to_owned();
     let _ = std::fs::remove_file(&socket);
     let listener = UnixListener::bind(&socket).unwrap();
     tokio::spawn(async move {
         while let Ok((line, _)) = listener.accept().await {
-            tokio::spawn(says(line));
+            tokio::spawn(says_as(line, None, answers));
         }
     });
     let program = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/src/api/tests/engine.sh"));
@@ -434,15 +441,23 @@ async fn engine(dir: &Path) -> Engine {
     };
     let (client, hello) = EngineClient::spawn(config).await.unwrap();
     let template = ChatTemplate::new(None, "", "").unwrap();
-    Engine { client, hello: Arc::new(hello), template: Arc::new(template) }
+    let places = Places::beside(hello.slots);
+    Engine { client, places, hello: Arc::new(hello), template: Arc::new(template) }
 }
 
-async fn says(line: UnixStream) {
-    says_as(line, None).await;
+fn answered(id: u64, request: Generate) -> Vec<FromEngine> {
+    let prompt_tokens = u32::try_from(request.prompt.len()).unwrap();
+    let tokens = if request.adapter == Some(0) { ADAPTED } else { ANSWER };
+    let tokens = tokens.map(|text| {
+        let text = text.to_owned();
+        FromEngine::Tokens { id, text, count: 1, cached_tokens: 0, logprobs: Vec::new() }
+    });
+    let done = FromEngine::Done { id, finish: Finish::Stop, prompt_tokens, cached_tokens: 0, completion_tokens: 3 };
+    [vec![FromEngine::Accepted { id, prompt_tokens }], tokens.to_vec(), vec![done]].concat()
 }
 
 /// `dimensions` of its vectors, if it makes some.
-async fn says_as(mut line: UnixStream, dimensions: Option<u32>) {
+async fn says_as(mut line: UnixStream, dimensions: Option<u32>, answers: fn(u64, Generate) -> Vec<FromEngine>) {
     let hello = FromEngine::Hello(Hello {
         model_name: "a stand-in".to_owned(),
         n_ctx: 2_048,
@@ -468,22 +483,7 @@ async fn says_as(mut line: UnixStream, dimensions: Option<u32>) {
             ToEngine::Tokenize { id, text, .. } => {
                 vec![FromEngine::Tokenized { id, count: u32::try_from(text.len()).unwrap() }]
             }
-            ToEngine::Generate { id, request } => {
-                let prompt_tokens = u32::try_from(request.prompt.len()).unwrap();
-                let tokens = if request.adapter == Some(0) { ADAPTED } else { ANSWER };
-                let tokens = tokens.map(|text| {
-                    let text = text.to_owned();
-                    FromEngine::Tokens { id, text, count: 1, cached_tokens: 0, logprobs: Vec::new() }
-                });
-                let done = FromEngine::Done {
-                    id,
-                    finish: Finish::Stop,
-                    prompt_tokens,
-                    cached_tokens: 0,
-                    completion_tokens: 3,
-                };
-                [vec![FromEngine::Accepted { id, prompt_tokens }], tokens.to_vec(), vec![done]].concat()
-            }
+            ToEngine::Generate { id, request } => answers(id, request),
             ToEngine::Check { id, .. } => vec![FromEngine::Checked { id, why: None }],
             ToEngine::Embed { id, texts } => {
                 // Two directions: what speaks of leases, and what does not.

@@ -101,7 +101,7 @@ async fn counts_once(manner: Manner) {
     let (totals, posted) = ledger(&shop).await;
     let wanted = Totals { settled: Usdc(amount), earned: Usdc(amount), ..Totals::default() };
     assert_eq!((totals, posted), (wanted, (1, Usdc(amount))), "income once");
-    let receipt = receipt(&shop, request).await.receipt;
+    let receipt = shop.receipt(&said).await.receipt;
     assert_eq!(
         (receipt.amount, receipt.paid_by),
         (Usdc(amount), PaidBy::Authorization { nonce: NONCE, transaction: THEIRS.0 })
@@ -111,18 +111,6 @@ async fn counts_once(manner: Manner) {
     assert_eq!((again.status, &again.body), (said.status, &said.body));
     assert_eq!((heard.lock().unwrap().len(), shop.shared.generations()), (1, 1));
     Arc::into_inner(shop).expect("nobody else asks").close().await;
-}
-
-/// Its receipt, once it is signed.
-async fn receipt(shop: &Shop, request: RequestId) -> SignedReceipt {
-    let url = format!("{}/receipts/{request}", shop.url);
-    loop {
-        let answer = net::Client::new().send(Method::GET, &url, HeaderMap::new(), Default::default()).await.unwrap();
-        if answer.status == 200 {
-            let text = answer.bytes(1 << 16).await.unwrap().to_vec();
-            return SignedReceipt::from_json(&String::from_utf8(text).unwrap()).unwrap();
-        }
-    }
 }
 
 /// The book's sums, and what the ledger is yet to hear: payments and their sum.

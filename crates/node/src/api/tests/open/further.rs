@@ -27,7 +27,7 @@ async fn shop_with_further(dir: &Path, more: impl FnOnce(&mut Manifest)) -> Shop
             let listener = UnixListener::bind(dir.join(format!("model-{place}.sock"))).unwrap();
             tokio::spawn(async move {
                 while let Ok((line, _)) = listener.accept().await {
-                    tokio::spawn(says_as(line, dimensions));
+                    tokio::spawn(says_as(line, dimensions, answered));
                 }
             });
         }
