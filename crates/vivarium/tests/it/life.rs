@@ -308,10 +308,13 @@ fn ts_rs_rs_exact_and_upto_by_a_contract(world: &mut World) {
 }
 
 /// The same long beginning twice: the second time most of it is cached, and costs less. Both amounts are what the prices in
-/// force make of the tokens that the receipts name, rounded up once.
+/// force make of the tokens that the receipts name, rounded up once, and no more than a call may cost.
 fn metered_by_class(world: &mut World) {
     let beginning = "Of the lease market, the treasury, the purse, the stewards and their quorum. ".repeat(12);
     let class = |status: &Value, name: &str| micro(&status["price"], name);
+    let manifest = std::fs::read_to_string(world.data_dir().join("manifest.toml")).expect("a manifest");
+    let manifest: toml::Table = manifest.parse().expect("TOML");
+    let most: i128 = manifest["max_call_uusdc"].as_str().and_then(|most| most.parse().ok()).expect("a number");
     world.until("two calls at one price", |w| {
         let before = w.agent()?;
         let receipts: Vec<Value> = ["first", "second"]
@@ -335,7 +338,7 @@ fn metered_by_class(world: &mut World) {
             let cost = (of("prompt_tokens") - cached) * class(&before, "mtok_prompt_uusdc")
                 + cached * class(&before, "mtok_cached_uusdc")
                 + of("completion_tokens") * class(&before, "mtok_completion_uusdc");
-            let metered = ((cost + 999_999) / 1_000_000).max(class(&before, "call_uusdc"));
+            let metered = ((cost + 999_999) / 1_000_000).max(class(&before, "call_uusdc")).min(most);
             assert_eq!(micro(receipt, "amount_uusdc"), metered, "{receipt} at {}", before["price"]);
         }
         assert!(class(&before, "mtok_cached_uusdc") < class(&before, "mtok_prompt_uusdc"), "{}", before["price"]);
