@@ -126,7 +126,7 @@ fn prompts_up(endpoint: Endpoint, (prompt, answers): (u64, u64), today: Price) -
     let most = amount.max(half_up(answers, today.mtok_completion_uusdc));
     if most > today.call_uusdc_max {
         let message = format!(
-            "a payment for this file may be {most} micro-USDC, and none may be above {}: split the file",
+            "a payment for this file may be {most}, and none may be above {}: split the file",
             today.call_uusdc_max
         );
         return Err(ApiError::for_field("out_of_range", "input_file_id", message));
