@@ -274,6 +274,8 @@ pub struct Node {
     pub(crate) pruned_at: u64,
     pub(crate) standby_asked_ms: u64,
     pub(crate) takeover_in_flight: Arc<std::sync::atomic::AtomicBool>,
+    /// The contract has said so of this lease.
+    pub(crate) is_not_rescued: Arc<std::sync::atomic::AtomicBool>,
     arms: BTreeMap<&'static str, Arm>,
 }
 
@@ -325,6 +327,7 @@ impl Node {
             successor: None,
             standby_asked_ms: 0,
             takeover_in_flight: Arc::default(),
+            is_not_rescued: Arc::default(),
             tail_waiters: Vec::new(),
             settled_waiters: BTreeMap::new(),
             receipt_waiters: BTreeMap::new(),

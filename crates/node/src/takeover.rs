@@ -27,7 +27,9 @@ impl Node {
             challenged_at: news.state.challengedAt,
             fence: u64::from(timers.fence),
             answer_time: u64::from(timers.answerTime),
-            rescued: news.state.operator == Address::ZERO || self.rescued(news),
+            silence: u64::from(timers.silence),
+            is_vacant: news.state.operator == Address::ZERO,
+            is_refused: self.is_not_rescued.load(Ordering::SeqCst),
         };
         let (call, label) = match silence.due() {
             Due::Nothing => return Ok(()),
@@ -40,7 +42,7 @@ impl Node {
         tracing::info!(label, last_heartbeat = silence.last_heartbeat, now = silence.now, "the active node is silent");
         let tx = chain::Tx::call(self.cx.config.treasury, call, label);
         let waiting = self.cx.operator.submit(tx);
-        let busy = self.takeover_in_flight.clone();
+        let (busy, is_not_rescued) = (self.takeover_in_flight.clone(), self.is_not_rescued.clone());
         tokio::spawn(async move {
             if label == "challenge" {
                 crash_point!("takeover.challenged");
@@ -49,7 +51,12 @@ impl Node {
             }
             match waiting.await {
                 Sent::Done { block, .. } => tracing::info!(label, block, "mined"),
-                other => tracing::info!(label, ?other, "not mined"),
+                other => {
+                    if matches!(&other, Sent::Reverted { revert, .. } if revert.name == "NotChallenged") {
+                        is_not_rescued.store(true, Ordering::SeqCst);
+                    }
+                    tracing::info!(label, ?other, "not mined");
+                }
             }
             busy.store(false, Ordering::SeqCst);
         });
@@ -62,12 +69,5 @@ impl Node {
             && news.state.standbyLease == mine
             && news.standby.as_ref().is_some_and(|l| l.lease.nodeKey == self.cx.me())
             && self.shared.engine().is_some()
-    }
-
-    /// Past the rescue's own condition only a rescued lease sits in the standby slot without a challenge open:
-    /// trying costs a refused estimate, not gas.
-    fn rescued(&self, news: &News) -> bool {
-        news.state.challengedAt == 0
-            && news.head.timestamp > news.state.lastHeartbeat + u64::from(self.cx.birth.timers.silence)
     }
 }

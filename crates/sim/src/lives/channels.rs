@@ -110,7 +110,11 @@ impl Node {
         if chain.state.operator != self.key || chain.state.restoring {
             return;
         }
-        let refunds: Vec<ChannelId> = self.book.channels().refunds().map(|(id, ..)| *id).collect();
+        // What an earlier process had on its way may have them among it, and a second one would take out more than was asked.
+        let (left, block) = &self.left_over;
+        let is_known = left.is_empty() && chain.seen(lag).head.number >= *block;
+        let refunds = self.book.channels().refunds().map(|(id, ..)| *id).filter(|_| is_known);
+        let refunds: Vec<ChannelId> = refunds.collect();
         for channel in refunds.into_iter().filter(|id| !self.refunding.contains(id)).collect::<Vec<_>>() {
             self.refund(chain, channel, lag);
         }
@@ -166,6 +170,9 @@ impl Node {
         if read(chain, &channel, lag).refund_nonce > refund.nonce {
             return self.end_refund(chain, channel, lag);
         }
+        if self.is_left_to_its_transaction(&channel, refund.nonce, chain.seen(lag).head.number) {
+            return;
+        }
         self.refunding.insert(channel);
         match claim {
             Some(row) => {
@@ -180,8 +187,20 @@ impl Node {
         self.send_errand(Errand::Refund(channel), data);
     }
 
+    /// A refund was carried out, and its block is gone: the outbox sends the same transaction again.
+    fn is_left_to_its_transaction(&mut self, channel: &ChannelId, nonce: u64, head: u64) -> bool {
+        let Some((_, missed)) = self.refunded.get_mut(channel).filter(|(before, _)| *before >= nonce) else {
+            return false;
+        };
+        head < *missed.get_or_insert(head) + FINAL_BLOCKS
+    }
+
     fn end_refund(&mut self, chain: &Chain, channel: ChannelId, lag: usize) {
         self.refunding.remove(&channel);
+        let known = self.book.channels().channel(&channel).and_then(|known| known.refund);
+        if let Some(refund) = known.filter(|refund| read(chain, &channel, lag).refund_nonce > refund.nonce) {
+            self.refunded.insert(channel, (refund.nonce, None));
+        }
         self.sees(chain, channel, lag);
         self.channel(chain, ChannelInput::RefundEnded { channel });
     }
@@ -233,6 +252,8 @@ impl Node {
         self.errands.clear();
         self.unread.clear();
         self.refunding.clear();
+        self.refunded.clear();
+        self.left_over = (self.outbox.unsettled().collect(), 0);
         let open: Vec<ChannelId> = self.book.channels().open_claims().map(|(id, _)| *id).collect();
         for channel in open {
             self.sees(chain, channel, 0);

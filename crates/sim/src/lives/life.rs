@@ -129,8 +129,13 @@ pub struct Life {
     dead_since: Option<u64>,
     /// By lease: a standby that answers while the operator is gone.
     silent_standby: Spell,
+    /// Standbys that tried to take over without a challenge, and those of whom the contract said that they may not.
+    tried_unchallenged: BTreeSet<u64>,
+    not_rescued: BTreeSet<u64>,
     /// By epoch: an operator that restores, and that nothing hinders.
     restoring: Spell,
+    /// Deaths of its process and forgotten transactions so far, each of which may take a while of its own.
+    troubles: u64,
     standbys_sleep: bool,
     /// The process dies in the next look.
     crash_comes: bool,
@@ -218,7 +223,10 @@ impl Life {
             genesis,
             dead_since: None,
             silent_standby: Spell::default(),
+            tried_unchallenged: BTreeSet::new(),
+            not_rescued: BTreeSet::new(),
             restoring: Spell::default(),
+            troubles: 0,
             standbys_sleep: false,
             crash_comes: false,
             rescue_again_at: 0,
@@ -578,8 +586,9 @@ impl Life {
             challenged_at: state.challengedAt,
             fence: timers.fence.into(),
             answer_time: timers.answer_time.into(),
-            // As a node sees it: only who was rescued stands there unchallenged then.
-            rescued: state.challengedAt == 0 && now > state.lastHeartbeat + u64::from(timers.silence),
+            silence: timers.silence.into(),
+            is_vacant: state.operator.is_zero(),
+            is_refused: self.not_rescued.contains(&standby),
         };
         Some((standby, silence))
     }
@@ -593,7 +602,13 @@ impl Life {
                 self.lived.challenges += 1;
                 calls::challenge()
             }
-            Due::Takeover => calls::takeover(),
+            Due::Takeover => {
+                // Asked again, it was refused: what cannot be mined costs no node more than an estimate.
+                if silence.challenged_at == 0 && !self.tried_unchallenged.insert(standby) {
+                    self.not_rescued.insert(standby);
+                }
+                calls::takeover()
+            }
         };
         self.send(World::node(standby).address(), self.chain.world.treasury, data);
     }
@@ -1202,7 +1217,9 @@ impl Life {
                 "takeover: lease {standby:?} stands by and has waited for {waits} of {alive_within} s"
             ));
         }
-        let is_hindered = now < self.silent_until.max(self.down_until).max(self.full_until).max(self.spike_until);
+        let troubles = self.crashes.values().sum::<u64>() + self.happened.get(&Fault::NonceGap).copied().unwrap_or(0);
+        let is_hindered = std::mem::replace(&mut self.troubles, troubles) != troubles
+            || now < self.silent_until.max(self.down_until).max(self.full_until).max(self.spike_until);
         let state = &self.chain.state;
         let restoring =
             (state.restoring && self.dead_since.is_none() && !is_hindered && !self.stopped).then_some(state.epoch);

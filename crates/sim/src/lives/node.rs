@@ -142,7 +142,7 @@ pub struct Node {
     /// Somebody has a token to follow by, and has said by it how far it is.
     pub is_followed: bool,
     is_acknowledged: bool,
-    outbox: Outbox,
+    pub(super) outbox: Outbox,
     kept_outbox: Vec<u8>,
     /// Names of what the outbox has: ids of an epoch.
     sent: BTreeMap<outbox::Id, OutputId>,
@@ -173,6 +173,10 @@ pub struct Node {
     /// Over, and not seen in the channels yet: the block in which each was carried out.
     pub(super) unread: Vec<(Errand, Ended)>,
     pub(super) refunding: BTreeSet<ChannelId>,
+    /// Refunds that were carried out, with the channel's nonce before each; and in which block they were missed since.
+    pub(super) refunded: BTreeMap<ChannelId, (u64, Option<u64>)>,
+    /// What a process before this one had on its way, and the last block in which some of it was carried out.
+    pub(super) left_over: (BTreeSet<outbox::Id>, u64),
 }
 
 impl Node {
@@ -242,6 +246,8 @@ impl Node {
             errands: BTreeMap::new(),
             unread: Vec::new(),
             refunding: BTreeSet::new(),
+            refunded: BTreeMap::new(),
+            left_over: (BTreeSet::new(), 0),
         }
     }
 
@@ -320,6 +326,18 @@ impl Node {
         })
     }
 
+    /// Another process, which nobody waits for but those whose answer was made, in one of these records.
+    fn asked_again(&mut self, keeps: impl Fn(u64) -> bool) {
+        let held: Vec<(u64, Answer)> = self.held_answers().filter(|(lsn, _)| keeps(*lsn)).collect();
+        (self.gate, self.held) = (Gate::new(u128::MAX), BTreeSet::new());
+        for (lsn, answer) in held {
+            if let Answer::Exact { request, .. } = answer {
+                self.held.insert(request);
+            }
+            self.gate.when_durable(lsn, Leaving::Answer(lsn, answer));
+        }
+    }
+
     /// The process died, or the disk takes writes again. The same host starts another one from what was kept.
     ///
     /// # Errors
@@ -343,8 +361,7 @@ impl Node {
         self.logs = LogCore::from_bytes(&logs, self.sources).expect("its own bytes");
         self.kept_logs = vec![(logs_lsn, logs)];
         // Whoever waits for an answer that was made asks again.
-        let held: Vec<Answer> = self.held_answers().filter(|(lsn, _)| *lsn <= left).map(|(_, answer)| answer).collect();
-        (self.gate, self.held) = (Gate::new(u128::MAX), BTreeSet::new());
+        self.asked_again(|lsn| lsn <= left);
         // Nobody has followed this process yet.
         (self.is_followed, self.is_acknowledged) = (false, false);
         (self.dies_after, self.power_fails, self.is_fenced, self.keeps) = (None, None, false, self.disk.is_full);
@@ -365,7 +382,6 @@ impl Node {
             self.submit_all(tasks, chain);
         }
         self.resume_channels(chain);
-        held.into_iter().for_each(|answer| self.answers(answer));
         // What was asked for and has no end is asked for again, under the same name.
         for (id, output) in self.agent.unfinished() {
             self.submit(id, &output, chain);
@@ -590,7 +606,8 @@ impl Node {
 
     /// A handover leaves; from now on what else does is on the successor's disk too, if one has followed this process.
     fn hands_over(&mut self, valid_until: u64) {
-        if self.is_acknowledged {
+        // As the gate has it.
+        if self.is_acknowledged || self.hands_over.is_some() {
             let since = self.hands_over.map_or(self.lsn(), |(since, _)| since);
             self.hands_over = Some((since, valid_until));
         }
@@ -615,12 +632,12 @@ impl Node {
     /// The block that named a successor is gone: this process goes on where it closed. What the successor was given, `knew`
     /// records, it has answered.
     pub fn reinstated(&mut self, chain: &Chain, knew: u64) {
-        let held: Vec<Answer> = self.held_answers().filter(|(lsn, _)| *lsn > knew).map(|(_, answer)| answer).collect();
-        (self.gate, self.held) = (Gate::new(u128::MAX), BTreeSet::new());
+        self.asked_again(|lsn| lsn > knew);
         (self.is_followed, self.is_acknowledged) = (false, false);
+        // Whoever follows next begins anew: of what left before the block that is gone, only this journal tells.
+        self.left_lsn = 0;
         self.hands_over_still(chain.now());
         self.boots(chain.now(), chain.state.epoch, false);
-        held.into_iter().for_each(|answer| self.answers(answer));
         for (id, output) in self.agent.unfinished() {
             self.submit(id, &output, chain);
         }
@@ -1133,6 +1150,12 @@ impl Node {
     }
 
     fn settled(&mut self, id: outbox::Id, outcome: outbox::Outcome, chain: &Chain, lag: usize) {
+        let (left, block) = &mut self.left_over;
+        if left.remove(&id)
+            && let outbox::Outcome::Done { block: done_in, .. } = &outcome
+        {
+            *block = (*block).max(*done_in);
+        }
         if let Some(errand) = self.errands.remove(&id) {
             let ended = Ended::of(&outcome, chain.seen(lag).head.number);
             return self.errand_over(errand, ended, chain, lag);
