@@ -119,6 +119,12 @@ impl Drop for Guard {
     }
 }
 
+/// One more waits. Whoever asks again and again, and hangs up each time, waits once.
+pub(crate) fn wait<T>(waiting: &mut Vec<T>, waiter: T, has_hung_up: impl Fn(&T) -> bool) {
+    waiting.retain(|waiter| !has_hung_up(waiter));
+    waiting.push(waiter);
+}
+
 /// From a destructor nothing can be awaited: a task carries the message. Where nothing runs any more the next start
 /// closes what is open. As many wait so as requests were let in ([`crate::api`], `gate`).
 pub fn tell(cx: &Arc<Context>, ask: Ask) {
@@ -198,9 +204,7 @@ impl Node {
                     Some(settlement) => self.answer(&request, settlement, waiter),
                     None => {
                         let waiting = self.settled_waiters.entry(request).or_default();
-                        // Whoever asks again and again, and hangs up each time, waits once.
-                        waiting.retain(|waiter| !waiter.reply.is_closed());
-                        waiting.push(waiter);
+                        wait(waiting, waiter, |waiter| waiter.reply.is_closed());
                     }
                 }
                 Ok(())

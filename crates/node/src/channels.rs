@@ -4,7 +4,7 @@
 //! Deposits are sent by the relay key, like all of strangers' money. Claims and refunds are typed calls of the operator
 //! to the treasury, which is receiver and receiverAuthorizer of every channel.
 
-use crate::ask::Guard;
+use crate::ask::{self, Guard};
 use crate::context::Context;
 use crate::contract_payers;
 use crate::error::Result;
@@ -271,10 +271,7 @@ impl Node {
         reply: oneshot::Sender<Moved>,
     ) -> Result<()> {
         let now = self.now();
-        let waiting = self.channel_waiters.entry(channel).or_default();
-        // Whoever asks again and again, and hangs up each time, waits once.
-        waiting.retain(|waiter| !waiter.is_closed());
-        waiting.push(reply);
+        ask::wait(self.channel_waiters.entry(channel).or_default(), reply, oneshot::Sender::is_closed);
         let Some(live) = self.live.as_mut().filter(|live| !live.sealed) else { return Ok(()) };
         if live.state.book.channels().channel(&channel).is_none_or(|known| known.deposit.is_some()) {
             return Ok(());

@@ -356,7 +356,7 @@ type Maker = (EngineClient, Places);
 
 /// The price of an order and whether it fits the model, or the refusal.
 struct Terms {
-    /// Of what is answered here; what makes vectors is in `client` alone.
+    /// Of what is answered here; what makes vectors is in `maker` alone.
     engine: Option<Engine>,
     /// `None`: no engine makes it.
     maker: Option<Maker>,
