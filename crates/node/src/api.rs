@@ -61,6 +61,8 @@ pub struct Api {
     /// How channels are sold on, where birth names their contract.
     pub channels: Arc<sale::call::Counter>,
     pub(crate) desk: Arc<batches::Desk>,
+    /// Who reads along at `/events`.
+    readers: gate::Gate,
     /// The agent's number in the identity registry, once the chain said it.
     identity: Arc<OnceCell<U256>>,
 }
@@ -77,6 +79,7 @@ pub fn router(cx: Arc<Context>, shared: Arc<Shared>, answers: Answers) -> Router
         models,
         channels,
         desk: Arc::default(),
+        readers: gate::Gate::default(),
         identity: Arc::default(),
     };
     // Ends with the main loop that it asks.
@@ -158,7 +161,9 @@ fn free() -> Routes {
         .get("/health/ready", plain("The agent sells here").refuses(&[(503, "why not")]), read::ready)
         .get(
             "/events",
-            Operation::new("The log as it grows").answers_as("text/event-stream", json!({})),
+            Operation::new("The log as it grows")
+                .answers_as("text/event-stream", json!({}))
+                .refuses(&[(429, "too many of one address"), (503, "too many in all")]),
             events::stream,
         )
         .get(discover::REGISTRATION, json("ERC-8004 registration file"), discover::registration)

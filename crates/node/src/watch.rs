@@ -60,9 +60,21 @@ impl Reader {
         Self { logs, waiting: Vec::new(), known: BTreeMap::new() }
     }
 
-    /// As [`LogReader::poll`], with the transactions whose transfers were signed.
+    /// As [`LogReader::poll`], with the transactions whose transfers were signed. Nothing more is read until what was read
+    /// before is known, so that what waits does not grow with the chain.
     async fn poll(&mut self, cx: &Context, head: Head) -> Result<(Vec<LogItem>, BTreeSet<B256>), chain::Error> {
+        self.ask(cx).await?;
         self.waiting.extend(self.logs.poll(head).await?);
+        let incoming = self.ask(cx).await?;
+        let is_signed = |tx: &B256| self.known.get(tx).is_some_and(|(_, is_signed)| *is_signed);
+        let signed = incoming.into_iter().filter(is_signed).collect();
+        self.known.retain(|_, (block, _)| *block + KNOWN_BLOCKS > head.number);
+        Ok((std::mem::take(&mut self.waiting), signed))
+    }
+
+    /// The transactions of strangers' transfers among what waits, of each of which it is known then whether its payer had
+    /// signed.
+    async fn ask(&mut self, cx: &Context) -> Result<Vec<B256>, chain::Error> {
         let incoming = |item: &LogItem| {
             let log = item.log()?;
             let ChainEvent::Transfer { from, to, .. } = log.event else { return None };
@@ -78,14 +90,13 @@ impl Reader {
             }
         }
         let strange: Vec<B256> = incoming.keys().filter(|tx| !self.known.contains_key(*tx)).copied().collect();
-        let found = cx.chain.usdc(cx.birth.token).signed_transfers(&strange).await?;
-        for tx in strange {
-            self.known.insert(tx, (incoming[&tx], found.contains(&tx)));
+        if !strange.is_empty() {
+            let found = cx.chain.usdc(cx.birth.token).signed_transfers(&strange).await?;
+            for tx in strange {
+                self.known.insert(tx, (incoming[&tx], found.contains(&tx)));
+            }
         }
-        let signed = incoming.keys().filter(|tx| self.known.get(*tx).is_some_and(|(_, is_signed)| *is_signed));
-        let signed = signed.copied().collect();
-        self.known.retain(|_, (block, _)| *block + KNOWN_BLOCKS > head.number);
-        Ok((std::mem::take(&mut self.waiting), signed))
+        Ok(incoming.into_keys().collect())
     }
 }
 
@@ -314,3 +325,6 @@ pub fn differs(a: &View, b: &View) -> bool {
     };
     steady(a) != steady(b)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,5 @@
-//! How many requests are looked at at once: of one address, so that a flood from one place waits for nobody's answer but its
-//! own, and of all together, so that many such places do not take the memory.
+//! How many requests are looked at at once, and how many read along at `/events`: of one address, so that a flood from one
+//! place waits for nobody's answer but its own, and of all together, so that many such places do not take the memory.
 //!
 //! A request without payment costs a count of its tokens; nothing of it is kept or written. Behind a gateway all
 //! customers may have one address, so the bounds are far above what one program does.
@@ -21,51 +21,73 @@ const PAID_MAX: u32 = 1_024;
 const ALL_UNPAID_MAX: u32 = 512;
 const ALL_PAID_MAX: u32 = 4_096;
 
-/// Requests without and with a payment, by where they come from.
+/// Who reads along at `/events`, of one address and of all. Each holds a connection and what its kernel buffers. Guesses,
+/// unmeasured.
+const READERS_MAX: u32 = 64;
+const ALL_READERS_MAX: u32 = 1_024;
+
+/// What is counted apart, so that none shuts out another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    Unpaid,
+    Paid,
+    /// Of `/events`: inside until it hangs up.
+    Reader,
+}
+
+impl Kind {
+    /// At most of one address, and of all.
+    const fn most(self) -> (u32, u32) {
+        match self {
+            Self::Unpaid => (UNPAID_MAX, ALL_UNPAID_MAX),
+            Self::Paid => (PAID_MAX, ALL_PAID_MAX),
+            Self::Reader => (READERS_MAX, ALL_READERS_MAX),
+        }
+    }
+}
+
+/// Who is inside, by where they come from.
 #[derive(Clone, Default)]
 pub struct Gate(Arc<Mutex<Counts>>);
 
 #[derive(Default)]
 struct Counts {
-    of_address: BTreeMap<(IpAddr, bool), u32>,
-    /// Of all addresses.
-    unpaid: u32,
-    paid: u32,
-}
-
-impl Counts {
-    fn of_all(&mut self, is_paid: bool) -> &mut u32 {
-        if is_paid { &mut self.paid } else { &mut self.unpaid }
-    }
+    of_address: BTreeMap<(IpAddr, Kind), u32>,
+    of_all: BTreeMap<Kind, u32>,
 }
 
 /// One request inside, for as long as it lives.
-struct Inside {
+pub struct Inside {
     gate: Gate,
-    key: (IpAddr, bool),
+    key: (IpAddr, Kind),
 }
 
 /// Why a request does not come in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Full {
+pub enum Full {
     OfAddress,
     OfAll,
 }
 
 impl Gate {
-    fn enter(&self, from: IpAddr, is_paid: bool) -> Result<Inside, Full> {
-        let key = (network_of(from), is_paid);
-        let (most, most_of_all) = if is_paid { (PAID_MAX, ALL_PAID_MAX) } else { (UNPAID_MAX, ALL_UNPAID_MAX) };
+    /// Lets one in, for as long as what it gets is held.
+    ///
+    /// # Errors
+    /// Which bound it would go beyond.
+    pub fn enter(&self, from: IpAddr, kind: Kind) -> Result<Inside, Full> {
+        let key = (network_of(from), kind);
+        let (most, most_of_all) = kind.most();
         let mut inside = self.lock();
         let count = inside.of_address.get(&key).copied().unwrap_or(0);
         if count >= most {
             return Err(Full::OfAddress);
         }
-        if *inside.of_all(is_paid) >= most_of_all {
+        let of_all = inside.of_all.entry(kind).or_default();
+        if *of_all >= most_of_all {
             return Err(Full::OfAll);
         }
+        *of_all += 1;
         inside.of_address.insert(key, count + 1);
-        *inside.of_all(is_paid) += 1;
         Ok(Inside { gate: self.clone(), key })
     }
 
@@ -77,7 +99,9 @@ impl Gate {
 impl Drop for Inside {
     fn drop(&mut self) {
         let mut inside = self.gate.lock();
-        *inside.of_all(self.key.1) -= 1;
+        if let Some(of_all) = inside.of_all.get_mut(&self.key.1) {
+            *of_all -= 1;
+        }
         if let Some(count) = inside.of_address.get_mut(&self.key) {
             *count -= 1;
             if *count == 0 {
@@ -98,16 +122,23 @@ fn network_of(address: IpAddr) -> IpAddr {
 pub async fn keep(State(gate): State<Gate>, request: Request, next: Next) -> Response {
     let from = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(from)| from.ip());
     let Some(from) = from else { return next.run(request).await };
-    let is_paid = request.headers().contains_key(&PAYMENT_SIGNATURE);
-    let refusal = match gate.enter(from, is_paid) {
-        Ok(_inside) => return next.run(request).await,
-        Err(Full::OfAddress) => {
-            let message = "too many requests from your address are open; wait for their answers";
-            ApiError { status: 429, ..ApiError::for_unavail("too_many_open", message, 1) }
-        }
-        Err(Full::OfAll) => ApiError::for_unavail("too_many_open", "too many requests are open; ask again", 1),
-    };
-    Problem::from(refusal).into_response()
+    let kind = if request.headers().contains_key(&PAYMENT_SIGNATURE) { Kind::Paid } else { Kind::Unpaid };
+    match gate.enter(from, kind) {
+        Ok(_inside) => next.run(request).await,
+        Err(full) => Problem::from(full).into_response(),
+    }
+}
+
+impl From<Full> for Problem {
+    fn from(full: Full) -> Self {
+        Self::from(match full {
+            Full::OfAddress => {
+                let message = "too many requests from your address are open; wait for their answers";
+                ApiError { status: 429, ..ApiError::for_unavail("too_many_open", message, 1) }
+            }
+            Full::OfAll => ApiError::for_unavail("too_many_open", "too many requests are open; ask again", 1),
+        })
+    }
 }
 
 #[cfg(test)]
@@ -121,13 +152,13 @@ mod tests {
     #[test]
     fn a_flood_from_one_address_shuts_out_itself_alone() {
         let gate = Gate::default();
-        let flood: Vec<_> = (0..UNPAID_MAX).map(|_| gate.enter(ip("10.0.0.1"), false).unwrap()).collect();
-        assert_eq!(gate.enter(ip("10.0.0.1"), false).err(), Some(Full::OfAddress));
-        assert!(gate.enter(ip("::ffff:10.0.0.1"), false).is_err(), "the same address, written otherwise");
-        assert!(gate.enter(ip("10.0.0.1"), true).is_ok(), "whoever pays has a door of its own");
-        assert!(gate.enter(ip("10.0.0.2"), false).is_ok());
+        let flood: Vec<_> = (0..UNPAID_MAX).map(|_| gate.enter(ip("10.0.0.1"), Kind::Unpaid).unwrap()).collect();
+        assert_eq!(gate.enter(ip("10.0.0.1"), Kind::Unpaid).err(), Some(Full::OfAddress));
+        assert!(gate.enter(ip("::ffff:10.0.0.1"), Kind::Unpaid).is_err(), "the same address, written otherwise");
+        assert!(gate.enter(ip("10.0.0.1"), Kind::Paid).is_ok(), "whoever pays has a door of its own");
+        assert!(gate.enter(ip("10.0.0.2"), Kind::Unpaid).is_ok());
         drop(flood);
-        assert!(gate.enter(ip("10.0.0.1"), false).is_ok());
+        assert!(gate.enter(ip("10.0.0.1"), Kind::Unpaid).is_ok());
         assert!(gate.lock().of_address.is_empty(), "nothing is remembered of whoever left");
     }
 
@@ -135,9 +166,9 @@ mod tests {
     fn an_ipv6_network_is_one_address() {
         let gate = Gate::default();
         let _flood: Vec<_> =
-            (0..UNPAID_MAX).map(|n| gate.enter(ip(&format!("2001:db8::{n:x}")), false).unwrap()).collect();
-        assert!(gate.enter(ip("2001:db8::ffff"), false).is_err());
-        assert!(gate.enter(ip("2001:db8:0:1::1"), false).is_ok());
+            (0..UNPAID_MAX).map(|n| gate.enter(ip(&format!("2001:db8::{n:x}")), Kind::Unpaid).unwrap()).collect();
+        assert!(gate.enter(ip("2001:db8::ffff"), Kind::Unpaid).is_err());
+        assert!(gate.enter(ip("2001:db8:0:1::1"), Kind::Unpaid).is_ok());
     }
 
     #[test]
@@ -145,14 +176,14 @@ mod tests {
         let gate = Gate::default();
         let floods: Vec<_> = (0..ALL_UNPAID_MAX)
             .map(|n| {
-                gate.enter(IpAddr::from([10, 0, u8::try_from(n >> 8).unwrap(), n.to_le_bytes()[0]]), false)
+                gate.enter(IpAddr::from([10, 0, u8::try_from(n >> 8).unwrap(), n.to_le_bytes()[0]]), Kind::Unpaid)
                     .ok()
                     .unwrap()
             })
             .collect();
-        assert_eq!(gate.enter(ip("192.0.2.1"), false).err(), Some(Full::OfAll));
-        assert!(gate.enter(ip("192.0.2.1"), true).is_ok(), "whoever pays comes in");
+        assert_eq!(gate.enter(ip("192.0.2.1"), Kind::Unpaid).err(), Some(Full::OfAll));
+        assert!(gate.enter(ip("192.0.2.1"), Kind::Paid).is_ok(), "whoever pays comes in");
         drop(floods);
-        assert!(gate.enter(ip("192.0.2.1"), false).is_ok());
+        assert!(gate.enter(ip("192.0.2.1"), Kind::Unpaid).is_ok());
     }
 }

@@ -160,3 +160,27 @@ async fn offers_are_by_what_the_token_takes() {
     let by_permit2 = offered(false).await;
     assert_eq!((by_permit2.len(), &by_permit2[0]["assetTransferMethod"]), (1, &json!("permit2")));
 }
+
+/// Whoever reads along holds a place until it hangs up; one address has only so many.
+#[tokio::test]
+async fn readers_of_events_are_counted() {
+    let (dir, rpc_url) = (tempfile::tempdir().unwrap(), chain().await);
+    let (_, url) = closed(&rpc_url, dir.path(), |_| ()).await;
+    let http = net::Client::new();
+    let events = format!("{url}/events");
+    let read = || http.send(Method::GET, &events, HeaderMap::new(), Default::default());
+    let mut readers = Vec::new();
+    for _ in 0..64 {
+        readers.push(read().await.unwrap());
+    }
+    assert!(readers.iter().all(|reader| reader.status == 200));
+    let refused = read().await.unwrap();
+    assert_eq!(refused.status, 429);
+    drop((readers.pop(), refused));
+    let let_in = async {
+        while read().await.unwrap().status != 200 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(60), let_in).await.expect("a place is free");
+}

@@ -1,0 +1,97 @@
+use super::*;
+use crate::context;
+use alloy::rpc::types::Block;
+use alloy::sol_types::SolEvent;
+use axum::extract::State as Extracted;
+use axum::routing::post;
+use axum::{Json, Router};
+use serde_json::{Value, json};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// A STAND-IN for a chain endpoint: in each block a stranger gives the treasury one micro-USDC, and only while
+/// `tells_receipts` it says what that transaction was.
+struct Gifts {
+    tells_receipts: AtomicBool,
+}
+
+impl Gifts {
+    async fn served(self: Arc<Self>) -> String {
+        let all = |Extracted(gifts): Extracted<Arc<Self>>, Json(asked): Json<Value>| async move {
+            Json(match &asked {
+                Value::Array(asked) => asked.iter().map(|asked| gifts.answer(asked)).collect(),
+                one => gifts.answer(one),
+            })
+        };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let app = Router::new().route("/", post(all)).with_state(self);
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        url
+    }
+
+    fn answer(&self, asked: &Value) -> Value {
+        let result = match asked["method"].as_str() {
+            Some("eth_getBlockByHash") => {
+                let mut block: Block = Block::default();
+                let head = head(number_of(&asked["params"][0]));
+                (block.header.hash, block.header.number) = (head.hash, head.number);
+                block.header.parent_hash = head.parent;
+                serde_json::to_value(block).unwrap()
+            }
+            Some("eth_getLogs") => {
+                let filter = &asked["params"][0];
+                let about = filter["topics"][2].as_str();
+                let is_incoming = about == Some(&context::TREASURY_OF_TESTS.into_word().to_string());
+                if is_incoming { json!([gift(&filter["blockHash"])]) } else { json!([]) }
+            }
+            Some("eth_getTransactionReceipt") if self.tells_receipts.load(Ordering::SeqCst) => Value::Null,
+            _ => {
+                let error = json!({ "code": -32000, "message": "not now" });
+                return json!({ "jsonrpc": "2.0", "id": asked["id"], "error": error });
+            }
+        };
+        json!({ "jsonrpc": "2.0", "id": asked["id"], "result": result })
+    }
+}
+
+fn head(number: u64) -> Head {
+    let hash = |number: u64| B256::from(U256::from(number + 1_000));
+    Head { number, hash: hash(number), parent: hash(number - 1), timestamp: 0, base_fee: 0 }
+}
+
+fn number_of(hash: &Value) -> u64 {
+    let hash: B256 = hash.as_str().unwrap().parse().unwrap();
+    u64::try_from(U256::from_be_bytes(hash.0)).unwrap() - 1_000
+}
+
+fn gift(block: &Value) -> Value {
+    let topics = [
+        chain::bindings::TestUSDC::Transfer::SIGNATURE_HASH,
+        Address::repeat_byte(0x51).into_word(),
+        context::TREASURY_OF_TESTS.into_word(),
+    ];
+    json!({
+        "address": Address::repeat_byte(0xa5), "topics": topics, "data": B256::from(U256::from(1)), "blockHash": block,
+        "blockNumber": format!("{:#x}", number_of(block)), "transactionHash": block, "transactionIndex": "0x0",
+        "logIndex": "0x0", "removed": false,
+    })
+}
+
+#[tokio::test]
+async fn what_waits_for_an_answer_does_not_grow_with_the_chain() {
+    let dir = tempfile::tempdir().unwrap();
+    let gifts = Arc::new(Gifts { tells_receipts: AtomicBool::new(false) });
+    let (cx, _heard) = context::for_tests(&gifts.clone().served().await, dir.path());
+    let mut reader = Reader::new(LogReader::new(cx.chains.clone(), LogCore::new(sources(&cx), 1)));
+
+    for number in 1..=20 {
+        reader.poll(&cx, head(number)).await.unwrap_err();
+        assert_eq!(reader.waiting.len(), 1, "only the first block was read");
+    }
+    gifts.tells_receipts.store(true, Ordering::SeqCst);
+    let (told, signed) = reader.poll(&cx, head(20)).await.unwrap();
+    let blocks: Vec<u64> = told.iter().filter_map(LogItem::log).map(|log| log.block).collect();
+    assert_eq!(blocks, (1..=20).collect::<Vec<_>>(), "each once and in order");
+    assert!(signed.is_empty(), "gifts");
+    assert!(reader.waiting.is_empty());
+}
