@@ -34,6 +34,11 @@ pub(super) const NOT_DONE: [&str; 11] = [
 /// Documented fields of a message that are refused unless they are empty.
 pub(super) const NOT_DONE_IN_MESSAGE: [&str; 4] = ["name", "audio", "function_call", "refusal"];
 
+/// Documented fields of a part of a message that are refused.
+const NOT_DONE_IN_PART: [&str; 1] = ["prompt_cache_breakpoint"];
+/// Of a part's kind, in an error: it can be as long as the body.
+const KIND_CHARS_MAX: usize = 100;
+
 /// And those of which only values are let through that ask for nothing more.
 pub(super) fn harmless() -> [(&'static str, Vec<Value>); 6] {
     [
@@ -214,9 +219,10 @@ pub(super) fn content_text(path: String, value: Value, kinds: &[&str]) -> Result
         let mut part = Fields::from_value(format!("{path}[{index}]"), part)?;
         match part.required("type")? {
             Value::String(kind) if kinds.contains(&kind.as_str()) => {}
-            _ => {
-                let name = part.name("type");
-                let message = format!("`{name}` must be {}; other parts are not supported", kinds.join(" or "));
+            kind => {
+                let (name, kind) = (part.name("type"), kind.to_string());
+                let kind: String = kind.chars().take(KIND_CHARS_MAX).collect();
+                let message = format!("`{name}` must be {}; {kind} is not supported by this agent", kinds.join(" or "));
                 return Err(ApiError::for_field("unsupported_field", name, message));
             }
         }
@@ -228,7 +234,7 @@ pub(super) fn content_text(path: String, value: Value, kinds: &[&str]) -> Result
         // What our own answers carry, for clients that send them back.
         part.only("annotations", &[json!([])])?;
         part.only("logprobs", &[json!([])])?;
-        part.finish(&[])?;
+        part.finish(&NOT_DONE_IN_PART)?;
     }
     Ok(joined)
 }

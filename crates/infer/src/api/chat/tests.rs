@@ -159,7 +159,7 @@ fn messages_are_read_strictly() {
     check(
         &messages(r#"[{"role":"user","content":[{"type":"image_url","image_url":{}}]}]"#),
         expect![
-            "400 [messages[0].content[0].type] `messages[0].content[0].type` must be text; other parts are not supported"
+            "400 [messages[0].content[0].type] `messages[0].content[0].type` must be text; \"image_url\" is not supported by this agent"
         ],
     );
     check(

@@ -55,7 +55,7 @@ fn everything_else_is_named() {
     check(
         r#"{"model":"m","input":[{"role":"user","content":[{"type":"input_image"}]}]}"#,
         expect![
-            "400 [input[0].content[0].type] `input[0].content[0].type` must be input_text or output_text; other parts are not supported"
+            "400 [input[0].content[0].type] `input[0].content[0].type` must be input_text or output_text; \"input_image\" is not supported by this agent"
         ],
     );
     check(
