@@ -11,6 +11,10 @@ endif()
 # The build script turns GGML_NATIVE off unless RUSTFLAGS say `target-cpu=native`. A plain variable
 # hides that cache entry (CMP0077). Between the baseline and this machine lie factors of two to four.
 set(GGML_NATIVE ON)
+# Unless this machine is not the one that it is for: then for the least of that kind.
+if (CMAKE_CROSSCOMPILING)
+    set(GGML_NATIVE OFF)
+endif()
 # Or for a class of processors (infer/src/engines.rs has their names), whatever machine it is built on.
 if (GGML_VIVARIUM_CPU)
     set(GGML_NATIVE OFF)
@@ -31,7 +35,9 @@ if (GGML_VIVARIUM_CPU)
     endif()
 endif()
 # On arm64 it also pins armv8-a, which would win over native.
-unset(GGML_CPU_ARM_ARCH CACHE)
+if (GGML_NATIVE)
+    unset(GGML_CPU_ARM_ARCH CACHE)
+endif()
 
 # llamafile's matrices take over from two rows on, and round otherwise than one row alone. Of the shipped models they only
 # do the attention. Without them a token has the same bits alone, beside others of its answer, and as part of a prompt
@@ -41,6 +47,10 @@ set(GGML_LLAMAFILE OFF)
 # llama-cpp-2 always asks for the library behind llama.cpp's own command line (its `common`): 60 % of the compile
 # time for nothing that is called here.
 set(LLAMA_BUILD_COMMON OFF)
+
+# The engine has flash attention off, so that an answer's bits do not hang on what runs beside it, and CUDA's kernels for
+# it are most of what there is to compile.
+set(GGML_CUDA_FA OFF)
 
 add_compile_options(
     "$<$<COMPILE_LANGUAGE:CXX>:-include${CMAKE_CURRENT_LIST_DIR}/amx_gcc12.h>"
