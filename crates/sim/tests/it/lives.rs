@@ -83,7 +83,7 @@ const SIMULATED: &[(&str, Simulated)] = &[
     ("takeover.challenged", Simulated::Never),
     ("takeover.sent", Simulated::Never),
     ("restore.loaded", Simulated::Never),
-    ("hibernate.sent", Simulated::Never),
+    ("hibernate.sent", Simulated::At("after sending hibernate")),
     ("winddown.sent", Simulated::At("after sending windDown")),
     ("close.sent", Simulated::At("after sending close")),
 ];
