@@ -713,7 +713,9 @@ impl Life {
     }
 
     fn rescue(&mut self, steward: Address) {
-        let (state, day) = (self.chain.state_now().clone(), self.genesis.timers.day);
+        let state = self.chain.state_now().clone();
+        // A day's rent, and never more than the whole term's, which the market would refuse.
+        let secs = self.genesis.timers.day.min(self.genesis.policy.wishes.term);
         let world = &self.chain.world;
         let standby = state.standbyLease.to::<u64>();
         if standby != 0 {
@@ -725,7 +727,7 @@ impl Life {
         }
         let Some((offer, of)) = self.rescuers_offer() else { return };
         let left = world.terms.policy.dayLimit.saturating_sub(state.spentInDay);
-        let prepay = Usdc::rent_down(of.priceE6, day.into()).micro().min(left).min(state.balance.to());
+        let prepay = Usdc::rent_down(of.priceE6, secs.into()).micro().min(left).min(state.balance.to());
         let (term, argument) = (
             self.genesis.policy.wishes.term,
             chain::orders::rescue_argument(offer, self.genesis.policy.wishes.term, prepay),
