@@ -2,6 +2,7 @@
 //! store. Somebody funds it, stewards wake it on a host of their choice, and it goes on with what it knew.
 
 use crate::crashes::arm;
+use crate::life::{lies_in, on_a_channel};
 use crate::world::{self, World};
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -28,6 +29,11 @@ fn a_starved_agent_sleeps_and_wakes_when_it_is_funded() {
     let first = world.until("an answer", |w| w.ask(&["--max-tokens", "8", "Say hello."]));
     assert!(first["url"].as_str().is_some_and(|url| !url.is_empty()), "{first}");
 
+    // What this one signs is claimed before it lies down: too little for a claim of its own.
+    let calls = on_a_channel(&world.world(), "plain", 1);
+    let channel = calls[0]["payment"]["extra"]["channelState"]["channelId"].clone();
+    assert_eq!(lies_in(&world.world(), &channel).1, 0, "claimed already");
+
     // Its process dies in the moment in which it lies down: once by our hand, which arms the point, and once there.
     let mut armed = BTreeSet::new();
     let asleep = world.until("sleep", |w| {
@@ -42,6 +48,8 @@ fn a_starved_agent_sleeps_and_wakes_when_it_is_funded() {
     });
     world.until("a death where it lies down", |w| armed.iter().any(|lease| w.deaths(*lease) >= 2).then_some(()));
     assert_eq!((&asleep["stage"], &asleep["operator"], &asleep["escrow_uusdc"]), (&"alive".into(), &Value::Null, &"0".into()));
+    let (_, claimed) = lies_in(&world.world(), &channel);
+    assert!(claimed > 0, "what the channel owes was left behind");
     let (balance, wakes_at) = (micro(&asleep["balance_uusdc"]), micro(&asleep["wakes_at_uusdc"]));
     assert!(balance < wakes_at, "{asleep}");
     // Whoever asks is told why nobody answers.
