@@ -293,7 +293,12 @@ fn view_of(
             restore_timeout: t.restoreTimeout.into(),
             silence: t.silence.into(),
         },
-        policy: Policy { price_e6_max: p.priceE6Max, term_max: p.termMax.into(), prepay_max: p.prepayMax.into(), starve_floor_uusdc: p.starveFloor },
+        policy: Policy {
+            price_e6_max: p.priceE6Max,
+            term_max: p.termMax.into(),
+            prepay_max: p.prepayMax.into(),
+            starve_floor_uusdc: p.starveFloor,
+        },
         active,
         standby,
         asleep: false,

@@ -111,7 +111,12 @@ impl Life {
             gas_target_wei: 10,
             starve_floor: Usdc(setting.starve_floor),
         };
-        let genesis = Genesis { chain_id: 31_337, treasury: [4; 20], timers, policy: Policy { hibernates: setting.hibernates, ..Policy::new(wishes, &timers) } };
+        let genesis = Genesis {
+            chain_id: 31_337,
+            treasury: [4; 20],
+            timers,
+            policy: Policy { hibernates: setting.hibernates, ..Policy::new(wishes, &timers) },
+        };
         let mut world = World {
             timers,
             block_secs: u64::from(setting.block_secs),
@@ -528,7 +533,11 @@ impl Life {
     /// The active host is gone: challenge, no answer, the standby's node takes over from the last checkpoint.
     fn host_dies(&mut self) {
         let ready = self.world.lease(self.world.standby).is_some_and(|l| l.start != 0 && self.world.now < l.end);
-        if self.restore_point.is_none() || !ready || self.world.stage != Stage::Alive || self.silent.contains(&self.world.standby) {
+        if self.restore_point.is_none()
+            || !ready
+            || self.world.stage != Stage::Alive
+            || self.silent.contains(&self.world.standby)
+        {
             return;
         }
         let dead_for = u64::from(self.world.timers.answer_time) + 5 * self.world.block_secs;

@@ -208,7 +208,8 @@ fn instead_of_winding_down_it_lies_down_and_wakes_to_what_it_knew() {
 
             // What stewards wait for, on the host that they take.
             let price_e6 = life.world.offers[0].price_e6;
-            let wakes_at = economy::wakes_at(Usdc(floor), Usdc::rent_up(price_e6, life.world.limits.prepay_max.into())).0;
+            let wakes_at =
+                economy::wakes_at(Usdc(floor), Usdc::rent_up(price_e6, life.world.limits.prepay_max.into())).0;
             assert!(funds < wakes_at / 2 + wakes_at / 10, "{funds} of {wakes_at}: it would be woken at once");
             life.world.transfer_in(wakes_at - funds);
             life.gifts += wakes_at - funds;

@@ -47,7 +47,10 @@ fn a_starved_agent_sleeps_and_wakes_when_it_is_funded() {
         sleeps(w)
     });
     world.until("a death where it lies down", |w| armed.iter().any(|lease| w.deaths(*lease) >= 2).then_some(()));
-    assert_eq!((&asleep["stage"], &asleep["operator"], &asleep["escrow_uusdc"]), (&"alive".into(), &Value::Null, &"0".into()));
+    assert_eq!(
+        (&asleep["stage"], &asleep["operator"], &asleep["escrow_uusdc"]),
+        (&"alive".into(), &Value::Null, &"0".into())
+    );
     let (_, claimed) = lies_in(&world.world(), &channel);
     assert!(claimed > 0, "what the channel owes was left behind");
     let (balance, wakes_at) = (micro(&asleep["balance_uusdc"]), micro(&asleep["wakes_at_uusdc"]));
