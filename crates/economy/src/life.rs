@@ -180,8 +180,7 @@ impl Agent {
         let end_at = last_needs.saturating_add(self.life.owed()).max(view.limits.starve_floor);
         let hungry = net > 0 && funds(view) < end_at;
         let ending = self.life.ending.is_some_and(|e| e.why == StopWhy::Hunger);
-        let leaves = self.flights.busy(Task::WindDown) || self.flights.busy(Task::Hibernate);
-        if ending && funds(view) >= Usdc(end_at.0.saturating_mul(2)) && !leaves {
+        if ending && funds(view) >= Usdc(end_at.0.saturating_mul(2)) && !self.is_leaving() {
             self.life.ending = None;
             turn.note(Note::EndingCalledOff { funds: funds(view) });
         }
@@ -293,11 +292,12 @@ impl Agent {
         if !self.flights.spending().is_zero() || !self.flights.may(Task::Hibernate, turn.now) {
             return;
         }
-        let (until, funds) = (view.mandate_until, funds(view));
-        let leaves_claims = self.flights.fails(Task::Hibernate) >= TRIES;
-        let wakes_at = sleep::wakes_at(view.limits.starve_floor, self.prepay_there(view));
-        turn.note(Note::Hibernates { until, funds, wakes_at });
-        self.ask(Output::Hibernate { until, leaves_claims }, turn);
+        let (until, fails) = (view.mandate_until, self.flights.fails(Task::Hibernate));
+        if fails == 0 {
+            let wakes_at = sleep::wakes_at(view.limits.starve_floor, self.prepay_there(view));
+            turn.note(Note::Hibernates { until, funds: funds(view), wakes_at });
+        }
+        self.ask(Output::Hibernate { until, leaves_claims: fails >= TRIES }, turn);
     }
 
     /// After it nothing else may be spent, so it waits for what is on its way.
@@ -313,8 +313,12 @@ impl Agent {
 
     /// From here on escrow is only drawn down.
     pub(crate) fn is_about_to_wind_down(&self, view: &View) -> bool {
-        let leaves = self.flights.busy(Task::WindDown) || self.flights.busy(Task::Hibernate);
-        self.life.is_ending() && (self.is_starved(view) || leaves)
+        self.life.is_ending() && (self.is_starved(view) || self.is_leaving())
+    }
+
+    /// What takes it from its hosts was sent.
+    fn is_leaving(&self) -> bool {
+        self.flights.busy(Task::WindDown) || self.flights.busy(Task::Hibernate)
     }
 
     /// Pays back what is owed. Returns whether any of it is on its way or will be tried again soon.

@@ -610,7 +610,9 @@ fn known_world(internal: Internal, options: &Options) -> Result<Internal> {
         Options { settle_after: Some(sum), .. } if sum.micro() != own.settle_after_uusdc => {
             differs("--settle-after", Usdc(own.settle_after_uusdc).to_string())
         }
-        Options { hibernates: true, .. } if !own.hibernates => differs("without", "--hibernates".to_owned()),
+        Options { hibernates: true, .. } if !own.hibernates => {
+            Err(anyhow!("this world was born without --hibernates, which never changes; begin anew with --fresh"))
+        }
         Options { port: Some(port), .. } if *port != internal.ports.chain => {
             differs("--port", internal.ports.chain.to_string())
         }
