@@ -5,7 +5,7 @@
 //! the difference, and remembers what it asked for until the chain shows it. So a lost answer, a crash or a reorg
 //! needs no case of its own.
 //!
-//! Read in this order: `input`, `output`, this file, `life`, `hosting`, `purse`, `gas`, `archive`, `ledger`, `price`, `runway`, `flight`,
+//! Read in this order: `input`, `output`, this file, `life`, `sleep`, `hosting`, `purse`, `gas`, `archive`, `ledger`, `price`, `runway`, `flight`,
 //! and `silence`, a standby's own part;
 //! [`rules`] is what the contracts allow, as a model to be held against them.
 
@@ -32,6 +32,7 @@ mod note;
 mod policy;
 pub mod rules;
 mod silence;
+mod sleep;
 mod timers;
 
 pub use archive::{Archive, Archived};
@@ -45,6 +46,7 @@ pub use price::{Price, Tokens};
 pub use purse::Purse;
 pub use runway::{BreakEven, Foretold};
 pub use silence::{Due, Silence};
+pub use sleep::wakes_at;
 pub use timers::{DAY_SECS, MOVE_ATTEMPTS, MOVE_BLOCKS, RENEW_PCT, Raised, TimerError, Timers};
 
 use archive::Archiving;

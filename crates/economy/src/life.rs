@@ -8,6 +8,7 @@ use crate::money::{Address, Usdc};
 use crate::note::{Level, Note};
 use crate::output::{Output, StopWhy, Task};
 use crate::runway;
+use crate::sleep;
 use crate::{Agent, Turn};
 use borsh::{BorshDeserialize, BorshSerialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -179,7 +180,7 @@ impl Agent {
         let end_at = last_needs.saturating_add(self.life.owed()).max(view.limits.starve_floor);
         let hungry = net > 0 && funds(view) < end_at;
         let ending = self.life.ending.is_some_and(|e| e.why == StopWhy::Hunger);
-        if ending && funds(view) >= Usdc(end_at.0.saturating_mul(2)) && !self.flights.busy(Task::WindDown) {
+        if ending && funds(view) >= Usdc(end_at.0.saturating_mul(2)) && !self.is_leaving() {
             self.life.ending = None;
             turn.note(Note::EndingCalledOff { funds: funds(view) });
         }
@@ -253,6 +254,7 @@ impl Agent {
         match view.stage {
             Stage::Stopped => self.wind_down(turn),
             Stage::Alive if turn.now > view.mandate_until => self.wind_down(turn),
+            Stage::Alive if self.may_sleep(view, turn.now) => self.sleep(view, turn),
             // The contract takes it from the operator only below the floor, and not while paused.
             Stage::Alive if self.is_starved(view) && !view.paused => self.wind_down(turn),
             Stage::WindingDown
@@ -264,6 +266,38 @@ impl Agent {
             }
             Stage::Unborn | Stage::Alive | Stage::WindingDown | Stage::Closed => {}
         }
+    }
+
+    /// Whether it lies down instead of winding down: for want of money alone, with a day of its mandate left, owing nobody
+    /// anything (the wind-down lifts the day limit for refunds), and with so little that it is not woken at once.
+    fn may_sleep(&self, view: &View, now: u64) -> bool {
+        self.genesis.policy.hibernates
+            && self.life.stop_why() == Some(StopWhy::Hunger)
+            && !view.paused
+            && self.life.owed().is_zero()
+            && now.saturating_add(self.genesis.timers.day.into()) < view.mandate_until
+            && funds(view) < sleep::sleeps_below(view.limits.starve_floor, self.prepay_there(view))
+    }
+
+    /// What a rescue would prepay at most, at the price of the cheapest host.
+    fn prepay_there(&self, view: &View) -> Usdc {
+        let cheapest = self.cheapest(view, 1).first().map(|offer| offer.price_e6);
+        let here = view.active.as_ref().map(|lease| lease.price_e6);
+        let price_e6 = cheapest.into_iter().chain(here).min().unwrap_or(0);
+        Usdc::rent_up(price_e6, view.limits.prepay_max.into())
+    }
+
+    /// Its operator is nobody's key after it, so it waits for what is on its way.
+    fn sleep(&mut self, view: &View, turn: &mut Turn) {
+        if !self.flights.spending().is_zero() || !self.flights.may(Task::Hibernate, turn.now) {
+            return;
+        }
+        let (until, fails) = (view.mandate_until, self.flights.fails(Task::Hibernate));
+        if fails == 0 {
+            let wakes_at = sleep::wakes_at(view.limits.starve_floor, self.prepay_there(view));
+            turn.note(Note::Hibernates { until, funds: funds(view), wakes_at });
+        }
+        self.ask(Output::Hibernate { until, leaves_claims: fails >= TRIES }, turn);
     }
 
     /// After it nothing else may be spent, so it waits for what is on its way.
@@ -279,7 +313,12 @@ impl Agent {
 
     /// From here on escrow is only drawn down.
     pub(crate) fn is_about_to_wind_down(&self, view: &View) -> bool {
-        self.life.is_ending() && (self.is_starved(view) || self.flights.busy(Task::WindDown))
+        self.life.is_ending() && (self.is_starved(view) || self.is_leaving())
+    }
+
+    /// What takes it from its hosts was sent.
+    fn is_leaving(&self) -> bool {
+        self.flights.busy(Task::WindDown) || self.flights.busy(Task::Hibernate)
     }
 
     /// Pays back what is owed. Returns whether any of it is on its way or will be tried again soon.

@@ -158,6 +158,12 @@ pub enum Note {
         price: Usdc,
         most: Usdc,
     },
+    /// It gives its hosts up with so much left, and stewards wake it when there is as much as `wakes_at`.
+    Hibernates {
+        until: u64,
+        funds: Usdc,
+        wakes_at: Usdc,
+    },
 }
 
 impl Note {
@@ -186,9 +192,11 @@ impl Note {
             Self::StoragePaid { .. } => "archive",
             Self::GasBought { .. } => "gas",
             Self::PurseFilled { .. } | Self::PurseReturned { .. } => "purse",
-            Self::Ending { .. } | Self::EndingCalledOff { .. } | Self::WindingDown { .. } | Self::Closed { .. } => {
-                "end"
-            }
+            Self::Ending { .. }
+            | Self::EndingCalledOff { .. }
+            | Self::WindingDown { .. }
+            | Self::Closed { .. }
+            | Self::Hibernates { .. } => "end",
         }
     }
 }
@@ -446,6 +454,9 @@ impl fmt::Display for Note {
             Self::WindingDown { until } => write!(f, "winds down; the treasury can be closed from {until} on"),
             Self::Closed { earned, rent, gifts, refunds } => {
                 write!(f, "closed: earned {earned}, rent {rent}, gifts {gifts}, refunds {refunds}")
+            }
+            Self::Hibernates { until, funds, wakes_at } => {
+                write!(f, "lies down with {funds}, until {until} at most: stewards wake it once there is {wakes_at}")
             }
             Self::CodeChanged { digest } => write!(
                 f,

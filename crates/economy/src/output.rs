@@ -22,7 +22,7 @@ impl fmt::Display for OutputId {
 
 /// Nothing of this leaves the process before the causing record is durable.
 ///
-/// The first sixteen carry an id, stay *unfinished* until `Input::Done` names it, and are issued again after a replay;
+/// The first seventeen carry an id, stay *unfinished* until `Input::Done` names it, and are issued again after a replay;
 /// the node must therefore do each at most once per id.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub enum Output {
@@ -81,6 +81,12 @@ pub enum Output {
     Archive {
         quote: ArchiveQuote,
         payment: (u64, u32),
+    },
+    /// Give up all hosts and be nobody's until `until`, chain seconds, or a rescue. What channels owe is claimed before,
+    /// unless `leaves_claims`.
+    Hibernate {
+        until: u64,
+        leaves_claims: bool,
     },
     /// Sell at this price from now on.
     Serve {
@@ -144,6 +150,7 @@ pub enum Task {
     AskArchivist,
     PayArchivist,
     Archive,
+    Hibernate,
 }
 
 impl Output {
@@ -166,6 +173,7 @@ impl Output {
             Self::AskArchivist => Task::AskArchivist,
             Self::PayArchivist { .. } => Task::PayArchivist,
             Self::Archive { .. } => Task::Archive,
+            Self::Hibernate { .. } => Task::Hibernate,
             Self::Serve { .. } | Self::StopServing { .. } | Self::Note(_) | Self::WakeAt(_) => return None,
         })
     }
@@ -203,6 +211,7 @@ impl fmt::Display for Task {
             Self::AskArchivist => f.write_str("question for the archivist's price"),
             Self::PayArchivist => f.write_str("payment for storage"),
             Self::Archive => f.write_str("copy for the archivist"),
+            Self::Hibernate => f.write_str("hibernation"),
         }
     }
 }

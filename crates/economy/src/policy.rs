@@ -90,6 +90,8 @@ pub struct Policy {
     /// Birth named a market where the treasury may buy gas.
     pub buys_gas: bool,
     pub archive: Archive,
+    /// Instead of winding down when the money is nearly gone it lies down, and stewards wake it once it is funded.
+    pub hibernates: bool,
 }
 
 impl Policy {
@@ -133,6 +135,7 @@ impl Policy {
             purse: Purse::default(),
             buys_gas: false,
             archive: Archive::default(),
+            hibernates: false,
         }
     }
 

@@ -43,6 +43,7 @@ pub const POINTS: &[Point] = &[
     Point { name: "takeover.challenged", guards: "a challenge is made once and waited for" },
     Point { name: "takeover.sent", guards: "a takeover that may still be mined is waited for" },
     Point { name: "restore.loaded", guards: "a restore can be begun again" },
+    Point { name: "hibernate.sent", guards: "the agent sleeps once, or is awake and tries again" },
     Point { name: "winddown.sent", guards: "the wind-down goes on from its stage on chain" },
     Point { name: "close.sent", guards: "the close goes on from its stage on chain" },
 ];

@@ -23,6 +23,7 @@ use chain::treasury::{REFUEL_GAS, calls};
 use economy::{Outcome, Output, OutputId};
 use journal::crash_point;
 use net::chain_of;
+use pay::Usdc;
 use std::sync::Arc;
 use store::checkpoint::Checkpoint;
 use store::seal::Recipient;
@@ -79,10 +80,7 @@ pub fn perform(node: &mut Node, id: OutputId, output: Output) {
             let holds = node.news.as_ref().map_or(0, |news| news.purse);
             if holds.saturating_add(amount.0) > full.0 {
                 // Asked again after a crash. The contract knows the cap alone, which may have room for it twice.
-                let reason = "the purse is full already".to_owned();
-                let cx = node.cx.clone();
-                tokio::spawn(async move { cx.tell(Event::Acted { id, outcome: Outcome::Failed { reason } }).await });
-                return;
+                return refuse(&node.cx, id, "the purse is full already");
             }
             let call = calls::spend(chain::treasury::KIND_PURSE, node.cx.suppliers.purse, amount.0);
             send(&node.cx, id, "filling of the purse", call, || ());
@@ -93,6 +91,14 @@ pub fn perform(node: &mut Node, id: OutputId, output: Output) {
         }
         Output::WindDown => {
             send(&node.cx, id, "wind-down", calls::wind_down(), || crash_point!("winddown.sent"));
+        }
+        Output::Hibernate { until, leaves_claims } => {
+            let unclaimed = node.live.as_ref().map_or(Usdc::ZERO, |l| l.state.book.channels().totals().unclaimed);
+            if !unclaimed.is_zero() && !leaves_claims {
+                // Payers can withdraw what nobody claims while the agent sleeps.
+                return refuse(&node.cx, id, "what channels owe is being claimed");
+            }
+            send(&node.cx, id, "hibernation", calls::hibernate(until), || crash_point!("hibernate.sent"));
         }
         Output::Close => send(&node.cx, id, "close", calls::close(), || crash_point!("close.sent")),
         Output::AskArchivist => archive::ask_price(node, id),
@@ -119,6 +125,12 @@ pub fn perform(node: &mut Node, id: OutputId, output: Output) {
             }
         }
     }
+}
+
+/// What is not sent, because of what only the node knows. It is asked for again later.
+fn refuse(cx: &Arc<Context>, id: OutputId, reason: &str) {
+    let (cx, reason) = (cx.clone(), reason.to_owned());
+    tokio::spawn(async move { cx.tell(Event::Acted { id, outcome: Outcome::Failed { reason } }).await });
 }
 
 /// One transaction by the operator key to the treasury. `sent` is a crash point: reached once the call left.

@@ -22,6 +22,7 @@ pub fn fresh(cx: &Context) -> State {
             purse,
             buys_gas: !cx.birth.options.gas.router.is_zero(),
             archive: archive(cx),
+            hibernates: cx.manifest.hibernates,
             ..Policy::new(wishes, &timers)
         },
     };

@@ -64,6 +64,10 @@ pub struct Manifest {
     /// Whether the stewards' daemons may rescue the agent from silence without asking a person: fixed on chain at birth.
     #[serde(default = "daemons_rescue")]
     pub daemons_rescue: bool,
+    /// Whether the agent lies down instead of winding down when its money is nearly gone: without hosts and without an
+    /// operator, until stewards wake it because somebody has funded it, or until its mandate ends.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub hibernates: bool,
     /// Days that new code, looser limits and new stewards wait once the quorum ordered them. 0: none of it, ever; then a
     /// steward that is lost is never replaced.
     #[serde(default = "delay_days")]
@@ -501,6 +505,10 @@ pub const INDEPENDENCE: &str = "self-declared";
 
 fn is_zero(amount: &u128) -> bool {
     *amount == 0
+}
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands it over so")]
+fn is_false(is: &bool) -> bool {
+    !is
 }
 fn prepay_days() -> u32 {
     2

@@ -72,10 +72,12 @@ pub enum Fault {
     UndoneMove,
     /// The pool keeps a handover until it is too late for it.
     LateHandover,
+    /// Nobody buys, until the agent has slept for want of money and a patron has it woken.
+    Hunger,
 }
 
 impl Fault {
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::RpcDrop,
         Self::RpcLag,
         Self::RpcLie,
@@ -100,6 +102,7 @@ impl Fault {
         Self::ClockSkew,
         Self::UndoneMove,
         Self::LateHandover,
+        Self::Hunger,
     ];
 
     /// A crash in each life, and every other fault in about a third of them: what very many lives are lived with.
@@ -135,6 +138,7 @@ impl Fault {
             Self::ClockSkew => "clock-skew",
             Self::UndoneMove => "undone-move",
             Self::LateHandover => "late-handover",
+            Self::Hunger => "hunger",
         }
     }
 
@@ -162,6 +166,8 @@ impl Fault {
             | Self::FeeSpike
             | Self::StewardsSilent
             | Self::FullDisk => 4,
+            // Of lives that have it, all.
+            Self::Hunger => 1_000,
         }
     }
 }

@@ -236,6 +236,10 @@ impl Watcher {
             Output::NoHost { treasury, why } => {
                 let what = match why {
                     NoHost::NoOffer => "no offer is within its price cap and term, of a provider that is not barred",
+                    NoHost::Asleep => {
+                        tracing::info!(%treasury, "it sleeps, and is woken once it is funded for a week of rent");
+                        return;
+                    }
                     NoHost::NoMoney => "its treasury can pay nothing for the offer that fits: fund it",
                 };
                 tracing::warn!(%treasury, why = why.as_str(), "a rescue is due and cannot be ordered: {what}");

@@ -10,7 +10,7 @@ use crate::refusal::Refusal;
 use crate::segments::{Kept, Place};
 use crate::share;
 use crate::suspicion::Fault;
-use crate::watch::{self, BlockView};
+use crate::watch::{self, BlockView, NotDue};
 use alloy::primitives::{Address, B256, Bytes, U256};
 use alloy::signers::local::PrivateKeySigner;
 use alloy::sol_types::SolStruct;
@@ -492,8 +492,10 @@ impl Desk {
         }
         let (offers, barred) = self.eyes.offers(treasury, birth.market, &head).await?;
         view.barred = barred;
-        if !offers.iter().any(|o| o.id == offer && view.may_take(o, &offers)) {
-            return Err(Refusal::BadOffer { offer });
+        let chosen = offers.iter().find(|o| o.id == offer && view.may_take(o, &offers));
+        let chosen = chosen.ok_or(Refusal::BadOffer { offer })?;
+        if !view.is_funded_for(chosen) {
+            return Err(Refusal::NotDue(NotDue::Asleep));
         }
         tracing::warn!(%treasury, offer, term, prepay_uusdc, nonce, "rescue signed");
         let order = Order::new("rescue", rescue_argument(offer, term, prepay_uusdc), U256::from(nonce), deadline);

@@ -154,8 +154,13 @@ impl Eyes {
         let active = self.lease(birth.market, state.activeLease, at).await?;
         let standby = self.lease(birth.market, state.standbyLease, at).await?;
         let frozen = self.is_frozen(treasury, birth, &state, head).await?;
+        let sleeps_until = self.sleeps_until(treasury, &state, at).await?;
         let mut view = view_of(treasury, birth, &state, active, standby, (me, seat));
-        view.endable_at = endable_at(birth, &state, frozen);
+        view.endable_at = endable_at(birth, &state, frozen).map(|due| match state.stage() {
+            Stage::Alive => due.max(sleeps_until + 1),
+            _ => due,
+        });
+        view.asleep = head.timestamp <= sleeps_until;
         Ok((state, view))
     }
 
@@ -168,6 +173,15 @@ impl Eyes {
         let at = BlockId::hash(head.hash);
         let ask = |c: Chain| async move { c.read(treasury, Treasury::windDownReasonCall {}, at).await };
         Ok(self.agreed("why it may end", ask).await? == FROZEN)
+    }
+
+    /// Until when it hibernates, 0 if it does not. Asked only of one that has no operator.
+    async fn sleeps_until(&self, treasury: Address, state: &State, at: BlockId) -> Result<u64, Refusal> {
+        if !state.operator.is_zero() {
+            return Ok(0);
+        }
+        let ask = |c: Chain| async move { c.read(treasury, Treasury::standingCall {}, at).await };
+        Ok(self.agreed("how long it sleeps", ask).await?.hibernateUntil)
     }
 
     async fn lease(&self, market: Address, lease: U256, at: BlockId) -> Result<Option<LeaseView>, Refusal> {
@@ -279,9 +293,16 @@ fn view_of(
             restore_timeout: t.restoreTimeout.into(),
             silence: t.silence.into(),
         },
-        policy: Policy { price_e6_max: p.priceE6Max, term_max: p.termMax.into(), prepay_max: p.prepayMax.into() },
+        policy: Policy {
+            price_e6_max: p.priceE6Max,
+            term_max: p.termMax.into(),
+            prepay_max: p.prepayMax.into(),
+            starve_floor_uusdc: p.starveFloor,
+        },
         active,
         standby,
+        asleep: false,
+        balance_uusdc: balance,
         spendable_uusdc: balance.min(p.dayLimit.saturating_sub(state.spentInDay)),
         barred: Vec::new(),
         my_place: seat.place(),

@@ -173,6 +173,7 @@ impl fmt::Display for Refusal {
             }
             Self::NotDue(NotDue::NotAlive) => write!(f, "the agent is not alive"),
             Self::NotDue(NotDue::NoCode) => write!(f, "the agent's code is revoked: nothing can be rented for it"),
+            Self::NotDue(NotDue::Asleep) => write!(f, "the agent sleeps and is not funded to be woken on this offer"),
             Self::NotDue(NotDue::NoSilence) => write!(f, "this steward sees no silence"),
             Self::NotDue(NotDue::StandbyComing) => write!(f, "a standby was rented and still has time to get ready"),
             Self::NotDue(NotDue::StandbyReady) => write!(f, "a ready standby has not had its chance to take over"),

@@ -6,6 +6,7 @@
 
 use crate::suspicion::{Change, Finding, Proposal, Suspicion};
 use alloy::primitives::Address;
+use economy::Usdc;
 use std::collections::BTreeMap;
 
 /// Chain seconds by which each steward lets the one before it go first. A guess: two blocks on a fast chain to
@@ -33,7 +34,7 @@ pub struct TreasuryView {
     /// False: the quorum revoked it, and nothing can be rented until there is other code.
     pub has_code: bool,
     pub restoring: bool,
-    /// None: nobody, after an eviction.
+    /// None: nobody, after an eviction or a hibernation.
     pub operator: Option<Address>,
     pub epoch: u64,
     pub order_nonce: u64,
@@ -45,6 +46,9 @@ pub struct TreasuryView {
     pub policy: Policy,
     pub active: Option<LeaseView>,
     pub standby: Option<LeaseView>,
+    /// It hibernates, and the time for which it does is not over.
+    pub asleep: bool,
+    pub balance_uusdc: u128,
     /// Micro-USDC that may still be committed: the smaller of the balance and what the day limit leaves.
     pub spendable_uusdc: u128,
     /// Providers that an eviction barred.
@@ -79,6 +83,7 @@ pub struct Policy {
     pub term_max: u64,
     /// Seconds of rent.
     pub prepay_max: u64,
+    pub starve_floor_uusdc: u128,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -182,6 +187,8 @@ pub enum Output {
 pub enum Alarm {
     /// No heartbeat for longer than the fence, with time to spare.
     Overdue,
+    /// It hibernates by its own choice: nothing is wrong, and nobody acts for it.
+    Asleep,
     /// A successor has not shown in time that it restored the memory.
     Stuck,
     /// No heartbeat for the length that permits a rescue.
@@ -191,11 +198,12 @@ pub enum Alarm {
 }
 
 impl Alarm {
-    pub const ALL: [Self; 4] = [Self::Overdue, Self::Stuck, Self::Silent, Self::NoOperator];
+    pub const ALL: [Self; 5] = [Self::Overdue, Self::Asleep, Self::Stuck, Self::Silent, Self::NoOperator];
 
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Overdue => "overdue",
+            Self::Asleep => "asleep",
             Self::Stuck => "stuck",
             Self::Silent => "silent",
             Self::NoOperator => "no_operator",
@@ -211,6 +219,8 @@ pub enum NoHost {
     NoOffer,
     /// One does, and the treasury can pay nothing for it: anybody may fund it.
     NoMoney,
+    /// It sleeps, and too little is there to wake it: anybody may fund it.
+    Asleep,
 }
 
 impl NoHost {
@@ -218,6 +228,7 @@ impl NoHost {
         match self {
             Self::NoOffer => "no_offer",
             Self::NoMoney => "no_money",
+            Self::Asleep => "asleep",
         }
     }
 }
@@ -228,6 +239,8 @@ pub enum NotDue {
     NotAlive,
     /// The quorum revoked the code: no host would run anything.
     NoCode,
+    /// It sleeps, and is not funded for a life on that offer.
+    Asleep,
     /// This steward sees heartbeats.
     NoSilence,
     /// A lease has been rented and its provider still has time.
@@ -241,6 +254,7 @@ impl NotDue {
         match self {
             Self::NotAlive => "not_alive",
             Self::NoCode => "no_code",
+            Self::Asleep => "asleep",
             Self::NoSilence => "no_silence",
             Self::StandbyComing => "standby_coming",
             Self::StandbyReady => "standby_ready",
@@ -256,7 +270,7 @@ impl TreasuryView {
             return None;
         }
         if self.operator.is_none() {
-            return Some(Alarm::NoOperator);
+            return Some(if self.asleep { Alarm::Asleep } else { Alarm::NoOperator });
         }
         if now > self.last_heartbeat + t.silence {
             return Some(Alarm::Silent);
@@ -280,7 +294,7 @@ impl TreasuryView {
     }
 
     /// Whether a rescue is due at chain time `now`: the same conditions as the contract's, and that no standby
-    /// could help instead.
+    /// could help instead. For one that sleeps it also takes [`TreasuryView::is_funded_for`].
     pub fn rescue_due(&self, now: u64) -> Result<Alarm, NotDue> {
         if !self.alive {
             return Err(NotDue::NotAlive);
@@ -325,13 +339,23 @@ impl TreasuryView {
             && !self.barred.contains(&offer.provider)
     }
 
+    /// Whether there is money for more than another fall asleep on this offer. Only one that sleeps needs it: whoever lost its
+    /// host gets another for what there is.
+    pub fn is_funded_for(&self, offer: &OfferView) -> bool {
+        let floor = Usdc(self.policy.starve_floor_uusdc);
+        !self.asleep || self.balance_uusdc >= economy::wakes_at(floor, self.prepay_for(offer)).0
+    }
+
+    /// Rounded up like the market's rent, so never above what the whole term costs.
+    fn prepay_for(&self, offer: &OfferView) -> Usdc {
+        let term = self.policy.term_max.min(offer.max_term);
+        Usdc::rent_up(offer.price_e6, self.policy.prepay_max.min(term))
+    }
+
     /// The order for `offer`, or None if the treasury cannot pay anything for it.
     fn order(&self, offer: &OfferView, now: u64) -> Option<Rescue> {
         let term = self.policy.term_max.min(offer.max_term);
-        let secs = self.policy.prepay_max.min(term);
-        let prepay_up = (u128::from(offer.price_e6) * u128::from(secs)).div_ceil(1_000_000);
-        // Rounded up like the market's rent, so never above what the whole term costs.
-        let prepay_uusdc = prepay_up.min(self.spendable_uusdc);
+        let prepay_uusdc = self.prepay_for(offer).0.min(self.spendable_uusdc);
         (prepay_uusdc > 0).then_some(Rescue {
             offer: offer.id,
             term,
@@ -491,20 +515,22 @@ impl Watched {
         if let Some((_, provider)) = self.rescued.take() {
             *self.disappointed.entry(provider).or_default() += 1;
         }
+        let treasury = view.treasury;
+        let chosen = self.choose(view, offers);
+        if chosen.is_some_and(|offer| !view.is_funded_for(offer)) {
+            // Whoever funds it does so for all stewards at once: they go one after the other from then on.
+            self.rescue_since = None;
+            self.tell(treasury, NoHost::Asleep, out);
+            return;
+        }
         let since = *self.rescue_since.get_or_insert(now);
         if now < since + view.my_place * STEP_SECS || now < self.rescue_again_at {
             return;
         }
-        let treasury = view.treasury;
-        let offer = self.choose(view, offers).ok_or(NoHost::NoOffer);
+        let offer = chosen.ok_or(NoHost::NoOffer);
         let order = match offer.and_then(|offer| view.order(offer, now).ok_or(NoHost::NoMoney)) {
             Ok(order) => order,
-            Err(why) => {
-                if self.no_host.replace(why) != Some(why) {
-                    out.push(Output::NoHost { treasury, why });
-                }
-                return;
-            }
+            Err(why) => return self.tell(treasury, why, out),
         };
         self.no_host = None;
         let (again, output) = if view.may_rescue {
@@ -514,6 +540,13 @@ impl Watched {
         };
         self.rescue_again_at = now + again;
         out.push(output);
+    }
+
+    /// Why it has no host, once for each reason.
+    fn tell(&mut self, treasury: Address, why: NoHost, out: &mut Vec<Output>) {
+        if self.no_host.replace(why) != Some(why) {
+            out.push(Output::NoHost { treasury, why });
+        }
     }
 
     /// The cheapest offer of the providers that disappointed least; the older one of equals.

@@ -55,6 +55,8 @@ pub struct Options {
     pub seed: Option<Usdc>,
     /// Most that may be open of what is settled after it was served.
     pub settle_after: Option<Usdc>,
+    /// The agent lies down instead of winding down when its money is nearly gone.
+    pub hibernates: bool,
     pub port: Option<u16>,
     /// Of a new world: its chain's clock is so far ahead of this machine's.
     pub chain_ahead_secs: i64,
@@ -578,6 +580,7 @@ fn new_world(options: &Options) -> Result<Internal> {
         lease_days: options.lease_days.unwrap_or(default.lease_days),
         seed_uusdc: options.seed.map_or(default.seed_uusdc, Usdc::micro),
         settle_after_uusdc: options.settle_after.map_or(default.settle_after_uusdc, Usdc::micro),
+        hibernates: options.hibernates,
     };
     choices.check()?;
     let ports = Ports::choose(options.port, genesis::STEWARDS, genesis::PROVIDERS)?;
@@ -606,6 +609,9 @@ fn known_world(internal: Internal, options: &Options) -> Result<Internal> {
         }
         Options { settle_after: Some(sum), .. } if sum.micro() != own.settle_after_uusdc => {
             differs("--settle-after", Usdc(own.settle_after_uusdc).to_string())
+        }
+        Options { hibernates: true, .. } if !own.hibernates => {
+            Err(anyhow!("this world was born without --hibernates, which never changes; begin anew with --fresh"))
         }
         Options { port: Some(port), .. } if *port != internal.ports.chain => {
             differs("--port", internal.ports.chain.to_string())

@@ -38,6 +38,7 @@ pub struct Setting {
     pub hosts: u32,
     /// Seconds a provider needs to make a lease ready.
     pub ready_secs: u64,
+    pub hibernates: bool,
     pub faults: Faults,
 }
 
@@ -110,7 +111,12 @@ impl Life {
             gas_target_wei: 10,
             starve_floor: Usdc(setting.starve_floor),
         };
-        let genesis = Genesis { chain_id: 31_337, treasury: [4; 20], timers, policy: Policy::new(wishes, &timers) };
+        let genesis = Genesis {
+            chain_id: 31_337,
+            treasury: [4; 20],
+            timers,
+            policy: Policy { hibernates: setting.hibernates, ..Policy::new(wishes, &timers) },
+        };
         let mut world = World {
             timers,
             block_secs: u64::from(setting.block_secs),
@@ -134,6 +140,7 @@ impl Life {
             challenged_at: 0,
             wind_down_at: 0,
             mandate_until: u64::MAX - 1,
+            asleep: false,
             payments: BTreeMap::new(),
             spent: vec![],
             rent_paid: 0,
@@ -348,7 +355,13 @@ impl Life {
                 self.happened(&output);
             }
             if self.world.epoch != epoch {
-                self.moved(false);
+                if self.world.asleep {
+                    // Its host ends it; what it had asked for is void.
+                    self.pool.clear();
+                    self.open.clear();
+                } else {
+                    self.moved(false);
+                }
                 return Vec::new();
             }
             let told = match outcome {
@@ -520,8 +533,11 @@ impl Life {
     /// The active host is gone: challenge, no answer, the standby's node takes over from the last checkpoint.
     fn host_dies(&mut self) {
         let ready = self.world.lease(self.world.standby).is_some_and(|l| l.start != 0 && self.world.now < l.end);
-        let Some((state, length)) = self.restore_point.clone() else { return };
-        if !ready || self.world.stage != Stage::Alive || self.silent.contains(&self.world.standby) {
+        if self.restore_point.is_none()
+            || !ready
+            || self.world.stage != Stage::Alive
+            || self.silent.contains(&self.world.standby)
+        {
             return;
         }
         let dead_for = u64::from(self.world.timers.answer_time) + 5 * self.world.block_secs;
@@ -532,6 +548,17 @@ impl Life {
             return;
         }
         self.world.takeover();
+        self.restored();
+    }
+
+    /// Stewards wake it: a host is rented, and its node goes on from the last checkpoint.
+    pub fn wake(&mut self) {
+        self.world.rescue();
+        self.restored();
+    }
+
+    fn restored(&mut self) {
+        let (state, length) = self.restore_point.clone().expect("it made a checkpoint");
         self.takeovers += 1;
         self.agent = borsh::from_slice(&state).expect("its own bytes");
         self.journal.truncate(length);
@@ -590,6 +617,10 @@ impl Life {
     /// While there is money and nobody paused, the agent has a host whose lease runs and is paid.
     fn audit_host(&self, story: &dyn Fn() -> String) {
         let world = &self.world;
+        if world.asleep {
+            assert!(!self.serving, "asleep and serving\n{}", story());
+            return;
+        }
         let Some(active) = world.lease(world.active) else {
             assert_ne!(world.stage, Stage::Alive, "alive without a host\n{}", story());
             return;

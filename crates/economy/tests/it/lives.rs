@@ -1,7 +1,7 @@
 //! The lives that the agent must live well.
 
 use crate::life::{Faults, Life, Setting};
-use economy::{Note, Stage, StandbyGone, StopWhy};
+use economy::{Note, Stage, StandbyGone, StopWhy, Usdc};
 
 const REAL: Setting = Setting {
     day: 86_400,
@@ -13,6 +13,7 @@ const REAL: Setting = Setting {
     call_uusdc: 10_000,
     hosts: 3,
     ready_secs: 900,
+    hibernates: false,
     faults: NONE,
 };
 
@@ -180,6 +181,72 @@ fn a_gift_in_the_last_hour_calls_the_end_off() {
     }
     assert_eq!((life.world.stage, life.agent.ending()), (Stage::Alive, None), "{}", life.story());
     assert!(life.serving && life.world.standby != 0);
+}
+
+#[test]
+fn instead_of_winding_down_it_lies_down_and_wakes_to_what_it_knew() {
+    for (setting, days) in [(REAL, 90), (FAST, 120)] {
+        for faults in [NONE, Faults { tx_fails: 200, reorg: 20, restart: 5, ..NONE }] {
+            let poor = Setting { calls_permille: 0, seed_uusdc: 8_000_000, hibernates: true, faults, ..setting };
+            let mut life = Life::born(5, poor);
+            let asleep = |life: &mut Life| {
+                for _ in 0..life.days(days) {
+                    if life.world.asleep {
+                        return;
+                    }
+                    life.block();
+                }
+                panic!("it is awake\n{}", life.story());
+            };
+            asleep(&mut life);
+            let (funds, floor) = (life.world.funds(), life.world.limits.starve_floor.0);
+            assert_eq!((life.world.stage, life.world.escrow()), (Stage::Alive, 0), "no host is paid");
+            for _ in 0..life.days(5) {
+                life.block();
+            }
+            assert_eq!(life.world.balance, funds, "a sleeper spends nothing");
+
+            // What stewards wait for, on the host that they take.
+            let price_e6 = life.world.offers[0].price_e6;
+            let wakes_at =
+                economy::wakes_at(Usdc(floor), Usdc::rent_up(price_e6, life.world.limits.prepay_max.into())).0;
+            assert!(funds < wakes_at / 2 + wakes_at / 10, "{funds} of {wakes_at}: it would be woken at once");
+            life.world.transfer_in(wakes_at - funds);
+            life.gifts += wakes_at - funds;
+            life.wake();
+            for _ in 0..life.days(2) {
+                life.block();
+            }
+            assert_eq!((life.world.asleep, life.agent.ending()), (false, None), "{}", life.story());
+            assert!(life.serving, "{}", life.story());
+            assert_eq!(life.noted(|n| matches!(n, Note::EndingCalledOff { .. })), 1, "{}", life.story());
+
+            // Nobody pays again: it lies down a second time, and its mandate ends it.
+            asleep(&mut life);
+            assert_eq!(life.world.stage, Stage::Alive);
+        }
+    }
+}
+
+#[test]
+fn a_sleep_is_no_way_around_a_debt_a_pause_or_a_stop() {
+    let poor = Setting { calls_permille: 0, seed_uusdc: 8_000_000, hibernates: true, ..REAL };
+    // The mandate is nearly over: there is nothing to wait for.
+    let mut life = Life::born(5, poor);
+    while life.agent.ending().is_none() {
+        life.block();
+    }
+    life.world.mandate_until = life.world.now + 80_000;
+    until(&mut life, Stage::Closed, 90);
+    assert_eq!(life.noted(|n| matches!(n, Note::Hibernates { .. })), 0, "{}", life.story());
+    // The quorum stops it in the end.
+    let mut life = Life::born(5, poor);
+    while life.agent.ending().is_none() {
+        life.block();
+    }
+    life.world.stage = Stage::Stopped;
+    until(&mut life, Stage::Closed, 90);
+    assert!(!life.world.asleep, "{}", life.story());
 }
 
 #[test]

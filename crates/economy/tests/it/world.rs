@@ -60,6 +60,8 @@ pub struct World {
     pub challenged_at: u64,
     pub wind_down_at: u64,
     pub mandate_until: u64,
+    /// Nobody is operator.
+    pub asleep: bool,
     pub payments: BTreeMap<Payment, (u128, u128)>,
     /// (time, amount) of gross commitments.
     pub spent: Vec<(u64, u128)>,
@@ -145,7 +147,7 @@ impl World {
             paused: self.paused,
             restoring: self.restoring,
             epoch: self.epoch,
-            operator_is_me: true,
+            operator_is_me: !self.asleep,
             active: lease(self.active),
             standby: lease(self.standby),
             draining: lease(self.draining),
@@ -253,6 +255,7 @@ impl World {
             Output::AskArchivist | Output::PayArchivist { .. } | Output::Archive { .. } => Err("NotPayee"),
             Output::Refund { payer, nonce, amount } => self.refund((payer, nonce), amount.0),
             Output::WindDown => self.wind_down(),
+            Output::Hibernate { until, .. } => self.hibernate(until),
             Output::Close => {
                 if self.stage != Stage::WindingDown {
                     Err("WrongStage")
@@ -403,6 +406,34 @@ impl World {
         self.restoring = true;
         self.end(old);
         self.end(drained);
+    }
+
+    fn hibernate(&mut self, until: u64) -> Result<(), &'static str> {
+        if self.stage != Stage::Alive || self.restoring {
+            return Err("WrongStage");
+        }
+        if self.paused {
+            return Err("IsPaused");
+        }
+        if until <= self.now || until > self.mandate_until {
+            return Err("TooEarlyOrLate");
+        }
+        let leases = [self.active, self.standby, self.draining];
+        self.clear_standby();
+        (self.active, self.draining, self.asleep) = (0, 0, true);
+        self.succeed();
+        leases.into_iter().filter(|id| *id != 0).for_each(|id| self.end(id));
+        Ok(())
+    }
+
+    /// The quorum's, on the first offer, whose provider makes it ready in the next block; then its node takes over.
+    pub fn rescue(&mut self) {
+        let offer = self.offers[0].clone();
+        let prepay = rent_up(offer.price_e6, u64::from(self.limits.prepay_max));
+        self.rent(0, u64::from(self.limits.term_max), prepay, 0).expect("it was funded");
+        self.begin_block();
+        self.takeover();
+        self.asleep = false;
     }
 
     fn refund(&mut self, payment: Payment, amount: u128) -> Result<(), &'static str> {

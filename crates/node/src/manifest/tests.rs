@@ -27,6 +27,7 @@ min_call_uusdc = "1000"
 max_call_uusdc = "50000"
 settlement_uusdc = "1400"
 daemons_rescue = true
+hibernates = true
 delay_days = 7
 duty_pay_uusdc = "20000"
 duty_day_max_uusdc = "100000"

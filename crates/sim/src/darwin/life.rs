@@ -647,6 +647,7 @@ impl Life {
             Output::Refund { payer, nonce, amount } => self.treasury.refund_exact(now, who, payer, nonce, amount.0),
             Output::WindDown => self.treasury.wind_down(now, who),
             Output::Close => self.treasury.close(now),
+            Output::Hibernate { until, .. } => self.treasury.hibernate(now, who, until),
             // Gas is not counted here.
             Output::Refuel | Output::BuyGas { .. } => Ok(()),
             // Nobody here has a supplier.

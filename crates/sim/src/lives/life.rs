@@ -12,7 +12,7 @@ use crate::world::{STAKE, Terms, World, creator, key, stage};
 use alloy::primitives::{Address, B256, U256, keccak256};
 use alloy::signers::local::PrivateKeySigner;
 use alloy::sol_types::SolCall;
-use chain::bindings::{LeaseStatus, Options, TestUSDC};
+use chain::bindings::{LeaseStatus, Offer, Options, TestUSDC};
 use chain::market;
 use chain::treasury::calls;
 use economy::{Due, Genesis, Policy, Silence, Stage, Timers, Usdc, Wishes};
@@ -53,6 +53,12 @@ const CUSTOMERS_HAVE: u128 = 1_000_000_000;
 /// Of whoever is nobody's customer, and the most that it gives at once.
 const STRANGER_HAS: u128 = 1_000_000;
 const GIFT_MAX: u64 = 1_000;
+/// Of whoever has a sleeping agent woken.
+const PATRON_HAS: u128 = 1_000_000_000;
+/// Micro-USDC that an agent that will sleep for want of money has beyond its floor: some hours of rent.
+const HUNGRY_HAS: u128 = 150_000;
+/// Of a thousand blocks in which an agent sleeps, in so many its patron thinks of it.
+const PATRON_PERMILLE: u64 = 200;
 /// How long these faults last in a whole life.
 const DOWN_SECS: u64 = 4 * 3_600;
 const FROZEN_SECS: u64 = 6 * 3_600;
@@ -156,6 +162,8 @@ pub struct Life {
     kept_until: u64,
     /// Micro-USDC that a stranger had given, at most so far.
     given_max: u128,
+    /// Nobody buys: it is to fall asleep.
+    is_shunned: bool,
     /// Micro-USDC in channels, when they were looked at last.
     in_channels: u128,
     owes_secs: u64,
@@ -170,7 +178,8 @@ pub struct Life {
 
 impl Life {
     pub fn born(setting: Setting) -> Self {
-        let mut world = before_birth(setting.pace);
+        let is_shunned = setting.faults.contains(&Fault::Hunger);
+        let mut world = before_birth(setting.pace, is_shunned);
         let term = setting.pace.term_secs();
         let day = u64::from(world.terms.timers.day);
         let mut chance = Chance::new(setting.seed);
@@ -186,8 +195,9 @@ impl Life {
         let minted = u128::from(PROVIDERS) * STAKE
             + u128::from(CUSTOMERS + PAYERS) * CUSTOMERS_HAVE
             + STRANGER_HAS
+            + PATRON_HAS
             + world.terms.seed;
-        let genesis = genesis(&world, setting.pace);
+        let genesis = genesis(&world, setting.pace, is_shunned);
         let mut audit = Audit::new(world.treasury, day, world.terms.policy.dayLimit);
         audit.begin(&world.state());
         let people = customers.iter().chain(&world.stewards).map(PrivateKeySigner::address);
@@ -202,6 +212,7 @@ impl Life {
             creator(),
             key("beneficiary").address(),
             key("stranger").address(),
+            key("patron").address(),
         ];
         let holders = people.chain(providers).chain(others).collect();
         let forks = [Fault::Reorg, Fault::RpcLag, Fault::UndoneMove].iter().any(|fault| setting.faults.contains(fault));
@@ -243,6 +254,7 @@ impl Life {
             former: None,
             kept_until: 0,
             given_max: 0,
+            is_shunned,
             in_channels: 0,
             owes_secs: 0,
             happened: BTreeMap::new(),
@@ -510,9 +522,16 @@ impl Life {
     /// After a handover or takeover the successor's process begins.
     fn succession(&mut self, before: u64) -> Result<(), String> {
         let state = self.chain.state.clone();
+        if state.epoch != before && state.operator.is_zero() && self.dead_since.is_none() {
+            // Its leases are closed, so its host ends it, whatever becomes of that block.
+            self.tell("it sleeps");
+            *self.happened.entry(Fault::Hunger).or_default() += 1;
+            self.dead_since = Some(self.chain.now());
+        }
         if state.epoch == before || state.operator.is_zero() || state.operator == self.node.key {
             return Ok(());
         }
+        self.is_shunned = false;
         let restored = state.restoring;
         self.old_keys.push(self.node.key);
         self.old_leases.push(self.node.lease);
@@ -551,9 +570,12 @@ impl Life {
     fn people(&mut self) {
         self.providers();
         self.standby_watches();
+        self.patron();
         self.stewards();
-        self.buy();
-        self.buy_by_channel();
+        if !self.is_shunned {
+            self.buy();
+            self.buy_by_channel();
+        }
         self.relay();
     }
 
@@ -649,14 +671,51 @@ impl Life {
         }
         let is_silent = now > state.lastHeartbeat + t(timers.silence) && !state.paused;
         let may_rescue = now >= self.silent_until && now >= self.rescue_again_at;
-        if is_silent && may_rescue && self.answering_standby().is_none() {
+        let is_woken = state.operator.is_zero() && !state.paused && self.wants_of_patron() == Some(0);
+        if (is_silent && !state.operator.is_zero() || is_woken) && may_rescue && self.answering_standby().is_none() {
             self.rescue_again_at = now + RESCUE_AGAIN_SECS;
             self.rescue(steward);
         }
     }
 
+    /// What a sleeping agent lacks of what it is woken with, micro-USDC; `None`: there is no host to be had.
+    fn wants_of_patron(&self) -> Option<u128> {
+        let (world, policy) = (&self.chain.world, &self.chain.world.terms.policy);
+        let (_, of) = self.rescuers_offer()?;
+        let secs = policy.prepayMax.min(self.genesis.policy.wishes.term);
+        let wakes_at = economy::wakes_at(Usdc(policy.starveFloor), Usdc::rent_up(of.priceE6, secs.into()));
+        Some(wakes_at.micro().saturating_sub(world.usdc(world.treasury)))
+    }
+
+    /// Somebody who wants the agent back funds it, some time after it fell asleep.
+    fn patron(&mut self) {
+        let sleeps = self.chain.state.operator.is_zero() && self.stage() == Stage::Alive;
+        let wants = if sleeps { self.wants_of_patron().unwrap_or(0) } else { 0 };
+        if wants > 0 && self.chance.of_1000(PATRON_PERMILLE) {
+            let (usdc, treasury) = (self.chain.world.at.usdc, self.chain.world.treasury);
+            self.send(key("patron").address(), usdc, chain::usdc::calls::transfer(treasury, wants));
+        }
+    }
+
+    /// The cheapest that may be taken.
+    fn rescuers_offer(&self) -> Option<(u64, Offer)> {
+        let world = &self.chain.world;
+        let offers = (1..=world.offer_count()).map(|id| (id, world.offer_of(id)));
+        let good = offers.filter(|(_, offer)| !self.gone.contains(&offer.provider) && offer.used < offer.capacity);
+        let within = good.filter(|(_, offer)| offer.priceE6 <= world.terms.policy.priceE6Max);
+        within.min_by_key(|(_, offer)| offer.priceE6)
+    }
+
+    /// Micro-USDC that came from strangers and a patron.
+    fn gifts(&self) -> u128 {
+        let has = |who: &str| self.chain.balance(key(who).address());
+        STRANGER_HAS + PATRON_HAS - has("stranger") - has("patron")
+    }
+
     fn rescue(&mut self, steward: Address) {
-        let (state, day) = (self.chain.state_now().clone(), self.genesis.timers.day);
+        let state = self.chain.state_now().clone();
+        // A day's rent, and never more than the whole term's, which the market would refuse.
+        let secs = self.genesis.timers.day.min(self.genesis.policy.wishes.term);
         let world = &self.chain.world;
         let standby = state.standbyLease.to::<u64>();
         if standby != 0 {
@@ -666,12 +725,9 @@ impl Life {
                 return;
             }
         }
-        let offers = (1..=world.offer_count()).map(|id| (id, world.offer_of(id)));
-        let good = offers.filter(|(_, offer)| !self.gone.contains(&offer.provider) && offer.used < offer.capacity);
-        let within = good.filter(|(_, offer)| offer.priceE6 <= world.terms.policy.priceE6Max);
-        let Some((offer, of)) = within.min_by_key(|(_, offer)| offer.priceE6) else { return };
+        let Some((offer, of)) = self.rescuers_offer() else { return };
         let left = world.terms.policy.dayLimit.saturating_sub(state.spentInDay);
-        let prepay = Usdc::rent_down(of.priceE6, day.into()).micro().min(left).min(state.balance.to());
+        let prepay = Usdc::rent_down(of.priceE6, secs.into()).micro().min(left).min(state.balance.to());
         let (term, argument) = (
             self.genesis.policy.wishes.term,
             chain::orders::rescue_argument(offer, self.genesis.policy.wishes.term, prepay),
@@ -1270,9 +1326,9 @@ impl Life {
         let ledger = self.node.agent.ledger();
         let books = (ledger.balance(), ledger.escrow(), signed(ledger.at_market().micro()));
         let chain = (signed(balance.micro()), signed(escrow.micro()), signed(owed));
-        let given = STRANGER_HAS - self.chain.balance(key("stranger").address());
+        let gives = [Fault::ThirdParty, Fault::Hunger].iter().any(|fault| self.setting.faults.contains(fault));
         // A branch may have taken a gift back that is still in the books.
-        let given = if self.setting.faults.contains(&Fault::ThirdParty) { given.max(self.given_max) } else { 0 };
+        let given = if gives { self.gifts().max(self.given_max) } else { 0 };
         self.given_max = given;
         match books == chain && ledger.gifts().micro() <= given {
             true => Ok(()),
@@ -1298,7 +1354,7 @@ impl Life {
                 return Err("I1: it never saw its end".to_owned());
             }
             books = self.books();
-            let given = STRANGER_HAS - self.chain.balance(key("stranger").address());
+            let given = self.gifts();
             let gifts = self.node.agent.ledger().gifts().micro();
             if gifts != given {
                 return Err(format!("I1: {given} micro-USDC were given, the ledger says {gifts}"));
@@ -1399,11 +1455,16 @@ fn customer(n: u64) -> PrivateKeySigner {
     key(&format!("customer-{n}"))
 }
 
-/// The world into which every life is born, its treasury made and funded: set up once.
-fn before_birth(pace: Pace) -> World {
-    static WORLDS: [OnceLock<World>; 2] = [const { OnceLock::new() }; 2];
+/// The world into which every life is born, its treasury made and funded: set up once. `hungry`: under a floor that is hardly
+/// below what it is born with.
+fn before_birth(pace: Pace, hungry: bool) -> World {
+    static WORLDS: [[OnceLock<World>; 2]; 2] = [const { [const { OnceLock::new() }; 2] }; 2];
     let made = || {
-        let mut world = World::new(terms(pace));
+        let mut terms = terms(pace);
+        if hungry {
+            terms.policy.starveFloor = terms.seed - HUNGRY_HAS;
+        }
+        let mut world = World::new(terms);
         world.evm.takes_stand_ins = true;
         for n in 1..=PROVIDERS {
             world.provider(&format!("provider-{n}"), 1, 4);
@@ -1415,10 +1476,11 @@ fn before_birth(pace: Pace) -> World {
             world.mint(key(&format!("payer-{n}")).address(), CUSTOMERS_HAVE);
         }
         world.mint(key("stranger").address(), STRANGER_HAS);
+        world.mint(key("patron").address(), PATRON_HAS);
         world.create();
         world
     };
-    WORLDS[usize::from(pace == Pace::Short)].get_or_init(made).clone()
+    WORLDS[usize::from(hungry)][usize::from(pace == Pace::Short)].get_or_init(made).clone()
 }
 
 /// Half the time for heartbeats and answers, so that a takeover fits into a lease of twelve hours; and nobody has a whole day
@@ -1448,7 +1510,7 @@ fn terms(pace: Pace) -> Terms {
     }
 }
 
-fn genesis(world: &World, pace: Pace) -> Genesis {
+fn genesis(world: &World, pace: Pace, hibernates: bool) -> Genesis {
     let (timers, birth): (Timers, _) = (world.terms.timers, &world.terms.policy);
     let wishes = Wishes {
         term: pace.term_secs(),
@@ -1459,7 +1521,7 @@ fn genesis(world: &World, pace: Pace) -> Genesis {
         block_secs: u32::try_from(BLOCK_SECS).expect("small"),
     };
     timers.check(wishes.term, wishes.block_secs).expect("the timers fit");
-    let mut policy = Policy::new(wishes, &timers);
+    let mut policy = Policy { hibernates, ..Policy::new(wishes, &timers) };
     // There is no store here, so no segments either: a checkpoint stands for what a successor would read of them.
     policy.checkpoint_every = if pace == Pace::Short { 3 * 3_600 } else { 3_600 };
     Genesis { chain_id: chain::anvil::DEV_CHAIN_ID, treasury: world.treasury.into_array(), timers, policy }

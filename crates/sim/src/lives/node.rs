@@ -1048,6 +1048,7 @@ impl Node {
             Output::Refund { payer, nonce, amount } => calls::refund_exact(payer.into(), nonce.into(), amount.0),
             Output::WindDown => calls::wind_down(),
             Output::Close => calls::close(),
+            Output::Hibernate { until, .. } => calls::hibernate(until),
             Output::PayArchivist { payee, amount } => {
                 calls::spend(chain::treasury::KIND_STORAGE, payee.into(), amount.0)
             }
@@ -1210,6 +1211,7 @@ fn name(task: Task) -> String {
         Task::Refund { .. } => "refundExact",
         Task::WindDown => "windDown",
         Task::Close => "close",
+        Task::Hibernate => "hibernate",
     };
     name.to_owned()
 }

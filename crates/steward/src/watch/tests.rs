@@ -28,9 +28,11 @@ pub(crate) fn healthy() -> TreasuryView {
         challenged_at: 0,
         taken_over_at: 0,
         timers: Timers { heartbeat_every: 3, fence: 8, answer_time: 12, restore_timeout: 20, silence: 26 },
-        policy: Policy { price_e6_max: 100, term_max: 600, prepay_max: 40 },
+        policy: Policy { price_e6_max: 100, term_max: 600, prepay_max: 40, starve_floor_uusdc: 100 },
         active: Some(lease(1, 1)),
         standby: Some(lease(2, 2)),
+        asleep: false,
+        balance_uusdc: 1_000_000,
         spendable_uusdc: 1_000_000,
         barred: vec![],
         my_place: 0,
@@ -180,6 +182,31 @@ fn an_agent_that_nobody_can_be_rented_for_is_told_of_once_and_rescued_when_that_
     let said = see(&mut watch, T0 + 300, &alone());
     assert!(matches!(said[..], [Output::Rescue { .. }]), "{said:?}");
     assert_eq!(watch.without_hosts().count(), 0);
+}
+
+#[test]
+fn a_sleeper_is_left_alone_until_it_is_funded_and_then_woken_in_turn() {
+    // On offer 1 at 10e-6 a rescue prepays 40 s, a micro-USDC: 2 x 100 and four times that.
+    let asleep = TreasuryView { operator: None, asleep: true, balance_uusdc: 203, active: None, ..alone() };
+    let funded = TreasuryView { balance_uusdc: 204, ..asleep.clone() };
+    for my_place in 0..3 {
+        let mut watch = Watch::new();
+        let view = TreasuryView { my_place, ..asleep.clone() };
+        let said: Vec<Output> = (T0..T0 + 200).flat_map(|now| see(&mut watch, now, &view)).collect();
+        assert_eq!(said, [Output::NoHost { treasury: agent(), why: NoHost::Asleep }]);
+        assert_eq!(watch.alarms().collect::<Vec<_>>(), [(agent(), Alarm::Asleep)]);
+        let view = TreasuryView { my_place, ..funded.clone() };
+        let woken: Vec<(u64, Output)> = (T0 + 200..T0 + 210)
+            .flat_map(|now| see(&mut watch, now, &view).into_iter().map(move |output| (now, output)))
+            .collect();
+        let [(at, woken)] = &woken[..] else { panic!("one order: {woken:?}") };
+        assert_eq!((*at, order(woken).offer), (T0 + 200 + my_place * STEP_SECS, 1));
+    }
+    // A dearer host needs more, and nobody needs it who did not choose to sleep.
+    assert!(funded.is_funded_for(&offer(1, 1, 10)) && !funded.is_funded_for(&offer(2, 2, 50_000)));
+    let evicted = TreasuryView { asleep: false, ..asleep };
+    assert!(evicted.is_funded_for(&offer(2, 2, 50_000)));
+    assert_eq!((evicted.alarm(T0), evicted.rescue_due(T0)), (Some(Alarm::NoOperator), Ok(Alarm::NoOperator)));
 }
 
 #[test]

@@ -8,7 +8,8 @@ use std::path::PathBuf;
 use vivarium::world::files::read_key;
 use vivarium::world::wallet::Wallet;
 
-/// Sends test USDC to the agent's treasury. The agent books it as a gift; nobody gets rights by it.
+/// Sends test USDC to the agent's treasury. The agent books it as a gift; nobody gets rights by it. One that sleeps is woken
+/// once it has enough, which this says.
 #[derive(clap::Args)]
 pub struct Flags {
     /// USDC, like 5 or 0.25
@@ -45,6 +46,10 @@ pub fn run(flags: Flags) -> Result<()> {
             println!("{}", json!({ "transaction": done.tx_hash, "amount_uusdc": amount, "treasury": treasury }));
         } else {
             println!("gave {} to {treasury} (transaction {})", flags.amount, done.tx_hash);
+            let state = link.record.read().await?.state;
+            if let Some(sleep) = link.record.sleep(&state).await? {
+                println!("it sleeps; {}", sleep.wants(Usdc(state.balance.saturating_to())));
+            }
         }
         Ok(())
     })

@@ -3,6 +3,7 @@
 use super::link::{Link, Place, block_on, duration, usdc};
 use alloy::primitives::utils::format_ether;
 use anyhow::Result;
+use economy::Usdc;
 use serde_json::{Value, json};
 use std::fmt::Write;
 
@@ -41,6 +42,7 @@ impl Both {
     pub async fn read(link: &Link) -> Result<Self> {
         let entry = link.record.read().await?;
         let state = &entry.state;
+        let sleep = link.record.sleep(state).await?;
         let record = json!({
             "treasury": link.world.treasury,
             "stage": format!("{:?}", state.stage()).to_lowercase(),
@@ -52,10 +54,15 @@ impl Both {
             "escrow_uusdc": state.escrow.to_string(),
             "checkpoint_seq": state.checkpointSeq,
             "last_heartbeat": state.lastHeartbeat,
+            "sleeps_until": sleep.map(|s| s.until),
+            "wakes_at_uusdc": sleep.and_then(|s| s.wakes_at).map(|sum| sum.micro().to_string()),
         });
         let agent = match entry.url() {
             Some(url) => link.http.get_json::<Value>(&format!("{url}/status")).await.map_err(Into::into),
-            None => Err(anyhow::anyhow!("nobody is operator now")),
+            None => Err(match sleep {
+                Some(sleep) => anyhow::anyhow!("it sleeps; {}", sleep.wants(Usdc(state.balance.saturating_to()))),
+                None => anyhow::anyhow!("nobody is operator now"),
+            }),
         };
         Ok(Self { record, agent })
     }

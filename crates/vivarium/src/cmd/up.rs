@@ -40,6 +40,10 @@ pub struct Flags {
     /// much is open, in test USDC [default: 0, none]
     #[arg(long, value_name = "USDC", value_parser = Usdc::parse)]
     settle_after: Option<Usdc>,
+    /// When its money is nearly gone the agent gives its hosts up and sleeps, instead of winding down; `vivarium fund` has
+    /// the stewards wake it
+    #[arg(long)]
+    hibernates: bool,
     /// Paying customers with real prompts
     #[arg(long, value_name = "N", default_value_t = 0)]
     customers: u16,
@@ -109,6 +113,7 @@ pub fn run(flags: Flags) -> Result<()> {
             lease_days: flags.lease,
             seed: flags.seed_usdc,
             settle_after: flags.settle_after,
+            hibernates: flags.hibernates,
             port: flags.port,
             chain_ahead_secs: flags.chain_ahead,
             chain_doors: flags.chain_door.into_iter().collect(),

@@ -52,11 +52,13 @@ pub struct Choices {
     pub seed_uusdc: u128,
     #[serde(default)]
     pub settle_after_uusdc: u128,
+    #[serde(default)]
+    pub hibernates: bool,
 }
 
 impl Default for Choices {
     fn default() -> Self {
-        Self { day_secs: DAY_SECS, lease_days: 30, seed_uusdc: 100_000_000, settle_after_uusdc: 0 }
+        Self { day_secs: DAY_SECS, lease_days: 30, seed_uusdc: 100_000_000, settle_after_uusdc: 0, hibernates: false }
     }
 }
 
@@ -177,6 +179,7 @@ pub fn manifest(choices: &Choices, names: Names) -> Manifest {
         max_call_uusdc: CALL_MAX * dearer,
         settlement_uusdc: SETTLEMENT,
         daemons_rescue: true,
+        hibernates: choices.hibernates,
         delay_days: DELAY_DAYS,
         // A fast world has a checkpoint each few seconds: its stewards work for nothing.
         duty_pay_uusdc: 0,

@@ -7,6 +7,7 @@ use alloy::primitives::{Address, U256};
 use anyhow::{Context, Result, bail};
 use chain::Chain;
 use chain::bindings::{Lease, LeaseMarket, Stage, State, Treasury};
+use economy::Usdc;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// One agent's entry in the record.
@@ -81,9 +82,38 @@ impl Record {
                 self.treasury
             ),
             (None, _) => {
+                if let Some(sleep) = self.sleep(&entry.state).await? {
+                    let balance = Usdc(entry.state.balance.saturating_to());
+                    bail!("the agent sleeps for want of money; {}", sleep.wants(balance));
+                }
                 bail!("the agent has no host now; the stewards can rescue it (`vivarium status` shows the record)")
             }
         }
+    }
+
+    /// How an agent without an operator sleeps; `None` if it was left without one otherwise, or has one.
+    pub async fn sleep(&self, state: &State) -> Result<Option<Sleep>> {
+        if !state.operator.is_zero() || state.stage() != Stage::Alive {
+            return Ok(None);
+        }
+        let treasury = self.chain.treasury(self.treasury);
+        let until = treasury.standing().await?.hibernateUntil;
+        if until == 0 {
+            return Ok(None);
+        }
+        let policy = treasury.birth().await?.policy;
+        let offers = self.chain.market(self.lease_market).offers().await?;
+        let fits = |o: &&chain::OfferView| {
+            let (free, dear) = (o.offer.capacity > o.offer.used, o.offer.priceE6 > policy.priceE6Max);
+            o.staked && free && !dear && o.offer.minTerm <= policy.termMax
+        };
+        let prepay = |o: &chain::OfferView| {
+            let secs = policy.prepayMax.min(policy.termMax).min(o.offer.maxTerm);
+            Usdc::rent_up(o.offer.priceE6, secs.into())
+        };
+        let least = offers.iter().filter(fits).map(prepay).min();
+        let wakes_at = least.map(|prepay| economy::wakes_at(Usdc(policy.starveFloor), prepay));
+        Ok(Some(Sleep { until, wakes_at }))
     }
 
     async fn check(&self, url: &str) -> Result<()> {
@@ -95,6 +125,28 @@ impl Record {
         identity.agent.check(&self.chain, &identity.http, self.treasury, url).await?;
         *checked() = Some(url.to_owned());
         Ok(())
+    }
+}
+
+/// An agent that hibernates.
+#[derive(Clone, Copy, Debug)]
+pub struct Sleep {
+    /// Chain seconds.
+    pub until: u64,
+    /// Stewards wake it once the treasury holds as much; `None` while nobody offers a host that it may take.
+    pub wakes_at: Option<Usdc>,
+}
+
+impl Sleep {
+    /// What is still wanted, or that it is woken, for people.
+    pub fn wants(&self, balance: Usdc) -> String {
+        match self.wakes_at {
+            None => "nobody offers a host that it may take".to_owned(),
+            Some(sum) if sum > balance => {
+                format!("stewards wake it once it has {} USDC more: vivarium fund", sum.saturating_sub(balance))
+            }
+            Some(_) => "stewards wake it now".to_owned(),
+        }
     }
 }
 

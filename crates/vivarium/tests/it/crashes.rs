@@ -14,6 +14,8 @@ use std::path::PathBuf;
 
 /// Points that only a successor passes.
 const SUCCESSOR: [&str; 3] = ["takeover.challenged", "takeover.sent", "restore.loaded"];
+/// Where an agent lies down that `sleep.rs` has.
+const SLEEP: &str = "hibernate.sent";
 /// Points of the end, in their order.
 const END: [&str; 2] = ["winddown.sent", "close.sent"];
 
@@ -54,7 +56,7 @@ struct Kill {
 /// Every kill of an active node but those of the end, in the order of a life.
 fn kills() -> Vec<Kill> {
     let is_paid = |point: &&str| point.starts_with("pay.");
-    let active = POINTS.iter().map(|p| p.name).filter(|p| !SUCCESSOR.contains(p) && !END.contains(p));
+    let active = POINTS.iter().map(|p| p.name).filter(|p| !SUCCESSOR.contains(p) && !END.contains(p) && *p != SLEEP);
     let others = active.clone().filter(|point| !is_paid(point));
     let mut kills: Vec<Kill> = others.map(|point| Kill { point, pays: Pays::Nothing, next: None }).collect();
     let first = kills.iter().position(|kill| !kill.point.starts_with("journal.")).expect("points after these");
@@ -77,7 +79,7 @@ pub fn data_dir(world: &World, lease: u64) -> Option<PathBuf> {
 
 /// Has the node of `lease` start again with `point` armed. `pid` as the node itself knows it is of no use outside
 /// its namespace, so the provider is asked.
-fn arm(world: &World, lease: u64, point: &str) -> Option<PathBuf> {
+pub fn arm(world: &World, lease: u64, point: &str) -> Option<PathBuf> {
     let dir = data_dir(world, lease)?;
     std::fs::write(dir.join("crash-once"), point).ok()?;
     let pid = world.tenant_pid(lease)?;

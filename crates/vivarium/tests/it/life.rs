@@ -59,7 +59,7 @@ fn official_client(world: &Value, mode: &str, count: u32) -> Vec<Value> {
 }
 
 /// The same client paying by vouchers on a channel; every run is a new client without memory of the one before.
-fn on_a_channel(world: &Value, mode: &str, count: u32) -> Vec<Value> {
+pub fn on_a_channel(world: &Value, mode: &str, count: u32) -> Vec<Value> {
     let out = world::client(world, mode, count, "batch-settlement", &[]);
     let said = String::from_utf8_lossy(&out.stdout);
     assert!(out.status.success(), "the official client failed: {said} {}", String::from_utf8_lossy(&out.stderr));
@@ -554,7 +554,7 @@ fn a_whole_life() {
 }
 
 /// What the channel contract holds of a channel, and what was claimed of it, micro-USDC.
-fn lies_in(world: &Value, channel: &Value) -> (u128, u128) {
+pub fn lies_in(world: &Value, channel: &Value) -> (u128, u128) {
     let id = channel.as_str().expect("a channel's id").trim_start_matches("0x");
     let [ask, ..] = state_calls(&ChannelId(hex::decode(id).expect("digits").try_into().expect("32 bytes")));
     let call = json!({ "to": world["channel"], "data": format!("0x{}", hex::encode(ask)) });

@@ -20,6 +20,7 @@ mod receipts;
 mod refusals;
 mod settling;
 mod sim;
+mod sleep;
 mod store;
 mod stub;
 mod suppliers;

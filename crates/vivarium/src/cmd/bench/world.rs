@@ -74,6 +74,7 @@ pub fn options(data_dir: &Path, day_secs: u32, programs: Programs) -> Options {
         lease_days: Some(3),
         seed: Some(Usdc(100_000_000)),
         settle_after: None,
+        hibernates: false,
         port: None,
         chain_ahead_secs: 0,
         chain_doors: BTreeMap::new(),

@@ -17,7 +17,7 @@ pub struct Flags {
     seeds: u64,
     /// What goes wrong, by name and comma: `all`, `none`, or some of rpc-drop, rpc-lag, rpc-lie, rpc-down, reorg, crash,
     /// host-gone, old-key, standby-gone, never-ready, price-raise, pause, unserved, frozen, fee-spike, stewards-silent,
-    /// torn-tail, full-disk, peer-drop, nonce-gap, third-party, clock-skew.
+    /// torn-tail, full-disk, peer-drop, nonce-gap, third-party, clock-skew, undone-move, late-handover, hunger.
     #[arg(long, value_name = "LIST", default_value = "all")]
     faults: String,
     /// Simulated days until stewards stop it and it closes its affairs.

@@ -40,6 +40,7 @@ fn manifest() -> Manifest {
         max_call_uusdc: 20_000,
         settlement_uusdc: 1_400,
         daemons_rescue: true,
+        hibernates: false,
         delay_days: 7,
         duty_pay_uusdc: 20_000,
         duty_day_max_uusdc: 100_000,
