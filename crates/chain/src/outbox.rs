@@ -219,6 +219,12 @@ impl Outbox {
         self.queue.iter().map(|q| q.id).chain(slots)
     }
 
+    /// The highest block in which something that is remembered was mined, 0 if nothing was: a branch may take it back, and
+    /// then the same is sent again.
+    pub fn newest_mined(&self) -> u64 {
+        self.settled.iter().filter_map(|settled| settled.mined).map(|(_, block)| block).max().unwrap_or(0)
+    }
+
     /// An id that nothing here has, for callers who do not care. High bits set keep it apart from small numbers.
     pub fn fresh_id(&mut self) -> Id {
         loop {

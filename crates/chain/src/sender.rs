@@ -182,7 +182,7 @@ impl Sender {
         let address = key.address();
         let outbox = restored.unwrap_or_else(|| Outbox::new(address, options.outbox));
         let left: BTreeSet<Id> = outbox.unsettled().collect();
-        let (over, left_over) = watch::channel(LeftOver { open: left.len(), block: 0 });
+        let (over, left_over) = watch::channel(LeftOver { open: left.len(), block: outbox.newest_mined() });
         let driver = Driver {
             chain,
             witnesses: options.witnesses.into(),
@@ -218,7 +218,7 @@ pub struct SenderHandle {
 struct LeftOver {
     /// Not settled yet.
     open: usize,
-    /// The highest block in which one was found; 0: none yet.
+    /// The highest block in which one was found, or in which one that was settled before was; 0: none yet.
     block: u64,
 }
 
@@ -252,7 +252,8 @@ impl SenderHandle {
     }
 
     /// Waits until nothing of what the restored state had on its way can happen any more, but for what is *unknown*.
-    /// What the chain says in the block that this returns, or a later one, has it all. At once 0 without such a state.
+    /// What the chain says in the block that this returns, or a later one, has it all, unless a branch takes it back: then the
+    /// same is sent again. At once 0 without such a state.
     pub async fn left_over(&self) -> u64 {
         let mut left = self.left_over.clone();
         // A sender that has stopped sends nothing more.

@@ -122,11 +122,10 @@ async fn read_since(cx: &Context, id: &ChannelId, block: u64) -> ChannelState {
     }
 }
 
-/// The same once the chain shows the refund again that it had taken back, before which the channel's nonce was `nonce`; or
-/// so many blocks later, whatever it shows.
-async fn read_after(cx: &Context, id: &ChannelId, nonce: u64, block: u64, blocks: u64) -> ChannelState {
+/// The same once the chain shows the refund, before which the channel's nonce was `nonce`, or shows it again; or at block
+/// `until`, whatever it shows.
+async fn read_after(cx: &Context, id: &ChannelId, nonce: u64, block: u64, until: u64) -> ChannelState {
     let mut state = read_since(cx, id, block).await;
-    let until = state.block.saturating_add(blocks);
     while state.refund_nonce <= nonce && state.block < until {
         tokio::time::sleep(ASK_AGAIN).await;
         state = read_since(cx, id, block).await;
@@ -415,10 +414,13 @@ impl Node {
         let final_blocks = u64::from(cx.manifest.payments.final_blocks);
         let taken_back = self.refunded.get(&channel).copied().filter(|nonce| *nonce >= nonce_before);
         tokio::spawn(async move {
-            // A run before this one may have sent it, and a second one would take out more than was asked for.
-            let seen = cx.operator.left_over().await.max(seen);
+            // A run before this one may have sent it, and a second one would take out more than was asked for: also where a
+            // branch takes back what was mined of it, for then the outbox sends the same again.
+            let left_over = cx.operator.left_over().await;
+            let seen = left_over.max(seen);
             let state = match taken_back {
-                Some(nonce) => read_after(&cx, &channel, nonce, seen, final_blocks).await,
+                Some(nonce) => read_after(&cx, &channel, nonce, seen, seen + final_blocks).await,
+                None if left_over > 0 => read_after(&cx, &channel, nonce_before, seen, left_over + final_blocks).await,
                 None => read_since(&cx, &channel, seen).await,
             };
             if state.refund_nonce > nonce_before {

@@ -159,6 +159,10 @@ async fn what_the_run_before_left_is_over_before_the_chain_is_asked_about_it() {
     let block = left_over.await;
     assert!(block > 0);
     assert_eq!(world.usdc_of(PAYEE).await, 1, "a name that nobody knows any more is not sent twice");
+    // It is over, and may be taken back with its block: whoever starts next must know how far the chain has to be.
+    drop(second);
+    let state = kept.lock().expect("no panic").take();
+    assert_eq!(start(state).left_over().await, block);
 }
 
 #[tokio::test]

@@ -110,11 +110,16 @@ impl Node {
         if chain.state.operator != self.key || chain.state.restoring {
             return;
         }
-        // What an earlier process had on its way may have them among it, and a second one would take out more than was asked.
+        // What an earlier process had on its way may have them among it, and a second one would take out more than was asked:
+        // also where a branch takes back what was mined of it, for the outbox sends the same again.
         let (left, block) = &self.left_over;
-        let is_known = left.is_empty() && chain.seen(lag).head.number >= *block;
-        let refunds = self.book.channels().refunds().map(|(id, ..)| *id).filter(|_| is_known);
-        let refunds: Vec<ChannelId> = refunds.collect();
+        let head = chain.seen(lag).head.number;
+        let is_final = *block == 0 || head >= *block + FINAL_BLOCKS;
+        let is_known = |id: &ChannelId, before: u64| {
+            left.is_empty() && (is_final || head >= *block && read(chain, id, lag).refund_nonce > before)
+        };
+        let refunds = self.book.channels().refunds().filter(|(id, _, refund)| is_known(id, refund.nonce));
+        let refunds: Vec<ChannelId> = refunds.map(|(id, ..)| *id).collect();
         for channel in refunds.into_iter().filter(|id| !self.refunding.contains(id)).collect::<Vec<_>>() {
             self.refund(chain, channel, lag);
         }
@@ -253,7 +258,7 @@ impl Node {
         self.unread.clear();
         self.refunding.clear();
         self.refunded.clear();
-        self.left_over = (self.outbox.unsettled().collect(), 0);
+        self.left_over = (self.outbox.unsettled().collect(), self.outbox.newest_mined());
         let open: Vec<ChannelId> = self.book.channels().open_claims().map(|(id, _)| *id).collect();
         for channel in open {
             self.sees(chain, channel, 0);

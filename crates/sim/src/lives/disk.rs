@@ -24,6 +24,8 @@ pub struct Disk {
     last_write: Option<(usize, usize)>,
     /// It takes no writes.
     pub is_full: bool,
+    /// A write failed: as the journal's writer does, nothing is written after it before the next start.
+    failed: bool,
 }
 
 impl Disk {
@@ -37,6 +39,7 @@ impl Disk {
             durable: 0,
             last_write: None,
             is_full: false,
+            failed: false,
         }
     }
 
@@ -75,9 +78,11 @@ impl Disk {
 
     /// Writes and syncs what was appended. False: the disk is full, and half a write is on it.
     pub fn sync(&mut self) -> bool {
-        if self.is_full && self.has_news() {
-            let write = self.next();
-            self.put(&write, write.bytes.len() / 2);
+        if self.has_news() && (self.is_full || self.failed) {
+            if !std::mem::replace(&mut self.failed, true) {
+                let write = self.next();
+                self.put(&write, write.bytes.len() / 2);
+            }
             self.queue.clear();
             return false;
         }
@@ -113,6 +118,9 @@ impl Disk {
     /// durable stays what it was.
     pub fn loses_power(&mut self, chance: &mut Chance) {
         let told = self.durable;
+        if self.failed {
+            self.queue.clear();
+        }
         while self.has_news() {
             let write = self.next();
             if write.records < self.queue.len() && chance.of_1000(500) {
@@ -152,6 +160,7 @@ impl Disk {
     /// It is damaged anywhere else.
     pub fn start(&mut self) -> Result<Vec<Record>, journal::Error> {
         self.queue.clear();
+        self.failed = false;
         let mut reading = Reading::new(Path::new("journal"), 0, self.segments.first().map(|(first, _)| *first))?;
         let mut torn = None;
         let count = self.segments.len();

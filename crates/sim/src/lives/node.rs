@@ -650,10 +650,10 @@ impl Node {
         self.disk = Disk::with(self.disk.records_to(kept));
     }
 
-    /// Whether something waits though its record is on the disk and no handover is on its way.
+    /// Whether something waits though its record is on the disk and no handover is on its way. Of a fenced process all waits.
     pub fn waits_for_nothing(&self) -> bool {
         let durable = self.on_disk();
-        self.hands_over.is_none() && self.gate.held().any(|(lsn, _)| *lsn <= durable)
+        !self.is_fenced && self.hands_over.is_none() && self.gate.held().any(|(lsn, _)| *lsn <= durable)
     }
 
     /// A call was served, and the last record is of it.

@@ -166,6 +166,9 @@ fn what_a_frozen_token_left_at_the_market_is_in_the_books_all_along() {
 fn what_very_many_lives_found_stays_mended() {
     let found = [5_303, 5_416, 15_411, 30_167, 55_126, 67_579, 120_210];
     live_all(&found.map(|seed| short(seed, &sleepless(&Fault::some_of(seed)))));
+    // A channel refund of the process before was mined, settled, and taken back with its block (the first eight).
+    let found = [278_641, 375_814, 488_173, 563_682, 674_829, 691_215, 772_495, 779_260, 415_518, 759_802];
+    live_all(&found.map(|seed| short(seed, &sleepless(&Fault::some_of(seed)))));
     live_all(&[3_237, 9_462, 9_582, 12_321, 36_258].map(|seed| short(seed, &older(&Fault::some_of(seed)))));
 }
 
