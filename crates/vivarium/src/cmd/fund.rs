@@ -39,6 +39,9 @@ pub fn run(flags: Flags) -> Result<()> {
             wallet.address(),
             u128::try_from(balance).map_or_else(|_| balance.to_string(), |b| Usdc(b).to_string())
         );
+        // Asked before, because stewards may have woken it a block later.
+        let state = link.record.read().await?.state;
+        let (sleep, had) = (link.record.sleep(&state).await?, Usdc(state.balance.saturating_to()));
         let gift = chain::usdc::calls::transfer(treasury, flags.amount.micro());
         let done = wallet.send(chain::Tx::call(usdc, gift, "the gift")).await?;
         if flags.json {
@@ -46,9 +49,8 @@ pub fn run(flags: Flags) -> Result<()> {
             println!("{}", json!({ "transaction": done.tx_hash, "amount_uusdc": amount, "treasury": treasury }));
         } else {
             println!("gave {} to {treasury} (transaction {})", flags.amount, done.tx_hash);
-            let state = link.record.read().await?.state;
-            if let Some(sleep) = link.record.sleep(&state).await? {
-                println!("it sleeps; {}", sleep.wants(Usdc(state.balance.saturating_to())));
+            if let Some(sleep) = sleep {
+                println!("it sleeps; {}", sleep.wants(had.saturating_add(flags.amount)));
             }
         }
         Ok(())
