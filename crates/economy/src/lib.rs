@@ -420,12 +420,14 @@ impl Agent {
 
     fn patience(&self) -> Patience {
         let (timers, block) = (&self.genesis.timers, u64::from(self.genesis.policy.wishes.block_secs));
-        Patience {
-            first: 2 * block,
-            // Half of what a heartbeat may be late before its node stops itself.
-            longest: (u64::from(timers.fence.saturating_sub(timers.heartbeat_every)) / 2).max(8 * block),
-            unknown: u64::from(timers.fence).max(30 * block),
+        let first = 2 * block;
+        // Half of what a heartbeat may be late before its node stops itself.
+        let mut longest = (u64::from(timers.fence.saturating_sub(timers.heartbeat_every)) / 2).max(8 * block);
+        // The restored memory is committed in time, or another may take the place: at least six tries.
+        if self.view.as_ref().is_some_and(|view| view.restoring) {
+            longest = longest.min(u64::from(timers.restore_timeout) / 6).max(first);
         }
+        Patience { first, longest, unknown: u64::from(timers.fence).max(30 * block) }
     }
 
     /// What may still be committed: (in the day limit, of the balance), less what is on its way.

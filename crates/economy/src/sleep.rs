@@ -9,7 +9,8 @@ use crate::money::Usdc;
 /// floor under which it starves, and four times that rent. At the usual two days' prepayment that is a week of one host.
 /// A guess, unmeasured.
 pub fn wakes_at(starve_floor: Usdc, prepay: Usdc) -> Usdc {
-    sleeps_below(starve_floor, prepay).saturating_add(sleeps_below(starve_floor, prepay))
+    let below = sleeps_below(starve_floor, prepay);
+    below.saturating_add(below)
 }
 
 /// What an agent that lies down must hold less than.

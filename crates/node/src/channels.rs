@@ -418,11 +418,12 @@ impl Node {
             // branch takes back what was mined of it, for then the outbox sends the same again.
             let left_over = cx.operator.left_over().await;
             let seen = left_over.max(seen);
-            let state = match taken_back {
-                Some(nonce) => read_after(&cx, &channel, nonce, seen, seen + final_blocks).await,
-                None if left_over > 0 => read_after(&cx, &channel, nonce_before, seen, left_over + final_blocks).await,
-                None => read_since(&cx, &channel, seen).await,
+            let (nonce, until) = match taken_back {
+                Some(nonce) => (nonce, seen + final_blocks),
+                None if left_over > 0 => (nonce_before, left_over + final_blocks),
+                None => (nonce_before, seen),
             };
+            let state = read_after(&cx, &channel, nonce, seen, until).await;
             if state.refund_nonce > nonce_before {
                 let (end, moved) = (Some(ChannelInput::RefundEnded { channel }), Some((refund.amount, B256::ZERO)));
                 return cx.tell(ReadBack { seen: vec![(channel, config, state)], end, moved }.event()).await;

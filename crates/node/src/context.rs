@@ -85,6 +85,7 @@ pub const TREASURY_OF_TESTS: alloy::primitives::Address = alloy::primitives::Add
 #[cfg(test)]
 pub fn for_tests(rpc_url: &str, dir: &std::path::Path) -> (Context, mpsc::Receiver<Event>) {
     use crate::batches::Ether;
+    use crate::outboxes::Outboxes;
     use alloy::primitives::Address;
     use pay::facilitator::batch::{BatchPolicy, TRANSFER_GAS};
     let chain_id = 31337;
@@ -108,7 +109,7 @@ pub fn for_tests(rpc_url: &str, dir: &std::path::Path) -> (Context, mpsc::Receiv
     };
     let chain = Chain::connect(rpc_url, chain_id).unwrap();
     let keys = Keys::load_or_make(dir, &[1; 32]).unwrap();
-    let relay = chain::Sender::spawn(chain.clone(), keys.relay.clone(), 1);
+    let Outboxes { operator, relay } = Outboxes::open(std::slice::from_ref(&chain), &keys, dir, &[1; 32], true);
     let policy =
         BatchPolicy { gas: TRANSFER_GAS, fee_ppm_max: 0, sum_max: pay::Usdc::ZERO, wait_ms_max: 0, rows_max: 1 };
     let http = net::Client::new();
@@ -128,7 +129,7 @@ pub fn for_tests(rpc_url: &str, dir: &std::path::Path) -> (Context, mpsc::Receiv
         permit2: permit2::Support::default(),
         chains: vec![chain.clone()],
         treasury: chain.treasury(treasury),
-        operator: chain::Sender::spawn(chain.clone(), keys.node.clone(), 1),
+        operator,
         batches: Batches::start(chain.clone(), relay.clone(), Ether::Said(pay::Usdc(1)), policy),
         relay,
         contract_attempts: contract_payers::Attempts::default(),

@@ -46,6 +46,8 @@ pub mod rerun;
 mod restore;
 mod settle;
 mod shared;
+#[cfg(test)]
+mod stand_in;
 mod state;
 mod status;
 mod suppliers;

@@ -250,3 +250,33 @@ fn limits_that_stewards_change_hold_from_the_next_view_on() {
     assert_eq!(chosen(4, Limits { day_limit: Usdc(1), ..limits() }).0, None, "the day limit");
     assert_eq!(chosen(5, limits()).0, whole.0, "as before");
 }
+
+/// What was restored is committed within `restore_timeout`, whatever refuses it for a while.
+#[test]
+fn a_restored_memory_that_is_refused_is_tried_again_in_time() {
+    let tries_within = |restoring: bool| {
+        let mut agent = agent();
+        let (mut tries, mut lsn) = (Vec::new(), 0);
+        for second in (0..3_600).step_by(2) {
+            let now = NOW + second;
+            lsn += 1;
+            // A first one is due at once when there is none.
+            let look = View {
+                restoring,
+                checkpoint_seq: u64::from(restoring),
+                timestamp: now,
+                number: second,
+                ..view(vec![])
+            };
+            let outputs = agent.step(now, lsn, Input::Block(Box::new(look)));
+            let Some(index) = outputs.iter().position(|output| *output == Output::Checkpoint) else { continue };
+            tries.push(second);
+            let id = OutputId { lsn, index: u32::try_from(index).unwrap() };
+            lsn += 1;
+            agent.step(now, lsn, Input::Done { id, outcome: Outcome::Failed { reason: "refused".into() } });
+        }
+        tries
+    };
+    assert_eq!(tries_within(true), [0, 4, 12, 28, 60, 124, 252, 508, 1_020, 1_620, 2_220, 2_820, 3_420]);
+    assert_eq!(tries_within(false), [0, 4, 12, 28, 60, 124, 252, 508, 1_020, 1_920, 2_820]);
+}

@@ -10,12 +10,13 @@ use crate::live::Live;
 use crate::main_loop::{Event, Node};
 use crate::memory::KeyRing;
 use crate::shared::{Role, Shared};
+use crate::stand_in;
 use crate::state::Recorded;
-use alloy::primitives::{B256, Bytes, U256};
+use alloy::primitives::{B256, Bytes};
 use alloy::rpc::types::{Block, Transaction};
 use alloy::signers::local::PrivateKeySigner;
+use axum::Router;
 use axum::http::{HeaderMap, Method};
-use axum::{Json, Router, routing::post};
 use pay::Usdc;
 use pay::book::BookInput;
 use pay::book::channels::ChannelInput;
@@ -44,30 +45,18 @@ async fn served(app: Router) -> String {
 
 /// A STAND-IN for a chain on which every channel holds the same.
 async fn chain() -> String {
-    fn answer(asked: &Value) -> Value {
-        let words = |words: &[u128]| {
-            let bytes: Vec<u8> = words.iter().flat_map(|word| U256::from(*word).to_be_bytes::<32>()).collect();
-            json!(Bytes::from(bytes))
-        };
-        let input = &asked["params"][0];
-        let data = input["input"].as_str().or(input["data"].as_str()).unwrap_or_default();
+    stand_in::endpoint(|asked| async move {
+        let data = stand_in::input(&asked["params"][0]);
         let [channels, pending, _] = state_calls(&ChannelId([0; 32])).map(|call| Bytes::from(call[..4].to_vec()));
-        let result = match asked["method"].as_str() {
+        Ok(match asked["method"].as_str() {
             Some("eth_getBlockByNumber") => serde_json::to_value(Block::<Transaction>::default()).unwrap(),
-            Some("eth_call") if data.starts_with(&channels.to_string()) => words(&[BALANCE, CLAIMED]),
-            Some("eth_call") if data.starts_with(&pending.to_string()) => words(&[0, 0]),
-            Some("eth_call") => words(&[0]),
+            Some("eth_call") if data.starts_with(&channels.to_string()) => stand_in::words(&[BALANCE, CLAIMED]),
+            Some("eth_call") if data.starts_with(&pending.to_string()) => stand_in::words(&[0, 0]),
+            Some("eth_call") => stand_in::words(&[0]),
             _ => Value::Null,
-        };
-        json!({ "jsonrpc": "2.0", "id": asked["id"], "result": result })
-    }
-    let all = |Json(asked): Json<Value>| async move {
-        Json(match &asked {
-            Value::Array(asked) => asked.iter().map(answer).collect(),
-            one => answer(one),
         })
-    };
-    served(Router::new().route("/", post(all))).await
+    })
+    .await
 }
 
 /// A STAND-IN for the main loop: it gives back what is asked for, without a transaction.

@@ -3,13 +3,12 @@
 
 use super::tests::{block, node_on};
 use super::*;
+use crate::stand_in;
 use alloy::consensus::{Transaction as _, TxEnvelope};
 use alloy::eips::Decodable2718;
-use alloy::primitives::{Address, Bytes, U256};
+use alloy::primitives::{Bytes, U256};
 use alloy::rpc::types::{Block, Transaction};
 use alloy::sol_types::SolCall;
-use axum::extract::State as Extracted;
-use axum::{Json, Router, routing::post};
 use chain::bindings::Treasury::refundChannelCall;
 use pay::Usdc;
 use pay::book::{BookInput, ChannelInput};
@@ -21,6 +20,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// In each channel, and the part that its payer wants back, micro-USDC.
 const BALANCE: u64 = 1_000;
 const BACK: u64 = 300;
+/// The block in which everything is mined, and the first one.
+const MINED_IN: u64 = 100;
 /// Longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -31,6 +32,8 @@ struct Land {
     mined: AtomicU64,
     /// Salt of the channel whose refund was sent, and the transaction's nonce.
     sent: mpsc::UnboundedSender<(u8, u64)>,
+    /// How often a channel was read.
+    reads: watch::Sender<u64>,
 }
 
 type Arrives = mpsc::UnboundedReceiver<(u8, u64)>;
@@ -38,29 +41,25 @@ type Arrives = mpsc::UnboundedReceiver<(u8, u64)>;
 impl Land {
     async fn served() -> (Arc<Self>, String, Arrives) {
         let (sent, arrives) = mpsc::unbounded_channel();
-        let land = Arc::new(Self { height: AtomicU64::new(100), mined: AtomicU64::new(0), sent });
-        let all = |Extracted(land): Extracted<Arc<Self>>, Json(asked): Json<Value>| async move {
-            Json(match &asked {
-                Value::Array(asked) => asked.iter().map(|asked| land.answer(asked)).collect(),
-                one => land.answer(one),
-            })
+        let land = Arc::new(Self {
+            height: AtomicU64::new(MINED_IN),
+            mined: AtomicU64::new(0),
+            sent,
+            reads: watch::Sender::new(0),
+        });
+        let served = land.clone();
+        let answer = move |asked: Value| {
+            let land = served.clone();
+            async move { Ok(land.answer(&asked)) }
         };
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        let app = Router::new().route("/", post(all)).with_state(land.clone());
-        tokio::spawn(async move { axum::serve(listener, app).await });
-        (land, url, arrives)
+        (land, stand_in::endpoint(answer).await, arrives)
     }
 
     fn answer(&self, asked: &Value) -> Value {
         let (mined, input) = (self.mined.load(Ordering::SeqCst), &asked["params"][0]);
-        let words = |words: &[u64]| {
-            let bytes: Vec<u8> = words.iter().flat_map(|word| U256::from(*word).to_be_bytes::<32>()).collect();
-            json!(Bytes::from(bytes))
-        };
-        let data = input["input"].as_str().or(input["data"].as_str()).unwrap_or_default();
+        let data = stand_in::input(input);
         let calls = state_calls(&ChannelId([0; 32])).map(|call| Bytes::from(call[..4].to_vec()).to_string());
-        let result = match asked["method"].as_str() {
+        match asked["method"].as_str() {
             Some("eth_getBlockByNumber") => {
                 let height = self.height.fetch_add(1, Ordering::SeqCst);
                 let mut head = serde_json::to_value(Block::<Transaction>::default()).unwrap();
@@ -76,24 +75,25 @@ impl Land {
                 self.sent.send((refund.config.salt[0], tx.nonce())).unwrap();
                 json!(tx.tx_hash())
             }
-            Some("eth_getTransactionReceipt") if mined > 0 => json!({
-                "type": "0x2", "status": "0x1", "cumulativeGasUsed": "0x1", "gasUsed": "0x1", "effectiveGasPrice": "0x1",
-                "logs": [], "logsBloom": alloy::primitives::Bloom::ZERO, "transactionHash": input, "blockHash": B256::ZERO,
-                "transactionIndex": "0x0", "blockNumber": "0x64", "from": Address::ZERO, "to": null,
-            }),
-            Some("eth_call") if data.starts_with(&calls[0]) => words(&[BALANCE - BACK * mined, 0]),
-            Some("eth_call") if data.starts_with(&calls[1]) => words(&[0, 0]),
-            Some("eth_call") => words(&[mined]),
+            Some("eth_getTransactionReceipt") if mined > 0 => stand_in::receipt(input, MINED_IN, &[]),
+            Some("eth_call") if data.starts_with(&calls[0]) => {
+                stand_in::words(&[u128::from(BALANCE - BACK * mined), 0])
+            }
+            Some("eth_call") if data.starts_with(&calls[1]) => stand_in::words(&[0, 0]),
+            Some("eth_call") => {
+                self.reads.send_modify(|reads| *reads += 1);
+                stand_in::words(&[mined.into()])
+            }
             _ => Value::Null,
-        };
-        json!({ "jsonrpc": "2.0", "id": asked["id"], "result": result })
+        }
     }
 }
 
-/// A node that leads on this chain, and waits long for a refund that was taken back.
+/// A node that leads on this chain, with the memory that it has in `dir`, and waits long for a refund that was taken back.
 fn leading(rpc_url: &str, dir: &std::path::Path) -> (Node, mpsc::Receiver<Event>) {
     let (mut node, heard) = node_on(rpc_url, dir);
     Arc::get_mut(&mut node.cx).expect("its only owner").manifest.payments.final_blocks = 100_000;
+    node.wake_from_disk().unwrap();
     node.on_chain(block(&node, 1, 1, (1, true))).unwrap();
     (node, heard)
 }
@@ -187,4 +187,56 @@ async fn a_channel_refund_that_is_taken_back_with_its_block_is_left_to_its_trans
     while let Ok(sent) = arrives.try_recv() {
         assert_eq!(sent, (1, 0));
     }
+}
+
+/// One process of the agent: with it go all the tasks that it had.
+fn process() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
+}
+
+/// Killed before it heard that its refund is mined; when it starts again, another branch has taken the block's place.
+#[test]
+fn a_channel_refund_of_the_process_before_is_left_to_its_transaction() {
+    let dir = tempfile::tempdir().unwrap();
+    let chain = process();
+    let (land, url, mut arrives) = chain.block_on(Land::served());
+    process().block_on(async {
+        let (mut node, mut heard) = leading(&url, dir.path());
+        wants_back(&mut node, 1);
+        assert_eq!(arrives.recv().await, Some((1, 0)));
+        land.mined.store(1, Ordering::SeqCst);
+        loop {
+            match tokio::time::timeout(PATIENCE, heard.recv()).await.expect("it is mined").unwrap() {
+                Event::ChannelRead(_) => break,
+                other => drop(node.on_event(other).unwrap()),
+            }
+        }
+    });
+    while arrives.try_recv().is_ok() {}
+    land.mined.store(0, Ordering::SeqCst);
+    land.reads.send_replace(0);
+    process().block_on(async {
+        let (mut node, mut heard) = leading(&url, dir.path());
+        let mut reads = land.reads.subscribe();
+        tokio::time::timeout(PATIENCE, async {
+            let (mut is_sent, mut looks) = (false, false);
+            while !(is_sent && looks) {
+                tokio::select! {
+                    sent = arrives.recv() => {
+                        assert_eq!(sent, Some((1, 0)), "only what was sent before");
+                        is_sent = true;
+                    }
+                    Ok(_) = reads.wait_for(|reads| *reads >= 3), if !looks => looks = true,
+                    Some(event) = heard.recv() => drop(node.on_event(event).unwrap()),
+                }
+            }
+        })
+        .await
+        .expect("it is sent again, and looked for");
+        land.mined.store(1, Ordering::SeqCst);
+        ends(&mut node, &mut heard).await;
+        while let Ok(sent) = arrives.try_recv() {
+            assert_eq!(sent, (1, 0));
+        }
+    });
 }

@@ -1,10 +1,8 @@
 use super::*;
 use crate::context;
+use crate::stand_in::{self, Said};
 use alloy::rpc::types::Block;
 use alloy::sol_types::SolEvent;
-use axum::extract::State as Extracted;
-use axum::routing::post;
-use axum::{Json, Router};
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -16,21 +14,15 @@ struct Gifts {
 
 impl Gifts {
     async fn served(self: Arc<Self>) -> String {
-        let all = |Extracted(gifts): Extracted<Arc<Self>>, Json(asked): Json<Value>| async move {
-            Json(match &asked {
-                Value::Array(asked) => asked.iter().map(|asked| gifts.answer(asked)).collect(),
-                one => gifts.answer(one),
-            })
+        let answer = move |asked: Value| {
+            let gifts = self.clone();
+            async move { gifts.answer(&asked) }
         };
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        let app = Router::new().route("/", post(all)).with_state(self);
-        tokio::spawn(async move { axum::serve(listener, app).await });
-        url
+        stand_in::endpoint(answer).await
     }
 
-    fn answer(&self, asked: &Value) -> Value {
-        let result = match asked["method"].as_str() {
+    fn answer(&self, asked: &Value) -> Said {
+        Ok(match asked["method"].as_str() {
             Some("eth_getBlockByHash") => {
                 let mut block: Block = Block::default();
                 let head = head(number_of(&asked["params"][0]));
@@ -45,12 +37,8 @@ impl Gifts {
                 if is_incoming { json!([gift(&filter["blockHash"])]) } else { json!([]) }
             }
             Some("eth_getTransactionReceipt") if self.tells_receipts.load(Ordering::SeqCst) => Value::Null,
-            _ => {
-                let error = json!({ "code": -32000, "message": "not now" });
-                return json!({ "jsonrpc": "2.0", "id": asked["id"], "error": error });
-            }
-        };
-        json!({ "jsonrpc": "2.0", "id": asked["id"], "result": result })
+            _ => return Err(json!({ "code": -32000, "message": "not now" })),
+        })
     }
 }
 

@@ -169,6 +169,8 @@ fn what_very_many_lives_found_stays_mended() {
     // A channel refund of the process before was mined, settled, and taken back with its block (the first eight).
     let found = [278_641, 375_814, 488_173, 563_682, 674_829, 691_215, 772_495, 779_260, 415_518, 759_802];
     live_all(&found.map(|seed| short(seed, &sleepless(&Fault::some_of(seed)))));
+    // What was restored was tried again ever more seldom while the time for it ran out.
+    live_all(&[short(30_660, &Fault::some_of(30_660))]);
     live_all(&[3_237, 9_462, 9_582, 12_321, 36_258].map(|seed| short(seed, &older(&Fault::some_of(seed)))));
 }
 

@@ -4,16 +4,19 @@
 
 mod another;
 mod batches;
+mod engine;
 mod flat;
 mod full;
 mod further;
+mod land;
 mod real;
 mod receipts;
 
+use self::engine::engine;
+use self::land::{Land, Taken};
 use super::served;
 use crate::answers::Answers;
 use crate::api::router;
-use crate::authorization::{AuthorizationUsed, Transfer};
 use crate::context::{self, Context};
 use crate::fence::boottime_ms;
 use crate::live::Live;
@@ -23,25 +26,18 @@ use crate::places::Places;
 use crate::settle::Settlement;
 use crate::shared::{Embedder, Engine, Role, Shared};
 use crate::watch::News;
-use ::chain::bindings::{TestUSDC, Treasury};
-use alloy::primitives::{Address, B256, Bytes, U256, keccak256};
-use alloy::rpc::types::{Block, Transaction};
+use alloy::primitives::{B256, U256, keccak256};
 use alloy::signers::local::PrivateKeySigner;
-use alloy::sol_types::{SolCall, SolEvent};
-use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::{Json, Router, routing::post};
 use economy::Price;
 use futures::future::join_all;
-use infer::wire::{self, FromEngine, Hello, ToEngine};
-use infer::{ChatTemplate, EngineClient, EngineConfig, Finish, Generate};
+use infer::wire::FromEngine;
+use infer::{ChatTemplate, EngineClient, EngineConfig, Generate};
 use pay::book::UnpaidWhy;
 use pay::facilitator::remote::Remote;
 use pay::receipt::{PaidBy, SignedReceipt};
-use pay::scheme::channel::facilitator::state_calls;
-use pay::scheme::channel::{
-    BATCH_SETTLEMENT, CHANNEL, COLLECTOR_PERMIT2, ChannelConfig, ChannelDomain, ChannelId, client as channel,
-};
+use pay::scheme::channel::{CHANNEL, COLLECTOR_PERMIT2, ChannelConfig, ChannelDomain, ChannelId, client as channel};
 use pay::scheme::exact::EXACT;
 use pay::scheme::upto::{UPTO, client as permit2_client};
 use pay::seller::identifier::IDEMPOTENCY_KEY;
@@ -51,13 +47,12 @@ use pay::wire::{
 };
 use pay::{Reason, RequestId, TransferMethod, Usdc};
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -67,9 +62,6 @@ const NOW: u64 = 1_800_000_000;
 const BALANCE: u128 = 1_000_000;
 /// What is bought.
 const ANSWER: [&str; 3] = ["A lease", " is a", " promise."];
-
-/// `nonceBitmap(address,uint256)` of Permit2: which nonces are spent.
-const NONCE_BITMAP: [u8; 4] = [0x4f, 0xe0, 0x2b, 0x44];
 
 const ADAPTED: [&str; 3] = ["Roses ", "are ", "leased."];
 
@@ -266,238 +258,6 @@ fn news(cx: &Context, relay_wei: u64) -> News {
     let mut news = News { relay_wei: U256::from(relay_wei), ..News::for_tests(cx) };
     news.head.timestamp = NOW;
     news
-}
-
-/// A STAND-IN for a chain on which every account and every channel holds [`BALANCE`] and every call goes through, but
-/// for what is named here.
-#[derive(Default)]
-struct Land {
-    empty: Mutex<BTreeSet<ChannelId>>,
-    contracts: Mutex<BTreeSet<Address>>,
-    /// What is simulated reverts.
-    refuses: AtomicBool,
-    /// What somebody is about to send waits: nothing is estimated.
-    hangs: AtomicBool,
-    /// All nonces of Permit2 are, and paid nothing here.
-    spent: AtomicBool,
-    /// Transactions that somebody was about to send: refused, since what they would do is just being done by others.
-    /// Nothing is empty any more then.
-    about_to_be_sent: AtomicU32,
-    /// Of a channel's deposit that was mined.
-    deposited: Mutex<Option<(B256, ChannelId)>>,
-    /// EIP-3009 authorisations that the token took, by their nonce, and one that it takes once the relay is about to send.
-    taken: Mutex<BTreeMap<B256, Taken>>,
-    taken_meanwhile: Mutex<Option<(B256, Taken)>>,
-}
-
-/// What an authorisation moved to the treasury.
-#[derive(Clone, Copy, Debug)]
-struct Taken {
-    tx: B256,
-    payer: Address,
-    token: Address,
-    amount: Usdc,
-}
-
-impl Land {
-    async fn served(self: Arc<Self>) -> String {
-        let all = |State(land): State<Arc<Self>>, Json(asked): Json<Value>| async move {
-            if land.hangs.load(Ordering::SeqCst) && asked["method"] == "eth_estimateGas" {
-                std::future::pending::<()>().await;
-            }
-            Json(match &asked {
-                Value::Array(asked) => asked.iter().map(|asked| land.answer(asked)).collect(),
-                one => land.answer(one),
-            })
-        };
-        served(Router::new().route("/", post(all)).with_state(self)).await
-    }
-
-    fn answer(&self, asked: &Value) -> Value {
-        let result = match asked["method"].as_str() {
-            Some("eth_getBlockByNumber") => serde_json::to_value(Block::<Transaction>::default()).unwrap(),
-            Some("eth_getTransactionCount") => json!("0x0"),
-            Some("eth_estimateGas") => {
-                self.about_to_be_sent.fetch_add(1, Ordering::SeqCst);
-                self.empty.lock().unwrap().clear();
-                self.taken.lock().unwrap().extend(self.taken_meanwhile.lock().unwrap().take());
-                return reverted(asked);
-            }
-            Some("eth_getLogs") => self.logs(&asked["params"][0]["topics"]),
-            Some("eth_getTransactionReceipt") => self.receipt(&asked["params"][0]),
-            Some("eth_getCode") => {
-                let at: Address = asked["params"][0].as_str().unwrap().parse().unwrap();
-                json!(if self.contracts.lock().unwrap().contains(&at) { "0x00" } else { "0x" })
-            }
-            Some("eth_call") => match self.called(&asked["params"][0]) {
-                Some(words) => {
-                    let bytes: Vec<u8> = words.iter().flat_map(|word| U256::from(*word).to_be_bytes::<32>()).collect();
-                    json!(Bytes::from(bytes))
-                }
-                None => return reverted(asked),
-            },
-            _ => Value::Null,
-        };
-        json!({ "jsonrpc": "2.0", "id": asked["id"], "result": result })
-    }
-
-    fn receipt(&self, tx: &Value) -> Value {
-        let deposited = self.deposited.lock().unwrap();
-        let taken = self.taken.lock().unwrap();
-        let log = if let Some((_, id)) = deposited.as_ref().filter(|(mined, _)| json!(mined) == *tx) {
-            log_of(tx, BATCH_SETTLEMENT, &[B256::ZERO, B256::from(id.0)], "0x".to_owned())
-        } else if let Some(taken) = taken.values().find(|taken| json!(taken.tx) == *tx) {
-            let topics = [Transfer::SIGNATURE_HASH, taken.payer.into_word(), context::TREASURY_OF_TESTS.into_word()];
-            log_of(tx, taken.token, &topics, B256::from(U256::from(taken.amount.micro())).to_string())
-        } else {
-            return Value::Null;
-        };
-        let (zero, number) = (B256::ZERO, "0x1");
-        json!({
-            "type": "0x2", "status": "0x1", "cumulativeGasUsed": "0x1", "gasUsed": "0x1", "effectiveGasPrice": "0x1",
-            "logs": [log], "logsBloom": alloy::primitives::Bloom::ZERO, "transactionHash": tx, "blockHash": zero,
-            "transactionIndex": "0x0", "blockNumber": number, "from": Address::ZERO, "to": BATCH_SETTLEMENT,
-        })
-    }
-
-    /// The tokens' word that an authorisation was used.
-    fn logs(&self, topics: &Value) -> Value {
-        let is_it = |nonce: &B256| topics[0] == json!(AuthorizationUsed::SIGNATURE_HASH) && topics[2] == json!(nonce);
-        let taken = self.taken.lock().unwrap();
-        let logs = taken.iter().filter(|(nonce, _)| is_it(nonce)).map(|(nonce, taken)| {
-            let topics = [AuthorizationUsed::SIGNATURE_HASH, taken.payer.into_word(), *nonce];
-            log_of(&json!(taken.tx), taken.token, &topics, "0x".to_owned())
-        });
-        logs.collect()
-    }
-
-    /// `None`: it reverts.
-    fn called(&self, call: &Value) -> Option<Vec<u128>> {
-        let data: Bytes = call["input"].as_str().or(call["data"].as_str()).unwrap_or("0x").parse().unwrap();
-        let [channels, pending, nonce] = state_calls(&ChannelId([0; 32]));
-        let selector: [u8; 4] = data.get(..4).unwrap_or_default().try_into().unwrap_or_default();
-        let is = |known: &[u8]| selector == known[..4];
-        if is(&channels) {
-            let id = ChannelId(data[4..36].try_into().unwrap());
-            return Some(vec![if self.empty.lock().unwrap().contains(&id) { 0 } else { BALANCE }, 0]);
-        }
-        if is(&pending) {
-            return Some(vec![0, 0]);
-        }
-        if is(&TestUSDC::authorizationStateCall::SELECTOR) {
-            return Some(vec![self.taken.lock().unwrap().contains_key(&B256::from_slice(&data[36..68])).into()]);
-        }
-        if is(&Treasury::recordedCall::SELECTOR) {
-            return Some(vec![0, 0]);
-        }
-        if is(&TestUSDC::balanceOfCall::SELECTOR) || is(&TestUSDC::allowanceCall::SELECTOR) {
-            return Some(vec![BALANCE]);
-        }
-        if is(&NONCE_BITMAP) && self.spent.load(Ordering::SeqCst) {
-            return Some(vec![u128::MAX]);
-        }
-        let is_read = is(&nonce) || is(&NONCE_BITMAP);
-        (is_read || !self.refuses.load(Ordering::SeqCst)).then(|| vec![0])
-    }
-}
-
-fn log_of(tx: &Value, at: Address, topics: &[B256], data: String) -> Value {
-    json!({
-        "address": at, "topics": topics, "data": data, "blockHash": B256::ZERO, "blockNumber": "0x1",
-        "transactionHash": tx, "transactionIndex": "0x0", "logIndex": "0x0", "removed": false,
-    })
-}
-
-fn reverted(asked: &Value) -> Value {
-    let error = json!({ "code": 3, "message": "execution reverted", "data": "0x" });
-    json!({ "jsonrpc": "2.0", "id": asked["id"], "error": error })
-}
-
-/// A STAND-IN for an engine, which says [`ANSWER`] to everything, and [`ADAPTED`] where an adapter is on.
-async fn engine(dir: &Path) -> Engine {
-    engine_that(&dir.join("engine"), answered).await
-}
-
-/// One at this socket, and what it says to a request for text.
-async fn engine_that(socket: &Path, answers: fn(u64, Generate) -> Vec<FromEngine>) -> Engine {
-    let socket = socket.to_owned();
-    let _ = std::fs::remove_file(&socket);
-    let listener = UnixListener::bind(&socket).unwrap();
-    tokio::spawn(async move {
-        while let Ok((line, _)) = listener.accept().await {
-            tokio::spawn(says_as(line, None, answers));
-        }
-    });
-    let program = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/src/api/tests/engine.sh"));
-    let config = EngineConfig {
-        model: program.clone(),
-        program,
-        adapters: Vec::new(),
-        socket,
-        threads: 1,
-        threads_max: 1,
-        ctx: 2_048,
-        slots: 8,
-    };
-    let (client, hello) = EngineClient::spawn(config).await.unwrap();
-    let template = ChatTemplate::new(None, "", "").unwrap();
-    let places = Places::beside(hello.slots);
-    Engine { client, places, hello: Arc::new(hello), template: Arc::new(template) }
-}
-
-fn answered(id: u64, request: Generate) -> Vec<FromEngine> {
-    let prompt_tokens = u32::try_from(request.prompt.len()).unwrap();
-    let tokens = if request.adapter == Some(0) { ADAPTED } else { ANSWER };
-    let tokens = tokens.map(|text| {
-        let text = text.to_owned();
-        FromEngine::Tokens { id, text, count: 1, cached_tokens: 0, logprobs: Vec::new() }
-    });
-    let done = FromEngine::Done { id, finish: Finish::Stop, prompt_tokens, cached_tokens: 0, completion_tokens: 3 };
-    [vec![FromEngine::Accepted { id, prompt_tokens }], tokens.to_vec(), vec![done]].concat()
-}
-
-/// `dimensions` of its vectors, if it makes some.
-async fn says_as(mut line: UnixStream, dimensions: Option<u32>, answers: fn(u64, Generate) -> Vec<FromEngine>) {
-    let hello = FromEngine::Hello(Hello {
-        model_name: "a stand-in".to_owned(),
-        n_ctx: 2_048,
-        n_ctx_train: 2_048,
-        n_vocab: 49_152,
-        slots: 8,
-        adapters: 1,
-        dimensions,
-        chat_template: None,
-        bos: String::new(),
-        eos: String::new(),
-        engine_build: String::new(),
-        isa: String::new(),
-        threads: 1,
-        confinement: String::new(),
-    });
-    line.write_all(&wire::encode(&hello).unwrap()).await.unwrap();
-    let mut header = [0; wire::HEADER_BYTES];
-    while line.read_exact(&mut header).await.is_ok() {
-        let mut body = vec![0; wire::body_length(header).unwrap()];
-        line.read_exact(&mut body).await.unwrap();
-        let said = match wire::decode(&body).unwrap() {
-            ToEngine::Tokenize { id, text, .. } => {
-                vec![FromEngine::Tokenized { id, count: u32::try_from(text.len()).unwrap() }]
-            }
-            ToEngine::Generate { id, request } => answers(id, request),
-            ToEngine::Check { id, .. } => vec![FromEngine::Checked { id, why: None }],
-            ToEngine::Embed { id, texts } => {
-                // Two directions: what speaks of leases, and what does not.
-                let vector = |text: &String| if text.contains("lease") { vec![1.0, 0.0] } else { vec![0.0, 1.0] };
-                let prompt_tokens = u32::try_from(texts.iter().map(String::len).sum::<usize>()).unwrap();
-                let vectors = texts.iter().map(vector).collect();
-                vec![FromEngine::Accepted { id, prompt_tokens }, FromEngine::Embedded { id, vectors, prompt_tokens }]
-            }
-            ToEngine::Cancel { .. } | ToEngine::Save { .. } | ToEngine::Restore { .. } => Vec::new(),
-        };
-        for frame in said {
-            line.write_all(&wire::encode(&frame).unwrap()).await.unwrap();
-        }
-    }
 }
 
 /// One request to the shop, with the header that tells of what is stored.

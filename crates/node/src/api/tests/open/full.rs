@@ -1,6 +1,7 @@
 //! An engine that cannot take a request now: whoever pays for the call alone hears it before the payment is taken, or
 //! has it back.
 
+use super::engine::engine_that;
 use super::*;
 use crate::places::Place;
 use infer::FailureKind;

@@ -1,5 +1,6 @@
 //! Models beside the first one, behind the same shop.
 
+use super::engine::{answered, says_as};
 use super::flat::{bought, receipt_of, signed};
 use super::*;
 use crate::manifest::{Manifest, PerCall};
