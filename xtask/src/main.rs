@@ -37,6 +37,7 @@ cargo xtask <command>
   bench move      what customers feel while the agent moves and when a host is lost (--write: into the docs)
   bench journal   what durability costs, beside a plain file on the same disk (--dir DIR; --write: into the docs)
   bench sim       what simulated lives cost, one at a time and by thousands (--write: into the docs)
+  bench quality   what classify, extract and rerank get right on small sets of our own (--write: into the docs)
   engines [DIR]   one engine program for each class of processor, beside the program in DIR (default: target/release);
                   `cargo build --release` makes the rest of a release. On x86-64 only
   contracts       build the contracts and write their ABI and bytecode (contracts/abi)

@@ -516,7 +516,7 @@ fn prepay_days() -> u32 {
 fn day_secs() -> u32 {
     86_400
 }
-/// 111,034 gas (`settleExact`) at Base's 0.005 gwei and $2,500 an ETH, rounded up: docs/concepts/fees.md, November 2026.
+/// 110,942 gas (`settleExact`) at Base's 0.005 gwei and $2,500 an ETH, rounded up: docs/concepts/fees.md, November 2026.
 fn settlement_uusdc() -> u128 {
     1_400
 }

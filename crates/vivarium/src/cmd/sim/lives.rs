@@ -27,7 +27,7 @@ pub struct Flags {
     #[arg(long, conflicts_with = "days")]
     short: bool,
     /// A wrong world, to see that it is found out: on the third day something breaks this invariant, I1 to I7, or what a
-    /// machine promises: `output commit`, `journal`, `shares` or `moving`.
+    /// machine promises: `output commit`, `journal`, `shares`, `moving` or `takeover`.
     #[arg(long, value_name = "INVARIANT", conflicts_with = "short")]
     plant: Option<String>,
     /// One object a life, and a sum, as JSON lines.
@@ -89,7 +89,9 @@ fn parse(list: &str) -> Result<Vec<Fault>> {
 fn planted(invariant: &str) -> Result<Bug> {
     let found = Bug::ALL.iter().find(|(_, breaks)| *breaks == invariant);
     found.map(|(bug, _)| *bug).with_context(|| {
-        format!("nothing breaks {invariant:?} here: say I1 to I7, `output commit`, `journal`, `shares` or `moving`")
+        format!(
+            "nothing breaks {invariant:?} here: say I1 to I7, `output commit`, `journal`, `shares`, `moving` or `takeover`"
+        )
     })
 }
 
