@@ -14,8 +14,11 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 use tokio::net::TcpStream;
 
-/// Time to the response's head. Chosen, not measured: long enough for a busy two-core host.
-const HEAD_DEADLINE: Duration = Duration::from_secs(30);
+/// Time to the response's head, and then for each wait for more of it. Chosen, not measured: long enough for a busy two-core
+/// host.
+const DEADLINE: Duration = Duration::from_secs(30);
+/// What a body that is read whole brings at least in a deadline, bytes: 35 kB/s by the usual one. A guess, unmeasured.
+const BYTES_A_DEADLINE: usize = 1 << 20;
 const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
 /// Size limit of a body that is read whole unless the caller names another.
 const WHOLE_BODY_BYTES_MAX: usize = 64 << 20;
@@ -87,7 +90,7 @@ pub fn is_http(uri: &Uri) -> bool {
 #[derive(Clone, Debug)]
 pub struct Client {
     pool: Pool,
-    head_deadline: Duration,
+    deadline: Duration,
 }
 
 impl Default for Client {
@@ -98,7 +101,7 @@ impl Default for Client {
 
 impl Client {
     pub fn new() -> Self {
-        Self { pool: pool(), head_deadline: HEAD_DEADLINE }
+        Self { pool: pool(), deadline: DEADLINE }
     }
 
     /// A client that trusts this certificate (DER) beside the public authorities: a private one's, for services inside an
@@ -110,18 +113,19 @@ impl Client {
         let mut roots = public_roots();
         let certificate = CertificateDer::from(certificate.to_vec());
         roots.add(certificate).map_err(|e| Error::new(Kind::Usage, "a trusted certificate", e))?;
-        Ok(Self { pool: pool_of(&Arc::new(config_of(roots))), head_deadline: HEAD_DEADLINE })
+        Ok(Self { pool: pool_of(&Arc::new(config_of(roots))), deadline: DEADLINE })
     }
 
     /// A client whose connections come about by `dial`, without TLS: of a simulated network, or a tunnel.
     pub fn dialling(dial: Dial) -> Self {
         let pool = legacy::Client::builder(TokioExecutor::new()).build(Connector::by(dial));
-        Self { pool, head_deadline: HEAD_DEADLINE }
+        Self { pool, deadline: DEADLINE }
     }
 
-    /// The same connections with another deadline for the response's head.
-    pub fn with_deadline(&self, head_deadline: Duration) -> Self {
-        Self { pool: self.pool.clone(), head_deadline }
+    /// The same connections with another deadline: for the response's head, for a body of JSON after it, and for each wait
+    /// for more of a body that is read whole. One that is read piece by piece ([`Body::chunk`]) is its reader's to time.
+    pub fn with_deadline(&self, deadline: Duration) -> Self {
+        Self { pool: self.pool.clone(), deadline }
     }
 
     pub async fn get(&self, url: &str) -> Result<Response, Error> {
@@ -166,9 +170,9 @@ impl Client {
             .body(Full::new(body))
             .map_err(|e| Error::new(Kind::Usage, url, e))?;
         *request.headers_mut() = headers;
-        let answer = match tokio::time::timeout(self.head_deadline, self.pool.request(request)).await {
+        let answer = match tokio::time::timeout(self.deadline, self.pool.request(request)).await {
             Err(_) => {
-                let message = format!("no answer within {} s", self.head_deadline.as_secs_f32());
+                let message = format!("no answer within {} s", self.deadline.as_secs_f32());
                 return Err(Error::new(Kind::Unknown, url, message));
             }
             Ok(Err(e)) if e.is_connect() => return Err(Error::new(Kind::Unreachable, url, chain_of(&e))),
@@ -176,7 +180,8 @@ impl Client {
             Ok(Ok(answer)) => answer,
         };
         let (head, body) = answer.into_parts();
-        Ok(Response { url: url.to_owned(), status: head.status, headers: head.headers, body: Body { inner: body } })
+        let body = Body { inner: body, deadline: self.deadline };
+        Ok(Response { url: url.to_owned(), status: head.status, headers: head.headers, body })
     }
 }
 
@@ -207,37 +212,59 @@ impl Response {
         if self.status.is_success() {
             return Ok(self);
         }
-        let (url, status) = (self.url.clone(), self.status);
-        let text =
-            self.bytes(64 << 10).await.map(|b| String::from_utf8_lossy(&b).trim().to_owned()).unwrap_or_default();
+        let (url, status, deadline) = (self.url.clone(), self.status, self.body.deadline);
+        let whole = within(deadline, &url, self.bytes(64 << 10)).await;
+        let text = whole.map(|b| String::from_utf8_lossy(&b).trim().to_owned()).unwrap_or_default();
         let text: String = text.chars().take(500).collect();
         Err(Error::new(Kind::BadAnswer, &url, format!("answered {status}: {text}")))
     }
 
-    /// The whole body, at most `bytes_max` long.
+    /// The whole body, at most `bytes_max` long. Whoever sends it and falls silent for the client's deadline, or brings less
+    /// than a MiB in each, is not waited for.
+    ///
+    /// # Errors
+    /// `BadAnswer` when it is longer, `Unknown` when it breaks off or does not come.
     pub async fn bytes(mut self, bytes_max: usize) -> Result<Bytes, Error> {
-        let mut whole = BytesMut::new();
-        while let Some(chunk) = self.body.chunk(&self.url).await? {
-            if whole.len() + chunk.len() > bytes_max {
-                return Err(Error::new(Kind::BadAnswer, &self.url, format!("answer is longer than {bytes_max} bytes")));
+        let (url, deadline) = (self.url, self.body.deadline);
+        let deadlines = u32::try_from(bytes_max / BYTES_A_DEADLINE).unwrap_or(u32::MAX).saturating_add(1);
+        let whole = async {
+            let mut whole = BytesMut::new();
+            while let Some(chunk) = within(deadline, &url, self.body.chunk(&url)).await? {
+                if whole.len() + chunk.len() > bytes_max {
+                    return Err(Error::new(Kind::BadAnswer, &url, format!("answer is longer than {bytes_max} bytes")));
+                }
+                whole.extend_from_slice(&chunk);
             }
-            whole.extend_from_slice(&chunk);
-        }
-        Ok(whole.freeze())
+            Ok(whole.freeze())
+        };
+        within(deadline.saturating_mul(deadlines), &url, whole).await
     }
 
+    /// The whole body within the client's deadline, as what it says.
+    ///
+    /// # Errors
+    /// As [`Response::bytes`]; `BadAnswer` when it is something else.
     pub async fn json<T: DeserializeOwned>(self) -> Result<T, Error> {
-        let url = self.url.clone();
-        let bytes = self.bytes(WHOLE_BODY_BYTES_MAX).await?;
+        let (url, deadline) = (self.url.clone(), self.body.deadline);
+        let bytes = within(deadline, &url, self.bytes(WHOLE_BODY_BYTES_MAX)).await?;
         serde_json::from_slice(&bytes)
             .map_err(|e| Error::new(Kind::BadAnswer, &url, format!("not the JSON expected: {e}")))
     }
+}
+
+async fn within<T>(deadline: Duration, url: &str, reading: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    let late = |_| {
+        Error::new(Kind::Unknown, url, format!("began to answer, and was not done {} s later", deadline.as_secs_f32()))
+    };
+    tokio::time::timeout(deadline, reading).await.map_err(late)?
 }
 
 /// A body read chunk by chunk.
 #[derive(Debug)]
 pub struct Body {
     inner: Incoming,
+    /// Its client's.
+    deadline: Duration,
 }
 
 impl Body {

@@ -1,5 +1,7 @@
 //! The client against a TLS server whose authority is the test's own.
 
+mod silent;
+
 use net::{Client, Kind};
 use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
 use std::sync::Arc;
