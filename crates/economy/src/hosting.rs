@@ -24,14 +24,19 @@ const REFRESH_LEAD_PCT: u64 = 30;
 /// Committing before a handover may take this much longer than the notice; then the move goes on without: the last
 /// acknowledged checkpoint serves, and missing acknowledgements never delay a planned move.
 const CHECKPOINT_BLOCKS: u64 = 10;
+/// A move is announced, and then made, only to a standby whose last word is no older than so many blocks and says that it is
+/// able: it is asked about once a second. A guess, unmeasured.
+const ABLE_BLOCKS: u64 = 8;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 struct Standby {
     lease: u64,
     seen_at: u64,
     ready_at: Option<u64>,
-    /// When its node last said that it is ready.
+    /// When its node last said that it is able to lead.
     answered_at: Option<u64>,
+    /// Its last word said so.
+    is_able: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
@@ -60,7 +65,9 @@ impl Hosting {
     }
 
     pub fn answered(&mut self, lease: u64, ready: bool, now: u64) {
-        if let Some(standby) = self.standby.as_mut().filter(|s| s.lease == lease && ready) {
+        let Some(standby) = self.standby.as_mut().filter(|s| s.lease == lease) else { return };
+        standby.is_able = ready;
+        if ready {
             standby.answered_at = Some(now);
         }
     }
@@ -79,11 +86,19 @@ impl Hosting {
         penalty.fails = penalty.fails.saturating_add(1);
     }
 
-    /// Whether the standby answered within the fence: one that has been silent for longer would have stopped itself.
-    /// Nothing is handed over to it then, and no rent vouched for.
-    fn recent(&self, lease: u64, now: u64, fence: u32) -> bool {
+    /// Whether the standby answered within so many seconds.
+    fn recent(&self, lease: u64, now: u64, within: u64) -> bool {
         let answered = self.standby.filter(|s| s.lease == lease).and_then(|s| s.answered_at);
-        answered.is_some_and(|at| now <= at.saturating_add(u64::from(fence)))
+        answered.is_some_and(|at| now <= at.saturating_add(within))
+    }
+
+    /// What keeps a move to this standby waiting.
+    fn unable(&self, lease: u64, now: u64, within: u64) -> Option<MoveWaits> {
+        match self.standby.filter(|s| s.lease == lease) {
+            _ if !self.recent(lease, now, within) => Some(MoveWaits::Silent),
+            Some(standby) if !standby.is_able => Some(MoveWaits::Unable),
+            _ => None,
+        }
     }
 }
 
@@ -98,9 +113,10 @@ fn left_pct(lease: &LeaseView, at: u64) -> u64 {
 }
 
 impl Agent {
-    /// Whether the standby's node answered lately: a heartbeat then vouches for its rent.
+    /// Whether the standby's node answered within the fence: a heartbeat then vouches for its rent. One that has been silent
+    /// for longer would have stopped itself.
     pub(crate) fn standby_answered(&self, view: &View, now: u64) -> bool {
-        let fence = self.genesis.timers.fence;
+        let fence = u64::from(self.genesis.timers.fence);
         view.standby.as_ref().is_some_and(|s| s.ready && self.hosting.recent(s.id, now, fence))
     }
 
@@ -143,7 +159,7 @@ impl Agent {
         };
         let mut standby = match self.hosting.standby {
             Some(standby) if standby.lease == lease.id => standby,
-            _ => Standby { lease: lease.id, seen_at: now, ready_at: None, answered_at: None },
+            _ => Standby { lease: lease.id, seen_at: now, ready_at: None, answered_at: None, is_able: false },
         };
         if lease.ready && standby.ready_at.is_none() {
             standby.ready_at = Some(now);
@@ -255,8 +271,9 @@ impl Agent {
         if !standby.ready {
             return self.wait(active, MoveWaits::NotReady, turn);
         }
-        if !self.hosting.recent(standby.id, turn.now, timers.fence) {
-            return self.wait(active, MoveWaits::Silent, turn);
+        let block = u64::from(self.genesis.policy.wishes.block_secs);
+        if let Some(why) = self.hosting.unable(standby.id, turn.now, ABLE_BLOCKS * block) {
+            return self.wait(active, why, turn);
         }
         self.hosting.waits = None;
         if view.announced != standby.id {
@@ -268,7 +285,6 @@ impl Agent {
             return;
         }
         self.hosting.moving_to = Some(standby.id);
-        let block = u64::from(self.genesis.policy.wishes.block_secs);
         let notice_over = view.announced_at + u64::from(timers.handover_notice);
         let committed = self.checkpoint.at > view.announced_at && !self.flights.busy(Task::Checkpoint);
         let patience_over =

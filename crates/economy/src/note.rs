@@ -240,6 +240,7 @@ pub enum MoveWaits {
     NoStandby,
     NotReady,
     Silent,
+    Unable,
 }
 
 /// How hungry the agent is, by its runway. Ordered: later is worse.
@@ -312,6 +313,7 @@ impl fmt::Display for MoveWaits {
             Self::NoStandby => "there is no standby",
             Self::NotReady => "the standby is not ready yet",
             Self::Silent => "the standby has not answered lately",
+            Self::Unable => "the standby says that it is not able to lead yet",
         })
     }
 }

@@ -280,3 +280,46 @@ fn a_restored_memory_that_is_refused_is_tried_again_in_time() {
     assert_eq!(tries_within(true), [0, 4, 12, 28, 60, 124, 252, 508, 1_020, 1_620, 2_220, 2_820, 3_420]);
     assert_eq!(tries_within(false), [0, 4, 12, 28, 60, 124, 252, 508, 1_020, 1_920, 2_820]);
 }
+
+/// An announced move is made to a standby that is there and able now, not to one that was before.
+#[test]
+fn nothing_is_handed_over_to_a_standby_that_died_or_is_not_able() {
+    let notice = u64::from(Timers::real().handover_notice);
+    let moving = |second: u64| View {
+        number: second / 2,
+        timestamp: NOW + second,
+        active: Some(LeaseView { end: NOW + 300_000, ..lease(1, 1, NOW - 600_000) }),
+        standby: Some(lease(2, 2, NOW - 86_400)),
+        announced: if second > 0 { 2 } else { 0 },
+        announced_at: if second > 0 { NOW } else { 0 },
+        ..view(vec![])
+    };
+    // The seconds in which it asks for a move or a handover, when its standby says this in each.
+    let asked = |says: &dyn Fn(u64) -> Option<bool>| {
+        let (mut agent, mut asked, mut lsn) = (agent(), Vec::new(), 0);
+        for second in (0..2 * notice).step_by(2) {
+            lsn += 2;
+            let mut outputs = agent.step(NOW + second, lsn, Input::Block(Box::new(moving(second))));
+            if let Some(ready) = says(second) {
+                outputs.extend(agent.step(NOW + second, lsn + 1, Input::StandbyAnswered { lease: 2, ready }));
+            }
+            for output in outputs {
+                match output {
+                    Output::Announce { .. } => asked.push(("announce", second)),
+                    Output::Handover { .. } => asked.push(("handover", second)),
+                    _ => {}
+                }
+            }
+        }
+        asked
+    };
+    let (announce, waits) = (("announce", 0), notice + CHECKPOINT_BLOCKS * 2);
+    assert_eq!(asked(&|_| Some(true)), [announce, ("handover", waits)]);
+    // Its host dies in the middle of the notice, and comes back; it never comes back.
+    let back = waits + 60;
+    assert_eq!(asked(&|second| (second < 300 || second >= back).then_some(true)), [announce, ("handover", back)]);
+    assert_eq!(asked(&|second| (second < 300).then_some(true)), [announce]);
+    // It cannot have the memory yet.
+    assert_eq!(asked(&|second| Some(second == 0 || second >= back)), [announce, ("handover", back)]);
+    assert_eq!(asked(&|_| None), []);
+}
