@@ -19,7 +19,8 @@ pub const ABOUT: &[&str] = &[
     "crates/chain",
     "crates/pay",
     "crates/journal",
-    "crates/steward",
+    "crates/steward/src/ack.rs",
+    "crates/steward/src/share.rs",
     "crates/store/src/checkpoint",
     "contracts/abi",
 ];

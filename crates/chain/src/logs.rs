@@ -22,7 +22,7 @@ use crate::{
 /// Blocks in which a reorg is noticed and undone. Deeper ones are an error: nothing in the protocol survives them.
 pub const WINDOW: u64 = 64;
 
-/// Blocks asked for at once when far behind.
+/// Blocks asked for at once when far behind; fewer from an endpoint that does not answer for so many.
 const RANGE: u64 = 1_000;
 
 /// Which contracts to listen to.
@@ -141,6 +141,13 @@ impl LogCore {
         Self { sources, next: from, floor: from, window: VecDeque::new() }
     }
 
+    /// Reports from the block on that hangs on this one, of which was read what is known of it and of those before. A branch
+    /// below it is an error, as one below the window.
+    pub fn after(sources: Sources, (number, hash): (u64, B256)) -> Self {
+        let window = VecDeque::from([Seen { number, hash, logs: Vec::new() }]);
+        Self { sources, next: number + 1, floor: number + 1, window }
+    }
+
     /// The first height that was not reported yet.
     pub fn next_block(&self) -> u64 {
         self.next
@@ -149,7 +156,7 @@ impl LogCore {
     /// What to do about `head`, given the headers fetched so far on the way down from it (by hash).
     ///
     /// # Errors
-    /// `Unknown` for a reorg deeper than the window.
+    /// `Unknown` for a reorg deeper than the window, or than what this began with.
     pub fn plan(&self, head: Head, headers: &BTreeMap<B256, Head>) -> Result<Step, Error> {
         if head.number < self.floor || self.seen(head.number).is_some_and(|s| s.hash == head.hash) {
             return Ok(Step::Nothing);
@@ -167,8 +174,7 @@ impl LogCore {
             }
             if cursor.number == self.floor {
                 if below.is_some() {
-                    let message = format!("a reorg deeper than {WINDOW} blocks, below block {}", self.floor);
-                    return Err(Error::unknown(message));
+                    return Err(self.too_deep());
                 }
                 break;
             }
@@ -180,7 +186,14 @@ impl LogCore {
         Ok(Step::Branch { blocks })
     }
 
-    /// The newest reported block that could be taken back.
+    fn too_deep(&self) -> Error {
+        Error::unknown(format!(
+            "a reorg below block {}: deeper than {WINDOW} blocks, or than what was read",
+            self.floor
+        ))
+    }
+
+    /// The newest reported block.
     pub fn newest(&self) -> Option<(u64, B256)> {
         self.window.back().map(|s| (s.number, s.hash))
     }
@@ -343,13 +356,15 @@ impl LogParts {
 pub struct LogReader {
     chains: Vec<Chain>,
     core: LogCore,
+    /// Blocks to ask for at once.
+    range: u64,
 }
 
 impl LogReader {
     /// A reader that goes on from `core` and reports what all `chains`, endpoints of one chain, say; at least one.
     pub fn new(chains: Vec<Chain>, core: LogCore) -> Self {
         assert!(!chains.is_empty(), "somebody must be asked");
-        Self { chains, core }
+        Self { chains, core, range: RANGE }
     }
 
     /// What was reported so far.
@@ -358,7 +373,8 @@ impl LogReader {
     }
 
     /// Everything up to and including `head`, in order; first what a reorg took back. Nothing when `head` is not
-    /// newer than what was reported. After an error nothing was reported and nothing is lost: call it again.
+    /// newer than what was reported. After an error nothing was reported and nothing is lost: call it again; far behind,
+    /// fewer blocks are asked for at once then.
     ///
     /// # Errors
     /// `Rpc` (also when `head` was itself reorged away meanwhile, or endpoints differ), `Unknown` for a reorg that is too
@@ -378,9 +394,14 @@ impl LogReader {
                 }
                 Step::Range { .. } if self.lost_newest(&mut core, &mut out).await? => {}
                 Step::Range { first, last } => {
+                    let last = last.min(first + self.range - 1);
                     let range = |filter: Filter| filter.from_block(first).to_block(last);
-                    let logs = self.fetch(&core, &[range]).await?.pop().unwrap_or_default();
-                    core.extend_range(last, logs, &mut out);
+                    let fetched = self.fetch(&core, &[range]).await;
+                    if fetched.is_err() {
+                        // Endpoints have bounds of blocks, of logs or of time.
+                        self.range = (self.range / 2).max(1);
+                    }
+                    core.extend_range(last, fetched?.pop().unwrap_or_default(), &mut out);
                 }
                 Step::Branch { blocks } => {
                     let by_hash: Vec<_> =
@@ -395,6 +416,7 @@ impl LogReader {
             }
         }
         self.core = core;
+        self.range = (2 * self.range).min(RANGE);
         Ok(out)
     }
 
@@ -406,7 +428,7 @@ impl LogReader {
             return Ok(false);
         }
         if number < core.floor {
-            return Err(Error::unknown(format!("a reorg deeper than {WINDOW} blocks, below block {}", core.floor)));
+            return Err(core.too_deep());
         }
         core.revert_from(number, out);
         Ok(true)

@@ -184,3 +184,20 @@ fn what_was_kept_takes_back_what_was_reported_before_the_restart() {
     assert_eq!(fake.poll(&mut core, branch).expect("shallow"), [-9_000, 9_001, 10_001]);
     assert!(LogCore::from_bytes(b"rubbish", sources()).is_err());
 }
+
+/// What an earlier run read of a block that is gone now must be taken back by whoever knows it, not read once more.
+#[test]
+fn a_branch_below_the_block_that_it_began_with_is_an_error() {
+    let (mut fake, _) = fake();
+    let head = fake.grow(1, 9, 0, 0);
+    let begin = || LogCore::after(sources(), (5, Fake::hash(5, 0)));
+    let mut core = begin();
+    assert_eq!(core.next_block(), 6);
+    assert_eq!(fake.poll(&mut core, head).expect("no reorg"), [6_000, 7_000, 8_000, 9_000]);
+    let shallow = fake.grow(6, 10, 1, 0);
+    assert_eq!(fake.poll(&mut core, shallow).expect("it hangs on the same block").len(), 4 + 5);
+    let deep = fake.grow(5, 10, 2, 0);
+    for mut core in [begin(), core] {
+        assert_eq!(fake.poll(&mut core, deep).expect_err("its block is gone").kind, crate::Kind::Unknown);
+    }
+}

@@ -1,11 +1,14 @@
 //! The log reader against a node that reorganises its chain.
 
+use crate::stand_in;
+use crate::world::World;
 use chain::{
-    alloy::primitives::Address,
+    Head,
+    alloy::primitives::{Address, B256},
     logs::{Event, LogCore, LogItem, LogReader, Sources},
 };
-
-use crate::world::World;
+use serde_json::json;
+use std::sync::{Arc, Mutex};
 
 /// Transfers to the treasury less what was taken back, and how many items were taken back.
 fn sum(items: &[LogItem]) -> (i64, usize) {
@@ -74,4 +77,38 @@ async fn a_reader_far_behind_catches_up() {
     world.reorg(12).await;
     let head = world.chain.head().await.expect("head");
     assert_eq!(sum(&reader.poll(head).await.expect("logs")), (-6, 2));
+}
+
+/// As public ones are: a bound of blocks, or of logs, that nobody tells.
+#[tokio::test]
+async fn an_endpoint_that_does_not_answer_for_many_blocks_is_asked_for_fewer() {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let seen = asked.clone();
+    let chain = stand_in::endpoint(move |request| {
+        let filter = request["params"][0].clone();
+        let number = |name: &str| filter[name].as_str().and_then(|text| u64::from_str_radix(&text[2..], 16).ok());
+        let blocks = number("toBlock").zip(number("fromBlock")).map(|(last, first)| last - first + 1);
+        let is_refused = blocks.is_some_and(|blocks| blocks > 150);
+        if request["method"] == "eth_getLogs" && !seen.lock().unwrap().ends_with(&[blocks]) {
+            seen.lock().unwrap().push(blocks);
+        }
+        async move {
+            match is_refused {
+                true => json!({ "error": { "code": -32005, "message": "query returned more than 10000 results" } }),
+                false => json!({ "result": [] }),
+            }
+        }
+    })
+    .await;
+    let any = Address::repeat_byte(0x77);
+    let mut reader = LogReader::new(vec![chain], LogCore::new(Sources { treasury: any, market: any, usdc: any }, 1));
+    let head =
+        Head { number: 1_600, hash: B256::repeat_byte(1), parent: B256::repeat_byte(2), timestamp: 0, base_fee: 0 };
+    // The blocks near the head are asked for by their hashes, which this one does not know: an error of another kind.
+    for _ in 0..20 {
+        let _ = reader.poll(head).await;
+    }
+    let asked = asked.lock().unwrap().clone();
+    // All but the last 64.
+    assert_eq!(asked[..5], [1_000, 500, 250, 125, 1_536 % 125].map(Some), "{asked:?}");
 }

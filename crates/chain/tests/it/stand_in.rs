@@ -7,7 +7,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpListener;
 
 /// `answer` gets each request, and gives the part that comes beside `jsonrpc` and `id`: `{"result": …}` or
-/// `{"error": …}`. One request after the other.
+/// `{"error": …}`. One request after the other, also of a batch.
 pub async fn endpoint<F>(mut answer: impl FnMut(Value) -> F + Send + 'static) -> Chain
 where
     F: Future<Output = Value> + Send,
@@ -30,9 +30,22 @@ where
             let mut body = vec![0; length];
             stream.read_exact(&mut body).await.expect("a body");
             let request: Value = serde_json::from_slice(&body).expect("JSON");
-            let id = request["id"].clone();
-            let mut said = answer(request).await;
-            (said["jsonrpc"], said["id"]) = (json!("2.0"), id);
+            let mut one = async |request: Value| {
+                let id = request["id"].clone();
+                let mut said = answer(request).await;
+                (said["jsonrpc"], said["id"]) = (json!("2.0"), id);
+                said
+            };
+            let said = match request {
+                Value::Array(batch) => {
+                    let mut said = Vec::with_capacity(batch.len());
+                    for request in batch {
+                        said.push(one(request).await);
+                    }
+                    said.into()
+                }
+                request => one(request).await,
+            };
             let said = said.to_string();
             let head = format!(
                 "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
