@@ -17,7 +17,7 @@ use crate::restore::{self, Restored};
 use crate::settle::{Settlement, Waiter};
 use crate::shared::{Role, Shared};
 use crate::state::{Recorded, State};
-use crate::watch::News;
+use crate::watch::{News, ReadAfter};
 use crate::{act, genesis, money_events};
 use alloy::primitives::B256;
 use chain::bindings::TreasuryEvent;
@@ -54,8 +54,10 @@ pub enum Event {
     ChainLost(String),
     /// The journal's disk: durable up to here, or failed for good.
     Durable(std::result::Result<u64, String>),
-    /// The newest block read before this process began that the chain still has (0: none of them).
+    /// The newest block that was read and that the chain still has (0: none of them).
     StillStands(u64),
+    /// A branch took back what was read, deeper than the watcher can tell; it reads no events until it is told from where.
+    ReadAnew(String),
     /// A paying customer, through the HTTP API.
     Ask(Box<Ask>),
     /// Another node of this agent.
@@ -127,6 +129,7 @@ impl Event {
             Self::Chain(_) => "chain",
             Self::ChainLost(_) => "chain_lost",
             Self::StillStands(_) => "still_stands",
+            Self::ReadAnew(_) => "read_anew",
             Self::Durable(_) => "durable",
             Self::Ask(_) => "ask",
             Self::Peer(_) => "peer",
@@ -154,7 +157,14 @@ impl Event {
     /// What a node that is fenced must not lose: the end of something that it sent, without which the life waits for ever,
     /// and where its reading of events goes on.
     fn is_kept_behind_the_fence(&self) -> bool {
-        matches!(self, Self::Acted { .. } | Self::Archivist { .. } | Self::Committed { .. } | Self::StillStands(_))
+        matches!(
+            self,
+            Self::Acted { .. }
+                | Self::Archivist { .. }
+                | Self::Committed { .. }
+                | Self::StillStands(_)
+                | Self::ReadAnew(_)
+        )
     }
 
     /// How long its arm may take.
@@ -212,7 +222,7 @@ pub struct Node {
     pub news: Option<Box<News>>,
     pub(crate) durable: watch::Sender<u64>,
     /// The block after which the watcher also reads events; `None` while they concern somebody else.
-    pub(crate) logs_from: watch::Sender<Option<u64>>,
+    pub(crate) logs_from: watch::Sender<Option<ReadAfter>>,
     /// The lease that is followed; tells the follower which checkpoint the chain names, and nothing to end it.
     follower: Option<(u64, watch::Sender<Option<B256>>)>,
     /// The old node said its last word (or the restore needs none).
@@ -302,7 +312,7 @@ enum Begins {
 }
 
 impl Node {
-    pub fn new(cx: Arc<Context>, shared: Arc<Shared>, logs_from: watch::Sender<Option<u64>>) -> Self {
+    pub fn new(cx: Arc<Context>, shared: Arc<Shared>, logs_from: watch::Sender<Option<ReadAfter>>) -> Self {
         let fence = Fence::new(u64::from(cx.birth.timers.fence));
         Self {
             cx,
@@ -395,6 +405,10 @@ impl Node {
             Event::Chain(news) => self.on_chain(news)?,
             Event::ChainLost(why) => tracing::warn!(why, "the chain does not answer, or not with one voice"),
             Event::StillStands(height) => self.read_on_from(height)?,
+            Event::ReadAnew(why) => {
+                tracing::warn!(why, "what was read is compared with the chain anew");
+                self.ask_what_stands();
+            }
             Event::Durable(Ok(lsn)) => self.on_durable(lsn)?,
             Event::Durable(Err(why)) => self.on_disk_failed(&why),
             Event::Ask(ask) => self.on_ask(*ask)?,
@@ -616,9 +630,22 @@ impl Node {
                 money_events::reversed_in(payments).for_each(|request| self.ask_again(request));
             }
         }
+        let read = self.live.as_ref().and_then(|live| live.state.read_blocks().find(|(number, _)| *number == height));
+        let hash = read.map(|(_, hash)| B256::from(hash));
         // A receiver that is gone means that the loop ends, too.
-        let _ = self.logs_from.send(Some(height + 1));
+        let _ = self.logs_from.send(Some(ReadAfter { height, hash }));
         Ok(())
+    }
+
+    /// Which of the blocks that were read the chain still has.
+    fn ask_what_stands(&self) {
+        let Some(live) = &self.live else { return };
+        let read: Vec<_> = live.state.read_blocks().collect();
+        let cx = self.cx.clone();
+        tokio::spawn(async move {
+            let height = crate::watch::newest_standing(&cx, read).await;
+            cx.tell(Event::StillStands(height)).await;
+        });
     }
 
     /// One input of the life, if this node leads it.
@@ -771,12 +798,7 @@ impl Node {
             self.shared.sell_at(price);
         }
         let unfinished = live.unfinished(now);
-        let read: Vec<_> = live.state.read_blocks().collect();
-        let cx = self.cx.clone();
-        tokio::spawn(async move {
-            let height = crate::watch::newest_standing(&cx, read).await;
-            cx.tell(Event::StillStands(height)).await;
-        });
+        self.ask_what_stands();
         for (id, output) in unfinished {
             act::perform(self, id, output);
         }
@@ -1240,7 +1262,8 @@ mod tests {
         assert_eq!((node.role, beats(&node)), (Role::Fenced, vec![beat]));
         node.on_chain(whole_block(&node, 4)).unwrap();
         assert_eq!((node.role, beats(&node)), (Role::Active, vec![]));
-        assert_eq!(*logs_from.borrow(), Some(1), "events are read on");
+        let after = ReadAfter { height: 0, hash: None };
+        assert_eq!(*logs_from.borrow(), Some(after), "events are read on");
         // As it asked to be.
         node.live.as_mut().unwrap().wake_at = 0;
         node.on_chain(whole_block(&node, 5)).unwrap();

@@ -100,8 +100,26 @@ impl Reader {
     }
 }
 
+/// The block after which events are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadAfter {
+    pub height: u64,
+    /// What was read hangs on it; `None` if nothing was.
+    pub hash: Option<B256>,
+}
+
+impl ReadAfter {
+    fn reader(self, cx: &Context) -> Reader {
+        let core = match self.hash {
+            Some(hash) => LogCore::after(sources(cx), (self.height, hash)),
+            None => LogCore::new(sources(cx), self.height + 1),
+        };
+        Reader::new(LogReader::new(cx.chains.clone(), core))
+    }
+}
+
 /// Follows the head and tells the main loop, and whoever waits for it, of each new block. Ends with the main loop.
-pub async fn watch(cx: Arc<Context>, every: Duration, mut logs_from: channel::Receiver<Option<u64>>) {
+pub async fn watch(cx: Arc<Context>, every: Duration, mut logs_from: channel::Receiver<Option<ReadAfter>>) {
     let mut last = None;
     let mut reader: Option<Reader> = None;
     let mut interval = tokio::time::interval(every);
@@ -113,9 +131,7 @@ pub async fn watch(cx: Arc<Context>, every: Duration, mut logs_from: channel::Re
                 if changed.is_err() {
                     return;
                 }
-                reader = logs_from
-                    .borrow_and_update()
-                    .map(|from| Reader::new(LogReader::new(cx.chains.clone(), LogCore::new(sources(&cx), from))));
+                reader = logs_from.borrow_and_update().map(|after| after.reader(&cx));
                 last = None;
             }
         }
@@ -125,6 +141,11 @@ pub async fn watch(cx: Arc<Context>, every: Duration, mut logs_from: channel::Re
                 last = Some(news.head.hash);
                 cx.head.send_replace(news.head.number);
                 cx.tell(Event::Chain(Box::new(news))).await;
+            }
+            // A branch below what this reader began with: where it goes on from is asked anew.
+            Err(e) if e.kind == chain::Kind::Unknown && reader.take().is_some() => {
+                last = None;
+                cx.tell(Event::ReadAnew(chain_of(&e))).await;
             }
             Err(e) => cx.tell(Event::ChainLost(chain_of(&e))).await,
         }

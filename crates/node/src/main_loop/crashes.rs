@@ -1,14 +1,16 @@
 //! A node that dies at any record, and starts again from those before it.
 
-use super::tests::{block, node, records, whole_block};
+use super::tests::{block, node, node_on, records, whole_block};
 use super::*;
-use crate::paid_call;
+use crate::{paid_call, stand_in};
 use alloy::primitives::{Address, U256};
+use alloy::rpc::types::{Block, Transaction};
 use chain::bindings::Treasury;
 use chain::logs::ChainLog;
 use economy::Usdc;
 use pay::BookInput;
 use pay::book::{AbortWhy, Service, Totals};
+use serde_json::{Value, json};
 
 const PAYER: [u8; 20] = [0xC1; 20];
 const PRICE: u128 = paid_call::PRICE.0;
@@ -121,6 +123,39 @@ async fn a_crash_at_any_record_of_a_block_ends_in_the_books_of_the_chain() {
         }
         assert_eq!(books(&stands), with, "the block stands, and the journal ends with record {last}");
     }
+}
+
+/// The watcher of a process knows the chain from the block on with which it began. A branch may begin below that.
+#[tokio::test]
+async fn a_branch_below_the_block_that_a_process_began_with_is_noticed_and_taken_back() {
+    let dir = tempfile::tempdir().unwrap();
+    // Another second block than the one that was read.
+    let url = stand_in::endpoint(async |asked: Value| {
+        let number = asked["params"][0].as_str().unwrap_or_default().to_owned();
+        let mut block = serde_json::to_value(Block::<Transaction>::default()).unwrap();
+        let fork = if number == "0x1" { 1 } else { 9 };
+        (block["number"], block["hash"]) = (json!(number), json!(B256::repeat_byte(fork)));
+        Ok(block)
+    });
+    let (mut node, mut heard) = node_on(&url.await, dir.path());
+    for _ in 0..2 {
+        node.on_chain(whole_block(&node, 1)).unwrap();
+    }
+    open_call(&mut node, 1);
+    let now = node.now();
+    node.live.as_mut().unwrap().record(now, &delivered(1)).unwrap();
+    let without = books(&node.live.as_ref().unwrap().state);
+    let mut news = whole_block(&node, 2);
+    (news.logs, news.state.balance) = (Some(told(&node, 2, vec![came_in(1)])), U256::from(PRICE));
+    node.on_chain(news).unwrap();
+    assert_ne!(books(&node.live.as_ref().unwrap().state), without);
+    let logs_from = node.logs_from.subscribe();
+    node.on_event(Event::ReadAnew("a reorg below block 2".into())).unwrap();
+    while *logs_from.borrow() != Some(ReadAfter { height: 1, hash: Some(B256::repeat_byte(1)) }) {
+        let event = tokio::time::timeout(Duration::from_secs(60), heard.recv()).await.expect("it is told").unwrap();
+        node.on_event(event).unwrap();
+    }
+    assert_eq!(books(&node.live.as_ref().unwrap().state), without);
 }
 
 // ---- in the middle of a handover ----
