@@ -3,9 +3,10 @@
 
 use crate::error::{Error, Result};
 use alloy::primitives::Address;
+use axum::http::Uri;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 /// Everything the daemon is told. All else it reads from the chain and from its own data directory.
@@ -17,7 +18,8 @@ pub struct HostConfig {
     /// Where `/status` and `/health` answer. Port 0 takes a free one. Tenants listen on the same address,
     /// each on a port of its own.
     pub listen: SocketAddr,
-    /// The daemon's own URL, posted with each offer. A tenant's URL has the same host and its own port.
+    /// The daemon's own URL, `http://HOST:PORT` with a host that strangers reach, posted with each offer. A tenant's URL has
+    /// the same host and its own port ([`HostConfig::tenant_url`]).
     pub public_url: String,
     /// Chain endpoints in order of preference; the daemon reads from the first that answers.
     pub rpc_urls: Vec<String>,
@@ -103,8 +105,23 @@ impl HostConfig {
         Ok(config)
     }
 
+    /// Where the tenant that listens on `port` is reached: what `ready` puts on chain.
+    ///
+    /// Fails with what to write when `public_url` names no host that could be announced.
+    pub fn tenant_url(&self, port: u16) -> Result<String> {
+        let host = public_host(&self.public_url).ok_or_else(|| {
+            Error::setup(format!(
+                "public_url is {:?}: write http://HOST:PORT, without a path and not https, with the name or address by \
+                 which strangers reach this machine; each tenant is announced at that host and a port of its own",
+                self.public_url
+            ))
+        })?;
+        Ok(format!("http://{host}:{port}"))
+    }
+
     fn check(&self) -> Result<()> {
         let need = |holds: bool, what: &str| if holds { Ok(()) } else { Err(Error::setup(what)) };
+        self.tenant_url(0)?;
         need(!self.rpc_urls.is_empty(), "rpc_urls needs at least one endpoint")?;
         need(!self.store_urls.is_empty(), "store_urls needs at least one store")?;
         need(self.threads > 0, "threads must be at least 1")?;
@@ -120,6 +137,18 @@ impl HostConfig {
         }
         Ok(())
     }
+}
+
+/// The host of `http://HOST` or `http://HOST:PORT`, an IPv6 address with its brackets; None when that is not all of it. Tenants
+/// speak plain HTTP, so an `https://` would promise what nobody answers. The address that stands for all of a machine's own
+/// is none that a stranger could ask.
+fn public_host(url: &str) -> Option<String> {
+    let uri: Uri = url.parse().ok()?;
+    let authority = uri.authority()?;
+    let (host, port) = (authority.host(), authority.port_u16());
+    let is_whole = url == format!("http://{host}") || port.is_some_and(|port| url == format!("http://{host}:{port}"));
+    let is_everywhere = host.trim_matches(['[', ']']).parse().is_ok_and(|ip: IpAddr| ip.is_unspecified());
+    (is_whole && !host.is_empty() && !is_everywhere).then(|| host.to_owned())
 }
 
 fn cores() -> u32 {

@@ -323,7 +323,7 @@ impl Daemon {
     ) -> Result<(), Error> {
         let dir = LeaseDir::open(&self.leases, lease)?;
         let listen = SocketAddr::new(self.config.listen.ip(), dir.port(self.config.listen.ip())?);
-        let url = self.tenant_url(listen.port());
+        let url = self.config.tenant_url(listen.port())?;
         dir.write_tenant_file(&TenantFile {
             rpc_urls: &self.config.rpc_urls,
             chain_id: self.config.chain_id,
@@ -351,17 +351,6 @@ impl Daemon {
         self.tenants.start(lease, run, command, &dir.log())?;
         tracing::info!(lease, run, %treasury, %listen, "tenant started");
         Ok(())
-    }
-
-    /// The daemon's public URL with the tenant's port.
-    fn tenant_url(&self, port: u16) -> String {
-        let rest = self.config.public_url.trim_start_matches("http://");
-        let authority = rest.split('/').next().unwrap_or(rest);
-        let host = match authority.rsplit_once(':') {
-            Some((host, digits)) if digits.bytes().all(|b| b.is_ascii_digit()) => host,
-            _ => authority,
-        };
-        format!("http://{host}:{port}")
     }
 
     /// Logs a trouble once, not at each of its repetitions.

@@ -59,3 +59,39 @@ fn bad_files_are_refused_by_name() {
         assert!(error.message.contains(word), "{from} -> {to}: {}", error.message);
     }
 }
+
+#[test]
+fn tenants_are_announced_at_the_public_host_and_what_is_none_is_refused_with_what_to_write() {
+    let announced = |url: &str| {
+        let text = GOOD.replacen("http://127.0.0.1:7001", url, 1);
+        HostConfig::parse(&text).and_then(|config| config.tenant_url(20_001))
+    };
+    for (url, host) in [
+        ("http://host.example:7100", "host.example"),
+        ("http://host.example", "host.example"),
+        ("http://192.0.2.7:7100", "192.0.2.7"),
+        ("http://[2001:db8::7]:7100", "[2001:db8::7]"),
+        ("http://[2001:db8::7]", "[2001:db8::7]"),
+    ] {
+        assert_eq!(announced(url).unwrap(), format!("http://{host}:20001"), "{url}");
+    }
+    for url in [
+        "https://host.example:7100",
+        "host.example:7100",
+        "http://",
+        "http://:7100",
+        "http://host.example:",
+        "http://host.example:71000",
+        "http://host.example:7100/",
+        "http://host.example/provider",
+        "http://host.example?a=b",
+        "http://me@host.example",
+        "http://2001:db8::7:7100",
+        "http://0.0.0.0:7100",
+        "http://[::]:7100",
+        "",
+    ] {
+        let refusal = announced(url).expect_err(url).message;
+        assert!(refusal.contains(&format!("{url:?}")) && refusal.contains("write http://HOST:PORT"), "{refusal}");
+    }
+}
