@@ -4,6 +4,7 @@
 use crate::error::{Error, Result};
 use alloy::primitives::Address;
 use axum::http::Uri;
+use chain::preflight::DEVELOPMENT_CHAIN;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -35,6 +36,8 @@ pub struct HostConfig {
     pub offers: Vec<OfferConfig>,
     /// Without it the offered prices stay as they are.
     pub reprice: Option<Reprice>,
+    /// First gas for tenants' node keys; without it [`Gift::on_chain`].
+    pub gift: Option<Gift>,
     /// Stake in micro-USDC; the daemon tops the registered stake up to it at start.
     #[serde(with = "decimal")]
     pub stake_uusdc: u128,
@@ -90,6 +93,40 @@ pub struct Reprice {
     pub seed: u64,
 }
 
+/// What the node key of a tenant gets from the provider, once a lease: a standby sends its challenge and its takeover before
+/// its treasury fuels it.
+///
+/// Anyone may rent, end the lease again and take what it prepaid back with it; only rent that has accrued stays with the
+/// provider. So the gift waits for that and not for a prepayment: whoever rents again and again for the gifts has paid
+/// `after_uusdc` for each. It must be worth at least `wei`. A lease that prepaid nothing earns nothing, and gets no gift before
+/// somebody tops it up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gift {
+    /// Wei; 0: no gifts.
+    #[serde(with = "decimal")]
+    pub wei: u128,
+    /// Rent in micro-USDC that the lease must have earned before; at least 1, unless there are no gifts.
+    #[serde(with = "decimal")]
+    pub after_uusdc: u128,
+}
+
+impl Gift {
+    /// On a development chain 0.02 ETH after the first rent: neither is worth anything. Elsewhere 0.00002 ETH after 0.05 USDC,
+    /// which is its worth at 1 ETH = $2,500 (docs/concepts/fees.md; where ether is dearer, ask more).
+    ///
+    /// 0.00002 ETH pays a challenge and a takeover up to a base fee of 0.011 gwei, twice Base's floor: a takeover that calls
+    /// the registry is sent with some 845,000 gas (reckoned, not measured), and its sender must hold twice the base fee and
+    /// 0.001 gwei for each. What a roll-up asks for publishing comes on top. At a rent of $30 a month 0.05 USDC take
+    /// 72 minutes, within the 7 hours that rescuers give a host; below $5.20 a month they take longer, so ask less there.
+    pub fn on_chain(chain_id: u64) -> Self {
+        if chain_id == DEVELOPMENT_CHAIN {
+            return Self { wei: 20_000_000_000_000_000, after_uusdc: 1 };
+        }
+        Self { wei: 20_000_000_000_000, after_uusdc: 50_000 }
+    }
+}
+
 impl HostConfig {
     pub fn load(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|e| {
@@ -119,9 +156,19 @@ impl HostConfig {
         Ok(format!("http://{host}:{port}"))
     }
 
+    /// As configured, or as the chain has it.
+    pub fn gift(&self) -> Gift {
+        self.gift.unwrap_or_else(|| Gift::on_chain(self.chain_id))
+    }
+
     fn check(&self) -> Result<()> {
         let need = |holds: bool, what: &str| if holds { Ok(()) } else { Err(Error::setup(what)) };
         self.tenant_url(0)?;
+        let gift = self.gift();
+        need(
+            gift.wei == 0 || gift.after_uusdc > 0,
+            "gift.after_uusdc must be at least 1, or whoever rents is paid for it",
+        )?;
         need(!self.rpc_urls.is_empty(), "rpc_urls needs at least one endpoint")?;
         need(!self.store_urls.is_empty(), "store_urls needs at least one store")?;
         need(self.threads > 0, "threads must be at least 1")?;
@@ -187,7 +234,7 @@ mod decimal {
             Amount::Text(text) if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) => {
                 text.parse().map_err(de::Error::custom)
             }
-            Amount::Text(text) => Err(de::Error::custom(format!("{text:?} is not a whole number of micro-USDC"))),
+            Amount::Text(text) => Err(de::Error::custom(format!("{text:?} is not a whole number"))),
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::market::{Call, Market};
 use crate::sandbox::{Room, Sandbox};
 use crate::sender::{Errand, Outcome, Sender};
 use crate::tenant::{self, Tenants};
-use alloy::primitives::{Address, U256};
+use alloy::primitives::Address;
 use alloy::signers::local::PrivateKeySigner;
 use anyhow::Context;
 use axum::serve::ListenerExt;
@@ -25,8 +25,6 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Backoffs and deadlines are kept to this grain.
 const TICK_EVERY: Duration = Duration::from_millis(100);
-/// Wei of dust for a node key: enough for a challenge and a takeover without the treasury.
-const GIFT_WEI: u64 = 20_000_000_000_000_000;
 
 /// Everything that can wake the daemon.
 enum Event {
@@ -75,6 +73,7 @@ pub async fn run(config: HostConfig, shutdown: impl Future<Output = ()>) -> anyh
     let (events, news) = unbounded_channel();
     let (tenant_events, tenant_news) = unbounded_channel();
     let codes = Codes::open(&config)?;
+    let gift = config.gift();
     let leases = config.data_dir.join("leases");
     let daemon = Daemon {
         machine: LeaseLoop::new(
@@ -82,6 +81,7 @@ pub async fn run(config: HostConfig, shutdown: impl Future<Output = ()>) -> anyh
                 withdraw_every_secs: config.withdraw_every_secs,
                 credit_secs: config.credit_secs,
                 final_blocks: config.final_blocks,
+                gift_after_uusdc: (gift.wei > 0).then_some(gift.after_uusdc),
             },
             LeaseDir::list(&leases)?,
         ),
@@ -254,7 +254,14 @@ impl Daemon {
                 }
             }
             Output::GiftGas { lease, node_key } => {
-                self.sender.push(Errand::Gift { lease, to: node_key, wei: U256::from(GIFT_WEI) });
+                match LeaseDir::note_gift(&self.leases, lease, &node_key.to_string()) {
+                    Ok(true) => self.sender.push(Errand::Gift { lease, to: node_key, wei: self.config.gift().wei }),
+                    Ok(false) => tracing::info!(lease, %node_key, "no gas for this key: the lease has had its gift"),
+                    Err(e) => {
+                        self.complain(&e);
+                        return Some(Input::GiftFailed { lease });
+                    }
+                }
             }
             Output::SendReady { lease, node_key } => match self.urls.get(&lease) {
                 Some(url) => {
@@ -303,7 +310,17 @@ impl Daemon {
                 Input::Tick
             }
             Outcome::Done { .. } => Input::Tick,
-            Outcome::Failed { errand, error } => {
+            Outcome::NotSent { errand: Errand::Gift { lease, .. }, error } => {
+                self.complain(&error);
+                match LeaseDir::forget_gift(&self.leases, lease) {
+                    Ok(()) => Input::GiftFailed { lease },
+                    Err(e) => {
+                        self.complain(&e);
+                        Input::Tick
+                    }
+                }
+            }
+            Outcome::NotSent { errand, error } | Outcome::Failed { errand, error } => {
                 self.complain(&error);
                 match errand {
                     Errand::Ready { lease, .. } => Input::ReadyFailed { lease },

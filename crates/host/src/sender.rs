@@ -14,15 +14,17 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 /// Blocks that must hold a transaction until it counts. What a reorg takes back the lease loop sees missing on
 /// the chain, and asks for again.
 const CONFIRMATIONS: u64 = 1;
+/// Of a plain transfer. A tenant may name a contract as its node key: what that would do with the gift is not paid for.
+const GIFT_GAS: u64 = 21_000;
 
 /// What to send, and what for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Errand {
-    /// Dust for a node key, unless it has half of that already: after a restart it is asked for again.
+    /// Gas for a node key, unless it has half of that already.
     Gift {
         lease: LeaseId,
         to: Address,
-        wei: U256,
+        wei: u128,
     },
     Ready {
         lease: LeaseId,
@@ -36,11 +38,22 @@ pub enum Errand {
     },
 }
 
-/// What became of an errand. Whatever failed is decided about anew at the next block.
+/// What became of an errand. Whatever is not done is decided about anew at the next block.
 #[derive(Debug)]
 pub enum Outcome {
-    Done { errand: Errand },
-    Failed { errand: Errand, error: Error },
+    Done {
+        errand: Errand,
+    },
+    /// Nothing has left, and nothing will.
+    NotSent {
+        errand: Errand,
+        error: Error,
+    },
+    /// Refused by a contract, or it is not known what became of it.
+    Failed {
+        errand: Errand,
+        error: Error,
+    },
 }
 
 /// The provider's key at work.
@@ -106,13 +119,20 @@ async fn work(
     while let Some(errand) = queue.recv().await {
         let tx = match &errand {
             Errand::Gift { to, wei, .. } => {
-                // A balance that cannot be read is taken for none: dust twice is better than a mute node.
-                let has = chain.eth_balance(*to, BlockId::latest()).await.unwrap_or_default();
-                if has >= *wei / U256::from(2) {
+                let has = match chain.eth_balance(*to, BlockId::latest()).await {
+                    Ok(has) => has,
+                    Err(e) => {
+                        // Not taken for none: it is asked again later, and until then nothing is given.
+                        let error = Error::retry(format!("the balance of node key {to} cannot be read")).caused_by(e);
+                        let _ = answers.send(Outcome::NotSent { errand, error });
+                        continue;
+                    }
+                };
+                if has >= U256::from(wei / 2) {
                     let _ = answers.send(Outcome::Done { errand });
                     continue;
                 }
-                tx(Call::gift(*to, *wei), "gift of gas")
+                Tx::transfer(*to, *wei, "gift of gas").with_gas(GIFT_GAS)
             }
             Errand::Ready { call, .. } => tx(call.clone(), "ready"),
             Errand::Call { what, call, .. } => tx(call.clone(), what),
@@ -122,19 +142,22 @@ async fn work(
         let settled = handle.submit(tx);
         let answers = answers.clone();
         tokio::spawn(async move {
-            let outcome = match settled.await.into_result(label) {
-                Ok(_) => Outcome::Done { errand },
-                Err(e) => {
-                    Outcome::Failed { errand, error: Error::retry(format!("{label} was not accepted")).caused_by(e) }
-                }
-            };
-            let _ = answers.send(outcome);
+            let _ = answers.send(outcome(errand, label, settled.await));
         });
     }
 }
 
+fn outcome(errand: Errand, label: &'static str, sent: chain::Outcome) -> Outcome {
+    let left = !matches!(sent, chain::Outcome::NeverSent { .. });
+    match sent.into_result(label) {
+        Ok(_) => Outcome::Done { errand },
+        Err(e) => {
+            let error = Error::retry(format!("{label} was not accepted")).caused_by(e);
+            if left { Outcome::Failed { errand, error } } else { Outcome::NotSent { errand, error } }
+        }
+    }
+}
+
 fn tx(call: Call, label: &'static str) -> Tx {
-    // A gift is far below 2^128 wei; anything larger would be refused by the chain anyway.
-    let value = u128::try_from(call.value_wei).unwrap_or(u128::MAX);
-    Tx::call(call.to, call.data, label).with_value(value)
+    Tx::call(call.to, call.data, label)
 }

@@ -44,6 +44,23 @@ fn what_is_written_is_read_again() {
 }
 
 #[test]
+fn a_gift_of_gas_is_the_chains_unless_the_file_has_its_own_and_is_never_for_nothing() {
+    let gift = |more: &str| HostConfig::parse(&format!("{GOOD}{more}")).map(|config| config.gift());
+    assert_eq!(gift("").unwrap(), Gift { wei: 20_000_000_000_000_000, after_uusdc: 1 });
+    let elsewhere = HostConfig::parse(&GOOD.replacen("31337", "8453", 1)).unwrap().gift();
+    assert_eq!(elsewhere, Gift { wei: 20_000_000_000_000, after_uusdc: 50_000 });
+    let own = "[gift]\nwei = \"30000000000000\"\nafter_uusdc = 75_000\n";
+    assert_eq!(gift(own).unwrap(), Gift { wei: 30_000_000_000_000, after_uusdc: 75_000 });
+    assert_eq!(gift("[gift]\nwei = 0\nafter_uusdc = 0\n").unwrap().wei, 0);
+    for (file, word) in
+        [("[gift]\nwei = 1\nafter_uusdc = 0\n", "gift.after_uusdc"), ("[gift]\nwei = 1\n", "after_uusdc")]
+    {
+        let refusal = gift(file).unwrap_err().message;
+        assert!(refusal.contains(word), "{file}: {refusal}");
+    }
+}
+
+#[test]
 fn bad_files_are_refused_by_name() {
     for (from, to, word) in [
         ("abuse_contact", "abuse_kontact", "abuse_kontact"),
