@@ -22,7 +22,8 @@ pub struct HostConfig {
     /// The daemon's own URL, `http://HOST:PORT` with a host that strangers reach, posted with each offer. A tenant's URL has
     /// the same host and its own port ([`HostConfig::tenant_url`]).
     pub public_url: String,
-    /// Chain endpoints in order of preference; the daemon reads from the first that answers.
+    /// Chain endpoints in order of preference; the daemon reads from the first that answers, and sends through one until that
+    /// does not answer any more ([`crate::sender`]).
     pub rpc_urls: Vec<String>,
     pub chain_id: u64,
     /// The lease market.

@@ -57,7 +57,7 @@ pub async fn run(config: HostConfig, shutdown: impl Future<Output = ()>) -> anyh
     config.listen = listener.local_addr().context("the listening socket has no address")?;
 
     let mut market = Market::new(&config, me)?;
-    let sender = Sender::start(&config, key).await?;
+    let mut sender = Sender::start(&config, key).await?;
     for call in market.setup(&config).await? {
         sender.send_and_wait(call).await.context("the provider's stake or offer was not accepted")?;
     }
@@ -288,19 +288,19 @@ impl Daemon {
             }
             Output::Withdraw { lease } => {
                 let due = self.view.leases.iter().find(|l| l.id == lease).map_or(0, |l| l.due_uusdc);
-                self.push("withdraw", self.market_calls.withdraw(lease), due);
+                self.push("withdraw", lease, self.market_calls.withdraw(lease), due);
             }
-            Output::Expire { lease } => self.push("expire", self.market_calls.expire(lease), 0),
+            Output::Expire { lease } => self.push("expire", lease, self.market_calls.expire(lease), 0),
             Output::Reprice { offer, price_e6 } => {
                 tracing::info!(offer, price_e6, "asking another price");
-                self.push("reprice", self.market_calls.reprice(offer, price_e6), 0);
+                self.push("reprice", offer, self.market_calls.reprice(offer, price_e6), 0);
             }
         }
         None
     }
 
-    fn push(&mut self, what: &'static str, call: Call, income_uusdc: u128) {
-        self.sender.push(Errand::Call { what, call, income_uusdc });
+    fn push(&mut self, what: &'static str, of: u64, call: Call, income_uusdc: u128) {
+        self.sender.push(Errand::Call { what, of, call, income_uusdc });
     }
 
     fn sent(&mut self, outcome: Outcome) -> Input {

@@ -22,16 +22,16 @@ use store::unixfs::{Profile, import_path};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-const ETHER: u128 = 1_000_000_000_000_000_000;
+pub const ETHER: u128 = 1_000_000_000_000_000_000;
 const STAKE: u128 = 10_000_000;
 /// The node key that the script announces.
 const NODE: Address = Address::repeat_byte(0x42);
 
-fn key(n: u8) -> PrivateKeySigner {
+pub fn key(n: u8) -> PrivateKeySigner {
     PrivateKeySigner::from_bytes(&B256::repeat_byte(n)).unwrap()
 }
 
-fn anvil_bin() -> PathBuf {
+pub fn anvil_bin() -> PathBuf {
     let bin = "../../contracts/node_modules/@foundry-rs/anvil-linux-amd64/bin/anvil";
     let path = std::env::var_os("VIVARIUM_ANVIL").map(PathBuf::from);
     let path = path.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(bin));
@@ -40,7 +40,7 @@ fn anvil_bin() -> PathBuf {
 }
 
 /// Asks again until there is an answer; a test that waits for longer than a minute has failed.
-async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl FnMut() -> F) -> T {
+pub async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl FnMut() -> F) -> T {
     let patience = tokio::time::timeout(Duration::from_secs(60), async {
         loop {
             if let Some(answer) = ask().await {
