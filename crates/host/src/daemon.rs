@@ -10,7 +10,7 @@ use crate::market::{Call, Market};
 use crate::sandbox::{Room, Sandbox};
 use crate::sender::{Errand, Outcome, Sender};
 use crate::tenant::{self, Tenants};
-use alloy::primitives::{Address, U256};
+use alloy::primitives::Address;
 use alloy::signers::local::PrivateKeySigner;
 use anyhow::Context;
 use axum::serve::ListenerExt;
@@ -25,8 +25,6 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Backoffs and deadlines are kept to this grain.
 const TICK_EVERY: Duration = Duration::from_millis(100);
-/// Wei of dust for a node key: enough for a challenge and a takeover without the treasury.
-const GIFT_WEI: u64 = 20_000_000_000_000_000;
 
 /// Everything that can wake the daemon.
 enum Event {
@@ -59,7 +57,7 @@ pub async fn run(config: HostConfig, shutdown: impl Future<Output = ()>) -> anyh
     config.listen = listener.local_addr().context("the listening socket has no address")?;
 
     let mut market = Market::new(&config, me)?;
-    let sender = Sender::start(&config, key).await?;
+    let mut sender = Sender::start(&config, key).await?;
     for call in market.setup(&config).await? {
         sender.send_and_wait(call).await.context("the provider's stake or offer was not accepted")?;
     }
@@ -75,6 +73,7 @@ pub async fn run(config: HostConfig, shutdown: impl Future<Output = ()>) -> anyh
     let (events, news) = unbounded_channel();
     let (tenant_events, tenant_news) = unbounded_channel();
     let codes = Codes::open(&config)?;
+    let gift = config.gift();
     let leases = config.data_dir.join("leases");
     let daemon = Daemon {
         machine: LeaseLoop::new(
@@ -82,6 +81,7 @@ pub async fn run(config: HostConfig, shutdown: impl Future<Output = ()>) -> anyh
                 withdraw_every_secs: config.withdraw_every_secs,
                 credit_secs: config.credit_secs,
                 final_blocks: config.final_blocks,
+                gift_after_uusdc: (gift.wei > 0).then_some(gift.after_uusdc),
             },
             LeaseDir::list(&leases)?,
         ),
@@ -254,7 +254,14 @@ impl Daemon {
                 }
             }
             Output::GiftGas { lease, node_key } => {
-                self.sender.push(Errand::Gift { lease, to: node_key, wei: U256::from(GIFT_WEI) });
+                match LeaseDir::note_gift(&self.leases, lease, &node_key.to_string()) {
+                    Ok(true) => self.sender.push(Errand::Gift { lease, to: node_key, wei: self.config.gift().wei }),
+                    Ok(false) => tracing::info!(lease, %node_key, "no gas for this key: the lease has had its gift"),
+                    Err(e) => {
+                        self.complain(&e);
+                        return Some(Input::GiftFailed { lease });
+                    }
+                }
             }
             Output::SendReady { lease, node_key } => match self.urls.get(&lease) {
                 Some(url) => {
@@ -281,19 +288,19 @@ impl Daemon {
             }
             Output::Withdraw { lease } => {
                 let due = self.view.leases.iter().find(|l| l.id == lease).map_or(0, |l| l.due_uusdc);
-                self.push("withdraw", self.market_calls.withdraw(lease), due);
+                self.push("withdraw", lease, self.market_calls.withdraw(lease), due);
             }
-            Output::Expire { lease } => self.push("expire", self.market_calls.expire(lease), 0),
+            Output::Expire { lease } => self.push("expire", lease, self.market_calls.expire(lease), 0),
             Output::Reprice { offer, price_e6 } => {
                 tracing::info!(offer, price_e6, "asking another price");
-                self.push("reprice", self.market_calls.reprice(offer, price_e6), 0);
+                self.push("reprice", offer, self.market_calls.reprice(offer, price_e6), 0);
             }
         }
         None
     }
 
-    fn push(&mut self, what: &'static str, call: Call, income_uusdc: u128) {
-        self.sender.push(Errand::Call { what, call, income_uusdc });
+    fn push(&mut self, what: &'static str, of: u64, call: Call, income_uusdc: u128) {
+        self.sender.push(Errand::Call { what, of, call, income_uusdc });
     }
 
     fn sent(&mut self, outcome: Outcome) -> Input {
@@ -303,7 +310,17 @@ impl Daemon {
                 Input::Tick
             }
             Outcome::Done { .. } => Input::Tick,
-            Outcome::Failed { errand, error } => {
+            Outcome::NotSent { errand: Errand::Gift { lease, .. }, error } => {
+                self.complain(&error);
+                match LeaseDir::forget_gift(&self.leases, lease) {
+                    Ok(()) => Input::GiftFailed { lease },
+                    Err(e) => {
+                        self.complain(&e);
+                        Input::Tick
+                    }
+                }
+            }
+            Outcome::NotSent { errand, error } | Outcome::Failed { errand, error } => {
                 self.complain(&error);
                 match errand {
                     Errand::Ready { lease, .. } => Input::ReadyFailed { lease },
@@ -323,7 +340,7 @@ impl Daemon {
     ) -> Result<(), Error> {
         let dir = LeaseDir::open(&self.leases, lease)?;
         let listen = SocketAddr::new(self.config.listen.ip(), dir.port(self.config.listen.ip())?);
-        let url = self.tenant_url(listen.port());
+        let url = self.config.tenant_url(listen.port())?;
         dir.write_tenant_file(&TenantFile {
             rpc_urls: &self.config.rpc_urls,
             chain_id: self.config.chain_id,
@@ -351,17 +368,6 @@ impl Daemon {
         self.tenants.start(lease, run, command, &dir.log())?;
         tracing::info!(lease, run, %treasury, %listen, "tenant started");
         Ok(())
-    }
-
-    /// The daemon's public URL with the tenant's port.
-    fn tenant_url(&self, port: u16) -> String {
-        let rest = self.config.public_url.trim_start_matches("http://");
-        let authority = rest.split('/').next().unwrap_or(rest);
-        let host = match authority.rsplit_once(':') {
-            Some((host, digits)) if digits.bytes().all(|b| b.is_ascii_digit()) => host,
-            _ => authority,
-        };
-        format!("http://{host}:{port}")
     }
 
     /// Logs a trouble once, not at each of its repetitions.

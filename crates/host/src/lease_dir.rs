@@ -4,6 +4,7 @@
 //! leases/<id>/seal.key      32 random bytes in hex, 0600; overwritten and removed first when the lease ends
 //! leases/<id>/tenant.json   written again at each start
 //! leases/<id>/port          the tenant's port, chosen once
+//! leases/<id>/gift          the node key that the lease's one gift of gas is for; written before that leaves
 //! leases/<id>/log, log.1    what it said
 //! leases/<id>/data/         the only part that the tenant can write
 //! ```
@@ -106,6 +107,31 @@ impl LeaseDir {
         Err(Error::retry(format!("no free port between 20000 and 31999 on {ip}")))
     }
 
+    /// Notes that the lease's gift of gas goes to `node_key`. False when one is noted already, by this daemon or one before it:
+    /// then there is no second.
+    ///
+    /// A daemon that dies between this and the gift leaves the lease without one. The other order would have every start pay.
+    pub fn note_gift(root: &Path, lease: u64, node_key: &str) -> Result<bool> {
+        let path = root.join(lease.to_string()).join("gift");
+        let failed = |e: std::io::Error| Error::retry(format!("cannot write {}", path.display())).caused_by(e);
+        if path.try_exists().map_err(failed)? {
+            return Ok(false);
+        }
+        write_whole(&path, node_key.as_bytes(), 0o600).map_err(failed)?;
+        Ok(true)
+    }
+
+    /// The gift that is noted has not left, and will not.
+    pub fn forget_gift(root: &Path, lease: u64) -> Result<()> {
+        let path = root.join(lease.to_string()).join("gift");
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != ErrorKind::NotFound => {
+                Err(Error::retry(format!("cannot remove {}", path.display())).caused_by(e))
+            }
+            _ => Ok(()),
+        }
+    }
+
     pub fn write_tenant_file(&self, tenant: &TenantFile) -> Result<()> {
         let failed =
             |e: std::io::Error| Error::retry(format!("cannot write {}", self.tenant_file().display())).caused_by(e);
@@ -180,6 +206,23 @@ mod tests {
         assert_ne!(fs::read(other.seal_key()).unwrap(), key);
         assert_ne!(other.port(ip).unwrap(), port, "a taken port was handed out");
         assert_eq!(LeaseDir::list(root.path()).unwrap(), [7, 8]);
+    }
+
+    #[test]
+    fn a_gift_is_noted_once_a_lease_until_it_is_known_not_to_have_left() {
+        let root = tempfile::tempdir().unwrap();
+        for lease in [7, 8] {
+            LeaseDir::open(root.path(), lease).unwrap();
+            assert!(LeaseDir::note_gift(root.path(), lease, "0x01").unwrap());
+        }
+        assert!(!LeaseDir::note_gift(root.path(), 7, "0x02").unwrap());
+        assert_eq!(fs::read_to_string(root.path().join("7/gift")).unwrap(), "0x01");
+        LeaseDir::forget_gift(root.path(), 7).unwrap();
+        LeaseDir::forget_gift(root.path(), 7).unwrap();
+        assert!(LeaseDir::note_gift(root.path(), 7, "0x02").unwrap());
+        assert!(!LeaseDir::note_gift(root.path(), 8, "0x02").unwrap());
+        // A disk that cannot keep it: no gift.
+        LeaseDir::note_gift(root.path(), 9, "0x01").unwrap_err();
     }
 
     #[test]

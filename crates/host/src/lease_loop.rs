@@ -35,6 +35,8 @@ pub struct Habits {
     pub credit_secs: u64,
     /// Keys and data of a closed lease go when this many further blocks still say so: a reorg may bring it back.
     pub final_blocks: u64,
+    /// Rent in micro-USDC that a lease has earned before its node key gets gas; None: no key gets any.
+    pub gift_after_uusdc: Option<u128>,
 }
 
 /// What this provider's part of the market looks like at one block.
@@ -66,7 +68,9 @@ pub struct LeaseView {
     pub end: u64,
     pub vouched_at: u64,
     pub node_key: Address,
-    /// Rent earned so far and not withdrawn yet, micro-USDC.
+    /// Rent earned so far, micro-USDC: what ending the lease does not give back to its tenant.
+    pub earned_uusdc: u128,
+    /// The part of it that is not withdrawn yet.
     pub due_uusdc: u128,
     /// Chain second up to which all that was ever put into escrow pays; 0 until ready.
     pub paid_until: u64,
@@ -118,6 +122,10 @@ pub enum Input {
     ReadyFailed {
         lease: LeaseId,
     },
+    /// The gift has not left, and will not.
+    GiftFailed {
+        lease: LeaseId,
+    },
     Tick,
     /// The daemon ends: every tenant is stopped, nothing is destroyed.
     Shutdown,
@@ -137,7 +145,8 @@ pub enum Output {
         code: CodeDigest,
         memory_mib: u32,
     },
-    /// Dust, so that the node can send a challenge or a takeover by itself. Comes before `SendReady`.
+    /// Gas, so that the node can send a challenge or a takeover by itself. A machine asks for it once a lease, again only after
+    /// [`Input::GiftFailed`]; over restarts [`crate::lease_dir`] knows who got it.
     GiftGas {
         lease: LeaseId,
         node_key: Address,
@@ -203,6 +212,8 @@ struct Lease {
     failures: u32,
     hello: Option<Address>,
     ready_sent: Option<(Address, u64)>,
+    /// The block from which on the lease's gift may be asked for; None: it was.
+    gift_due: Option<u64>,
     expire_sent: Option<u64>,
     /// Chain seconds of the last withdrawal, or when the lease was first seen.
     withdrawn_at: u64,
@@ -270,6 +281,11 @@ impl LeaseLoop {
                 {
                     // Due again one block from now, not at once: the chain would only refuse again.
                     *sent_at = (block.number + 1).saturating_sub(RESEND_BLOCKS);
+                }
+            }
+            Input::GiftFailed { lease } => {
+                if let (Some(lease), Some(block)) = (self.leases.get_mut(&lease), self.block) {
+                    lease.gift_due = Some(block.number + RESEND_BLOCKS);
                 }
             }
             Input::Tick => {}
@@ -397,6 +413,7 @@ impl Lease {
             failures: 0,
             hello: None,
             ready_sent: None,
+            gift_due: Some(0),
             expire_sent: None,
             withdrawn_at: 0,
         }
@@ -440,12 +457,18 @@ impl Lease {
             let pending = self.ready_sent.is_some_and(|(key, at)| key == node_key && is_pending(at, block.number));
             if !pending {
                 self.ready_sent = Some((node_key, block.number));
-                out.push(Output::GiftGas { lease: id, node_key });
                 out.push(Output::SendReady { lease: id, node_key });
             }
         }
         if !view.ready {
             return;
+        }
+        if view.has_earned(habits.gift_after_uusdc)
+            && self.hello == Some(view.node_key)
+            && self.gift_due.is_some_and(|from| block.number >= from)
+        {
+            self.gift_due = None;
+            out.push(Output::GiftGas { lease: id, node_key: view.node_key });
         }
         let over = now > view.end || now > view.vouched_at + block.drop_after_secs;
         if over && !self.expire_sent.is_some_and(|at| is_pending(at, block.number)) {
@@ -485,6 +508,10 @@ impl Lease {
 }
 
 impl LeaseView {
+    fn has_earned(&self, least_uusdc: Option<u128>) -> bool {
+        least_uusdc.is_some_and(|least| self.earned_uusdc >= least)
+    }
+
     /// Whether `ready` with this key would be accepted and change something: the first time within
     /// `ready_by`, later only for another key after silence (`ILeaseMarket.ready`).
     fn wants_key(&self, node_key: Address, block: Block, credit_secs: u64) -> bool {

@@ -127,6 +127,7 @@ impl Market {
                 end: lease.end,
                 vouched_at: lease.vouchedAt,
                 node_key: lease.nodeKey,
+                earned_uusdc: accrued,
                 due_uusdc: accrued.saturating_sub(lease.withdrawn),
                 paid_until: paid_until(&lease),
             });
@@ -252,21 +253,16 @@ impl Market {
     }
 }
 
-/// One transaction's content.
+/// A call that sends no ETH along.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Call {
     pub to: Address,
     pub data: Bytes,
-    pub value_wei: U256,
 }
 
 impl Call {
     fn new(to: Address, data: Bytes) -> Self {
-        Self { to, data, value_wei: U256::ZERO }
-    }
-
-    pub fn gift(to: Address, value_wei: U256) -> Self {
-        Self { to, data: Bytes::new(), value_wei }
+        Self { to, data }
     }
 }
 

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 const CODE: CodeDigest = [7; 32];
 const GRACE: u64 = 34;
 const DROP: u64 = 40;
-const HABITS: Habits = Habits { withdraw_every_secs: 86_400, credit_secs: 25, final_blocks: 2 };
+const HABITS: Habits =
+    Habits { withdraw_every_secs: 86_400, credit_secs: 25, final_blocks: 2, gift_after_uusdc: Some(100) };
 
 fn key(n: u8) -> Address {
     Address::repeat_byte(n)
@@ -21,6 +22,7 @@ fn requested(id: LeaseId, ready_by: u64) -> LeaseView {
         end: 0,
         vouched_at: 0,
         node_key: Address::ZERO,
+        earned_uusdc: 0,
         due_uusdc: 0,
         paid_until: 0,
     }
@@ -70,7 +72,7 @@ fn a_request_is_fetched_started_and_announced_once() {
     assert_eq!(step(&mut machine, 2, Input::Fetched { code: CODE }), [start(1, 1)]);
     assert_eq!(step(&mut machine, 3, Input::Fetched { code: CODE }), []);
     let hello = || Input::Hello { lease: 1, run: 1, node_key: key(1) };
-    let announced = [Output::GiftGas { lease: 1, node_key: key(1) }, Output::SendReady { lease: 1, node_key: key(1) }];
+    let announced = [Output::SendReady { lease: 1, node_key: key(1) }];
     assert_eq!(step(&mut machine, 4, hello()), announced);
     assert_eq!(step(&mut machine, 5, hello()), []);
     // Lost on its way: asked for again, but not before the chain had its chance.
@@ -152,8 +154,55 @@ fn another_node_key_is_announced_only_after_silence() {
     assert_eq!(step(&mut machine, 302, at(37, vec![ready(1, key(1), 1003, 2000)])), []);
     assert_eq!(
         step(&mut machine, 303, at(38, vec![ready(1, key(1), 1003, 2000)])),
-        [Output::GiftGas { lease: 1, node_key: key(2) }, Output::SendReady { lease: 1, node_key: key(2) }]
+        [Output::SendReady { lease: 1, node_key: key(2) }]
     );
+}
+
+#[test]
+fn a_lease_gets_its_gas_once_it_has_earned_it_and_no_second_time() {
+    let mut machine = serving();
+    let earned =
+        |block: u64, n: u8, uusdc| at(block, vec![LeaseView { earned_uusdc: uusdc, ..ready(1, key(n), 1003, 2000) }]);
+    let gift = |n| [Output::GiftGas { lease: 1, node_key: key(n) }];
+    assert_eq!(step(&mut machine, 4, earned(4, 1, 99)), []);
+    assert_eq!(step(&mut machine, 5, earned(5, 1, 100)), gift(1));
+    // On its way, however long that takes.
+    assert_eq!(step(&mut machine, 6, earned(30, 1, 100)), []);
+    // It never left: asked for again, later.
+    assert_eq!(step(&mut machine, 7, Input::GiftFailed { lease: 1 }), []);
+    assert_eq!(step(&mut machine, 8, earned(39, 1, 100)), []);
+    assert_eq!(step(&mut machine, 9, earned(40, 1, 100)), gift(1));
+    // The tenant starts anew with a key that is announced, too: the lease had its gift.
+    step(&mut machine, 100, Input::Exited { lease: 1, run: 1 });
+    step(&mut machine, 300, Input::Tick);
+    let announced = [Output::SendReady { lease: 1, node_key: key(2) }];
+    assert_eq!(step(&mut machine, 301, Input::Hello { lease: 1, run: 2, node_key: key(2) }), announced);
+    assert_eq!(step(&mut machine, 302, earned(41, 2, 200)), []);
+}
+
+#[test]
+fn whoever_prepays_nothing_or_takes_it_back_before_it_is_earned_gets_no_gas() {
+    let mut machine = serving();
+    // What is in escrow goes back with the lease: however much that is, it has earned nothing yet.
+    let prepaid = LeaseView { paid_until: 9_000, earned_uusdc: 0, ..ready(1, key(1), 1003, 2000) };
+    assert_eq!(step(&mut machine, 4, at(4, vec![prepaid])), []);
+    assert_eq!(step(&mut machine, 5, at(5, vec![])), [Output::Terminate { lease: 1, run: 1 }]);
+}
+
+#[test]
+fn only_the_key_that_is_announced_and_runs_gets_gas() {
+    let mut machine = serving();
+    let earned = |block: u64| at(block, vec![LeaseView { earned_uusdc: 100, ..ready(1, key(1), 1003, 2000) }]);
+    step(&mut machine, 4, Input::Exited { lease: 1, run: 1 });
+    assert_eq!(step(&mut machine, 5, earned(4)), []);
+    step(&mut machine, 300, Input::Tick);
+    step(&mut machine, 301, Input::Hello { lease: 1, run: 2, node_key: key(2) });
+    assert_eq!(step(&mut machine, 302, earned(5)), []);
+    let mut none = LeaseLoop::new(Habits { gift_after_uusdc: None, ..HABITS }, []);
+    step(&mut none, 0, at(1, vec![requested(1, 1050)]));
+    step(&mut none, 1, Input::Fetched { code: CODE });
+    step(&mut none, 2, Input::Hello { lease: 1, run: 1, node_key: key(1) });
+    assert_eq!(step(&mut none, 3, earned(3)), [], "this provider gives none");
 }
 
 #[test]

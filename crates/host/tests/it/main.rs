@@ -2,4 +2,5 @@
 
 mod life;
 mod sandbox;
+mod sender;
 mod tenants;

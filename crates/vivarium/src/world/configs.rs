@@ -79,6 +79,7 @@ impl Site<'_> {
             store_urls: vec![local_url(self.ports.store)],
             offers: vec![self.choices.offer(index)],
             reprice: Some(self.choices.reprice(index)),
+            gift: None,
             stake_uusdc: genesis::STAKE.micro(),
             abuse_contact: "abuse@example.invalid".to_owned(),
             threads: self.threads.unwrap_or_else(EngineConfig::cores),
