@@ -487,7 +487,7 @@ impl Desk {
         if nonce != view.order_nonce {
             return Err(Refusal::WrongNonce { expected: view.order_nonce, got: nonce });
         }
-        if deadline < head.timestamp || deadline > head.timestamp + DEADLINE_AHEAD_MAX {
+        if deadline < head.timestamp || deadline > head.timestamp.saturating_add(DEADLINE_AHEAD_MAX) {
             return Err(Refusal::BadDeadline);
         }
         let (offers, barred) = self.eyes.offers(treasury, birth.market, &head).await?;

@@ -130,7 +130,7 @@ impl Eyes {
 
     /// Logs of the blocks from `from`, at most [`LOG_BLOCKS_MAX`] of them, and the last block looked at.
     async fn logs(&self, what: &str, filter: Filter, from: u64, to: u64) -> Result<(Vec<Log>, u64), Refusal> {
-        let to = to.min(from + LOG_BLOCKS_MAX - 1);
+        let to = to.min(from.saturating_add(LOG_BLOCKS_MAX - 1));
         let filter = filter.from_block(from).to_block(to);
         let logs = self
             .agreed(what, |c| {
@@ -157,7 +157,7 @@ impl Eyes {
         let sleeps_until = self.sleeps_until(treasury, &state, at).await?;
         let mut view = view_of(treasury, birth, &state, active, standby, (me, seat));
         view.endable_at = endable_at(birth, &state, frozen).map(|due| match state.stage() {
-            Stage::Alive => due.max(sleeps_until + 1),
+            Stage::Alive => due.max(sleeps_until.saturating_add(1)),
             _ => due,
         });
         view.asleep = head.timestamp <= sleeps_until;
@@ -310,7 +310,8 @@ fn view_of(
         may_rescue: !state.paused && may_rescue(birth, me),
         checkpoint_seq: state.checkpointSeq,
         endable_at: None,
-        closable_at: (state.stage() == Stage::WindingDown).then(|| state.windDownAt + u64::from(t.refundWindow)),
+        closable_at: (state.stage() == Stage::WindingDown)
+            .then(|| state.windDownAt.saturating_add(t.refundWindow.into())),
     }
 }
 
@@ -324,7 +325,7 @@ const FROZEN: u8 = 4;
 
 /// From when on the treasury's silence lets it be wound down for hunger or a frozen token.
 fn silent_from(birth: &Birth, state: &State) -> u64 {
-    state.lastHeartbeat + u64::from(birth.timers.starveTimeout) + 1
+    state.lastHeartbeat.saturating_add(birth.timers.starveTimeout.into()).saturating_add(1)
 }
 
 /// As `ITreasury.windDown` allows it to anyone. An agent that beats is never starved, and while it beats a stopped one
@@ -335,8 +336,8 @@ fn endable_at(birth: &Birth, state: &State, frozen: bool) -> Option<u64> {
         Stage::Alive => {
             let timeout = u64::from(birth.timers.starveTimeout);
             // One that still beats is ending its own affairs, and gets that long for it.
-            let over = state.mandateUntil + 1;
-            let mandate = state.lastHeartbeat.clamp(over, over + timeout);
+            let over = state.mandateUntil.saturating_add(1);
+            let mandate = state.lastHeartbeat.clamp(over, over.saturating_add(timeout));
             let funds = state.balance.saturating_add(state.escrow);
             let starved = funds < U256::from(birth.policy.starveFloor);
             Some(if starved || frozen { mandate.min(silent_from(birth, state)) } else { mandate })
@@ -373,5 +374,21 @@ mod tests {
         assert_eq!(endable_at(&birth, &rich, true), Some(116));
         let poor = State { balance: U256::from(999), ..rich };
         assert_eq!(endable_at(&birth, &poor, false), Some(116));
+    }
+
+    #[test]
+    fn a_mandate_without_end_and_times_beyond_all_clocks_are_no_overflow() {
+        let mut birth = Birth::default();
+        (birth.timers.starveTimeout, birth.timers.refundWindow, birth.policy.starveFloor) = (15, 6, 1_000);
+        let never = State { stage: 1, lastHeartbeat: 100, mandateUntil: u64::MAX, ..State::default() };
+        assert_eq!(endable_at(&birth, &never, false), Some(116));
+        let rich = State { balance: U256::MAX, escrow: U256::MAX, ..never };
+        assert_eq!(endable_at(&birth, &rich, false), Some(u64::MAX));
+        let late = State { lastHeartbeat: u64::MAX, windDownAt: u64::MAX, ..rich };
+        assert_eq!((endable_at(&birth, &late, true), silent_from(&birth, &late)), (Some(u64::MAX), u64::MAX));
+        let ending = State { stage: 3, ..late };
+        assert_eq!(ending.stage(), Stage::WindingDown);
+        let seen = view_of(Address::ZERO, &birth, &ending, None, None, (Address::ZERO, &Seat::Key { place: 0 }));
+        assert_eq!(seen.closable_at, Some(u64::MAX));
     }
 }

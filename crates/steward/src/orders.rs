@@ -335,7 +335,7 @@ impl OrderFile {
         let head = chain.head().await.context("the chain's time cannot be read")?;
         let nonce = u64::try_from(state.orderNonce)
             .with_context(|| format!("the order's number {} is too large", state.orderNonce))?;
-        Self::new(chain, treasury, action, nonce, head.timestamp + valid_secs).await
+        Self::new(chain, treasury, action, nonce, head.timestamp.saturating_add(valid_secs)).await
     }
 
     /// The same with a number and a deadline (chain seconds) that the caller knows.

@@ -272,10 +272,10 @@ impl TreasuryView {
         if self.operator.is_none() {
             return Some(if self.asleep { Alarm::Asleep } else { Alarm::NoOperator });
         }
-        if now > self.last_heartbeat + t.silence {
+        if now > self.last_heartbeat.saturating_add(t.silence) {
             return Some(Alarm::Silent);
         }
-        if self.restoring && now > self.taken_over_at + t.restore_timeout {
+        if self.restoring && now > self.taken_over_at.saturating_add(t.restore_timeout) {
             return Some(Alarm::Stuck);
         }
         (now > self.overdue_at()).then_some(Alarm::Overdue)
@@ -285,7 +285,7 @@ impl TreasuryView {
     /// heartbeat and fence.
     fn overdue_at(&self) -> u64 {
         let t = &self.timers;
-        self.last_heartbeat + t.fence + t.fence.saturating_sub(t.heartbeat_every)
+        self.last_heartbeat.saturating_add(t.fence).saturating_add(t.fence.saturating_sub(t.heartbeat_every))
     }
 
     /// The standby, if its node could take over now or after a challenge.
@@ -311,7 +311,10 @@ impl TreasuryView {
             // no challenge, but one that sleeps gets challenged all the same, which starts the clock.
             let acts_by = match self.challenged_at {
                 0 => u64::MAX,
-                at => at.max(standby.start) + self.timers.answer_time + self.timers.restore_timeout,
+                at => at
+                    .max(standby.start)
+                    .saturating_add(self.timers.answer_time)
+                    .saturating_add(self.timers.restore_timeout),
             };
             if self.ready_standby(now).is_some() && now <= acts_by {
                 return Err(NotDue::StandbyReady);
@@ -361,7 +364,7 @@ impl TreasuryView {
             term,
             prepay_uusdc,
             nonce: self.order_nonce,
-            deadline: now + ORDER_SECS,
+            deadline: now.saturating_add(ORDER_SECS),
         })
     }
 }
@@ -418,7 +421,7 @@ impl Watch {
             }
             Input::Failed { treasury } => {
                 if let Some(watched) = self.watched.get_mut(&treasury) {
-                    let again = self.now + RETRY_SECS;
+                    let again = self.now.saturating_add(RETRY_SECS);
                     watched.rescue_again_at = watched.rescue_again_at.min(again);
                     watched.challenge_again_at = watched.challenge_again_at.min(again);
                 }
@@ -446,6 +449,11 @@ impl Watch {
     pub fn without_hosts(&self) -> impl Iterator<Item = (Address, NoHost)> + '_ {
         self.watched.iter().filter_map(|(treasury, watched)| Some((*treasury, watched.no_host?)))
     }
+}
+
+/// How many go before the steward at `place` has had its own time: itself counts.
+fn turn(place: u64) -> u64 {
+    place.saturating_add(1)
 }
 
 fn output_of(treasury: Address, change: Change) -> Output {
@@ -483,9 +491,10 @@ impl Watched {
             (None, Some(at)) => (at, Output::WindDown { treasury }),
             (None, None) => return,
         };
-        let mine = due + 3 * view.timers.heartbeat_every * (1 + view.my_place);
+        let chance = view.timers.heartbeat_every.saturating_mul(3);
+        let mine = due.saturating_add(turn(view.my_place).saturating_mul(chance));
         if now > mine && now >= self.end_again_at {
-            self.end_again_at = now + RETRY_SECS;
+            self.end_again_at = now.saturating_add(RETRY_SECS);
             out.push(output);
         }
     }
@@ -493,13 +502,13 @@ impl Watched {
     fn challenge(&mut self, view: &TreasuryView, now: u64, out: &mut Vec<Output>) {
         let Some(standby) = view.ready_standby(now) else { return };
         let t = &view.timers;
-        let late = view.overdue_at().max(standby.start + t.fence);
+        let late = view.overdue_at().max(standby.start.saturating_add(t.fence));
         // The standby's own node goes first, then the stewards one by one.
-        let mine = late + (view.my_place + 1) * STEP_SECS;
+        let mine = late.saturating_add(turn(view.my_place).saturating_mul(STEP_SECS));
         if !view.may_challenge || view.challenged_at != 0 || now <= mine || now < self.challenge_again_at {
             return;
         }
-        self.challenge_again_at = now + t.answer_time.max(RETRY_SECS);
+        self.challenge_again_at = now.saturating_add(t.answer_time.max(RETRY_SECS));
         out.push(Output::Challenge { treasury: view.treasury });
     }
 
@@ -513,7 +522,8 @@ impl Watched {
         }
         // A standby that was awaited and came to nothing: its provider is not the next choice.
         if let Some((_, provider)) = self.rescued.take() {
-            *self.disappointed.entry(provider).or_default() += 1;
+            let times = self.disappointed.entry(provider).or_default();
+            *times = times.saturating_add(1);
         }
         let treasury = view.treasury;
         let chosen = self.choose(view, offers);
@@ -524,7 +534,8 @@ impl Watched {
             return;
         }
         let since = *self.rescue_since.get_or_insert(now);
-        if now < since + view.my_place * STEP_SECS || now < self.rescue_again_at {
+        let mine = since.saturating_add(view.my_place.saturating_mul(STEP_SECS));
+        if now < mine || now < self.rescue_again_at {
             return;
         }
         let offer = chosen.ok_or(NoHost::NoOffer);
@@ -538,7 +549,7 @@ impl Watched {
         } else {
             (ORDER_SECS, Output::Prepared { treasury, order })
         };
-        self.rescue_again_at = now + again;
+        self.rescue_again_at = now.saturating_add(again);
         out.push(output);
     }
 

@@ -81,6 +81,33 @@ fn order(output: &Output) -> &Rescue {
     }
 }
 
+/// What a treasury or a market of a stranger's making may say ends no daemon.
+#[test]
+fn times_beyond_all_clocks_are_no_overflow() {
+    let far = u64::MAX;
+    let timers = Timers { heartbeat_every: far, fence: far, answer_time: far, restore_timeout: far, silence: far };
+    let standby = LeaseView { ready_by: far, start: far, end: far, ..lease(2, 2) };
+    let beyond = TreasuryView { timers, standby: Some(standby), last_heartbeat: far, taken_over_at: far, ..healthy() };
+    for (operator, challenged_at) in [(beyond.operator, 0), (None, far), (None, 0)] {
+        for (endable_at, my_place) in [(Some(far), 0), (Some(far), far), (None, far)] {
+            let view = TreasuryView { operator, challenged_at, endable_at, my_place, ..beyond.clone() };
+            let mut watch = Watch::new();
+            for now in [T0, far - 1, far] {
+                see(&mut watch, now, &view);
+            }
+            watch.handle(Input::Failed { treasury: agent() }, &mut vec![]);
+        }
+    }
+    let ending = TreasuryView { alive: false, closable_at: Some(far), ..healthy() };
+    assert_eq!(see(&mut Watch::new(), T0, &ending), []);
+    let mut dear = offer(3, 3, far);
+    (dear.min_term, dear.max_term) = (0, far);
+    let mut rich = TreasuryView { balance_uusdc: u128::MAX, spendable_uusdc: u128::MAX, ..alone() };
+    let limits = Policy { price_e6_max: far, term_max: far, prepay_max: far, starve_floor_uusdc: u128::MAX };
+    (rich.policy, rich.asleep, rich.operator) = (limits, true, None);
+    see_with(&mut Watch::new(), far, &rich, vec![dear]);
+}
+
 #[test]
 fn a_beating_agent_is_left_alone() {
     let mut watch = Watch::new();
