@@ -181,8 +181,9 @@ impl Desk {
         self.share_key.recipient().to_string()
     }
 
-    /// Begins to watch `treasury` if this steward is one of its own, owns a Safe that is, or may rescue it. False if it
-    /// is none of that; the chain is not asked again then for a few seconds.
+    /// Begins to watch `treasury` if it is a treasury of the configuration's or of its factory's, and this steward is one
+    /// of its own, owns a Safe that is, or may rescue it. False if it is none of that; the chain is not asked again then
+    /// for a few seconds.
     pub async fn adopt(&self, treasury: Address) -> Result<bool, Refusal> {
         if self.agents().contains_key(&treasury) {
             return Ok(true);
@@ -195,7 +196,13 @@ impl Desk {
 
     /// [`Desk::adopt`] for one that is not watched, whatever callers named before. `NotWatched` if there is no treasury
     /// (yet).
+    ///
+    /// A contract of a stranger's making can say of itself that this steward is one of its own: it is none of ours.
     pub async fn look_for(&self, treasury: Address) -> Result<bool, Refusal> {
+        if self.is_genuine(treasury).await? == Some(false) {
+            self.note_unknown(treasury);
+            return Ok(false);
+        }
         let Some(birth) = self.eyes.birth(treasury).await? else {
             self.note_unknown(treasury);
             return Err(Refusal::NotWatched);
@@ -208,6 +215,17 @@ impl Desk {
         self.agents().entry(treasury).or_insert(agent);
         tracing::info!(%treasury, "watching an agent");
         Ok(true)
+    }
+
+    /// Whether the configuration names `treasury` or its factory made it; `None` if nothing is there.
+    async fn is_genuine(&self, treasury: Address) -> Result<Option<bool>, Refusal> {
+        if self.config.treasuries.contains(&treasury) {
+            return Ok(Some(true));
+        }
+        match self.config.factory {
+            Some(factory) => self.eyes.is_made_by(factory, treasury).await,
+            None => Ok(Some(false)),
+        }
     }
 
     /// Reads again what a quorum can change of an agent. One that does not name this steward any more is watched no
@@ -562,4 +580,4 @@ impl Desk {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

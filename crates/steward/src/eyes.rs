@@ -7,7 +7,7 @@ use crate::agent::Seat;
 use crate::refusal::Refusal;
 use crate::watch::{BlockView, LeaseView, OfferView, Policy, Timers, TreasuryView};
 use alloy::eips::BlockId;
-use alloy::primitives::{Address, B256, U256};
+use alloy::primitives::{Address, B256, Bytes, U256, hex};
 use alloy::rpc::types::{Filter, Log};
 use alloy::sol_types::SolEvent;
 use chain::bindings::{Birth, State, Treasury, TreasuryFactory};
@@ -70,6 +70,20 @@ impl Eyes {
     pub async fn state(&self, treasury: Address, head: &Head) -> Result<State, Refusal> {
         let at = BlockId::hash(head.hash);
         self.agreed("the treasury", |c| async move { c.treasury(treasury).state_at(at).await }).await
+    }
+
+    /// Whether `factory` made what is at `treasury`; `None` if nothing is there. All that it makes are clones of one
+    /// implementation, which takes its birth from this factory only: whoever clones it besides has none born.
+    pub async fn is_made_by(&self, factory: Address, treasury: Address) -> Result<Option<bool>, Refusal> {
+        let read = |c: Chain| async move { c.request("eth_getCode", (treasury, BlockId::latest())).await };
+        let code: Bytes = self.agreed("the treasury's code", read).await?;
+        if code.is_empty() {
+            return Ok(None);
+        }
+        let read =
+            |c: Chain| async move { c.read(factory, TreasuryFactory::implementationCall {}, BlockId::latest()).await };
+        let implementation = self.agreed("what the factory makes", read).await?;
+        Ok(Some(code == clone_of(implementation)))
     }
 
     /// What was fixed at birth, with what a quorum has changed of it since; `None` if there is no treasury.
@@ -344,6 +358,12 @@ fn endable_at(birth: &Birth, state: &State, frozen: bool) -> Option<u64> {
         }
         Stage::Unborn | Stage::WindingDown | Stage::Closed => None,
     }
+}
+
+/// The code of a minimal proxy (ERC-1167).
+pub(crate) fn clone_of(implementation: Address) -> Bytes {
+    let (before, after) = (hex!("363d3d373d3d3d363d73"), hex!("5af43d82803e903d91602b57fd5bf3"));
+    [&before[..], implementation.as_slice(), &after].concat().into()
 }
 
 /// A digest as the chain has it: zero before the first checkpoint.

@@ -25,6 +25,8 @@ pub mod refusal;
 pub mod rescue;
 pub mod segments;
 pub mod share;
+#[cfg(test)]
+mod stand_in;
 pub mod suspicion;
 pub mod watch;
 
