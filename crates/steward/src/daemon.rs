@@ -4,10 +4,11 @@ use crate::agent::{Proposed, Seat};
 use crate::api::{self, Notes};
 use crate::config::StewardConfig;
 use crate::desk::Desk;
-use crate::eyes::Eyes;
+use crate::eyes::{Eyes, Looked};
 use crate::refusal::Refusal;
 use crate::rescue::{PEER_DEADLINE, rescue};
 use crate::suspicion::{Fault, Finding, Proposal};
+use crate::unread::Unread;
 use crate::watch::{BlockView, Input, NoHost, Output, Rescue, Watch};
 use alloy::primitives::{Address, B256, Bytes};
 use alloy::signers::local::PrivateKeySigner;
@@ -16,6 +17,8 @@ use axum::http;
 use axum::serve::ListenerExt;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use chain::Head;
+use chain::bindings::Birth;
 use chain::sender::{Sender, SenderHandle, Tx};
 use chain::treasury::calls;
 use serde::Deserialize;
@@ -41,6 +44,8 @@ enum Event {
     Failed(Address),
     /// What a look at an agent's host found: epoch and lease that it looked at.
     Probed(Address, (u64, u64), Finding),
+    /// An agent that could not be read was asked again.
+    Asked(Address, Result<(), Refusal>),
     Shutdown,
 }
 
@@ -80,6 +85,7 @@ pub async fn run(config: StewardConfig, shutdown: impl Future<Output = ()>) -> R
         looked_for_agents_to: 0,
         looked_for_changes_to: None,
         probed_at: BTreeMap::new(),
+        unread: Unread::default(),
         strangers: BTreeSet::new(),
     };
     watcher.turn(news, shutdown).await;
@@ -112,6 +118,7 @@ struct Watcher {
     looked_for_agents_to: u64,
     looked_for_changes_to: Option<u64>,
     probed_at: BTreeMap<Address, u64>,
+    unread: Unread,
     /// Treasuries of the factory in which this steward is none: not asked about again.
     strangers: BTreeSet<Address>,
 }
@@ -138,6 +145,8 @@ impl Watcher {
                 }
                 Event::Failed(treasury) => self.handle(Input::Failed { treasury }),
                 Event::Probed(treasury, office, finding) => self.handle(Input::Found { treasury, office, finding }),
+                Event::Asked(treasury, Ok(())) => self.unread.mend(treasury),
+                Event::Asked(treasury, Err(why)) => self.leave_out(treasury, &why, self.desk.block().timestamp),
                 Event::Shutdown => return,
             }
         }
@@ -150,8 +159,16 @@ impl Watcher {
         }
         self.find_agents(head.number).await?;
         self.find_changes(head.number).await?;
-        let watched = self.desk.watched();
-        let (block, states) = self.desk.eyes.block(&watched, self.desk.address(), &head).await?;
+        let mut watched = self.desk.watched();
+        self.unread.keep(|treasury| watched.contains_key(treasury));
+        self.ask_unread(&watched, &head);
+        watched.retain(|treasury, _| !self.unread.has(treasury));
+        let Looked { mut block, states, unread } = self.desk.eyes.block(&watched, self.desk.address(), &head).await?;
+        for (treasury, why) in &unread {
+            self.leave_out(*treasury, why, head.timestamp);
+        }
+        self.notes.set_unread(self.unread.troubles());
+        block.unread = self.unread.all();
         self.desk.saw(block.clone(), states);
         self.seen = Some(head.hash);
         self.handle(Input::Block(block.clone()));
@@ -217,6 +234,26 @@ impl Watcher {
             (from, self.looked_for_changes_to) = (to + 1, Some(to));
         }
         Ok(())
+    }
+
+    /// One that cannot be read delays no other: it is asked beside the loop, and looked at again once it can be.
+    fn ask_unread(&mut self, watched: &BTreeMap<Address, (Birth, Seat)>, head: &Head) {
+        for treasury in self.unread.due(head.timestamp) {
+            let Some((birth, seat)) = watched.get(&treasury).cloned() else { continue };
+            let (desk, events, head) = (self.desk.clone(), self.events.clone(), *head);
+            tokio::spawn(async move {
+                let seen = desk.eyes.see(treasury, &birth, (desk.address(), &seat), &head).await;
+                // A receiver that is gone means that the loop ends, too.
+                let _ = events.send(Event::Asked(treasury, seen.map(drop)));
+            });
+        }
+    }
+
+    /// Said once for each reason.
+    fn leave_out(&mut self, treasury: Address, why: &Refusal, now: u64) {
+        if self.unread.fail(treasury, why.to_string(), now) {
+            tracing::warn!(%treasury, "it cannot be watched: {why}");
+        }
     }
 
     fn handle(&mut self, input: Input) {

@@ -266,15 +266,19 @@ impl Desk {
         signed.map_err(|e| Refusal::BadRequest { why: e.to_string() })
     }
 
-    /// What the watch saw: kept for `/status` and for pruning.
-    pub fn saw(&self, block: BlockView, states: BTreeMap<Address, State>) {
+    /// What the watch saw: kept for `/status` and for pruning. Of whom it could not read, what it saw last.
+    pub fn saw(&self, mut block: BlockView, states: BTreeMap<Address, State>) {
         let mut agents = self.agents();
         for (treasury, state) in states {
             if let Some(agent) = agents.get_mut(&treasury) {
                 agent.state = Some(state);
             }
         }
-        *self.block.lock().unwrap_or_else(PoisonError::into_inner) = block;
+        drop(agents);
+        let mut last = self.block.lock().unwrap_or_else(PoisonError::into_inner);
+        let unread = last.treasuries.iter().filter(|view| block.unread.contains(&view.treasury));
+        block.treasuries.extend(unread.cloned());
+        *last = block;
     }
 
     pub fn block(&self) -> BlockView {

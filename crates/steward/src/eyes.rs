@@ -14,9 +14,29 @@ use chain::bindings::{Birth, State, Treasury, TreasuryFactory};
 use chain::{Chain, Head, LeaseStatus, Stage};
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
+use std::time::Duration;
+use tokio::task::JoinSet;
 
 /// Blocks asked for in one look for new treasuries: what public endpoints allow.
 const LOG_BLOCKS_MAX: u64 = 1_000;
+
+/// Agents looked at side by side, so that one that takes its time does not keep the others waiting. A guess.
+const LOOKS_AT_ONCE: usize = 16;
+/// Longest that one agent is looked at: its market and its token are of its creator's choice. A guess: twice what one
+/// request may take.
+const LOOK_DEADLINE: Duration = Duration::from_secs(10);
+
+/// A block as far as it could be read.
+#[derive(Clone, Debug, Default)]
+pub struct Looked {
+    pub block: BlockView,
+    pub states: BTreeMap<Address, State>,
+    /// Agents that could not be read, and why.
+    pub unread: BTreeMap<Address, Refusal>,
+}
+
+/// What was seen of one agent, with the offers of its market where something is wrong.
+type Seen = (State, TreasuryView, Vec<OfferView>);
 
 /// One or two endpoints of one chain.
 #[derive(Clone, Debug)]
@@ -245,37 +265,87 @@ impl Eyes {
         Ok((offers.collect(), barred))
     }
 
-    /// The block's whole view of `known` treasuries; offers only where something is wrong, because a healthy
-    /// agent needs none.
+    /// [`look`](Self::look) within a time, and the offers only where something is wrong: a healthy agent needs none.
+    pub async fn see(
+        &self,
+        treasury: Address,
+        birth: &Birth,
+        (me, seat): (Address, &Seat),
+        head: &Head,
+    ) -> Result<Seen, Refusal> {
+        let seen = async {
+            let (state, mut view) = self.look(treasury, birth, (me, seat), head).await?;
+            let mut offers = Vec::new();
+            if view.alarm(head.timestamp).is_some() {
+                (offers, view.barred) = self.offers(treasury, birth.market, head).await?;
+            }
+            Ok::<Seen, Refusal>((state, view, offers))
+        };
+        let late = |_| Err(unseen(&format!("it cannot be read in {LOOK_DEADLINE:?}")));
+        tokio::time::timeout(LOOK_DEADLINE, seen).await.unwrap_or_else(late)
+    }
+
+    /// The block's view of `known` treasuries, without those that cannot be read: what one of them, its market or its
+    /// token answers, or does not, hides no other.
+    ///
+    /// Fails as a whole where the endpoints do: they have this block no more, or none of all agents could be read and no
+    /// contract's answer was the reason.
     pub async fn block(
         &self,
         known: &BTreeMap<Address, (Birth, Seat)>,
         me: Address,
         head: &Head,
-    ) -> Result<(BlockView, BTreeMap<Address, State>), Refusal> {
-        let mut block = BlockView { number: head.number, timestamp: head.timestamp, ..BlockView::default() };
-        let mut states = BTreeMap::new();
-        for (treasury, (birth, seat)) in known {
-            let (state, mut view) = self.look(*treasury, birth, (me, seat), head).await?;
-            if view.alarm(head.timestamp).is_some() {
-                let (offers, barred) = self.offers(*treasury, birth.market, head).await?;
-                view.barred = barred;
-                for offer in offers {
-                    if !block.offers.contains(&offer) {
-                        block.offers.push(offer);
-                    }
-                }
+    ) -> Result<Looked, Refusal> {
+        let mut looked = Looked::default();
+        (looked.block.number, looked.block.timestamp) = (head.number, head.timestamp);
+        let (mut waiting, mut asked) = (known.iter(), JoinSet::new());
+        loop {
+            for (treasury, (birth, seat)) in waiting.by_ref().take(LOOKS_AT_ONCE - asked.len()) {
+                let (eyes, treasury, birth, seat, head) = (self.clone(), *treasury, birth.clone(), seat.clone(), *head);
+                asked.spawn(async move { (treasury, eyes.see(treasury, &birth, (me, &seat), &head).await) });
             }
-            states.insert(*treasury, state);
-            block.treasuries.push(view);
+            match asked.join_next().await {
+                Some(Ok((treasury, seen))) => looked.add(treasury, seen),
+                // Only the end of the process cancels a look.
+                Some(Err(e)) => return Err(unseen(&e.to_string())),
+                None => break,
+            }
         }
-        Ok((block, states))
+        looked.block.treasuries.sort_unstable_by_key(|view| view.treasury);
+        if let Some(why) = looked.unread.values().next() {
+            let is_endpoints = |why: &Refusal| matches!(why, Refusal::NoView { .. });
+            if looked.states.is_empty() && looked.unread.values().all(is_endpoints) {
+                return Err(why.clone());
+            }
+            self.still_has(head).await?;
+        }
+        Ok(looked)
+    }
+
+    /// Whether the endpoints still answer, and for this block.
+    async fn still_has(&self, head: &Head) -> Result<(), Refusal> {
+        let hash = head.hash;
+        let block = self.agreed("a block", |c| async move { c.block(hash).await }).await?;
+        block.map(drop).ok_or_else(|| unseen("the block is gone"))
     }
 
     /// The endpoint URL of the active lease, for a probe.
     pub async fn endpoint(&self, market: Address, lease: u64) -> Result<String, Refusal> {
         let seen = self.agreed("a lease", |c| async move { c.market(market).lease(lease).await }).await?;
         Ok(seen.lease.endpoint)
+    }
+}
+
+impl Looked {
+    fn add(&mut self, treasury: Address, seen: Result<Seen, Refusal>) {
+        match seen {
+            Ok((state, view, offers)) => {
+                self.states.insert(treasury, state);
+                self.block.treasuries.push(view);
+                self.block.offers.insert(treasury, offers);
+            }
+            Err(why) => drop(self.unread.insert(treasury, why)),
+        }
     }
 }
 
@@ -372,7 +442,11 @@ pub fn some_digest(digest: B256) -> Option<B256> {
 }
 
 fn no_view(e: chain::Error) -> Refusal {
-    Refusal::NoView { why: e.to_string() }
+    let why = e.to_string();
+    match e.kind {
+        chain::Kind::Reverted(_) | chain::Kind::Missing => Refusal::Unreadable { why },
+        _ => Refusal::NoView { why },
+    }
 }
 
 fn unseen(why: &str) -> Refusal {
@@ -382,6 +456,44 @@ fn unseen(why: &str) -> Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stand_in::{answers, block, callee, endpoint, failure};
+    use serde_json::{Value, json};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    #[tokio::test]
+    async fn an_agent_that_cannot_be_read_hides_no_other() {
+        let [well, reverts, burns] = [1, 2, 3].map(Address::repeat_byte);
+        let hash = B256::repeat_byte(0xb1);
+        let head = Head { number: 9, hash, parent: B256::ZERO, timestamp: 1_000, base_fee: 0 };
+        let is_there = Arc::new(AtomicBool::new(true));
+        let has_block = is_there.clone();
+        let state = State { stage: 1, operator: well, lastHeartbeat: 1_000, ..State::default() };
+        let chain = endpoint(move |method, params| match method {
+            "eth_getBlockByHash" if has_block.load(Ordering::SeqCst) => Ok(block(9, hash, 1_000)),
+            "eth_getBlockByHash" => Ok(Value::Null),
+            // A token or a market of its creator's choice.
+            _ if callee(params) == reverts => Err(json!({ "code": 3, "message": "execution reverted", "data": "0x" })),
+            _ if callee(params) == burns => Err(failure("out of gas")),
+            _ => answers::<Treasury::stateCall>(params, &state).ok_or_else(|| failure(method)),
+        });
+        let eyes = Eyes::new(&[chain.await], 31337).unwrap();
+        let look = async |agents: &[Address]| {
+            let one = |agent: &Address| (*agent, (Birth::default(), Seat::Key { place: 0 }));
+            eyes.block(&agents.iter().map(one).collect(), well, &head).await
+        };
+        let looked = look(&[burns, reverts, well]).await.unwrap();
+        let seen: Vec<Address> = looked.block.treasuries.iter().map(|view| view.treasury).collect();
+        assert_eq!((seen, looked.states.contains_key(&well)), (vec![well], true));
+        let unread: Vec<_> = looked.unread.iter().map(|(agent, why)| (*agent, why.code())).collect();
+        assert_eq!(unread, [(reverts, "unreadable"), (burns, "no_view")]);
+        // The contract's word is enough; that nobody answers is the endpoint's fault until it answers somebody.
+        assert_eq!(look(&[reverts]).await.unwrap().unread.len(), 1);
+        assert_eq!(look(&[burns]).await.unwrap_err().code(), "no_view");
+        is_there.store(false, Ordering::SeqCst);
+        assert_eq!(look(&[reverts, well]).await.unwrap_err().code(), "no_view");
+        assert_eq!(look(&[well]).await.unwrap().block.treasuries.len(), 1);
+    }
 
     #[test]
     fn a_frozen_agent_may_be_ended_once_it_was_silent_like_a_starved_one() {

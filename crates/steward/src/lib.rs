@@ -2,7 +2,8 @@
 //! sealed segments, holds a share of the memory key, challenges a silent operator and prepares a rescue.
 //!
 //! Read in this order: [`config`], [`watch`] (when it acts by itself, pure), [`suspicion`]
-//! (when it proposes that a host be evicted, pure), [`ack`] (when it acknowledges, pure),
+//! (when it proposes that a host be evicted, pure), [`again`] (when what came to nothing is tried again, pure), [`unread`]
+//! (agents that cannot be read while others can, pure), [`ack`] (when it acknowledges, pure),
 //! [`segments`] (which headers it keeps, pure), [`share`] (who gets its share of a key, pure), [`refusal`] (every no has a name), [`eyes`] (the chain, through one
 //! or two endpoints that must agree), [`agent`] (what it remembers, on disk), [`desk`] (the answers, route by
 //! route), [`limits`] (how often each may be asked for, pure), [`api`], [`rescue`], [`daemon`]; and [`orders`], which people use.
@@ -13,6 +14,7 @@
 //! the chain is read for each decision.
 
 pub mod ack;
+pub mod again;
 pub mod agent;
 pub mod api;
 pub mod config;
@@ -28,6 +30,7 @@ pub mod share;
 #[cfg(test)]
 mod stand_in;
 pub mod suspicion;
+pub mod unread;
 pub mod watch;
 
 pub use config::StewardConfig;

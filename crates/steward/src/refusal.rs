@@ -69,6 +69,10 @@ pub enum Refusal {
     NoView {
         why: String,
     },
+    /// A contract of the treasury's refuses, or answers nonsense. Other treasuries may be well.
+    Unreadable {
+        why: String,
+    },
     /// The request itself is not as it should be.
     BadRequest {
         why: String,
@@ -103,6 +107,7 @@ impl Refusal {
             Self::BadDeadline => "bad_deadline",
             Self::TooOften => "too_often",
             Self::NoView { .. } => "no_view",
+            Self::Unreadable { .. } => "unreadable",
             Self::BadRequest { .. } => "bad_request",
             Self::Disk { .. } => "disk",
         }
@@ -120,7 +125,7 @@ impl Refusal {
             | Self::LeftToPeople
             | Self::BadOffer { .. } => 403,
             Self::TooOften => 429,
-            Self::NoView { .. } | Self::NotStored { .. } | Self::Disk { .. } => 503,
+            Self::NoView { .. } | Self::Unreadable { .. } | Self::NotStored { .. } | Self::Disk { .. } => 503,
             _ => 409,
         }
     }
@@ -182,6 +187,7 @@ impl fmt::Display for Refusal {
             Self::BadDeadline => write!(f, "the deadline is past, or too far away"),
             Self::TooOften => write!(f, "asked too often; wait"),
             Self::NoView { why } => write!(f, "no agreed view of the chain: {why}"),
+            Self::Unreadable { why } => write!(f, "the treasury cannot be read: {why}"),
             Self::BadRequest { why } => write!(f, "{why}"),
             Self::Disk { why } => write!(f, "the steward's disk: {why}"),
         }

@@ -1,6 +1,6 @@
 //! A STAND-IN for a chain's endpoint, for tests: it answers each request by a function.
 
-use alloy::primitives::{Address, Bytes};
+use alloy::primitives::{Address, B256, Bytes, U64};
 use alloy::sol_types::SolCall;
 use axum::{Json, Router};
 use serde_json::{Value, json};
@@ -33,6 +33,18 @@ pub async fn endpoint(answer: impl Fn(&str, &Value) -> Result<Value, Value> + Se
         })
     };
     served(Router::new().fallback(answer)).await
+}
+
+/// A block without transactions.
+pub fn block(number: u64, hash: B256, timestamp: u64) -> Value {
+    let (none, nobody, zero) = (B256::ZERO, Address::ZERO, "0x0");
+    json!({
+        "number": U64::from(number), "hash": hash, "timestamp": U64::from(timestamp), "parentHash": none,
+        "sha3Uncles": none, "miner": nobody, "stateRoot": none, "transactionsRoot": none, "receiptsRoot": none,
+        "logsBloom": format!("0x{}", "00".repeat(256)), "difficulty": zero, "gasLimit": zero, "gasUsed": zero,
+        "extraData": "0x", "mixHash": none, "nonce": "0x0000000000000000", "baseFeePerGas": zero, "uncles": [],
+        "transactions": [],
+    })
 }
 
 /// What a node says when it cannot.

@@ -7,7 +7,7 @@
 use crate::suspicion::{Change, Finding, Proposal, Suspicion};
 use alloy::primitives::Address;
 use economy::Usdc;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Chain seconds by which each steward lets the one before it go first. A guess: two blocks on a fast chain to
 /// see the other's transaction, and a little for its peers to answer.
@@ -24,7 +24,16 @@ pub struct BlockView {
     pub timestamp: u64,
     /// Only treasuries in which this steward is one.
     pub treasuries: Vec<TreasuryView>,
-    pub offers: Vec<OfferView>,
+    /// What each may be rescued on, by treasury: markets are of a creator's choice, and offers of one are no others'.
+    pub offers: BTreeMap<Address, Vec<OfferView>>,
+    /// Those that could not be read at this block: what is known of them stays.
+    pub unread: BTreeSet<Address>,
+}
+
+impl BlockView {
+    fn has(&self, treasury: &Address) -> bool {
+        self.unread.contains(treasury) || self.treasuries.iter().any(|view| view.treasury == *treasury)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -408,15 +417,16 @@ impl Watch {
                     return;
                 }
                 self.now = block.timestamp;
-                self.watched.retain(|treasury, _| block.treasuries.iter().any(|t| t.treasury == *treasury));
-                self.suspicions.retain(|treasury, _| block.treasuries.iter().any(|t| t.treasury == *treasury));
+                self.watched.retain(|treasury, _| block.has(treasury));
+                self.suspicions.retain(|treasury, _| block.has(treasury));
                 for view in &block.treasuries {
                     let (seen, suspicion) =
                         self.suspicions.entry(view.treasury).or_insert_with(|| (view.clone(), Suspicion::default()));
                     seen.clone_from(view);
                     out.extend(suspicion.see(view).map(|change| output_of(view.treasury, change)));
                     let watched = self.watched.entry(view.treasury).or_default();
-                    watched.see(view, &block.offers, block.timestamp, out);
+                    let offers = block.offers.get(&view.treasury).map_or(&[][..], Vec::as_slice);
+                    watched.see(view, offers, block.timestamp, out);
                 }
             }
             Input::Failed { treasury } => {

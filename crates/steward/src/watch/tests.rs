@@ -62,7 +62,8 @@ fn see(watch: &mut Watch, now: u64, view: &TreasuryView) -> Vec<Output> {
 
 fn see_with(watch: &mut Watch, now: u64, view: &TreasuryView, offers: Vec<OfferView>) -> Vec<Output> {
     let mut out = Vec::new();
-    let block = BlockView { number: now, timestamp: now, treasuries: vec![view.clone()], offers };
+    let (treasuries, offers) = (vec![view.clone()], BTreeMap::from([(view.treasury, offers)]));
+    let block = BlockView { number: now, timestamp: now, treasuries, offers, ..BlockView::default() };
     watch.handle(Input::Block(block), &mut out);
     out.retain(|o| !matches!(o, Output::Alarm { .. } | Output::AllClear { .. }));
     out
@@ -355,7 +356,7 @@ fn alarms_are_said_once_and_taken_back() {
     for (now, beat) in [(T0, T0), (T0 + 15, T0), (T0 + 16, T0), (T0 + 27, T0), (T0 + 28, T0 + 28), (T0 + 29, T0 + 28)] {
         let view = TreasuryView { last_heartbeat: beat, my_place: 9, ..alone() };
         let mut out = Vec::new();
-        let block = BlockView { number: now, timestamp: now, treasuries: vec![view], offers: vec![] };
+        let block = BlockView { number: now, timestamp: now, treasuries: vec![view], ..BlockView::default() };
         watch.handle(Input::Block(block), &mut out);
         said.extend(out);
     }
@@ -368,6 +369,33 @@ fn alarms_are_said_once_and_taken_back() {
             Output::AllClear { treasury }
         ]
     );
+}
+
+#[test]
+fn an_agent_that_cannot_be_read_is_remembered_and_offers_of_another_market_are_not_taken() {
+    let (mut watch, mut out) = (Watch::new(), Vec::new());
+    see(&mut watch, T0 + 27, &TreasuryView { my_place: 9, ..alone() });
+    let (one, other) = (agent(), who(0xbb));
+    let block = |now, treasuries: Vec<TreasuryView>| BlockView {
+        number: now,
+        timestamp: now,
+        unread: [one, other].into_iter().filter(|a| treasuries.iter().all(|t| t.treasury != *a)).collect(),
+        treasuries,
+        // The other one's market is of its creator's making, and has the cheapest offer of all.
+        offers: BTreeMap::from([(one, offers()), (other, vec![offer(77, 9, 1)])]),
+    };
+    watch.handle(Input::Block(block(T0 + 28, vec![])), &mut out);
+    assert_eq!((&out[..], watch.alarms().collect::<Vec<_>>()), (&[][..], vec![(one, Alarm::Silent)]));
+    let both = vec![alone(), TreasuryView { treasury: other, ..alone() }];
+    watch.handle(Input::Block(block(T0 + 29, both)), &mut out);
+    let ordered: Vec<(Address, u64)> = out
+        .iter()
+        .filter_map(|output| match output {
+            Output::Rescue { treasury, order } => Some((*treasury, order.offer)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(ordered, [(one, 3), (other, 77)]);
 }
 
 /// Three stewards' machines over one made-up chain on which providers fail, transactions get lost and blocks
