@@ -5,6 +5,7 @@ use crate::api::{self, Notes};
 use crate::config::StewardConfig;
 use crate::desk::Desk;
 use crate::eyes::{Eyes, Looked};
+use crate::orders::repaid;
 use crate::refusal::Refusal;
 use crate::rescue::{PEER_DEADLINE, rescue};
 use crate::suspicion::{Fault, Finding, Proposal};
@@ -19,7 +20,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use chain::Head;
 use chain::bindings::Birth;
-use chain::sender::{Sender, SenderHandle, Tx};
+use chain::sender::{Sender, SenderHandle};
 use chain::treasury::calls;
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -365,12 +366,14 @@ impl Watcher {
         });
     }
 
-    /// One call that this steward pays for; a failure is told to the watch.
+    /// One call that this steward pays for, within a bound; a failure is told to the watch.
     fn call(&self, treasury: Address, call: Bytes, label: &'static str) {
-        let sent = self.sender.submit(Tx::call(treasury, call, label));
-        let events = self.events.clone();
+        let (desk, sender, events) = (self.desk.clone(), self.sender.clone(), self.events.clone());
         tokio::spawn(async move {
-            if let Err(e) = sent.await.into_result(label) {
+            let sent = async {
+                sender.send_and_wait(repaid(desk.eyes.first(), desk.address(), treasury, call, label).await?).await
+            };
+            if let Err(e) = sent.await {
                 tracing::warn!(%treasury, "{e}");
                 let _ = events.send(Event::Failed(treasury));
             }

@@ -4,6 +4,7 @@
 //! Several stewards watch the same agent. Each waits longer than the one before it ([`STEP_SECS`] per place), so
 //! that as a rule one of them acts and the others see that it has. All times are chain seconds.
 
+use crate::again::{Again, Waits};
 use crate::suspicion::{Change, Finding, Proposal, Suspicion};
 use alloy::primitives::Address;
 use economy::Usdc;
@@ -14,8 +15,12 @@ use std::collections::{BTreeMap, BTreeSet};
 pub const STEP_SECS: u64 = 4;
 /// How long an order's signatures stay good. Long enough for a slow chain, short enough to be forgotten soon.
 pub const ORDER_SECS: u64 = 600;
-/// A failed attempt is repeated after this long. A guess.
+/// A failed attempt is repeated after this long, the next one after twice that. A guess.
 pub const RETRY_SECS: u64 = 8;
+/// Calls that this steward pays for: what changes nothing on chain is repeated once a day in the end.
+const CALLS: Waits = Waits { least: RETRY_SECS, most: 86_400 };
+/// A rescue costs nothing while its signatures are missing, and a life when it comes too late.
+const RESCUES: Waits = Waits { least: RETRY_SECS, most: ORDER_SECS };
 
 /// What the steward saw in one block; with two endpoints configured, what both of them say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -131,7 +136,7 @@ pub struct Rescue {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Input {
     Block(BlockView),
-    /// `challenge` or `rescue` was not sent or was refused; the next try waits [`RETRY_SECS`].
+    /// `challenge` or `rescue` was not sent or was refused; the next try waits [`RETRY_SECS`] or longer ([`Again`]).
     Failed {
         treasury: Address,
     },
@@ -393,15 +398,22 @@ struct Watched {
     alarm: Option<Alarm>,
     /// When this steward first saw that a rescue is due.
     rescue_since: Option<u64>,
-    challenge_again_at: u64,
-    end_again_at: u64,
-    rescue_again_at: u64,
+    tries: Tries,
     /// Providers whose rescued lease came to nothing, with how often.
     disappointed: BTreeMap<Address, u32>,
     /// Why the rescue that is due cannot be ordered.
     no_host: Option<NoHost>,
     /// The lease last seen in the standby place while a rescue was under way.
     rescued: Option<(u64, Address)>,
+}
+
+/// What was done for one agent, and when it is done again if nothing came of it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tries {
+    challenge: Again,
+    wind_down: Again,
+    close: Again,
+    rescue: Again,
 }
 
 impl Watch {
@@ -431,9 +443,8 @@ impl Watch {
             }
             Input::Failed { treasury } => {
                 if let Some(watched) = self.watched.get_mut(&treasury) {
-                    let again = self.now.saturating_add(RETRY_SECS);
-                    watched.rescue_again_at = watched.rescue_again_at.min(again);
-                    watched.challenge_again_at = watched.challenge_again_at.min(again);
+                    watched.tries.rescue.failed(self.now);
+                    watched.tries.challenge.failed(self.now);
                 }
             }
             Input::Found { treasury, office, finding } => {
@@ -485,7 +496,7 @@ impl Watched {
         }
         self.end(view, now, out);
         if alarm.is_none() {
-            *self = Self { alarm, end_again_at: self.end_again_at, ..Self::default() };
+            *self = Self { alarm, tries: self.tries, ..Self::default() };
             return;
         }
         self.challenge(view, now, out);
@@ -496,29 +507,32 @@ impl Watched {
     /// chance first, and each steward waits for those before it.
     fn end(&mut self, view: &TreasuryView, now: u64, out: &mut Vec<Output>) {
         let treasury = view.treasury;
-        let (due, output) = match (view.closable_at, view.endable_at) {
-            (Some(at), _) => (at, Output::Close { treasury }),
-            (None, Some(at)) => (at, Output::WindDown { treasury }),
+        let (due, again, output) = match (view.closable_at, view.endable_at) {
+            (Some(at), _) => (at, &mut self.tries.close, Output::Close { treasury }),
+            (None, Some(at)) => (at, &mut self.tries.wind_down, Output::WindDown { treasury }),
             (None, None) => return,
         };
         let chance = view.timers.heartbeat_every.saturating_mul(3);
         let mine = due.saturating_add(turn(view.my_place).saturating_mul(chance));
-        if now > mine && now >= self.end_again_at {
-            self.end_again_at = now.saturating_add(RETRY_SECS);
+        if now > mine && again.is_due(now) {
+            again.tried(now, 0, CALLS);
             out.push(output);
         }
     }
 
     fn challenge(&mut self, view: &TreasuryView, now: u64, out: &mut Vec<Output>) {
+        if view.challenged_at != 0 {
+            self.tries.challenge = Again::default();
+        }
         let Some(standby) = view.ready_standby(now) else { return };
         let t = &view.timers;
         let late = view.overdue_at().max(standby.start.saturating_add(t.fence));
         // The standby's own node goes first, then the stewards one by one.
         let mine = late.saturating_add(turn(view.my_place).saturating_mul(STEP_SECS));
-        if !view.may_challenge || view.challenged_at != 0 || now <= mine || now < self.challenge_again_at {
+        if !view.may_challenge || view.challenged_at != 0 || now <= mine || !self.tries.challenge.is_due(now) {
             return;
         }
-        self.challenge_again_at = now.saturating_add(t.answer_time.max(RETRY_SECS));
+        self.tries.challenge.tried(now, t.answer_time, CALLS);
         out.push(Output::Challenge { treasury: view.treasury });
     }
 
@@ -545,7 +559,7 @@ impl Watched {
         }
         let since = *self.rescue_since.get_or_insert(now);
         let mine = since.saturating_add(view.my_place.saturating_mul(STEP_SECS));
-        if now < mine || now < self.rescue_again_at {
+        if now < mine || !self.tries.rescue.is_due(now) {
             return;
         }
         let offer = chosen.ok_or(NoHost::NoOffer);
@@ -554,12 +568,12 @@ impl Watched {
             Err(why) => return self.tell(treasury, why, out),
         };
         self.no_host = None;
-        let (again, output) = if view.may_rescue {
+        let (answer, output) = if view.may_rescue {
             (4 * RETRY_SECS, Output::Rescue { treasury, order })
         } else {
             (ORDER_SECS, Output::Prepared { treasury, order })
         };
-        self.rescue_again_at = now.saturating_add(again);
+        self.tries.rescue.tried(now, answer, RESCUES);
         out.push(output);
     }
 

@@ -164,6 +164,38 @@ fn a_challenge_is_sent_once_and_again_only_if_it_did_not_arrive() {
     assert_eq!(see(&mut watch, T0 + 50, &challenged), []);
 }
 
+/// Between one `wanted` and the next, over four days of blocks every 8 s in which nothing comes of it.
+fn gaps(wanted: &Output, view: impl Fn(u64) -> TreasuryView) -> Vec<u64> {
+    let (mut watch, mut last, mut gaps) = (Watch::new(), None, Vec::new());
+    for now in (T0..T0 + 4 * 86_400).step_by(8) {
+        if see(&mut watch, now, &view(now)).contains(wanted) {
+            gaps.extend(last.replace(now).map(|last| now - last));
+            watch.handle(Input::Failed { treasury: agent() }, &mut vec![]);
+        }
+    }
+    gaps
+}
+
+#[test]
+fn what_changes_nothing_is_done_more_and_more_seldom() {
+    // A token that freezes and thaws by turns has each call post a notice or take it back.
+    let stuck = |now| TreasuryView { endable_at: Some(T0), last_heartbeat: now, ..alone() };
+    let doubled: Vec<u64> = (0..14).map(|n| 8 << n).chain([86_400; 2]).collect();
+    assert_eq!(gaps(&Output::WindDown { treasury: agent() }, stuck), doubled);
+    // A market says that a standby is ready, and refuses its challenge.
+    let ready = LeaseView { end: u64::MAX, ..lease(2, 2) };
+    let silent = |_| TreasuryView { standby: Some(ready.clone()), ..healthy() };
+    assert_eq!(gaps(&Output::Challenge { treasury: agent() }, silent), doubled);
+    // One that arrived, and was answered, is no such try.
+    let mut watch = Watch::new();
+    for round in 0..9 {
+        let beat = T0 + 100 * round;
+        let late = TreasuryView { last_heartbeat: beat, ..healthy() };
+        assert_eq!(see(&mut watch, beat + 18, &late), [Output::Challenge { treasury: agent() }], "round {round}");
+        see(&mut watch, beat + 20, &TreasuryView { challenged_at: beat + 18, ..late });
+    }
+}
+
 #[test]
 fn without_a_ready_standby_there_is_no_challenge() {
     let (_, act) = first_act(&alone()).unwrap();
