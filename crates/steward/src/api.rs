@@ -38,6 +38,8 @@ struct NotesInside {
     /// What peers said last, by agent and peer.
     heard: BTreeMap<(Address, Address), Heard>,
     trouble: Option<String>,
+    /// Why treasuries cannot be looked for.
+    search_trouble: Option<String>,
 }
 
 impl Notes {
@@ -81,6 +83,16 @@ impl Notes {
         self.inside(|n| {
             news = n.trouble != trouble;
             n.trouble = trouble;
+        });
+        news
+    }
+
+    /// The same for the search for treasuries.
+    pub fn set_search_trouble(&self, trouble: Option<String>) -> bool {
+        let mut news = false;
+        self.inside(|n| {
+            news = n.search_trouble != trouble;
+            n.search_trouble = trouble;
         });
         news
     }
@@ -338,6 +350,6 @@ async fn status(State(api): State<Api>) -> Json<StatusBody> {
         share_recipient: api.desk.share_recipient(),
         block: json!({ "number": number, "timestamp": timestamp }),
         agents: agents.chain(never).collect(),
-        trouble: notes.trouble,
+        trouble: notes.trouble.or(notes.search_trouble),
     })
 }

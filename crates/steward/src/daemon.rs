@@ -5,6 +5,7 @@ use crate::api::{self, Notes};
 use crate::config::StewardConfig;
 use crate::desk::Desk;
 use crate::eyes::{Eyes, Looked};
+use crate::finder::Finder;
 use crate::orders::repaid;
 use crate::refusal::Refusal;
 use crate::rescue::{PEER_DEADLINE, rescue};
@@ -31,6 +32,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use store::seal::Identity;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::task::JoinHandle;
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Blocks between probes of one agent.
@@ -76,6 +78,7 @@ pub async fn run(config: StewardConfig, shutdown: impl Future<Output = ()>) -> R
     let sender = Sender::spawn(desk.eyes.first().clone(), desk.order_key.clone(), CONFIRMATIONS);
     tracing::info!(steward = %desk.address(), %listen, "steward daemon runs");
     let (events, news) = unbounded_channel();
+    let found = tokio::spawn(Finder::new(desk.clone(), notes.clone()).turn());
     let watcher = Watcher {
         desk,
         notes,
@@ -83,13 +86,12 @@ pub async fn run(config: StewardConfig, shutdown: impl Future<Output = ()>) -> R
         watch: Watch::new(),
         events,
         seen: None,
-        looked_for_agents_to: 0,
-        looked_for_changes_to: None,
         probed_at: BTreeMap::new(),
         unread: Unread::default(),
-        strangers: BTreeSet::new(),
+        pruning: None,
     };
     watcher.turn(news, shutdown).await;
+    found.abort();
     served.abort();
     tracing::info!("steward daemon ends");
     Ok(())
@@ -115,13 +117,11 @@ struct Watcher {
     sender: SenderHandle,
     watch: Watch,
     events: UnboundedSender<Event>,
-    seen: Option<B256>,
-    looked_for_agents_to: u64,
-    looked_for_changes_to: Option<u64>,
+    /// The newest block that was looked at, and the agents that were seen in it.
+    seen: Option<(B256, BTreeSet<Address>)>,
     probed_at: BTreeMap<Address, u64>,
     unread: Unread,
-    /// Treasuries of the factory in which this steward is none: not asked about again.
-    strangers: BTreeSet<Address>,
+    pruning: Option<JoinHandle<()>>,
 }
 
 impl Watcher {
@@ -155,15 +155,17 @@ impl Watcher {
 
     async fn look(&mut self) -> Result<(), Refusal> {
         let head = self.desk.eyes.head().await?;
-        if self.seen == Some(head.hash) {
-            return Ok(());
-        }
-        self.find_agents(head.number).await?;
-        self.find_changes(head.number).await?;
         let mut watched = self.desk.watched();
         self.unread.keep(|treasury| watched.contains_key(treasury));
+        let named = &self.desk.config.treasuries;
+        for treasury in watched.keys().filter(|treasury| !named.contains(treasury)) {
+            self.unread.meet(*treasury);
+        }
         self.ask_unread(&watched, &head);
         watched.retain(|treasury, _| !self.unread.has(treasury));
+        if self.seen.as_ref().is_some_and(|(hash, all)| *hash == head.hash && all.iter().eq(watched.keys())) {
+            return Ok(());
+        }
         let Looked { mut block, states, unread } = self.desk.eyes.block(&watched, self.desk.address(), &head).await?;
         for (treasury, why) in &unread {
             self.leave_out(*treasury, why, head.timestamp);
@@ -171,14 +173,10 @@ impl Watcher {
         self.notes.set_unread(self.unread.troubles());
         block.unread = self.unread.all();
         self.desk.saw(block.clone(), states);
-        self.seen = Some(head.hash);
+        watched.retain(|treasury, _| !unread.contains_key(treasury));
+        self.seen = Some((head.hash, watched.keys().copied().collect()));
         self.handle(Input::Block(block.clone()));
-        for treasury in watched.keys() {
-            // A store that is away must not keep the watch from watching.
-            if let Err(e) = self.desk.prune(*treasury).await {
-                tracing::debug!(%treasury, "cannot tidy up yet: {e}");
-            }
-        }
+        self.prune(watched.into_keys().collect());
         for (treasury, office) in self.desk.bad_checkpoints() {
             self.handle(Input::Found { treasury, office, finding: Finding::Bad(Fault::BadCheckpoint) });
         }
@@ -186,55 +184,19 @@ impl Watcher {
         Ok(())
     }
 
-    /// Treasuries named in the configuration, and new ones of the factory.
-    async fn find_agents(&mut self, head: u64) -> Result<(), Refusal> {
-        let known = self.desk.watched();
-        let mut candidates: Vec<Address> = self.desk.config.treasuries.clone();
-        if let Some(factory) = self.desk.config.factory {
-            // The last blocks are looked at again: a reorg may have put a birth there.
-            let mut from = self.looked_for_agents_to.min(head).saturating_sub(4);
-            while from <= head {
-                let (created, to) = self.desk.eyes.created(factory, from, head).await?;
-                candidates.extend(created);
-                (from, self.looked_for_agents_to) = (to + 1, to);
-            }
+    /// Beside the loop: a store that is away, or has not what a treasury names, must not keep the watch from watching.
+    fn prune(&mut self, watched: Vec<Address>) {
+        if self.pruning.as_ref().is_some_and(|task| !task.is_finished()) {
+            return;
         }
-        for treasury in candidates {
-            if known.contains_key(&treasury) || self.strangers.contains(&treasury) {
-                continue;
-            }
-            match self.desk.look_for(treasury).await {
-                Ok(true) => {}
-                Ok(false) => {
-                    self.strangers.insert(treasury);
-                }
-                // One that cannot be read must not hide the others; it is tried again at the next block.
-                Err(e) => tracing::debug!(%treasury, "cannot be read yet: {e}"),
-            }
-        }
-        Ok(())
-    }
-
-    /// What a quorum has changed since the last look, of agents that are watched and of those that were not ours.
-    async fn find_changes(&mut self, head: u64) -> Result<(), Refusal> {
-        // What was changed before the first look is what was read then.
-        let mut from = self.looked_for_changes_to.unwrap_or(head).min(head).saturating_sub(4);
-        while from <= head {
-            let (changed, to) = self.desk.eyes.changed(from, head).await?;
-            let known = self.desk.watched();
-            for treasury in changed {
-                if !known.contains_key(&treasury) && !self.strangers.contains(&treasury) {
-                    continue;
-                }
-                if self.desk.renew(treasury).await? {
-                    self.strangers.remove(&treasury);
-                } else {
-                    self.strangers.insert(treasury);
+        let desk = self.desk.clone();
+        self.pruning = Some(tokio::spawn(async move {
+            for treasury in watched {
+                if let Err(e) = desk.prune(treasury).await {
+                    tracing::debug!(%treasury, "cannot tidy up yet: {e}");
                 }
             }
-            (from, self.looked_for_changes_to) = (to + 1, Some(to));
-        }
-        Ok(())
+        }));
     }
 
     /// One that cannot be read delays no other: it is asked beside the loop, and looked at again once it can be.
@@ -255,6 +217,7 @@ impl Watcher {
         if self.unread.fail(treasury, why.to_string(), now) {
             tracing::warn!(%treasury, "it cannot be watched: {why}");
         }
+        self.notes.set_unread(self.unread.troubles());
     }
 
     fn handle(&mut self, input: Input) {

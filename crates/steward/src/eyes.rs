@@ -19,6 +19,8 @@ use tokio::task::JoinSet;
 
 /// Blocks asked for in one look for new treasuries: what public endpoints allow.
 const LOG_BLOCKS_MAX: u64 = 1_000;
+/// Treasuries named in one such question. A guess.
+const LOG_ADDRESSES_MAX: usize = 500;
 
 /// Agents looked at side by side, so that one that takes its time does not keep the others waiting. A guess.
 const LOOKS_AT_ONCE: usize = 16;
@@ -150,21 +152,31 @@ impl Eyes {
         Ok((found.map(|event| event.treasury).collect(), to))
     }
 
-    /// Treasuries of which a quorum changed stewards or policy in the given blocks, as [`created`](Self::created). Of
-    /// all that say so: whoever asks knows which of them it means.
-    pub async fn changed(&self, from: u64, to: u64) -> Result<(BTreeSet<Address>, u64), Refusal> {
-        let filter = Filter::new().event_signature(vec![
-            Treasury::StewardsSet::SIGNATURE_HASH,
-            Treasury::Tightened::SIGNATURE_HASH,
-            Treasury::Loosened::SIGNATURE_HASH,
-        ]);
-        let (logs, to) = self.logs("changed treasuries", filter, from, to).await?;
-        Ok((logs.iter().map(|log| log.inner.address).collect(), to))
+    /// Those of `treasuries` of which a quorum changed stewards or policy in the given blocks, as
+    /// [`created`](Self::created). Asked by name: whoever emits the same events in thousands hides none.
+    pub async fn changed(
+        &self,
+        treasuries: &[Address],
+        from: u64,
+        to: u64,
+    ) -> Result<(BTreeSet<Address>, u64), Refusal> {
+        let last = last_of_piece(from, to);
+        let mut changed = BTreeSet::new();
+        for some in treasuries.chunks(LOG_ADDRESSES_MAX) {
+            let filter = Filter::new().address(some.to_vec()).event_signature(vec![
+                Treasury::StewardsSet::SIGNATURE_HASH,
+                Treasury::Tightened::SIGNATURE_HASH,
+                Treasury::Loosened::SIGNATURE_HASH,
+            ]);
+            let (logs, _) = self.logs("changed treasuries", filter, from, last).await?;
+            changed.extend(logs.iter().map(|log| log.inner.address));
+        }
+        Ok((changed, last))
     }
 
     /// Logs of the blocks from `from`, at most [`LOG_BLOCKS_MAX`] of them, and the last block looked at.
     async fn logs(&self, what: &str, filter: Filter, from: u64, to: u64) -> Result<(Vec<Log>, u64), Refusal> {
-        let to = to.min(from.saturating_add(LOG_BLOCKS_MAX - 1));
+        let to = last_of_piece(from, to);
         let filter = filter.from_block(from).to_block(to);
         let logs = self
             .agreed(what, |c| {
@@ -434,6 +446,11 @@ fn endable_at(birth: &Birth, state: &State, frozen: bool) -> Option<u64> {
 pub(crate) fn clone_of(implementation: Address) -> Bytes {
     let (before, after) = (hex!("363d3d373d3d3d363d73"), hex!("5af43d82803e903d91602b57fd5bf3"));
     [&before[..], implementation.as_slice(), &after].concat().into()
+}
+
+/// The last block to ask for in one look at the logs from `from` to `to`.
+fn last_of_piece(from: u64, to: u64) -> u64 {
+    to.min(from.saturating_add(LOG_BLOCKS_MAX - 1))
 }
 
 /// A digest as the chain has it: zero before the first checkpoint.

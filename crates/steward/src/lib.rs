@@ -6,7 +6,7 @@
 //! (agents that cannot be read while others can, pure), [`ack`] (when it acknowledges, pure),
 //! [`segments`] (which headers it keeps, pure), [`share`] (who gets its share of a key, pure), [`refusal`] (every no has a name), [`eyes`] (the chain, through one
 //! or two endpoints that must agree), [`agent`] (what it remembers, on disk), [`desk`] (the answers, route by
-//! route), [`limits`] (how often each may be asked for, pure), [`api`], [`rescue`], [`daemon`]; and [`orders`], which people use.
+//! route), [`limits`] (how often each may be asked for, pure), [`api`], [`rescue`], [`finder`] (which treasuries are this steward's), [`daemon`]; and [`orders`], which people use.
 //!
 //! **Invariant:** the daemon signs two things only, an acknowledgement and, where birth allowed it, a `rescue`. What
 //! pauses, stops or evicts is signed by a person, through [`orders`].
@@ -21,6 +21,7 @@ pub mod config;
 pub mod daemon;
 pub mod desk;
 pub mod eyes;
+pub mod finder;
 pub mod limits;
 pub mod orders;
 pub mod refusal;

@@ -1,5 +1,6 @@
 //! Agents that cannot be read while others can: a token or a market of a stranger's choice may refuse, or take all the
-//! time that there is. They are left out of the looks at the others and asked apart from them, more and more seldom.
+//! time that there is. They are left out of the looks at the others and asked apart from them, more and more seldom, and
+//! so is who was never read yet.
 //! Pure; all times are chain seconds.
 
 use crate::again::{Again, Waits};
@@ -9,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Guesses: an endpoint's bad moment costs an agent a block, and one that stays bad is asked every ten minutes.
 const WAITS: Waits = Waits { least: 1, most: 600 };
 /// Asked at once, so that a thousand of them do not keep an endpoint busy. A guess.
-const ASKED_MAX: usize = 8;
+const ASKED_MAX: usize = 32;
 
 #[derive(Clone, Debug, Default)]
 pub struct Unread {
@@ -25,6 +26,12 @@ struct One {
 }
 
 impl Unread {
+    /// Leaves `treasury` out until it was asked once, if it is new.
+    pub fn meet(&mut self, treasury: Address) {
+        let new = || One { trouble: Some("it was not read yet".into()), ..One::default() };
+        self.agents.entry(treasury).or_insert_with(new);
+    }
+
     /// `treasury` could not be read at `now`; true if the reason is news.
     pub fn fail(&mut self, treasury: Address, why: String, now: u64) -> bool {
         let one = self.agents.entry(treasury).or_default();
@@ -35,7 +42,7 @@ impl Unread {
         is_news
     }
 
-    /// `treasury` can be read again: it is looked at with the others from the next block on.
+    /// `treasury` can be read: it is looked at with the others from here on.
     pub fn mend(&mut self, treasury: Address) {
         if let Some(one) = self.agents.get_mut(&treasury) {
             (one.is_asked, one.trouble) = (false, None);
@@ -112,7 +119,7 @@ mod tests {
     #[test]
     fn a_crowd_is_asked_a_few_at_a_time_and_all_of_it_in_turn() {
         let mut unread = Unread::default();
-        for n in 0..20 {
+        for n in 0..80 {
             unread.fail(agent(n), "reverted".into(), 100);
         }
         let mut asked = BTreeSet::new();
@@ -124,6 +131,17 @@ mod tests {
                 unread.fail(treasury, "reverted".into(), now);
             }
         }
-        assert_eq!(asked.len(), 20);
+        assert_eq!(asked.len(), 80);
+    }
+
+    #[test]
+    fn a_new_one_is_asked_before_it_is_looked_at_with_others() {
+        let mut unread = Unread::default();
+        for now in [100, 101] {
+            unread.meet(agent(1));
+            assert_eq!(unread.has(&agent(1)), now == 100);
+            assert_eq!(unread.due(now).len(), usize::from(now == 100));
+            unread.mend(agent(1));
+        }
     }
 }

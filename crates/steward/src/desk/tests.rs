@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 const ME: u8 = 11;
-const FACTORY: Address = Address::repeat_byte(0xfa);
+pub(crate) const FACTORY: Address = Address::repeat_byte(0xfa);
 const IMPLEMENTATION: Address = Address::repeat_byte(0x1e);
 
 fn key(n: u8) -> PrivateKeySigner {
