@@ -230,6 +230,7 @@ impl Watcher {
         let without_hosts = self.watch.without_hosts().map(|(treasury, why)| (treasury, why.as_str()));
         self.notes.set_alarms(alarms.chain(without_hosts).collect());
         self.notes.set_proposals(self.watch.proposals().collect());
+        self.desk.set_disappointed(self.watch.disappointed());
     }
 
     fn perform(&self, output: Output) {

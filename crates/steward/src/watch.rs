@@ -123,6 +123,9 @@ pub struct OfferView {
     pub staked: bool,
 }
 
+/// Providers whose rescued lease came to nothing, with how often.
+pub type Disappointed = BTreeMap<Address, u32>;
+
 /// An order that the quorum is asked to sign: the argument of `rescue` and of its EIP-712 struct.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rescue {
@@ -369,6 +372,33 @@ impl TreasuryView {
         Usdc::rent_up(offer.price_e6, self.policy.prepay_max.min(term))
     }
 
+    /// The cheapest offer of the providers that disappointed least; the older one of equals.
+    fn choose<'a>(&self, offers: &'a [OfferView], disappointed: &Disappointed) -> Option<&'a OfferView> {
+        let times = |offer: &OfferView| disappointed.get(&offer.provider).copied().unwrap_or(0);
+        offers.iter().filter(|o| self.may_take(o, offers)).min_by_key(|o| (times(o), o.price_e6, o.id))
+    }
+
+    /// The offer of that id, if this steward signs a peer's order for it: its own choice, or the cheapest of all. A peer
+    /// that was started since remembers no failures, and two that insist each on their own choice would rescue nobody.
+    pub fn agreed_offer<'a>(
+        &self,
+        id: u64,
+        offers: &'a [OfferView],
+        disappointed: &Disappointed,
+    ) -> Option<&'a OfferView> {
+        let choices = [disappointed, &Disappointed::new()].map(|disappointed| self.choose(offers, disappointed));
+        choices.into_iter().flatten().find(|offer| offer.id == id)
+    }
+
+    /// Whether a peer's order has the term that this steward would order on `offer`, and its prepayment but for a tenth
+    /// less: what can be spent moves from block to block, and the peer may have seen another one. Less than that leaves
+    /// the new host unpaid for what it begins.
+    pub fn agrees_to(&self, asked: &Rescue, offer: &OfferView) -> bool {
+        let Some(own) = self.order(offer, 0) else { return false };
+        let (least, most) = (own.prepay_uusdc - own.prepay_uusdc / 10, self.prepay_for(offer).0);
+        asked.term == own.term && (least..=most).contains(&asked.prepay_uusdc)
+    }
+
     /// The order for `offer`, or None if the treasury cannot pay anything for it.
     fn order(&self, offer: &OfferView, now: u64) -> Option<Rescue> {
         let term = self.policy.term_max.min(offer.max_term);
@@ -399,8 +429,7 @@ struct Watched {
     /// When this steward first saw that a rescue is due.
     rescue_since: Option<u64>,
     tries: Tries,
-    /// Providers whose rescued lease came to nothing, with how often.
-    disappointed: BTreeMap<Address, u32>,
+    disappointed: Disappointed,
     /// Why the rescue that is due cannot be ordered.
     no_host: Option<NoHost>,
     /// The lease last seen in the standby place while a rescue was under way.
@@ -464,6 +493,11 @@ impl Watch {
     /// What is wrong now, by treasury.
     pub fn alarms(&self) -> impl Iterator<Item = (Address, Alarm)> + '_ {
         self.watched.iter().filter_map(|(treasury, w)| Some((*treasury, w.alarm?)))
+    }
+
+    /// Providers that came to nothing, by treasury.
+    pub fn disappointed(&self) -> BTreeMap<Address, Disappointed> {
+        self.watched.iter().map(|(treasury, watched)| (*treasury, watched.disappointed.clone())).collect()
     }
 
     /// Agents that a rescue is due for and nobody can be rented.
@@ -550,7 +584,7 @@ impl Watched {
             *times = times.saturating_add(1);
         }
         let treasury = view.treasury;
-        let chosen = self.choose(view, offers);
+        let chosen = view.choose(offers, &self.disappointed);
         if chosen.is_some_and(|offer| !view.is_funded_for(offer)) {
             // Whoever funds it does so for all stewards at once: they go one after the other from then on.
             self.rescue_since = None;
@@ -582,12 +616,6 @@ impl Watched {
         if self.no_host.replace(why) != Some(why) {
             out.push(Output::NoHost { treasury, why });
         }
-    }
-
-    /// The cheapest offer of the providers that disappointed least; the older one of equals.
-    fn choose<'a>(&self, view: &TreasuryView, offers: &'a [OfferView]) -> Option<&'a OfferView> {
-        let disappointed = |provider| self.disappointed.get(provider).copied().unwrap_or(0);
-        offers.iter().filter(|o| view.may_take(o, offers)).min_by_key(|o| (disappointed(&o.provider), o.price_e6, o.id))
     }
 }
 

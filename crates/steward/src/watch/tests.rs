@@ -371,6 +371,42 @@ fn a_provider_that_did_not_get_ready_is_not_the_next_choice() {
 }
 
 #[test]
+fn a_peers_order_is_signed_if_it_is_what_this_steward_would_order() {
+    let mut dear = offer(3, 3, 4_000_000);
+    dear.max_term = 500;
+    let (mut view, offers) = (alone(), vec![dear.clone(), offer(4, 4, 5_000_000), offer(5, 5, 6_000_000)]);
+    view.policy.price_e6_max = 10_000_000;
+    let nobody = Disappointed::new();
+    let agreed = |view: &TreasuryView, id, known: &Disappointed| view.agreed_offer(id, &offers, known).map(|o| o.id);
+    // The cheapest, and where that one failed the next one, too; never one that only its owner would choose.
+    let failed = Disappointed::from([(who(3), 1)]);
+    assert_eq!([3, 4, 5].map(|id| agreed(&view, id, &nobody)), [Some(3), None, None]);
+    assert_eq!([3, 4, 5].map(|id| agreed(&view, id, &failed)), [Some(3), Some(4), None]);
+    view.barred = vec![who(3)];
+    assert_eq!([3, 4, 5].map(|id| agreed(&view, id, &nobody)), [None, Some(4), None]);
+
+    let own = Rescue { offer: 3, term: 500, prepay_uusdc: 160, nonce: 5, deadline: T0 + 600 };
+    let asks = |term, prepay_uusdc| Rescue { term, prepay_uusdc, ..own.clone() };
+    for (asked, spendable_uusdc, agrees) in [
+        (own.clone(), 1_000, true),
+        (asks(500, 0), 1_000, false),
+        (asks(500, 143), 1_000, false),
+        (asks(500, 144), 1_000, true),
+        (asks(500, 161), 1_000, false),
+        (asks(499, 160), 1_000, false),
+        (asks(600, 160), 1_000, false),
+        // As much as there is; the peer saw a little more or less of it.
+        (asks(500, 90), 100, true),
+        (asks(500, 110), 100, true),
+        (asks(500, 89), 100, false),
+        (asks(500, 0), 0, false),
+    ] {
+        let view = TreasuryView { spendable_uusdc, ..view.clone() };
+        assert_eq!(view.agrees_to(&asked, &dear), agrees, "{asked:?} of {spendable_uusdc}");
+    }
+}
+
+#[test]
 fn a_failed_attempt_is_repeated_a_little_later() {
     let mut watch = Watch::new();
     assert_eq!(see(&mut watch, T0 + 27, &alone()).len(), 1);
@@ -475,6 +511,17 @@ fn whatever_fails_the_agent_gets_a_new_host_and_never_two_orders_for_one_silence
                         match output {
                             Output::Challenge { .. } if view.challenged_at == 0 => view.challenged_at = now,
                             Output::Rescue { order, .. } if order.nonce == view.order_nonce => {
+                                // One other daemon has to agree, by what it remembers itself.
+                                let agree = |watch: &Watch| {
+                                    let known = watch.disappointed().remove(&agent()).unwrap_or_default();
+                                    let offers = offers();
+                                    let offer = view.agreed_offer(order.offer, &offers, &known);
+                                    offer.is_some_and(|offer| view.agrees_to(&order, offer))
+                                };
+                                if !watches.iter().enumerate().any(|(other, watch)| other != index && agree(watch)) {
+                                    watches[index].handle(Input::Failed { treasury: agent() }, &mut vec![]);
+                                    continue;
+                                }
                                 view.rescue_due(now).expect("an order while no rescue was due");
                                 let offer = offers().into_iter().find(|o| o.id == order.offer).unwrap();
                                 assert!(view.may_take(&offer, &offers()), "seed {seed}: a bad offer");
