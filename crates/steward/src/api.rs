@@ -33,9 +33,13 @@ struct NotesInside {
     alarms: BTreeMap<Address, &'static str>,
     proposals: BTreeMap<Address, Proposal>,
     probes: BTreeMap<Address, String>,
+    /// Why an agent cannot be read.
+    unread: BTreeMap<Address, String>,
     /// What peers said last, by agent and peer.
     heard: BTreeMap<(Address, Address), Heard>,
     trouble: Option<String>,
+    /// Why treasuries cannot be looked for.
+    search_trouble: Option<String>,
 }
 
 impl Notes {
@@ -60,6 +64,10 @@ impl Notes {
         self.inside(|n| n.proposals = proposals);
     }
 
+    pub fn set_unread(&self, unread: BTreeMap<Address, String>) {
+        self.inside(|n| n.unread = unread);
+    }
+
     /// What the last look at this agent's host found, in words.
     pub fn probe(&self, treasury: Address) -> Option<String> {
         self.copy().probes.get(&treasury).cloned()
@@ -75,6 +83,16 @@ impl Notes {
         self.inside(|n| {
             news = n.trouble != trouble;
             n.trouble = trouble;
+        });
+        news
+    }
+
+    /// The same for the search for treasuries.
+    pub fn set_search_trouble(&self, trouble: Option<String>) -> bool {
+        let mut news = false;
+        self.inside(|n| {
+            news = n.search_trouble != trouble;
+            n.search_trouble = trouble;
         });
         news
     }
@@ -262,7 +280,8 @@ struct StatusBody {
     trouble: Option<String>,
 }
 
-#[derive(Serialize)]
+/// Without what is known once it was seen, if it never was.
+#[derive(Default, Serialize)]
 struct AgentStatus {
     treasury: Address,
     alive: bool,
@@ -282,11 +301,19 @@ struct AgentStatus {
     /// An eviction that this daemon would have the quorum order: {"evict", "keep", "provider", "epoch", "why", "times",
     /// "since"}.
     proposal: Option<Value>,
+    /// Why it cannot be read. What stands above is then of the last time that it could.
+    trouble: Option<String>,
 }
 
 async fn status(State(api): State<Api>) -> Json<StatusBody> {
     let (BlockView { number, timestamp, treasuries, .. }, notes) = (api.desk.block(), api.notes.copy());
     let agents = api.desk.agents();
+    let seen = |treasury: &Address| treasuries.iter().any(|view| view.treasury == *treasury);
+    let never = notes.unread.iter().filter(|(treasury, _)| !seen(treasury)).map(|(treasury, why)| AgentStatus {
+        treasury: *treasury,
+        trouble: Some(why.clone()),
+        ..AgentStatus::default()
+    });
     let agents = treasuries.iter().map(|t| {
         let agent = agents.get(&t.treasury);
         let last_ack = agent.and_then(|a| a.signed().last());
@@ -315,13 +342,14 @@ async fn status(State(api): State<Api>) -> Json<StatusBody> {
                     "why": p.fault.as_str(), "times": p.times, "since": p.since,
                 })
             }),
+            trouble: notes.unread.get(&t.treasury).cloned(),
         }
     });
     Json(StatusBody {
         steward: api.desk.address(),
         share_recipient: api.desk.share_recipient(),
         block: json!({ "number": number, "timestamp": timestamp }),
-        agents: agents.collect(),
-        trouble: notes.trouble,
+        agents: agents.chain(never).collect(),
+        trouble: notes.trouble.or(notes.search_trouble),
     })
 }

@@ -4,10 +4,13 @@ use crate::agent::{Proposed, Seat};
 use crate::api::{self, Notes};
 use crate::config::StewardConfig;
 use crate::desk::Desk;
-use crate::eyes::Eyes;
+use crate::eyes::{Eyes, Looked};
+use crate::finder::Finder;
+use crate::orders::repaid;
 use crate::refusal::Refusal;
 use crate::rescue::{PEER_DEADLINE, rescue};
 use crate::suspicion::{Fault, Finding, Proposal};
+use crate::unread::Unread;
 use crate::watch::{BlockView, Input, NoHost, Output, Rescue, Watch};
 use alloy::primitives::{Address, B256, Bytes};
 use alloy::signers::local::PrivateKeySigner;
@@ -16,7 +19,9 @@ use axum::http;
 use axum::serve::ListenerExt;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use chain::sender::{Sender, SenderHandle, Tx};
+use chain::Head;
+use chain::bindings::Birth;
+use chain::sender::{Sender, SenderHandle};
 use chain::treasury::calls;
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,6 +32,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use store::seal::Identity;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::task::JoinHandle;
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Blocks between probes of one agent.
@@ -41,6 +47,8 @@ enum Event {
     Failed(Address),
     /// What a look at an agent's host found: epoch and lease that it looked at.
     Probed(Address, (u64, u64), Finding),
+    /// An agent that could not be read was asked again.
+    Asked(Address, Result<(), Refusal>),
     Shutdown,
 }
 
@@ -70,6 +78,7 @@ pub async fn run(config: StewardConfig, shutdown: impl Future<Output = ()>) -> R
     let sender = Sender::spawn(desk.eyes.first().clone(), desk.order_key.clone(), CONFIRMATIONS);
     tracing::info!(steward = %desk.address(), %listen, "steward daemon runs");
     let (events, news) = unbounded_channel();
+    let found = tokio::spawn(Finder::new(desk.clone(), notes.clone()).turn());
     let watcher = Watcher {
         desk,
         notes,
@@ -77,12 +86,12 @@ pub async fn run(config: StewardConfig, shutdown: impl Future<Output = ()>) -> R
         watch: Watch::new(),
         events,
         seen: None,
-        looked_for_agents_to: 0,
-        looked_for_changes_to: None,
         probed_at: BTreeMap::new(),
-        strangers: BTreeSet::new(),
+        unread: Unread::default(),
+        pruning: None,
     };
     watcher.turn(news, shutdown).await;
+    found.abort();
     served.abort();
     tracing::info!("steward daemon ends");
     Ok(())
@@ -108,12 +117,11 @@ struct Watcher {
     sender: SenderHandle,
     watch: Watch,
     events: UnboundedSender<Event>,
-    seen: Option<B256>,
-    looked_for_agents_to: u64,
-    looked_for_changes_to: Option<u64>,
+    /// The newest block that was looked at, and the agents that were seen in it.
+    seen: Option<(B256, BTreeSet<Address>)>,
     probed_at: BTreeMap<Address, u64>,
-    /// Treasuries of the factory in which this steward is none: not asked about again.
-    strangers: BTreeSet<Address>,
+    unread: Unread,
+    pruning: Option<JoinHandle<()>>,
 }
 
 impl Watcher {
@@ -138,6 +146,8 @@ impl Watcher {
                 }
                 Event::Failed(treasury) => self.handle(Input::Failed { treasury }),
                 Event::Probed(treasury, office, finding) => self.handle(Input::Found { treasury, office, finding }),
+                Event::Asked(treasury, Ok(())) => self.unread.mend(treasury),
+                Event::Asked(treasury, Err(why)) => self.leave_out(treasury, &why, self.desk.block().timestamp),
                 Event::Shutdown => return,
             }
         }
@@ -145,22 +155,28 @@ impl Watcher {
 
     async fn look(&mut self) -> Result<(), Refusal> {
         let head = self.desk.eyes.head().await?;
-        if self.seen == Some(head.hash) {
+        let mut watched = self.desk.watched();
+        self.unread.keep(|treasury| watched.contains_key(treasury));
+        let named = &self.desk.config.treasuries;
+        for treasury in watched.keys().filter(|treasury| !named.contains(treasury)) {
+            self.unread.meet(*treasury);
+        }
+        self.ask_unread(&watched, &head);
+        watched.retain(|treasury, _| !self.unread.has(treasury));
+        if self.seen.as_ref().is_some_and(|(hash, all)| *hash == head.hash && all.iter().eq(watched.keys())) {
             return Ok(());
         }
-        self.find_agents(head.number).await?;
-        self.find_changes(head.number).await?;
-        let watched = self.desk.watched();
-        let (block, states) = self.desk.eyes.block(&watched, self.desk.address(), &head).await?;
-        self.desk.saw(block.clone(), states);
-        self.seen = Some(head.hash);
-        self.handle(Input::Block(block.clone()));
-        for treasury in watched.keys() {
-            // A store that is away must not keep the watch from watching.
-            if let Err(e) = self.desk.prune(*treasury).await {
-                tracing::debug!(%treasury, "cannot tidy up yet: {e}");
-            }
+        let Looked { mut block, states, unread } = self.desk.eyes.block(&watched, self.desk.address(), &head).await?;
+        for (treasury, why) in &unread {
+            self.leave_out(*treasury, why, head.timestamp);
         }
+        self.notes.set_unread(self.unread.troubles());
+        block.unread = self.unread.all();
+        self.desk.saw(block.clone(), states);
+        watched.retain(|treasury, _| !unread.contains_key(treasury));
+        self.seen = Some((head.hash, watched.keys().copied().collect()));
+        self.handle(Input::Block(block.clone()));
+        self.prune(watched.into_keys().collect());
         for (treasury, office) in self.desk.bad_checkpoints() {
             self.handle(Input::Found { treasury, office, finding: Finding::Bad(Fault::BadCheckpoint) });
         }
@@ -168,55 +184,40 @@ impl Watcher {
         Ok(())
     }
 
-    /// Treasuries named in the configuration, and new ones of the factory.
-    async fn find_agents(&mut self, head: u64) -> Result<(), Refusal> {
-        let known = self.desk.watched();
-        let mut candidates: Vec<Address> = self.desk.config.treasuries.clone();
-        if let Some(factory) = self.desk.config.factory {
-            // The last blocks are looked at again: a reorg may have put a birth there.
-            let mut from = self.looked_for_agents_to.min(head).saturating_sub(4);
-            while from <= head {
-                let (created, to) = self.desk.eyes.created(factory, from, head).await?;
-                candidates.extend(created);
-                (from, self.looked_for_agents_to) = (to + 1, to);
-            }
+    /// Beside the loop: a store that is away, or has not what a treasury names, must not keep the watch from watching.
+    fn prune(&mut self, watched: Vec<Address>) {
+        if self.pruning.as_ref().is_some_and(|task| !task.is_finished()) {
+            return;
         }
-        for treasury in candidates {
-            if known.contains_key(&treasury) || self.strangers.contains(&treasury) {
-                continue;
-            }
-            match self.desk.look_for(treasury).await {
-                Ok(true) => {}
-                Ok(false) => {
-                    self.strangers.insert(treasury);
+        let desk = self.desk.clone();
+        self.pruning = Some(tokio::spawn(async move {
+            for treasury in watched {
+                if let Err(e) = desk.prune(treasury).await {
+                    tracing::debug!(%treasury, "cannot tidy up yet: {e}");
                 }
-                // One that cannot be read must not hide the others; it is tried again at the next block.
-                Err(e) => tracing::debug!(%treasury, "cannot be read yet: {e}"),
             }
-        }
-        Ok(())
+        }));
     }
 
-    /// What a quorum has changed since the last look, of agents that are watched and of those that were not ours.
-    async fn find_changes(&mut self, head: u64) -> Result<(), Refusal> {
-        // What was changed before the first look is what was read then.
-        let mut from = self.looked_for_changes_to.unwrap_or(head).min(head).saturating_sub(4);
-        while from <= head {
-            let (changed, to) = self.desk.eyes.changed(from, head).await?;
-            let known = self.desk.watched();
-            for treasury in changed {
-                if !known.contains_key(&treasury) && !self.strangers.contains(&treasury) {
-                    continue;
-                }
-                if self.desk.renew(treasury).await? {
-                    self.strangers.remove(&treasury);
-                } else {
-                    self.strangers.insert(treasury);
-                }
-            }
-            (from, self.looked_for_changes_to) = (to + 1, Some(to));
+    /// One that cannot be read delays no other: it is asked beside the loop, and looked at again once it can be.
+    fn ask_unread(&mut self, watched: &BTreeMap<Address, (Birth, Seat)>, head: &Head) {
+        for treasury in self.unread.due(head.timestamp) {
+            let Some((birth, seat)) = watched.get(&treasury).cloned() else { continue };
+            let (desk, events, head) = (self.desk.clone(), self.events.clone(), *head);
+            tokio::spawn(async move {
+                let seen = desk.eyes.see(treasury, &birth, (desk.address(), &seat), &head).await;
+                // A receiver that is gone means that the loop ends, too.
+                let _ = events.send(Event::Asked(treasury, seen.map(drop)));
+            });
         }
-        Ok(())
+    }
+
+    /// Said once for each reason.
+    fn leave_out(&mut self, treasury: Address, why: &Refusal, now: u64) {
+        if self.unread.fail(treasury, why.to_string(), now) {
+            tracing::warn!(%treasury, "it cannot be watched: {why}");
+        }
+        self.notes.set_unread(self.unread.troubles());
     }
 
     fn handle(&mut self, input: Input) {
@@ -229,6 +230,7 @@ impl Watcher {
         let without_hosts = self.watch.without_hosts().map(|(treasury, why)| (treasury, why.as_str()));
         self.notes.set_alarms(alarms.chain(without_hosts).collect());
         self.notes.set_proposals(self.watch.proposals().collect());
+        self.desk.set_disappointed(self.watch.disappointed());
     }
 
     fn perform(&self, output: Output) {
@@ -328,12 +330,14 @@ impl Watcher {
         });
     }
 
-    /// One call that this steward pays for; a failure is told to the watch.
+    /// One call that this steward pays for, within a bound; a failure is told to the watch.
     fn call(&self, treasury: Address, call: Bytes, label: &'static str) {
-        let sent = self.sender.submit(Tx::call(treasury, call, label));
-        let events = self.events.clone();
+        let (desk, sender, events) = (self.desk.clone(), self.sender.clone(), self.events.clone());
         tokio::spawn(async move {
-            if let Err(e) = sent.await.into_result(label) {
+            let sent = async {
+                sender.send_and_wait(repaid(desk.eyes.first(), desk.address(), treasury, call, label).await?).await
+            };
+            if let Err(e) = sent.await {
                 tracing::warn!(%treasury, "{e}");
                 let _ = events.send(Event::Failed(treasury));
             }

@@ -10,7 +10,7 @@ use crate::refusal::Refusal;
 use crate::segments::{Kept, Place};
 use crate::share;
 use crate::suspicion::Fault;
-use crate::watch::{self, BlockView, NotDue};
+use crate::watch::{self, BlockView, Disappointed, NotDue, Rescue};
 use alloy::primitives::{Address, B256, Bytes, U256};
 use alloy::signers::local::PrivateKeySigner;
 use alloy::sol_types::SolStruct;
@@ -64,6 +64,22 @@ pub struct OrderRequest {
     pub prepay_uusdc: u128,
     pub nonce: u64,
     pub deadline: u64,
+    /// Of the same [`chain::orders::Order`], by who asks.
+    #[serde(default)]
+    pub signature: Bytes,
+}
+
+impl OrderRequest {
+    /// What is signed.
+    fn order(&self) -> Order {
+        let argument = rescue_argument(self.offer, self.term, self.prepay_uusdc);
+        Order::new(&self.action, argument, U256::from(self.nonce), self.deadline)
+    }
+
+    fn rescue(&self) -> Rescue {
+        let Self { offer, term, prepay_uusdc, nonce, deadline, .. } = *self;
+        Rescue { offer, term: term.into(), prepay_uusdc, nonce, deadline }
+    }
 }
 
 /// What a daemon tells its peers: an alarm's name, or that it is over.
@@ -108,6 +124,8 @@ pub struct Desk {
     http: net::Client,
     started: Instant,
     limits: Mutex<Limits>,
+    /// Providers that came to nothing for an agent, as the watch knows them.
+    disappointed: Mutex<BTreeMap<Address, Disappointed>>,
     /// Treasuries that turned out not to be this steward's, and when.
     unknown: Mutex<BTreeMap<Address, Instant>>,
     /// Bad checkpoints that an operator signed, not told to the watch yet: treasury, epoch and lease, and which.
@@ -139,6 +157,7 @@ impl Desk {
             http,
             started: Instant::now(),
             limits: Mutex::default(),
+            disappointed: Mutex::default(),
             unknown: Mutex::default(),
             bad: Mutex::default(),
             told: Mutex::default(),
@@ -181,8 +200,9 @@ impl Desk {
         self.share_key.recipient().to_string()
     }
 
-    /// Begins to watch `treasury` if this steward is one of its own, owns a Safe that is, or may rescue it. False if it
-    /// is none of that; the chain is not asked again then for a few seconds.
+    /// Begins to watch `treasury` if it is a treasury of the configuration's or of its factory's, and this steward is one
+    /// of its own, owns a Safe that is, or may rescue it. False if it is none of that; the chain is not asked again then
+    /// for a few seconds.
     pub async fn adopt(&self, treasury: Address) -> Result<bool, Refusal> {
         if self.agents().contains_key(&treasury) {
             return Ok(true);
@@ -195,7 +215,13 @@ impl Desk {
 
     /// [`Desk::adopt`] for one that is not watched, whatever callers named before. `NotWatched` if there is no treasury
     /// (yet).
+    ///
+    /// A contract of a stranger's making can say of itself that this steward is one of its own: it is none of ours.
     pub async fn look_for(&self, treasury: Address) -> Result<bool, Refusal> {
+        if self.is_genuine(treasury).await? == Some(false) {
+            self.note_unknown(treasury);
+            return Ok(false);
+        }
         let Some(birth) = self.eyes.birth(treasury).await? else {
             self.note_unknown(treasury);
             return Err(Refusal::NotWatched);
@@ -208,6 +234,17 @@ impl Desk {
         self.agents().entry(treasury).or_insert(agent);
         tracing::info!(%treasury, "watching an agent");
         Ok(true)
+    }
+
+    /// Whether the configuration names `treasury` or its factory made it; `None` if nothing is there.
+    async fn is_genuine(&self, treasury: Address) -> Result<Option<bool>, Refusal> {
+        if self.config.treasuries.contains(&treasury) {
+            return Ok(Some(true));
+        }
+        match self.config.factory {
+            Some(factory) => self.eyes.is_made_by(factory, treasury).await,
+            None => Ok(Some(false)),
+        }
     }
 
     /// Reads again what a quorum can change of an agent. One that does not name this steward any more is watched no
@@ -248,15 +285,29 @@ impl Desk {
         signed.map_err(|e| Refusal::BadRequest { why: e.to_string() })
     }
 
-    /// What the watch saw: kept for `/status` and for pruning.
-    pub fn saw(&self, block: BlockView, states: BTreeMap<Address, State>) {
+    /// What the watch saw: kept for `/status` and for pruning. Of whom it could not read, what it saw last.
+    pub fn saw(&self, mut block: BlockView, states: BTreeMap<Address, State>) {
         let mut agents = self.agents();
         for (treasury, state) in states {
             if let Some(agent) = agents.get_mut(&treasury) {
                 agent.state = Some(state);
             }
         }
-        *self.block.lock().unwrap_or_else(PoisonError::into_inner) = block;
+        drop(agents);
+        let mut last = self.block.lock().unwrap_or_else(PoisonError::into_inner);
+        let unread = last.treasuries.iter().filter(|view| block.unread.contains(&view.treasury));
+        block.treasuries.extend(unread.cloned());
+        *last = block;
+    }
+
+    /// What the watch remembers of providers, for what peers ask to have signed.
+    pub fn set_disappointed(&self, disappointed: BTreeMap<Address, Disappointed>) {
+        *self.disappointed.lock().unwrap_or_else(PoisonError::into_inner) = disappointed;
+    }
+
+    fn disappointed(&self, treasury: Address) -> Disappointed {
+        let disappointed = self.disappointed.lock().unwrap_or_else(PoisonError::into_inner);
+        disappointed.get(&treasury).cloned().unwrap_or_default()
     }
 
     pub fn block(&self) -> BlockView {
@@ -467,14 +518,33 @@ impl Desk {
         peer.ok_or_else(|| Refusal::BadRequest { why: "no peer of this steward signed it".into() })
     }
 
-    /// `POST /sign-order`: a peer prepares a rescue; this steward signs if it sees the silence itself.
-    pub async fn sign_order(&self, request: OrderRequest) -> Result<SignatureAnswer, Refusal> {
-        let OrderRequest { treasury, action, offer, term, prepay_uusdc, nonce, deadline } = request;
-        if action != "rescue" {
-            return Err(Refusal::NotForDaemons { action });
+    /// Refuses a request that neither a peer of the configuration nor a rescuer of the agent signed.
+    fn check_asker(&self, request: &OrderRequest) -> Result<(), Refusal> {
+        let rescuers = self.with(request.treasury, |agent| Ok(agent.birth.options.rescuers.clone()))?;
+        let domain = domain(self.config.chain_id, request.treasury);
+        let asker = recover(&request.order(), &domain, &request.signature).ok();
+        let known = self.config.peers.iter().map(|peer| peer.address).chain(rescuers);
+        match known.into_iter().any(|known| Some(known) == asker) {
+            true => Ok(()),
+            false => {
+                Err(Refusal::BadRequest { why: "no peer of this steward and no rescuer of the agent signed it".into() })
+            }
         }
+    }
+
+    /// `POST /sign-order`: a peer prepares a rescue; this steward signs if it sees the silence itself and would order the
+    /// same.
+    pub async fn sign_order(&self, request: OrderRequest) -> Result<SignatureAnswer, Refusal> {
+        let OrderRequest { treasury, offer, term, prepay_uusdc, nonce, deadline, .. } = request;
+        if request.action != "rescue" {
+            return Err(Refusal::NotForDaemons { action: request.action });
+        }
+        if !self.adopt(treasury).await? {
+            return Err(Refusal::NotWatched);
+        }
+        self.check_asker(&request)?;
         // A quorum may have named other stewards since this daemon last looked.
-        if !self.adopt(treasury).await? || !self.renew(treasury).await? {
+        if !self.renew(treasury).await? {
             return Err(Refusal::NotWatched);
         }
         let (birth, seat) = self.with(treasury, |agent| Ok((agent.birth.clone(), agent.seat.clone())))?;
@@ -487,20 +557,22 @@ impl Desk {
         if nonce != view.order_nonce {
             return Err(Refusal::WrongNonce { expected: view.order_nonce, got: nonce });
         }
-        if deadline < head.timestamp || deadline > head.timestamp + DEADLINE_AHEAD_MAX {
+        if deadline < head.timestamp || deadline > head.timestamp.saturating_add(DEADLINE_AHEAD_MAX) {
             return Err(Refusal::BadDeadline);
         }
         let (offers, barred) = self.eyes.offers(treasury, birth.market, &head).await?;
         view.barred = barred;
-        let chosen = offers.iter().find(|o| o.id == offer && view.may_take(o, &offers));
+        let chosen = view.agreed_offer(offer, &offers, &self.disappointed(treasury));
         let chosen = chosen.ok_or(Refusal::BadOffer { offer })?;
         if !view.is_funded_for(chosen) {
             return Err(Refusal::NotDue(NotDue::Asleep));
         }
+        if !view.agrees_to(&request.rescue(), chosen) {
+            return Err(Refusal::BadTerms);
+        }
         tracing::warn!(%treasury, offer, term, prepay_uusdc, nonce, "rescue signed");
-        let order = Order::new("rescue", rescue_argument(offer, term, prepay_uusdc), U256::from(nonce), deadline);
         // Rescuers are keys, also where the stewards are a Safe.
-        let signed = sign(&order, &domain(self.config.chain_id, treasury), &self.order_key);
+        let signed = sign(&request.order(), &domain(self.config.chain_id, treasury), &self.order_key);
         let signature = signed.map_err(|e| Refusal::BadRequest { why: e.to_string() })?;
         Ok(SignatureAnswer { signer: self.address(), signature })
     }
@@ -562,4 +634,4 @@ impl Desk {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

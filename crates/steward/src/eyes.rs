@@ -7,16 +7,38 @@ use crate::agent::Seat;
 use crate::refusal::Refusal;
 use crate::watch::{BlockView, LeaseView, OfferView, Policy, Timers, TreasuryView};
 use alloy::eips::BlockId;
-use alloy::primitives::{Address, B256, U256};
+use alloy::primitives::{Address, B256, Bytes, U256, hex};
 use alloy::rpc::types::{Filter, Log};
 use alloy::sol_types::SolEvent;
 use chain::bindings::{Birth, State, Treasury, TreasuryFactory};
 use chain::{Chain, Head, LeaseStatus, Stage};
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
+use std::time::Duration;
+use tokio::task::JoinSet;
 
 /// Blocks asked for in one look for new treasuries: what public endpoints allow.
 const LOG_BLOCKS_MAX: u64 = 1_000;
+/// Treasuries named in one such question. A guess.
+const LOG_ADDRESSES_MAX: usize = 500;
+
+/// Agents looked at side by side, so that one that takes its time does not keep the others waiting. A guess.
+const LOOKS_AT_ONCE: usize = 16;
+/// Longest that one agent is looked at: its market and its token are of its creator's choice. A guess: twice what one
+/// request may take.
+const LOOK_DEADLINE: Duration = Duration::from_secs(10);
+
+/// A block as far as it could be read.
+#[derive(Clone, Debug, Default)]
+pub struct Looked {
+    pub block: BlockView,
+    pub states: BTreeMap<Address, State>,
+    /// Agents that could not be read, and why.
+    pub unread: BTreeMap<Address, Refusal>,
+}
+
+/// What was seen of one agent, with the offers of its market where something is wrong.
+type Seen = (State, TreasuryView, Vec<OfferView>);
 
 /// One or two endpoints of one chain.
 #[derive(Clone, Debug)]
@@ -72,6 +94,20 @@ impl Eyes {
         self.agreed("the treasury", |c| async move { c.treasury(treasury).state_at(at).await }).await
     }
 
+    /// Whether `factory` made what is at `treasury`; `None` if nothing is there. All that it makes are clones of one
+    /// implementation, which takes its birth from this factory only: whoever clones it besides has none born.
+    pub async fn is_made_by(&self, factory: Address, treasury: Address) -> Result<Option<bool>, Refusal> {
+        let read = |c: Chain| async move { c.request("eth_getCode", (treasury, BlockId::latest())).await };
+        let code: Bytes = self.agreed("the treasury's code", read).await?;
+        if code.is_empty() {
+            return Ok(None);
+        }
+        let read =
+            |c: Chain| async move { c.read(factory, TreasuryFactory::implementationCall {}, BlockId::latest()).await };
+        let implementation = self.agreed("what the factory makes", read).await?;
+        Ok(Some(code == clone_of(implementation)))
+    }
+
     /// What was fixed at birth, with what a quorum has changed of it since; `None` if there is no treasury.
     pub async fn birth(&self, treasury: Address) -> Result<Option<Birth>, Refusal> {
         let read = |c: Chain| async move {
@@ -116,21 +152,31 @@ impl Eyes {
         Ok((found.map(|event| event.treasury).collect(), to))
     }
 
-    /// Treasuries of which a quorum changed stewards or policy in the given blocks, as [`created`](Self::created). Of
-    /// all that say so: whoever asks knows which of them it means.
-    pub async fn changed(&self, from: u64, to: u64) -> Result<(BTreeSet<Address>, u64), Refusal> {
-        let filter = Filter::new().event_signature(vec![
-            Treasury::StewardsSet::SIGNATURE_HASH,
-            Treasury::Tightened::SIGNATURE_HASH,
-            Treasury::Loosened::SIGNATURE_HASH,
-        ]);
-        let (logs, to) = self.logs("changed treasuries", filter, from, to).await?;
-        Ok((logs.iter().map(|log| log.inner.address).collect(), to))
+    /// Those of `treasuries` of which a quorum changed stewards or policy in the given blocks, as
+    /// [`created`](Self::created). Asked by name: whoever emits the same events in thousands hides none.
+    pub async fn changed(
+        &self,
+        treasuries: &[Address],
+        from: u64,
+        to: u64,
+    ) -> Result<(BTreeSet<Address>, u64), Refusal> {
+        let last = last_of_piece(from, to);
+        let mut changed = BTreeSet::new();
+        for some in treasuries.chunks(LOG_ADDRESSES_MAX) {
+            let filter = Filter::new().address(some.to_vec()).event_signature(vec![
+                Treasury::StewardsSet::SIGNATURE_HASH,
+                Treasury::Tightened::SIGNATURE_HASH,
+                Treasury::Loosened::SIGNATURE_HASH,
+            ]);
+            let (logs, _) = self.logs("changed treasuries", filter, from, last).await?;
+            changed.extend(logs.iter().map(|log| log.inner.address));
+        }
+        Ok((changed, last))
     }
 
     /// Logs of the blocks from `from`, at most [`LOG_BLOCKS_MAX`] of them, and the last block looked at.
     async fn logs(&self, what: &str, filter: Filter, from: u64, to: u64) -> Result<(Vec<Log>, u64), Refusal> {
-        let to = to.min(from + LOG_BLOCKS_MAX - 1);
+        let to = last_of_piece(from, to);
         let filter = filter.from_block(from).to_block(to);
         let logs = self
             .agreed(what, |c| {
@@ -157,7 +203,7 @@ impl Eyes {
         let sleeps_until = self.sleeps_until(treasury, &state, at).await?;
         let mut view = view_of(treasury, birth, &state, active, standby, (me, seat));
         view.endable_at = endable_at(birth, &state, frozen).map(|due| match state.stage() {
-            Stage::Alive => due.max(sleeps_until + 1),
+            Stage::Alive => due.max(sleeps_until.saturating_add(1)),
             _ => due,
         });
         view.asleep = head.timestamp <= sleeps_until;
@@ -231,37 +277,87 @@ impl Eyes {
         Ok((offers.collect(), barred))
     }
 
-    /// The block's whole view of `known` treasuries; offers only where something is wrong, because a healthy
-    /// agent needs none.
+    /// [`look`](Self::look) within a time, and the offers only where something is wrong: a healthy agent needs none.
+    pub async fn see(
+        &self,
+        treasury: Address,
+        birth: &Birth,
+        (me, seat): (Address, &Seat),
+        head: &Head,
+    ) -> Result<Seen, Refusal> {
+        let seen = async {
+            let (state, mut view) = self.look(treasury, birth, (me, seat), head).await?;
+            let mut offers = Vec::new();
+            if view.alarm(head.timestamp).is_some() {
+                (offers, view.barred) = self.offers(treasury, birth.market, head).await?;
+            }
+            Ok::<Seen, Refusal>((state, view, offers))
+        };
+        let late = |_| Err(unseen(&format!("it cannot be read in {LOOK_DEADLINE:?}")));
+        tokio::time::timeout(LOOK_DEADLINE, seen).await.unwrap_or_else(late)
+    }
+
+    /// The block's view of `known` treasuries, without those that cannot be read: what one of them, its market or its
+    /// token answers, or does not, hides no other.
+    ///
+    /// Fails as a whole where the endpoints do: they have this block no more, or none of all agents could be read and no
+    /// contract's answer was the reason.
     pub async fn block(
         &self,
         known: &BTreeMap<Address, (Birth, Seat)>,
         me: Address,
         head: &Head,
-    ) -> Result<(BlockView, BTreeMap<Address, State>), Refusal> {
-        let mut block = BlockView { number: head.number, timestamp: head.timestamp, ..BlockView::default() };
-        let mut states = BTreeMap::new();
-        for (treasury, (birth, seat)) in known {
-            let (state, mut view) = self.look(*treasury, birth, (me, seat), head).await?;
-            if view.alarm(head.timestamp).is_some() {
-                let (offers, barred) = self.offers(*treasury, birth.market, head).await?;
-                view.barred = barred;
-                for offer in offers {
-                    if !block.offers.contains(&offer) {
-                        block.offers.push(offer);
-                    }
-                }
+    ) -> Result<Looked, Refusal> {
+        let mut looked = Looked::default();
+        (looked.block.number, looked.block.timestamp) = (head.number, head.timestamp);
+        let (mut waiting, mut asked) = (known.iter(), JoinSet::new());
+        loop {
+            for (treasury, (birth, seat)) in waiting.by_ref().take(LOOKS_AT_ONCE - asked.len()) {
+                let (eyes, treasury, birth, seat, head) = (self.clone(), *treasury, birth.clone(), seat.clone(), *head);
+                asked.spawn(async move { (treasury, eyes.see(treasury, &birth, (me, &seat), &head).await) });
             }
-            states.insert(*treasury, state);
-            block.treasuries.push(view);
+            match asked.join_next().await {
+                Some(Ok((treasury, seen))) => looked.add(treasury, seen),
+                // Only the end of the process cancels a look.
+                Some(Err(e)) => return Err(unseen(&e.to_string())),
+                None => break,
+            }
         }
-        Ok((block, states))
+        looked.block.treasuries.sort_unstable_by_key(|view| view.treasury);
+        if let Some(why) = looked.unread.values().next() {
+            let is_endpoints = |why: &Refusal| matches!(why, Refusal::NoView { .. });
+            if looked.states.is_empty() && looked.unread.values().all(is_endpoints) {
+                return Err(why.clone());
+            }
+            self.still_has(head).await?;
+        }
+        Ok(looked)
+    }
+
+    /// Whether the endpoints still answer, and for this block.
+    async fn still_has(&self, head: &Head) -> Result<(), Refusal> {
+        let hash = head.hash;
+        let block = self.agreed("a block", |c| async move { c.block(hash).await }).await?;
+        block.map(drop).ok_or_else(|| unseen("the block is gone"))
     }
 
     /// The endpoint URL of the active lease, for a probe.
     pub async fn endpoint(&self, market: Address, lease: u64) -> Result<String, Refusal> {
         let seen = self.agreed("a lease", |c| async move { c.market(market).lease(lease).await }).await?;
         Ok(seen.lease.endpoint)
+    }
+}
+
+impl Looked {
+    fn add(&mut self, treasury: Address, seen: Result<Seen, Refusal>) {
+        match seen {
+            Ok((state, view, offers)) => {
+                self.states.insert(treasury, state);
+                self.block.treasuries.push(view);
+                self.block.offers.insert(treasury, offers);
+            }
+            Err(why) => drop(self.unread.insert(treasury, why)),
+        }
     }
 }
 
@@ -310,7 +406,8 @@ fn view_of(
         may_rescue: !state.paused && may_rescue(birth, me),
         checkpoint_seq: state.checkpointSeq,
         endable_at: None,
-        closable_at: (state.stage() == Stage::WindingDown).then(|| state.windDownAt + u64::from(t.refundWindow)),
+        closable_at: (state.stage() == Stage::WindingDown)
+            .then(|| state.windDownAt.saturating_add(t.refundWindow.into())),
     }
 }
 
@@ -324,7 +421,7 @@ const FROZEN: u8 = 4;
 
 /// From when on the treasury's silence lets it be wound down for hunger or a frozen token.
 fn silent_from(birth: &Birth, state: &State) -> u64 {
-    state.lastHeartbeat + u64::from(birth.timers.starveTimeout) + 1
+    state.lastHeartbeat.saturating_add(birth.timers.starveTimeout.into()).saturating_add(1)
 }
 
 /// As `ITreasury.windDown` allows it to anyone. An agent that beats is never starved, and while it beats a stopped one
@@ -335,8 +432,8 @@ fn endable_at(birth: &Birth, state: &State, frozen: bool) -> Option<u64> {
         Stage::Alive => {
             let timeout = u64::from(birth.timers.starveTimeout);
             // One that still beats is ending its own affairs, and gets that long for it.
-            let over = state.mandateUntil + 1;
-            let mandate = state.lastHeartbeat.clamp(over, over + timeout);
+            let over = state.mandateUntil.saturating_add(1);
+            let mandate = state.lastHeartbeat.clamp(over, over.saturating_add(timeout));
             let funds = state.balance.saturating_add(state.escrow);
             let starved = funds < U256::from(birth.policy.starveFloor);
             Some(if starved || frozen { mandate.min(silent_from(birth, state)) } else { mandate })
@@ -345,13 +442,28 @@ fn endable_at(birth: &Birth, state: &State, frozen: bool) -> Option<u64> {
     }
 }
 
+/// The code of a minimal proxy (ERC-1167).
+pub(crate) fn clone_of(implementation: Address) -> Bytes {
+    let (before, after) = (hex!("363d3d373d3d3d363d73"), hex!("5af43d82803e903d91602b57fd5bf3"));
+    [&before[..], implementation.as_slice(), &after].concat().into()
+}
+
+/// The last block to ask for in one look at the logs from `from` to `to`.
+fn last_of_piece(from: u64, to: u64) -> u64 {
+    to.min(from.saturating_add(LOG_BLOCKS_MAX - 1))
+}
+
 /// A digest as the chain has it: zero before the first checkpoint.
 pub fn some_digest(digest: B256) -> Option<B256> {
     (!digest.is_zero()).then_some(digest)
 }
 
 fn no_view(e: chain::Error) -> Refusal {
-    Refusal::NoView { why: e.to_string() }
+    let why = e.to_string();
+    match e.kind {
+        chain::Kind::Reverted(_) | chain::Kind::Missing => Refusal::Unreadable { why },
+        _ => Refusal::NoView { why },
+    }
 }
 
 fn unseen(why: &str) -> Refusal {
@@ -361,6 +473,44 @@ fn unseen(why: &str) -> Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stand_in::{answers, block, callee, endpoint, failure};
+    use serde_json::{Value, json};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    #[tokio::test]
+    async fn an_agent_that_cannot_be_read_hides_no_other() {
+        let [well, reverts, burns] = [1, 2, 3].map(Address::repeat_byte);
+        let hash = B256::repeat_byte(0xb1);
+        let head = Head { number: 9, hash, parent: B256::ZERO, timestamp: 1_000, base_fee: 0 };
+        let is_there = Arc::new(AtomicBool::new(true));
+        let has_block = is_there.clone();
+        let state = State { stage: 1, operator: well, lastHeartbeat: 1_000, ..State::default() };
+        let chain = endpoint(move |method, params| match method {
+            "eth_getBlockByHash" if has_block.load(Ordering::SeqCst) => Ok(block(9, hash, 1_000)),
+            "eth_getBlockByHash" => Ok(Value::Null),
+            // A token or a market of its creator's choice.
+            _ if callee(params) == reverts => Err(json!({ "code": 3, "message": "execution reverted", "data": "0x" })),
+            _ if callee(params) == burns => Err(failure("out of gas")),
+            _ => answers::<Treasury::stateCall>(params, &state).ok_or_else(|| failure(method)),
+        });
+        let eyes = Eyes::new(&[chain.await], 31337).unwrap();
+        let look = async |agents: &[Address]| {
+            let one = |agent: &Address| (*agent, (Birth::default(), Seat::Key { place: 0 }));
+            eyes.block(&agents.iter().map(one).collect(), well, &head).await
+        };
+        let looked = look(&[burns, reverts, well]).await.unwrap();
+        let seen: Vec<Address> = looked.block.treasuries.iter().map(|view| view.treasury).collect();
+        assert_eq!((seen, looked.states.contains_key(&well)), (vec![well], true));
+        let unread: Vec<_> = looked.unread.iter().map(|(agent, why)| (*agent, why.code())).collect();
+        assert_eq!(unread, [(reverts, "unreadable"), (burns, "no_view")]);
+        // The contract's word is enough; that nobody answers is the endpoint's fault until it answers somebody.
+        assert_eq!(look(&[reverts]).await.unwrap().unread.len(), 1);
+        assert_eq!(look(&[burns]).await.unwrap_err().code(), "no_view");
+        is_there.store(false, Ordering::SeqCst);
+        assert_eq!(look(&[reverts, well]).await.unwrap_err().code(), "no_view");
+        assert_eq!(look(&[well]).await.unwrap().block.treasuries.len(), 1);
+    }
 
     #[test]
     fn a_frozen_agent_may_be_ended_once_it_was_silent_like_a_starved_one() {
@@ -373,5 +523,21 @@ mod tests {
         assert_eq!(endable_at(&birth, &rich, true), Some(116));
         let poor = State { balance: U256::from(999), ..rich };
         assert_eq!(endable_at(&birth, &poor, false), Some(116));
+    }
+
+    #[test]
+    fn a_mandate_without_end_and_times_beyond_all_clocks_are_no_overflow() {
+        let mut birth = Birth::default();
+        (birth.timers.starveTimeout, birth.timers.refundWindow, birth.policy.starveFloor) = (15, 6, 1_000);
+        let never = State { stage: 1, lastHeartbeat: 100, mandateUntil: u64::MAX, ..State::default() };
+        assert_eq!(endable_at(&birth, &never, false), Some(116));
+        let rich = State { balance: U256::MAX, escrow: U256::MAX, ..never };
+        assert_eq!(endable_at(&birth, &rich, false), Some(u64::MAX));
+        let late = State { lastHeartbeat: u64::MAX, windDownAt: u64::MAX, ..rich };
+        assert_eq!((endable_at(&birth, &late, true), silent_from(&birth, &late)), (Some(u64::MAX), u64::MAX));
+        let ending = State { stage: 3, ..late };
+        assert_eq!(ending.stage(), Stage::WindingDown);
+        let seen = view_of(Address::ZERO, &birth, &ending, None, None, (Address::ZERO, &Seat::Key { place: 0 }));
+        assert_eq!(seen.closable_at, Some(u64::MAX));
     }
 }

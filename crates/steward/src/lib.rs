@@ -2,10 +2,11 @@
 //! sealed segments, holds a share of the memory key, challenges a silent operator and prepares a rescue.
 //!
 //! Read in this order: [`config`], [`watch`] (when it acts by itself, pure), [`suspicion`]
-//! (when it proposes that a host be evicted, pure), [`ack`] (when it acknowledges, pure),
+//! (when it proposes that a host be evicted, pure), [`again`] (when what came to nothing is tried again, pure), [`unread`]
+//! (agents that cannot be read while others can, pure), [`ack`] (when it acknowledges, pure),
 //! [`segments`] (which headers it keeps, pure), [`share`] (who gets its share of a key, pure), [`refusal`] (every no has a name), [`eyes`] (the chain, through one
 //! or two endpoints that must agree), [`agent`] (what it remembers, on disk), [`desk`] (the answers, route by
-//! route), [`limits`] (how often each may be asked for, pure), [`api`], [`rescue`], [`daemon`]; and [`orders`], which people use.
+//! route), [`limits`] (how often each may be asked for, pure), [`api`], [`rescue`], [`finder`] (which treasuries are this steward's), [`daemon`]; and [`orders`], which people use.
 //!
 //! **Invariant:** the daemon signs two things only, an acknowledgement and, where birth allowed it, a `rescue`. What
 //! pauses, stops or evicts is signed by a person, through [`orders`].
@@ -13,19 +14,24 @@
 //! the chain is read for each decision.
 
 pub mod ack;
+pub mod again;
 pub mod agent;
 pub mod api;
 pub mod config;
 pub mod daemon;
 pub mod desk;
 pub mod eyes;
+pub mod finder;
 pub mod limits;
 pub mod orders;
 pub mod refusal;
 pub mod rescue;
 pub mod segments;
 pub mod share;
+#[cfg(test)]
+mod stand_in;
 pub mod suspicion;
+pub mod unread;
 pub mod watch;
 
 pub use config::StewardConfig;

@@ -335,7 +335,7 @@ impl OrderFile {
         let head = chain.head().await.context("the chain's time cannot be read")?;
         let nonce = u64::try_from(state.orderNonce)
             .with_context(|| format!("the order's number {} is too large", state.orderNonce))?;
-        Self::new(chain, treasury, action, nonce, head.timestamp + valid_secs).await
+        Self::new(chain, treasury, action, nonce, head.timestamp.saturating_add(valid_secs)).await
     }
 
     /// The same with a number and a deadline (chain seconds) that the caller knows.
@@ -476,7 +476,7 @@ impl OrderFile {
         let (threshold, stewards) = quorum(chain, self.treasury).await?;
         let current = Self { threshold, stewards, ..self.clone() };
         let data = action.call(current.approval()?);
-        let tx = repaid(chain, payer.address(), self.treasury, data, action.word()).await;
+        let tx = relayed(chain, payer.address(), self.treasury, data, action.word()).await;
         let tx = tx.with_context(|| format!("`{action}` was not accepted"))?;
         let done = send_once(chain, payer, tx, 1).await.with_context(|| format!("`{action}` was not accepted"))?;
         let in_force = action.is_in_force(chain, self.treasury).await?;
@@ -488,10 +488,16 @@ impl OrderFile {
 /// a gas price of nothing, and nothing is paid back there.
 const REPAY_GAS: u64 = 80_000;
 
-/// A call that the treasury may pay back, with a gas limit that is enough for that, too.
+/// Gas that a daemon spends on one call of its own at most, whatever the treasury's market and token would take: their code
+/// is of a creator's choice. Four times what the dearest costs, a rescue (docs/concepts/fees.md). A guess, with room for
+/// chains that count data as gas.
+pub const CALL_GAS_MAX: u64 = 2_000_000;
+
+/// A daemon's call, which the treasury may pay back, with a gas limit that is enough for that, too, and never above
+/// [`CALL_GAS_MAX`].
 ///
 /// # Errors
-/// The contract's refusal, or that the chain does not answer.
+/// The contract's refusal, that it takes more gas than that, or that the chain does not answer.
 pub async fn repaid(
     chain: &Chain,
     payer: Address,
@@ -500,9 +506,33 @@ pub async fn repaid(
     label: &'static str,
 ) -> Result<Tx, chain::Error> {
     let call = TransactionRequest::default().from(payer).to(treasury).input(data.clone().into());
+    let gas = estimate(chain, TransactionRequest { gas: Some(CALL_GAS_MAX), ..call }).await?;
+    if gas > CALL_GAS_MAX {
+        return Err(chain::Error::usage(format!("{label}: it takes {gas} gas, and a daemon spends {CALL_GAS_MAX}")));
+    }
+    Ok(Tx::call(treasury, data, label).with_gas(with_room(gas).min(CALL_GAS_MAX)))
+}
+
+/// A person's order, at whatever gas it takes: a quorum's word must not fail because a market is dear.
+async fn relayed(
+    chain: &Chain,
+    payer: Address,
+    treasury: Address,
+    data: Bytes,
+    label: &'static str,
+) -> Result<Tx, chain::Error> {
+    let call = TransactionRequest::default().from(payer).to(treasury).input(data.clone().into());
+    let gas = estimate(chain, call).await?;
+    Ok(Tx::call(treasury, data, label).with_gas(with_room(gas)))
+}
+
+async fn estimate(chain: &Chain, call: TransactionRequest) -> Result<u64, chain::Error> {
     let gas: U256 = chain.request("eth_estimateGas", (call, BlockId::pending())).await?;
-    let gas: u64 = gas.saturating_to();
-    Ok(Tx::call(treasury, data, label).with_gas(gas.saturating_add(gas / 3).saturating_add(REPAY_GAS)))
+    Ok(gas.saturating_to())
+}
+
+fn with_room(gas: u64) -> u64 {
+    gas.saturating_add(gas / 3).saturating_add(REPAY_GAS)
 }
 
 /// Lets the daemon of `config` hand out what its operator signed: `GET /orders/{treasury}`. Signatures are no secret;
@@ -546,6 +576,8 @@ async fn quorum(chain: &Chain, treasury: Address) -> Result<(u8, Vec<Steward>)> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stand_in::endpoint;
+    use serde_json::{Value, json};
 
     fn key(n: u8) -> PrivateKeySigner {
         PrivateKeySigner::from_bytes(&B256::repeat_byte(n)).unwrap()
@@ -594,6 +626,36 @@ mod tests {
             let needed = usize::from(one.threshold);
             assert_eq!(one.approval().unwrap().signatures.len(), needed);
         }
+    }
+
+    #[tokio::test]
+    async fn a_daemons_call_has_a_bound_and_a_persons_order_has_none() {
+        for (takes, daemons, peoples) in [
+            (300_000_u64, Some(480_000_u64), 480_000_u64),
+            (1_900_000, Some(CALL_GAS_MAX), 2_613_333),
+            (2_000_001, None, 2_746_668),
+            (30_000_000, None, 40_080_000),
+        ] {
+            // A node that knows no bound of a call's own: what it says is held against ours all the same.
+            let url = endpoint(move |_: &str, _: &Value| Ok(json!(format!("{takes:#x}")))).await;
+            let chain = Chain::connect(&url, 31337).unwrap();
+            let gas = |tx: Tx| tx.gas.unwrap();
+            let (payer, treasury) = (Address::repeat_byte(1), Address::repeat_byte(9));
+            let ours = repaid(&chain, payer, treasury, calls::wind_down(), "wind down").await;
+            assert_eq!(ours.ok().map(gas), daemons);
+            let theirs = relayed(&chain, payer, treasury, calls::wind_down(), "pause").await;
+            assert_eq!(gas(theirs.unwrap()), peoples);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_node_is_told_the_bound() {
+        let url = endpoint(|_: &str, params: &Value| {
+            assert_eq!(params[0]["gas"], json!(format!("{CALL_GAS_MAX:#x}")));
+            Ok(json!("0x5208"))
+        });
+        let chain = Chain::connect(&url.await, 31337).unwrap();
+        repaid(&chain, Address::ZERO, Address::ZERO, calls::close(), "close").await.unwrap();
     }
 
     #[test]

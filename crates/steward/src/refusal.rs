@@ -58,6 +58,8 @@ pub enum Refusal {
     BadOffer {
         offer: u64,
     },
+    /// A term or a prepayment that this steward would not order on that offer.
+    BadTerms,
     WrongNonce {
         expected: u64,
         got: u64,
@@ -67,6 +69,10 @@ pub enum Refusal {
     TooOften,
     /// The two endpoints do not say the same, or none answers. Nothing is signed on half a view.
     NoView {
+        why: String,
+    },
+    /// A contract of the treasury's refuses, or answers nonsense. Other treasuries may be well.
+    Unreadable {
         why: String,
     },
     /// The request itself is not as it should be.
@@ -99,10 +105,12 @@ impl Refusal {
             Self::LeftToPeople => "left_to_people",
             Self::NotDue(why) => why.as_str(),
             Self::BadOffer { .. } => "bad_offer",
+            Self::BadTerms => "bad_terms",
             Self::WrongNonce { .. } => "wrong_nonce",
             Self::BadDeadline => "bad_deadline",
             Self::TooOften => "too_often",
             Self::NoView { .. } => "no_view",
+            Self::Unreadable { .. } => "unreadable",
             Self::BadRequest { .. } => "bad_request",
             Self::Disk { .. } => "disk",
         }
@@ -118,9 +126,10 @@ impl Refusal {
             | Self::AlreadySigned { .. }
             | Self::NotForDaemons { .. }
             | Self::LeftToPeople
-            | Self::BadOffer { .. } => 403,
+            | Self::BadOffer { .. }
+            | Self::BadTerms => 403,
             Self::TooOften => 429,
-            Self::NoView { .. } | Self::NotStored { .. } | Self::Disk { .. } => 503,
+            Self::NoView { .. } | Self::Unreadable { .. } | Self::NotStored { .. } | Self::Disk { .. } => 503,
             _ => 409,
         }
     }
@@ -177,11 +186,13 @@ impl fmt::Display for Refusal {
             Self::NotDue(NotDue::NoSilence) => write!(f, "this steward sees no silence"),
             Self::NotDue(NotDue::StandbyComing) => write!(f, "a standby was rented and still has time to get ready"),
             Self::NotDue(NotDue::StandbyReady) => write!(f, "a ready standby has not had its chance to take over"),
-            Self::BadOffer { offer } => write!(f, "offer {offer} is not one on which policy allows a rescue"),
+            Self::BadOffer { offer } => write!(f, "offer {offer} is not the one that this steward would take"),
+            Self::BadTerms => write!(f, "term and prepayment are not what this steward would order on that offer"),
             Self::WrongNonce { expected, got } => write!(f, "order number {got}; the treasury expects {expected}"),
             Self::BadDeadline => write!(f, "the deadline is past, or too far away"),
             Self::TooOften => write!(f, "asked too often; wait"),
             Self::NoView { why } => write!(f, "no agreed view of the chain: {why}"),
+            Self::Unreadable { why } => write!(f, "the treasury cannot be read: {why}"),
             Self::BadRequest { why } => write!(f, "{why}"),
             Self::Disk { why } => write!(f, "the steward's disk: {why}"),
         }

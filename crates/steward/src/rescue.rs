@@ -32,6 +32,7 @@ pub async fn rescue(desk: &Desk, sender: &SenderHandle, treasury: Address, rescu
         prepay_uusdc: rescue.prepay_uusdc,
         nonce: rescue.nonce,
         deadline: rescue.deadline,
+        signature: sign(&order, &domain, &desk.order_key)?,
     };
     let http = desk.http().with_deadline(PEER_DEADLINE);
     let mut refusals = Vec::new();

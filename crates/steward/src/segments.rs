@@ -98,12 +98,13 @@ impl SegmentBook {
         if place.index <= last.index && place.prev.is_some() {
             return gap(format!("segment {} is kept already, it is number {}", last.index, place.index));
         }
-        if place.index == last.index + 1 {
+        if Some(place.index) == last.index.checked_add(1) {
             if place.prev.as_ref().is_some_and(|prev| *prev != last.cid) {
                 return gap(format!("it does not name {} as the one before it", last.cid));
             }
-            if place.first_lsn != last.last_lsn + 1 {
-                return gap(format!("record {} is the next, it begins at {}", last.last_lsn + 1, place.first_lsn));
+            let next = last.last_lsn.saturating_add(1);
+            if place.first_lsn != next {
+                return gap(format!("record {next} is the next, it begins at {}", place.first_lsn));
             }
         }
         self.kept.push(new);
@@ -180,6 +181,15 @@ mod tests {
             assert_eq!(book.accept(bad.clone()).unwrap_err().code(), "gap", "{bad:?}");
             assert_eq!(book, before);
         }
+    }
+
+    #[test]
+    fn numbers_at_their_end_are_kept_like_others() {
+        let mut book = book();
+        assert_eq!(book.accept(segment(1, u64::MAX, 21, 30, "c", Some("b"))), Ok(Change::Appended));
+        assert_eq!(book.accept(segment(1, 0, 31, u64::MAX, "d", None)), Ok(Change::Appended));
+        assert_eq!(book.accept(segment(1, 1, u64::MAX, u64::MAX, "e", Some("d"))).unwrap_err().code(), "gap");
+        assert_eq!(cids(&book), ["a", "b", "c", "d"]);
     }
 
     #[test]

@@ -117,18 +117,16 @@ impl Suspicion {
             }
             Finding::Bad(fault) => {
                 let found = self.found.entry(fault).or_insert(Found { since: now, times: 0 });
-                found.times += 1;
+                found.times = found.times.saturating_add(1);
                 // Looks in a row: what a look did not find this time is over. Checkpoints are no looks.
                 if fault != Fault::BadCheckpoint {
                     self.found.retain(|other, _| *other == fault || *other == Fault::BadCheckpoint);
                 }
             }
         }
-        let worst = self
-            .found
-            .iter()
-            .rev()
-            .find(|(fault, found)| found.times >= TIMES_MIN && now >= found.since + patience(**fault, view));
+        let worst = self.found.iter().rev().find(|(fault, found)| {
+            found.times >= TIMES_MIN && now >= found.since.saturating_add(patience(**fault, view))
+        });
         if let (None, Some((fault, found)), Some(active)) = (self.proposed, worst, &view.active) {
             let standby = view.standby.as_ref().filter(|s| s.ready && now < s.end && s.provider != active.provider);
             let keep = standby.filter(|_| *fault != Fault::WrongPayee).map_or(0, |standby| standby.id);

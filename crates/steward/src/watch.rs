@@ -4,18 +4,23 @@
 //! Several stewards watch the same agent. Each waits longer than the one before it ([`STEP_SECS`] per place), so
 //! that as a rule one of them acts and the others see that it has. All times are chain seconds.
 
+use crate::again::{Again, Waits};
 use crate::suspicion::{Change, Finding, Proposal, Suspicion};
 use alloy::primitives::Address;
 use economy::Usdc;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Chain seconds by which each steward lets the one before it go first. A guess: two blocks on a fast chain to
 /// see the other's transaction, and a little for its peers to answer.
 pub const STEP_SECS: u64 = 4;
 /// How long an order's signatures stay good. Long enough for a slow chain, short enough to be forgotten soon.
 pub const ORDER_SECS: u64 = 600;
-/// A failed attempt is repeated after this long. A guess.
+/// A failed attempt is repeated after this long, the next one after twice that. A guess.
 pub const RETRY_SECS: u64 = 8;
+/// Calls that this steward pays for: what changes nothing on chain is repeated once a day in the end.
+const CALLS: Waits = Waits { least: RETRY_SECS, most: 86_400 };
+/// A rescue costs nothing while its signatures are missing, and a life when it comes too late.
+const RESCUES: Waits = Waits { least: RETRY_SECS, most: ORDER_SECS };
 
 /// What the steward saw in one block; with two endpoints configured, what both of them say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,7 +29,16 @@ pub struct BlockView {
     pub timestamp: u64,
     /// Only treasuries in which this steward is one.
     pub treasuries: Vec<TreasuryView>,
-    pub offers: Vec<OfferView>,
+    /// What each may be rescued on, by treasury: markets are of a creator's choice, and offers of one are no others'.
+    pub offers: BTreeMap<Address, Vec<OfferView>>,
+    /// Those that could not be read at this block: what is known of them stays.
+    pub unread: BTreeSet<Address>,
+}
+
+impl BlockView {
+    fn has(&self, treasury: &Address) -> bool {
+        self.unread.contains(treasury) || self.treasuries.iter().any(|view| view.treasury == *treasury)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,6 +123,9 @@ pub struct OfferView {
     pub staked: bool,
 }
 
+/// Providers whose rescued lease came to nothing, with how often.
+pub type Disappointed = BTreeMap<Address, u32>;
+
 /// An order that the quorum is asked to sign: the argument of `rescue` and of its EIP-712 struct.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rescue {
@@ -122,7 +139,7 @@ pub struct Rescue {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Input {
     Block(BlockView),
-    /// `challenge` or `rescue` was not sent or was refused; the next try waits [`RETRY_SECS`].
+    /// `challenge` or `rescue` was not sent or was refused; the next try waits [`RETRY_SECS`] or longer ([`Again`]).
     Failed {
         treasury: Address,
     },
@@ -272,10 +289,10 @@ impl TreasuryView {
         if self.operator.is_none() {
             return Some(if self.asleep { Alarm::Asleep } else { Alarm::NoOperator });
         }
-        if now > self.last_heartbeat + t.silence {
+        if now > self.last_heartbeat.saturating_add(t.silence) {
             return Some(Alarm::Silent);
         }
-        if self.restoring && now > self.taken_over_at + t.restore_timeout {
+        if self.restoring && now > self.taken_over_at.saturating_add(t.restore_timeout) {
             return Some(Alarm::Stuck);
         }
         (now > self.overdue_at()).then_some(Alarm::Overdue)
@@ -285,7 +302,7 @@ impl TreasuryView {
     /// heartbeat and fence.
     fn overdue_at(&self) -> u64 {
         let t = &self.timers;
-        self.last_heartbeat + t.fence + t.fence.saturating_sub(t.heartbeat_every)
+        self.last_heartbeat.saturating_add(t.fence).saturating_add(t.fence.saturating_sub(t.heartbeat_every))
     }
 
     /// The standby, if its node could take over now or after a challenge.
@@ -311,7 +328,10 @@ impl TreasuryView {
             // no challenge, but one that sleeps gets challenged all the same, which starts the clock.
             let acts_by = match self.challenged_at {
                 0 => u64::MAX,
-                at => at.max(standby.start) + self.timers.answer_time + self.timers.restore_timeout,
+                at => at
+                    .max(standby.start)
+                    .saturating_add(self.timers.answer_time)
+                    .saturating_add(self.timers.restore_timeout),
             };
             if self.ready_standby(now).is_some() && now <= acts_by {
                 return Err(NotDue::StandbyReady);
@@ -352,6 +372,33 @@ impl TreasuryView {
         Usdc::rent_up(offer.price_e6, self.policy.prepay_max.min(term))
     }
 
+    /// The cheapest offer of the providers that disappointed least; the older one of equals.
+    fn choose<'a>(&self, offers: &'a [OfferView], disappointed: &Disappointed) -> Option<&'a OfferView> {
+        let times = |offer: &OfferView| disappointed.get(&offer.provider).copied().unwrap_or(0);
+        offers.iter().filter(|o| self.may_take(o, offers)).min_by_key(|o| (times(o), o.price_e6, o.id))
+    }
+
+    /// The offer of that id, if this steward signs a peer's order for it: its own choice, or the cheapest of all. A peer
+    /// that was started since remembers no failures, and two that insist each on their own choice would rescue nobody.
+    pub fn agreed_offer<'a>(
+        &self,
+        id: u64,
+        offers: &'a [OfferView],
+        disappointed: &Disappointed,
+    ) -> Option<&'a OfferView> {
+        let choices = [disappointed, &Disappointed::new()].map(|disappointed| self.choose(offers, disappointed));
+        choices.into_iter().flatten().find(|offer| offer.id == id)
+    }
+
+    /// Whether a peer's order has the term that this steward would order on `offer`, and its prepayment but for a tenth
+    /// less: what can be spent moves from block to block, and the peer may have seen another one. Less than that leaves
+    /// the new host unpaid for what it begins.
+    pub fn agrees_to(&self, asked: &Rescue, offer: &OfferView) -> bool {
+        let Some(own) = self.order(offer, 0) else { return false };
+        let (least, most) = (own.prepay_uusdc - own.prepay_uusdc / 10, self.prepay_for(offer).0);
+        asked.term == own.term && (least..=most).contains(&asked.prepay_uusdc)
+    }
+
     /// The order for `offer`, or None if the treasury cannot pay anything for it.
     fn order(&self, offer: &OfferView, now: u64) -> Option<Rescue> {
         let term = self.policy.term_max.min(offer.max_term);
@@ -361,7 +408,7 @@ impl TreasuryView {
             term,
             prepay_uusdc,
             nonce: self.order_nonce,
-            deadline: now + ORDER_SECS,
+            deadline: now.saturating_add(ORDER_SECS),
         })
     }
 }
@@ -381,15 +428,21 @@ struct Watched {
     alarm: Option<Alarm>,
     /// When this steward first saw that a rescue is due.
     rescue_since: Option<u64>,
-    challenge_again_at: u64,
-    end_again_at: u64,
-    rescue_again_at: u64,
-    /// Providers whose rescued lease came to nothing, with how often.
-    disappointed: BTreeMap<Address, u32>,
+    tries: Tries,
+    disappointed: Disappointed,
     /// Why the rescue that is due cannot be ordered.
     no_host: Option<NoHost>,
     /// The lease last seen in the standby place while a rescue was under way.
     rescued: Option<(u64, Address)>,
+}
+
+/// What was done for one agent, and when it is done again if nothing came of it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tries {
+    challenge: Again,
+    wind_down: Again,
+    close: Again,
+    rescue: Again,
 }
 
 impl Watch {
@@ -405,22 +458,22 @@ impl Watch {
                     return;
                 }
                 self.now = block.timestamp;
-                self.watched.retain(|treasury, _| block.treasuries.iter().any(|t| t.treasury == *treasury));
-                self.suspicions.retain(|treasury, _| block.treasuries.iter().any(|t| t.treasury == *treasury));
+                self.watched.retain(|treasury, _| block.has(treasury));
+                self.suspicions.retain(|treasury, _| block.has(treasury));
                 for view in &block.treasuries {
                     let (seen, suspicion) =
                         self.suspicions.entry(view.treasury).or_insert_with(|| (view.clone(), Suspicion::default()));
                     seen.clone_from(view);
                     out.extend(suspicion.see(view).map(|change| output_of(view.treasury, change)));
                     let watched = self.watched.entry(view.treasury).or_default();
-                    watched.see(view, &block.offers, block.timestamp, out);
+                    let offers = block.offers.get(&view.treasury).map_or(&[][..], Vec::as_slice);
+                    watched.see(view, offers, block.timestamp, out);
                 }
             }
             Input::Failed { treasury } => {
                 if let Some(watched) = self.watched.get_mut(&treasury) {
-                    let again = self.now + RETRY_SECS;
-                    watched.rescue_again_at = watched.rescue_again_at.min(again);
-                    watched.challenge_again_at = watched.challenge_again_at.min(again);
+                    watched.tries.rescue.failed(self.now);
+                    watched.tries.challenge.failed(self.now);
                 }
             }
             Input::Found { treasury, office, finding } => {
@@ -442,10 +495,20 @@ impl Watch {
         self.watched.iter().filter_map(|(treasury, w)| Some((*treasury, w.alarm?)))
     }
 
+    /// Providers that came to nothing, by treasury.
+    pub fn disappointed(&self) -> BTreeMap<Address, Disappointed> {
+        self.watched.iter().map(|(treasury, watched)| (*treasury, watched.disappointed.clone())).collect()
+    }
+
     /// Agents that a rescue is due for and nobody can be rented.
     pub fn without_hosts(&self) -> impl Iterator<Item = (Address, NoHost)> + '_ {
         self.watched.iter().filter_map(|(treasury, watched)| Some((*treasury, watched.no_host?)))
     }
+}
+
+/// How many go before the steward at `place` has had its own time: itself counts.
+fn turn(place: u64) -> u64 {
+    place.saturating_add(1)
 }
 
 fn output_of(treasury: Address, change: Change) -> Output {
@@ -467,7 +530,7 @@ impl Watched {
         }
         self.end(view, now, out);
         if alarm.is_none() {
-            *self = Self { alarm, end_again_at: self.end_again_at, ..Self::default() };
+            *self = Self { alarm, tries: self.tries, ..Self::default() };
             return;
         }
         self.challenge(view, now, out);
@@ -478,28 +541,32 @@ impl Watched {
     /// chance first, and each steward waits for those before it.
     fn end(&mut self, view: &TreasuryView, now: u64, out: &mut Vec<Output>) {
         let treasury = view.treasury;
-        let (due, output) = match (view.closable_at, view.endable_at) {
-            (Some(at), _) => (at, Output::Close { treasury }),
-            (None, Some(at)) => (at, Output::WindDown { treasury }),
+        let (due, again, output) = match (view.closable_at, view.endable_at) {
+            (Some(at), _) => (at, &mut self.tries.close, Output::Close { treasury }),
+            (None, Some(at)) => (at, &mut self.tries.wind_down, Output::WindDown { treasury }),
             (None, None) => return,
         };
-        let mine = due + 3 * view.timers.heartbeat_every * (1 + view.my_place);
-        if now > mine && now >= self.end_again_at {
-            self.end_again_at = now + RETRY_SECS;
+        let chance = view.timers.heartbeat_every.saturating_mul(3);
+        let mine = due.saturating_add(turn(view.my_place).saturating_mul(chance));
+        if now > mine && again.is_due(now) {
+            again.tried(now, 0, CALLS);
             out.push(output);
         }
     }
 
     fn challenge(&mut self, view: &TreasuryView, now: u64, out: &mut Vec<Output>) {
+        if view.challenged_at != 0 {
+            self.tries.challenge = Again::default();
+        }
         let Some(standby) = view.ready_standby(now) else { return };
         let t = &view.timers;
-        let late = view.overdue_at().max(standby.start + t.fence);
+        let late = view.overdue_at().max(standby.start.saturating_add(t.fence));
         // The standby's own node goes first, then the stewards one by one.
-        let mine = late + (view.my_place + 1) * STEP_SECS;
-        if !view.may_challenge || view.challenged_at != 0 || now <= mine || now < self.challenge_again_at {
+        let mine = late.saturating_add(turn(view.my_place).saturating_mul(STEP_SECS));
+        if !view.may_challenge || view.challenged_at != 0 || now <= mine || !self.tries.challenge.is_due(now) {
             return;
         }
-        self.challenge_again_at = now + t.answer_time.max(RETRY_SECS);
+        self.tries.challenge.tried(now, t.answer_time, CALLS);
         out.push(Output::Challenge { treasury: view.treasury });
     }
 
@@ -513,10 +580,11 @@ impl Watched {
         }
         // A standby that was awaited and came to nothing: its provider is not the next choice.
         if let Some((_, provider)) = self.rescued.take() {
-            *self.disappointed.entry(provider).or_default() += 1;
+            let times = self.disappointed.entry(provider).or_default();
+            *times = times.saturating_add(1);
         }
         let treasury = view.treasury;
-        let chosen = self.choose(view, offers);
+        let chosen = view.choose(offers, &self.disappointed);
         if chosen.is_some_and(|offer| !view.is_funded_for(offer)) {
             // Whoever funds it does so for all stewards at once: they go one after the other from then on.
             self.rescue_since = None;
@@ -524,7 +592,8 @@ impl Watched {
             return;
         }
         let since = *self.rescue_since.get_or_insert(now);
-        if now < since + view.my_place * STEP_SECS || now < self.rescue_again_at {
+        let mine = since.saturating_add(view.my_place.saturating_mul(STEP_SECS));
+        if now < mine || !self.tries.rescue.is_due(now) {
             return;
         }
         let offer = chosen.ok_or(NoHost::NoOffer);
@@ -533,12 +602,12 @@ impl Watched {
             Err(why) => return self.tell(treasury, why, out),
         };
         self.no_host = None;
-        let (again, output) = if view.may_rescue {
+        let (answer, output) = if view.may_rescue {
             (4 * RETRY_SECS, Output::Rescue { treasury, order })
         } else {
             (ORDER_SECS, Output::Prepared { treasury, order })
         };
-        self.rescue_again_at = now + again;
+        self.tries.rescue.tried(now, answer, RESCUES);
         out.push(output);
     }
 
@@ -547,12 +616,6 @@ impl Watched {
         if self.no_host.replace(why) != Some(why) {
             out.push(Output::NoHost { treasury, why });
         }
-    }
-
-    /// The cheapest offer of the providers that disappointed least; the older one of equals.
-    fn choose<'a>(&self, view: &TreasuryView, offers: &'a [OfferView]) -> Option<&'a OfferView> {
-        let disappointed = |provider| self.disappointed.get(provider).copied().unwrap_or(0);
-        offers.iter().filter(|o| view.may_take(o, offers)).min_by_key(|o| (disappointed(&o.provider), o.price_e6, o.id))
     }
 }
 

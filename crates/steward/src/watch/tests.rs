@@ -62,7 +62,8 @@ fn see(watch: &mut Watch, now: u64, view: &TreasuryView) -> Vec<Output> {
 
 fn see_with(watch: &mut Watch, now: u64, view: &TreasuryView, offers: Vec<OfferView>) -> Vec<Output> {
     let mut out = Vec::new();
-    let block = BlockView { number: now, timestamp: now, treasuries: vec![view.clone()], offers };
+    let (treasuries, offers) = (vec![view.clone()], BTreeMap::from([(view.treasury, offers)]));
+    let block = BlockView { number: now, timestamp: now, treasuries, offers, ..BlockView::default() };
     watch.handle(Input::Block(block), &mut out);
     out.retain(|o| !matches!(o, Output::Alarm { .. } | Output::AllClear { .. }));
     out
@@ -79,6 +80,33 @@ fn order(output: &Output) -> &Rescue {
         Output::Rescue { order, .. } => order,
         other => panic!("{other:?}"),
     }
+}
+
+/// What a treasury or a market of a stranger's making may say ends no daemon.
+#[test]
+fn times_beyond_all_clocks_are_no_overflow() {
+    let far = u64::MAX;
+    let timers = Timers { heartbeat_every: far, fence: far, answer_time: far, restore_timeout: far, silence: far };
+    let standby = LeaseView { ready_by: far, start: far, end: far, ..lease(2, 2) };
+    let beyond = TreasuryView { timers, standby: Some(standby), last_heartbeat: far, taken_over_at: far, ..healthy() };
+    for (operator, challenged_at) in [(beyond.operator, 0), (None, far), (None, 0)] {
+        for (endable_at, my_place) in [(Some(far), 0), (Some(far), far), (None, far)] {
+            let view = TreasuryView { operator, challenged_at, endable_at, my_place, ..beyond.clone() };
+            let mut watch = Watch::new();
+            for now in [T0, far - 1, far] {
+                see(&mut watch, now, &view);
+            }
+            watch.handle(Input::Failed { treasury: agent() }, &mut vec![]);
+        }
+    }
+    let ending = TreasuryView { alive: false, closable_at: Some(far), ..healthy() };
+    assert_eq!(see(&mut Watch::new(), T0, &ending), []);
+    let mut dear = offer(3, 3, far);
+    (dear.min_term, dear.max_term) = (0, far);
+    let mut rich = TreasuryView { balance_uusdc: u128::MAX, spendable_uusdc: u128::MAX, ..alone() };
+    let limits = Policy { price_e6_max: far, term_max: far, prepay_max: far, starve_floor_uusdc: u128::MAX };
+    (rich.policy, rich.asleep, rich.operator) = (limits, true, None);
+    see_with(&mut Watch::new(), far, &rich, vec![dear]);
 }
 
 #[test]
@@ -134,6 +162,38 @@ fn a_challenge_is_sent_once_and_again_only_if_it_did_not_arrive() {
     assert_eq!(see(&mut watch, T0 + 31, &healthy()).len(), 1);
     let challenged = TreasuryView { challenged_at: T0 + 31, ..healthy() };
     assert_eq!(see(&mut watch, T0 + 50, &challenged), []);
+}
+
+/// Between one `wanted` and the next, over four days of blocks every 8 s in which nothing comes of it.
+fn gaps(wanted: &Output, view: impl Fn(u64) -> TreasuryView) -> Vec<u64> {
+    let (mut watch, mut last, mut gaps) = (Watch::new(), None, Vec::new());
+    for now in (T0..T0 + 4 * 86_400).step_by(8) {
+        if see(&mut watch, now, &view(now)).contains(wanted) {
+            gaps.extend(last.replace(now).map(|last| now - last));
+            watch.handle(Input::Failed { treasury: agent() }, &mut vec![]);
+        }
+    }
+    gaps
+}
+
+#[test]
+fn what_changes_nothing_is_done_more_and_more_seldom() {
+    // A token that freezes and thaws by turns has each call post a notice or take it back.
+    let stuck = |now| TreasuryView { endable_at: Some(T0), last_heartbeat: now, ..alone() };
+    let doubled: Vec<u64> = (0..14).map(|n| 8 << n).chain([86_400; 2]).collect();
+    assert_eq!(gaps(&Output::WindDown { treasury: agent() }, stuck), doubled);
+    // A market says that a standby is ready, and refuses its challenge.
+    let ready = LeaseView { end: u64::MAX, ..lease(2, 2) };
+    let silent = |_| TreasuryView { standby: Some(ready.clone()), ..healthy() };
+    assert_eq!(gaps(&Output::Challenge { treasury: agent() }, silent), doubled);
+    // One that arrived, and was answered, is no such try.
+    let mut watch = Watch::new();
+    for round in 0..9 {
+        let beat = T0 + 100 * round;
+        let late = TreasuryView { last_heartbeat: beat, ..healthy() };
+        assert_eq!(see(&mut watch, beat + 18, &late), [Output::Challenge { treasury: agent() }], "round {round}");
+        see(&mut watch, beat + 20, &TreasuryView { challenged_at: beat + 18, ..late });
+    }
 }
 
 #[test]
@@ -311,6 +371,42 @@ fn a_provider_that_did_not_get_ready_is_not_the_next_choice() {
 }
 
 #[test]
+fn a_peers_order_is_signed_if_it_is_what_this_steward_would_order() {
+    let mut dear = offer(3, 3, 4_000_000);
+    dear.max_term = 500;
+    let (mut view, offers) = (alone(), vec![dear.clone(), offer(4, 4, 5_000_000), offer(5, 5, 6_000_000)]);
+    view.policy.price_e6_max = 10_000_000;
+    let nobody = Disappointed::new();
+    let agreed = |view: &TreasuryView, id, known: &Disappointed| view.agreed_offer(id, &offers, known).map(|o| o.id);
+    // The cheapest, and where that one failed the next one, too; never one that only its owner would choose.
+    let failed = Disappointed::from([(who(3), 1)]);
+    assert_eq!([3, 4, 5].map(|id| agreed(&view, id, &nobody)), [Some(3), None, None]);
+    assert_eq!([3, 4, 5].map(|id| agreed(&view, id, &failed)), [Some(3), Some(4), None]);
+    view.barred = vec![who(3)];
+    assert_eq!([3, 4, 5].map(|id| agreed(&view, id, &nobody)), [None, Some(4), None]);
+
+    let own = Rescue { offer: 3, term: 500, prepay_uusdc: 160, nonce: 5, deadline: T0 + 600 };
+    let asks = |term, prepay_uusdc| Rescue { term, prepay_uusdc, ..own.clone() };
+    for (asked, spendable_uusdc, agrees) in [
+        (own.clone(), 1_000, true),
+        (asks(500, 0), 1_000, false),
+        (asks(500, 143), 1_000, false),
+        (asks(500, 144), 1_000, true),
+        (asks(500, 161), 1_000, false),
+        (asks(499, 160), 1_000, false),
+        (asks(600, 160), 1_000, false),
+        // As much as there is; the peer saw a little more or less of it.
+        (asks(500, 90), 100, true),
+        (asks(500, 110), 100, true),
+        (asks(500, 89), 100, false),
+        (asks(500, 0), 0, false),
+    ] {
+        let view = TreasuryView { spendable_uusdc, ..view.clone() };
+        assert_eq!(view.agrees_to(&asked, &dear), agrees, "{asked:?} of {spendable_uusdc}");
+    }
+}
+
+#[test]
 fn a_failed_attempt_is_repeated_a_little_later() {
     let mut watch = Watch::new();
     assert_eq!(see(&mut watch, T0 + 27, &alone()).len(), 1);
@@ -328,7 +424,7 @@ fn alarms_are_said_once_and_taken_back() {
     for (now, beat) in [(T0, T0), (T0 + 15, T0), (T0 + 16, T0), (T0 + 27, T0), (T0 + 28, T0 + 28), (T0 + 29, T0 + 28)] {
         let view = TreasuryView { last_heartbeat: beat, my_place: 9, ..alone() };
         let mut out = Vec::new();
-        let block = BlockView { number: now, timestamp: now, treasuries: vec![view], offers: vec![] };
+        let block = BlockView { number: now, timestamp: now, treasuries: vec![view], ..BlockView::default() };
         watch.handle(Input::Block(block), &mut out);
         said.extend(out);
     }
@@ -341,6 +437,33 @@ fn alarms_are_said_once_and_taken_back() {
             Output::AllClear { treasury }
         ]
     );
+}
+
+#[test]
+fn an_agent_that_cannot_be_read_is_remembered_and_offers_of_another_market_are_not_taken() {
+    let (mut watch, mut out) = (Watch::new(), Vec::new());
+    see(&mut watch, T0 + 27, &TreasuryView { my_place: 9, ..alone() });
+    let (one, other) = (agent(), who(0xbb));
+    let block = |now, treasuries: Vec<TreasuryView>| BlockView {
+        number: now,
+        timestamp: now,
+        unread: [one, other].into_iter().filter(|a| treasuries.iter().all(|t| t.treasury != *a)).collect(),
+        treasuries,
+        // The other one's market is of its creator's making, and has the cheapest offer of all.
+        offers: BTreeMap::from([(one, offers()), (other, vec![offer(77, 9, 1)])]),
+    };
+    watch.handle(Input::Block(block(T0 + 28, vec![])), &mut out);
+    assert_eq!((&out[..], watch.alarms().collect::<Vec<_>>()), (&[][..], vec![(one, Alarm::Silent)]));
+    let both = vec![alone(), TreasuryView { treasury: other, ..alone() }];
+    watch.handle(Input::Block(block(T0 + 29, both)), &mut out);
+    let ordered: Vec<(Address, u64)> = out
+        .iter()
+        .filter_map(|output| match output {
+            Output::Rescue { treasury, order } => Some((*treasury, order.offer)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(ordered, [(one, 3), (other, 77)]);
 }
 
 /// Three stewards' machines over one made-up chain on which providers fail, transactions get lost and blocks
@@ -388,6 +511,17 @@ fn whatever_fails_the_agent_gets_a_new_host_and_never_two_orders_for_one_silence
                         match output {
                             Output::Challenge { .. } if view.challenged_at == 0 => view.challenged_at = now,
                             Output::Rescue { order, .. } if order.nonce == view.order_nonce => {
+                                // One other daemon has to agree, by what it remembers itself.
+                                let agree = |watch: &Watch| {
+                                    let known = watch.disappointed().remove(&agent()).unwrap_or_default();
+                                    let offers = offers();
+                                    let offer = view.agreed_offer(order.offer, &offers, &known);
+                                    offer.is_some_and(|offer| view.agrees_to(&order, offer))
+                                };
+                                if !watches.iter().enumerate().any(|(other, watch)| other != index && agree(watch)) {
+                                    watches[index].handle(Input::Failed { treasury: agent() }, &mut vec![]);
+                                    continue;
+                                }
                                 view.rescue_due(now).expect("an order while no rescue was due");
                                 let offer = offers().into_iter().find(|o| o.id == order.offer).unwrap();
                                 assert!(view.may_take(&offer, &offers()), "seed {seed}: a bad offer");

@@ -4,6 +4,7 @@ mod frozen;
 mod host;
 mod quorum;
 mod safe;
+mod strangers;
 mod world;
 
 use chain::alloy::primitives::{Address, B256, Bytes, U256};
@@ -41,7 +42,9 @@ async fn stewards_refuse_by_name_then_rescue() {
     world.refused(0, "share", &forged, "wrong_operator").await;
     let head = world.chain.head().await.unwrap().timestamp;
     let order = |action: &str| json!({ "treasury": treasury, "action": action, "offer": 2, "term": 600, "prepay_uusdc": 1, "nonce": 0, "deadline": head + 100 });
-    world.refused(1, "sign-order", &order("rescue"), "no_silence").await;
+    world.refused(1, "sign-order", &order("rescue"), "bad_request").await;
+    let rescue_now = world.rescue_request(treasury, &world::sorted_stewards()[0], (2, 600, 1), 0).await;
+    world.refused(1, "sign-order", &rescue_now, "no_silence").await;
     for action in ["pause", "stop", "evict", "extendMandate"] {
         world.refused(1, "sign-order", &order(action), "not_for_daemons").await;
     }

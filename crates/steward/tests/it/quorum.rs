@@ -1,11 +1,10 @@
 //! A quorum names other stewards while the daemons run.
 
-use crate::world::{World, key, until};
+use crate::world::{World, key, sorted_stewards, until};
 use chain::alloy::primitives::{U256, keccak256};
 use chain::alloy::sol_types::SolValue;
 use chain::orders::{Order, approval, domain, sign};
 use chain::treasury::calls;
-use serde_json::json;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn daemons_follow_the_quorum_to_other_stewards() {
@@ -42,7 +41,7 @@ async fn daemons_follow_the_quorum_to_other_stewards() {
 
     // The new quorum has not said that daemons may rescue. That nobody lives a daemon sees by its next look.
     world.wait_in_chain_time(60).await;
-    let rescue = json!({ "treasury": treasury, "action": "rescue", "offer": 1, "term": 600, "prepay_uusdc": 1, "nonce": 1, "deadline": deadline });
+    let rescue = world.rescue_request(treasury, &sorted_stewards()[0], (1, 600, 1), 1).await;
     let sees_silence = async || {
         let (_, answer) = world.post(1, "sign-order", &rescue).await;
         (answer["error"]["code"] != "no_silence").then_some(())

@@ -7,6 +7,7 @@ use chain::alloy::signers::local::PrivateKeySigner;
 use chain::anvil::{Anvil, AnvilOptions};
 use chain::bindings::{Addresses, Birth, Offer, Options, Policy, Timers};
 use chain::deploy::{MarketParams, deploy, fund_eth};
+use chain::orders::{Order, domain, rescue_argument, sign};
 use chain::sender::{Sender, SenderHandle, Tx};
 use chain::treasury::calls;
 use chain::{Chain, market, treasury, usdc};
@@ -19,6 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use steward::StewardConfig;
 use steward::config::Peer;
+use steward::desk::OrderRequest;
 use store::checkpoint::{Checkpoint, SegmentHeader, Share, ShareRequest, VERSION};
 use store::cid::Cid;
 use store::seal::{self, Identity};
@@ -28,6 +30,7 @@ use tokio::task::JoinHandle;
 
 const ETHER: u128 = 1_000_000_000_000_000_000;
 const STAKE: u128 = 10_000_000;
+pub const TERMS: MarketParams = MarketParams { stake_min: STAKE, ready_within: 45, grace: 34, drop_after: 4000 };
 const SNAPSHOT: &[u8] = b"a sealed snapshot";
 /// Keys by number.
 const CREATOR: u8 = 1;
@@ -127,8 +130,7 @@ impl World {
         for n in [1, 2, 3, 7, 8, 9, 11, 12, 13] {
             fund_eth(&chain, key(n).address(), 10 * ETHER).await.unwrap();
         }
-        let terms = MarketParams { stake_min: STAKE, ready_within: 45, grace: 34, drop_after: 4000 };
-        let addresses = deploy(&chain, &key(CREATOR), terms).await.unwrap();
+        let addresses = deploy(&chain, &key(CREATOR), TERMS).await.unwrap();
         let [creator, first_provider, second_provider] =
             [CREATOR, PROVIDERS[0], PROVIDERS[1]].map(|n| Sender::spawn(chain.clone(), key(n), 1));
         let dir = tempfile::tempdir().unwrap();
@@ -288,7 +290,7 @@ impl World {
         let _: Value = self.chain.request("anvil_mine", (U256::from(1),)).await.unwrap();
     }
 
-    async fn offer(&self, provider: &SenderHandle, price_e6: u64) {
+    pub async fn offer(&self, provider: &SenderHandle, price_e6: u64) {
         let Addresses { usdc, market: at, .. } = self.addresses;
         let offer = Offer {
             provider: Address::ZERO,
@@ -471,6 +473,21 @@ impl World {
         header
     }
 
+    /// What `signer` asks a daemon to sign: a rescue on these terms (offer, seconds, micro-USDC), good for a few minutes.
+    pub async fn rescue_request(
+        &self,
+        treasury: Address,
+        signer: &PrivateKeySigner,
+        (offer, term, prepay_uusdc): (u64, u32, u128),
+        nonce: u64,
+    ) -> OrderRequest {
+        let deadline = self.chain.head().await.unwrap().timestamp + 300;
+        let argument = rescue_argument(offer, term, prepay_uusdc);
+        let order = Order::new("rescue", argument, U256::from(nonce), deadline);
+        let signature = sign(&order, &domain(self.chain.chain_id(), treasury), signer).unwrap();
+        OrderRequest { treasury, action: "rescue".into(), offer, term, prepay_uusdc, nonce, deadline, signature }
+    }
+
     pub fn share_request(
         &self,
         treasury: Address,
@@ -493,7 +510,7 @@ impl World {
 }
 
 /// In the order of the treasury's list: ascending.
-fn sorted_stewards() -> Vec<PrivateKeySigner> {
+pub fn sorted_stewards() -> Vec<PrivateKeySigner> {
     let mut keys: Vec<_> = STEWARDS.map(key).into();
     keys.sort_by_key(PrivateKeySigner::address);
     keys
