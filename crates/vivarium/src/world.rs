@@ -357,7 +357,8 @@ impl World {
             deploy::mint(&creator, contracts.usdc, vec![(creator.address(), seed)]).await?;
         }
         let plan = birth::Plan::new(&manifest, &stored, &store, creator, contracts.addresses(), seed).await?;
-        let born = birth::run(&plan, birth::Consent::Given, progress).await?;
+        // Whoever interrupts a world drops all of this; the treasury's address was shown.
+        let born = birth::run(&plan, birth::Consent::Given, progress, std::future::pending()).await?;
         self.internal.treasury = Some(born.treasury);
         self.folder.write_json(INTERNAL_FILE, &self.internal)?;
         Ok(born.treasury)
