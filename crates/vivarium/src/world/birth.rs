@@ -6,7 +6,7 @@
 
 pub mod abort;
 
-use super::progress::Progress;
+use super::progress::{Progress, ask};
 use super::wallet::Wallet;
 use abort::Unborn;
 use alloy::eips::BlockId;
@@ -22,7 +22,6 @@ use chain::treasury::{KIND_STORAGE, calls, predict};
 use economy::{Timers as Clockwork, Usdc};
 use node::manifest::{self, INDEPENDENCE, Manifest};
 use pay::scheme::channel::{BATCH_SETTLEMENT, WITHDRAW_DELAY_SECS_MIN};
-use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use store::StoreClient;
@@ -197,7 +196,8 @@ pub async fn run(
         progress.line(&archive_terms(&plan.manifest, payee));
     }
     if consent == Consent::Ask {
-        ask_for_consent(plan)?;
+        let question = format!("  Pay in {} and give up every right to it?", plan.seed);
+        ensure!(ask(&question)?, "no birth: nothing was paid");
     }
     let born = give_birth(plan, progress, interrupted).await?;
     let refused = refusals(&plan.creator, born.treasury).await?;
@@ -326,16 +326,6 @@ fn archive_terms(manifest: &Manifest, payee: Address) -> String {
         manifest.archive.every_days,
         Usdc(manifest.archive.uusdc_per_day_max)
     )
-}
-
-fn ask_for_consent(plan: &Plan) -> Result<()> {
-    ensure!(std::io::stdin().is_terminal(), "a birth asks before it spends; say --yes if nobody is there to answer");
-    print!("  Pay in {} and give up every right to it? Type yes: ", plan.seed);
-    std::io::stdout().flush()?;
-    let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer)?;
-    ensure!(answer.trim() == "yes", "no birth: nothing was paid");
-    Ok(())
 }
 
 /// What a month will cost, before anybody pays anything.

@@ -1,3 +1,6 @@
+use alloy::primitives::Address;
+use alloy::signers::local::PrivateKeySigner;
+use serde_json::{Value, json};
 use std::process::{Command, Output};
 
 fn vivarium(arguments: &[&str]) -> Output {
@@ -65,6 +68,36 @@ fn a_manifest_with_an_unknown_key_is_refused_by_its_name() {
     let path = dir.path().join("manifest.toml");
     std::fs::write(&path, "name = \"x\"\nowner = \"me\"\n").unwrap();
     assert!(refused(&["birth", path.to_str().unwrap()]).contains("owner"));
+}
+
+/// A steward sees what it signs before anything is signed: without a terminal `--yes` says that somebody has.
+#[test]
+fn an_order_is_shown_before_it_is_signed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (order, key, none) = (dir.path().join("order.json"), dir.path().join("key"), dir.path().join("none"));
+    let signer = PrivateKeySigner::random();
+    std::fs::write(&key, signer.to_bytes().to_string()).unwrap();
+    let file = json!({
+        "chain_id": 31_337, "treasury": Address::repeat_byte(0x77), "action": "evict", "argument": "0x0", "nonce": 4,
+        "deadline": 1_900_000_000, "threshold": 1, "stewards": [{ "address": signer.address(), "safe": null }],
+        "signatures": [],
+    });
+    std::fs::write(&order, file.to_string()).unwrap();
+    let [at, key, none] = [&order, &key, &none].map(|path| path.to_str().unwrap());
+    let said = refused(&["steward", "approve", at, "--key", key]);
+    assert!(said.contains("--yes"), "{said}");
+    let words = format!("evict every host: treasury {} on chain 31337, order number 4", Address::repeat_byte(0x77));
+    // Shown although there is nothing to sign with.
+    let output = vivarium(&["steward", "approve", at, "--key", none, "--yes"]);
+    assert!(!output.status.success());
+    assert!(String::from_utf8(output.stdout).unwrap().starts_with(&words));
+    assert_eq!(std::fs::read_to_string(&order).unwrap(), file.to_string(), "nothing was signed");
+
+    let output = vivarium(&["steward", "approve", at, "--key", key, "--yes"]);
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && said.starts_with(&words) && said.contains("enough have signed"), "{said}");
+    let signed: Value = serde_json::from_slice(&std::fs::read(&order).unwrap()).unwrap();
+    assert_eq!(signed["signatures"][0]["signer"], json!(signer.address()));
 }
 
 #[test]
