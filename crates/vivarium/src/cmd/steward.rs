@@ -185,8 +185,8 @@ struct Target {
     /// The chain's RPC endpoint [default: the world's]
     #[arg(long, value_name = "URL")]
     rpc: Option<String>,
-    /// The chain's id [default: the world's]
-    #[arg(long, value_name = "ID")]
+    /// The chain's id, with --rpc [default: the world's]
+    #[arg(long, value_name = "ID", requires = "rpc")]
     chain_id: Option<u64>,
 }
 
@@ -288,16 +288,16 @@ pub fn run(flags: Flags) -> Result<()> {
 
 impl Target {
     fn chain(&self) -> Result<(chain::Chain, Address)> {
-        match (self.treasury, &self.rpc) {
-            (Some(treasury), Some(rpc)) => {
-                let chain_id = self.chain_id.context("--treasury needs --chain-id, too")?;
-                Ok((chain::Chain::connect(rpc, chain_id)?, treasury))
-            }
-            _ => {
-                let link = self.place.link()?;
-                Ok((link.record.chain, link.world.treasury))
-            }
+        if let (Some(treasury), Some(rpc)) = (self.treasury, &self.rpc) {
+            let chain_id = self.chain_id.context("--treasury needs --chain-id, too")?;
+            return Ok((chain::Chain::connect(rpc, chain_id)?, treasury));
         }
+        let link = self.place.link()?;
+        let chain = match &self.rpc {
+            Some(rpc) => chain::Chain::connect(rpc, self.chain_id.unwrap_or(link.world.chain_id))?,
+            None => link.record.chain,
+        };
+        Ok((chain, link.world.treasury))
     }
 }
 
