@@ -35,7 +35,7 @@ pub fn run(flags: Flags) -> Result<()> {
         let balance = link.record.chain.usdc(usdc).balance(wallet.address()).await?;
         ensure!(
             balance >= alloy::primitives::U256::from(flags.amount.micro()),
-            "{} has only {} USDC; give less, or use another --key",
+            "{} has only {}; give less, or use another --key",
             wallet.address(),
             u128::try_from(balance).map_or_else(|_| balance.to_string(), |b| Usdc(b).to_string())
         );

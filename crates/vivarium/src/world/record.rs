@@ -143,7 +143,7 @@ impl Sleep {
         match self.wakes_at {
             None => "nobody offers a host that it may take".to_owned(),
             Some(sum) if sum > balance => {
-                format!("stewards wake it once it has {} USDC more: vivarium fund", sum.saturating_sub(balance))
+                format!("stewards wake it once it has {} more: vivarium fund", sum.saturating_sub(balance))
             }
             Some(_) => "stewards wake it now".to_owned(),
         }
