@@ -17,7 +17,10 @@ use pay::scheme::exact::Hash;
 use pay::scheme::permit2::PERMIT2;
 use pay::scheme::upto::{EXACT_PROXY, Permit2Payment, UPTO_PROXY, facilitator};
 use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 
+/// Blocks of logs asked for at once: public endpoints give out no more.
+const RANGE: u64 = 1_000;
 /// Blocks back in which a settlement is looked for: a day of the fastest public roll-up. Permissions live minutes.
 const BLOCKS_BACK: u64 = 100_000;
 
@@ -92,6 +95,14 @@ pub enum Spent {
     Unread(B256),
 }
 
+/// The blocks from `first` to `last` in pieces that public endpoints give out logs of, the newest first. Never none: an
+/// endpoint whose newest block is older than `first` must say itself that it has no such blocks.
+pub fn pieces(first: u64, last: u64) -> impl Iterator<Item = RangeInclusive<u64>> {
+    let ends =
+        std::iter::successors(Some(last.max(first)), move |end| end.checked_sub(RANGE).filter(|end| *end >= first));
+    ends.map(move |end| end.saturating_sub(RANGE - 1).max(first)..=end)
+}
+
 /// Finds what a spent nonce paid: a transfer to the payee, in a receipt of the payment's proxy. Permit2 names no nonce
 /// in its events, so the transaction is recognised by its bytes; where somebody called the proxy from a contract of his
 /// own, by payer, amount and proxy, in a transaction that paid nothing else (`is_taken`, or an EIP-3009 transfer in
@@ -100,32 +111,40 @@ pub enum Spent {
 /// # Errors
 /// `Rpc`. An unspent nonce is `Elsewhere`: ask for that first.
 pub async fn find(chain: &Chain, sought: &Sought, is_taken: impl Fn(&B256) -> bool) -> Result<Spent, Error> {
-    let filter = Filter::new()
-        .address(sought.token)
-        .from_block(sought.since_block)
-        .event_signature(Transfer::SIGNATURE_HASH)
-        .topic1(sought.payer.into_word())
-        .topic2(sought.pay_to.into_word());
-    let transfers: Vec<Log> = chain.request("eth_getLogs", (filter,)).await?;
-    let txs: BTreeSet<B256> = transfers.iter().filter_map(|log| log.transaction_hash).collect();
+    let newest = chain.head().await?.number;
     let mut like_it = None;
-    for tx in txs {
-        let sent: Option<Transaction> = chain.request("eth_getTransactionByHash", (tx,)).await?;
-        let Some(sent) = sent else { continue };
-        let is_direct = sent.to() == Some(sought.proxy);
-        if is_direct && facilitator::settles(&sought.payer.into_array(), &sought.nonce, sent.input()) {
-            let receipt = chain.receipt(tx).await?;
-            return Ok(receipt.and_then(|receipt| moved_in(&receipt, sought)).unwrap_or(Spent::Unread(tx)));
-        }
-        // `upto` is settled by its facilitator alone, an account that calls the proxy directly.
-        if !is_direct && sought.proxy == EXACT_PROXY && like_it.is_none() && !is_taken(&tx) {
-            let receipt = chain.receipt(tx).await?.filter(|receipt| !uses_eip3009(receipt, sought.token));
-            let found = receipt.and_then(|receipt| moved_in(&receipt, sought));
-            let amount = U256::from(sought.amount.0);
-            like_it = found.filter(|spent| matches!(spent, Spent::Here { amount: moved, .. } if *moved == amount));
+    for blocks in pieces(sought.since_block, newest) {
+        for tx in transfers(chain, sought, blocks).await? {
+            let sent: Option<Transaction> = chain.request("eth_getTransactionByHash", (tx,)).await?;
+            let Some(sent) = sent else { continue };
+            let is_direct = sent.to() == Some(sought.proxy);
+            if is_direct && facilitator::settles(&sought.payer.into_array(), &sought.nonce, sent.input()) {
+                let receipt = chain.receipt(tx).await?;
+                return Ok(receipt.and_then(|receipt| moved_in(&receipt, sought)).unwrap_or(Spent::Unread(tx)));
+            }
+            // `upto` is settled by its facilitator alone, an account that calls the proxy directly.
+            if !is_direct && sought.proxy == EXACT_PROXY && like_it.is_none() && !is_taken(&tx) {
+                let receipt = chain.receipt(tx).await?.filter(|receipt| !uses_eip3009(receipt, sought.token));
+                let found = receipt.and_then(|receipt| moved_in(&receipt, sought));
+                let amount = U256::from(sought.amount.0);
+                like_it = found.filter(|spent| matches!(spent, Spent::Here { amount: moved, .. } if *moved == amount));
+            }
         }
     }
     Ok(like_it.unwrap_or(Spent::Elsewhere))
+}
+
+/// The transactions of these blocks in which the payer moved the token to the payee.
+async fn transfers(chain: &Chain, sought: &Sought, blocks: RangeInclusive<u64>) -> Result<BTreeSet<B256>, Error> {
+    let filter = Filter::new()
+        .address(sought.token)
+        .from_block(*blocks.start())
+        .to_block(*blocks.end())
+        .event_signature(Transfer::SIGNATURE_HASH)
+        .topic1(sought.payer.into_word())
+        .topic2(sought.pay_to.into_word());
+    let logs: Vec<Log> = chain.request("eth_getLogs", (filter,)).await?;
+    Ok(logs.iter().filter_map(|log| log.transaction_hash).collect())
 }
 
 /// What a transaction moved for the payment, if its receipt shows the proxy and the transfer.

@@ -261,14 +261,23 @@ impl Archivist {
         Ok(Quote { mac: self.0.mac(&quote), ..quote })
     }
 
-    /// From a signed request to the Arweave transaction: payment, objects, charge, upload.
+    /// From a signed request to the Arweave transaction: payment, price, objects, charge, upload. Nothing is fetched before
+    /// the credit covers the price.
     async fn take_it(&self, request: &ArchiveRequest, root: B256) -> Result<Value, Refusal> {
         let inner = &self.0;
         inner.is_of_operator(request).await?;
         let paid_at = inner.count(request).await?;
         if inner.books.read(|accounts| accounts.item(root).is_none()) {
+            let price = self.price(request, paid_at).await?;
+            if inner.books.read(|accounts| accounts.credit(request.treasury)) < price {
+                return Err(inner.too_little(request.treasury, price));
+            }
             let copy = inner.gather(request).await?;
-            self.charge(request, root, copy, paid_at).await?;
+            if let Err(refusal) = inner.charge(request, root, copy, price).await {
+                // Others may have taken the credit meanwhile.
+                inner.let_go(request, root);
+                return Err(refusal);
+            }
         }
         let item = inner.books.read(|accounts| accounts.item(root).cloned());
         let item = item.filter(|item| item.treasury == request.treasury).ok_or_else(|| {
@@ -286,30 +295,13 @@ impl Archivist {
         }))
     }
 
-    /// Takes the price out of the credit: the one that was told, if it was paid in time, else today's.
-    async fn charge(
-        &self,
-        request: &ArchiveRequest,
-        root: B256,
-        copy: ArchiveCopy,
-        paid_at: u64,
-    ) -> Result<(), Refusal> {
-        let (inner, treasury, quote) = (&self.0, request.treasury, &request.quote);
-        let is_mine = quote.mac == inner.mac(&Quote { mac: B256::ZERO, ..*quote });
-        let price = match is_mine && paid_at <= quote.valid_until {
-            true => Usdc(quote.amount_uusdc),
-            false => self.amount(quote.bytes).await?,
-        };
-        let roots: Vec<Vec<u8>> = copy.roots.iter().map(Cid::to_bytes).collect();
-        let taken = inner.books.write(move |accounts| accounts.taken(treasury, root, roots, price)).await;
-        match taken.map_err(|e| Refusal::unavailable("disk", "nothing can be recorded", &*e))? {
-            true => Ok(()),
-            false => {
-                let credit = inner.books.read(|accounts| accounts.credit(treasury));
-                let message =
-                    format!("it costs {price}, and the credit of {treasury} is {credit}: ask for a new price");
-                Err(Refusal::new(StatusCode::PAYMENT_REQUIRED, "unpaid", message))
-            }
+    /// The price that was told, if this archivist told it and it was paid in time, else today's.
+    async fn price(&self, request: &ArchiveRequest, paid_at: u64) -> Result<Usdc, Refusal> {
+        let quote = &request.quote;
+        let is_mine = quote.mac == self.0.mac(&Quote { mac: B256::ZERO, ..*quote });
+        match is_mine && paid_at <= quote.valid_until {
+            true => Ok(Usdc(quote.amount_uusdc)),
+            false => self.amount(quote.bytes).await,
         }
     }
 
@@ -413,6 +405,39 @@ impl Inner {
         let written = self.books.write(move |accounts| accounts.paid(treasury, transaction, &paid.payments)).await;
         written.map_err(|e| Refusal::unavailable("disk", "nothing can be recorded", &*e))?;
         Ok(paid.timestamp)
+    }
+
+    fn too_little(&self, treasury: Address, price: Usdc) -> Refusal {
+        let credit = self.books.read(|accounts| accounts.credit(treasury));
+        let message = format!("it costs {price}, and the credit of {treasury} is {credit}: ask for a new price");
+        Refusal::new(StatusCode::PAYMENT_REQUIRED, "unpaid", message)
+    }
+
+    /// Takes the price out of the credit.
+    async fn charge(
+        &self,
+        request: &ArchiveRequest,
+        root: B256,
+        copy: ArchiveCopy,
+        price: Usdc,
+    ) -> Result<(), Refusal> {
+        let treasury = request.treasury;
+        let roots: Vec<Vec<u8>> = copy.roots.iter().map(Cid::to_bytes).collect();
+        let taken = self.books.write(move |accounts| accounts.taken(treasury, root, roots, price)).await;
+        match taken.map_err(|e| Refusal::unavailable("disk", "nothing can be recorded", &*e))? {
+            true => Ok(()),
+            false => Err(self.too_little(treasury, price)),
+        }
+    }
+
+    /// Unpins what was fetched and is not charged.
+    fn let_go(&self, request: &ArchiveRequest, root: B256) {
+        if self.books.read(|accounts| accounts.item(root).is_some()) {
+            return;
+        }
+        if let Err(e) = self.blocks.unpin(&request.checkpoint, Some(SOLD)) {
+            tracing::warn!(cause = %chain_of(&e), "the pin of a copy that nobody paid for stays");
+        }
     }
 
     /// Fetches the checkpoint and what of it is copied, each block checked, and no more bytes than the price is for.

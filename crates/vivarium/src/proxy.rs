@@ -39,7 +39,7 @@ const DRAINED_BYTES_MAX: usize = 16 << 20;
 const HOPS_MAX: usize = 4;
 /// Longest silence inside a stream. Tokens come several a second; a host that is busy may take seconds for one. A guess,
 /// unmeasured.
-const SILENCE_MAX: Duration = Duration::from_secs(60);
+pub const SILENCE_MAX: Duration = Duration::from_secs(60);
 /// How long open answers may take after Ctrl-C.
 const CLOSING: Duration = Duration::from_secs(3);
 /// What comes back from an agent's head beside the status.

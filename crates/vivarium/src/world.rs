@@ -170,7 +170,13 @@ impl World {
         }
         let known: Option<Internal> = folder.read_json(INTERNAL_FILE)?;
         let internal = match known {
-            Some(internal) if internal.contracts.is_some() => known_world(internal, &options)?,
+            Some(internal) if internal.contracts.is_some() => {
+                let internal = known_world(internal, &options)?;
+                if let (Some(_), Some(file)) = (internal.treasury, &options.model) {
+                    same_model(&folder, file)?;
+                }
+                internal
+            }
             // Nothing is on the chain yet, so nothing is fixed.
             Some(_) | None => new_world(&options)?,
         };
@@ -357,7 +363,8 @@ impl World {
             deploy::mint(&creator, contracts.usdc, vec![(creator.address(), seed)]).await?;
         }
         let plan = birth::Plan::new(&manifest, &stored, &store, creator, contracts.addresses(), seed).await?;
-        let born = birth::run(&plan, birth::Consent::Given, progress).await?;
+        // Whoever interrupts a world drops all of this; the treasury's address was shown.
+        let born = birth::run(&plan, birth::Consent::Given, progress, std::future::pending()).await?;
         self.internal.treasury = Some(born.treasury);
         self.folder.write_json(INTERNAL_FILE, &self.internal)?;
         Ok(born.treasury)
@@ -618,4 +625,22 @@ fn known_world(internal: Internal, options: &Options) -> Result<Internal> {
         }
         _ => Ok(internal),
     }
+}
+
+/// The agent has the model of its manifest. `--model` may name it again, so that the same command goes on with a world,
+/// and nothing else.
+fn same_model(folder: &Folder, file: &Path) -> Result<()> {
+    let path = folder.join("manifest.toml");
+    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let own = node::manifest::Manifest::parse(&text)?.model;
+    let named = Model::from_file(file)?.check()?;
+    ensure!(
+        named.sha256 == own.sha256,
+        "this world was born with --model {} (sha256 {}), which never changes, and {} is another; leave the flag out, or \
+         begin anew with --fresh",
+        own.file,
+        own.sha256,
+        file.display()
+    );
+    Ok(())
 }

@@ -1,13 +1,20 @@
 //! Worlds of real processes, started as a library: start, break, stop, go on. Needs what `cargo xtask test` built.
 
+use alloy::primitives::Address;
+use node::manifest::Steward;
 use std::collections::BTreeMap;
 use std::future::pending;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use store::seal::Identity;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout};
+use vivarium::world::files::Folder;
+use vivarium::world::genesis::{self, Choices};
+use vivarium::world::model::Model;
+use vivarium::world::ports::Ports;
 use vivarium::world::progress::Progress;
-use vivarium::world::{Options, Programs, World};
+use vivarium::world::{Contracts, INTERNAL_FILE, Internal, Options, Programs, World};
 
 /// Two worlds at once would starve each other on a small machine.
 static TURN: Mutex<()> = Mutex::const_new(());
@@ -127,6 +134,57 @@ async fn what_cannot_work_is_refused_before_anything_starts() {
     // A start that failed has fixed nothing.
     let said = refuse(Options { lease_days: Some(4), ..base }).await;
     assert!(said.contains("model file"), "{said}");
+}
+
+/// A world that has its agent goes on with that one's model. The file it was born with may be named again.
+#[tokio::test]
+async fn another_model_than_the_agents_is_refused() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path().join("world");
+    let [own, other] = ["own", "other"].map(|name| scratch.path().join(format!("{name}.gguf")));
+    std::fs::write(&own, "weights").unwrap();
+    std::fs::write(&other, "weight2").unwrap();
+    // A port that somebody holds: what is not refused before ends there.
+    let held = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    known_world(&dir, [&own, &other], held.local_addr().unwrap().port());
+    let refuse = async |model: &Path| {
+        let options = Options { model: Some(model.to_owned()), ..options_without_programs(&dir) };
+        World::start(options, pending()).await.err().unwrap().to_string()
+    };
+    let said = refuse(&other).await;
+    assert!(said.contains("this world was born with --model own.gguf"), "{said}");
+    let said = refuse(&own).await;
+    assert!(!said.contains("--model"), "{said}");
+}
+
+/// Writes what a world whose agent has these models, for answers and for vectors, leaves in its folder.
+fn known_world(dir: &Path, models: [&Path; 2], port: u16) {
+    let ports = Ports { chain: port, ..Ports::choose(None, genesis::STEWARDS, genesis::PROVIDERS).unwrap() };
+    let any = Address::repeat_byte(1);
+    let contracts = Some(Contracts { usdc: any, lease_market: any, factory: any });
+    let choices = Choices::default();
+    let folder = Folder::create(dir).unwrap();
+    let models = models.map(|file| Model::from_file(file).unwrap());
+    let checked = [&models[0], &models[1]].map(|model| model.check().unwrap());
+    let cid = |bytes: &str| store::cid::of_raw(bytes.as_bytes()).to_string();
+    let weights =
+        |at: usize| genesis::Weights { cid: cid(&models[at].name), model: &models[at], checked: &checked[at] };
+    let steward = |n: u8| Steward {
+        address: Address::repeat_byte(n),
+        url: "http://127.0.0.1:1".to_owned(),
+        share_recipient: Identity::generate().recipient().to_string(),
+    };
+    let names = genesis::Names {
+        stewards: vec![steward(2), steward(3), steward(4)],
+        beneficiary: any,
+        code_cid: cid("code"),
+        model: weights(0),
+        embedding: weights(1),
+        store_url: "http://127.0.0.1:1".to_owned(),
+    };
+    let manifest = genesis::manifest(&choices, names).to_toml().unwrap();
+    std::fs::write(folder.join("manifest.toml"), manifest).unwrap();
+    folder.write_json(INTERNAL_FILE, &Internal { version: 1, choices, ports, contracts, treasury: Some(any) }).unwrap();
 }
 
 fn options_without_programs(dir: &Path) -> Options {

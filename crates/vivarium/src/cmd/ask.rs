@@ -6,18 +6,22 @@ use super::link::{Named, Place, Scheme, Shop, block_on};
 use anyhow::{Context, Result, bail, ensure};
 use economy::Usdc;
 use http::HeaderMap;
-use pay::buyer::{Answer, Buyer, Kind};
+use pay::buyer::{Answer, Buyer, Error, Kind};
 use pay::scheme::channel::CHANNEL;
 use pay::scheme::upto::UPTO;
 use pay::seller::FRESH_ANSWER;
 use serde_json::{Value, json};
 use std::io::Write;
 use std::path::PathBuf;
+use std::time::Duration;
+use vivarium::proxy::SILENCE_MAX;
 use vivarium::world::crowd::{ChainClock, channels, policy};
 use vivarium::world::files::{customer_record, read_key};
 
 /// Deposits may lie unspent in the channel with the agent up to this many times what one answer may cost.
 const DEPOSIT_ANSWERS_MAX: u128 = 5;
+/// Longest line of a stream. The last event of `/v1/responses` has the whole answer in it, which is far shorter. A guess.
+const LINE_BYTES_MAX: usize = 8 << 20;
 /// Channels of this command; the official clients and `vivarium proxy` have others with the same key.
 const LANE: u8 = 1;
 
@@ -142,12 +146,10 @@ struct Told {
 
 /// Reads the events of either API; prints text as it comes if `aloud`.
 async fn read(answer: &mut Answer, aloud: bool) -> Result<Told> {
-    let (mut told, mut pending) = (Told::default(), Vec::new());
-    while let Some(piece) = answer.chunk().await.map_err(explain)? {
-        pending.extend_from_slice(&piece);
-        while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = pending.drain(..=end).collect();
-            let line = String::from_utf8_lossy(&line);
+    let (mut told, mut lines, url) = (Told::default(), Lines::default(), answer.url.clone());
+    while let Some(piece) = within(SILENCE_MAX, &url, answer.chunk()).await.map_err(explain)? {
+        lines.take(&piece)?;
+        while let Some(line) = lines.next_line() {
             let Some(data) = line.trim_end().strip_prefix("data: ") else { continue };
             if data == "[DONE]" {
                 continue;
@@ -161,6 +163,35 @@ async fn read(answer: &mut Answer, aloud: bool) -> Result<Told> {
         }
     }
     Ok(told)
+}
+
+/// What comes next, unless nothing does for this long.
+async fn within<T>(silence: Duration, url: &str, next: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    tokio::time::timeout(silence, next).await.unwrap_or_else(|_| {
+        let message = format!("nothing came for {} s", silence.as_secs());
+        Err(Error { kind: Kind::Unreachable, url: url.to_owned(), message })
+    })
+}
+
+/// A stream's bytes, line by line.
+#[derive(Default)]
+struct Lines(Vec<u8>);
+
+impl Lines {
+    fn take(&mut self, piece: &[u8]) -> Result<()> {
+        ensure!(
+            self.0.len().saturating_add(piece.len()) <= LINE_BYTES_MAX,
+            "the stream has a line of more than {LINE_BYTES_MAX} bytes; this is not what an agent answers"
+        );
+        self.0.extend_from_slice(piece);
+        Ok(())
+    }
+
+    fn next_line(&mut self) -> Option<String> {
+        let end = self.0.iter().position(|byte| *byte == b'\n')?;
+        let line: Vec<u8> = self.0.drain(..=end).collect();
+        Some(String::from_utf8_lossy(&line).into_owned())
+    }
 }
 
 impl Told {
@@ -251,6 +282,27 @@ fn explain(error: pay::buyer::Error) -> anyhow::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_host_that_says_nothing_any_more_is_not_waited_for() {
+        let (url, nothing) = ("http://agent", std::future::pending::<Result<(), Error>>());
+        let error = within(Duration::ZERO, url, nothing).await.unwrap_err();
+        assert_eq!((error.kind, error.to_string()), (Kind::Unreachable, "http://agent: nothing came for 0 s".into()));
+        assert_eq!(within(SILENCE_MAX, url, async { Ok(7) }).await.unwrap(), 7);
+    }
+
+    #[test]
+    fn lines_are_put_together_up_to_a_bound() {
+        let mut lines = Lines::default();
+        lines.take(b"data: 1\ndata").unwrap();
+        assert_eq!((lines.next_line().as_deref(), lines.next_line()), (Some("data: 1\n"), None));
+        lines.take(b": 2\n\n").unwrap();
+        assert_eq!((lines.next_line().as_deref(), lines.next_line().as_deref()), (Some("data: 2\n"), Some("\n")));
+        let piece = vec![b'x'; LINE_BYTES_MAX / 2];
+        lines.take(&piece).unwrap();
+        lines.take(&piece).unwrap();
+        assert!(lines.take(b"x").unwrap_err().to_string().contains("a line of more than"));
+    }
 
     #[test]
     fn both_apis_streams_are_understood() {

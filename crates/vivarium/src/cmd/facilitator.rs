@@ -41,13 +41,14 @@ pub struct Flags {
     /// Where credit is paid to [default: the key's address]
     #[arg(long, value_name = "ADDRESS")]
     pay_to: Option<Address>,
-    /// The chain's endpoint, with --token [default: the world's]
+    /// The chain's endpoint, with --chain-id and --token [default: the world's]
     #[arg(long, value_name = "URL", requires = "token", requires = "chain_id")]
     rpc: Option<String>,
-    #[arg(long, value_name = "ID")]
+    /// With --rpc: its chain
+    #[arg(long, value_name = "ID", requires = "rpc")]
     chain_id: Option<u64>,
-    /// The only token that is settled
-    #[arg(long, value_name = "ADDRESS")]
+    /// With --rpc: the only token that is settled
+    #[arg(long, value_name = "ADDRESS", requires = "rpc")]
     token: Option<Address>,
     #[command(flatten)]
     place: Place,

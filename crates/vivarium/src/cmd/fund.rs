@@ -35,13 +35,19 @@ pub fn run(flags: Flags) -> Result<()> {
         let balance = link.record.chain.usdc(usdc).balance(wallet.address()).await?;
         ensure!(
             balance >= alloy::primitives::U256::from(flags.amount.micro()),
-            "{} has only {} USDC; give less, or use another --key",
+            "{} has only {}; give less, or use another --key",
             wallet.address(),
             u128::try_from(balance).map_or_else(|_| balance.to_string(), |b| Usdc(b).to_string())
         );
         // Asked before, because stewards may have woken it a block later.
-        let state = link.record.read().await?.state;
-        let (sleep, had) = (link.record.sleep(&state).await?, Usdc(state.balance.saturating_to()));
+        let sleep = match flags.json {
+            true => None,
+            false => {
+                let state = link.record.read().await?.state;
+                let had = Usdc(state.balance.saturating_to());
+                link.record.sleep(&state).await?.map(|sleep| (sleep, had))
+            }
+        };
         let gift = chain::usdc::calls::transfer(treasury, flags.amount.micro());
         let done = wallet.send(chain::Tx::call(usdc, gift, "the gift")).await?;
         if flags.json {
@@ -49,7 +55,7 @@ pub fn run(flags: Flags) -> Result<()> {
             println!("{}", json!({ "transaction": done.tx_hash, "amount_uusdc": amount, "treasury": treasury }));
         } else {
             println!("gave {} to {treasury} (transaction {})", flags.amount, done.tx_hash);
-            if let Some(sleep) = sleep {
+            if let Some((sleep, had)) = sleep {
                 println!("it sleeps; {}", sleep.wants(had.saturating_add(flags.amount)));
             }
         }

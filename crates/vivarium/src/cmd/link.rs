@@ -173,10 +173,11 @@ pub fn usdc(value: &Value) -> String {
     micro.map_or_else(|| "?".to_owned(), |m| format!("{}.{:06}", m / 1_000_000, m % 1_000_000))
 }
 
-/// Chain seconds as a rough duration, in the world's own days.
+/// Chain seconds as a rough duration, in the world's own days. Any numbers will do: hosts say them.
 pub fn duration(secs: u64, day_secs: u64) -> String {
     let day = day_secs.max(1);
-    if secs >= day { format!("{}.{} days", secs / day, secs % day * 10 / day) } else { format!("{secs} s") }
+    let tenths = u128::from(secs) * 10 / u128::from(day);
+    if secs >= day { format!("{}.{} days", tenths / 10, tenths % 10) } else { format!("{secs} s") }
 }
 
 /// Completes at Ctrl-C, SIGTERM, or when the terminal is closed.
@@ -191,4 +192,17 @@ pub fn stopped() -> Result<impl Future<Output = ()> + Send + 'static> {
             _ = hangup.recv() => {}
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_a_host_says_is_a_duration() {
+        assert_eq!(duration(19, 20), "19 s");
+        assert_eq!(duration(59, 20), "2.9 days");
+        assert_eq!(duration(u64::MAX, 1 << 63), "1.9 days");
+        assert_eq!(duration(u64::MAX, 0), format!("{}.0 days", u64::MAX));
+    }
 }

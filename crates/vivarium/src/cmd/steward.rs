@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use steward::StewardConfig;
 use steward::orders::{Action, Limits, OrderFile, Quorum as Stewards, Submitted};
 use vivarium::world::files::{read_key, write_private};
+use vivarium::world::progress::ask;
 
 /// Chain seconds for which an order stays valid. A choice: long enough to gather signatures by hand.
 const ORDER_VALID_SECS: u64 = 3_600;
@@ -114,7 +115,7 @@ enum Command {
         #[arg(long, value_name = "K")]
         threshold: u8,
     },
-    /// Shows an order and adds one signature to its file; needs no chain
+    /// Shows an order, asks, and adds one signature to its file; needs no chain
     Approve(Approve),
     /// Sends an order that enough have signed
     Submit(Submit),
@@ -184,8 +185,8 @@ struct Target {
     /// The chain's RPC endpoint [default: the world's]
     #[arg(long, value_name = "URL")]
     rpc: Option<String>,
-    /// The chain's id [default: the world's]
-    #[arg(long, value_name = "ID")]
+    /// The chain's id, with --rpc [default: the world's]
+    #[arg(long, value_name = "ID", requires = "rpc")]
     chain_id: Option<u64>,
 }
 
@@ -220,6 +221,9 @@ struct Approve {
     /// Write the signed order here [default: where it was]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// Shows the order and does not ask
+    #[arg(long)]
+    yes: bool,
 }
 
 #[derive(clap::Args)]
@@ -284,16 +288,16 @@ pub fn run(flags: Flags) -> Result<()> {
 
 impl Target {
     fn chain(&self) -> Result<(chain::Chain, Address)> {
-        match (self.treasury, &self.rpc) {
-            (Some(treasury), Some(rpc)) => {
-                let chain_id = self.chain_id.context("--treasury needs --chain-id, too")?;
-                Ok((chain::Chain::connect(rpc, chain_id)?, treasury))
-            }
-            _ => {
-                let link = self.place.link()?;
-                Ok((link.record.chain, link.world.treasury))
-            }
+        if let (Some(treasury), Some(rpc)) = (self.treasury, &self.rpc) {
+            let chain_id = self.chain_id.context("--treasury needs --chain-id, too")?;
+            return Ok((chain::Chain::connect(rpc, chain_id)?, treasury));
         }
+        let link = self.place.link()?;
+        let chain = match &self.rpc {
+            Some(rpc) => chain::Chain::connect(rpc, self.chain_id.unwrap_or(link.world.chain_id))?,
+            None => link.record.chain,
+        };
+        Ok((chain, link.world.treasury))
     }
 }
 
@@ -321,7 +325,8 @@ async fn order(action: Action, quorum: Quorum) -> Result<()> {
     match quorum.out {
         Some(out) => {
             write_private(&out, order.to_json().as_bytes())?;
-            tell(&order, &out);
+            println!("{}", in_words(&order));
+            tell_next(&order, &out);
             Ok(())
         }
         None => send(&order, &chain, keys.first().context("no --key")?, quorum.json).await,
@@ -330,6 +335,11 @@ async fn order(action: Action, quorum: Quorum) -> Result<()> {
 
 fn approve(flags: &Approve) -> Result<()> {
     let mut order = read(&flags.order)?;
+    if flags.yes {
+        println!("{}", in_words(&order));
+    } else {
+        ensure!(ask(&format!("{}\n  Sign it?", in_words(&order)))?, "not signed, and nothing is written");
+    }
     let config = flags.config.as_deref().map(StewardConfig::load).transpose()?;
     let key = config.as_ref().map(|c| &c.order_key_file).or(flags.key.as_ref()).context("no --key")?;
     order.sign(&read_key(key)?)?;
@@ -338,7 +348,7 @@ fn approve(flags: &Approve) -> Result<()> {
     if let Some(config) = config {
         steward::orders::hand_out(&config, &order)?;
     }
-    tell(&order, out);
+    tell_next(&order, out);
     Ok(())
 }
 
@@ -404,12 +414,16 @@ fn read(path: &Path) -> Result<OrderFile> {
 }
 
 /// What the order is, in words, so that nobody signs what it is called by a file's name.
-fn tell(order: &OrderFile, path: &Path) {
+fn in_words(order: &OrderFile) -> String {
     let what = order.action().map_or_else(|_| order.action.clone(), |action| action.to_string());
-    println!(
+    format!(
         "{what}: treasury {} on chain {}, order number {}, valid until {} (chain seconds)",
         order.treasury, order.chain_id, order.nonce, order.deadline
-    );
+    )
+}
+
+/// Who is asked next.
+fn tell_next(order: &OrderFile, path: &Path) {
     match order.approval() {
         Ok(_) => println!("enough have signed: vivarium steward submit {} --key FILE", path.display()),
         Err(missing) => {

@@ -23,6 +23,9 @@ use std::sync::Arc;
 
 /// Gas that one settlement may take, a contract's signature and its making included.
 const GAS_MAX: u64 = 1_200_000;
+/// Blocks below the height at which a payment was checked in which it is looked for, too: after a reorganisation its
+/// transaction may stand lower than it was sent. A guess; a nonce is used once, so that more would only take longer.
+const REORGANISED_MAX: u64 = 64;
 
 mod abi {
     alloy::sol! {
@@ -132,22 +135,28 @@ impl Settler {
 
     /// What became of a job whose transaction ended so.
     async fn ended(&self, job: &Job, sent: &Outcome) -> End {
-        match sent {
-            Outcome::Done { tx_hash, .. } if job.settlement.means != Means::Eip3009 => End::Paid(tx_hash.0),
-            Outcome::Unknown { txs } => End::Unknown(txs.last().map(|tx| tx.0)),
-            // A batch goes through although a row of it failed: the token's events tell.
-            Outcome::Done { .. } | Outcome::Reverted { .. } | Outcome::NeverSent { .. } => {
-                match self.look(&job.settlement).await {
-                    Ok(End::Unknown(None)) => {
-                        let message = format!("the settlement did not go through: {sent:?}");
-                        End::Unpaid(Refusal::new(Reason::InvalidTransactionState, message))
-                    }
-                    Ok(end) => end,
-                    Err(e) => {
-                        tracing::warn!(error = %chain_of(&e), "the chain does not say what became of a settlement");
-                        End::Unknown(None)
-                    }
-                }
+        let settlement = &job.settlement;
+        let told = match sent {
+            Outcome::Done { tx_hash, .. } if settlement.means != Means::Eip3009 => return End::Paid(tx_hash.0),
+            Outcome::Unknown { txs } => return End::Unknown(txs.last().map(|tx| tx.0)),
+            // A batch goes through although a row of it failed: its own receipt tells, and where that has nothing of this
+            // row, the chain.
+            Outcome::Done { tx_hash, .. } => match self.used_in(settlement, *tx_hash).await {
+                Ok(Some(end)) => Ok(end),
+                Ok(None) => self.look(settlement).await,
+                Err(e) => Err(e),
+            },
+            Outcome::Reverted { .. } | Outcome::NeverSent { .. } => self.look(settlement).await,
+        };
+        match told {
+            Ok(End::Unknown(None)) => {
+                let message = format!("the settlement did not go through: {sent:?}");
+                End::Unpaid(Refusal::new(Reason::InvalidTransactionState, message))
+            }
+            Ok(end) => end,
+            Err(e) => {
+                tracing::warn!(error = %chain_of(&e), "the chain does not say what became of a settlement");
+                End::Unknown(None)
             }
         }
     }
@@ -157,31 +166,43 @@ impl Settler {
     /// # Errors
     /// `Rpc`.
     pub async fn look(&self, settlement: &Settlement) -> Result<End, chain::Error> {
-        let (payer, nonce) = (Address::from(settlement.payer), B256::from(settlement.nonce));
-        let token = Address::from(settlement.token);
-        let proxy = match settlement.means {
-            Means::Permit2 => Some(EXACT_PROXY),
-            Means::Upto => Some(UPTO_PROXY),
-            Means::Eip3009 => None,
-        };
-        if let Some(proxy) = proxy {
-            return self.look_at_permit2(settlement, proxy).await;
+        match settlement.means {
+            Means::Permit2 => self.look_at_permit2(settlement, EXACT_PROXY).await,
+            Means::Upto => self.look_at_permit2(settlement, UPTO_PROXY).await,
+            Means::Eip3009 => self.look_at_eip3009(settlement).await,
         }
-        let usdc = self.chain.usdc(token);
-        if !usdc.authorization_state(payer, nonce).await? {
+    }
+
+    async fn look_at_eip3009(&self, settlement: &Settlement) -> Result<End, chain::Error> {
+        let (payer, nonce) = (Address::from(settlement.payer), B256::from(settlement.nonce));
+        if !self.chain.usdc(settlement.token.into()).authorization_state(payer, nonce).await? {
             return self.unless_expired(settlement.valid_before).await;
         }
-        let filter = Filter::new()
-            .address(token)
-            .from_block(0)
-            .event_signature(abi::AuthorizationUsed::SIGNATURE_HASH)
-            .topic1(payer.into_word())
-            .topic2(nonce);
-        let used: Vec<Log> = self.chain.request("eth_getLogs", (filter,)).await?;
-        let Some(tx) = used.first().and_then(|log| log.transaction_hash) else {
-            return Ok(unpaid("the payer cancelled it"));
-        };
-        let Some(receipt) = self.chain.receipt(tx).await? else { return Ok(End::Unknown(Some(tx.0))) };
+        let Some(tx) = self.using(settlement).await? else { return Ok(End::Unknown(None)) };
+        Ok(self.used_in(settlement, tx).await?.unwrap_or(End::Unknown(Some(tx.0))))
+    }
+
+    /// The transaction that used or cancelled an authorisation, since it was checked.
+    async fn using(&self, settlement: &Settlement) -> Result<Option<B256>, chain::Error> {
+        let about = Filter::new()
+            .address(Address::from(settlement.token))
+            .event_signature(vec![abi::AuthorizationUsed::SIGNATURE_HASH, abi::AuthorizationCanceled::SIGNATURE_HASH])
+            .topic1(Address::from(settlement.payer).into_word())
+            .topic2(B256::from(settlement.nonce));
+        let newest = self.chain.head().await?.number;
+        for blocks in permit2::pieces(settlement.since_block.saturating_sub(REORGANISED_MAX), newest) {
+            let filter = about.clone().from_block(*blocks.start()).to_block(*blocks.end());
+            let used: Vec<Log> = self.chain.request("eth_getLogs", (filter,)).await?;
+            if let Some(tx) = used.first().and_then(|log| log.transaction_hash) {
+                return Ok(Some(tx));
+            }
+        }
+        Ok(None)
+    }
+
+    /// What the authorisation was used for in this transaction; `None`: for nothing there.
+    async fn used_in(&self, settlement: &Settlement, tx: B256) -> Result<Option<End>, chain::Error> {
+        let Some(receipt) = self.chain.receipt(tx).await? else { return Ok(Some(End::Unknown(Some(tx.0)))) };
         let logs: Vec<exact::Log> = receipt.inner.logs().iter().filter_map(of_token).collect();
         let expected = Expected {
             token: settlement.token,
@@ -191,9 +212,9 @@ impl Settler {
             value: settlement.amount,
         };
         Ok(match exact::classify(&expected, &logs) {
-            exact::Outcome::Paid => End::Paid(tx.0),
-            exact::Outcome::Unpaid => unpaid("its nonce was used for something else"),
-            exact::Outcome::Unknown => End::Unknown(Some(tx.0)),
+            exact::Outcome::Paid => Some(End::Paid(tx.0)),
+            exact::Outcome::Unpaid => Some(unpaid("its nonce was cancelled, or used for something else")),
+            exact::Outcome::Unknown => None,
         })
     }
 

@@ -1,13 +1,17 @@
 //! A birth: from a manifest and a seed sum to an agent that nobody owns.
 //!
 //! The same steps for `vivarium birth` and for `up`: store what the agent is, create its treasury, pay in the seed,
-//! rent the first host, activate it. After `activate` the creator has no rights; [`refusals`] shows that.
+//! rent the first host, activate it. After `activate` the creator has no rights; [`refusals`] shows that. A birth that
+//! ends before that is undone by [`abort`](abort::abort).
 
-use super::progress::Progress;
+pub mod abort;
+
+use super::progress::{Progress, ask};
 use super::wallet::Wallet;
+use abort::Unborn;
 use alloy::eips::BlockId;
 use alloy::primitives::{Address, B256, Bytes, U256, aliases::U24, utils::format_ether};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use chain::Tx;
 use chain::bindings::{
     Addresses, Approval, Birth, ChannelConfig, GasMarket, IDENTITY_REGISTRY, LeaseStatus, Options, Payee, Policy,
@@ -18,7 +22,6 @@ use chain::treasury::{KIND_STORAGE, calls, predict};
 use economy::{Timers as Clockwork, Usdc};
 use node::manifest::{self, INDEPENDENCE, Manifest};
 use pay::scheme::channel::{BATCH_SETTLEMENT, WITHDRAW_DELAY_SECS_MIN};
-use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use store::StoreClient;
@@ -165,7 +168,17 @@ impl Plan {
 }
 
 /// The whole birth: sum, consent, treasury, seed, host, activation, and the proof that the creator is nobody now.
-pub async fn run(plan: &Plan, consent: Consent, progress: Progress) -> Result<Born> {
+///
+/// `interrupted` ends it once the treasury is there; until then nothing is paid that would have to be found again.
+///
+/// # Errors
+/// From then on whatever fails says where the money is and how it comes back.
+pub async fn run(
+    plan: &Plan,
+    consent: Consent,
+    progress: Progress,
+    interrupted: impl Future<Output = ()>,
+) -> Result<Born> {
     preflight(plan).await?;
     let sum = month_sum(plan).await?;
     progress.line(&sum.lines(plan.seed));
@@ -183,9 +196,10 @@ pub async fn run(plan: &Plan, consent: Consent, progress: Progress) -> Result<Bo
         progress.line(&archive_terms(&plan.manifest, payee));
     }
     if consent == Consent::Ask {
-        ask_for_consent(plan)?;
+        let question = format!("  Pay in {} and give up every right to it?", plan.seed);
+        ensure!(ask(&question)?, "no birth: nothing was paid");
     }
-    let born = give_birth(plan, progress).await?;
+    let born = give_birth(plan, progress, interrupted).await?;
     let refused = refusals(&plan.creator, born.treasury).await?;
     progress.line(&format!("  the creator's key is refused by every entry of the treasury ({}):", refused.len()));
     progress.line(&refusal_lines(&refused));
@@ -314,16 +328,6 @@ fn archive_terms(manifest: &Manifest, payee: Address) -> String {
     )
 }
 
-fn ask_for_consent(plan: &Plan) -> Result<()> {
-    ensure!(std::io::stdin().is_terminal(), "a birth asks before it spends; say --yes if nobody is there to answer");
-    print!("  Pay in {} and give up every right to it? Type yes: ", plan.seed);
-    std::io::stdout().flush()?;
-    let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer)?;
-    ensure!(answer.trim() == "yes", "no birth: nothing was paid");
-    Ok(())
-}
-
 /// What a month will cost, before anybody pays anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MonthSum {
@@ -411,24 +415,38 @@ impl MonthSum {
 }
 
 /// Creates, funds, rents, waits, activates.
-pub async fn give_birth(plan: &Plan, progress: Progress) -> Result<Born> {
-    let chain = &plan.creator.chain;
-    let balance = chain.usdc(plan.addresses.usdc).balance(plan.creator.address()).await?;
+async fn give_birth(plan: &Plan, progress: Progress, interrupted: impl Future<Output = ()>) -> Result<Born> {
+    let balance = plan.creator.chain.usdc(plan.addresses.usdc).balance(plan.creator.address()).await?;
     ensure!(
         balance >= U256::from(plan.seed.micro()),
         "the creator {} has less than the seed of {}; send it test USDC or lower --seed-usdc",
         plan.creator.address(),
         plan.seed
     );
+    let unborn = create(plan, progress).await?;
+    progress.line(&format!("    {unborn}"));
+    let born = tokio::select! {
+        born = bring_to_life(plan, unborn.treasury, progress) => born,
+        () = interrupted => Err(anyhow!("interrupted")),
+    };
+    born.with_context(|| unborn.to_string())
+}
+
+async fn create(plan: &Plan, progress: Progress) -> Result<Unborn> {
+    let chain = &plan.creator.chain;
     let birth = terms(plan).await?;
     let treasury = predict(chain, &plan.addresses, &birth).await?;
     let gas_wei = plan.manifest.gas_day_max_wei.saturating_mul(GAS_DAYS);
-    progress
-        .step("treasury created", async {
-            let create = Tx::call(plan.addresses.factory, calls::create(&birth), "creating the treasury");
-            plan.creator.send(create.with_value(gas_wei)).await
-        })
-        .await?;
+    let create = Tx::call(plan.addresses.factory, calls::create(&birth), "creating the treasury").with_value(gas_wei);
+    let made = progress.step("treasury created", plan.creator.send(create)).await;
+    let made = made.with_context(|| format!("the treasury would be {treasury}"))?;
+    let block = chain.block_at(made.block).await.ok().flatten();
+    let block = block.with_context(|| format!("the treasury {treasury} is made, and the chain does not say when"))?;
+    let activate_within = birth.timers.activateWithin;
+    Ok(Unborn { treasury, creator: birth.creator, made_at: block.timestamp, activate_within })
+}
+
+async fn bring_to_life(plan: &Plan, treasury: Address, progress: Progress) -> Result<Born> {
     progress
         .step(&format!("seed of {} paid in", plan.seed), async {
             let transfer = chain::usdc::calls::transfer(treasury, plan.seed.micro());

@@ -1,12 +1,26 @@
 //! What a person at the terminal sees: one line for each step, with its time when it took over a second.
 
+use anyhow::ensure;
 use std::future::Future;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
 /// A step that is over by then gets no "…".
 const SILENCE: Duration = Duration::from_secs(1);
+
+/// Shows `text` at the terminal and asks; only `yes` is a yes.
+///
+/// # Errors
+/// Nobody is there to answer: nothing is shown then.
+pub fn ask(text: &str) -> anyhow::Result<bool> {
+    ensure!(std::io::stdin().is_terminal(), "this asks before it acts; say --yes if nobody is there to answer");
+    print!("{text} Type yes: ");
+    std::io::stdout().flush()?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    Ok(answer.trim() == "yes")
+}
 
 /// Where progress goes. Tests are silent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -101,8 +101,8 @@ impl Record {
         if until == 0 {
             return Ok(None);
         }
-        let policy = treasury.birth().await?.policy;
-        let offers = self.chain.market(self.lease_market).offers().await?;
+        // Stewards take none of a provider that an eviction barred; these are left out here.
+        let chain::Snapshot { offers, limits: policy, .. } = treasury.snapshot(self.lease_market).await?;
         let fits = |o: &&chain::OfferView| {
             let (free, dear) = (o.offer.capacity > o.offer.used, o.offer.priceE6 > policy.priceE6Max);
             o.staked && free && !dear && o.offer.minTerm <= policy.termMax
@@ -143,7 +143,7 @@ impl Sleep {
         match self.wakes_at {
             None => "nobody offers a host that it may take".to_owned(),
             Some(sum) if sum > balance => {
-                format!("stewards wake it once it has {} USDC more: vivarium fund", sum.saturating_sub(balance))
+                format!("stewards wake it once it has {} more: vivarium fund", sum.saturating_sub(balance))
             }
             Some(_) => "stewards wake it now".to_owned(),
         }

@@ -14,8 +14,10 @@ use chain::treasury::{KIND_STORAGE, calls};
 use chain::{SenderHandle, TreasuryClient, Tx};
 use net::Client;
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::{Arc, Mutex};
 use store::checkpoint::{ArchiveRequest, Checkpoint, Quote, SegmentList, Share};
 use store::cid::Cid;
 use store::cli::arweave as cli;
@@ -23,6 +25,7 @@ use store::seal::{Identity, key_hash};
 use store::{Blocks, StoreClient};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
+use tokio::sync::Barrier;
 use town::{World, key};
 
 pub const PAYEE: Address = Address::repeat_byte(0xA7);
@@ -205,6 +208,12 @@ impl Scene {
         said["credit_uusdc"].as_str().unwrap().parse().unwrap()
     }
 
+    /// What the archivist has fetched, and the checkpoints that it keeps.
+    fn kept(&self) -> (usize, BTreeSet<Cid>) {
+        let blocks = Blocks::open(self.dir.path().join("archive")).unwrap();
+        (blocks.iter().count(), blocks.pins().unwrap().into_iter().map(|pin| pin.root).collect())
+    }
+
     fn sent(&self) -> Vec<String> {
         self.weave.lock().unwrap().transactions.iter().map(|t| t.id.to_string()).collect()
     }
@@ -268,7 +277,14 @@ async fn a_treasury_pays_once_and_its_memory_comes_back_from_arweave_without_its
     // The same payment again, for another checkpoint.
     let second = scene.checkpoint(0, 2).await;
     let replayed = scene.request(0, &second, paid, quote, FIRST);
+    let kept = scene.kept();
+    assert_eq!(kept.1, BTreeSet::from([first.cid()]));
     assert_eq!(code(&scene.posts(&url, &replayed).await), (402, Some("unpaid"), None));
+    // Nor is it for a price that another named.
+    let forged = Quote { amount_uusdc: 0, ..quote };
+    let forged = scene.request(0, &second, paid, forged, FIRST);
+    assert_eq!(code(&scene.posts(&url, &forged).await), (402, Some("unpaid"), None));
+    assert_eq!(scene.kept(), kept, "nothing is fetched that is not paid for");
     // Too little, and then more than enough: the rest is for the third one.
     for (amount, expected) in [(quote.amount_uusdc - 1, 402), (quote.amount_uusdc + 1, 200)] {
         let paid = scene.pays(0, amount).await;
@@ -302,6 +318,43 @@ async fn a_treasury_pays_once_and_its_memory_comes_back_from_arweave_without_its
     let secret: Vec<Cid> = [first.keys, first.log].into_iter().chain(first.conversations).collect();
     assert!(secret.iter().all(|cid| scene.store.has(cid) && !blocks.has(cid)), "no keys, no pages, and nothing else");
     assert_eq!(blocks.iter().count(), 1 + 3 + 1 + 2, "list, snapshot of two chunks, checkpoint, segments");
+}
+
+/// A store whose readers get a checkpoint once all of `roots` have been asked for.
+async fn store_of_all_at_once(blocks: &Blocks, roots: [Cid; 2]) -> String {
+    let (barrier, waiting) = (Arc::new(Barrier::new(roots.len())), Arc::new(Mutex::new(roots.to_vec())));
+    let hold = move |request: axum::extract::Request, next: axum::middleware::Next| {
+        let mut waiting = waiting.lock().unwrap();
+        let first = waiting.iter().position(|root| request.uri().path().contains(&root.to_string()));
+        let barrier = first.map(|at| waiting.swap_remove(at)).map(|_| barrier.clone());
+        async move {
+            if let Some(barrier) = barrier {
+                barrier.wait().await;
+            }
+            next.run(request).await
+        }
+    };
+    serve(store::gateway::router(blocks.clone()).layer(axum::middleware::from_fn(hold))).await
+}
+
+/// Two copies at once for the price of one: one is made, and of the other nothing is kept.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_somebody_else_took_the_credit_for_is_not_kept() {
+    let mut scene = Scene::open(&[FIRST]).await;
+    let (_process, url) = scene.archivist().await;
+    let (first, second) = (scene.checkpoint(0, 1).await, scene.checkpoint(0, 2).await);
+    scene.store_url = store_of_all_at_once(&scene.store, [first.cid(), second.cid()]).await;
+    let quote = scene.quote(&url, 1_700_000).await;
+    let paid = scene.pays(0, quote.amount_uusdc).await;
+    scene.town.mine(1).await;
+    let [one, other] = [&first, &second].map(|checkpoint| scene.request(0, checkpoint, paid, quote, FIRST));
+    let (one, other) = tokio::join!(scene.posts(&url, &one), scene.posts(&url, &other));
+    let made = if one.0 == 200 { first.cid() } else { second.cid() };
+    let mut codes = [code(&one), code(&other)];
+    codes.sort_unstable();
+    assert_eq!(codes, [(200, None, None), (402, Some("unpaid"), None)]);
+    assert_eq!(scene.kept().1, BTreeSet::from([made]));
+    assert_eq!((scene.sent().len(), scene.credit(&url, 0).await), (1, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -351,7 +351,92 @@ async fn what_keeps_it_from_settling_is_named() {
     }
 }
 
-/// A chain endpoint that counts what it is asked.
+/// A payment counts on a chain that is longer than what its endpoint gives out logs of at once; and those that were mined
+/// while nobody looked, longer ago than that, are found by whoever is started then.
+#[tokio::test(flavor = "multi_thread")]
+async fn payments_are_found_at_endpoints_that_bound_their_logs() {
+    use pay::facilitator::api::Asked;
+    use pay::wire::PaymentRequirements;
+    let (chain, dir) = (Chain::start().await, tempfile::tempdir().unwrap());
+    let payer = customer().address();
+    chain.mint(chain.usdc, payer, 5_000_000).await;
+    chain.rpc("anvil_setBalance", json!([payer, "0xde0b6b3a7640000"])).await;
+    let permit2 = chain::word(pay::scheme::permit2::PERMIT2);
+    let approve = chain::call("approve(address,uint256)", &[permit2, alloy::primitives::U256::MAX]);
+    assert!(chain.send(payer, chain.usdc, &approve).await.1);
+    let counting = Counting::start(&chain).await;
+    let (mut process, url) = facilitator_at(&counting.url, chain.usdc, dir.path()).await;
+    buy_credit(&chain, &url).await;
+    // anvil takes long for many at once.
+    let more_than_a_piece = async || {
+        for _ in 0..=LOG_BLOCKS_MAX / 100 {
+            chain.rpc("anvil_mine", json!(["0x64"])).await;
+        }
+    };
+    more_than_a_piece().await;
+
+    let asked = async |method: &str, nonce: u8| {
+        let network = format!("eip155:{CHAIN_ID}");
+        let extra = json!({ "name": "USD Coin", "version": "2", "assetTransferMethod": method });
+        let offer = PaymentRequirements::new(("exact", &network), Usdc(PRICE), (chain.usdc, TREASURY), 10_000, extra);
+        // Each block is a second, and they were made in less.
+        let now = height(&chain.rpc("eth_getBlockByNumber", json!(["latest", false])).await["timestamp"]);
+        let payment = match method {
+            "permit2" => pay::scheme::upto::client::sign(&customer(), &offer, now, [nonce; 32]),
+            _ => pay::scheme::exact::client::sign(&customer(), &offer, now, [nonce; 32].into()),
+        };
+        Asked { payment: payment.unwrap(), requirements: offer }.to_body()
+    };
+    let http = net::Client::new().with_deadline(std::time::Duration::from_secs(60));
+    let settle = |url: &str, body: &Value| {
+        let (http, url, body) = (http.clone(), format!("{url}/settle"), body.clone());
+        tokio::spawn(async move { http.call_json::<Value>(&url, &body).await })
+    };
+    let told = settle(&url, &asked("eip3009", 1).await).await.unwrap().unwrap();
+    assert_eq!(told["success"], true, "{told}");
+
+    // Both are on their way when it dies.
+    let bodies = [asked("eip3009", 2).await, asked("permit2", 3).await];
+    chain.rpc("evm_setAutomine", json!([false])).await;
+    let answers = [settle(&url, &bodies[0]), settle(&url, &bodies[1])];
+    while chain.rpc("txpool_status", json!([])).await["pending"] != "0x2" {
+        tokio::task::yield_now().await;
+    }
+    process.kill().await.unwrap();
+    for answer in answers {
+        assert!(answer.await.unwrap().is_err(), "nobody answers");
+    }
+    more_than_a_piece().await;
+    chain.rpc("evm_setAutomine", json!([true])).await;
+    assert_eq!(chain.balance(chain.usdc, TREASURY).await, Usdc(3 * PRICE));
+    let (_process, url) = facilitator_at(&counting.url, chain.usdc, dir.path()).await;
+    let told = [settle(&url, &bodies[0]), settle(&url, &bodies[1])];
+    let told = futures::future::join_all(told).await.into_iter().map(|told| told.unwrap().unwrap());
+    let told: Vec<Value> = told.collect();
+    assert!(told.iter().all(|told| told["success"] == true), "{told:?}");
+    assert_eq!(chain.balance(chain.usdc, TREASURY).await, Usdc(3 * PRICE));
+}
+
+/// What public endpoints give out logs of at once.
+const LOG_BLOCKS_MAX: u64 = 1_000;
+
+/// As public endpoints have it: the refusal of a question for logs of too many blocks.
+fn too_many_blocks(request: &Value, newest: u64) -> Option<Value> {
+    let number = |name: &str| {
+        let text = request["params"][0][name].as_str()?.strip_prefix("0x")?;
+        u64::from_str_radix(text, 16).ok()
+    };
+    let (from, to) = (number("fromBlock").unwrap_or(newest), number("toBlock").unwrap_or(newest));
+    let error = json!({ "code": -32_602, "message": "query exceeds max block range 1000" });
+    (to.saturating_sub(from) >= LOG_BLOCKS_MAX)
+        .then(|| json!({ "jsonrpc": "2.0", "id": request["id"], "error": error }))
+}
+
+fn height(told: &Value) -> u64 {
+    u64::from_str_radix(told.as_str().unwrap().trim_start_matches("0x"), 16).unwrap()
+}
+
+/// A chain endpoint that counts what it is asked, and gives out logs as public ones do.
 struct Counting {
     url: String,
     asked: Arc<Mutex<BTreeMap<String, u32>>>,
@@ -370,7 +455,15 @@ impl Counting {
                     return Err(axum::http::StatusCode::BAD_GATEWAY);
                 }
                 let method = request["method"].as_str().unwrap_or_default().to_owned();
+                let is_logs = method == "eth_getLogs";
                 *counts.lock().unwrap().entry(method).or_default() += 1;
+                if is_logs {
+                    let newest = json!({ "jsonrpc": "2.0", "id": 1, "method": "eth_blockNumber", "params": [] });
+                    let newest: Value = http.call_json(&to, &newest).await.unwrap();
+                    if let Some(refusal) = too_many_blocks(&request, height(&newest["result"])) {
+                        return Ok(axum::Json(refusal));
+                    }
+                }
                 let answer: Value = http.call_json(&to, &request).await.unwrap();
                 Ok(axum::Json(answer))
             }

@@ -1,4 +1,13 @@
+use alloy::primitives::Address;
+use alloy::signers::local::PrivateKeySigner;
+use serde_json::{Value, json};
+use std::net::TcpListener;
 use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use vivarium::world::files::{AgentEntry, KeyEntry, WorldFile};
+
+const NOBODY: &str = "0x0000000000000000000000000000000000000001";
 
 fn vivarium(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vivarium"));
@@ -29,6 +38,12 @@ fn wrong_words_are_refused_in_one_line_that_says_where_to_read_on() {
         (&["proxy", "--budget", "1"], &["1/day or 0.25/day"]),
         (&["frobnicate"], &["frobnicate", "vivarium --help"]),
         (&["steward", "pause"], &["--key"]),
+        (&["steward", "pause", "--key", "k", "--chain-id", "1"], &["--rpc <URL>", "vivarium steward --help"]),
+        (&["birth", "--abort", NOBODY, "--seed-usdc", "1"], &["--seed-usdc", "vivarium birth --help"]),
+        (&["birth", "--abort", NOBODY, "manifest.toml"], &["MANIFEST"]),
+        (&["birth", "manifest.toml", "--json"], &["--yes"]),
+        (&["facilitator", "--key", "k", "--journal", "j", "--ether", "1", "--token", NOBODY], &["--rpc <URL>"]),
+        (&["facilitator", "--key", "k", "--journal", "j", "--ether", "1", "--chain-id", "1"], &["--rpc <URL>"]),
     ] {
         let said = refused(arguments);
         for word in words {
@@ -65,6 +80,67 @@ fn a_manifest_with_an_unknown_key_is_refused_by_its_name() {
     let path = dir.path().join("manifest.toml");
     std::fs::write(&path, "name = \"x\"\nowner = \"me\"\n").unwrap();
     assert!(refused(&["birth", path.to_str().unwrap()]).contains("owner"));
+}
+
+/// An order with `--rpc` alone goes to the world's treasury, by that endpoint.
+#[test]
+fn the_endpoint_that_is_named_is_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let (any, key) = (Address::repeat_byte(1), dir.path().join("key"));
+    std::fs::write(&key, PrivateKeySigner::random().to_bytes().to_string()).unwrap();
+    let world = WorldFile {
+        version: WorldFile::VERSION,
+        rpc_url: "http://127.0.0.1:1".into(),
+        chain_id: 31_337,
+        usdc: any,
+        treasury: any,
+        lease_market: any,
+        channel: None,
+        agent: AgentEntry::default(),
+        providers: Vec::new(),
+        stewards: Vec::new(),
+        customer: KeyEntry { address: any, key_file: key.clone() },
+    };
+    std::fs::write(dir.path().join("world.json"), serde_json::to_vec(&world).unwrap()).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let rpc = format!("http://{}", listener.local_addr().unwrap());
+    let is_asked = Arc::new(AtomicBool::new(false));
+    let hears = is_asked.clone();
+    // Hangs up on whoever asks.
+    std::thread::spawn(move || listener.incoming().for_each(|_| hears.store(true, Ordering::SeqCst)));
+    let [dir, key] = [dir.path(), &key].map(|path| path.to_str().unwrap());
+    let said = refused(&["steward", "pause", "--key", key, "--data-dir", dir, "--rpc", &rpc]);
+    assert!(said.contains("cannot be read") && is_asked.load(Ordering::SeqCst), "{said}");
+}
+
+/// A steward sees what it signs before anything is signed: without a terminal `--yes` says that somebody has.
+#[test]
+fn an_order_is_shown_before_it_is_signed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (order, key, none) = (dir.path().join("order.json"), dir.path().join("key"), dir.path().join("none"));
+    let signer = PrivateKeySigner::random();
+    std::fs::write(&key, signer.to_bytes().to_string()).unwrap();
+    let file = json!({
+        "chain_id": 31_337, "treasury": Address::repeat_byte(0x77), "action": "evict", "argument": "0x0", "nonce": 4,
+        "deadline": 1_900_000_000, "threshold": 1, "stewards": [{ "address": signer.address(), "safe": null }],
+        "signatures": [],
+    });
+    std::fs::write(&order, file.to_string()).unwrap();
+    let [at, key, none] = [&order, &key, &none].map(|path| path.to_str().unwrap());
+    let said = refused(&["steward", "approve", at, "--key", key]);
+    assert!(said.contains("--yes"), "{said}");
+    let words = format!("evict every host: treasury {} on chain 31337, order number 4", Address::repeat_byte(0x77));
+    // Shown although there is nothing to sign with.
+    let output = vivarium(&["steward", "approve", at, "--key", none, "--yes"]);
+    assert!(!output.status.success());
+    assert!(String::from_utf8(output.stdout).unwrap().starts_with(&words));
+    assert_eq!(std::fs::read_to_string(&order).unwrap(), file.to_string(), "nothing was signed");
+
+    let output = vivarium(&["steward", "approve", at, "--key", key, "--yes"]);
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && said.starts_with(&words) && said.contains("enough have signed"), "{said}");
+    let signed: Value = serde_json::from_slice(&std::fs::read(&order).unwrap()).unwrap();
+    assert_eq!(signed["signatures"][0]["signer"], json!(signer.address()));
 }
 
 #[test]

@@ -278,7 +278,7 @@ impl Report<'_> {
         rows(out, "what people did", &lines.collect::<Vec<_>>());
         let d = &a.downtime;
         // Permille without floats.
-        let permille = (d.silent_secs * 1_000).checked_div(d.observed_secs).unwrap_or(0);
+        let permille = (u128::from(d.silent_secs) * 1_000).checked_div(d.observed_secs.into()).unwrap_or(0);
         let _ = writeln!(
             out,
             "\nsilence     {} s of {} s ({}.{} %), by {} heartbeats; {} gaps",

@@ -181,10 +181,10 @@ fn plan(creator: &Wallet, addresses: Addresses, change: impl FnOnce(&mut Manifes
     }
 }
 
-/// The whole birth, with a provider that says at once that its host is ready.
-async fn born(plan: &Plan) -> Address {
-    let (chain, market) = (&plan.creator.chain, plan.addresses.market);
-    let provider = Wallet::new(chain.clone(), key(PROVIDER));
+/// Mints the seed, and has a provider offer a host.
+async fn offered(plan: &Plan) -> Wallet {
+    let market = plan.addresses.market;
+    let provider = Wallet::new(plan.creator.chain.clone(), key(PROVIDER));
     let offer = Offer {
         provider: Address::ZERO,
         priceE6: 1_000_000,
@@ -207,17 +207,27 @@ async fn born(plan: &Plan) -> Address {
     ] {
         provider.send(Tx::call(to, data, "a provider's beginning")).await.unwrap();
     }
+    provider
+}
+
+async fn is_rented(plan: &Plan) {
+    while plan.creator.chain.market(plan.addresses.market).lease_count().await.unwrap() == 0 {
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// The whole birth, with a provider that says at once that its host is ready.
+async fn born(plan: &Plan) -> Address {
+    let provider = offered(plan).await;
     let host = async {
-        while chain.market(market).lease_count().await.unwrap() == 0 {
-            sleep(Duration::from_millis(20)).await;
-        }
+        is_rented(plan).await;
         let ready = chain::market::calls::ready(1, key(7).address(), "http://127.0.0.1:2", B256::ZERO);
-        provider.send(Tx::call(market, ready, "ready")).await.unwrap();
+        provider.send(Tx::call(plan.addresses.market, ready, "ready")).await.unwrap();
         std::future::pending().await
     };
     // A birth that fails ends the wait for its lease.
     tokio::select! {
-        born = run(plan, Consent::Given, Progress::Silent) => born.unwrap().treasury,
+        born = run(plan, Consent::Given, Progress::Silent, std::future::pending()) => born.unwrap().treasury,
         never = host => never,
     }
 }
@@ -229,6 +239,50 @@ async fn ordered(chain: &Chain, treasury: Address, action: Action) -> Result<Sub
         order.sign(&key(*n))?;
     }
     order.submit(chain, &key(ANYBODY)).await
+}
+
+/// Mines a block of this time.
+async fn at(chain: &Chain, timestamp: u64) {
+    let _: serde_json::Value = chain.request("evm_setNextBlockTimestamp", (timestamp,)).await.unwrap();
+    let _: serde_json::Value = chain.request("anvil_mine", (U256::from(1),)).await.unwrap();
+}
+
+/// Whoever interrupts a birth, or whose host does not get ready, reads where the money is and when it comes back, and then
+/// it does.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_birth_that_ends_half_way_gives_everything_back() {
+    let (anvil, addresses, creator) = development().await;
+    let chain = &creator.chain;
+    let plan = plan(&creator, addresses, |_| ());
+    offered(&plan).await;
+    let failed = run(&plan, Consent::Given, Progress::Silent, is_rented(&plan)).await.unwrap_err();
+    let said = format!("{failed:#}");
+    let treasury: Address = said.split_whitespace().find_map(|word| word.trim_end_matches(';').parse().ok()).unwrap();
+    assert!(said.contains(&format!("`vivarium birth --abort {treasury}`")), "{said}");
+    assert!(said.ends_with("interrupted"), "{said}");
+    let state = chain.treasury(treasury).state().await.unwrap();
+    assert_eq!(state.balance + state.escrow, U256::from(plan.seed.micro()), "the seed is there");
+
+    let anybody = Wallet::new(chain.clone(), key(ANYBODY));
+    let early = abort::abort(&anybody, treasury).await.unwrap_err().to_string();
+    let from = early.split_once("from chain time ").unwrap().1.split_once(' ').unwrap().0;
+    assert!(early.starts_with("it is too early") && said.contains(&format!("from chain time {from} on")), "{early}");
+    // The birth's words and the contract's clock agree to the second.
+    let from: u64 = from.parse().unwrap();
+    at(chain, from - 1).await;
+    let early = abort::abort(&anybody, treasury).await.unwrap_err().to_string();
+    assert!(early.ends_with(&format!("it is {}, 1 s before that", from - 1)), "{early}");
+    at(chain, from).await;
+    let usdc = chain.usdc(addresses.usdc);
+    let before = chain.eth_balance(creator.address(), BlockId::latest()).await.unwrap();
+    let back = abort::abort(&anybody, treasury).await.unwrap();
+    let gas = U256::from(plan.manifest.gas_day_max_wei * GAS_DAYS);
+    assert_eq!((back.creator, back.amount, back.wei), (creator.address(), plan.seed, gas));
+    assert_eq!(usdc.balance(creator.address()).await.unwrap(), U256::from(plan.seed.micro()));
+    assert_eq!(chain.eth_balance(creator.address(), BlockId::latest()).await.unwrap() - before, gas);
+    let again = abort::abort(&anybody, treasury).await.unwrap_err().to_string();
+    assert!(again.contains("is closed"), "{again}");
+    anvil.stop().await.unwrap();
 }
 
 /// What a manifest says of stewards' pay, relayers' gas and delays is what the treasury then does.
@@ -266,6 +320,8 @@ async fn stewards_loosen_to_the_manifests_ceilings_after_the_delay_and_no_furthe
         });
     });
     let treasury = born(&plan).await;
+    let refused = abort::abort(&Wallet::new(chain.clone(), key(ANYBODY)), treasury).await.unwrap_err().to_string();
+    assert!(refused.contains("was born"), "{refused}");
     let client = chain.treasury(treasury);
     let limits = || async { Limits::from(&client.birth().await.unwrap().policy) };
     let before = limits().await;
@@ -336,7 +392,7 @@ async fn an_agent_is_born_whose_quorum_is_a_safe() {
         (&creator_inside, "the creator owns the Safe"),
     ];
     for (change, why) in wrong {
-        let refused = run(&with(change), Consent::Given, Progress::Silent).await.unwrap_err();
+        let refused = run(&with(change), Consent::Given, Progress::Silent, std::future::pending()).await.unwrap_err();
         assert!(format!("{refused:#}").contains(why), "{refused:#}");
     }
 
