@@ -30,7 +30,7 @@ pub struct Segment {
 /// Where shipping stands, kept by the main loop.
 #[derive(Clone, Debug, Default)]
 pub struct Shipping {
-    /// Everything up to here is replicated.
+    /// Everything up to here is replicated. What only a follower has is not: with its disk it would be gone.
     pub replicated_lsn: u64,
     pub next_index: u64,
     pub prev: Option<store::cid::Cid>,
