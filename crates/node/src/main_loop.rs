@@ -428,6 +428,12 @@ impl Node {
         self.news.as_ref().map_or(0, |n| n.head.timestamp)
     }
 
+    /// The epoch of the office that this node holds or held last, which is the only one that its key signs for; 0: it was
+    /// never operator. The newest block may name a later one.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.office.map_or(0, |office| office.epoch)
+    }
+
     pub fn arms(&self) -> &BTreeMap<&'static str, Arm> {
         &self.arms
     }

@@ -261,7 +261,7 @@ impl Node {
         (!amount.is_zero()).then(|| RefundNote {
             agent: self.cx.config.treasury,
             chain_id: self.cx.config.chain_id,
-            epoch: self.news.as_ref().map_or(0, |n| n.state.epoch),
+            epoch: self.epoch(),
             request: *request,
             payer: Address::from(entry.reservation.settlement.payer()),
             nonce: entry.reservation.settlement.nonce(),
@@ -273,7 +273,7 @@ impl Node {
 
     fn sign_receipt(&mut self, request: RequestId) -> Result<()> {
         let now = self.now();
-        let epoch = self.news.as_ref().map_or(0, |n| n.state.epoch);
+        let epoch = self.epoch();
         let cx = self.cx.clone();
         let Some(live) = &self.live else { return Ok(()) };
         let Some(entry) = live.state.book.entry(&request) else { return Ok(()) };
@@ -307,7 +307,7 @@ impl Node {
     /// Of a call on a channel: no transaction is its own.
     pub(crate) fn sign_call_receipt(&mut self, request: RequestId) -> Result<()> {
         let now = self.now();
-        let epoch = self.news.as_ref().map_or(0, |n| n.state.epoch);
+        let epoch = self.epoch();
         let cx = self.cx.clone();
         let Some(live) = &self.live else { return Ok(()) };
         let channels = live.state.book.channels();

@@ -492,3 +492,24 @@ fn a_former_operator_that_is_started_again_reports_what_ended_after_the_cut() {
         assert!(old.late.is_empty());
     });
 }
+
+/// Its payment is mined after the block that names a successor, while the last streams end here.
+#[tokio::test]
+async fn a_receipt_that_is_signed_after_the_cut_names_the_epoch_of_its_signer() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut node, _heard) = node(dir.path());
+    node.on_chain(block(&node, 1, 1, (1, true))).unwrap();
+    open_call(&mut node, 1);
+    let stream = node.shared.enter();
+    node.on_chain(block(&node, 2, 2, (2, false))).unwrap();
+    assert_eq!(node.role, Role::Draining);
+    let now = node.now();
+    node.live.as_mut().unwrap().record(now, &delivered(1)).unwrap();
+    let paid = Settlement::Paid { amount: PRICE, tx: B256::repeat_byte(8), block: 2, recorded: true };
+    node.on_settled(request(1), paid).unwrap();
+    node.on_durable(records(&node)).unwrap();
+    let receipts = &node.live.as_ref().unwrap().state.receipts;
+    let signed = pay::receipt::SignedReceipt::from_json(&receipts[&request(1).to_string()].json).unwrap();
+    assert_eq!(signed.receipt.epoch, 1);
+    drop(stream);
+}
