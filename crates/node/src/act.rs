@@ -12,7 +12,7 @@ use crate::main_loop::{Event, Node};
 use crate::memory::Pages;
 use crate::outboxes;
 use crate::replay::Snapshotting;
-use crate::replicate::{self, SEGMENT_RECORDS_MAX, Segment, Sent as Left, Waiting};
+use crate::replicate::{self, Cursor, SEGMENT_RECORDS_MAX, Segment, Sent as Left, Waiting};
 use crate::shared::{Bulletin, Shared};
 use crate::state::Recorded;
 use crate::suppliers;
@@ -291,22 +291,13 @@ pub fn learn_shipping(node: &Node) {
 }
 
 async fn shipping_known(cx: &Context, last_lsn: u64, digest: Option<B256>) -> Result<Event> {
-    let headers = replicate::headers(cx, 0).await?;
-    // One chain over the whole life: it goes on behind the last header whose records are here.
-    let last = headers.iter().filter(|h| h.last_lsn <= last_lsn).max_by_key(|h| (h.last_lsn, h.epoch));
     let stands = match digest {
         None => None,
         Some(digest) => Some(Box::new(checkpoint::fetch(cx, digest).await?)),
     };
-    let covered = stands.as_ref().map_or(0, |stands| stands.lsn);
-    let sent = replicate::chained(cx, covered).await?;
-    Ok(Event::ShippingKnown {
-        next_index: last.map_or(0, |h| h.index + 1),
-        prev: last.map(|h| h.cid),
-        replicated_lsn: last.map_or(0, |h| h.last_lsn).max(covered),
-        sent: sent.iter().filter(|h| h.last_lsn <= last_lsn).map(Left::from).collect(),
-        stands,
-    })
+    let covered = stands.as_ref().map_or((0, 0), |stands| (stands.epoch, stands.lsn));
+    let Cursor { next_index, prev, replicated_lsn, sent } = replicate::cursor(cx, covered, last_lsn).await?;
+    Ok(Event::ShippingKnown { next_index, prev, replicated_lsn, sent, stands })
 }
 
 /// Is the standby's node alive and able? Asked about once a second.
@@ -445,7 +436,7 @@ impl Node {
         live.shipping.in_flight = false;
         match shipped {
             Ok(shipped) => {
-                live.shipping.next_index = shipped.index + 1;
+                live.shipping.next_index = shipped.index.saturating_add(1);
                 live.shipping.prev = Some(shipped.sent.cid);
                 live.shipping.sent.push(shipped.sent);
                 live.replicated(shipped.sent.last_lsn);

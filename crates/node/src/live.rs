@@ -205,10 +205,10 @@ impl Live {
         self.gate.follow_anew();
     }
 
-    /// The follower has everything up to `lsn` on its disk.
+    /// The follower has everything up to `lsn` on its disk. It is shipped all the same: a follower can be lost.
     pub fn followed_to(&mut self, lsn: Lsn) {
         let followed = self.gate.followed_to(lsn, self.durable);
-        self.replicated(followed);
+        self.is_elsewhere(followed);
     }
 
     /// A handover is being sent, and may be mined until `valid_until`, chain seconds. Without a follower nothing is waited
@@ -295,10 +295,15 @@ impl Live {
         self.encodes_here |= why.kind == crate::error::Kind::Corrupt;
     }
 
-    /// Records up to `lsn` are in the store or on the standby.
+    /// Records up to `lsn` are in the store, and whoever restores finds them.
     pub fn replicated(&mut self, lsn: Lsn) {
         self.shipping.replicated_lsn = self.shipping.replicated_lsn.max(lsn);
-        for effect in self.gate.replicated_to(self.shipping.replicated_lsn, self.durable) {
+        self.is_elsewhere(self.shipping.replicated_lsn);
+    }
+
+    /// Records up to `lsn` are on another disk than this one.
+    fn is_elsewhere(&mut self, lsn: Lsn) {
+        for effect in self.gate.replicated_to(lsn, self.durable) {
             // Nothing else waits for a replica.
             if let Effect::Reply(reply) = effect {
                 reply();
@@ -412,5 +417,25 @@ mod tests {
         assert_eq!(given.load(Ordering::SeqCst), 3, "what is replicated is on a disk");
         durable(&mut live, lsns[3]);
         assert_eq!(given.load(Ordering::SeqCst), 4);
+    }
+
+    /// The follower may be lost like this host, and a restore reads the store alone.
+    #[test]
+    fn what_a_follower_has_lets_answers_out_and_is_shipped_all_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut live, given) = live(dir.path());
+        let lsns: Vec<Lsn> = (0..3).map(|_| record(&mut live)).collect();
+        live.replicated(lsns[0]);
+        for lsn in &lsns[1..] {
+            live.when_safe(*lsn, 100, counts(&given));
+        }
+        durable(&mut live, lsns[2]);
+        assert_eq!(given.load(Ordering::SeqCst), 1, "the second would expose 200 of 100");
+        live.followed_to(lsns[2]);
+        assert_eq!((given.load(Ordering::SeqCst), live.exposure(), live.is_awaited()), (2, 0, false));
+        assert_eq!(live.shipping.replicated_lsn, lsns[0]);
+        // A segment that was on its way says less than the follower.
+        live.replicated(lsns[1]);
+        assert_eq!((live.shipping.replicated_lsn, live.exposure()), (lsns[1], 0));
     }
 }

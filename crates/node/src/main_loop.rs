@@ -442,6 +442,12 @@ impl Node {
         self.news.as_ref().map_or(0, |n| n.head.timestamp)
     }
 
+    /// The epoch of the office that this node holds or held last, which is the only one that its key signs for; 0: it was
+    /// never operator. The newest block may name a later one.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.office.map_or(0, |office| office.epoch)
+    }
+
     pub fn arms(&self) -> &BTreeMap<&'static str, Arm> {
         &self.arms
     }
@@ -567,9 +573,9 @@ impl Node {
         // A heartbeat must not depend on the life's own alarm alone.
         let routine = u64::from(self.cx.birth.timers.heartbeatEvery / 2).max(1);
         let due = now >= live.wake_at || live.fed.as_ref().is_none_or(|fed| now >= fed.timestamp + routine);
-        let has_events = !money.life.is_empty();
-        if has_events || !money.book.is_empty() {
-            live.record(now, &Recorded::Events { events: money.life, payments: money.book })?;
+        let has_events = money.has_events();
+        for recorded in money.records() {
+            live.record(now, &recorded)?;
         }
         if has_events || changed || due {
             live.wake_at = u64::MAX;
@@ -623,10 +629,15 @@ impl Node {
         let Some(live) = self.live.as_mut().filter(|live| self.role == Role::Active && !live.sealed) else {
             return Ok(());
         };
-        if let Some(gone) = live.state.take_back_above(height) {
+        let records = live.state.take_back_above(height);
+        if !records.is_empty() {
             tracing::warn!(height, "the chain came back without blocks that were read: what they held is taken back");
-            live.record(now, &gone)?;
-            if let Recorded::Events { payments, .. } = &gone {
+        }
+        for gone in &records {
+            live.record(now, gone)?;
+        }
+        for gone in &records {
+            if let Recorded::Events { payments, .. } = gone {
                 money_events::reversed_in(payments).for_each(|request| self.ask_again(request));
             }
         }

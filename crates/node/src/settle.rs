@@ -261,7 +261,7 @@ impl Node {
         (!amount.is_zero()).then(|| RefundNote {
             agent: self.cx.config.treasury,
             chain_id: self.cx.config.chain_id,
-            epoch: self.news.as_ref().map_or(0, |n| n.state.epoch),
+            epoch: self.epoch(),
             request: *request,
             payer: Address::from(entry.reservation.settlement.payer()),
             nonce: entry.reservation.settlement.nonce(),
@@ -273,7 +273,7 @@ impl Node {
 
     fn sign_receipt(&mut self, request: RequestId) -> Result<()> {
         let now = self.now();
-        let epoch = self.news.as_ref().map_or(0, |n| n.state.epoch);
+        let epoch = self.epoch();
         let cx = self.cx.clone();
         let Some(live) = &self.live else { return Ok(()) };
         let Some(entry) = live.state.book.entry(&request) else { return Ok(()) };
@@ -307,7 +307,7 @@ impl Node {
     /// Of a call on a channel: no transaction is its own.
     pub(crate) fn sign_call_receipt(&mut self, request: RequestId) -> Result<()> {
         let now = self.now();
-        let epoch = self.news.as_ref().map_or(0, |n| n.state.epoch);
+        let epoch = self.epoch();
         let cx = self.cx.clone();
         let Some(live) = &self.live else { return Ok(()) };
         let channels = live.state.book.channels();
@@ -459,6 +459,8 @@ struct Task {
     taken: BTreeSet<B256>,
     /// Settled only once its answer was made.
     can_wait: bool,
+    /// It was: what it is paid with is sent as long as it is valid.
+    is_delivered: bool,
 }
 
 impl Task {
@@ -475,7 +477,8 @@ impl Task {
             })
             .collect();
         let can_wait = entry.reservation.timing == Timing::OnDelivery;
-        Some(Self { settlement, charge: entry.charge, taken, can_wait })
+        let is_delivered = matches!(entry.service, Service::Delivered(_));
+        Some(Self { settlement, charge: entry.charge, taken, can_wait, is_delivered })
     }
 
     /// In company where it can wait; alone, when that has not settled it.
@@ -492,7 +495,7 @@ impl Task {
 
     async fn send(&self, cx: &Arc<Context>, relay_is_poor: bool) -> Settlement {
         match &self.settlement {
-            Settle::Exact(terms) => match send(cx, terms, relay_is_poor).await {
+            Settle::Exact(terms) => match self.send_exact(cx, terms, relay_is_poor).await {
                 // Another's facilitator may have it, too, and send it as long as it is valid; it would leave no record
                 // that tells. So it is asked about until it is over.
                 Settlement::Unpaid(UnpaidWhy::Refused) if self.can_wait && cx.facilitator.is_some() => {
@@ -503,6 +506,42 @@ impl Task {
             Settle::Permit2(payment) if is_facilitator(cx, payment) => self.send_permit2(cx, payment).await,
             // A node before this one was named: what its relay sent shows on the chain, or nothing will.
             Settle::Permit2(_) => self.reconcile(cx).await,
+        }
+    }
+
+    /// To the treasury.
+    async fn send_exact(&self, cx: &Arc<Context>, terms: &SettleExact, relay_is_poor: bool) -> Settlement {
+        loop {
+            let sent = match send(cx, terms, relay_is_poor).await {
+                Ok(sent) => sent,
+                Err(settlement) => return settlement,
+            };
+            match sent {
+                Sent::Done { tx_hash, block } => {
+                    return Settlement::Paid { amount: terms.value.0, tx: tx_hash, block, recorded: true };
+                }
+                Sent::Unknown { txs } => {
+                    tracing::warn!(?txs, "a settlement's outcome is unknown: asking the chain");
+                    return Settlement::Unknown;
+                }
+                Sent::NeverSent { reason } if self.is_delivered => {
+                    // An endpoint that did not take it may take it in a moment, and the authorisation is good for minutes.
+                    tracing::warn!(reason, "a settlement cannot be sent yet");
+                    match reconcile(cx, terms).await {
+                        Settlement::Unknown => tokio::time::sleep(ASK_AGAIN).await,
+                        known => return known,
+                    }
+                }
+                refused @ (Sent::Reverted { .. } | Sent::NeverSent { .. }) => {
+                    tracing::info!(?refused, "a settlement was refused: asking the chain why");
+                    return match look(cx, terms).await {
+                        // Not used, not expired: the token refuses it (no balance, frozen), now.
+                        Ok(Settlement::Unknown) => Settlement::Unpaid(UnpaidWhy::Refused),
+                        Ok(known) => known,
+                        Err(_) => Settlement::Unknown,
+                    };
+                }
+            }
         }
     }
 
@@ -607,41 +646,22 @@ async fn with_others(cx: &Arc<Context>, terms: &SettleExact) -> Option<Settlemen
     }
 }
 
-async fn send(cx: &Arc<Context>, terms: &SettleExact, relay_is_poor: bool) -> Settlement {
-    let settlement = match contract_payers::settlement(cx, terms).await {
-        Ok(settlement) => settlement,
-        Err(NotMade::NotTaken(why)) => {
+/// The end of one transaction, or what the payment is without one.
+async fn send(cx: &Arc<Context>, terms: &SettleExact, relay_is_poor: bool) -> std::result::Result<Sent, Settlement> {
+    let settlement = contract_payers::settlement(cx, terms).await.map_err(|why| match why {
+        NotMade::NotTaken(why) => {
             tracing::info!(?why, "a settlement is not sent");
-            return Settlement::Unpaid(UnpaidWhy::Refused);
+            Settlement::Unpaid(UnpaidWhy::Refused)
         }
-        Err(NotMade::Unknown(e)) => {
+        NotMade::Unknown(e) => {
             tracing::warn!(error = %chain_of(&e), "a payer cannot be looked at: its settlement is not sent");
-            return Settlement::Unknown;
-        }
-    };
-    let sent = match settlement.send(cx, relay_is_poor, || crash_point!("pay.settle_sent")).await {
-        Ok(sent) => sent,
-        Err(why) => {
-            tracing::info!(%why, "a settlement is not sent");
-            return Settlement::Unpaid(UnpaidWhy::Refused);
-        }
-    };
-    match sent {
-        Sent::Done { tx_hash, block } => Settlement::Paid { amount: terms.value.0, tx: tx_hash, block, recorded: true },
-        Sent::Unknown { txs } => {
-            tracing::warn!(?txs, "a settlement's outcome is unknown: asking the chain");
             Settlement::Unknown
         }
-        refused @ (Sent::Reverted { .. } | Sent::NeverSent { .. }) => {
-            tracing::info!(?refused, "a settlement was refused: asking the chain why");
-            match look(cx, terms).await {
-                // Not used, not expired: the token refuses it (no balance, frozen), now.
-                Ok(Settlement::Unknown) => Settlement::Unpaid(UnpaidWhy::Refused),
-                Ok(known) => known,
-                Err(_) => Settlement::Unknown,
-            }
-        }
-    }
+    })?;
+    settlement.send(cx, relay_is_poor, || crash_point!("pay.settle_sent")).await.map_err(|why| {
+        tracing::info!(%why, "a settlement is not sent");
+        Settlement::Unpaid(UnpaidWhy::Refused)
+    })
 }
 
 /// What the chain says of an authorisation. `Unknown` while it is unused and still valid, or nobody answers.
@@ -665,7 +685,7 @@ async fn look(cx: &Context, terms: &SettleExact) -> std::result::Result<Settleme
             Fate::PaidHere { tx, block, .. } => {
                 Settlement::Paid { amount: recorded.saturating_to(), tx, block, recorded: true }
             }
-            Fate::Cancelled | Fate::PaidElsewhere => Settlement::Unknown,
+            Fate::Cancelled | Fate::PaidElsewhere | Fate::Untold => Settlement::Unknown,
         });
     }
     let usdc = cx.chain.usdc(cx.birth.token);
@@ -678,6 +698,7 @@ async fn look(cx: &Context, terms: &SettleExact) -> std::result::Result<Settleme
             }
             Fate::Cancelled => Settlement::Unpaid(UnpaidWhy::Cancelled),
             Fate::PaidElsewhere => Settlement::Unpaid(UnpaidWhy::UsedElsewhere),
+            Fate::Untold => Settlement::Unknown,
         });
     }
     let head = cx.chain.head().await?;
@@ -722,7 +743,101 @@ impl Sold {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{context, stand_in};
+    use alloy::rpc::types::{Block, Transaction};
+    use serde_json::{Value, json};
     use std::cell::{Cell, RefCell};
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    /// Chain seconds at which the payment below is over.
+    const OVER_AT: u64 = 2_000;
+
+    /// A STAND-IN for a chain with a new block at each look at its head, whose endpoint takes no transaction at first. It
+    /// counts them.
+    struct Busy {
+        refuses: u64,
+        came: AtomicU64,
+        height: AtomicU64,
+        /// Chain seconds.
+        now: AtomicU64,
+    }
+
+    impl Busy {
+        async fn served(refuses: u64) -> (Arc<Self>, String) {
+            let [came, height, now] = [0, 1, 1_000].map(AtomicU64::new);
+            let busy = Arc::new(Self { refuses, came, height, now });
+            let served = busy.clone();
+            let url = stand_in::endpoint(move |asked: Value| {
+                let busy = served.clone();
+                async move { busy.answer(&asked) }
+            });
+            (busy, url.await)
+        }
+
+        fn answer(&self, asked: &Value) -> stand_in::Said {
+            let has_it = self.came.load(Ordering::SeqCst) > self.refuses;
+            Ok(match asked["method"].as_str() {
+                Some("eth_getBlockByNumber") => {
+                    let mut head = serde_json::to_value(Block::<Transaction>::default()).unwrap();
+                    let height = self.height.fetch_add(1, Ordering::SeqCst);
+                    (head["number"], head["hash"]) =
+                        (json!(format!("{height:#x}")), json!(B256::from(U256::from(height))));
+                    head["timestamp"] = json!(format!("{:#x}", self.now.load(Ordering::SeqCst)));
+                    head
+                }
+                Some("eth_getTransactionCount") => json!(if has_it { "0x1" } else { "0x0" }),
+                Some("eth_estimateGas") => json!("0x5208"),
+                Some("eth_sendRawTransaction") if self.came.fetch_add(1, Ordering::SeqCst) < self.refuses => {
+                    return Err(json!({ "code": -32603, "message": "internal error" }));
+                }
+                Some("eth_sendRawTransaction") => {
+                    let raw: alloy::primitives::Bytes = asked["params"][0].as_str().unwrap().parse().unwrap();
+                    json!(alloy::primitives::keccak256(&raw))
+                }
+                Some("eth_getTransactionReceipt") if has_it => stand_in::receipt(&asked["params"][0], 1, &[]),
+                // Neither recorded nor used.
+                Some("eth_call") if asked["params"][0]["to"] == json!(context::TREASURY_OF_TESTS) => {
+                    stand_in::words(&[0, 0])
+                }
+                Some("eth_call") => stand_in::words(&[0]),
+                _ => Value::Null,
+            })
+        }
+    }
+
+    /// What becomes of a payment that this endpoint refuses so often.
+    async fn ends(busy: &Busy, url: &str, is_delivered: bool) -> (Settlement, u64) {
+        let dir = tempfile::tempdir().unwrap();
+        let (cx, _heard) = context::for_tests(url, dir.path());
+        let settlement = Settle::Exact(SettleExact {
+            payer: [9; 20],
+            value: Usdc(5),
+            valid_after: 0,
+            valid_before: OVER_AT,
+            nonce: [1; 32],
+            signature: vec![5; 65],
+            is_signed_by_key: true,
+        });
+        let task = Task { settlement, charge: Usdc(5), taken: BTreeSet::new(), can_wait: is_delivered, is_delivered };
+        let ended = task.send(&Arc::new(cx), false).await;
+        (ended, busy.came.load(Ordering::SeqCst))
+    }
+
+    #[tokio::test]
+    async fn what_was_delivered_is_sent_until_an_endpoint_takes_it_or_it_is_over() {
+        let (busy, url) = Busy::served(2).await;
+        let (ended, came) = ends(&busy, &url, true).await;
+        assert!(matches!(ended, Settlement::Paid { amount: 5, recorded: true, .. }), "{ended:?}");
+        assert_eq!(came, 3);
+        // Nobody takes it any more.
+        let (busy, url) = Busy::served(u64::MAX).await;
+        busy.now.store(OVER_AT, Ordering::SeqCst);
+        let (ended, _) = ends(&busy, &url, true).await;
+        assert_eq!(ended, Settlement::Unpaid(UnpaidWhy::Expired));
+        // Whoever was served nothing yet hears it at once.
+        let (busy, url) = Busy::served(u64::MAX).await;
+        assert_eq!(ends(&busy, &url, false).await, (Settlement::Unpaid(UnpaidWhy::Refused), 1));
+    }
 
     fn paid(block: u64) -> Settlement {
         Settlement::Paid { amount: 5, tx: B256::ZERO, block, recorded: true }

@@ -46,8 +46,9 @@ pub enum Recorded {
         number: u64,
         hash: [u8; 32],
     },
-    /// What one look at the chain brought, for both machines. One record, so that a crash leaves all of it or nothing: by
-    /// `events` alone it is known what to take back when the blocks are gone ([`State::take_back_above`]).
+    /// What a look at the chain brought, or a part of it, for both machines. An event and the payment that it tells of are in
+    /// one record, so that a crash leaves both or neither: by `events` alone it is known what to take back when the blocks
+    /// are gone ([`State::take_back_above`]).
     Events {
         events: Vec<ChainEvent>,
         payments: Vec<BookInput>,
@@ -75,7 +76,27 @@ impl Recorded {
     pub fn decode(bytes: &[u8]) -> Result<Self> {
         borsh::from_slice(bytes).map_err(|e| Error::corrupt("a journal record does not decode").caused_by(e))
     }
+
+    /// At most [`TOLD_MAX`] of them in one record.
+    pub fn events(told: &[Told]) -> Self {
+        assert!(told.len() <= TOLD_MAX, "a record of {} events", told.len());
+        Self::Events {
+            events: told.iter().filter_map(|told| told.event.clone()).collect(),
+            payments: told.iter().filter_map(|told| told.payment.clone()).collect(),
+        }
+    }
 }
+
+/// What one event means for the life, for the book of payments, or for both.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    pub event: Option<ChainEvent>,
+    pub payment: Option<BookInput>,
+}
+
+/// How many of [`Told`] one record holds at most: half of what the ledger can take back (its last 256 events), since a crash
+/// may leave a record whose blocks are gone. At some 200 bytes each that is far below what the journal takes.
+pub const TOLD_MAX: usize = 128;
 
 /// What a record made the machines say.
 #[derive(Debug, Default)]
@@ -304,24 +325,20 @@ impl State {
         self.read.iter().rev().copied()
     }
 
-    /// What to record so that nothing read above `height` counts any more, newest first; `None`: nothing was.
+    /// What to record so that nothing read above `height` counts any more, newest first, so that a crash between two leaves
+    /// the older events to be taken back after it. Empty: nothing was read.
     ///
     /// Payments go by their own block, too: of one whose transaction was mined the book hears before its event is read.
-    pub fn take_back_above(&self, height: u64) -> Option<Recorded> {
-        let gone = || self.recent.iter().rev().filter(|event| event.block > height);
-        let mut payments: Vec<BookInput> = gone().filter_map(|event| reversed(&event.kind)).collect();
+    pub fn take_back_above(&self, height: u64) -> Vec<Recorded> {
+        let gone = self.recent.iter().rev().filter(|event| event.block > height);
+        let mut told: Vec<Told> =
+            gone.map(|event| Told { payment: reversed(&event.kind), event: Some(reverted(event.clone())) }).collect();
         let settled =
             self.book.settled_above(height).map(|(method, payer, nonce)| BookInput::Reversed { method, payer, nonce });
-        let unheard: Vec<BookInput> = settled.filter(|input| !payments.contains(input)).collect();
-        payments.extend(unheard);
-        let reverted = |event: &ChainEvent| ChainEvent {
-            block: event.block,
-            index: event.index,
-            kind: ChainEventKind::Reverted(Box::new(event.clone())),
-        };
-        let events: Vec<ChainEvent> = gone().map(reverted).collect();
-        let is_something = !(events.is_empty() && payments.is_empty());
-        is_something.then_some(Recorded::Events { events, payments })
+        let is_unheard = |input: &BookInput| !told.iter().any(|told| told.payment.as_ref() == Some(input));
+        let unheard: Vec<BookInput> = settled.filter(is_unheard).collect();
+        told.extend(unheard.into_iter().map(|payment| Told { event: None, payment: Some(payment) }));
+        told.chunks(TOLD_MAX).map(Recorded::events).collect()
     }
 
     fn count_income(&mut self, lsn: u64, output: &BookOutput) {
@@ -410,6 +427,11 @@ impl State {
     }
 }
 
+/// What takes an event back in the life.
+pub fn reverted(event: ChainEvent) -> ChainEvent {
+    ChainEvent { block: event.block, index: event.index, kind: ChainEventKind::Reverted(Box::new(event)) }
+}
+
 /// What takes the payment or refund of an event back in the book.
 fn reversed(event: &ChainEventKind) -> Option<BookInput> {
     match event {
@@ -460,13 +482,13 @@ mod tests {
         assert_eq!((treasury(&state), state.agent.ledger().escrow()), (970, 30));
         let read: Vec<u64> = state.read_blocks().map(|(number, _)| number).collect();
         assert_eq!(read, [12, 11, 10]);
-        assert_eq!(state.take_back_above(12), None, "nothing was lost");
+        assert_eq!(state.take_back_above(12), [], "nothing was lost");
 
         // The chain came back at block 11: the top-up was never mined.
         let gone = state.take_back_above(11);
-        feed(&mut state, &mut lsn, gone.into_iter().collect());
+        feed(&mut state, &mut lsn, gone);
         assert_eq!((treasury(&state), state.agent.ledger().escrow()), (1_000, 0));
-        assert_eq!(state.take_back_above(11), None, "once");
+        assert_eq!(state.take_back_above(11), [], "once");
 
         // Sent again, it is mined in another block 12, which is read instead of the lost one.
         feed(&mut state, &mut lsn, block(12, 9, vec![paid_in]));
@@ -502,10 +524,10 @@ mod tests {
         assert_eq!(state.book.totals().unmatched, Usdc(1_800));
         let gone = state.take_back_above(10);
         let reversed = BookInput::Reversed { method: TransferMethod::Eip3009, payer: [9; 20], nonce: [2; 32] };
-        assert_eq!(gone, Some(Recorded::Events { events: vec![], payments: vec![reversed] }));
-        feed(&mut state, &mut lsn, gone.into_iter().collect());
+        assert_eq!(gone, [Recorded::Events { events: vec![], payments: vec![reversed] }]);
+        feed(&mut state, &mut lsn, gone);
         assert_eq!(state.book.totals().unmatched, Usdc(900));
-        assert_eq!(state.take_back_above(10), None, "once");
+        assert_eq!(state.take_back_above(10), [], "once");
     }
 
     /// What the life hears of income, as the node posts it.

@@ -52,6 +52,9 @@ struct Reader {
     known: BTreeMap<B256, (u64, bool)>,
 }
 
+/// So many transactions are asked about at once. What is answered of them stays known when the endpoint fails at the next,
+/// so that a look with thousands of gifts comes to its end.
+const ASKED_AT_ONCE: usize = 100;
 /// Longer than the log reader takes anything back.
 const KNOWN_BLOCKS: u64 = 2 * chain::logs::WINDOW;
 
@@ -90,10 +93,10 @@ impl Reader {
             }
         }
         let strange: Vec<B256> = incoming.keys().filter(|tx| !self.known.contains_key(*tx)).copied().collect();
-        if !strange.is_empty() {
-            let found = cx.chain.usdc(cx.birth.token).signed_transfers(&strange).await?;
-            for tx in strange {
-                self.known.insert(tx, (incoming[&tx], found.contains(&tx)));
+        for some in strange.chunks(ASKED_AT_ONCE) {
+            let found = cx.chain.usdc(cx.birth.token).signed_transfers(some).await?;
+            for tx in some {
+                self.known.insert(*tx, (incoming[tx], found.contains(tx)));
             }
         }
         Ok(incoming.into_keys().collect())

@@ -80,9 +80,24 @@ fn books(state: &State) -> (Totals, i128, i128) {
 
 /// What a start records when the chain has the blocks up to `height` of those that were read.
 fn takes_back(state: &mut State, lsn: u64, height: u64) {
-    if let Some(gone) = state.take_back_above(height) {
-        state.apply(lsn + 1, 0, &gone);
+    for (lsn, gone) in (lsn + 1..).zip(state.take_back_above(height)) {
+        state.apply(lsn, 0, &gone);
     }
+}
+
+/// What it records then of what the chain tells of the blocks above `height`.
+fn reads(state: &mut State, node: &Node, lsn: u64, height: u64, logs: &[LogItem]) {
+    let is_new = |item: &&LogItem| item.log().is_some_and(|log| log.block > height);
+    let logs: Vec<LogItem> = logs.iter().filter(is_new).cloned().collect();
+    let money = money_events::translate(&logs, &BTreeSet::new(), &node.cx, state.leases(), &state.book);
+    for (lsn, recorded) in (lsn + 1_000..).zip(money.records()) {
+        state.apply(lsn, 0, &recorded);
+    }
+}
+
+/// The height of the last block that it is known to have read.
+fn newest_read(state: &State) -> u64 {
+    state.read_blocks().next().map_or(0, |(number, _)| number)
 }
 
 #[tokio::test]
@@ -115,12 +130,9 @@ async fn a_crash_at_any_record_of_a_block_ends_in_the_books_of_the_chain() {
         assert_eq!(books(&gone), without, "the block never was, and the journal ends with record {last}");
         // It stands: what follows the newest block that is known to have been read is read again.
         let mut stands = state;
-        let read = stands.read_blocks().next().map_or(0, |(number, _)| number);
+        let read = newest_read(&stands);
         takes_back(&mut stands, last, read);
-        if read < 2 {
-            let money = money_events::translate(&logs, &BTreeSet::new(), &node.cx, stands.leases(), &stands.book);
-            stands.apply(last + 2, 0, &Recorded::Events { events: money.life, payments: money.book });
-        }
+        reads(&mut stands, &node, last, read, &logs);
         assert_eq!(books(&stands), with, "the block stands, and the journal ends with record {last}");
     }
 }
@@ -156,6 +168,93 @@ async fn a_branch_below_the_block_that_a_process_began_with_is_noticed_and_taken
         node.on_event(event).unwrap();
     }
     assert_eq!(books(&node.live.as_ref().unwrap().state), without);
+}
+
+// ---- dust ----
+
+/// Gifts of one micro-USDC in block `number`, each of another sender.
+fn dust(node: &Node, number: u64, count: u64) -> Vec<LogItem> {
+    let treasury = node.cx.config.treasury;
+    let gift = |index| {
+        let from = Address::from_word(B256::from(U256::from(number * 100_000 + index)));
+        LogItem::Emitted(ChainLog {
+            block: number,
+            block_hash: B256::from(U256::from(number)),
+            index,
+            tx: B256::from(U256::from(index / 1_000)),
+            address: node.cx.birth.token,
+            event: ChainEvent::Transfer { from, to: treasury, amount: 1 },
+            data: alloy::primitives::LogData::default(),
+        })
+    };
+    (0..count).map(gift).collect()
+}
+
+/// A look at block `number`, which brings these events, and by which the treasury holds `balance` micro-USDC.
+fn look(node: &mut Node, number: u64, logs: Vec<LogItem>, balance: u64) {
+    let mut news = whole_block(node, number);
+    (news.logs, news.state.balance) = (Some(logs), U256::from(balance));
+    node.on_chain(news).unwrap();
+    let agent = &node.live.as_ref().unwrap().state.agent;
+    assert_eq!((agent.ledger().balance(), agent.books_balance()), (i128::from(balance), true));
+}
+
+/// On a roll-up it costs a stranger a few cents. A record has a length that the journal takes, and a node that cannot record
+/// what it read ends, and so does each after it.
+#[tokio::test]
+async fn dust_in_any_amount_is_recorded_little_at_a_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut node, _heard) = node(dir.path());
+    for _ in 0..2 {
+        node.on_chain(whole_block(&node, 1)).unwrap();
+    }
+    let before = records(&node);
+    let mut logs = dust(&node, 2, 60_000);
+    logs.extend((3..=62).flat_map(|number| dust(&node, number, 1_000)));
+    look(&mut node, 62, logs, 120_000);
+    // The last of them is taken back, newest first, and another one takes its place.
+    let gone = dust(&node, 62, 1_000).into_iter().rev().map(|item| match item {
+        LogItem::Emitted(log) => LogItem::Reverted(log),
+        other => other,
+    });
+    let logs = gone.chain([LogItem::TakenBack { from: 62 }]).chain(dust(&node, 62, 20)).collect();
+    look(&mut node, 63, logs, 119_020);
+    let journal = &node.live.as_ref().unwrap().journal;
+    journal.sync().unwrap();
+    let new = journal::read_export(&journal.export(before + 1, journal.last_lsn()).unwrap()).unwrap();
+    let longest = new.iter().map(|record| record.payload.len()).max();
+    assert!(longest < Some(64 << 10) && new.len() < 50, "{} records, the longest of {longest:?} bytes", new.len());
+}
+
+/// More events than the ledger can take back, and one block that tells more than one record holds.
+#[tokio::test]
+async fn a_crash_between_the_records_of_a_look_ends_in_the_books_of_the_chain() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut node, _heard) = node(dir.path());
+    for _ in 0..2 {
+        node.on_chain(whole_block(&node, 1)).unwrap();
+    }
+    let (first, without) = (records(&node), books(&node.live.as_ref().unwrap().state));
+    let mut logs: Vec<LogItem> = (2..=19).flat_map(|number| dust(&node, number, 40)).collect();
+    logs.extend(told(&node, 20, (1..=150).map(came_in).collect()));
+    logs.extend(told(&node, 21, vec![went_back(1), went_back(2)]));
+    logs.extend((22..=41).flat_map(|number| dust(&node, number, 40)));
+    let balance = 38 * 40 + 148 * u64::try_from(PRICE).unwrap();
+    look(&mut node, 41, logs.clone(), balance);
+    let with = books(&node.live.as_ref().unwrap().state);
+    let (mut read, mut then) = (1, without);
+    for last in first..=records(&node) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut state = found_in(&dir.path().join("journal"), &node, last);
+        if newest_read(&state) > read {
+            (read, then) = (newest_read(&state), books(&state));
+        }
+        takes_back(&mut state, last, read);
+        assert_eq!(books(&state), then, "block {read} was read, and the journal ends with record {last}");
+        reads(&mut state, &node, last, read, &logs);
+        assert_eq!(books(&state), with, "the blocks stand, and the journal ends with record {last}");
+    }
+    assert!(records(&node) - first > 10, "in several records");
 }
 
 // ---- in the middle of a handover ----
@@ -427,4 +526,25 @@ fn a_former_operator_that_is_started_again_reports_what_ended_after_the_cut() {
         let old = started_again(dir.path(), old, 1);
         assert!(old.late.is_empty());
     });
+}
+
+/// Its payment is mined after the block that names a successor, while the last streams end here.
+#[tokio::test]
+async fn a_receipt_that_is_signed_after_the_cut_names_the_epoch_of_its_signer() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut node, _heard) = node(dir.path());
+    node.on_chain(block(&node, 1, 1, (1, true))).unwrap();
+    open_call(&mut node, 1);
+    let stream = node.shared.enter();
+    node.on_chain(block(&node, 2, 2, (2, false))).unwrap();
+    assert_eq!(node.role, Role::Draining);
+    let now = node.now();
+    node.live.as_mut().unwrap().record(now, &delivered(1)).unwrap();
+    let paid = Settlement::Paid { amount: PRICE, tx: B256::repeat_byte(8), block: 2, recorded: true };
+    node.on_settled(request(1), paid).unwrap();
+    node.on_durable(records(&node)).unwrap();
+    let receipts = &node.live.as_ref().unwrap().state.receipts;
+    let signed = pay::receipt::SignedReceipt::from_json(&receipts[&request(1).to_string()].json).unwrap();
+    assert_eq!(signed.receipt.epoch, 1);
+    drop(stream);
 }
