@@ -496,7 +496,8 @@ impl Node {
         self.news = Some(news);
         self.shared.set_relay_has_gas(!self.relay_is_poor());
         let now = self.now();
-        if self.live.as_mut().is_some_and(|live| live.hand_over_is_over(now)) {
+        // Where it was mined, its successor has begun by now: what is held leaves with that one's word, or never.
+        if mine && self.live.as_mut().is_some_and(|live| live.hand_over_is_over(now)) {
             tracing::info!("the handover was not mined in time: this disk alone is enough again");
             self.let_go()?;
         }

@@ -271,6 +271,31 @@ async fn a_restart_after_a_handovers_time_waits_for_nobody() {
     assert!(leaves(live).is_empty());
 }
 
+/// It was mined, and the successor went on with what it had. What that one may not have must not leave, however long it takes.
+#[tokio::test]
+async fn what_is_held_when_a_handover_is_mined_leaves_with_the_successors_word_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = mover(dir.path());
+    moves(&mut node);
+    let live = node.live.as_mut().unwrap();
+    let (_, valid_until) = live.state.agent.handover().unwrap();
+    leaves(live);
+    live.followed_to(live.durable);
+    live.hand_over(valid_until);
+    let line = Recorded::Line { kind: "late".into(), text: "an answer".into() };
+    let last = live.record(valid_until, &line).unwrap();
+    let (reply, mut answer) = oneshot::channel();
+    live.when_durable(last, move || reply.send(()).unwrap());
+    node.on_durable(last).unwrap();
+    let mut news = block(&node, 9, 9, (2, false));
+    news.head.timestamp = valid_until + 1;
+    node.on_chain(news).unwrap();
+    assert_eq!((node.role, answer.try_recv().is_ok()), (Role::Draining, false), "the successor may not know of it");
+    node.live.as_mut().unwrap().followed_to(last);
+    node.let_go().unwrap();
+    answer.try_recv().expect("the successor has it");
+}
+
 /// Its disk came back older than it was, or it is another node's.
 #[tokio::test]
 async fn a_follower_that_has_more_than_this_journal_has_to_begin_again() {
