@@ -509,6 +509,10 @@ impl Node {
             (Role::Active | Role::Fenced, false) if self.lags() => {}
             (Role::Active | Role::Fenced, false) => self.superseded(),
             (Role::Draining, true) if is_undone => self.reinstated()?,
+            (Role::Draining, true) if self.is_named_anew() => {
+                let why = "the chain names this node operator again, in another epoch: starting anew from its disk";
+                return Err(Error::retry(why));
+            }
             (Role::Fenced, true) if self.fence.holds(boottime_ms()) => self.act_again()?,
             (Role::Standby, true) => self.try_become_active()?,
             (Role::Standby, false) => {
@@ -951,6 +955,12 @@ impl Node {
         is_before && !self.lags()
     }
 
+    /// Of a former operator: the chain went another way, and names it in an epoch after its own. Others may have led between.
+    fn is_named_anew(&self) -> bool {
+        let epoch = self.news.as_ref().map_or(0, |news| news.state.epoch);
+        self.office.is_none_or(|office| epoch > office.epoch) && !self.lags()
+    }
+
     /// The block that named a successor is gone: this node goes on where it closed. What the successor recorded meanwhile
     /// has no effect on the chain, and streams that were open at the cut are charged here.
     fn reinstated(&mut self) -> Result<()> {
@@ -1082,6 +1092,8 @@ impl Node {
 mod crashes;
 #[cfg(test)]
 mod hosts;
+#[cfg(test)]
+mod successions;
 #[cfg(test)]
 mod taken_back;
 #[cfg(test)]
