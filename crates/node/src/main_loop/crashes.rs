@@ -14,7 +14,7 @@ const PAYER: [u8; 20] = [0xC1; 20];
 const PRICE: u128 = paid_call::PRICE.0;
 
 /// What a process finds in `dir` that has the records of `node` up to `last`.
-fn found_in(dir: &std::path::Path, node: &Node, last: u64) -> State {
+pub(super) fn found_in(dir: &std::path::Path, node: &Node, last: u64) -> State {
     let here = &node.live.as_ref().unwrap().journal;
     here.sync().unwrap();
     let mut journal = journal::Journal::create(dir, journal::Options::default(), Box::new(|_| ())).unwrap();
@@ -30,7 +30,7 @@ fn request(nonce: u8) -> RequestId {
 }
 
 /// A call under this nonce that is being served, and whose payment is on its way to the chain.
-fn open_call(node: &mut Node, nonce: u8) {
+pub(super) fn open_call(node: &mut Node, nonce: u8) {
     let now = node.now();
     let live = node.live.as_mut().unwrap();
     for input in [paid_call::reserved(PAYER, nonce, now, now + 900), BookInput::SettleSent { request: request(nonce) }]
@@ -39,7 +39,7 @@ fn open_call(node: &mut Node, nonce: u8) {
     }
 }
 
-fn delivered(nonce: u8) -> Recorded {
+pub(super) fn delivered(nonce: u8) -> Recorded {
     let delivery = paid_call::delivery(0, 1_000);
     Recorded::Book(BookInput::Delivered { request: request(nonce), delivery, amount: paid_call::PRICE })
 }
@@ -339,7 +339,7 @@ fn started_again(dir: &std::path::Path, node: Node, epoch: u64) -> Node {
     again
 }
 
-fn service(node: &Node, nonce: u8) -> Service {
+pub(super) fn service(node: &Node, nonce: u8) -> Service {
     node.live.as_ref().unwrap().state.book.entry(&request(nonce)).unwrap().service.clone()
 }
 
