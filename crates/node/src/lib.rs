@@ -340,7 +340,7 @@ async fn prepare_engine(cx: Arc<Context>, shared: Arc<Shared>) {
             }
             Err(e) => {
                 tracing::error!(error = %chain_of(&e), "no engine yet: trying again");
-                shared.set_trouble(Some(format!("no engine: {}", chain_of(&e))));
+                shared.set_engine_trouble(format!("no engine: {}", chain_of(&e)));
                 tokio::time::sleep(Duration::from_secs(2)).await;
             }
         }

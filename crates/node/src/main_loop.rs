@@ -9,14 +9,14 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::fence::{Fence, boottime_ms};
 use crate::live::{Effect, Live};
-use crate::memory::Pages;
+use crate::memory::{KeyRing, Pages};
 use crate::moving::{self, PeerAsk, Tail};
 use crate::payer_gas::PayerGas;
 use crate::replicate::{Sent, Shipped};
 use crate::restore::{self, Restored};
 use crate::settle::{Settlement, Waiter};
 use crate::shared::{Role, Shared};
-use crate::state::{Recorded, State};
+use crate::state::{Led, Recorded, State};
 use crate::watch::{News, ReadAfter};
 use crate::{act, genesis, money_events};
 use alloy::primitives::B256;
@@ -107,10 +107,23 @@ pub enum Event {
     },
     /// The last record that the world holds of this life, asked before a journal that lay here goes on.
     Reached(Result<restore::Reached>),
-    /// Memory arrived from the active node or the stewards.
-    Restored(Result<Box<Restored>>),
+    /// The acknowledged memory arrived, for which this node asked as operator of `epoch`.
+    Restored {
+        epoch: u64,
+        restored: Result<Box<Restored>>,
+    },
+    /// The memory with which this follower of the active node begins.
+    Begun {
+        follower: u64,
+        restored: Box<Restored>,
+    },
     /// Records of the active node, during a move.
     Tail(Tail),
+    /// The keys of checkpoints that the active node made since this follower began.
+    LaterKeys {
+        follower: u64,
+        ring: Box<KeyRing>,
+    },
     /// Measured decoding speed, tokens x 1e-3 per second.
     Throughput(u64),
     /// Somebody reads: status, log, receipts.
@@ -144,8 +157,10 @@ impl Event {
             Self::ShippingKnown { .. } => "shipping_known",
             Self::Standby { .. } => "standby",
             Self::Reached(_) => "reached",
-            Self::Restored(_) => "restored",
+            Self::Restored { .. } => "restored",
+            Self::Begun { .. } => "begun",
             Self::Tail(_) => "tail",
+            Self::LaterKeys { .. } => "later_keys",
             Self::Throughput(_) => "throughput",
             Self::Look(_) => "look",
             Self::LateIsOver(_) => "late_is_over",
@@ -170,9 +185,8 @@ impl Event {
     /// How long its arm may take.
     fn budget(&self) -> Duration {
         match self {
-            Self::Committed { .. } | Self::Restored(_) | Self::Tail(_) | Self::Chain(_) | Self::StillStands(_) => {
-                BUDGET_WHOLE
-            }
+            Self::Committed { .. } | Self::Chain(_) | Self::StillStands(_) => BUDGET_WHOLE,
+            Self::Restored { .. } | Self::Begun { .. } | Self::Tail(_) => BUDGET_WHOLE,
             _ => BUDGET,
         }
     }
@@ -223,8 +237,9 @@ pub struct Node {
     pub(crate) durable: watch::Sender<u64>,
     /// The block after which the watcher also reads events; `None` while they concern somebody else.
     pub(crate) logs_from: watch::Sender<Option<ReadAfter>>,
-    /// The lease that is followed; tells the follower which checkpoint the chain names, and nothing to end it.
-    follower: Option<(u64, watch::Sender<Option<B256>>)>,
+    follower: Option<Follower>,
+    /// Followers that this process began.
+    followers: u64,
     /// The old node said its last word (or the restore needs none).
     last_word: bool,
     /// When this node first saw itself as operator, or stopped being it.
@@ -242,7 +257,6 @@ pub struct Node {
     /// so there are no more than it had on its way.
     kept: Vec<Event>,
     restoring: bool,
-    /// The journal here was found on the disk, and nobody has said yet that it is the newest one.
     found: Found,
     /// The token under which this node follows its predecessor, which reports late deliveries by it.
     pub(crate) granted_token: Option<String>,
@@ -289,7 +303,20 @@ pub struct Node {
     arms: BTreeMap<&'static str, Arm>,
 }
 
-/// A journal that lay on this disk at the start. A disk may come back older than it was: a snapshot of the machine, a copy.
+/// The task that follows another node's journal ([`moving::follow`]).
+struct Follower {
+    /// Counts the followers of this process: what another one still says is passed over.
+    id: u64,
+    /// The lease that is followed.
+    lease: u64,
+    /// It goes on from a journal that was found here, and not from the checkpoint.
+    goes_on: bool,
+    /// Which checkpoint the chain names; nothing ends it.
+    want: watch::Sender<Option<B256>>,
+}
+
+/// Whether what lies on this disk may be gone on from. A disk may come back older than it was: a snapshot of the machine, a
+/// copy; and a successor may have been down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Found {
     /// None, or it may go on: what is in memory is as new as anything that was acknowledged.
@@ -298,6 +325,8 @@ enum Found {
     Unproven,
     /// Being compared.
     Asked,
+    /// It ends before what was acknowledged, and only the node that led before has the rest.
+    Behind,
 }
 
 /// How a node comes to lead.
@@ -324,6 +353,7 @@ impl Node {
             durable: watch::channel(0).0,
             logs_from,
             follower: None,
+            followers: 0,
             last_word: false,
             turned_ms: None,
             late: Vec::new(),
@@ -426,8 +456,10 @@ impl Node {
             }
             Event::Standby { lease, ready } => self.life(Input::StandbyAnswered { lease, ready })?,
             Event::Reached(reached) => self.on_reached(reached)?,
-            Event::Restored(restored) => self.on_restored(restored)?,
+            Event::Restored { epoch, restored } => self.on_restored(epoch, restored)?,
+            Event::Begun { follower, restored } => self.on_begun(follower, *restored)?,
             Event::Tail(tail) => self.on_tail(tail)?,
+            Event::LaterKeys { follower, ring } => self.on_later_keys(follower, *ring)?,
             Event::Throughput(milli_tokens_per_sec) => self.life(Input::Throughput { milli_tokens_per_sec })?,
             Event::Look(look) => look(self),
             Event::LateIsOver(requests) => self.on_late_is_over(&requests)?,
@@ -516,7 +548,8 @@ impl Node {
         self.news = Some(news);
         self.shared.set_relay_has_gas(!self.relay_is_poor());
         let now = self.now();
-        if self.live.as_mut().is_some_and(|live| live.hand_over_is_over(now)) {
+        // Where it was mined, its successor has begun by now: what is held leaves with that one's word, or never.
+        if mine && self.live.as_mut().is_some_and(|live| live.hand_over_is_over(now)) {
             tracing::info!("the handover was not mined in time: this disk alone is enough again");
             self.let_go()?;
         }
@@ -528,9 +561,14 @@ impl Node {
             (Role::Active | Role::Fenced, false) if self.lags() => {}
             (Role::Active | Role::Fenced, false) => self.superseded(),
             (Role::Draining, true) if is_undone => self.reinstated()?,
+            (Role::Draining, true) if self.is_named_anew() => {
+                let why = "the chain names this node operator again, in another epoch: starting anew from its disk";
+                return Err(Error::retry(why));
+            }
             (Role::Fenced, true) if self.fence.holds(boottime_ms()) => self.act_again()?,
             (Role::Standby, true) => self.try_become_active()?,
             (Role::Standby, false) => {
+                self.turned_ms = None;
                 if announced_to_me {
                     self.follow_active();
                 }
@@ -678,87 +716,137 @@ impl Node {
     /// The chain names this node. It leads once it has the memory: its own journal, the old node's last words,
     /// the stewards' shares, or nothing at all at birth.
     fn try_become_active(&mut self) -> Result<()> {
-        let Some(news) = &self.news else { return Ok(()) };
         let turned = *self.turned_ms.get_or_insert_with(boottime_ms);
-        let followed = self.follower.is_some();
-        if self.live.is_some() {
-            let patient = followed && !self.last_word && boottime_ms().saturating_sub(turned) < LAST_WORDS_MS;
-            // Before the first checkpoint nobody else has anything of this life.
-            return match self.found {
-                _ if patient => Ok(()),
-                Found::Nothing => self.become_active(Begins::OnItsOwn),
-                _ if news.state.checkpointSeq == 0 => self.become_active(Begins::OnItsOwn),
-                Found::Asked => Ok(()),
-                Found::Unproven => {
-                    self.ask_what_is_reached();
-                    Ok(())
-                }
-            };
+        self.follow_the_former();
+        let is_early = boottime_ms().saturating_sub(turned) < LAST_WORDS_MS;
+        if self.follower.is_some() && !self.last_word && is_early {
+            return Ok(());
         }
+        if self.live.is_some() { self.lead_from_the_journal() } else { self.lead_from_elsewhere() }
+    }
+
+    fn lead_from_the_journal(&mut self) -> Result<()> {
+        // Before the first checkpoint nobody else has anything of this life.
+        let is_first = self.news.as_ref().is_some_and(|news| news.state.checkpointSeq == 0);
+        match self.found {
+            _ if is_first => self.become_active(Begins::OnItsOwn),
+            Found::Nothing => self.become_active(Begins::OnItsOwn),
+            Found::Unproven => {
+                self.ask_what_is_reached();
+                Ok(())
+            }
+            Found::Asked | Found::Behind => Ok(()),
+        }
+    }
+
+    fn lead_from_elsewhere(&mut self) -> Result<()> {
+        let Some(news) = &self.news else { return Ok(()) };
         if news.state.checkpointSeq == 0 && news.state.epoch == 1 {
             return self.be_born();
         }
-        if followed && boottime_ms().saturating_sub(turned) < LAST_WORDS_MS {
+        if self.restoring {
             return Ok(());
         }
-        if !self.restoring {
-            self.restoring = true;
-            tracing::info!(epoch = news.state.epoch, "operator without memory: restoring the acknowledged checkpoint");
-            let cx = self.cx.clone();
-            let (epoch, digest) = (news.state.epoch, news.state.checkpointDigest);
-            let ring = self.cx.ring_file.load()?;
-            tokio::spawn(async move {
-                let restored = restore::acknowledged(&cx, epoch, digest, &ring).await;
-                if restored.is_err() {
-                    tokio::time::sleep(Duration::from_millis(500)).await;
-                }
-                cx.tell(Event::Restored(restored.map(Box::new))).await;
-            });
-        }
+        let (epoch, digest) = (news.state.epoch, news.state.checkpointDigest);
+        tracing::info!(epoch, "operator without memory: restoring the acknowledged checkpoint");
+        let ring = self.cx.ring_file.load()?;
+        self.restoring = true;
+        let cx = self.cx.clone();
+        tokio::spawn(async move {
+            let restored = restore::acknowledged(&cx, epoch, digest, &ring).await;
+            if restored.is_err() {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+            cx.tell(Event::Restored { epoch, restored: restored.map(Box::new) }).await;
+        });
         Ok(())
+    }
+
+    /// Whether the journal here is this node's own of the epoch that the chain shows, so that nobody else has more of it. One
+    /// that does not say is taken for it.
+    fn has_led(&self) -> bool {
+        let (Some(news), Some(live)) = (&self.news, &self.live) else { return false };
+        let (led, own) = (live.state.led(), Led { epoch: news.state.epoch, lease: self.cx.config.lease });
+        led == own || led == Led::default()
+    }
+
+    /// A move was mined while this process was down, or since it began: it knows nothing of what the old node recorded
+    /// meanwhile, and asks for it first. What it had acknowledged stays; a journal that the old node's life is not in was left
+    /// by an earlier attempt.
+    fn follow_the_former(&mut self) {
+        if self.follower.is_some() || self.found != Found::Unproven || self.has_led() {
+            return;
+        }
+        let (Some(news), Some(live)) = (&self.news, &self.live) else { return };
+        // After a takeover nobody drains; before the first checkpoint nobody was followed.
+        let Some(former) = news.draining.as_ref().filter(|_| news.state.checkpointSeq > 0) else { return };
+        let (lease, url) = (former.id, former.lease.endpoint.clone());
+        let held = (live.state.led().lease == lease).then(|| live.journal.last_lsn());
+        tracing::info!(lease, url, ?held, "operator since this process was down: asking the node that led before");
+        if held.is_none() {
+            self.live = None;
+            self.found = Found::Nothing;
+        }
+        self.follow(lease, url, held);
     }
 
     fn ask_what_is_reached(&mut self) {
         let Some(news) = &self.news else { return };
         self.found = Found::Asked;
-        let (epoch, digest, restoring) = (news.state.epoch, news.state.checkpointDigest, news.state.restoring);
-        let cx = self.cx.clone();
+        // What an old operator wrote beyond the cut counts for nothing beside this node's own records.
+        let own = (self.has_led() && !news.state.restoring).then_some(news.state.epoch);
+        let (cx, digest) = (self.cx.clone(), news.state.checkpointDigest);
         tokio::spawn(async move {
-            cx.tell(Event::Reached(restore::reached(&cx, epoch, digest, restoring).await)).await;
+            cx.tell(Event::Reached(restore::reached(&cx, digest, own).await)).await;
         });
     }
 
-    /// A journal that ends before what was acknowledged is an older one (a disk image that was started again): nothing is
-    /// done from it. With the acknowledged checkpoint's key in the ring, or after a takeover, the memory can be had; else
-    /// this process has no right to it and ends, and once it is silent for long enough the standby takes over.
+    /// A journal that ends before what was acknowledged is an older one (a disk image that was started again, a successor that
+    /// was down): nothing is done from it. With the acknowledged checkpoint's key in the ring, or after a takeover, the memory
+    /// can be had; else the old node of a move has it, for as long as it is there; else this process has no right to it and
+    /// ends, and once it is silent for long enough the standby takes over.
     fn on_reached(&mut self, reached: Result<restore::Reached>) -> Result<()> {
         if self.found != Found::Asked {
             return Ok(());
         }
-        self.found = Found::Nothing;
-        let last = self.live.as_ref().map_or(0, |live| live.journal.last_lsn());
-        match reached {
+        self.found = match reached {
+            _ if !self.is_named() => Found::Unproven,
+            Ok(reached) => self.compared_with(&reached)?,
             // Without them nothing can be acknowledged either, and a host must be able to start again without its store.
-            Err(e) => tracing::warn!(error = %chain_of(&e), "whether this journal is the newest cannot be told now"),
-            Ok(reached) if reached.lsn <= last => {}
-            Ok(restore::Reached { lsn, recipient }) => {
-                let old = format!("this journal ends at record {last}, and record {lsn} was acknowledged");
-                let is_restoring = self.news.as_ref().is_some_and(|news| news.state.restoring);
-                if !is_restoring && self.cx.ring_file.load()?.memory_of(&recipient).is_none() {
-                    return Err(Error::corrupt(format!(
-                        "{old}: {} is an old copy. Nothing is done from it; a standby takes over and restores the last \
-                         acknowledged checkpoint",
-                        self.journal_dir().display()
-                    )));
-                }
-                tracing::warn!("{old}: it is left, and the memory restored");
-                self.live = None;
+            Err(e) => {
+                tracing::warn!(error = %chain_of(&e), "whether this journal is the newest cannot be told now");
+                Found::Nothing
             }
+        };
+        if self.is_named() { self.try_become_active() } else { Ok(()) }
+    }
+
+    fn compared_with(&mut self, reached: &restore::Reached) -> Result<Found> {
+        let last = self.live.as_ref().map_or(0, |live| live.journal.last_lsn());
+        if reached.lsn <= last {
+            return Ok(Found::Nothing);
         }
-        if self.role == Role::Standby && self.news.as_ref().is_some_and(|n| n.state.operator == self.cx.me()) {
-            self.try_become_active()?;
+        let old = format!("this journal ends at record {last}, and record {} was acknowledged", reached.lsn);
+        let is_restoring = self.news.as_ref().is_some_and(|news| news.state.restoring);
+        if is_restoring || self.cx.ring_file.load()?.memory_of(&reached.recipient).is_some() {
+            tracing::warn!("{old}: it is left, and the memory restored");
+            self.live = None;
+            return Ok(Found::Nothing);
         }
-        Ok(())
+        if self.follower.is_some() {
+            tracing::warn!("{old}: waiting for the node that led before");
+            return Ok(Found::Behind);
+        }
+        Err(Error::corrupt(format!(
+            "{old}: {} is an old copy. Nothing is done from it; a standby takes over and restores the last acknowledged \
+             checkpoint",
+            self.journal_dir().display()
+        )))
+    }
+
+    /// A standby that the newest block names as operator.
+    fn is_named(&self) -> bool {
+        self.role == Role::Standby && self.news.as_ref().is_some_and(|news| news.state.operator == self.cx.me())
     }
 
     fn be_born(&mut self) -> Result<()> {
@@ -829,42 +917,84 @@ impl Node {
 
     fn follow_active(&mut self) {
         let Some(news) = &self.news else { return };
-        let (epoch, digest) = (news.state.epoch, news.state.checkpointDigest);
+        let digest = news.state.checkpointDigest;
         let active = news.state.activeLease.saturating_to::<u64>();
-        if let Some((_, wanted)) = self.follower.as_ref().filter(|(lease, _)| *lease == active) {
-            wanted.send_if_modified(|known| known.replace(digest) != Some(digest));
+        if let Some(follower) = self.follower.as_ref().filter(|follower| follower.lease == active) {
+            follower.want.send_if_modified(|known| known.replace(digest) != Some(digest));
             return;
         }
         let Some(url) = news.active.as_ref().map(|l| l.lease.endpoint.clone()) else { return };
         if news.state.checkpointSeq == 0 {
             return;
         }
-        self.stop_following();
         tracing::info!(lease = active, url, "announced as successor: following the active node");
         // A journal left here by an earlier attempt is stale: the acknowledged checkpoint is where it starts.
         self.live = None;
         self.found = Found::Nothing;
-        let (want, wanted) = watch::channel(Some(digest));
-        self.follower = Some((active, want));
-        let _ = self.durable.send(0);
-        tokio::spawn(moving::follow(self.cx.clone(), url, epoch, self.durable.subscribe(), wanted));
+        self.follow(active, url, None);
+    }
+
+    /// `held`: up to which record that node's journal is on this disk.
+    fn follow(&mut self, lease: u64, url: String, held: Option<u64>) {
+        let Some((epoch, digest)) = self.news.as_ref().map(|n| (n.state.epoch, n.state.checkpointDigest)) else {
+            return;
+        };
+        self.stop_following();
+        self.followers += 1;
+        let (id, (want, wanted)) = (self.followers, watch::channel(Some(digest)));
+        self.follower = Some(Follower { id, lease, goes_on: held.is_some(), want });
+        // Also when nobody listens: of a journal that is gone nothing is on this disk.
+        self.durable.send_replace(held.unwrap_or(0));
+        let followed = moving::Followed { follower: id, url, epoch, held };
+        tokio::spawn(moving::follow(self.cx.clone(), followed, self.durable.subscribe(), wanted));
     }
 
     fn stop_following(&mut self) {
-        if let Some((_, wanted)) = self.follower.take() {
-            let _ = wanted.send(None);
+        if let Some(follower) = self.follower.take() {
+            let _ = follower.want.send(None);
         }
     }
 
-    fn on_restored(&mut self, restored: Result<Box<Restored>>) -> Result<()> {
-        let after_takeover = std::mem::take(&mut self.restoring);
+    /// Whether this follower's words count: the present one's, until this node leads.
+    fn follows(&self, follower: u64) -> bool {
+        self.role == Role::Standby && self.follower.as_ref().is_some_and(|present| present.id == follower)
+    }
+
+    /// What was asked for in another epoch is not what the chain names this node for now; and a journal that came from the
+    /// old node meanwhile has more.
+    fn on_restored(&mut self, epoch: u64, restored: Result<Box<Restored>>) -> Result<()> {
+        self.restoring = false;
         let restored = match restored {
-            Ok(restored) => restored,
+            Ok(restored) => *restored,
             Err(e) => {
                 tracing::warn!(error = %chain_of(&e), "no memory yet: trying again with the next block");
                 return Ok(());
             }
         };
+        let is_epoch = self.news.as_ref().is_some_and(|news| news.state.epoch == epoch);
+        if !self.is_named() || !is_epoch || self.live.is_some() {
+            tracing::info!(epoch, "the memory that was restored is not wanted any more");
+            return Ok(());
+        }
+        self.take_in(restored)?;
+        self.become_active(Begins::Restored)
+    }
+
+    fn on_begun(&mut self, follower: u64, restored: Restored) -> Result<()> {
+        // An old node that has less than what it was told is here has nothing to begin with once this one is operator.
+        let has_more = self.is_named() && self.live.is_some();
+        if !self.follows(follower) || has_more {
+            return Ok(());
+        }
+        self.take_in(restored)?;
+        // Until the first records after the checkpoint are here.
+        self.found = Found::Unproven;
+        Ok(())
+    }
+
+    /// A journal of this memory takes the place of the one that lies here.
+    fn take_in(&mut self, restored: Restored) -> Result<()> {
+        self.live = None;
         let dir = self.journal_dir();
         if dir.exists() {
             std::fs::remove_dir_all(&dir)
@@ -886,35 +1016,55 @@ impl Node {
             let until = restored.until;
             return Err(Error::corrupt(format!("the checkpoint's segments end with record {last}, not with {until}")));
         }
-        let _ = self.durable.send(restored.lsn);
+        self.durable.send_replace(restored.lsn);
         self.live = Some(live);
-        if after_takeover {
-            self.become_active(Begins::Restored)?;
-        }
+        self.found = Found::Nothing;
         Ok(())
     }
 
     fn on_tail(&mut self, tail: Tail) -> Result<()> {
-        if self.role != Role::Standby {
+        if !self.follows(tail.follower) {
             return Ok(());
         }
         let Some(live) = &mut self.live else { return Ok(()) };
+        if self.follower.as_ref().is_some_and(|follower| !follower.goes_on) {
+            // From now on nothing leaves the old node during the handover that is not here. Of what left while this node was
+            // down only the last word says that it is here.
+            self.found = Found::Nothing;
+        }
         self.granted_token = Some(tail.token);
         if !tail.records.is_empty() {
             live.import(&tail.records)?;
         }
-        if let Some(ring) = tail.ring {
-            live.ring.merge(ring);
-            self.cx.ring_file.save(&live.ring)?;
-        }
+        // A follower that was ended does not need to hear it.
+        let _ = tail.taken.send(());
         if tail.last {
             self.last_word = true;
-            if self.news.as_ref().is_some_and(|n| n.state.operator == self.cx.me()) {
+            if self.is_named() {
                 self.become_active(Begins::OnItsOwn)?;
                 self.publish();
             }
         }
         Ok(())
+    }
+
+    /// The last ones come after the last records, and mostly after this node began to lead. Where a checkpoint of its own
+    /// stands by then, it keeps its own keys, and learns what only the old ones open.
+    fn on_later_keys(&mut self, follower: u64, later: KeyRing) -> Result<()> {
+        let (Some(news), Some(live)) = (&self.news, &mut self.live) else { return Ok(()) };
+        if follower != self.followers {
+            return Ok(());
+        }
+        let mut ring = live.ring.clone();
+        ring.merge(later);
+        ring.learn(&live.state.conversations);
+        if live.stands.as_ref().is_some_and(|own| own.epoch == news.state.epoch) && self.role != Role::Standby {
+            live.ring.conversations = ring.conversations;
+        } else {
+            ring.forget_before(news.state.checkpointSeq);
+            live.ring = ring;
+        }
+        self.cx.ring_file.save(&live.ring)
     }
 
     // ---- ceasing to be active ----
@@ -981,6 +1131,12 @@ impl Node {
             _ => news.state.epoch < office.epoch,
         };
         is_before && !self.lags()
+    }
+
+    /// Of a former operator: the chain went another way, and names it in an epoch after its own. Others may have led between.
+    fn is_named_anew(&self) -> bool {
+        let epoch = self.news.as_ref().map_or(0, |news| news.state.epoch);
+        self.office.is_none_or(|office| epoch > office.epoch) && !self.lags()
     }
 
     /// The block that named a successor is gone: this node goes on where it closed. What the successor recorded meanwhile
@@ -1091,7 +1247,7 @@ impl Node {
         if self.disk_failed.is_some() {
             return self.look_at_the_disk();
         }
-        if self.role == Role::Standby && self.news.as_ref().is_some_and(|n| n.state.operator == self.cx.me()) {
+        if self.is_named() {
             self.try_become_active()?;
         }
         self.drain();
@@ -1114,6 +1270,8 @@ impl Node {
 mod crashes;
 #[cfg(test)]
 mod hosts;
+#[cfg(test)]
+mod successions;
 #[cfg(test)]
 mod taken_back;
 #[cfg(test)]

@@ -62,8 +62,23 @@ pub struct Tail {
     pub last: bool,
     /// Under which it was given, and under which late deliveries are reported.
     pub token: String,
-    /// With the last part: the keys of checkpoints made since the first grant.
-    pub ring: Option<KeyRing>,
+    /// Whose it is.
+    pub follower: u64,
+    /// Said when these records are in the journal here, before any that are this node's own. A loop that does not want them
+    /// drops it: then nothing is acknowledged.
+    pub taken: oneshot::Sender<()>,
+}
+
+/// Whom a follower follows.
+pub struct Followed {
+    /// The follower's own number: its loop knows its words by it.
+    pub follower: u64,
+    /// Of the active node, or of the one that was it until now.
+    pub url: String,
+    /// The chain's when it was begun. The move may be mined meanwhile.
+    pub epoch: u64,
+    /// Up to which record that node's journal is on this disk; `None`: begin with the checkpoint.
+    pub held: Option<u64>,
 }
 
 /// Gets the keys, restores the last acknowledged checkpoint, then follows the active node's journal until it says that it
@@ -73,25 +88,12 @@ pub struct Tail {
 /// its follower: what it has acknowledged stays on its disk.
 pub async fn follow(
     cx: Arc<Context>,
-    active_url: String,
-    epoch: u64,
-    durable: watch::Receiver<u64>,
-    wanted: watch::Receiver<Option<B256>>,
-) {
-    follow_on(cx, active_url, epoch, None, durable, wanted).await;
-}
-
-/// `held`: up to which record the active node's journal is on this disk.
-async fn follow_on(
-    cx: Arc<Context>,
-    active_url: String,
-    epoch: u64,
-    mut held: Option<u64>,
+    mut followed: Followed,
     durable: watch::Receiver<u64>,
     wanted: watch::Receiver<Option<B256>>,
 ) {
     while wanted.borrow().is_some() {
-        match try_follow(&cx, &active_url, epoch, &mut held, durable.clone(), &wanted).await {
+        match try_follow(&cx, &mut followed, durable.clone(), &wanted).await {
             Ok(()) => return,
             Err(e) => {
                 tracing::info!(error = %chain_of(&e), "following the active node: trying again");
@@ -102,30 +104,32 @@ async fn follow_on(
 }
 
 async fn try_follow(
-    cx: &Arc<Context>,
-    active_url: &str,
-    epoch: u64,
-    held: &mut Option<u64>,
+    cx: &Context,
+    followed: &mut Followed,
     mut durable: watch::Receiver<u64>,
     wanted: &watch::Receiver<Option<B256>>,
 ) -> Result<()> {
-    let grant = ask_for_keys(cx, active_url, epoch).await?;
+    let grant = ask_for_keys(cx, followed).await?;
     let token = grant.token.clone();
     let mut headers = HeaderMap::new();
     let bearer = HeaderValue::from_str(&format!("Bearer {token}"))
         .map_err(|e| Error::retry("the follower's token is not a header value").caused_by(e))?;
     headers.insert(header::AUTHORIZATION, bearer);
-    let mut after = match *held {
-        Some(after) => after,
-        None => begin(cx, grant, wanted).await?,
+    let mut after = match followed.held {
+        Some(after) => {
+            // A checkpoint may have been made since they were given.
+            later_keys(cx, followed, grant).await;
+            after
+        }
+        None => begin(cx, followed.follower, grant, wanted).await?,
     };
     let mut is_answered = false;
     while wanted.borrow().is_some() {
-        let url = format!("{active_url}/peer/tail?after={after}");
+        let url = format!("{}/peer/tail?after={after}", followed.url);
         let answer = cx.http.send(Method::GET, &url, headers.clone(), Bytes::new()).await?;
         if answer.status == StatusCode::FORBIDDEN && !is_answered {
             // Its journal is not the one that was followed: begin with the checkpoint.
-            *held = None;
+            followed.held = None;
         }
         let answer = answer.success_or_read().await?;
         is_answered = true;
@@ -142,30 +146,49 @@ async fn try_follow(
                 .map_err(|e| Error::retry("a part of the journal is not sealed to this node").caused_by(e))?
         };
         if !records.is_empty() || last {
-            // A checkpoint may have been made since the first grant; keys that are sealed to its key must stay readable.
-            let ring = if last { last_keys(cx, active_url, epoch + 1).await } else { None };
-            cx.tell(Event::Tail(Tail { records, last, token: token.clone(), ring })).await;
+            let (taken, is_taken) = oneshot::channel();
+            let (token, follower) = (token.clone(), followed.follower);
+            cx.tell(Event::Tail(Tail { records, last, token, follower, taken })).await;
+            if is_taken.await.is_err() {
+                followed.held = None;
+                return Err(Error::retry("a part of the journal is not wanted"));
+            }
         }
-        // Asking from `last_lsn` acknowledges it, so it must be durable here first.
+        if last {
+            tokio::join!(acknowledge_last(cx, &followed.url, headers, durable, last_lsn), last_keys(cx, followed));
+            return Ok(());
+        }
+        // Asking from `last_lsn` acknowledges it, so it must be durable here first. This node may lead by then: its own
+        // records come after these.
         if durable.wait_for(|d| *d >= last_lsn).await.is_err() {
             return Ok(());
         }
         after = last_lsn;
-        *held = Some(after);
-        if last {
-            // Its last answers wait for this word; after that it has nothing more to say.
-            let url = format!("{active_url}/peer/tail?after={after}");
-            if let Err(e) = cx.http.send(Method::GET, &url, headers.clone(), Bytes::new()).await {
-                tracing::info!(error = %chain_of(&e), "the former node did not hear that its last records arrived");
-            }
-            return Ok(());
-        }
+        followed.held = Some(after);
     }
     Ok(())
 }
 
+/// The old node's last answers wait for this word, once its last records are on the disk here; after that it has nothing more
+/// to say.
+async fn acknowledge_last(
+    cx: &Context,
+    old_url: &str,
+    headers: HeaderMap,
+    mut durable: watch::Receiver<u64>,
+    last_lsn: u64,
+) {
+    if durable.wait_for(|d| *d >= last_lsn).await.is_err() {
+        return;
+    }
+    let url = format!("{old_url}/peer/tail?after={last_lsn}");
+    if let Err(e) = cx.http.send(Method::GET, &url, headers, Bytes::new()).await {
+        tracing::info!(error = %chain_of(&e), "the former node did not hear that its last records arrived");
+    }
+}
+
 /// Restores the last acknowledged checkpoint. Returns its last record.
-async fn begin(cx: &Context, grant: KeyGrant, wanted: &watch::Receiver<Option<B256>>) -> Result<u64> {
+async fn begin(cx: &Context, follower: u64, grant: KeyGrant, wanted: &watch::Receiver<Option<B256>>) -> Result<u64> {
     let digest = (*wanted.borrow()).ok_or_else(|| Error::superseded("another successor was announced"))?;
     if grant.checkpoint != hex::encode(digest) {
         return Err(Error::retry("the active node and the chain name different checkpoints"));
@@ -179,27 +202,32 @@ async fn begin(cx: &Context, grant: KeyGrant, wanted: &watch::Receiver<Option<B2
     restored.ring.merge(grant.ring);
     restored.token = Some(grant.token);
     let until = restored.until;
-    cx.tell(Event::Restored(Ok(Box::new(restored)))).await;
+    cx.tell(Event::Begun { follower, restored: Box::new(restored) }).await;
     Ok(until)
 }
 
-/// The old node still answers after its last word; if it does not, only conversations that were stored in the seconds
-/// between are out of reach.
-async fn last_keys(cx: &Context, active_url: &str, epoch: u64) -> Option<KeyRing> {
+/// A checkpoint may have been made since the first grant; keys that are sealed to its key must stay readable. This node leads
+/// by now: nobody waits for them. The old node still answers after its last word; if it does not, only conversations that were
+/// stored in the seconds between are out of reach.
+async fn last_keys(cx: &Context, followed: &Followed) {
     const ATTEMPTS: u32 = 4;
     for _ in 0..ATTEMPTS {
-        match ask_for_keys(cx, active_url, epoch).await {
-            Ok(grant) => return Some(grant.ring),
+        match ask_for_keys(cx, followed).await {
+            Ok(grant) => return later_keys(cx, followed, grant).await,
             Err(e) => tracing::info!(error = %chain_of(&e), "the last memory keys: asking again"),
         }
         tokio::time::sleep(RETRY).await;
     }
-    None
 }
 
-async fn ask_for_keys(cx: &Context, active_url: &str, epoch: u64) -> Result<KeyGrant> {
-    let request = restore::share_request(cx, epoch)?;
-    let sealed = cx.http.post_json(&format!("{active_url}/peer/key"), &request).await?.success_or_read().await?;
+async fn later_keys(cx: &Context, followed: &Followed, grant: KeyGrant) {
+    cx.tell(Event::LaterKeys { follower: followed.follower, ring: Box::new(grant.ring) }).await;
+}
+
+async fn ask_for_keys(cx: &Context, followed: &Followed) -> Result<KeyGrant> {
+    let request = restore::share_request(cx, followed.epoch)?;
+    let url = format!("{}/peer/key", followed.url);
+    let sealed = cx.http.post_json(&url, &request).await?.success_or_read().await?;
     let sealed = sealed.bytes(1 << 20).await?;
     let plain = seal::open(&sealed, &cx.keys.exchange, 1 << 20)
         .map_err(|e| Error::retry("the key grant is not sealed to this node").caused_by(e))?;
@@ -265,8 +293,10 @@ impl Node {
             .find(|l| l.id == announced || l.lease.nodeKey == news.state.operator)
             .filter(|l| l.id == request.lease)
             .ok_or_else(|| Error::superseded(format!("lease {} is not announced as successor", request.lease)))?;
+        // The move may have been mined since it was signed, or in a block that this node has not seen.
+        let epoch = request.epoch.clamp(news.state.epoch.saturating_sub(1), news.state.epoch.saturating_add(1));
         request
-            .verify(successor.lease.nodeKey, self.cx.config.treasury, self.cx.config.chain_id, news.state.epoch)
+            .verify(successor.lease.nodeKey, self.cx.config.treasury, self.cx.config.chain_id, epoch)
             .map_err(|e| Error::superseded("the request is not signed by the successor's node key").caused_by(e))?;
         let recipient = Recipient::parse(&request.recipient)
             .map_err(|e| Error::usage("the successor's exchange key does not parse").caused_by(e))?;
@@ -348,6 +378,7 @@ mod tests {
     use axum::routing::{get, post};
     use std::collections::BTreeMap;
     use std::sync::Mutex;
+    use tokio::sync::mpsc;
 
     /// An active node, as far as a follower sees it: its tokens are counted, and the first process is gone after one part.
     #[derive(Default)]
@@ -387,10 +418,17 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn a_follower_keeps_what_it_has_when_the_active_node_is_started_again() {
-        let dir = tempfile::tempdir().unwrap();
-        let (cx, mut heard) = crate::context::for_tests("http://127.0.0.1:1", dir.path());
+    /// A follower of such a node that has its journal up to record 5.
+    struct Follows {
+        active: Shared,
+        heard: mpsc::Receiver<Event>,
+        on_disk: watch::Sender<u64>,
+        want: watch::Sender<Option<B256>>,
+        task: tokio::task::JoinHandle<()>,
+    }
+
+    async fn follows(dir: &std::path::Path) -> Follows {
+        let (cx, heard) = crate::context::for_tests("http://127.0.0.1:1", dir);
         let active = Shared::default();
         let tail = get(tail).with_state((active.clone(), cx.keys.exchange.recipient()));
         let app =
@@ -399,22 +437,66 @@ mod tests {
         let url = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(async move { axum::serve(listener, app).await });
         let (on_disk, durable) = watch::channel(5);
-        let (_want, wanted) = watch::channel(Some(B256::repeat_byte(1)));
-        let follower = tokio::spawn(follow_on(Arc::new(cx), url, 1, Some(5), durable, wanted));
-        let mut parts = Vec::new();
-        while let Some(event) = heard.recv().await {
-            let Event::Tail(tail) = event else { panic!("it begins again: {}", event.name()) };
-            let is_last = tail.last;
-            parts.push((tail.token, String::from_utf8(tail.records).unwrap()));
-            on_disk.send_replace(if is_last { 9 } else { 7 });
-            if is_last {
-                break;
+        let (want, wanted) = watch::channel(Some(B256::repeat_byte(1)));
+        let followed = Followed { follower: 1, url, epoch: 1, held: Some(5) };
+        let task = tokio::spawn(follow(Arc::new(cx), followed, durable, wanted));
+        Follows { active, heard, on_disk, want, task }
+    }
+
+    impl Follows {
+        /// The next part that it tells.
+        async fn tells(&mut self) -> Tail {
+            loop {
+                match self.heard.recv().await.unwrap() {
+                    Event::Tail(tail) => return tail,
+                    Event::LaterKeys { .. } => {}
+                    other => panic!("it begins again: {}", other.name()),
+                }
             }
         }
-        follower.await.unwrap();
-        let expected = [("token-1", "6 and 7"), ("token-2", "8 and 9")];
-        assert_eq!(parts, expected.map(|(token, records)| (token.to_owned(), records.to_owned())));
-        let asked = [("token-1", 5), ("token-1", 7), ("token-2", 7), ("token-2", 9)];
-        assert_eq!(active.lock().unwrap().asked, asked.map(|(token, after)| (token.to_owned(), after)));
+    }
+
+    fn owned<T: Clone>(of: &[(&str, T)]) -> Vec<(String, T)> {
+        of.iter().map(|(token, what)| ((*token).to_owned(), what.clone())).collect()
+    }
+
+    #[tokio::test]
+    async fn a_follower_keeps_what_it_has_when_the_active_node_is_started_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut follows = follows(dir.path()).await;
+        let mut parts = Vec::new();
+        for (until, tokens) in [(7, 1), (9, 2)] {
+            let tail = follows.tells().await;
+            assert_eq!(
+                (tail.last, follows.active.lock().unwrap().tokens),
+                (until == 9, tokens),
+                "it waits for no keys"
+            );
+            parts.push((tail.token, String::from_utf8(tail.records).unwrap()));
+            tail.taken.send(()).unwrap();
+            follows.on_disk.send_replace(until);
+        }
+        follows.task.await.unwrap();
+        assert!(matches!(follows.heard.try_recv(), Ok(Event::LaterKeys { .. })), "those of the end come after it");
+        assert_eq!(parts, owned(&[("token-1", "6 and 7".to_owned()), ("token-2", "8 and 9".to_owned())]));
+        let asked = follows.active.lock().unwrap().asked.clone();
+        assert_eq!(asked, owned(&[("token-1", 5), ("token-1", 7), ("token-2", 7), ("token-2", 9)]));
+    }
+
+    /// Its loop leads without that part: whatever it has on its disk now are its own records.
+    #[tokio::test]
+    async fn what_the_loop_did_not_take_in_is_not_acknowledged() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut follows = follows(dir.path()).await;
+        follows.tells().await.taken.send(()).unwrap();
+        follows.on_disk.send_replace(7);
+        let tail = follows.tells().await;
+        assert!(tail.last);
+        follows.want.send(None).unwrap();
+        follows.on_disk.send_replace(100);
+        drop(tail);
+        follows.task.await.unwrap();
+        let asked = follows.active.lock().unwrap().asked.clone();
+        assert_eq!(asked, owned(&[("token-1", 5), ("token-1", 7), ("token-2", 7)]));
     }
 }

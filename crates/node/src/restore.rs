@@ -70,16 +70,16 @@ pub struct Reached {
 }
 
 /// The last record that the acknowledged checkpoint and the segments after it hold, so that a journal which ends before it
-/// is an older one. Of this epoch the operator is known; while a takeover is restored, segments of earlier ones count,
-/// too. `Retry` if store or stewards do not say.
-pub async fn reached(cx: &Context, epoch: u64, digest: B256, is_restoring: bool) -> Result<Reached> {
+/// is an older one. Segments count that the operator of their epoch signed, by the treasury's own events; where a journal is
+/// this node's of the epoch `own`, only those. `Retry` if store, stewards or chain do not say.
+pub async fn reached(cx: &Context, digest: B256, own: Option<u64>) -> Result<Reached> {
     let found = checkpoint::fetch(cx, digest).await?;
-    let mut operators = BTreeMap::from([(epoch, cx.me())]);
-    if is_restoring {
-        operators = chain::history::operators(&cx.chain, cx.config.treasury)
+    let operators = match own {
+        Some(epoch) => BTreeMap::from([(epoch, cx.me())]),
+        None => chain::history::operators(&cx.chain, cx.config.treasury)
             .await
-            .map_err(|e| Error::retry("the treasury's events cannot be read").caused_by(e))?;
-    }
+            .map_err(|e| Error::retry("the treasury's events cannot be read").caused_by(e))?,
+    };
     let later = replicate::headers(cx, found.lsn).await?;
     let later = replicate::signed_by_operators(later, cx.config.treasury, cx.config.chain_id, |epoch| {
         operators.get(&epoch).copied()
@@ -174,4 +174,118 @@ async fn later_segments(cx: &Context, lsn: u64, ring: &KeyRing) -> Result<Vec<Ve
         later.push(plain);
     }
     Ok(later)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::context;
+    use crate::stand_in;
+    use alloy::primitives::{Address, U256};
+    use alloy::signers::local::PrivateKeySigner;
+    use alloy::sol_types::SolEvent;
+    use axum::{Json, Router, routing::get};
+    use chain::bindings::Treasury;
+    use serde_json::{Value, json};
+    use store::checkpoint::SegmentHeader;
+
+    /// As the treasury tells them.
+    fn logged<E: SolEvent>(treasury: Address, event: &E) -> Value {
+        let inner = alloy::primitives::Log { address: treasury, data: event.encode_log_data() };
+        serde_json::to_value(alloy::rpc::types::Log { inner, ..Default::default() }).unwrap()
+    }
+
+    /// A STAND-IN for a chain on which `old` was operator in epoch 1, and `new` is in epoch 2.
+    async fn chain_of_two(treasury: Address, old: Address, new: Address) -> String {
+        let activated = Treasury::Activated { lease: U256::from(1), operator: old };
+        let handed_over = Treasury::HandedOver { epoch: 2, lease: U256::from(2), operator: new, seq: 1, cut: 0 };
+        let logs = json!([logged(treasury, &activated), logged(treasury, &handed_over)]);
+        stand_in::endpoint(move |asked| {
+            let logs = logs.clone();
+            async move { Ok(if asked["method"] == "eth_getLogs" { logs } else { Value::Null }) }
+        })
+        .await
+    }
+
+    async fn served(app: Router) -> String {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        url
+    }
+
+    /// Up to record 60.
+    fn acknowledged(cx: &Context) -> Checkpoint {
+        let recipient = Identity::generate().recipient().to_string();
+        Checkpoint {
+            version: store::checkpoint::VERSION,
+            agent: cx.config.treasury,
+            chain_id: cx.config.chain_id,
+            epoch: 1,
+            seq: 1,
+            prev: None,
+            lsn: 60,
+            snapshot: store::cid::of_raw(b"sealed"),
+            snapshot_bytes: 6,
+            snapshot_lsn: 60,
+            segments: None,
+            segments_bytes: 0,
+            chapter: recipient.clone(),
+            keys: store::cid::of_raw(b"keys"),
+            recipient,
+            key_hash: B256::ZERO,
+            threshold: 1,
+            shares: vec![],
+            conversations: vec![],
+            log: store::cid::of_raw(b"log"),
+            log_seq: 1,
+            created_at: 1,
+            signature: String::new(),
+        }
+    }
+
+    /// Records from 61 on.
+    fn segment(cx: &Context, epoch: u64, last_lsn: u64, signer: &PrivateKeySigner) -> SegmentHeader {
+        let mut header = SegmentHeader {
+            agent: cx.config.treasury,
+            chain_id: cx.config.chain_id,
+            epoch,
+            index: 1,
+            first_lsn: 61,
+            last_lsn,
+            prev: None,
+            cid: store::cid::of_raw(&last_lsn.to_be_bytes()),
+            recipient: "age1".into(),
+            bytes: 1,
+            signature: String::new(),
+        };
+        header.sign(signer).unwrap();
+        header
+    }
+
+    /// The old operator shipped to record 5000, a thief of neither key said more, and this node, its successor, has shipped
+    /// to record 70 itself.
+    #[tokio::test]
+    async fn what_an_old_operator_shipped_counts_until_this_node_leads() {
+        let dir = tempfile::tempdir().unwrap();
+        let (old, thief) = (PrivateKeySigner::random(), PrivateKeySigner::random());
+        let me = context::for_tests("http://127.0.0.1:1", dir.path()).0.me();
+        let rpc_url = chain_of_two(context::TREASURY_OF_TESTS, old.address(), me).await;
+        let (mut cx, _heard) = context::for_tests(&rpc_url, dir.path());
+        let headers =
+            [segment(&cx, 1, 5_000, &old), segment(&cx, 2, 70, &cx.keys.node), segment(&cx, 2, 9_000, &thief)];
+        let answer = move || std::future::ready(Json(headers.clone()));
+        let steward = served(Router::new().route("/segments/{treasury}", get(answer))).await;
+        cx.manifest.stewards.iter_mut().for_each(|known| known.url.clone_from(&steward));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let blocks = store::Blocks::open(dir.path().join("store")).unwrap();
+        tokio::spawn(store::serve(listener, blocks, std::future::pending()));
+        cx.store = store::StoreClient::new(cx.http.clone(), vec![url]);
+        let found = acknowledged(&cx);
+        cx.store.put_block(&found.cid(), &found.to_bytes()).await.unwrap();
+        let digest = B256::from(found.digest());
+        assert_eq!(reached(&cx, digest, None).await.unwrap().lsn, 5_000);
+        assert_eq!(reached(&cx, digest, Some(2)).await.unwrap().lsn, 70);
+    }
 }

@@ -94,6 +94,8 @@ pub struct Shared {
     /// Told with each of them: what has time makes room.
     begun: Notify,
     trouble: Mutex<Option<String>>,
+    /// Why the engine does not run.
+    engine_trouble: Mutex<Option<String>>,
     /// What was asked for a request lately: digest of route and body → (micro-USDC, chain seconds).
     quotes: Mutex<BTreeMap<[u8; 32], (u128, u64)>>,
     relay_has_gas: AtomicBool,
@@ -119,6 +121,7 @@ impl Default for Shared {
             generations: AtomicU64::new(0),
             begun: Notify::new(),
             trouble: Mutex::new(None),
+            engine_trouble: Mutex::new(None),
             quotes: Mutex::default(),
             relay_has_gas: AtomicBool::new(false),
             settling: AtomicU64::new(0),
@@ -205,6 +208,7 @@ impl Shared {
         tokio::time::timeout(patience, engines.wait_for(Option::is_some)).await.ok()?.ok()?.clone()
     }
     pub(crate) fn set_engine(&self, engine: Engine) {
+        *lock(&self.engine_trouble) = None;
         self.engine.send_replace(Some(engine));
     }
 
@@ -260,11 +264,20 @@ impl Shared {
         self.refused.load(Ordering::SeqCst)
     }
 
+    /// What keeps this process from leading: its disk, or a copy of it. It does not pass while the process runs.
     pub fn trouble(&self) -> Option<String> {
         lock(&self.trouble).clone()
     }
     pub(crate) fn set_trouble(&self, trouble: Option<String>) {
         *lock(&self.trouble) = trouble;
+    }
+
+    /// Until the engine runs.
+    pub fn engine_trouble(&self) -> Option<String> {
+        lock(&self.engine_trouble).clone()
+    }
+    pub(crate) fn set_engine_trouble(&self, why: String) {
+        *lock(&self.engine_trouble) = Some(why);
     }
 
     /// What a settlement of its own costs in gas, micro-USDC: at least what the manifest says, and as much as it takes by

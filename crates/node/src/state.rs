@@ -145,17 +145,27 @@ pub struct State {
     payers: BTreeSet<[u8; 20]>,
     /// Income that the life has heard of and that a reorganisation took back: what is earned next makes up for it, and the
     /// life hears of what is more.
-    #[borsh(deserialize_with = "zero_at_the_end")]
+    #[borsh(deserialize_with = "nothing_at_the_end")]
     unearned: Usdc,
+    #[borsh(deserialize_with = "nothing_at_the_end")]
+    led: Led,
 }
 
-/// Snapshots of builds before [`State::unearned`] end where it begins.
-fn zero_at_the_end<R: Read>(reader: &mut R) -> std::io::Result<Usdc> {
+/// Snapshots of builds before [`State::unearned`] or [`State::led`] end where it begins.
+fn nothing_at_the_end<T: Default + BorshDeserialize, R: Read>(reader: &mut R) -> std::io::Result<T> {
     let mut first = [0];
     match reader.read(&mut first)? {
-        0 => Ok(Usdc::ZERO),
-        _ => Usdc::deserialize_reader(&mut first.as_slice().chain(reader)),
+        0 => Ok(T::default()),
+        _ => T::deserialize_reader(&mut first.as_slice().chain(reader)),
     }
+}
+
+/// Whose records the last ones are. Zeros before the first operator's, and from a snapshot that did not say, until the next
+/// block is recorded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Led {
+    pub epoch: u64,
+    pub lease: u64,
 }
 
 /// A receipt as it was signed, and where its leaf is.
@@ -196,6 +206,7 @@ impl State {
             served: 0,
             payers: BTreeSet::new(),
             unearned: Usdc::ZERO,
+            led: Led::default(),
         }
     }
 
@@ -234,7 +245,13 @@ impl State {
     /// One input of the life.
     fn live(&mut self, lsn: u64, now: u64, input: &Input) -> Vec<(OutputId, Output)> {
         match input {
-            Input::Block(view) => self.block = view.number,
+            Input::Booted { epoch, lease, .. } => self.led = Led { epoch: *epoch, lease: *lease },
+            Input::Block(view) => {
+                self.block = view.number;
+                if let Some(active) = view.active.as_ref().filter(|_| view.operator_is_me) {
+                    self.led = Led { epoch: view.epoch, lease: active.id };
+                }
+            }
             Input::Chain(events) => events.iter().for_each(|event| self.remember(event)),
             Input::Earned { .. } => self.unposted = Unposted::default(),
             Input::Done { id, outcome } => {
@@ -413,6 +430,11 @@ impl State {
         &self.leases
     }
 
+    /// Who led when the last records were made: what a journal that lies on a disk says of whose it is.
+    pub fn led(&self) -> Led {
+        self.led
+    }
+
     pub fn encode(&self) -> Vec<u8> {
         borsh::to_vec(self).expect("encoding into memory does not fail")
     }
@@ -559,11 +581,25 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_of_a_build_before_unearned_income_was_kept_is_read() {
+    fn snapshots_of_builds_that_kept_less_are_read() {
         let state = fresh();
         let bytes = state.encode();
-        let older = &bytes[..bytes.len() - size_of::<u128>()];
-        assert_eq!(State::decode(older).unwrap().digest(), state.digest());
-        assert!(State::decode(&bytes[..bytes.len() - 1]).is_err(), "half of it is damage");
+        // Before it was kept who led; before unearned income was.
+        let (led, unearned) = (size_of::<Led>(), size_of::<u128>());
+        for left_out in [led, led + unearned] {
+            let older = &bytes[..bytes.len() - left_out];
+            assert_eq!(State::decode(older).unwrap().digest(), state.digest());
+            assert!(State::decode(&bytes[..bytes.len() - left_out + 1]).is_err(), "a part of it is damage");
+        }
+    }
+
+    #[test]
+    fn whose_records_the_last_ones_are_is_what_its_operator_recorded() {
+        let (mut state, mut lsn) = (fresh(), 0);
+        let booted = |epoch, lease| Recorded::Life(Input::Booted { epoch, lease, restored: false });
+        feed(&mut state, &mut lsn, vec![booted(1, 7)]);
+        assert_eq!(state.led(), Led { epoch: 1, lease: 7 });
+        feed(&mut state, &mut lsn, vec![booted(2, 9)]);
+        assert_eq!(State::decode(&state.encode()).unwrap().led(), Led { epoch: 2, lease: 9 });
     }
 }

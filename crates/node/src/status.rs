@@ -334,7 +334,7 @@ impl Node {
         if self.role == Role::Active && !self.fence.holds(boottime_ms()) {
             return Some("no fresh block from the chain".to_owned());
         }
-        self.shared.trouble()
+        self.shared.trouble().or_else(|| self.shared.engine_trouble())
     }
 }
 

@@ -16,7 +16,7 @@ const PAYER: [u8; 20] = [0xC1; 20];
 const PRICE: u128 = paid_call::PRICE.0;
 
 /// What a process finds in `dir` that has the records of `node` up to `last`.
-fn found_in(dir: &std::path::Path, node: &Node, last: u64) -> State {
+pub(super) fn found_in(dir: &std::path::Path, node: &Node, last: u64) -> State {
     let here = &node.live.as_ref().unwrap().journal;
     here.sync().unwrap();
     let mut journal = journal::Journal::create(dir, journal::Options::default(), Box::new(|_| ())).unwrap();
@@ -32,7 +32,7 @@ fn request(nonce: u8) -> RequestId {
 }
 
 /// A call under this nonce that is being served, and whose payment is on its way to the chain.
-fn open_call(node: &mut Node, nonce: u8) {
+pub(super) fn open_call(node: &mut Node, nonce: u8) {
     let now = node.now();
     let live = node.live.as_mut().unwrap();
     for input in [paid_call::reserved(PAYER, nonce, now, now + 900), BookInput::SettleSent { request: request(nonce) }]
@@ -41,7 +41,7 @@ fn open_call(node: &mut Node, nonce: u8) {
     }
 }
 
-fn delivered(nonce: u8) -> Recorded {
+pub(super) fn delivered(nonce: u8) -> Recorded {
     let delivery = paid_call::delivery(0, 1_000);
     Recorded::Book(BookInput::Delivered { request: request(nonce), delivery, amount: paid_call::PRICE })
 }
@@ -405,6 +405,31 @@ async fn a_restart_after_a_handovers_time_waits_for_nobody() {
     assert!(leaves(live).is_empty());
 }
 
+/// It was mined, and the successor went on with what it had. What that one may not have must not leave, however long it takes.
+#[tokio::test]
+async fn what_is_held_when_a_handover_is_mined_leaves_with_the_successors_word_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = mover(dir.path());
+    moves(&mut node);
+    let live = node.live.as_mut().unwrap();
+    let (_, valid_until) = live.state.agent.handover().unwrap();
+    leaves(live);
+    live.followed_to(live.durable);
+    live.hand_over(valid_until);
+    let line = Recorded::Line { kind: "late".into(), text: "an answer".into() };
+    let last = live.record(valid_until, &line).unwrap();
+    let (reply, mut answer) = oneshot::channel();
+    live.when_durable(last, move || reply.send(()).unwrap());
+    node.on_durable(last).unwrap();
+    let mut news = block(&node, 9, 9, (2, false));
+    news.head.timestamp = valid_until + 1;
+    node.on_chain(news).unwrap();
+    assert_eq!((node.role, answer.try_recv().is_ok()), (Role::Draining, false), "the successor may not know of it");
+    node.live.as_mut().unwrap().followed_to(last);
+    node.let_go().unwrap();
+    answer.try_recv().expect("the successor has it");
+}
+
 /// Its disk came back older than it was, or it is another node's.
 #[tokio::test]
 async fn a_follower_that_has_more_than_this_journal_has_to_begin_again() {
@@ -448,7 +473,7 @@ fn started_again(dir: &std::path::Path, node: Node, epoch: u64) -> Node {
     again
 }
 
-fn service(node: &Node, nonce: u8) -> Service {
+pub(super) fn service(node: &Node, nonce: u8) -> Service {
     node.live.as_ref().unwrap().state.book.entry(&request(nonce)).unwrap().service.clone()
 }
 

@@ -953,6 +953,24 @@ async fn a_deposit_is_put_in_by_anothers_facilitator_else_by_the_relay() {
     }
 }
 
+/// A standby is asked once a second whether it could take over.
+#[tokio::test]
+async fn an_engine_that_started_at_the_second_attempt_makes_its_node_able() {
+    let dir = tempfile::tempdir().unwrap();
+    let shop = Shop::open(dir.path(), u64::MAX).await;
+    let is_able = async || {
+        let said: Value = serde_json::from_str(&shop.get("/peer/able").await).unwrap();
+        said["ready"] == true
+    };
+    let engine = shop.shared.engine().unwrap();
+    shop.shared.set_engine_trouble("no engine: the weights are not here yet".to_owned());
+    shop.shared.set_engine(engine);
+    assert_eq!((is_able().await, shop.shared.engine_trouble()), (true, None));
+    shop.shared.set_trouble(Some("the journal's disk failed".to_owned()));
+    assert!(!is_able().await, "that does not pass");
+    shop.close().await;
+}
+
 /// The agent has moved from `old` to `new`; both have the same memory here, as a successor has.
 #[tokio::test]
 async fn a_paid_request_at_the_former_host_is_answered_by_the_new_one() {
