@@ -685,7 +685,7 @@ async fn look(cx: &Context, terms: &SettleExact) -> std::result::Result<Settleme
             Fate::PaidHere { tx, block, .. } => {
                 Settlement::Paid { amount: recorded.saturating_to(), tx, block, recorded: true }
             }
-            Fate::Cancelled | Fate::PaidElsewhere => Settlement::Unknown,
+            Fate::Cancelled | Fate::PaidElsewhere | Fate::Untold => Settlement::Unknown,
         });
     }
     let usdc = cx.chain.usdc(cx.birth.token);
@@ -698,6 +698,7 @@ async fn look(cx: &Context, terms: &SettleExact) -> std::result::Result<Settleme
             }
             Fate::Cancelled => Settlement::Unpaid(UnpaidWhy::Cancelled),
             Fate::PaidElsewhere => Settlement::Unpaid(UnpaidWhy::UsedElsewhere),
+            Fate::Untold => Settlement::Unknown,
         });
     }
     let head = cx.chain.head().await?;
