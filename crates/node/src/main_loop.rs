@@ -309,8 +309,8 @@ struct Follower {
     id: u64,
     /// The lease that is followed.
     lease: u64,
-    /// It goes on from a journal that was found here, and not from the checkpoint.
-    goes_on: bool,
+    /// It began when this node was operator already.
+    is_late: bool,
     /// Which checkpoint the chain names; nothing ends it.
     want: watch::Sender<Option<B256>>,
 }
@@ -772,7 +772,7 @@ impl Node {
 
     /// A move was mined while this process was down, or since it began: it knows nothing of what the old node recorded
     /// meanwhile, and asks for it first. What it had acknowledged stays; a journal that the old node's life is not in was left
-    /// by an earlier attempt.
+    /// by an earlier attempt. Either may still be an old image of this node's own disk, so what was acknowledged is asked, too.
     fn follow_the_former(&mut self) {
         if self.follower.is_some() || self.found != Found::Unproven || self.has_led() {
             return;
@@ -787,7 +787,7 @@ impl Node {
             self.live = None;
             self.found = Found::Nothing;
         }
-        self.follow(lease, url, held);
+        self.follow(lease, url, held, true);
     }
 
     fn ask_what_is_reached(&mut self) {
@@ -830,10 +830,10 @@ impl Node {
         let is_restoring = self.news.as_ref().is_some_and(|news| news.state.restoring);
         if is_restoring || self.cx.ring_file.load()?.memory_of(&reached.recipient).is_some() {
             tracing::warn!("{old}: it is left, and the memory restored");
-            self.live = None;
+            (self.live, self.last_word) = (None, false);
             return Ok(Found::Nothing);
         }
-        if self.follower.is_some() {
+        if self.follower.is_some() && !self.last_word {
             tracing::warn!("{old}: waiting for the node that led before");
             return Ok(Found::Behind);
         }
@@ -931,18 +931,18 @@ impl Node {
         // A journal left here by an earlier attempt is stale: the acknowledged checkpoint is where it starts.
         self.live = None;
         self.found = Found::Nothing;
-        self.follow(active, url, None);
+        self.follow(active, url, None, false);
     }
 
     /// `held`: up to which record that node's journal is on this disk.
-    fn follow(&mut self, lease: u64, url: String, held: Option<u64>) {
+    fn follow(&mut self, lease: u64, url: String, held: Option<u64>, is_late: bool) {
         let Some((epoch, digest)) = self.news.as_ref().map(|n| (n.state.epoch, n.state.checkpointDigest)) else {
             return;
         };
         self.stop_following();
         self.followers += 1;
         let (id, (want, wanted)) = (self.followers, watch::channel(Some(digest)));
-        self.follower = Some(Follower { id, lease, goes_on: held.is_some(), want });
+        self.follower = Some(Follower { id, lease, is_late, want });
         // Also when nobody listens: of a journal that is gone nothing is on this disk.
         self.durable.send_replace(held.unwrap_or(0));
         let followed = moving::Followed { follower: id, url, epoch, held };
@@ -1027,23 +1027,23 @@ impl Node {
             return Ok(());
         }
         let Some(live) = &mut self.live else { return Ok(()) };
-        if self.follower.as_ref().is_some_and(|follower| !follower.goes_on) {
-            // From now on nothing leaves the old node during the handover that is not here. Of what left while this node was
-            // down only the last word says that it is here.
-            self.found = Found::Nothing;
-        }
         self.granted_token = Some(tail.token);
         if !tail.records.is_empty() {
             live.import(&tail.records)?;
         }
         // A follower that was ended does not need to hear it.
         let _ = tail.taken.send(());
-        if tail.last {
-            self.last_word = true;
-            if self.is_named() {
-                self.become_active(Begins::OnItsOwn)?;
-                self.publish();
-            }
+        self.last_word |= tail.last;
+        if !self.follower.as_ref().is_some_and(|follower| follower.is_late) {
+            // From now on nothing leaves the old node during the handover that is not here.
+            self.found = Found::Nothing;
+        } else if tail.last {
+            // This may be an image of a disk on which this node led already: of its own records the old node knows nothing.
+            self.found = Found::Unproven;
+        }
+        if tail.last && self.is_named() {
+            self.try_become_active()?;
+            self.publish();
         }
         Ok(())
     }

@@ -121,12 +121,33 @@ async fn a_successor_that_has_less_than_was_acknowledged_waits_for_the_old_node(
     next.on_tick().unwrap();
     assert_eq!((next.role, next.found, records(&next)), (Role::Standby, Found::Behind, had));
     // It is there again.
+    hears_the_rest(&mut next, &old);
+    next.on_reached(Ok(restore::Reached { lsn: records(&old), recipient: "age1".into() })).unwrap();
+    assert!(next.role == Role::Active && matches!(service(&next, 1), Service::Delivered(_)));
+}
+
+/// The last word of the old node, which then is compared with what was acknowledged.
+fn hears_the_rest(next: &mut Node, old: &Node) {
     let journal = &old.live.as_ref().unwrap().journal;
     let (follower, (taken, mut is_taken)) = (next.follower.as_ref().unwrap().id, oneshot::channel());
-    let rest = journal.export(had + 1, journal.last_lsn()).unwrap();
+    let rest = journal.export(records(next) + 1, journal.last_lsn()).unwrap();
     next.on_tail(Tail { records: rest, last: true, token: "token".into(), follower, taken }).unwrap();
-    assert!(next.role == Role::Active && is_taken.try_recv().is_ok());
-    assert!(matches!(service(&next, 1), Service::Delivered(_)));
+    assert!(is_taken.try_recv().is_ok());
+    assert_eq!((next.role, next.found, records(next)), (Role::Standby, Found::Asked, records(old)));
+}
+
+/// This node led already, shipped what it recorded, and its disk came back as it was before.
+#[tokio::test]
+async fn the_old_nodes_last_word_does_not_make_up_for_this_nodes_own_records() {
+    let dirs = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (mut next, _heard) = host(dirs.1.path(), NEW);
+    let (old, _old_heard) = moved_from(dirs.0.path(), &next);
+    next.wake_from_disk().unwrap();
+    next.on_chain(moved_to(&next, 3, NOWHERE)).unwrap();
+    hears_the_rest(&mut next, &old);
+    let own = restore::Reached { lsn: records(&old) + 1, recipient: "age1".into() };
+    let refused = next.on_reached(Ok(own)).unwrap_err();
+    assert_eq!((next.role, refused.kind), (Role::Standby, Kind::Corrupt), "{refused}");
 }
 
 /// It followed another operator once, and has nothing of the one before it.
@@ -139,8 +160,8 @@ async fn a_successor_whose_journal_is_of_an_earlier_attempt_begins_anew() {
     found_in(&next.journal_dir(), &earlier, records(&earlier));
     next.wake_from_disk().unwrap();
     next.on_chain(moved_to(&next, 3, NOWHERE)).unwrap();
-    assert!(next.live.is_none() && next.follower.as_ref().is_some_and(|follower| !follower.goes_on));
-    // What it begins with may be far behind what left, until the first records after it are here.
+    assert!(next.live.is_none() && next.follower.as_ref().is_some_and(|follower| follower.is_late));
+    // What it begins with may be far behind what left.
     next.on_begun(next.followers, *memory(&next)).unwrap();
     assert_eq!((next.role, next.found, next.live.is_some()), (Role::Standby, Found::Unproven, true));
 }
@@ -181,7 +202,7 @@ async fn a_second_memory_does_not_take_the_place_of_the_one_that_lives() {
     let dir = tempfile::tempdir().unwrap();
     let (mut node, _heard) = host(dir.path(), NEW);
     node.on_chain(taken_over(&node, 5, (2, true))).unwrap();
-    node.follow(OLD, NOWHERE.to_owned(), None);
+    node.follow(OLD, NOWHERE.to_owned(), None, false);
     let follower = node.followers;
     // Of a follower that was ended: nothing.
     node.on_begun(follower - 1, *memory(&node)).unwrap();
