@@ -1,6 +1,7 @@
 //! What became of an EIP-3009 authorisation that was used, but not through the treasury.
 
 use crate::context::Context;
+use crate::permit2;
 use alloy::primitives::{Address, B256, U256};
 use alloy::rpc::types::{Filter, Log, TransactionReceipt};
 use alloy::sol;
@@ -29,14 +30,7 @@ pub enum Fate {
 /// Paid means: `AuthorizationUsed` *and* the matching `Transfer` to the treasury in one transaction. What is not shown is
 /// never taken for what did not happen.
 pub async fn fate(cx: &Context, payer: Address, nonce: B256) -> Result<Fate, chain::Error> {
-    let ends = vec![AuthorizationUsed::SIGNATURE_HASH, AuthorizationCanceled::SIGNATURE_HASH];
-    let about = Filter::new()
-        .address(cx.birth.token)
-        .from_block(0)
-        .event_signature(ends)
-        .topic1(payer.into_word())
-        .topic2(nonce);
-    let told: Vec<Log> = cx.chain.request("eth_getLogs", (about,)).await?;
+    let told = ends(cx, payer, nonce).await?;
     let of_kind = |signature| told.iter().find(|log| log.topic0() == Some(&signature));
     let Some(used) = of_kind(AuthorizationUsed::SIGNATURE_HASH) else {
         let is_cancelled = of_kind(AuthorizationCanceled::SIGNATURE_HASH).is_some();
@@ -48,6 +42,27 @@ pub async fn fate(cx: &Context, payer: Address, nonce: B256) -> Result<Fate, cha
         Some(amount) => Fate::PaidHere { amount, tx, block },
         None => Fate::PaidElsewhere,
     })
+}
+
+/// What the token tells of the nonce's end. Newest first and in pieces, for endpoints that give out no more at once; what is
+/// older than that is asked for whole, and such an endpoint's refusal is an error.
+async fn ends(cx: &Context, payer: Address, nonce: B256) -> Result<Vec<Log>, chain::Error> {
+    let newest = cx.chain.head().await?.number;
+    let since = newest.saturating_sub(permit2::BLOCKS_BACK);
+    let older = since.checked_sub(1).map(|last| 0..=last);
+    for blocks in permit2::pieces(since, newest).chain(older) {
+        let about = Filter::new()
+            .address(cx.birth.token)
+            .select(blocks)
+            .event_signature(vec![AuthorizationUsed::SIGNATURE_HASH, AuthorizationCanceled::SIGNATURE_HASH])
+            .topic1(payer.into_word())
+            .topic2(nonce);
+        let told: Vec<Log> = cx.chain.request("eth_getLogs", (about,)).await?;
+        if !told.is_empty() {
+            return Ok(told);
+        }
+    }
+    Ok(Vec::new())
 }
 
 /// What `payer` moved to `pay_to` in this transaction, by its first such transfer.
@@ -62,6 +77,7 @@ pub fn transfer(receipt: &TransactionReceipt, token: Address, payer: Address, pa
 mod tests {
     use super::*;
     use crate::{context, stand_in};
+    use alloy::rpc::types::{Block, Transaction};
     use serde_json::{Value, json};
 
     const PAYER: Address = Address::repeat_byte(9);
@@ -81,9 +97,28 @@ mod tests {
 
     /// By an endpoint that shows these logs, and this receipt of a transaction.
     async fn told(logs: Vec<Value>, receipt: Value) -> Fate {
+        told_at(7, logs, receipt).await
+    }
+
+    /// By one whose newest block is this, and which gives out the logs of 1,000 blocks at once.
+    async fn told_at(newest: u64, logs: Vec<Value>, receipt: Value) -> Fate {
         let chain = stand_in::endpoint(move |asked: Value| {
-            let shown = if asked["method"] == "eth_getLogs" { json!(logs) } else { receipt.clone() };
-            async move { Ok(shown) }
+            let of = |name: &str| {
+                let text = asked["params"][0][name].as_str().unwrap_or("0x0");
+                u64::from_str_radix(&text[2..], 16).unwrap()
+            };
+            let said = match asked["method"].as_str() {
+                Some("eth_getBlockByNumber") => {
+                    let mut head = serde_json::to_value(Block::<Transaction>::default()).unwrap();
+                    head["number"] = json!(format!("{newest:#x}"));
+                    Ok(head)
+                }
+                Some("eth_getLogs") if of("toBlock") - of("fromBlock") >= 1_000 => Err(json!({ "code": -32005 })),
+                Some("eth_getLogs") if of("fromBlock") <= 7 && 7 <= of("toBlock") => Ok(json!(logs)),
+                Some("eth_getLogs") => Ok(json!([])),
+                _ => Ok(receipt.clone()),
+            };
+            async move { said }
         });
         let dir = tempfile::tempdir().unwrap();
         let (cx, _heard) = context::for_tests(&chain.await, dir.path());
@@ -105,5 +140,7 @@ mod tests {
         // A block behind, and a block behind with the receipt.
         assert_eq!(told(Vec::new(), Value::Null).await, Fate::Untold);
         assert_eq!(told(used(), Value::Null).await, Fate::Untold);
+        // Long ago, for an endpoint that gives out little at once.
+        assert_eq!(told_at(5_007, used(), to(context::TREASURY_OF_TESTS)).await, paid);
     }
 }

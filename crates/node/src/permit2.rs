@@ -22,7 +22,7 @@ use std::ops::RangeInclusive;
 /// Blocks of logs asked for at once: public endpoints give out no more.
 const RANGE: u64 = 1_000;
 /// Blocks back in which a settlement is looked for: a day of the fastest public roll-up. Permissions live minutes.
-const BLOCKS_BACK: u64 = 100_000;
+pub(crate) const BLOCKS_BACK: u64 = 100_000;
 
 sol! {
     event Transfer(address indexed from, address indexed to, uint256 value);

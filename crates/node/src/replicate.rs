@@ -178,10 +178,10 @@ fn is_possible(header: &SegmentHeader) -> bool {
     header.index < header.first_lsn && header.last_lsn < u64::MAX
 }
 
-/// The headers after `lsn` that chain, in order, each signed by the operator of its epoch by the treasury's own events.
-/// Ends at the first gap.
-pub async fn chained(cx: &Context, lsn: u64) -> Result<Vec<SegmentHeader>> {
-    Ok(in_order(&of_the_life(cx, lsn).await?, (0, lsn)))
+/// The headers after record `lsn` of a checkpoint of `epoch` that chain, in order, each signed by the operator of its epoch by
+/// the treasury's own events. Ends at the first gap.
+pub async fn chained(cx: &Context, (epoch, lsn): (u64, u64)) -> Result<Vec<SegmentHeader>> {
+    Ok(in_order(&of_the_life(cx, lsn).await?, (epoch, lsn)))
 }
 
 /// Where the shipping of this agent's records goes on: after the checkpoint that stands, of this epoch and with everything

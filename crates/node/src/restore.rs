@@ -143,7 +143,7 @@ async fn open(cx: &Context, found: &Checkpoint, memory: &Identity) -> Result<Res
     let opened = checkpoint::open(&cx.store, found, memory).await?;
     State::decode(&opened.snapshot.state)?;
     let mut restored = Restored::of(found, opened);
-    restored.later.extend(later_segments(cx, found.lsn, &restored.ring).await?);
+    restored.later.extend(later_segments(cx, (found.epoch, found.lsn), &restored.ring).await?);
     crash_point!("restore.loaded");
     Ok(restored)
 }
@@ -155,11 +155,11 @@ impl Restored {
     }
 }
 
-/// Segments after `lsn`, opened, in order, up to the first gap. What lies behind a gap was never acknowledged
+/// Segments after a checkpoint of this epoch and up to this record, opened, in order, up to the first gap. What lies behind a gap was never acknowledged
 /// as replicated, so it is within the stated exposure.
-async fn later_segments(cx: &Context, lsn: u64, ring: &KeyRing) -> Result<Vec<Vec<u8>>> {
+async fn later_segments(cx: &Context, after: (u64, u64), ring: &KeyRing) -> Result<Vec<Vec<u8>>> {
     let mut later = Vec::new();
-    for header in replicate::chained(cx, lsn).await? {
+    for header in replicate::chained(cx, after).await? {
         let Some(identity) = ring.chapter_of(&header.recipient) else {
             tracing::warn!(segment = header.index, "a segment is sealed to a key that this checkpoint does not hold");
             break;
