@@ -79,20 +79,20 @@ impl Notes {
 
     /// Remembers a trouble; true if it is news.
     pub fn set_trouble(&self, trouble: Option<String>) -> bool {
-        let mut news = false;
-        self.inside(|n| {
-            news = n.trouble != trouble;
-            n.trouble = trouble;
-        });
-        news
+        self.replace(trouble, |n| &mut n.trouble)
     }
 
     /// The same for the search for treasuries.
     pub fn set_search_trouble(&self, trouble: Option<String>) -> bool {
+        self.replace(trouble, |n| &mut n.search_trouble)
+    }
+
+    fn replace(&self, new: Option<String>, place: fn(&mut NotesInside) -> &mut Option<String>) -> bool {
         let mut news = false;
         self.inside(|n| {
-            news = n.search_trouble != trouble;
-            n.search_trouble = trouble;
+            let place = place(n);
+            news = *place != new;
+            *place = new;
         });
         news
     }
