@@ -107,10 +107,15 @@ pub fn perform(node: &mut Node, id: OutputId, output: Output) {
             send(&node.cx, id, "payment for storage", call, || ());
         }
         Output::Archive { quote, payment } => archive::hand_over(node, id, quote, payment),
-        Output::Serve { price } => node.shared.sell_at(price),
+        Output::Serve { price } => {
+            node.shared.sell_at(price);
+            // The block's status was told before this was on disk.
+            node.publish();
+        }
         Output::StopServing { why } => {
             tracing::info!(%why, "not selling");
             node.shared.stop_selling(why.to_string());
+            node.publish();
             crate::ask::say_what_is_owed(node);
         }
         Output::Note(note) => {

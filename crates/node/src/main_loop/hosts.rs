@@ -83,3 +83,22 @@ async fn no_price_above_the_cap_is_paid_for_want_of_another() {
     assert!(said.iter().any(|text| text.starts_with("rents no standby")), "{said:?}");
     assert_eq!(asks(&mut node, alone(3, 20_000_000)), ["rent offer 1"]);
 }
+
+/// Customers who read the status before they ask see the price that they are charged, and not the one of a block ago.
+#[tokio::test]
+async fn a_price_is_told_as_soon_as_it_is_in_force() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = leading(dir.path());
+    node.life(Input::Block(Box::new(view(2, None, false)))).unwrap();
+    assert_eq!(node.shared.price(), None, "not before it is on disk");
+    node.on_durable(super::tests::records(&node)).unwrap();
+    let (price, status) = (node.shared.price().unwrap(), node.shared.status().unwrap());
+    assert_eq!(status.price.call_uusdc, price.call_uusdc.0.to_string());
+    assert_eq!(status.price.mtok_completion_uusdc, price.mtok_completion_uusdc.0.to_string());
+    // And once it sells no more, none.
+    let stopped = View { stage: economy::Stage::Stopped, ..view(3, None, false) };
+    node.life(Input::Block(Box::new(stopped))).unwrap();
+    node.on_durable(super::tests::records(&node)).unwrap();
+    assert_eq!(node.shared.price(), None);
+    assert_eq!(node.shared.status().unwrap().price.call_uusdc, "0");
+}
