@@ -477,4 +477,4 @@ pub async fn open(store: &StoreClient, checkpoint: &Checkpoint, memory: &Identit
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -214,36 +214,6 @@ mod tests {
         url
     }
 
-    /// Up to record 60.
-    fn acknowledged(cx: &Context) -> Checkpoint {
-        let recipient = Identity::generate().recipient().to_string();
-        Checkpoint {
-            version: store::checkpoint::VERSION,
-            agent: cx.config.treasury,
-            chain_id: cx.config.chain_id,
-            epoch: 1,
-            seq: 1,
-            prev: None,
-            lsn: 60,
-            snapshot: store::cid::of_raw(b"sealed"),
-            snapshot_bytes: 6,
-            snapshot_lsn: 60,
-            segments: None,
-            segments_bytes: 0,
-            chapter: recipient.clone(),
-            keys: store::cid::of_raw(b"keys"),
-            recipient,
-            key_hash: B256::ZERO,
-            threshold: 1,
-            shares: vec![],
-            conversations: vec![],
-            log: store::cid::of_raw(b"log"),
-            log_seq: 1,
-            created_at: 1,
-            signature: String::new(),
-        }
-    }
-
     /// Records from 61 on.
     fn segment(cx: &Context, epoch: u64, last_lsn: u64, signer: &PrivateKeySigner) -> SegmentHeader {
         let mut header = SegmentHeader {
@@ -282,7 +252,8 @@ mod tests {
         let blocks = store::Blocks::open(dir.path().join("store")).unwrap();
         tokio::spawn(store::serve(listener, blocks, std::future::pending()));
         cx.store = store::StoreClient::new(cx.http.clone(), vec![url]);
-        let found = acknowledged(&cx);
+        let example = checkpoint::tests::example(cx.config.treasury, cx.config.chain_id);
+        let found = Checkpoint { lsn: 60, snapshot_lsn: 60, ..example };
         cx.store.put_block(&found.cid(), &found.to_bytes()).await.unwrap();
         let digest = B256::from(found.digest());
         assert_eq!(reached(&cx, digest, None).await.unwrap().lsn, 5_000);

@@ -367,7 +367,7 @@ async fn a_key_object_of_another_checkpoint_is_refused_by_name() {
 #[test]
 fn a_checkpoint_rests_on_older_segments_only_where_they_are_whole_few_and_of_this_epoch() {
     let sent = |first_lsn, last_lsn, bytes| Sent { cid: store::cid::of_raw(b"run"), first_lsn, last_lsn, bytes };
-    let before = Checkpoint { lsn: 10, snapshot_bytes: 100, epoch: 3, segments_bytes: 4_200, ..example() };
+    let before = Checkpoint { lsn: 10, snapshot_bytes: 100, epoch: 3, segments_bytes: 4_200, ..example(AGENT, CHAIN) };
     let grown = |sent: &[Sent], epoch| Body::grown(&before, sent, epoch).map(|(_, lsn)| lsn);
     assert_eq!(grown(&[], 3), Some(10));
     assert_eq!(grown(&[sent(1, 10, 9_999), sent(11, 20, 1_000), sent(21, 21, 1_200)], 3), Some(21));
@@ -377,12 +377,13 @@ fn a_checkpoint_rests_on_older_segments_only_where_they_are_whole_few_and_of_thi
     assert_eq!(grown(&[sent(9, 20, 1)], 3), Some(20), "replaced by a longer one");
 }
 
-fn example() -> Checkpoint {
+/// The first of an agent, unsigned; what it names is nowhere.
+pub(crate) fn example(agent: Address, chain_id: u64) -> Checkpoint {
     let recipient = Identity::generate().recipient().to_string();
     Checkpoint {
         version: store::checkpoint::VERSION,
-        agent: AGENT,
-        chain_id: CHAIN,
+        agent,
+        chain_id,
         epoch: 1,
         seq: 1,
         prev: None,
