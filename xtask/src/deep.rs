@@ -296,9 +296,10 @@ fn report(record: &BTreeMap<String, Passed>) -> Result<()> {
     let (Some(begin), Some(end)) = (page.find(BEGIN), page.find(END)) else {
         bail!("{PAGE} has no place for the deep tests' report ({BEGIN} … {END})");
     };
-    let (before, after) = (&page[..begin + BEGIN.len()], &page[end..]);
+    let (before, told, after) = (&page[..begin + BEGIN.len()], &page[begin + BEGIN.len()..end], &page[end..]);
     let lived = lived(record)?;
-    fs::write(&path, format!("{before}\n{}{after}", table(record, lived.as_ref())))?;
+    let steps: Vec<String> = steps()?.into_iter().map(|step| step.name).collect();
+    fs::write(&path, format!("{before}\n{}{after}", table(told, &steps, record, lived.as_ref())))?;
     if let Some((tree, lived)) = lived {
         fs::write(shell::root().join(lives::PAGE), lived.page(tree)).with_context(|| lives::PAGE.to_owned())?;
     }
@@ -318,13 +319,24 @@ fn lived(record: &BTreeMap<String, Passed>) -> Result<Option<(&str, lives::Lived
     Ok(Some((tree, lived)))
 }
 
-fn table(record: &BTreeMap<String, Passed>, lived: Option<&(&str, lives::Lived)>) -> String {
-    let mut text =
-        "| step | date | sources | s | the runner's closing lines |\n| --- | --- | --- | --- | --- |\n".to_owned();
+/// What the page `told` of these steps stays until they are run again: whoever ran them may have done so elsewhere.
+fn table(
+    told: &str,
+    steps: &[String],
+    record: &BTreeMap<String, Passed>,
+    lived: Option<&(&str, lives::Lived)>,
+) -> String {
+    let told = || told.lines().filter_map(|line| Some((line.strip_prefix("| ")?.split_once(" |")?.0, line)));
+    let of_steps = told().filter(|(name, _)| steps.iter().any(|step| step == name));
+    let mut rows: BTreeMap<&str, String> = of_steps.map(|(name, line)| (name, format!("{line}\n"))).collect();
     for (name, Passed { tree, date, seconds, said }) in record.iter().filter(|(n, _)| !n.starts_with(lives::PREFIX)) {
-        text += &format!("| {name} | {date} | `{tree}` | {seconds} | {} |\n", said.replace('|', "/"));
+        rows.insert(name, format!("| {name} | {date} | `{tree}` | {seconds} | {} |\n", said.replace('|', "/")));
     }
-    text + &lived.map_or_else(String::new, |(tree, lived)| lived.row(tree))
+    let of_lives = lived.map(|(tree, lived)| lived.row(tree));
+    let of_lives =
+        of_lives.or_else(|| told().find(|(name, _)| *name == lives::ROW).map(|(_, line)| format!("{line}\n")));
+    let head = "| step | date | sources | s | the runner's closing lines |\n| --- | --- | --- | --- | --- |\n";
+    head.to_owned() + &rows.into_values().chain(of_lives).collect::<String>()
 }
 
 #[cfg(test)]
@@ -352,6 +364,21 @@ mod tests {
     fn the_benchmarks_page_has_room_for_the_report() {
         let page = fs::read_to_string(shell::root().join(PAGE)).unwrap();
         assert!(page.find(BEGIN).unwrap() < page.find(END).unwrap());
+    }
+
+    #[test]
+    fn a_row_stays_until_its_step_is_run_again() {
+        let row = |name: &str, date: &str| format!("| {name} | {date} | `0` | 1 | done |\n");
+        let steps = ["mutants", "walk"].map(str::to_owned);
+        let mutants = Passed { tree: "0".into(), date: "2".into(), seconds: 1, said: "done".into() };
+        let record = BTreeMap::from([("mutants".to_owned(), mutants)]);
+        let told = table("", &steps, &record, None);
+        let head = told.strip_suffix(&row("mutants", "2")).unwrap();
+        let before: String = [("walk", "1"), ("gone", "1"), ("mutants", "1"), (lives::ROW, "1")]
+            .map(|(name, date)| row(name, date))
+            .concat();
+        let after = [row("mutants", "2"), row("walk", "1"), row(lives::ROW, "1")].concat();
+        assert_eq!(table(&format!("{head}{before}"), &steps, &record, None), format!("{head}{after}"));
     }
 
     /// A step that no test answers to would pass for ever.
