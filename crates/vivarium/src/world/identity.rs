@@ -9,7 +9,7 @@
 
 use alloy::eips::BlockId;
 use alloy::primitives::{Address, U256};
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use chain::bindings::{IdentityRegistry, Treasury};
 use chain::{Chain, Kind};
 use serde_json::Value;
@@ -140,11 +140,13 @@ impl AgentId {
             quoted(&uri),
             quoted(endpoint)
         );
-        let file = async {
-            let answer = http.with_deadline(FILE_WITHIN).get(&uri).await?.success()?;
-            answer.bytes(FILE_BYTES_MAX).await
-        };
-        let file = file.await.with_context(|| format!("the registration file of {self} cannot be read"))?;
+        // The one timer over all of it: the client's own are longer.
+        let file = tokio::time::timeout(FILE_WITHIN, async {
+            let answer = http.get(&uri).await?.success()?;
+            anyhow::Ok(answer.bytes(FILE_BYTES_MAX).await?)
+        });
+        let file = file.await.unwrap_or_else(|_| bail!("nothing whole came within {} s", FILE_WITHIN.as_secs()));
+        let file = file.with_context(|| format!("the registration file of {self} cannot be read"))?;
         self.fits(&file, treasury, endpoint).with_context(|| {
             format!("the registration file of {self} at {} does not fit; nothing was paid", quoted(&uri))
         })

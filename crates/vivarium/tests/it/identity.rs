@@ -234,7 +234,7 @@ async fn an_agent_is_bought_from_by_its_identity_and_by_nobody_elses() {
         (Gives::Bytes(65 << 10), "longer than 65536 bytes"),
         (Gives::Bytes(0), "not strict JSON"),
         (Gives::Elsewhere, "answered 302"),
-        (Gives::Drip, "was not done 5 s later"),
+        (Gives::Drip, "nothing whole came within 5 s"),
     ] {
         place.gives(gives);
         place.refuses(&own, said).await;
