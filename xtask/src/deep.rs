@@ -334,7 +334,7 @@ fn table(
     }
     let of_lives = lived.map(|(tree, lived)| lived.row(tree));
     let of_lives =
-        of_lives.or_else(|| told().find(|(name, _)| *name == lives::ROW).map(|(_, line)| format!("{line}\n")));
+        of_lives.or_else(|| told().find(|(name, _)| *name == lives::row_name()).map(|(_, line)| format!("{line}\n")));
     let head = "| step | date | sources | s | the runner's closing lines |\n| --- | --- | --- | --- | --- |\n";
     head.to_owned() + &rows.into_values().chain(of_lives).collect::<String>()
 }
@@ -369,15 +369,16 @@ mod tests {
     #[test]
     fn a_row_stays_until_its_step_is_run_again() {
         let row = |name: &str, date: &str| format!("| {name} | {date} | `0` | 1 | done |\n");
+        let lives = lives::row_name();
         let steps = ["mutants", "walk"].map(str::to_owned);
         let mutants = Passed { tree: "0".into(), date: "2".into(), seconds: 1, said: "done".into() };
         let record = BTreeMap::from([("mutants".to_owned(), mutants)]);
         let told = table("", &steps, &record, None);
         let head = told.strip_suffix(&row("mutants", "2")).unwrap();
-        let before: String = [("walk", "1"), ("gone", "1"), ("mutants", "1"), (lives::ROW, "1")]
+        let before: String = [("walk", "1"), ("gone", "1"), ("mutants", "1"), (&lives, "1")]
             .map(|(name, date)| row(name, date))
             .concat();
-        let after = [row("mutants", "2"), row("walk", "1"), row(lives::ROW, "1")].concat();
+        let after = [row("mutants", "2"), row("walk", "1"), row(&lives, "1")].concat();
         assert_eq!(table(&format!("{head}{before}"), &steps, &record, None), format!("{head}{after}"));
     }
 

@@ -409,25 +409,26 @@ fn ts_rs_rs_batch_settlement_streamed(world: &World) -> Vec<Value> {
     let calls = on_a_channel(&world.world(), "stream", 3);
     assert_eq!(calls.len(), 3);
     let puts_in = |call: &Value| call["payment"]["transaction"].as_str().is_some_and(|tx| !tx.is_empty());
-    let state = |call: &Value, name: &str| micro(&call["payment"]["extra"]["channelState"], name);
     assert!(puts_in(&calls[0]), "{calls:?}");
     // Five calls' worth where a call may cost more than the least deposit that offers name, else that; so never less than
     // a call may cost.
     let first = micro(&calls[0]["payment"], "amount");
     for next in calls.windows(2) {
-        let left = state(&next[0], "balance") - state(&next[1], "chargedCumulativeAmount");
+        let left = of_channel(&next[0], "balance") - of_channel(&next[1], "chargedCumulativeAmount");
         let is_needed = first == LEAST_DEPOSIT && left < first;
         assert!(is_needed || !puts_in(&next[1]), "{left} lay in it: {calls:?}");
     }
     calls
 }
 
+/// What the answer to a call says of its channel, micro-USDC.
+fn of_channel(call: &Value, field: &str) -> i128 {
+    micro(&call["payment"]["extra"]["channelState"], field)
+}
+
 /// The channel moves with the agent: a client without memory is put right and pays on from what was charged before.
 fn ts_rs_rs_batch_settlement_after_a_takeover(now: &Value, before: &[Value]) -> Vec<Value> {
-    let charged = |calls: &[Value]| -> u128 {
-        let last = &calls.last().expect("a call")["payment"]["extra"]["channelState"]["chargedCumulativeAmount"];
-        last.as_str().and_then(|s| s.parse().ok()).unwrap_or_else(|| panic!("{calls:?}"))
-    };
+    let charged = |calls: &[Value]| of_channel(calls.last().expect("a call"), "chargedCumulativeAmount");
     let later = on_a_channel(now, "plain", 2);
     assert!(charged(&later) > charged(before), "the same channel goes on: {before:?} {later:?}");
     later

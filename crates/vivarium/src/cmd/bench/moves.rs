@@ -6,7 +6,7 @@
 use super::report::{Report, millis, millis_between, percentile};
 use super::world::{kill_host, options, standby_ready, until};
 use crate::cmd::link::stopped;
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -109,7 +109,7 @@ async fn measure(world: &mut World, flags: &Flags) -> Result<Report> {
 async fn capacity(world: &mut World, asker: &Arc<Asker>, model: &str, lasts: Duration) -> Result<f64> {
     // The first calls put deposits in, which is not what is measured.
     for _ in 0..AT_ONCE {
-        asker.ask(model).await.map_err(|why| anyhow!("nothing is answered: {why}"))?;
+        asker.ask(model).await;
     }
     let answered = Arc::new(AtomicU64::new(0));
     let (started, until) = (Instant::now(), Instant::now() + lasts);
@@ -118,7 +118,7 @@ async fn capacity(world: &mut World, asker: &Arc<Asker>, model: &str, lasts: Dur
             let (asker, model, answered) = (asker.clone(), model.to_owned(), answered.clone());
             tokio::spawn(async move {
                 while Instant::now() < until {
-                    if asker.ask(&model).await.is_ok() {
+                    if asker.ask(&model).await {
                         answered.fetch_add(1, Ordering::Relaxed);
                     }
                 }
@@ -173,15 +173,19 @@ struct Asker {
 }
 
 impl Asker {
-    /// Why it was not answered, if so.
-    async fn ask(&self, model: &str) -> Result<(), String> {
+    /// Whether it was answered; why not is told.
+    async fn ask(&self, model: &str) -> bool {
         let body = json!({
             "model": model, "max_tokens": ANSWER_TOKENS,
             "messages": [{ "role": "user", "content": "Say hello." }],
         });
-        let answer = self.http.call_json::<Value>(&self.url, &body).await.map_err(|e| format!("{e}"))?;
-        let is_answered = answer["choices"][0]["message"]["content"].is_string();
-        if is_answered { Ok(()) } else { Err(format!("no content in {answer}")) }
+        let why = match self.http.call_json::<Value>(&self.url, &body).await {
+            Ok(answer) if answer["choices"][0]["message"]["content"].is_string() => return true,
+            Ok(answer) => format!("no content in {answer}"),
+            Err(error) => error.to_string(),
+        };
+        eprintln!("not answered: {why}");
+        false
     }
 }
 
@@ -207,7 +211,7 @@ impl Load {
                 let (asker, model, tell, counter) = (asker.clone(), model.clone(), tell.clone(), counter.clone());
                 tokio::spawn(async move {
                     let asked = Instant::now();
-                    let answered = asker.ask(&model).await.map_err(|why| eprintln!("not answered: {why}")).is_ok();
+                    let answered = asker.ask(&model).await;
                     counter.fetch_add(u64::from(answered), Ordering::Relaxed);
                     // Whoever listened has heard enough.
                     let _ = tell.send(Call { asked, took: asked.elapsed(), answered });
